@@ -1,0 +1,1 @@
+"""The ground every stage stands on: artifacts, recipes, the command line, jobs, metrics, corpus and tokens."""

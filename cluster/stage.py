@@ -1,0 +1,200 @@
+"""The one command line of every stage.
+
+::
+
+    python -m <package>.<stage> RECIPE --<role> DIR … --out DIR [--set key=value]…
+
+A stage is a function from complete directories to one complete directory. A module that is a stage names itself in
+a constant ``STAGE``; the command line, the job queue and the tests all go through :func:`execute`. A stage that
+turns one thing into another without choices takes that thing in the place of the recipe (``subject``)::
+
+    python -m distill.export RUN --out DIR
+"""
+
+import argparse
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from cluster import artifact
+from cluster.recipe import PLACEMENT, Recipe, load
+
+logger = logging.getLogger("stillhouse")
+
+FOLDER = "folder"
+
+R = TypeVar("R", bound=Recipe)
+
+
+class StageError(ValueError):
+    """A stage cannot run with what it was given: inputs, environment or data."""
+
+
+@dataclass(frozen=True)
+class Role:
+    """What a stage accepts for one of its inputs: artifact kinds, or ``folder`` for any directory or file."""
+
+    kinds: tuple[str, ...]
+    optional: bool = False
+
+
+@dataclass(frozen=True)
+class Stage(Generic[R]):
+    """A stage: ``run(recipe, inputs, out)`` fills the directory ``out`` and returns the facts of its manifest.
+
+    ``out`` may hold files of an interrupted attempt with the same recipe and inputs. Under several processes
+    (``RANK`` set by torchrun or Ray) every rank calls ``run`` and rank 0 completes the artifact: such a ``run``
+    ends with a barrier after the last rank's last write.
+    """
+
+    run: Callable[[R, Mapping[str, Path], Path], dict[str, Any]]
+    recipe: type[R]
+    produces: str
+    inputs: Mapping[str, Role] = field(default_factory=dict)
+    subject: str | None = None
+
+    @property
+    def module(self) -> str:
+        """Name to run it by: ``python -m <module>``."""
+        spec = sys.modules[self.run.__module__].__spec__
+        assert spec is not None, "stages are run with python -m, never as files"
+        return spec.name
+
+
+def find(module: str) -> Stage[Any]:
+    """The stage of a module named by its dotted path.
+
+    Raises:
+        StageError: no such module, or it is not a stage.
+    """
+    try:
+        found = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise StageError(f"no stage {module}: {error}") from None
+    if not isinstance(getattr(found, "STAGE", None), Stage):
+        raise StageError(f"{module} is not a stage: it has no STAGE")
+    return found.STAGE  # type: ignore[no-any-return]
+
+
+def identities(stage: Stage[Any], inputs: Mapping[str, Path]) -> dict[str, str]:
+    """Role to identity of what a stage was given.
+
+    Raises:
+        StageError: a role the stage does not have, or a required one that is absent.
+        ArtifactError: an input that is no complete artifact of an accepted kind.
+    """
+    for role in inputs:
+        if role not in stage.inputs:
+            raise StageError(f"{stage.module} has no input {role}: it takes {', '.join(stage.inputs) or 'none'}")
+    found: dict[str, str] = {}
+    for role, accepts in stage.inputs.items():
+        if role in inputs:
+            found[role] = _identity(inputs[role], accepts)
+        elif not accepts.optional:
+            raise StageError(f"{stage.module} needs --{role} DIR ({' or '.join(accepts.kinds)})")
+    return found
+
+
+def execute(stage: Stage[R], recipe: R, inputs: Mapping[str, Path], out: Path) -> artifact.Artifact | None:
+    """Make the artifact ``out``, or return it when it is already there, made from the same recipe and inputs.
+
+    Returns None on ranks other than 0, which work on the artifact but do not complete it.
+
+    Raises:
+        ArtifactError: ``out`` holds something else, or an input is not a complete artifact of its kind.
+        StageError: an input is absent or unknown, or what the stage itself refuses.
+    """
+    inputs = {role: Path(path).absolute() for role, path in inputs.items()}
+    out = Path(out).absolute()
+    given = identities(stage, inputs)
+    if out.exists():
+        return _existing(stage, recipe, given, out)
+    if int(os.environ.get("RANK", "0")) != 0:
+        stage.run(recipe, inputs, out.with_name(f".{out.name}.partial"))
+        return None
+    made = {PLACEMENT: recipe.resolved().get(PLACEMENT), "inputs": {role: str(path) for role, path in inputs.items()}}
+    with artifact.create(out, kind=stage.produces, inputs=given, recipe=recipe.identity(), **made) as draft:
+        draft.facts.update(stage.run(recipe, inputs, draft.path))
+    return artifact.read(out, stage.produces)
+
+
+def main(stage: Stage[Any], arguments: Sequence[str] | None = None) -> None:
+    """Run a stage from the command line: prints the artifact's path, exits 1 on errors for people, 2 on usage."""
+    # The imported module instead of __main__: workers must find what it defines by name.
+    stage = find(stage.module)
+    options = parser_for(stage).parse_args(arguments)
+    with errors_for_people():
+        inputs = {role: Path(getattr(options, role)) for role in stage.inputs if getattr(options, role) is not None}
+        recipe = load(stage.recipe, "default" if stage.subject else options.recipe, options.set)
+        made = execute(stage, recipe, inputs, Path(options.out))
+    if made is not None:
+        print(made.path)
+
+
+def parser_for(stage: Stage[Any]) -> argparse.ArgumentParser:
+    """The command-line grammar of a stage."""
+    summary = (sys.modules[stage.run.__module__].__doc__ or "").partition("\n")[0]
+    parser = argparse.ArgumentParser(prog=f"python -m {stage.module}", description=summary)
+    if stage.subject:
+        parser.add_argument(stage.subject, metavar=stage.subject.upper(), help="directory to work on")
+    else:
+        parser.add_argument("recipe", metavar="RECIPE", help="TOML file, FILE#table, a shipped recipe, or 'default'")
+    for role, accepts in stage.inputs.items():
+        if role != stage.subject:
+            help_text = " or ".join(accepts.kinds)
+            parser.add_argument(f"--{role}", metavar="DIR", required=not accepts.optional, help=help_text)
+    parser.add_argument("--out", metavar="DIR", required=True, help=f"where the {stage.produces} will be")
+    parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="override a recipe value")
+    return parser
+
+
+class errors_for_people:  # noqa: N801 - reads as a statement
+    """Turns errors meant for people into one line on stderr and exit code 1; bugs keep their traceback."""
+
+    def __enter__(self) -> None:
+        logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
+        logger.setLevel(logging.INFO)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, KeyboardInterrupt):
+            print("interrupted: run the same command again to continue", file=sys.stderr)
+            raise SystemExit(130) from None
+        if (line := explain(error)) is not None:
+            print(f"error: {line}", file=sys.stderr)
+            raise SystemExit(1) from None
+
+
+def explain(error: BaseException | None) -> str | None:
+    """The one line for an error that people can mend (ValueError family, the operating system's); None for a bug."""
+    if isinstance(error, OSError):
+        place = f"{error.filename}: " if error.filename else ""
+        return f"{place}{error.strerror or error}"
+    if isinstance(error, ValueError):
+        return " ".join(str(error).split())
+    return None
+
+
+def _identity(path: Path, accepts: Role) -> str:
+    if (path / artifact.MANIFEST).is_file() or FOLDER not in accepts.kinds:
+        kind = accepts.kinds[0] if len(accepts.kinds) == 1 and FOLDER not in accepts.kinds else None
+        found = artifact.read(path, kind)
+        if found.kind not in accepts.kinds and FOLDER not in accepts.kinds:
+            expected = " or ".join(accepts.kinds)
+            raise artifact.ArtifactError(f"{path} is a {found.kind} artifact, expected {expected}")
+        return found.identity
+    return artifact.folder_identity(path)
+
+
+def _existing(stage: Stage[Any], recipe: Recipe, given: Mapping[str, str], out: Path) -> artifact.Artifact:
+    found = artifact.read(out, stage.produces)
+    if (changed := artifact.difference(found, inputs=given, recipe=recipe.identity())) is not None:
+        raise artifact.ArtifactError(
+            f"{out} was made differently ({changed}) and is never overwritten: choose another --out"
+        )
+    logger.info("%s is already complete", out)
+    return found

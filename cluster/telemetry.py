@@ -1,0 +1,135 @@
+"""Every metric declared once; serving them to Prometheus; metrics.jsonl; progress for people.
+
+``metrics.jsonl`` is the step-exact truth of a run, Prometheus is the live view of it. A metric carries its unit in
+its name (base units, ``_total`` for counters), and everything that draws or alerts uses names declared here.
+"""
+
+import json
+import logging
+import math
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+from prometheus_client import REGISTRY, Counter, Gauge, start_http_server
+from tqdm import tqdm
+
+logger = logging.getLogger("stillhouse")
+
+LOSS = Gauge("stillhouse_loss_nats", "Training loss of the last logged step, by term", ["term"])
+VALIDATION = Gauge("stillhouse_validation_loss_nats", "Loss on held-out rows, by term", ["term"])
+ACCURACY = Gauge("stillhouse_validation_accuracy_ratio", "Share of held-out masked words predicted exactly")
+AGREEMENT = Gauge("stillhouse_validation_agreement_ratio", "Share of held-out positions with the teacher's top word")
+STEP = Gauge("stillhouse_step", "Last finished optimizer step")
+STEPS = Gauge("stillhouse_steps", "Optimizer steps the run will have")
+TOKENS = Counter("stillhouse_tokens_total", "Tokens trained on, over all workers")
+RATE = Gauge("stillhouse_tokens_per_second", "Tokens per second over the last logged steps, over all workers")
+STEP_SECONDS = Gauge("stillhouse_step_seconds", "Mean wall-clock seconds of an optimizer step since the last log")
+LEARNING_RATE = Gauge("stillhouse_learning_rate", "Learning rate of the last logged step")
+GRADIENT_NORM = Gauge("stillhouse_gradient_norm", "Norm of the gradient before clipping")
+LOSS_SCALE = Gauge("stillhouse_loss_scale", "Dynamic loss scale (1 outside fp16)")
+SKIPPED = Counter("stillhouse_skipped_steps_total", "Optimizer steps skipped because an fp16 gradient overflowed")
+NONFINITE = Counter("stillhouse_nonfinite_total", "Steps stopped because the loss was not finite")
+CHECKPOINT_TIME = Gauge("stillhouse_last_checkpoint_timestamp_seconds", "Unix time of the last complete checkpoint")
+CHECKPOINT_SECONDS = Gauge("stillhouse_checkpoint_seconds", "Seconds the last checkpoint took")
+
+PLAIN_SECONDS = 10.0
+
+T = TypeVar("T")
+
+
+def serve(port: int) -> None:
+    """Serve all metrics of this process on ``/metrics``.
+
+    Raises:
+        OSError: the port is taken.
+    """
+    start_http_server(port, registry=REGISTRY)
+
+
+class MetricsLog:
+    """Appends one JSON object a line; a line is on disk before the next is written.
+
+    Opened at ``resume_at``, lines of later steps are dropped: they belong to work that will be done again.
+    """
+
+    def __init__(self, path: Path, resume_at: int = 0) -> None:
+        kept = [line for line in read_metrics(path) if line["step"] <= resume_at]
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        temporary.replace(path)
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, **values: Any) -> None:
+        finite = {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in values.items()
+        }
+        self._file.write(json.dumps(finite) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Lines of a metrics file, oldest first; a last line cut by a crash is left out."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines()
+    found: list[dict[str, Any]] = []
+    for number, line in enumerate(lines):
+        try:
+            found.append(json.loads(line))
+        except json.JSONDecodeError:
+            if number != len(lines) - 1:
+                raise ValueError(f"{path}: line {number + 1} is not JSON") from None
+    return found
+
+
+class Progress:
+    """A bar on a terminal, a plain line every ten seconds elsewhere.
+
+    Used as a context manager; :meth:`advance` moves it and may say what the numbers are right now.
+    """
+
+    def __init__(self, what: str, total: int, unit: str, done: int = 0) -> None:
+        self._what, self._total, self._unit, self._done = what, total, unit, done
+        self._started = self._said = time.monotonic()
+        self._first = done
+        self._bar: tqdm[Any] | None = None
+        if sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
+            self._bar = tqdm(total=total, desc=what, unit=f" {unit}", initial=done, dynamic_ncols=True, leave=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        elif self._done > self._first:
+            seconds = time.monotonic() - self._started
+            logger.info("%s: %s %s in %.1f s", self._what, f"{self._done:,}", self._unit, seconds)
+
+    def advance(self, by: int = 1, note: Mapping[str, str] | None = None) -> None:
+        self._done += by
+        if self._bar is not None:
+            self._bar.update(by)
+            if note:
+                self._bar.set_postfix(dict(note), refresh=False)
+        elif time.monotonic() - self._said >= PLAIN_SECONDS:
+            self._said = time.monotonic()
+            words = "".join(f", {key} {value}" for key, value in (note or {}).items())
+            share = f" of {self._total:,}" if self._total else ""
+            logger.info("%s: %s%s %s%s", self._what, f"{self._done:,}", share, self._unit, words)
+
+
+def progress(items: Iterable[T], what: str, total: int, unit: str) -> Iterator[T]:
+    """Pass items through, showing progress."""
+    with Progress(what, total, unit) as shown:
+        for item in items:
+            yield item
+            shown.advance()

@@ -1,0 +1,1 @@
+"""From teacher and token rows to a student."""

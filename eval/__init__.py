@@ -1,0 +1,1 @@
+"""From a student, a teacher or an export to numbers."""
