@@ -50,6 +50,10 @@ class Stage(Generic[R]):
     ``out`` may hold files of an interrupted attempt with the same recipe and inputs. Under several processes
     (``RANK`` set by torchrun or Ray) every rank calls ``run`` and rank 0 completes the artifact: such a ``run``
     ends with a barrier after the last rank's last write.
+
+    ``identify`` gives a role its own identity where hashing every file of a folder would be wrong: a folder that
+    also holds checkpoints, logs or the very artifact being made. A stage that ``grows`` works in ``out`` itself: a run
+    folder, which is no artifact and looks after its own identity.
     """
 
     run: Callable[[R, Mapping[str, Path], Path], dict[str, Any]]
@@ -57,6 +61,8 @@ class Stage(Generic[R]):
     produces: str
     inputs: Mapping[str, Role] = field(default_factory=dict)
     subject: str | None = None
+    grows: bool = False
+    identify: Mapping[str, Callable[[Path], str]] = field(default_factory=dict)
 
     @property
     def module(self) -> str:
@@ -94,7 +100,8 @@ def identities(stage: Stage[Any], inputs: Mapping[str, Path]) -> dict[str, str]:
     found: dict[str, str] = {}
     for role, accepts in stage.inputs.items():
         if role in inputs:
-            found[role] = _identity(inputs[role], accepts)
+            known = stage.identify.get(role)
+            found[role] = known(inputs[role]) if known else _identity(inputs[role], accepts)
         elif not accepts.optional:
             raise StageError(f"{stage.module} needs --{role} DIR ({' or '.join(accepts.kinds)})")
     return found
@@ -103,7 +110,8 @@ def identities(stage: Stage[Any], inputs: Mapping[str, Path]) -> dict[str, str]:
 def execute(stage: Stage[R], recipe: R, inputs: Mapping[str, Path], out: Path) -> artifact.Artifact | None:
     """Make the artifact ``out``, or return it when it is already there, made from the same recipe and inputs.
 
-    Returns None on ranks other than 0, which work on the artifact but do not complete it.
+    Returns None where there is no artifact to return: from a stage that grows, and on ranks other than 0, which work on
+    the artifact but do not complete it.
 
     Raises:
         ArtifactError: ``out`` holds something else, or an input is not a complete artifact of its kind.
@@ -112,12 +120,15 @@ def execute(stage: Stage[R], recipe: R, inputs: Mapping[str, Path], out: Path) -
     inputs = {role: Path(path).absolute() for role, path in inputs.items()}
     out = Path(out).absolute()
     given = identities(stage, inputs)
+    if stage.grows:
+        stage.run(recipe, inputs, out)
+        return None
     if out.exists():
         return _existing(stage, recipe, given, out)
     if int(os.environ.get("RANK", "0")) != 0:
         stage.run(recipe, inputs, out.with_name(f".{out.name}.partial"))
         return None
-    made = {PLACEMENT: recipe.resolved().get(PLACEMENT), "inputs": {role: str(path) for role, path in inputs.items()}}
+    made = {PLACEMENT: recipe.resolved().get(PLACEMENT), "paths": {role: str(path) for role, path in inputs.items()}}
     with artifact.create(out, kind=stage.produces, inputs=given, recipe=recipe.identity(), **made) as draft:
         draft.facts.update(stage.run(recipe, inputs, draft.path))
     return artifact.read(out, stage.produces)
@@ -131,9 +142,9 @@ def main(stage: Stage[Any], arguments: Sequence[str] | None = None) -> None:
     with errors_for_people():
         inputs = {role: Path(getattr(options, role)) for role in stage.inputs if getattr(options, role) is not None}
         recipe = load(stage.recipe, "default" if stage.subject else options.recipe, options.set)
-        made = execute(stage, recipe, inputs, Path(options.out))
-    if made is not None:
-        print(made.path)
+        execute(stage, recipe, inputs, Path(options.out))
+    if int(os.environ.get("RANK", "0")) == 0:
+        print(options.out)
 
 
 def parser_for(stage: Stage[Any]) -> argparse.ArgumentParser:

@@ -50,6 +50,34 @@ def serve(port: int) -> None:
     start_http_server(port, registry=REGISTRY)
 
 
+def record_step(
+    step: int,
+    losses: Mapping[str, float],
+    learning_rate: float,
+    gradient_norm: float | None,
+    loss_scale: float,
+    seconds: float,
+) -> None:
+    """Show the numbers of one optimizer step to Prometheus."""
+    STEP.set(step)
+    for term, value in losses.items():
+        LOSS.labels(term).set(value)
+    LEARNING_RATE.set(learning_rate)
+    GRADIENT_NORM.set(math.nan if gradient_norm is None else gradient_norm)
+    LOSS_SCALE.set(loss_scale)
+    STEP_SECONDS.set(seconds)
+
+
+def record_validation(values: Mapping[str, float | None]) -> None:
+    """Show the numbers of a validation to Prometheus; None is what was not measured."""
+    for term in ("total", "soft", "masked", "cosine"):
+        if (value := values[term]) is not None:
+            VALIDATION.labels(term).set(value)
+    for gauge, name in ((ACCURACY, "accuracy"), (AGREEMENT, "agreement")):
+        if (value := values[name]) is not None:
+            gauge.set(value)
+
+
 class MetricsLog:
     """Appends one JSON object a line; a line is on disk before the next is written.
 
@@ -108,6 +136,10 @@ class Progress:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Leave the bar as it stands, or say how much was done."""
         if self._bar is not None:
             self._bar.close()
         elif self._done > self._first:

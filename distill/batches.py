@@ -1,0 +1,133 @@
+"""Rows to masked batches, as arithmetic.
+
+Which rows a step sees, and which of their words are hidden, follow from ``(seed, epoch, row, position)`` alone: there
+is no sampler state to save, a resumed run needs only its step number, and any number of workers sees the same rows
+with the same masks.
+
+The order of an epoch is a pseudo-random permutation: a Feistel network over the next power of four, walked until it
+lands below the number of rows. Masks come from counters hashed by SplitMix64's finaliser.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from cluster.rows import Rows, TokenSet
+from distill.distillation import Masking
+
+U64 = npt.NDArray[np.uint64]
+I64 = npt.NDArray[np.int64]
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_FEISTEL_ROUNDS = 6
+_CHOICE, _SHOWN, _RANDOM = np.uint64(1), np.uint64(2), np.uint64(3)
+
+# Validation masks are drawn as if in an epoch no training ever reaches, so they never change and repeat none of its.
+VALIDATION_EPOCH = 2**31
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Masked rows. ``positions`` point into the flattened rows; ``labels`` are the words that stood there."""
+
+    input_ids: Int[Tensor, "rows length"]
+    positions: Int[Tensor, " labels"]
+    labels: Int[Tensor, " labels"]
+
+    def to(self, device: torch.device) -> "Batch":
+        return Batch(
+            *(tensor.to(device, non_blocking=True) for tensor in (self.input_ids, self.positions, self.labels))
+        )
+
+
+def mix(values: U64) -> U64:
+    """SplitMix64's finaliser: 64 well mixed bits from 64 bits."""
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
+
+
+def hashed(*parts: int | np.uint64 | U64) -> U64:
+    """One hash of several counters, with NumPy broadcasting."""
+    with np.errstate(over="ignore"):
+        state = np.asarray(0, dtype=np.uint64)
+        for part in parts:
+            state = mix(state * np.uint64(5) + np.asarray(part, dtype=np.uint64) * _GOLDEN + _GOLDEN)
+        return state
+
+
+def uniform(bits: U64) -> npt.NDArray[np.float64]:
+    """Numbers strictly between 0 and 1 from the upper 53 bits."""
+    return ((bits >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+
+
+def shuffled(places: I64, size: int, seed: int, epoch: int) -> I64:
+    """Rows at ``places`` of an epoch's order: a permutation of ``range(size)``."""
+    half = max(1, ((size - 1).bit_length() + 1) // 2)
+    low = np.uint64(2**half - 1)
+    shift = np.uint64(half)
+    found = places.astype(np.uint64)
+    outside = np.ones(found.shape, dtype=bool)
+    while outside.any():
+        left, right = found[outside] >> shift, found[outside] & low
+        for turn in range(_FEISTEL_ROUNDS):
+            left, right = right, left ^ (hashed(seed, epoch, turn, right) & low)
+        found[outside] = (left << shift) | right
+        outside = found >= size
+    return found.astype(np.int64)
+
+
+class Masker:
+    """Hides words of rows, the same ones for the same ``(seed, epoch, row)``.
+
+    Every row gets exactly ``round(share * seq_len)`` labels, drawn without replacement with chances proportional to
+    ``max(count, 1) ** -smoothing``; special tokens never (original code, ``distiller.py``: ``prepare_batch_mlm``).
+    """
+
+    def __init__(self, tokens: TokenSet, masking: Masking, seed: int) -> None:
+        self._masking, self._seed = masking, seed
+        self._mask_id, self._vocab_size = tokens.mask_id, tokens.vocab_size
+        self.labels_per_row = max(1, round(masking.share * tokens.seq_len))
+        self._log_chance = -masking.smoothing * np.log(np.maximum(tokens.counts, 1).astype(np.float64))
+        self._log_chance[list(tokens.special_ids)] = -np.inf
+
+    def mask(self, input_ids: I64, rows: I64, epochs: I64) -> Batch:
+        """Mask ``input_ids [rows, length]``, which are rows ``rows`` as seen in their ``epochs``."""
+        length = input_ids.shape[1]
+        keys = hashed(self._seed, epochs.astype(np.uint64), rows.astype(np.uint64))[:, None]
+        places = np.arange(length, dtype=np.uint64)
+        # Gumbel's trick: the k largest of log-chance plus Gumbel noise are k draws without replacement.
+        noise = -np.log(-np.log(uniform(hashed(keys, _CHOICE, places))))
+        scores = self._log_chance[input_ids] + noise
+        chosen = np.sort(np.argpartition(-scores, self.labels_per_row - 1, axis=1)[:, : self.labels_per_row], axis=1)
+        labels = np.take_along_axis(input_ids, chosen, axis=1)
+        at = chosen.astype(np.uint64)
+        draw = uniform(hashed(keys, _SHOWN, at))
+        random = (hashed(keys, _RANDOM, at) % np.uint64(self._vocab_size)).astype(np.int64)
+        hidden = self._masking.mask
+        shown = np.where(draw < hidden, self._mask_id, np.where(draw < hidden + self._masking.random, random, labels))
+        masked = input_ids.copy()
+        np.put_along_axis(masked, chosen, shown, axis=1)
+        flat = chosen + np.arange(len(input_ids))[:, None] * length
+        return Batch(*(torch.from_numpy(array) for array in (masked, flat.reshape(-1), labels.reshape(-1))))
+
+
+class Batches:
+    """The training batches of a run: pure, nothing to save, nothing to restore."""
+
+    def __init__(self, rows: Rows, masker: Masker, rows_per_step: int, seed: int) -> None:
+        self._rows, self._masker, self._rows_per_step, self._seed = rows, masker, rows_per_step, seed
+
+    def take(self, step: int, first: int, count: int) -> Batch:
+        """Rows ``first`` to ``first + count`` of optimizer step ``step``, masked."""
+        places = step * self._rows_per_step + np.arange(first, first + count, dtype=np.int64)
+        epochs, within = np.divmod(places, len(self._rows))
+        rows = np.empty_like(within)
+        for epoch in np.unique(epochs):
+            now = epochs == epoch
+            rows[now] = shuffled(within[now], len(self._rows), self._seed, int(epoch))
+        return self._masker.mask(self._rows.take(rows), rows, epochs)

@@ -1,0 +1,176 @@
+"""What a training run is, and what it refuses.
+
+Everything outside ``[placement]`` is identity: what is trained. ``[placement]`` says where it runs; changing it must
+not change the loss curve, and a test holds it to that.
+
+Defaults are those of DistilBERT (Sanh et al. 2019, arXiv 1910.01108, and the training command its authors published).
+"""
+
+from typing import Literal, Self
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+
+from cluster.recipe import Recipe
+
+Precision = Literal["fp32", "bf16", "fp16"]
+
+
+class Loss(Recipe):
+    """Weights of the triple loss (paper, section 3; weights from the authors' command)."""
+
+    soft: NonNegativeFloat = 5.0
+    """KL divergence from the teacher's softened distribution to the student's, times temperature squared."""
+    masked: NonNegativeFloat = 2.0
+    """Cross-entropy of the masked words."""
+    cosine: NonNegativeFloat = 1.0
+    """One minus the cosine between the last hidden states of student and teacher."""
+    temperature: PositiveFloat = 2.0
+    """Softens teacher and student alike (Hinton et al. 2015)."""
+    soft_positions: Literal["all", "masked"] = "all"
+    """Positions the soft targets are compared at; the paper's loss takes all."""
+
+    @property
+    def needs_teacher(self) -> bool:
+        return self.soft > 0 or self.cosine > 0
+
+    @property
+    def needs_all_logits(self) -> bool:
+        return self.soft > 0 and self.soft_positions == "all"
+
+    @model_validator(mode="after")
+    def _some_loss(self) -> Self:
+        if self.soft + self.masked + self.cosine == 0:
+            raise ValueError("every weight is 0: give soft, masked or cosine a weight")
+        return self
+
+
+class Masking(Recipe):
+    """Dynamic masking: which words are hidden, and how (Devlin et al. 2018, section 3.1)."""
+
+    share: float = Field(0.15, gt=0, le=0.5)
+    """Share of a row's positions that carry a label: exactly ``round(share * seq_len)`` in every row."""
+    smoothing: NonNegativeFloat = 0.7
+    """A token is chosen with a chance proportional to count ** -smoothing (XLM, Lample and Conneau 2019)."""
+    mask: float = Field(0.8, ge=0, le=1)
+    """Share of the chosen words shown as the mask token."""
+    random: float = Field(0.1, ge=0, le=1)
+    """Share of the chosen words shown as a random word; the rest is shown as it is."""
+
+    @model_validator(mode="after")
+    def _shares(self) -> Self:
+        if self.mask + self.random > 1:
+            raise ValueError(f"masking.mask {self.mask} and masking.random {self.random} are more than 1 together")
+        return self
+
+
+class Optimizer(Recipe):
+    """AdamW with linear warm-up and linear decay to zero."""
+
+    learning_rate: PositiveFloat = 5e-4
+    beta1: float = Field(0.9, ge=0, lt=1)
+    beta2: float = Field(0.98, ge=0, lt=1)
+    epsilon: PositiveFloat = 1e-6
+    weight_decay: NonNegativeFloat = 0.0
+    """Not applied to biases and LayerNorm weights."""
+    clip: PositiveFloat = 5.0
+    """Largest norm of the whole gradient."""
+    warmup: float = Field(0.05, ge=0, le=1)
+    """Share of the steps in which the learning rate rises."""
+
+    def learning_rate_at(self, step: int, steps: int) -> float:
+        """Learning rate of optimizer step ``step`` (0-based) of ``steps``."""
+        rising = max(1, round(self.warmup * steps))
+        if step < rising:
+            return self.learning_rate * (step + 1) / rising
+        return self.learning_rate * (steps - step) / max(1, steps - rising)
+
+
+class Placement(Recipe):
+    """Where a run executes. Not identity: none of this may change the loss curve."""
+
+    workers: PositiveInt | Literal["auto"] = "auto"
+    """Training processes: ``auto`` is one per GPU of the cluster, or one per node where there is none."""
+    threads: PositiveInt = 1
+    """CPU threads per worker."""
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    """DeepSpeed ZeRO stage of the student: what is sharded over the workers."""
+    teacher: Literal["replica", "sharded"] = "replica"
+    """A copy of the teacher on every worker, or one copy sharded over them (ZeRO-3)."""
+    rows_per_device: PositiveInt = 16
+    """Most rows in one micro-batch; accumulation makes up the rest of ``rows_per_step``."""
+    log_every: PositiveInt = 10
+    save_every: PositiveInt = 500
+    validate_every: PositiveInt = 500
+    keep_checkpoints: PositiveInt = 2
+    metrics_port: int | None = Field(None, ge=0, le=65535)
+    """Port of the Prometheus exporter of local rank 0; none by default."""
+    restarts: int = Field(3, ge=0)
+    """How often Ray starts the workers again after one of them died."""
+
+
+class Training(Recipe):
+    """A training run of a masked language model, with or without a teacher."""
+
+    loss: Loss = Loss()
+    masking: Masking = Masking()
+    optimizer: Optimizer = Optimizer()
+    steps: PositiveInt | None = None
+    """Optimizer steps; exactly one of ``steps`` and ``epochs``."""
+    epochs: PositiveFloat | None = None
+    """Passes over the training rows."""
+    rows_per_step: PositiveInt = 4096
+    """Rows in one optimizer step, over all workers and accumulation (paper, section 3: up to 4K)."""
+    precision: Precision = "fp32"
+    seed: int = Field(1, ge=0)
+    validation_rows: PositiveInt = 512
+    """Held-out rows of a validation, or all there are."""
+    placement: Placement = Placement()
+
+    def total_steps(self, train_rows: int) -> int:
+        """Optimizer steps of the run on so many training rows."""
+        if self.steps is not None:
+            return self.steps
+        assert self.epochs is not None
+        return max(1, round(self.epochs * train_rows / self.rows_per_step))
+
+    def micro_rows(self, workers: int) -> int:
+        """Rows in a micro-batch: the largest count that divides the step evenly over workers and accumulation.
+
+        Raises:
+            ValueError: ``rows_per_step`` cannot be divided by the number of workers.
+        """
+        rows, rest = divmod(self.rows_per_step, workers)
+        if rest:
+            near = max(1, round(self.rows_per_step / workers)) * workers
+            raise ValueError(f"rows_per_step {self.rows_per_step} does not divide by {workers} workers: write {near}")
+        return max(n for n in range(1, min(rows, self.placement.rows_per_device) + 1) if rows % n == 0)
+
+    @model_validator(mode="after")
+    def _length(self) -> Self:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("write steps = N or epochs = N, exactly one of them")
+        return self
+
+    @model_validator(mode="after")
+    def _half_precision_needs_zero(self) -> Self:
+        if self.precision != "fp32" and self.placement.zero_stage == 0:
+            raise ValueError(
+                f"placement.zero_stage 0 would add up gradients in {self.precision}: write 1, "
+                "which keeps them in fp32 and costs nothing on one worker"
+            )
+        return self
+
+
+class Student(Recipe):
+    """The student's shape and how it starts."""
+
+    start: Literal["teacher", "random"] = "teacher"
+    """From the teacher's layers, embeddings and head (paper, section 3), or from random weights."""
+    layers: tuple[int, ...] | None = None
+    """Teacher layers to take, from 0; by default half of them, evenly spread: 0, 2, 4, 7, 9, 11 of twelve."""
+
+
+class Distillation(Training):
+    """A student trained from a teacher."""
+
+    student: Student = Student()

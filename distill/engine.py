@@ -1,0 +1,346 @@
+"""Everything DeepSpeed: processes, settings, student and teacher engines, the step, saving and loading.
+
+The only door to ``deepspeed``, on GPUs and on CPUs alike: there is no second training path. Model precision, gradient
+accumulation, clipping, loss scaling and ZeRO sharding are DeepSpeed's; the learning rate is arithmetic and set before
+every step.
+"""
+
+import contextlib
+import io
+import logging
+import os
+import socket
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+# DeepSpeed picks its accelerator at import; without a GPU it would look for other vendors' and complain.
+if not torch.cuda.is_available():
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+os.environ.setdefault("DS_SKIP_CUDA_CHECK", "1")
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    import deepspeed
+    from deepspeed.utils import (
+        logger as deepspeed_logger,
+    )
+    from deepspeed.utils import (
+        safe_get_full_fp32_param,
+        safe_get_full_optimizer_state,
+        safe_set_full_fp32_param,
+        safe_set_full_optimizer_state,
+    )
+
+from distill.distillation import Precision, Training
+
+deepspeed_logger.setLevel(logging.ERROR)
+# DeepSpeed 0.19.8 calls collectives by the names torch 2.13 deprecates, and torch says so on every call.
+warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
+
+# Shared-memory reduction would be compiled on first use and spins for ever when a peer dies; gloo raises.
+deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+# The default of 5e8 elements takes up to 4 GB of a 16 GB card.
+_BUCKET = 25_000_000
+_NO_DECAY = ("bias", "LayerNorm.weight", "layer_norm.weight")
+
+
+class EngineError(ValueError):
+    """This machine cannot run what the recipe asks for."""
+
+
+@dataclass(frozen=True)
+class Workers:
+    """The processes of a run and this one among them."""
+
+    rank: int
+    local_rank: int
+    world_size: int
+    device: torch.device
+
+    @property
+    def leads(self) -> bool:
+        return self.rank == 0
+
+
+@contextlib.contextmanager
+def connected(threads: int) -> Iterator[Workers]:
+    """Join the processes that torchrun or Ray started (``RANK``, ``WORLD_SIZE``), or be the only one."""
+    torch.set_num_threads(threads)
+    environment = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+    alone = "RANK" not in os.environ
+    if alone:
+        os.environ.update(environment, MASTER_PORT=str(_free_port()))
+    local_rank = int(os.environ["LOCAL_RANK"])
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda", local_rank % torch.cuda.device_count()) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    joined = not torch.distributed.is_initialized()
+    deepspeed.init_distributed(dist_backend="nccl" if cuda else "gloo", verbose=False)
+    try:
+        yield Workers(torch.distributed.get_rank(), local_rank, torch.distributed.get_world_size(), device)
+    finally:
+        if joined:
+            torch.distributed.destroy_process_group()
+            # DeepSpeed keeps its own handle on the process group and would go on using the dead one.
+            deepspeed.comm.comm.cdb = None
+        if alone:
+            for name in [*environment, "MASTER_PORT"]:
+                os.environ.pop(name, None)
+
+
+def check_precision(precision: Precision, device: torch.device) -> None:
+    """Refuse a precision the device emulates or lacks.
+
+    Compute capability decides: torch and DeepSpeed both report bf16 on a V100, where it is emulated.
+
+    Raises:
+        EngineError: not supported here; says which is.
+    """
+    if device.type == "cuda" and precision == "bf16" and torch.cuda.get_device_capability(device) < (8, 0):
+        raise EngineError('this GPU has no bf16 (compute capability below 8.0): write precision = "fp16"')
+    if precision == "fp16" and not deepspeed.accelerator.get_accelerator().is_fp16_supported():
+        raise EngineError('this processor has no fp16 arithmetic: write precision = "bf16" or "fp32"')
+
+
+def settings(training: Training, world_size: int) -> dict[str, Any]:
+    """DeepSpeed's configuration of a run on so many workers; pure, compared with golden files.
+
+    Raises:
+        ValueError: the rows of a step cannot be divided by the workers.
+    """
+    micro_rows = training.micro_rows(world_size)
+    stage = training.placement.zero_stage
+    if training.precision == "bf16" and stage == 1:
+        # DeepSpeed 0.19.8 counts micro-batches twice and more in its bf16 optimizer for stage 1 (accumulated gradients
+        # are not cleared between them); stage 2 accumulates rightly in fp32, and the gradients it shards are extra.
+        stage = 2
+    return {
+        "train_batch_size": training.rows_per_step,
+        "train_micro_batch_size_per_gpu": micro_rows,
+        "gradient_accumulation_steps": training.rows_per_step // (micro_rows * world_size),
+        "gradient_clipping": training.optimizer.clip,
+        "steps_per_print": 2**31,
+        "zero_optimization": {
+            "stage": stage,
+            "reduce_bucket_size": _BUCKET,
+            "allgather_bucket_size": _BUCKET,
+            "stage3_prefetch_bucket_size": _BUCKET,
+            "contiguous_gradients": True,
+            "overlap_comm": False,
+        },
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "bf16": {"enabled": training.precision == "bf16"},
+        "fp16": {
+            "enabled": training.precision == "fp16",
+            "loss_scale": 0,
+            "initial_scale_power": 16,
+            "loss_scale_window": 1000,
+            "hysteresis": 2,
+            "min_loss_scale": 1,
+        },
+    }
+
+
+@dataclass(frozen=True)
+class State:
+    """Everything a resume needs: fp32 weights and AdamW moments by name, whole, and two scalars."""
+
+    weights: dict[str, Tensor]
+    moments: dict[str, Tensor]
+    """``exp_avg.<name>`` and ``exp_avg_sq.<name>``."""
+    optimizer_steps: float
+    """Steps AdamW took: steps skipped by fp16 are not among them."""
+    loss_scale: float
+
+
+class Engine:
+    """A model in training under DeepSpeed. Every method is called by all workers together."""
+
+    def __init__(self, module: nn.Module, training: Training, workers: Workers) -> None:
+        check_precision(training.precision, workers.device)
+        configuration = settings(training, workers.world_size)
+        # Dropout stays off: teacher and student see the same network, and no curve depends on the layout.
+        module = module.eval().to(workers.device)
+        self._optimizer = torch.optim.AdamW(
+            _groups(module, training.optimizer.weight_decay),
+            lr=training.optimizer.learning_rate,
+            betas=(training.optimizer.beta1, training.optimizer.beta2),
+            eps=training.optimizer.epsilon,
+            fused=True,
+        )
+        self._stage: int = configuration["zero_optimization"]["stage"]
+        with _quiet():
+            self._engine, *_ = deepspeed.initialize(model=module, optimizer=self._optimizer, config=configuration)
+        self._prime()
+        self._norm: float | Tensor | None = None
+        self.accumulation: int = configuration["gradient_accumulation_steps"]
+        self.micro_rows: int = configuration["train_micro_batch_size_per_gpu"]
+
+    def __call__(self, *inputs: Any) -> Any:
+        return self._engine(*inputs)
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of one micro-batch."""
+        self._engine.backward(loss)
+
+    def step(self, learning_rate: float) -> None:
+        """End a micro-batch; the weights move at the accumulation boundary, with this learning rate."""
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = learning_rate
+        if self._stage == 0 and self._engine.is_gradient_accumulation_boundary():
+            gradients = [p.grad for p in self._engine.module.parameters() if p.grad is not None]
+            self._norm = nn.utils.get_total_norm(gradients)
+        self._engine.step()
+        if self._stage != 0:
+            self._norm = self._engine.get_global_grad_norm()
+
+    @property
+    def gradient_norm(self) -> float | Tensor | None:
+        """Norm of the last step's whole gradient before clipping; None when fp16 overflowed in the first step."""
+        return self._norm
+
+    @property
+    def loss_scale(self) -> float:
+        scaler = getattr(self._engine.optimizer, "loss_scaler", None)
+        return 1.0 if scaler is None else float(scaler.cur_scale)
+
+    @property
+    def skipped_steps(self) -> int:
+        """Steps skipped since this process started because an fp16 gradient overflowed."""
+        return int(self._engine.skipped_steps)
+
+    def state(self, keep: bool) -> State:
+        """The state of the run, the same whatever the number of workers and the ZeRO stage.
+
+        Gathering is collective, keeping is not: a worker that will not write it passes ``keep=False`` and gets
+        empty dictionaries instead of a second copy of the model in memory.
+        """
+        state = State({}, {}, self._optimizer_steps(), self.loss_scale)
+        for name, parameter in self._trained():
+            weight = self._whole(parameter, None)
+            moments = {f"{moment}.{name}": self._whole(parameter, moment) for moment in MOMENTS}
+            if keep:
+                state.weights[name] = weight
+                state.moments.update(moments)
+        return state
+
+    def restore(self, state: State) -> None:
+        """Take over a state that :meth:`state` gave, on any number of workers and any ZeRO stage."""
+        for name, parameter in self._trained():
+            self._set(parameter, state.weights[name], None)
+            for moment in MOMENTS:
+                self._set(parameter, state.moments[f"{moment}.{name}"], moment)
+        for inner in self._optimizer.state.values():
+            inner["step"].fill_(state.optimizer_steps)
+        scaler = getattr(self._engine.optimizer, "loss_scaler", None)
+        if scaler is not None:
+            scaler.cur_scale = state.loss_scale
+
+    def _trained(self) -> list[tuple[str, nn.Parameter]]:
+        return [(name, found) for name, found in self._engine.module.named_parameters() if found.requires_grad]
+
+    def _optimizer_steps(self) -> float:
+        return float(next(iter(self._optimizer.state.values()))["step"])
+
+    def _prime(self) -> None:
+        """Give AdamW its state before the first step, so that it can be read and written like any later one.
+
+        DeepSpeed 0.19.8 links the state of all parameter groups after stepping the first one, when the others have
+        none yet: without this, theirs could never be read.
+        """
+        for parameter in self._masters():
+            self._optimizer.state[parameter] = {
+                "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+                **{moment: torch.zeros_like(parameter) for moment in MOMENTS},
+            }
+        if hasattr(self._engine.optimizer, "_lazy_init_hp_params_optimizer_state"):
+            self._engine.optimizer._lazy_init_hp_params_optimizer_state()
+
+    def _masters(self) -> list[Tensor]:
+        """The tensors AdamW steps: flat fp32 partitions under ZeRO, the parameters themselves without it."""
+        optimizer = self._engine.optimizer
+        if hasattr(optimizer, "fp32_partitioned_groups_flat"):
+            return list(optimizer.fp32_partitioned_groups_flat)
+        return [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
+
+    def _whole(self, parameter: nn.Parameter, moment: str | None) -> Tensor:
+        if self._stage == 0:
+            found = parameter if moment is None else self._optimizer.state[parameter][moment]
+        elif moment is None:
+            found = safe_get_full_fp32_param(parameter)
+        else:
+            found = safe_get_full_optimizer_state(parameter, moment)
+        assert found is not None, "DeepSpeed holds no state of a trained parameter"
+        return found.detach().float().cpu().clone()
+
+    def _set(self, parameter: nn.Parameter, value: Tensor, moment: str | None) -> None:
+        value = value.to(self._engine.device)
+        if self._stage == 0:
+            target = parameter if moment is None else self._optimizer.state[parameter][moment]
+            target.data.copy_(value)
+        elif moment is None:
+            safe_set_full_fp32_param(parameter, value)
+            _to_working_copy(parameter, value)
+        else:
+            safe_set_full_optimizer_state(parameter, value, moment)
+
+
+def frozen(module: nn.Module, precision: Precision, workers: Workers, sharded: bool) -> nn.Module:
+    """A teacher that only runs forward: a replica in the run's precision, or sharded over the workers (ZeRO-3)."""
+    module = module.eval().requires_grad_(False).to(workers.device, DTYPES[precision])
+    if not sharded:
+        return module
+    configuration = {
+        "train_micro_batch_size_per_gpu": 1,
+        "zero_optimization": {"stage": 3, "stage3_prefetch_bucket_size": _BUCKET},
+        "bf16": {"enabled": precision == "bf16"},
+        "fp16": {"enabled": precision == "fp16"},
+    }
+    with _quiet():
+        engine, *_ = deepspeed.initialize(model=module, config=configuration)
+    return engine  # type: ignore[no-any-return]
+
+
+def _groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    # Biases and LayerNorm weights are not decayed: decay pulls towards 0, and a scale should stay near 1.
+    decayed: list[nn.Parameter] = []
+    free: list[nn.Parameter] = []
+    for name, parameter in module.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        (free if name.endswith(_NO_DECAY) else decayed).append(parameter)
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def _to_working_copy(parameter: nn.Parameter, value: Tensor) -> None:
+    """Write a value into the (half-precision, perhaps sharded) parameter the forward pass uses."""
+    if hasattr(parameter, "ds_id"):
+        with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+            parameter.data.copy_(value)
+    else:
+        parameter.data.copy_(value)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """DeepSpeed prints memory reports and warnings while it starts, whatever its log level."""
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])

@@ -1,0 +1,144 @@
+"""A run's newest checkpoint as a student: a folder that transformers loads, with a model card.
+
+The folder holds ``config.json``, ``model.safetensors``, the tokenizer and ``README.md``; it needs nothing of this
+project: ``AutoModelForMaskedLM.from_pretrained(folder)``.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import PositiveInt
+
+from cluster import stage
+from cluster.artifact import digest
+from cluster.recipe import Recipe
+from distill import masked_lm
+from distill.run import Checkpoint, Run, RunError
+
+_CARD = """---
+library_name: transformers
+pipeline_tag: fill-mask
+tags:
+- distillation
+- masked-lm
+---
+
+# {architecture}, {layers} layers
+
+A student of {layers} layers and {parameters:,} parameters, distilled with Stillhouse by the recipe of DistilBERT
+(Sanh et al. 2019, arXiv 1910.01108){weights}.
+
+```python
+from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+student = AutoModelForMaskedLM.from_pretrained("this folder")
+tokenizer = AutoTokenizer.from_pretrained("this folder")
+```
+
+## Training
+
+| | |
+|---|---|
+| optimizer steps | {steps:,} of {rows_per_step:,} rows |
+| tokens seen | {tokens:,} |
+| precision | {precision} |
+| workers | {world_size} × {device} |
+| device hours | {device_hours:.3g} |
+| teacher | identity `{teacher}` |
+| token rows | identity `{token_rows}` |
+
+## Held-out rows
+
+| measure | student | teacher |
+|---|---|---|
+| masked-word loss, nats | {masked} | {teacher_masked} |
+| masked-word accuracy | {accuracy} | {teacher_accuracy} |
+| top word agrees with the teacher's | {agreement} | |
+
+Measured on {validation_rows} rows that training never saw, the same masks for both. The student knows what its
+corpus said, errors and prejudice included; fine-tuned scores are in the report of the pipeline that made it.
+"""
+
+
+class Export(Recipe):
+    """Which checkpoint becomes the student."""
+
+    step: PositiveInt | None = None
+    """Optimizer step of the checkpoint; the newest by default."""
+
+
+def run(recipe: Export, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
+    """Write the student of a run."""
+    source = Run(inputs["run"])
+    checkpoint = _checkpoint(source, recipe.step)
+    described = source.recipe()
+    with masked_lm.quiet():
+        model = masked_lm.load_trained(source.path, checkpoint.load().weights)
+        model.save_pretrained(out)
+        masked_lm.load_tokenizer(source.path).save_pretrained(out)
+    facts = masked_lm.facts(model) | {
+        "steps": checkpoint.step,
+        "tokens": checkpoint.facts["tokens"],
+        "device_hours": checkpoint.facts["seconds"] * checkpoint.facts["world_size"] / 3600,
+        "world_size": checkpoint.facts["world_size"],
+        "device": checkpoint.facts["device"],
+        "validation": checkpoint.facts["validation"],
+        "lineage": described["inputs"],
+    }
+    (out / "README.md").write_text(_card(facts, described["recipe"]), encoding="utf-8")
+    return facts
+
+
+def identity(path: Path) -> str:
+    """Identity of a run as it stands: what is trained, and how far it got."""
+    run = Run(path)
+    described = run.recipe()
+    checkpoints = [{"step": found.step, "files": found.facts["files"]} for found in run.checkpoints()]
+    return digest({"described": described, "checkpoints": checkpoints})
+
+
+def _checkpoint(source: Run, step: int | None) -> Checkpoint:
+    found = source.checkpoints()
+    if not found:
+        raise RunError(f"{source.path} has no checkpoint yet: let distill.train reach one (placement.save_every)")
+    if step is None:
+        return found[-1]
+    for checkpoint in found:
+        if checkpoint.step == step:
+            return checkpoint
+    have = ", ".join(str(checkpoint.step) for checkpoint in found)
+    raise RunError(f"{source.path} has no checkpoint of step {step}: it has {have}")
+
+
+def _card(facts: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
+    validation = {key: _number(value) for key, value in facts["validation"].items()}
+    loss = recipe["loss"]
+    terms = f"loss {loss['soft']:g} · soft targets + {loss['masked']:g} · masked words + {loss['cosine']:g} · cosine"
+    return _CARD.format(
+        **{key: facts[key] for key in ("architecture", "layers", "parameters", "steps", "tokens", "device")},
+        **{key: recipe[key] for key in ("rows_per_step", "precision", "validation_rows")},
+        **validation,
+        weights=f"; {terms}, temperature {loss['temperature']:g}",
+        world_size=facts["world_size"],
+        device_hours=facts["device_hours"],
+        teacher=facts["lineage"]["teacher"][:12],
+        token_rows=facts["lineage"]["tokens"][:12],
+    )
+
+
+def _number(value: float | None) -> str:
+    return "not measured" if value is None else f"{value:.4f}"
+
+
+STAGE = stage.Stage(
+    run=run,
+    recipe=Export,
+    inputs={"run": stage.Role((stage.FOLDER,))},
+    produces="student",
+    subject="run",
+    identify={"run": identity},
+)
+
+if __name__ == "__main__":
+    stage.main(STAGE)

@@ -1,0 +1,157 @@
+"""A masked language model taken apart: encoder, head, and what they put out.
+
+Distillation needs the last hidden states and, at chosen positions only, the vocabulary logits; the models of
+``transformers`` compute all logits or none. This module is the one place that knows how each architecture is built.
+"""
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer
+
+ARCHITECTURES = ("BertForMaskedLM", "RobertaForMaskedLM", "DistilBertForMaskedLM")
+
+
+class ModelError(ValueError):
+    """A model cannot be used here: its architecture, its files or its shape."""
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What a model puts out for a batch of rows.
+
+    ``hidden`` is the last hidden state of every token; ``logits`` are those of the positions asked for.
+    """
+
+    hidden: Float[Tensor, "tokens hidden"]
+    logits: Float[Tensor, "positions vocab"]
+
+
+class MaskedLM(nn.Module):
+    """A ``BertForMaskedLM``, ``RobertaForMaskedLM`` or ``DistilBertForMaskedLM`` with logits where they are needed.
+
+    Rows are full (no padding), so there is no attention mask.
+    """
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        if type(model).__name__ not in ARCHITECTURES:
+            raise ModelError(f"{type(model).__name__} is not supported: use {', '.join(ARCHITECTURES)}")
+        self.model = model
+
+    def forward(self, input_ids: Int[Tensor, "rows length"], positions: Int[Tensor, " positions"] | None) -> Outputs:
+        """Hidden states of all tokens, logits at ``positions`` of the flattened rows (None: at all of them)."""
+        hidden = self.model.base_model(input_ids=input_ids).last_hidden_state.flatten(0, 1)
+        return Outputs(hidden, self.head(hidden if positions is None else hidden[positions]))
+
+    def head(self, hidden: Float[Tensor, "positions hidden"]) -> Float[Tensor, "positions vocab"]:
+        model = self.model
+        match type(model).__name__:
+            case "BertForMaskedLM":
+                return model.cls(hidden)  # type: ignore[no-any-return]
+            case "RobertaForMaskedLM":
+                return model.lm_head(hidden)  # type: ignore[no-any-return]
+            case _:
+                transformed = model.vocab_layer_norm(model.activation(model.vocab_transform(hidden)))
+                return model.vocab_projector(transformed)  # type: ignore[no-any-return]
+
+
+def load(source: str | Path) -> tuple[Any, frozenset[str]]:
+    """A masked language model from a folder or hub id, in fp32, and the names of weights that were not there.
+
+    Raises:
+        ModelError: not found, unreadable, or of an unsupported architecture.
+    """
+    try:
+        config = AutoConfig.from_pretrained(source)
+        with quiet():
+            model, report = AutoModelForMaskedLM.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ModelError(f"no model can be loaded from {source}: {reason}") from None
+    if type(model).__name__ not in ARCHITECTURES:
+        raise ModelError(f"{source} is a {config.model_type} model: use one of {', '.join(ARCHITECTURES)}")
+    return model, frozenset(report["missing_keys"])
+
+
+def load_tokenizer(source: str | Path) -> Any:
+    """The tokenizer beside a model.
+
+    Raises:
+        ModelError: there is none.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"no tokenizer can be loaded from {source}: {' '.join(str(error).split())}") from None
+
+
+def save_shape(model: Any, tokenizer: Path, folder: Path) -> None:
+    """Write what a model is without its weights: configuration, and the tokenizer it reads with."""
+    model.config.architectures = [type(model).__name__]
+    model.config.save_pretrained(folder)
+    load_tokenizer(tokenizer).save_pretrained(folder)
+
+
+def load_trained(folder: Path, weights: dict[str, Tensor]) -> Any:
+    """The model whose shape is in ``folder``, with weights as a checkpoint of :class:`MaskedLM` names them."""
+    config = AutoConfig.from_pretrained(folder)
+    model = MaskedLM(AutoModelForMaskedLM.from_config(config, dtype=torch.float32))
+    model.load_state_dict(weights, strict=False)
+    missing = {name for name, _ in model.named_parameters()} - weights.keys()
+    if missing:
+        raise ModelError(f"the checkpoint lacks {sorted(missing)[0]}: it is of another model than {folder}")
+    return model.model
+
+
+def num_layers(model: Any) -> int:
+    config = model.config
+    return int(config.n_layers if config.model_type == "distilbert" else config.num_hidden_layers)
+
+
+def hidden_size(model: Any) -> int:
+    config = model.config
+    return int(config.dim if config.model_type == "distilbert" else config.hidden_size)
+
+
+def longest_row(model: Any) -> int:
+    """Most tokens in a row; RoBERTa's positions start behind its padding id."""
+    config = model.config
+    first = config.pad_token_id + 1 if config.model_type == "roberta" else 0
+    return int(config.max_position_embeddings) - first
+
+
+def num_parameters(model: Any) -> int:
+    """Parameters, tied ones once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def facts(model: Any) -> dict[str, Any]:
+    """What a manifest says of a model."""
+    return {
+        "architecture": type(model).__name__,
+        "parameters": num_parameters(model),
+        "layers": num_layers(model),
+        "hidden": hidden_size(model),
+    }
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep transformers' loading bars and reports off the terminal: what matters of them is raised as an error."""
+    level = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity(logging.ERROR)
+    transformers.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers.logging.set_verbosity(level)
+        transformers.logging.enable_progress_bar()

@@ -1,0 +1,178 @@
+"""A teacher: taken from a hub id or a folder, given a head, or trained from scratch with masked words.
+
+Training goes through the same loop as the student's, without a teacher of its own.
+"""
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import torch
+from pydantic import PositiveInt, model_validator
+from transformers import BertConfig, BertForMaskedLM
+
+from cluster import stage
+from cluster.recipe import Recipe
+from cluster.rows import TokenSet, open_tokens
+from cluster.vocabulary import vocabulary_digest
+from distill import masked_lm
+from distill.distillation import Training
+from distill.engine import connected
+from distill.masked_lm import MaskedLM, ModelError
+from distill.run import Run
+from distill.train import fit
+
+_HEADS = ("cls.", "lm_head.")
+
+
+class Architecture(Recipe):
+    """A BERT to be trained from scratch; heads are 64 wide where the size allows it (Devlin et al. 2018)."""
+
+    layers: PositiveInt
+    hidden: PositiveInt
+    heads: PositiveInt
+    feed_forward: PositiveInt
+    positions: PositiveInt = 512
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Self:
+        if self.hidden % self.heads:
+            raise ValueError(f"architecture.hidden {self.hidden} does not divide by architecture.heads {self.heads}")
+        return self
+
+
+class Teacher(Recipe):
+    """Where a teacher comes from: exactly one of ``source`` and ``architecture``."""
+
+    source: str | None = None
+    """A folder or hub id of a BERT or RoBERTa, with or without a masked-word head."""
+    architecture: Architecture | None = None
+    train: Training | None = None
+    """Masked-word training: needed from scratch and for an encoder without a head, possible for any."""
+    trains: Literal["all", "head"] = "all"
+    """What ``train`` changes: every weight, or the head alone (word embeddings, which it shares, stay)."""
+
+    @property
+    def placement(self) -> Any:
+        return self.train.placement if self.train else None
+
+    def identity(self) -> dict[str, Any]:
+        """Also without the placement of its training."""
+        values = super().identity()
+        return values | {"train": self.train.identity() if self.train else None}
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        if (self.source is None) == (self.architecture is None):
+            raise ValueError('write source = "…" or a table [architecture], exactly one of them')
+        if self.architecture is not None and (self.train is None or self.trains == "head"):
+            raise ValueError('a teacher from scratch needs a table [train], and trains = "all"')
+        if self.train is not None and self.train.loss.needs_teacher:
+            raise ValueError("a teacher has no teacher: write train.loss.soft = 0 and train.loss.cosine = 0")
+        return self
+
+
+def run(recipe: Teacher, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
+    """Write a teacher."""
+    tokens = open_tokens(inputs["tokens"]) if "tokens" in inputs else None
+    model, tokenizer_folder = _untrained(recipe, tokens)
+    tokenizer = masked_lm.load_tokenizer(tokenizer_folder)
+    _check_reads(model, tokenizer, tokenizer_folder, tokens)
+    facts = {"source": recipe.source or "trained here", "vocabulary": vocabulary_digest(tokenizer)}
+    if recipe.train is not None:
+        if tokens is None:
+            raise stage.StageError("a teacher with a table [train] needs --tokens DIR")
+        model, validation = _trained(model, recipe, recipe.train, tokens, out / "run")
+        facts["validation"] = validation
+        if int(os.environ.get("RANK", "0")) != 0:
+            return {}
+    with masked_lm.quiet():
+        model.save_pretrained(out)
+        tokenizer.save_pretrained(out)
+    if (out / "run").exists():
+        (out / "run" / "metrics.jsonl").replace(out / "metrics.jsonl")
+        shutil.rmtree(out / "run")
+    return masked_lm.facts(model) | facts
+
+
+def _untrained(recipe: Teacher, tokens: TokenSet | None) -> tuple[Any, str | Path]:
+    """The model to start from, and where its tokenizer is."""
+    if recipe.source is not None:
+        model, missing = masked_lm.load(recipe.source)
+        if type(model).__name__ not in ("BertForMaskedLM", "RobertaForMaskedLM"):
+            raise ModelError(f"{recipe.source} is a {type(model).__name__}: a teacher is a BERT or a RoBERTa")
+        lost = sorted(name for name in missing if not name.startswith(_HEADS))
+        if lost:
+            raise ModelError(f"{recipe.source} lacks weights of its encoder ({lost[0]}): it is incomplete")
+        if missing and recipe.train is None:
+            raise ModelError(f"{recipe.source} has no masked-word head: add a table [train] to the recipe to train one")
+        return model, recipe.source
+    if tokens is None:
+        raise stage.StageError("a teacher from scratch needs --tokens DIR")
+    assert recipe.architecture is not None
+    assert recipe.train is not None
+    shape = recipe.architecture
+    config = BertConfig(
+        vocab_size=tokens.vocab_size,
+        hidden_size=shape.hidden,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        intermediate_size=shape.feed_forward,
+        max_position_embeddings=shape.positions,
+        pad_token_id=tokens.artifact.facts["pad_id"],
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.train.seed)
+        return BertForMaskedLM(config), tokens.path
+
+
+def _check_reads(model: Any, tokenizer: Any, folder: str | Path, tokens: TokenSet | None) -> None:
+    """The tokenizer must be the tokens' and fit the model's embeddings; rows must fit its positions."""
+    if len(tokenizer) > model.config.vocab_size:
+        raise ModelError(
+            f"{folder} has {len(tokenizer)} words for {model.config.vocab_size} embeddings: they do not fit"
+        )
+    if tokens is None:
+        return
+    if tokens.artifact.facts["vocabulary"] != vocabulary_digest(tokenizer):
+        raise ModelError(
+            f"tokens {tokens.path} and teacher {folder} have different vocabularies: make the tokens with "
+            f"--tokenizer {folder}"
+        )
+    if tokens.seq_len > masked_lm.longest_row(model):
+        raise ModelError(f"rows of {tokens.seq_len} tokens, but the teacher reads {masked_lm.longest_row(model)}")
+
+
+def _trained(
+    model: Any, recipe: Teacher, training: Training, tokens: TokenSet, folder: Path
+) -> tuple[Any, Mapping[str, Any]]:
+    """The model after masked-word training, and its last validation."""
+    module = MaskedLM(model)
+    if recipe.trains == "head":
+        model.base_model.requires_grad_(False)
+    progress = Run(folder)
+    with connected(training.placement.threads) as workers:
+        if workers.leads:
+            progress.claim(recipe.identity(), {"tokens": tokens.artifact.identity})
+        torch.distributed.barrier()
+        fit(module, None, tokens, training, progress, workers)
+        torch.distributed.barrier()
+    newest = progress.newest()
+    assert newest is not None
+    # The parameters may be sharded and half precision now: the checkpoint has them whole and in fp32.
+    fresh, _ = _untrained(recipe, tokens)
+    MaskedLM(fresh).load_state_dict(newest.load().weights, strict=False)
+    return fresh, newest.facts["validation"]
+
+
+STAGE = stage.Stage(
+    run=run,
+    recipe=Teacher,
+    inputs={"tokens": stage.Role(("tokens",), optional=True)},
+    produces="teacher",
+)
+
+if __name__ == "__main__":
+    stage.main(STAGE)
