@@ -84,6 +84,11 @@ class Draft:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
+def staging(out: Path) -> Path:
+    """Where the files of an artifact lie until it is complete."""
+    return out.with_name(f".{out.name}.partial")
+
+
 def digest(value: Any) -> str:
     """SHA-256 of a JSON value in canonical form (sorted keys, no white space, UTF-8)."""
     canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
@@ -167,11 +172,11 @@ def create(
     out = Path(out).absolute()
     if out.exists():
         raise ArtifactError(f"{out} exists and is never overwritten: choose another --out, or move it away")
-    staging = out.with_name(f".{out.name}.partial")
+    partial = staging(out)
     intent = json.loads(json.dumps({"kind": kind, "inputs": dict(inputs), "recipe": dict(recipe)}))
     started = time.time()
-    staging.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(staging / _LOCK)
+    partial.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(partial / _LOCK)
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout:
@@ -179,23 +184,23 @@ def create(
             f"another process is making {out} right now: wait for it, or choose another --out"
         ) from None
     try:
-        if not (staging / _DRAFT).is_file() or _parse(staging / _DRAFT) != intent:
-            _clear(staging)
-            write_json(staging / _DRAFT, intent)
-        draft = Draft(staging)
+        if not (partial / _DRAFT).is_file() or _parse(partial / _DRAFT) != intent:
+            _clear(partial)
+            write_json(partial / _DRAFT, intent)
+        draft = Draft(partial)
         yield draft
-        (staging / _DRAFT).unlink()
+        (partial / _DRAFT).unlink()
         manifest = {
             **intent,
             "format": FORMAT,
             "facts": draft.facts,
-            "files": {name: _entry(staging / name) for name in _names(staging)},
+            "files": {name: _entry(partial / name) for name in _names(partial)},
             "code": code(),
             "made": {"at": started, "seconds": time.time() - started, "host": socket.gethostname(), **made},
         }
-        write_json(staging / MANIFEST, manifest)
-        (staging / _LOCK).unlink(missing_ok=True)
-        staging.rename(out)
+        write_json(partial / MANIFEST, manifest)
+        (partial / _LOCK).unlink(missing_ok=True)
+        partial.rename(out)
         _sync_directory(out.parent)
     finally:
         lock.release()

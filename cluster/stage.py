@@ -12,11 +12,12 @@ turns one thing into another without choices takes that thing in the place of th
 """
 
 import argparse
+import contextlib
 import importlib
 import logging
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -126,7 +127,7 @@ def execute(stage: Stage[R], recipe: R, inputs: Mapping[str, Path], out: Path) -
     if out.exists():
         return _existing(stage, recipe, given, out)
     if int(os.environ.get("RANK", "0")) != 0:
-        stage.run(recipe, inputs, out.with_name(f".{out.name}.partial"))
+        stage.run(recipe, inputs, artifact.staging(out))
         return None
     made = {PLACEMENT: recipe.resolved().get(PLACEMENT), "paths": {role: str(path) for role, path in inputs.items()}}
     with artifact.create(out, kind=stage.produces, inputs=given, recipe=recipe.identity(), **made) as draft:
@@ -164,20 +165,37 @@ def parser_for(stage: Stage[Any]) -> argparse.ArgumentParser:
     return parser
 
 
-class errors_for_people:  # noqa: N801 - reads as a statement
+@contextlib.contextmanager
+def errors_for_people() -> Iterator[None]:
     """Turns errors meant for people into one line on stderr and exit code 1; bugs keep their traceback."""
+    try:
+        with logging_to_stderr():
+            yield
+    except KeyboardInterrupt:
+        print("interrupted: run the same command again to continue", file=sys.stderr)
+        raise SystemExit(130) from None
+    except Exception as error:
+        if (line := explain(error)) is None:
+            raise
+        print(f"error: {line}", file=sys.stderr)
+        raise SystemExit(1) from None
 
-    def __enter__(self) -> None:
-        logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
-        logger.setLevel(logging.INFO)
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, KeyboardInterrupt):
-            print("interrupted: run the same command again to continue", file=sys.stderr)
-            raise SystemExit(130) from None
-        if (line := explain(error)) is not None:
-            print(f"error: {line}", file=sys.stderr)
-            raise SystemExit(1) from None
+@contextlib.contextmanager
+def logging_to_stderr() -> Iterator[None]:
+    """Show what the stages say, as plain lines on stderr, inside the block."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    level, propagate = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        logger.propagate = propagate
 
 
 def explain(error: BaseException | None) -> str | None:

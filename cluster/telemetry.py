@@ -68,6 +68,11 @@ def record_step(
     STEP_SECONDS.set(seconds)
 
 
+def training_note(line: Mapping[str, Any]) -> dict[str, str]:
+    """What a progress bar says of a training step."""
+    return {"loss": f"{line['total']:.3f}", "tokens/s": f"{line['tokens_per_second']:,.0f}"}
+
+
 def record_validation(values: Mapping[str, float | None]) -> None:
     """Show the numbers of a validation to Prometheus; None is what was not measured."""
     for term in ("total", "soft", "masked", "cosine"):
@@ -116,6 +121,12 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
             if number != len(lines) - 1:
                 raise ValueError(f"{path}: line {number + 1} is not JSON") from None
     return found
+
+
+def say(line: str) -> None:
+    """A line for people, above any progress bar."""
+    with tqdm.external_write_mode(file=sys.stderr):
+        logger.info("%s", line)
 
 
 class Progress:

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import PositiveInt
 
-from cluster import stage
+from cluster import stage, vocabulary
 from cluster.artifact import digest
 from cluster.recipe import Recipe
 from distill import masked_lm
@@ -76,7 +76,7 @@ def run(recipe: Export, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]
     with masked_lm.quiet():
         model = masked_lm.load_trained(source.path, checkpoint.load().weights)
         model.save_pretrained(out)
-        masked_lm.load_tokenizer(source.path).save_pretrained(out)
+        vocabulary.load(source.path).save_pretrained(out)
     facts = masked_lm.facts(model) | {
         "steps": checkpoint.step,
         "tokens": checkpoint.facts["tokens"],

@@ -15,7 +15,9 @@ import torch
 import transformers
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForMaskedLM
+
+from cluster import vocabulary
 
 ARCHITECTURES = ("BertForMaskedLM", "RobertaForMaskedLM", "DistilBertForMaskedLM")
 
@@ -82,23 +84,11 @@ def load(source: str | Path) -> tuple[Any, frozenset[str]]:
     return model, frozenset(report["missing_keys"])
 
 
-def load_tokenizer(source: str | Path) -> Any:
-    """The tokenizer beside a model.
-
-    Raises:
-        ModelError: there is none.
-    """
-    try:
-        return AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"no tokenizer can be loaded from {source}: {' '.join(str(error).split())}") from None
-
-
 def save_shape(model: Any, tokenizer: Path, folder: Path) -> None:
     """Write what a model is without its weights: configuration, and the tokenizer it reads with."""
     model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(folder)
-    load_tokenizer(tokenizer).save_pretrained(folder)
+    vocabulary.load(tokenizer).save_pretrained(folder)
 
 
 def load_trained(folder: Path, weights: dict[str, Tensor]) -> Any:

@@ -13,16 +13,18 @@ import torch
 from pydantic import PositiveInt, model_validator
 from transformers import BertConfig, BertForMaskedLM
 
-from cluster import stage
+from cluster import stage, vocabulary
 from cluster.recipe import Recipe
 from cluster.rows import TokenSet, open_tokens
-from cluster.vocabulary import vocabulary_digest
 from distill import masked_lm
 from distill.distillation import Training
 from distill.engine import connected
 from distill.masked_lm import MaskedLM, ModelError
 from distill.run import Run
 from distill.train import fit
+
+RUN = "run"
+"""Folder of the training run, in the artifact while it is being made."""
 
 _HEADS = ("cls.", "lm_head.")
 
@@ -78,22 +80,25 @@ def run(recipe: Teacher, inputs: Mapping[str, Path], out: Path) -> dict[str, Any
     """Write a teacher."""
     tokens = open_tokens(inputs["tokens"]) if "tokens" in inputs else None
     model, tokenizer_folder = _untrained(recipe, tokens)
-    tokenizer = masked_lm.load_tokenizer(tokenizer_folder)
+    tokenizer = vocabulary.load(tokenizer_folder)
     _check_reads(model, tokenizer, tokenizer_folder, tokens)
-    facts = {"source": recipe.source or "trained here", "vocabulary": vocabulary_digest(tokenizer)}
+    facts: dict[str, Any] = {
+        "source": recipe.source or "trained here",
+        "vocabulary": vocabulary.vocabulary_digest(tokenizer),
+    }
     if recipe.train is not None:
         if tokens is None:
             raise stage.StageError("a teacher with a table [train] needs --tokens DIR")
-        model, validation = _trained(model, recipe, recipe.train, tokens, out / "run")
+        model, validation = _trained(model, recipe, recipe.train, tokens, out / RUN)
         facts["validation"] = validation
         if int(os.environ.get("RANK", "0")) != 0:
             return {}
     with masked_lm.quiet():
         model.save_pretrained(out)
         tokenizer.save_pretrained(out)
-    if (out / "run").exists():
-        (out / "run" / "metrics.jsonl").replace(out / "metrics.jsonl")
-        shutil.rmtree(out / "run")
+    if (out / RUN).exists():
+        (out / RUN / "metrics.jsonl").replace(out / "metrics.jsonl")
+        shutil.rmtree(out / RUN)
     return masked_lm.facts(model) | facts
 
 
@@ -136,7 +141,7 @@ def _check_reads(model: Any, tokenizer: Any, folder: str | Path, tokens: TokenSe
         )
     if tokens is None:
         return
-    if tokens.artifact.facts["vocabulary"] != vocabulary_digest(tokenizer):
+    if tokens.artifact.facts["vocabulary"] != vocabulary.vocabulary_digest(tokenizer):
         raise ModelError(
             f"tokens {tokens.path} and teacher {folder} have different vocabularies: make the tokens with "
             f"--tokenizer {folder}"

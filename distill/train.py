@@ -141,7 +141,7 @@ class Recorder:
     ) -> None:
         self._run, self._training, self._workers = run, training, workers
         self._tokens_per_step = training.rows_per_step * seq_len
-        self._step, self._started = first_step, time.monotonic()
+        self._step, self._steps, self._started = first_step, steps, time.monotonic()
         self._seconds = float(before.get("seconds", 0.0))
         self._micro: Tensor | None = None
         self._pending: list[_Step] = []
@@ -196,6 +196,7 @@ class Recorder:
         self._log.write(
             kind="train",
             step=self._step,
+            steps=self._steps,
             **losses,
             learning_rate=pending.learning_rate,
             gradient_norm=norm,
@@ -210,7 +211,7 @@ class Recorder:
         telemetry.RATE.set(self._tokens_per_step / seconds)
         telemetry.SKIPPED.inc(engine.skipped_steps - self._skipped)
         self._skipped = engine.skipped_steps
-        note = {"loss": f"{losses['total']:.3f}", "tokens/s": f"{self._tokens_per_step / seconds:,.0f}"}
+        note = telemetry.training_note({**losses, "tokens_per_second": self._tokens_per_step / seconds})
         self._progress.advance(note=note)
 
     def validated(self, step: int, values: dict[str, float | None]) -> None:
