@@ -1,0 +1,241 @@
+"""Examples of a task: from a folder of files or the Hugging Face hub, checked row by row; as batches.
+
+A folder holds one file per split, or its shards; GLUE's original TSVs and downloads from the hub have this form::
+
+    rte/
+      train.parquet                     also .jsonl, .tsv (quoting off), .csv; also train-00000-of-00002.parquet
+      dev.parquet                       or validation.*
+      train_subset.parquet              in place of train: part of the official set, and recorded as such
+"""
+
+import dataclasses
+import json
+import math
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import numpy.typing as npt
+
+from eval.readers import READERS, ExamplesError, Table
+from eval.tasks import Task
+
+LABEL_NAMES = "labels.json"
+SUBSET = "_subset"
+
+# Batches within a window of this many are sorted by length, which saves padding and still mixes the examples.
+WINDOW_BATCHES = 50
+
+
+@dataclass(frozen=True)
+class Examples:
+    """One split: where it came from, ``columns`` texts a row, and labels ``[rows]`` (int64 classes, float32 scores)."""
+
+    files: tuple[str, ...]
+    texts: tuple[tuple[str, ...], ...]
+    labels: npt.NDArray[Any]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def is_subset(self) -> bool:
+        return any(SUBSET in name for name in self.files)
+
+    def sample(self, limit: int | None) -> "Examples":
+        """At most ``limit`` examples, drawn without regard to the seed of training: every seed sees the same ones."""
+        if limit is None or limit >= len(self):
+            return self
+        chosen = np.sort(np.random.default_rng(0).permutation(len(self))[:limit])
+        texts = tuple(tuple(column[row] for row in chosen) for column in self.texts)
+        return Examples(self.files, texts, self.labels[chosen])
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """A task with its label names, its training examples, and one or two sets to score on."""
+
+    task: Task
+    train: Examples
+    dev: tuple[Examples, ...]
+
+
+def from_folder(task: Task, folder: Path) -> TaskData:
+    """All splits of a task from local files.
+
+    Raises:
+        ExamplesError: a split or column is not there, or a row has no text or no label of this task.
+    """
+    task = _named(task, folder)
+    return TaskData(
+        task,
+        _split(task, folder, task.train),
+        tuple(_split(task, folder, names) for names in task.dev),
+    )
+
+
+def from_hub(task: Task, name: str) -> TaskData:
+    """All splits of a task from the hub; ``name`` is ``owner/name`` or ``owner/name:configuration``.
+
+    Raises:
+        ExamplesError: it cannot be fetched, or as :func:`from_folder`.
+    """
+    path, _, configuration = name.partition(":")
+    if not task.label_names and task.label_range is None:
+        raise ExamplesError(f"{task.name} is made here by python -m eval.provenance: give its folder with --data DIR")
+    try:
+        found = datasets.load_dataset(path, configuration or None)
+    except (OSError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ExamplesError(
+            f"data set {name} cannot be fetched ({reason}): check its name (GLUE is nyu-mll/glue:{task.name}) and the "
+            "network, or give local files with --data DIR"
+        ) from None
+    return TaskData(
+        task, _hub_split(task, found, name, task.train), tuple(_hub_split(task, found, name, dev) for dev in task.dev)
+    )
+
+
+def encode(tokenizer: Any, examples: Examples, max_length: int) -> list[dict[str, list[int]]]:
+    """Each example as the model's own tokenizer reads it, unpadded; a pair is cut at the longer text first."""
+    columns = [list(column) for column in examples.texts]
+    encoded = tokenizer(*columns, truncation="longest_first", max_length=max_length)
+    return [{key: values[row] for key, values in encoded.items()} for row in range(len(examples))]
+
+
+def training_batches(lengths: Sequence[int], batch: int, seed: int, epoch: int) -> list[npt.NDArray[np.int64]]:
+    """Row numbers of each batch of one epoch: a shuffle by (seed, epoch), sorted by length within windows."""
+    chance = np.random.default_rng((seed, epoch))
+    order = chance.permutation(len(lengths))
+    window = batch * WINDOW_BATCHES
+    batches: list[npt.NDArray[np.int64]] = []
+    for start in range(0, len(order), window):
+        rows = order[start : start + window]
+        rows = rows[np.argsort(np.asarray(lengths)[rows], kind="stable")]
+        batches.extend(rows[first : first + batch] for first in range(0, len(rows), batch))
+    return [batches[index] for index in chance.permutation(len(batches))]
+
+
+def scoring_batches(lengths: Sequence[int], batch: int) -> list[npt.NDArray[np.int64]]:
+    """Row numbers of each batch, by length: every row once, as little padding as can be."""
+    order = np.argsort(lengths, kind="stable")
+    return [order[first : first + batch] for first in range(0, len(order), batch)]
+
+
+def _named(task: Task, folder: Path) -> Task:
+    """The task with the label names that its data brings, where the table has none."""
+    if task.label_names or task.label_range is not None:
+        return task
+    path = folder / LABEL_NAMES
+    if not path.is_file():
+        raise ExamplesError(f"{folder} has no {LABEL_NAMES}: make the {task.name} data with python -m eval.provenance")
+    names = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(names, list) or len(names) < 2 or not all(isinstance(name, str) for name in names):
+        raise ExamplesError(f"{path} is not a list of two or more label names: make it again")
+    return dataclasses.replace(task, label_names=tuple(names))
+
+
+def _hub_split(task: Task, found: Any, name: str, names: Sequence[str]) -> Examples:
+    present = [each for each in names if each in found]
+    if not present:
+        raise ExamplesError(f"data set {name} has splits {', '.join(found)}: expected {' or '.join(names)}")
+    columns = {column: found[present[0]][column] for column in found[present[0]].column_names}
+    place = f"{name} {present[0]}"
+    return _examples(task, [Table(place, place, columns)])
+
+
+def _split(task: Task, folder: Path, names: Sequence[str]) -> Examples:
+    return _examples(task, [READERS[path.suffix](path, task.headerless) for path in _files(task, folder, names)])
+
+
+def _files(task: Task, folder: Path, names: Sequence[str]) -> list[Path]:
+    """The file of a split, or its shards in order; more than one form of it would be read twice, so is refused."""
+    form = re.compile(rf"(?P<split>(?:{'|'.join(names)})(?:{SUBSET})?)(?:[-_.]\d+(?:-of-\d+)?)?")
+    matches = [
+        (path, match["split"])
+        for path in sorted(folder.glob("*"))
+        if path.suffix in READERS and (match := form.fullmatch(path.stem))
+    ]
+    if not matches:
+        present = ", ".join(sorted(path.name for path in folder.glob("*"))) or "nothing"
+        raise ExamplesError(
+            f"{folder} has no {names[0]} file of {task.name}: expected {' or '.join(names)} with one of the endings "
+            f"{', '.join(READERS)}; found {present}"
+        )
+    if len({(split, path.suffix) for path, split in matches}) > 1:
+        listed = ", ".join(path.name for path, _ in matches)
+        raise ExamplesError(f"{folder} has more than one {names[0]} file of {task.name} ({listed}): keep one of them")
+    return [path for path, _ in matches]
+
+
+def _examples(task: Task, tables: Sequence[Table]) -> Examples:
+    texts = tuple(
+        tuple(text for table in tables for text in _texts(table, _column(table, names))) for names in task.columns
+    )
+    labels = [label for table in tables for label in _labels(task, table, _column(table, task.label_columns))]
+    if not labels:
+        raise ExamplesError(f"{tables[0].where} has no examples: give one with rows")
+    kind = np.int64 if task.label_range is None else np.float32
+    return Examples(tuple(table.name for table in tables), texts, np.array(labels, dtype=kind))
+
+
+def _column(table: Table, names: Sequence[str]) -> str:
+    for name in names:
+        if name in table.columns:
+            return name
+    found = ", ".join(table.columns)
+    raise ExamplesError(f"{table.where}: no column {' or '.join(names)} among {found}: rename the one that is meant")
+
+
+def _texts(table: Table, column: str) -> Iterable[str]:
+    for row, value in enumerate(table.columns[column]):
+        if not isinstance(value, str):
+            raise ExamplesError(f"{table.place(row)}: {column} is {value!r}, not text: write the text, or drop the row")
+        yield value
+
+
+def _labels(task: Task, table: Table, column: str) -> Iterable[float]:
+    for row, value in enumerate(table.columns[column]):
+        try:
+            yield _label(task, value)
+        except ExamplesError as error:
+            raise ExamplesError(f"{table.place(row)}: {column} is {error}") from None
+
+
+def _label(task: Task, value: Any) -> float:
+    """The class number or score a label means.
+
+    Raises:
+        ExamplesError: what it is instead of a label, and which labels there are.
+    """
+    if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
+        raise ExamplesError(f"missing: write {_expected(task)}, or drop the row")
+    if isinstance(value, str) and value in task.label_names:
+        return task.label_names.index(value)
+    number = _number(value)
+    if number == -1:
+        raise ExamplesError("-1, a hidden test label: use the dev or validation split, whose labels are known")
+    low, high = task.label_range or (0, len(task.label_names) - 1)
+    if number is None or (task.label_range is None and number != int(number)):
+        raise ExamplesError(f"{value!r}, which is no label of {task.name}: write {_expected(task)}")
+    if not low <= number <= high:
+        raise ExamplesError(f"{value}, out of range: write {_expected(task)}")
+    return number
+
+
+def _expected(task: Task) -> str:
+    if task.label_range is not None:
+        return "a number from {:g} to {:g}".format(*task.label_range)
+    return f"one of {', '.join(f'{number} ({name})' for number, name in enumerate(task.label_names))}"
+
+
+def _number(value: Any) -> float | None:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if math.isfinite(number) else None

@@ -1,0 +1,111 @@
+"""Order and masks as arithmetic: each row once an epoch, the same rows and masks on any layout, the right chances."""
+
+
+import numpy as np
+import pytest
+import tokens_artifact
+import torch
+
+from cluster.rows import TokenSet, open_tokens
+from distill.batches import Batches, Masker, shuffled
+from distill.distillation import Masking
+
+SEED = 7
+
+
+@pytest.fixture(scope="module")
+def tokens(tmp_path_factory: pytest.TempPathFactory) -> TokenSet:
+    return open_tokens(tokens_artifact.make(tmp_path_factory.mktemp("batches")))
+
+
+def test_an_epoch_sees_every_row_once_and_two_epochs_differ() -> None:
+    for size in (1, 2, 3, 16, 17, 1000, 4097):
+        first, second = (shuffled(np.arange(size), size, SEED, epoch) for epoch in (0, 1))
+        assert sorted(first) == list(range(size))
+        assert size < 16 or (first != second).any()
+
+
+def test_the_order_is_not_the_rows_own() -> None:
+    order = shuffled(np.arange(10_000), 10_000, SEED, 0)
+    assert abs(np.corrcoef(np.arange(10_000), order)[0, 1]) < 0.05
+    assert len(np.unique(np.diff(order))) > 5_000
+
+
+def test_any_number_of_workers_sees_the_same_rows_with_the_same_masks(tokens: TokenSet) -> None:
+    batches = Batches(tokens.train, Masker(tokens, Masking(), SEED), 24, SEED)
+    whole = batches.take(step=5, first=0, count=24)
+    for size in (1, 3, 8):
+        parts = [batches.take(step=5, first=first, count=size) for first in range(0, 24, size)]
+        assert torch.equal(torch.cat([part.input_ids for part in parts]), whole.input_ids)
+        assert torch.equal(torch.cat([part.labels for part in parts]), whole.labels)
+
+
+def test_a_step_may_straddle_epochs(tokens: TokenSet) -> None:
+    rows = len(tokens.train)
+    batches = Batches(tokens.train, Masker(tokens, Masking(), SEED), rows - 1, SEED)
+    straddling = batches.take(step=1, first=0, count=rows - 1)
+    assert len(straddling.input_ids) == rows - 1
+
+
+def test_masks_of_a_row_change_from_epoch_to_epoch(tokens: TokenSet) -> None:
+    masker = Masker(tokens, Masking(), SEED)
+    rows = np.zeros(50, dtype=np.int64)
+    masked = masker.mask(tokens.train.take(rows), rows, np.arange(50))
+    assert len({tuple(row) for row in masked.positions.reshape(50, -1).numpy() % tokens.seq_len}) > 40
+
+
+def test_every_row_has_the_same_number_of_labels_and_special_tokens_have_none(tokens: TokenSet) -> None:
+    masker = Masker(tokens, Masking(), SEED)
+    rows = np.arange(len(tokens.train))
+    plain = tokens.train.take(rows)
+    batch = masker.mask(plain, rows, np.zeros_like(rows))
+    per_row = round(0.15 * tokens.seq_len)
+    assert batch.positions.shape == (len(rows) * per_row,)
+    assert (np.bincount(batch.positions.numpy() // tokens.seq_len, minlength=len(rows)) == per_row).all()
+    assert not np.isin(batch.labels.numpy(), tokens.special_ids).any()
+    np.testing.assert_array_equal(plain.reshape(-1)[batch.positions.numpy()], batch.labels.numpy())
+    untouched = np.ones(plain.size, dtype=bool)
+    untouched[batch.positions.numpy()] = False
+    np.testing.assert_array_equal(plain.reshape(-1)[untouched], batch.input_ids.reshape(-1).numpy()[untouched])
+
+
+def test_chosen_words_are_shown_as_mask_random_word_or_themselves(tokens: TokenSet) -> None:
+    masker = Masker(tokens, Masking(), SEED)
+    rows = np.repeat(np.arange(len(tokens.train)), 8)
+    epochs = np.tile(np.arange(8), len(tokens.train))
+    batch = masker.mask(tokens.train.take(rows), rows, epochs)
+    shown, labels = batch.input_ids.reshape(-1)[batch.positions].numpy(), batch.labels.numpy()
+    masked, kept = shown == tokens.mask_id, shown == labels
+    assert masked.mean() == pytest.approx(0.8, abs=0.01)
+    assert kept.mean() == pytest.approx(0.1, abs=0.01)
+    random = shown[~masked & ~kept]
+    assert len(random) / len(shown) == pytest.approx(0.1, abs=0.01)
+    # Drawn from the whole vocabulary, not from the words of the text.
+    assert len(np.unique(random)) > 0.9 * tokens.vocab_size
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.7])
+def test_words_are_chosen_as_often_as_by_the_naive_draw(tokens: TokenSet, smoothing: float) -> None:
+    """Against ``torch.multinomial`` on the chances of the original code, drawn row by row."""
+    row = tokens.train.take(np.array([3]))
+    draws = 20_000
+    masker = Masker(tokens, Masking(smoothing=smoothing), SEED)
+    epochs = np.arange(draws)
+    batch = masker.mask(np.repeat(row, draws, axis=0), np.full(draws, 3), epochs)
+    ours = np.bincount(batch.positions.numpy() % tokens.seq_len, minlength=tokens.seq_len) / draws
+
+    chances = np.maximum(tokens.counts, 1).astype(np.float64) ** -smoothing
+    chances[list(tokens.special_ids)] = 0
+    weights = torch.from_numpy(chances[row[0]]).expand(draws, -1)
+    torch.manual_seed(0)
+    drawn = torch.multinomial(weights, masker.labels_per_row, replacement=False)
+    naive = np.bincount(drawn.numpy().reshape(-1), minlength=tokens.seq_len) / draws
+    # Three standard errors of the difference of two such frequencies are 0.015 at most.
+    np.testing.assert_allclose(ours, naive, atol=0.015)
+    assert ours[0] == 0
+
+
+def test_other_seeds_give_other_masks_and_orders(tokens: TokenSet) -> None:
+    first, second = (Batches(tokens.train, Masker(tokens, Masking(), seed), 16, seed).take(0, 0, 16) for seed in (1, 2))
+    assert not torch.equal(first.input_ids, second.input_ids)
+    assert not torch.equal(first.positions, second.positions)

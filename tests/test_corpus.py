@@ -1,0 +1,374 @@
+"""The corpus: every kind of source, cleaning and deduplication with counts, equal shards every time, clear refusals."""
+
+import json
+import os
+import subprocess
+import sys
+import sysconfig
+import unicodedata
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import tiny
+
+from cluster import artifact, corpus, prose, stage
+from cluster.corpus import STAGE, Corpus
+
+REAL_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def _make(out: Path, *sources: dict[str, Any], **settings: Any) -> artifact.Artifact:
+    recipe = Corpus.of({"sources": [*sources], **settings})
+    made = stage.execute(STAGE, recipe, {}, out)
+    assert made is not None
+    return made
+
+
+def _documents(made: artifact.Artifact) -> list[tuple[str, str]]:
+    found: list[tuple[str, str]] = []
+    for path in sorted(made.path.glob(corpus.SHARDS)):
+        table = pq.read_table(path)
+        found.extend(zip(table["source"].to_pylist(), table["text"].to_pylist(), strict=True))
+    return found
+
+
+def _texts(made: artifact.Artifact) -> list[str]:
+    return [text for _, text in _documents(made)]
+
+
+def _json_lines(path: Path, texts: list[Any]) -> dict[str, Any]:
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
+    return {"kind": "jsonl", "path": str(path)}
+
+
+def _parquet(path: Path, texts: list[Any], column: str = "text") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table({column: pa.array(texts, pa.string()), "id": range(len(texts))}), path)
+    return path
+
+
+def test_documents_are_cleaned_and_everything_dropped_is_counted_by_reason(tmp_path: Path) -> None:
+    composed, decomposed = "Crème brûlée.", unicodedata.normalize("NFD", "Crème brûlée.")
+    assert composed != decomposed
+    # \x00 between letter and accent: composing before removing it would leave the pair apart.
+    hidden = decomposed.replace("e\u0300", "e\x00\u0300")
+    repeated = [composed, decomposed, hidden, "One\ttwo\r\nthree\x00\x1b\x85\ufeff.", "  One two\nthree. "]
+    texts = [*repeated, None, "", " \n\t\x07", "Hi.", "Half a pair \ud800 is not text."]
+    made = _make(tmp_path / "out", _json_lines(tmp_path / "in.jsonl", texts), min_characters=5)
+    assert _texts(made) == ["Crème brûlée.", "One two\nthree.", "Half a pair  is not text."]
+    assert made.facts["dropped"] == {"repeated": 3, "missing": 1, "empty": 2, "short": 1}
+    assert made.facts["documents"] == 3
+    assert made.facts["bytes"] == sum(len(text.encode()) for text in _texts(made))
+
+
+def test_repeated_documents_are_dropped_across_sources_and_the_first_label_stays(tmp_path: Path) -> None:
+    first = {**_json_lines(tmp_path / "a.jsonl", ["Same.", "Only a."]), "name": "first"}
+    second = _json_lines(tmp_path / "b.jsonl", ["Only b.", "Same."])
+    made = _make(tmp_path / "out", first, second)
+    assert _documents(made) == [("first", "Same."), ("first", "Only a."), ("b", "Only b.")]
+    assert made.facts["sources"] == {"first": {"documents": 2, "bytes": 12}, "b": {"documents": 1, "bytes": 7}}
+
+
+def test_parquet_is_read_from_a_file_a_folder_and_a_glob_in_sorted_order(tmp_path: Path) -> None:
+    _parquet(tmp_path / "in" / "b.parquet", ["Third.", "Fourth."])
+    _parquet(tmp_path / "in" / "a" / "z.parquet", ["First.", None, "Second."])
+    whole = ["First.", "Second.", "Third.", "Fourth."]
+    for number, path in enumerate(("in", "in/**/*.parquet")):
+        made = _make(tmp_path / f"out{number}", {"kind": "parquet", "path": str(tmp_path / path)})
+        assert _texts(made) == whole
+        assert {label for label, _ in _documents(made)} == {"in"}
+    alone = _make(tmp_path / "out", {"kind": "parquet", "path": str(tmp_path / "in" / "b.parquet")})
+    assert _documents(alone) == [("b", "Third."), ("b", "Fourth.")]
+
+
+@pytest.mark.parametrize("kind", [pa.large_string(), pa.dictionary(pa.int32(), pa.string())])
+def test_every_arrow_string_type_is_read(tmp_path: Path, kind: pa.DataType) -> None:
+    pq.write_table(pa.table({"body": pa.array(["Words.", "More."]).cast(kind)}), tmp_path / "a.parquet")
+    made = _make(tmp_path / "out", {"kind": "parquet", "path": str(tmp_path / "a.parquet"), "column": "body"})
+    assert _texts(made) == ["Words.", "More."]
+
+
+@pytest.mark.parametrize(
+    ("documents", "expected"),
+    [
+        ("file", ["One.\nTwo.\n\n \nThree."]),
+        ("line", ["One.", "Two.", "Three."]),
+        ("paragraph", ["One.\nTwo.", "Three."]),
+    ],
+)
+def test_plain_text_by_file_line_and_paragraph(tmp_path: Path, documents: str, expected: list[str]) -> None:
+    (tmp_path / "a.txt").write_bytes("\ufeffOne.\r\nTwo.\n\n \nThree.".encode())
+    made = _make(tmp_path / "out", {"kind": "text", "path": str(tmp_path / "a.txt"), "documents": documents})
+    assert _texts(made) == expected
+
+
+def test_limits_count_kept_documents_and_bytes(tmp_path: Path) -> None:
+    source = _json_lines(tmp_path / "a.jsonl", ["", "Aa.", "Aa.", "Bb.", "Cc.", "Dd."])
+    assert _texts(_make(tmp_path / "limit", {**source, "limit": 2})) == ["Aa.", "Bb."]
+    assert _texts(_make(tmp_path / "bytes", {**source, "max_bytes": 10})) == ["Aa.", "Bb.", "Cc."]
+
+
+def test_shards_keep_their_budget_their_schema_and_their_bytes(tmp_path: Path) -> None:
+    source = _json_lines(tmp_path / "a.jsonl", [f"{number} {line}" for number in range(20) for line in tiny.ENGLISH])
+    first, second = (_make(tmp_path / name, source, shard_bytes=20_000) for name in ("first", "second"))
+    names = [path.name for path in sorted(first.path.glob("*.parquet"))]
+    assert names == [f"documents-{number:05}.parquet" for number in range(first.facts["shards"])]
+    assert len(names) > 3
+    for name in names:
+        table = pq.read_table(first.path / name)
+        assert table.schema.field("source").type == pa.dictionary(pa.int32(), pa.string())
+        assert table.schema.field("text").type == pa.large_string()
+        assert sum(len(text.encode()) for text in table["text"].to_pylist()) <= 20_000
+        assert (first.path / name).read_bytes() == (second.path / name).read_bytes()
+    assert first.identity == second.identity
+    assert len(_texts(first)) == 20 * len(tiny.ENGLISH)
+
+
+def test_an_interrupted_attempt_leaves_no_shard_behind(tmp_path: Path) -> None:
+    source = _json_lines(tmp_path / "a.jsonl", [*tiny.ENGLISH, 3])
+    with pytest.raises(stage.StageError, match=f"line {len(tiny.ENGLISH) + 1}: text holds 3"):
+        _make(tmp_path / "out", source, shard_bytes=200)
+    assert len(list((tmp_path / ".out.partial").glob(corpus.SHARDS))) > 5
+    _json_lines(tmp_path / "a.jsonl", tiny.ENGLISH[:2])
+    assert _texts(_make(tmp_path / "out", source, shard_bytes=200)) == tiny.ENGLISH[:2]
+
+
+DOCSTRING = """Return the *smallest* of the `values` that are given to :func:`~statistics.smallest`.
+
+The values are compared with each other until
+only one of them is left::
+
+    while len(values) > 1: this is not the prose of a person.
+
+.. versionadded:: 3.2
+   This line of the directive is not a part of the prose.
+
+.. note:: It is an error to give no values at all,
+   because there is no smallest of them.
+
+>>> smallest([3, 1, 2])
+1
+
+* A point of a list that is a sentence of its own
+  and goes on in the next line.
+* short point
+
+Parameters
+----------
+values : list of int
+    The values of which the smallest is to be found.
+key
+    func
+
+Args:
+    default (`int`, *optional*): The value to return where there are none.
+    other:
+        What to do with all of the other values.
+
+:param strict: Whether the values must not be equal
+    to each other.
+
+Examples
+--------
+This sentence in the examples is not for the reader of prose.
+
+====  ====
+a     b
+====  ====
+
+See https://example.org/values or [the notes](https://example.org) for what is not said here.
+"""
+
+
+def test_prose_of_a_docstring_is_its_sentences() -> None:
+    assert prose.paragraphs(DOCSTRING) == [
+        "Return the smallest of the values that are given to smallest.",
+        "It is an error to give no values at all, because there is no smallest of them.",
+        "A point of a list that is a sentence of its own and goes on in the next line.",
+        "The values of which the smallest is to be found.",
+        "The value to return where there are none.",
+        "What to do with all of the other values.",
+        "Whether the values must not be equal to each other.",
+    ]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Too short for us.",
+        "the opening is not a capital, so it is a part of something.",
+        "There is no full stop at the end of this one",
+        "Axis Length Width Height Depth Volume Area Weight.",
+        "If a_b == c.d() then x[0] += 1 else y -= 2 for z.",
+    ],
+)
+def test_what_does_not_read_like_english_is_no_prose(text: str) -> None:
+    assert not prose.reads_as_prose(text)
+
+
+def test_installed_docs_are_read_without_importing_and_labelled_by_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site, stdlib = tmp_path / "site", tmp_path / "stdlib"
+    shared = "A sentence that both of the packages have in their docs."
+    files = {
+        site / "alpha" / "__init__.py": f'"""{shared}"""\nraise RuntimeError("imported")\n',
+        site / "alpha" / "deep" / "inner.py": "class A:\n    '''The class has a sentence for the reader.'''\n"
+        "    if True:\n        async def f(self):\n            '''The method has one for the reader as well.'''\n",
+        site / "alpha" / "tests" / "cases.py": '"""The tests have sentences that are of no use."""\n',
+        site / "alpha" / "_vendor" / "copy.py": '"""The copy has sentences that are not of this package."""\n',
+        site / "alpha" / "old.py": "print 'not of this version'\n",
+        site / "beta.py": f'"""{shared}\n\nThis one is a sentence of the second alone."""\n',
+        site / "alpha-1.0.dist-info" / "hook.py": '"""The metadata of a package is not a package itself."""\n',
+        stdlib / "mathematics.py": '"""The module has the functions that are in every school book."""\n',
+        stdlib / "site-packages" / "beta.py": '"""What is installed is not a part of the library."""\n',
+    }
+    for path, source in files.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(source, encoding="utf-8")
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(stdlib if name == "stdlib" else site))
+    made = _make(tmp_path / "out", {"kind": "installed-docs"})
+    assert _documents(made) == [
+        ("alpha", shared),
+        ("alpha", "The class has a sentence for the reader.\n\nThe method has one for the reader as well."),
+        ("beta", "This one is a sentence of the second alone."),
+        ("stdlib", "The module has the functions that are in every school book."),
+    ]
+    assert made.facts["dropped"] == {"unparsable modules": 1}
+
+
+def test_installed_docs_of_real_packages_are_prose(tmp_path: Path) -> None:
+    source = {"kind": "installed-docs", "packages": ["packaging", "filelock", "jinja2"]}
+    made = _make(tmp_path / "out", source, min_characters=200)
+    labels = [label for label, _ in _documents(made)]
+    assert labels == sorted(labels)
+    assert {*labels} == {"filelock", "jinja2", "packaging"}
+    paragraphs = [paragraph for text in _texts(made) for paragraph in text.split("\n\n")]
+    assert all(prose.reads_as_prose(paragraph) for paragraph in paragraphs)
+    assert len(paragraphs) == len({*paragraphs})
+    assert made.facts["bytes"] > 50_000
+
+
+def _broken_parquet(path: Path) -> str:
+    whole = _parquet(path / "in.parquet", tiny.ENGLISH).read_bytes()
+    (path / "in.parquet").write_bytes(whole[: len(whole) // 2])
+    return '{ kind = "parquet", path = "in.parquet" }'
+
+
+def _no_such_column(path: Path) -> str:
+    _parquet(path / "in.parquet", tiny.ENGLISH, column="body")
+    return '{ kind = "parquet", path = "in.parquet" }'
+
+
+def _numbers(path: Path) -> str:
+    _parquet(path / "in.parquet", tiny.ENGLISH)
+    return '{ kind = "parquet", path = "in.parquet", column = "id" }'
+
+
+def _latin(path: Path) -> str:
+    (path / "in.txt").write_bytes("One.\nTwo.\nCrème.\n".encode("latin-1"))
+    return '{ kind = "text", path = "in.txt" }'
+
+
+def _cut_line(path: Path) -> str:
+    (path / "in.jsonl").write_text('{"text": "One."}\n\n{"text": "Tw', encoding="utf-8")
+    return '{ kind = "jsonl", path = "in.jsonl" }'
+
+
+def _line_without_column(path: Path) -> str:
+    (path / "in.jsonl").write_text('{"text": "One."}\n{"body": "Two."}\n', encoding="utf-8")
+    return '{ kind = "jsonl", path = "in.jsonl" }'
+
+
+def _no_object(path: Path) -> str:
+    (path / "in.jsonl").write_text('["One."]\n', encoding="utf-8")
+    return '{ kind = "jsonl", path = "in.jsonl" }'
+
+
+def _huge_file(path: Path) -> str:
+    with (path / "in.txt").open("wb") as file:
+        file.truncate(2**30)  # sparse: takes no room
+    return '{ kind = "text", path = "in.txt" }'
+
+
+def _nothing_left(path: Path) -> str:
+    (path / "in.txt").write_text(" \n \n", encoding="utf-8")
+    return '{ kind = "text", path = "in.txt", documents = "line" }'
+
+
+def _empty_folder(path: Path) -> str:
+    (path / "in").mkdir()
+    return '{ kind = "text", path = "in" }'
+
+
+REFUSALS = {
+    _broken_parquet: "in.parquet is not a readable Parquet file",
+    _no_such_column: "in.parquet has no column text: set column to one of body, id",
+    _numbers: "in.parquet: column id holds int64, expected strings",
+    _latin: "in.txt: line 3 is not UTF-8 (byte 3 of the line)",
+    _cut_line: "in.jsonl: line 3 is not JSON",
+    _line_without_column: "in.jsonl: line 2 has no column text: set column to one of body",
+    _no_object: "in.jsonl: line 1 is no JSON object",
+    _huge_file: "set documents to 'paragraph' or 'line'",
+    _nothing_left: "the corpus is empty (dropped: 2 empty)",
+    _empty_folder: "source path in: no *.txt file below the folder",
+    lambda path: '{ kind = "text", path = "absent/*.txt" }': "source path absent/*.txt: no such file",
+    lambda path: '{ kind = "installed-docs", packages = ["absent"] }': "package absent is not installed",
+    lambda path: '{ kind = "text", path = "in.txt", document = "line" }': "did you mean",
+    lambda path: '{ kind = "text", path = "in.txt", limit = 0 }': "greater than 0",
+}
+
+
+@pytest.mark.parametrize(("prepare", "expected"), REFUSALS.items())
+def test_what_cannot_be_read_is_refused_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], prepare: Any, expected: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipe.toml").write_text(f"sources = [{prepare(tmp_path)}]\n", encoding="utf-8")
+    with pytest.raises(SystemExit) as exit_code:
+        stage.main(STAGE, ["recipe.toml", "--out", "out"])
+    said = capsys.readouterr()
+    assert exit_code.value.code == 1
+    *progress, error = said.err.splitlines()
+    assert error.startswith("error: ")
+    assert expected in error
+    assert all(line.startswith("corpus: ") for line in progress)
+    assert not (tmp_path / "out").exists()
+
+
+def _command(folder: Path, source: str) -> subprocess.CompletedProcess[str]:
+    (folder / "recipe.toml").write_text(f"[[sources]]\n{source}\n", encoding="utf-8")
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "hf"), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "cluster.corpus", "recipe.toml", "--out", "out"]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_a_hub_source_reads_a_local_folder(tmp_path: Path) -> None:
+    _parquet(tmp_path / "local" / "train.parquet", tiny.ENGLISH)
+    done = _command(tmp_path, 'kind = "hub"\ndataset = "./local"\nname = "local"\nreading = "stream"\nlimit = 40')
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / done.stdout.strip()).samefile(tmp_path / "out")
+    assert _documents(artifact.read(tmp_path / "out", "corpus")) == [("local", line) for line in tiny.ENGLISH[:40]]
+
+
+def test_a_hub_source_out_of_reach_ends_in_one_line(tmp_path: Path) -> None:
+    done = _command(tmp_path, 'kind = "hub"\ndataset = "no-such-owner/no-such-text"')
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: dataset no-such-owner/no-such-text, split train: cannot be loaded (")
+
+
+@pytest.mark.real_data
+@pytest.mark.skipif(not REAL_DATA.exists(), reason="real text is not beside the checkout")
+def test_real_articles_and_novels_pass_whole(tmp_path: Path) -> None:
+    articles = {"kind": "parquet", "path": str(REAL_DATA / "corpus" / "wikipedia_en-00000-of-00008.parquet")}
+    novels = {"kind": "parquet", "path": str(REAL_DATA / "corpus" / "novels_en.parquet"), "limit": 3, "name": "novels"}
+    made = _make(tmp_path / "out", {**articles, "limit": 300, "name": "wikipedia"}, novels, shard_bytes=2_000_000)
+    assert {label: kept["documents"] for label, kept in made.facts["sources"].items()} == {
+        "wikipedia": 300,
+        "novels": 3,
+    }
+    assert all(text == corpus.clean(text) for text in _texts(made))

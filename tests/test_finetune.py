@@ -1,0 +1,239 @@
+"""Fine-tuning tiny teachers and students with the real stage: they learn, repeat themselves, and go on."""
+
+import contextlib
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import tiny
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from cluster import artifact, stage
+from eval.finetune import STAGE, Finetune
+
+GOOD = ["warm", "clear", "honey", "spring", "green", "garden", "light", "bread", "gold", "river"]
+BAD = ["broken", "frozen", "flood", "fire", "loud", "dull", "leak", "snow", "black", "winter"]
+QUICK = {"epochs": 4, "learning_rate": 3e-3, "batch": 16, "max_length": 32}
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def sentiment(folder: Path, rows: int = 240) -> Path:
+    """Sentences of good or of bad words: a label that any encoder can learn."""
+    chance = random.Random(5)
+    examples = []
+    for _ in range(rows):
+        label = chance.randrange(2)
+        words = chance.choices(GOOD if label else BAD, k=3) + chance.choices(["the", "and", "a"], k=4)
+        chance.shuffle(words)
+        examples.append({"sentence": " ".join(words), "label": label})
+    write_rows(folder / "train.jsonl", examples[: rows * 3 // 4])
+    write_rows(folder / "dev.jsonl", examples[rows * 3 // 4 :])
+    return folder
+
+
+def finetune(model: Path, data: Path, out: Path, **values: Any) -> dict[str, Any]:
+    """Run the stage; returns its scores.json."""
+    recipe = Finetune.of({**QUICK, **values})
+    stage.execute(STAGE, recipe, {"model": model, "data": data}, out)
+    return dict(json.loads((out / "scores.json").read_text(encoding="utf-8")))
+
+
+@pytest.mark.parametrize("build", [tiny.bert_teacher, tiny.distilbert, tiny.roberta_teacher], ids=lambda b: b.__name__)
+def test_every_architecture_learns_by_the_same_lines(build: Any, tmp_path: Path) -> None:
+    model = build(tmp_path / "model", layers=2)
+    scores = finetune(model, sentiment(tmp_path / "data"), tmp_path / "out", task="sst2")
+    assert scores["score"] > 90.0 > scores["majority"] + 20
+    assert (scores["train_examples"], scores["dev_examples"]) == (180, 60)
+    assert (scores["metric"], scores["subset"]) == ("accuracy", False)
+    found = artifact.verify(tmp_path / "out", "finetune")
+    assert found.facts["score"] == scores["score"]
+    trained = AutoModelForSequenceClassification.from_pretrained(found.path)
+    assert trained.config.id2label == {0: "negative", 1: "positive"}
+    assert found.facts["parameters"] == sum(parameter.numel() for parameter in trained.parameters())
+    tokens = AutoTokenizer.from_pretrained(found.path)(
+        ["warm clear honey", "broken flood"], padding=True, return_tensors="pt"
+    )
+    assert trained(**tokens).logits.argmax(-1).tolist() == [1, 0]
+
+
+def test_regression_learns_a_score(tmp_path: Path) -> None:
+    chance = random.Random(7)
+    rows = []
+    for _ in range(400):
+        score = chance.randrange(6)
+        words = chance.choices(GOOD, k=score) + chance.choices(BAD, k=5 - score)
+        rows.append({"sentence1": " ".join(words), "sentence2": "the mill", "label": float(score)})
+    write_rows(tmp_path / "data" / "train.jsonl", rows[:320])
+    write_rows(tmp_path / "data" / "dev.jsonl", rows[320:])
+    model = tiny.bert_teacher(tmp_path / "model", layers=2)
+    scores = finetune(model, tmp_path / "data", tmp_path / "out", task="stsb", epochs=8)
+    assert scores["score"] > 70.0
+    assert scores["majority"] == 0.0
+    assert scores["score"] == pytest.approx((scores["metrics"]["pearson"] + scores["metrics"]["spearman"]) / 2)
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["problem_type"] == "regression"
+
+
+def test_mnli_is_scored_on_both_sets_and_the_first_leads(tmp_path: Path) -> None:
+    rows = [{"premise": word, "hypothesis": word, "label": number % 3} for number, word in enumerate(GOOD * 3)]
+    write_rows(tmp_path / "data" / "train.jsonl", rows)
+    write_rows(tmp_path / "data" / "dev_matched.jsonl", rows[:7])
+    write_rows(tmp_path / "data" / "dev_mismatched_subset.jsonl", rows[7:12])
+    model = tiny.distilbert(tmp_path / "model")
+    scores = finetune(model, tmp_path / "data", tmp_path / "out", task="mnli", epochs=1)
+    assert set(scores["metrics"]) == {"accuracy", "mismatched_accuracy"}
+    assert scores["score"] == scores["metrics"]["accuracy"]
+    assert scores["dev_examples"] == 7
+    assert scores["dev_files"] == ["dev_matched.jsonl", "dev_mismatched_subset.jsonl"]
+    assert scores["subset"] is True
+
+
+def test_same_seed_same_scores_and_weights(tmp_path: Path) -> None:
+    model, data = tiny.bert_teacher(tmp_path / "model", layers=2), sentiment(tmp_path / "data")
+    hard = {"task": "sst2", "epochs": 1, "learning_rate": 3e-4}
+    first, again, other = (
+        finetune(model, data, tmp_path / f"out{number}", seeds=[seed], **hard) for number, seed in enumerate((3, 3, 4))
+    )
+    weights = [safetensors.torch.load_file(tmp_path / f"out{number}" / "model.safetensors") for number in range(3)]
+    assert first["metrics"] == again["metrics"]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert not torch.equal(weights[0]["classifier.weight"], weights[2]["classifier.weight"])
+    assert other["median_seed"] == 4
+
+
+def test_bf16_learns_too_and_saves_fp32(tmp_path: Path) -> None:
+    model, data = tiny.bert_teacher(tmp_path / "model", layers=2), sentiment(tmp_path / "data")
+    scores = finetune(model, data, tmp_path / "out", task="sst2", precision="bf16")
+    assert scores["score"] > 90.0
+    weights = safetensors.torch.load_file(tmp_path / "out" / "model.safetensors")
+    assert {weight.dtype for weight in weights.values()} == {torch.float32}
+
+
+def test_an_interrupted_job_keeps_its_finished_seeds(tmp_path: Path) -> None:
+    model, data = tiny.distilbert(tmp_path / "model"), sentiment(tmp_path / "data")
+    recipe = Finetune.of({**QUICK, "task": "sst2", "epochs": 1, "learning_rate": 3e-4, "seeds": [1, 2, 3]})
+    inputs, out = {"model": model, "data": data}, tmp_path / "out"
+    # The second seed cannot write its result where a directory is.
+    obstacle = tmp_path / ".out.partial" / "seeds" / "2.json"
+    with (
+        contextlib.suppress(KeyboardInterrupt),
+        artifact.create(out, kind="finetune", inputs=stage.identities(STAGE, inputs), recipe=recipe.identity()),
+    ):
+        obstacle.mkdir(parents=True)
+        raise KeyboardInterrupt
+    with pytest.raises(OSError, match="directory"):
+        stage.execute(STAGE, recipe, inputs, out)
+    assert not out.exists()
+    first = obstacle.with_name("1.json")
+    kept = {**json.loads(first.read_text()), "seconds": 12345.0}
+    first.write_text(json.dumps(kept))
+    obstacle.rmdir()
+
+    stage.execute(STAGE, recipe, inputs, out)
+    scores = json.loads((out / "scores.json").read_text())
+    assert scores["seeds"][0] == kept
+    by_score = sorted(scores["seeds"], key=lambda result: result["score"])
+    assert [result["seed"] for result in scores["seeds"]] == [1, 2, 3]
+    assert (scores["low"], scores["score"], scores["high"]) == tuple(result["score"] for result in by_score)
+    assert scores["median_seed"] == by_score[1]["seed"]
+    files = {path.name for path in out.iterdir()}
+    assert files == {
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "scores.json",
+        "manifest.json",
+    }
+
+
+def test_the_model_kept_is_the_one_of_the_median_seed(tmp_path: Path) -> None:
+    model, data = tiny.distilbert(tmp_path / "model"), sentiment(tmp_path / "data")
+    values = {"task": "sst2", "epochs": 1, "learning_rate": 3e-4}
+    together = finetune(model, data, tmp_path / "together", seeds=[5, 6, 7], **values)
+    finetune(model, data, tmp_path / "alone", seeds=[together["median_seed"]], **values)
+    kept, alone = (safetensors.torch.load_file(tmp_path / name / "model.safetensors") for name in ("together", "alone"))
+    assert all(torch.equal(kept[name], alone[name]) for name in alone)
+
+
+def test_train_limit_takes_fewer_and_says_subset(tmp_path: Path) -> None:
+    model, data = tiny.distilbert(tmp_path / "model"), sentiment(tmp_path / "data")
+    scores = finetune(model, data, tmp_path / "out", task="sst2", epochs=1, train_limit=20)
+    assert (scores["train_examples"], scores["subset"]) == (20, True)
+
+
+def test_missing_encoder_weights_are_an_error(tmp_path: Path) -> None:
+    model = tiny.bert_teacher(tmp_path / "model", layers=2)
+    weights = safetensors.torch.load_file(model / "model.safetensors")
+    lost = "bert.encoder.layer.1.attention.self.query.weight"
+    safetensors.torch.save_file(
+        {name: each for name, each in weights.items() if name != lost}, model / "model.safetensors"
+    )
+    with pytest.raises(ValueError, match=rf"lacks 1 weights of its encoder, {lost} first"):
+        finetune(model, sentiment(tmp_path / "data"), tmp_path / "out", task="sst2")
+
+
+def test_a_finetuned_model_can_start_another_task(tmp_path: Path) -> None:
+    model, data = tiny.distilbert(tmp_path / "model"), sentiment(tmp_path / "data")
+    finetune(model, data, tmp_path / "first", task="sst2", epochs=1)
+    rows = [{"premise": word, "hypothesis": word, "label": number % 3} for number, word in enumerate(GOOD)]
+    for split in ("train", "dev_matched", "dev_mismatched"):
+        write_rows(tmp_path / "three" / f"{split}.jsonl", rows)
+    finetune(tmp_path / "first", tmp_path / "three", tmp_path / "second", task="mnli", epochs=1)
+    config = json.loads((tmp_path / "second" / "config.json").read_text())
+    assert config["id2label"] == {"0": "entailment", "1": "neutral", "2": "contradiction"}
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"task": "rotten"}, "task: no task rotten: write one of cola, sst2"),
+        ({"task": "rte", "seeds": [1, 1]}, "names a seed twice"),
+        ({"task": "rte", "seeds": []}, "seeds"),
+        ({"task": "rte", "warmup": 1.0}, "warmup"),
+        ({"task": "rte", "placement": {"threads": "all"}}, "threads"),
+    ],
+)
+def test_recipes_that_make_no_sense_are_refused(values: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        Finetune.of(values)
+
+
+def test_too_long_inputs_are_refused_and_standard_lengths_lowered(tmp_path: Path) -> None:
+    model, data = tiny.roberta_teacher(tmp_path / "model", layers=1, positions=48), sentiment(tmp_path / "data", 40)
+    with pytest.raises(ValueError, match="max_length = 64, but the model reads 48 tokens"):
+        finetune(model, data, tmp_path / "out", task="sst2", max_length=64)
+    scores = finetune(model, data, tmp_path / "out", task="sst2", max_length=None, epochs=1)
+    assert scores["settings"]["max_length"] == 48
+
+
+def test_a_diverging_run_stops(tmp_path: Path) -> None:
+    model, data = tiny.distilbert(tmp_path / "model"), sentiment(tmp_path / "data")
+    weights = safetensors.torch.load_file(model / "model.safetensors")
+    weights["distilbert.embeddings.LayerNorm.weight"].fill_(float("inf"))
+    safetensors.torch.save_file(weights, model / "model.safetensors")
+    with pytest.raises(ValueError, match="the loss is nan by step"):
+        finetune(model, data, tmp_path / "out", task="sst2")
+
+
+def test_the_command_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    model, data, out = tiny.distilbert(tmp_path / "model"), sentiment(tmp_path / "data"), tmp_path / "out"
+    capfd.readouterr()
+    command = ["finetune", "--model", str(model), "--out", str(out), "--set", "task=sst2", "--set", "epochs=1"]
+    with pytest.raises(SystemExit):
+        stage.main(STAGE, command)
+    assert "exactly one place: give either --data DIR or" in capfd.readouterr().err
+    stage.main(STAGE, [*command, "--set", "seeds=[1]", "--data", str(data)])
+    printed = capfd.readouterr()
+    assert printed.out.strip() == str(out)
+    # No report of newly initialised weights, no bars of loading and writing.
+    assert "classifier" not in printed.err
+    assert "%|" not in printed.err

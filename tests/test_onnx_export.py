@@ -1,0 +1,168 @@
+import json
+import shutil
+from pathlib import Path
+
+import headed
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from transformers import BertConfig, BertForTokenClassification, DistilBertConfig, DistilBertForSequenceClassification
+
+from cluster import artifact, stage
+from cluster.recipe import load
+from deploy import onnx_export
+from deploy.onnx_export import STAGE, Export
+from deploy.parity import Probe, Tolerance
+
+SHORT = Probe(lengths=(8, 24), rows=2)
+# Seconds each: here those that a pipeline makes, in the long run every other family with every other head.
+USUAL = [
+    ("distilbert", "masked-words"),
+    ("distilbert", "classification"),
+    ("distilbert", "question-answering"),
+    ("bert", "classification"),
+    ("roberta", "masked-words"),
+]
+CASES = [
+    pytest.param(family, head, marks=() if (family, head) in USUAL else pytest.mark.long)
+    for family in onnx_export.FAMILIES
+    for head in ("masked-words", "classification", "question-answering")
+]
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+def export(model: Path, out: Path, **changes) -> artifact.Artifact:
+    made = stage.execute(STAGE, Export(probe=SHORT, **changes), {"model": model}, out)
+    assert made is not None
+    return made
+
+
+def both_outputs(
+    model: Path, exported: Path, head: str, batch: int, length: int
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Outputs of the folder in plain transformers and of the export in plain ONNX Runtime, on ids of our own."""
+    loaded = headed.load(model, head)
+    generator = torch.Generator().manual_seed(batch * 1000 + length)
+    feed = {"input_ids": torch.randint(5, 100, (batch, length), generator=generator)}
+    feed["attention_mask"] = torch.ones_like(feed["input_ids"])
+    feed["attention_mask"][-1, length - length // 3 :] = 0
+    session = onnxruntime.InferenceSession(exported / "model.onnx")
+    if "token_type_ids" in [given.name for given in session.get_inputs()]:
+        feed["token_type_ids"] = torch.arange(length).expand(batch, length) // max(1, length // 2) % 2
+    with torch.no_grad():
+        wanted = loaded(**feed)
+    names = [output.name for output in session.get_outputs()]
+    found = session.run(names, {name: values.numpy() for name, values in feed.items()})
+    return [(wanted[name].numpy(), values) for name, values in zip(names, found, strict=True)]
+
+
+@pytest.mark.parametrize(("family", "head"), CASES)
+def test_every_family_and_head_is_exported_with_free_batch_and_length(tmp_path, family, head):
+    model = headed.model_folder(tmp_path / "model", family, head)
+    exported = export(model, tmp_path / "export")
+    for batch, length in ((1, 1), (1, 5), (3, 41), (2, 64)):
+        pairs = both_outputs(model, exported.path, head, batch, length)
+        assert len(pairs) == (2 if head == "question-answering" else 1)
+        for wanted, found in pairs:
+            assert wanted.shape == found.shape
+            np.testing.assert_allclose(found, wanted, atol=1e-4)
+    facts = exported.facts
+    assert (facts["format"], facts["head"], facts["model_name"]) == ("onnx", head, "model")
+    assert facts["parameters"] == headed.load(model, head).num_parameters()
+    assert facts["bytes"] == (exported.path / "model.onnx").stat().st_size
+    assert facts["parity"]["relative"] < 1e-5
+
+
+def test_token_types_are_an_input_only_of_models_that_tell_them_apart(tmp_path):
+    for family, expected in (("bert", 3), ("distilbert", 2), ("roberta", 2)):
+        source = onnx_export.open_source(headed.model_folder(tmp_path / family, family, "classification"))
+        assert len(source.inputs) == expected
+        assert source.positions == 64, "RoBERTa's two unused positions are not offered"
+
+
+def test_a_regression_student_is_named_and_known_again(tmp_path):
+    with artifact.create(tmp_path / "student", kind="student", inputs={}, recipe={}) as draft:
+        headed.model_folder(draft.path, "bert", "regression")
+    exported = export(tmp_path / "student", tmp_path / "export", opset=18)
+    assert exported.facts["head"] == "regression"
+    assert exported.facts["parity"]["agreement"] is None, "one value, nothing to choose"
+    assert exported.facts["source"] == artifact.read(tmp_path / "student").identity == exported.inputs["model"]
+    graph = onnx.load(exported.path / "model.onnx")
+    assert graph.opset_import[0].version == exported.facts["opset"] == 18
+    everything = (exported.path / "model.onnx").read_bytes()
+    assert str(Path(onnx_export.__file__).parent).encode() not in everything, "paths of this machine lie in the graph"
+
+
+def test_an_export_further_than_the_tolerance_is_refused_and_leaves_nothing(tmp_path):
+    model = headed.model_folder(tmp_path / "model", "distilbert", "question-answering")
+    with pytest.raises(stage.StageError, match=r"start_logits differs by .* tolerance\.relative allows 1e-12"):
+        export(model, tmp_path / "export", tolerance=Tolerance(relative=1e-12))
+    assert not (tmp_path / "export").exists()
+    assert export(model, tmp_path / "export").facts["format"] == "onnx", (
+        "the same place works with a tolerance that can be met"
+    )
+
+
+def test_a_model_without_an_export_is_refused_by_name(tmp_path):
+    config = BertConfig(
+        vocab_size=50,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        architectures=[],
+    )
+    BertForTokenClassification(config).save_pretrained(tmp_path / "tagger")
+    with pytest.raises(
+        stage.StageError, match=r"BertForTokenClassification \(bert\): it takes bert, distilbert, roberta"
+    ):
+        export(tmp_path / "tagger", tmp_path / "export")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(stage.StageError, match=r"it has no config\.json"):
+        export(tmp_path / "empty", tmp_path / "export")
+
+
+def test_another_family_is_refused(tmp_path):
+    model = headed.model_folder(tmp_path / "model", "bert", "classification")
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"model_type": "electra"}))
+    with pytest.raises(stage.StageError, match=r"BertForSequenceClassification \(electra\)"):
+        export(model, tmp_path / "export")
+
+
+def test_a_head_that_was_never_saved_is_not_made_up(tmp_path):
+    model = headed.model_folder(tmp_path / "model", "bert", "masked-words")
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"architectures": ["BertForSequenceClassification"]}))
+    with pytest.raises(stage.StageError, match=r"weights lack bert\.pooler"):
+        export(model, tmp_path / "export")
+
+
+def test_a_tokenizer_must_be_there_and_fit(tmp_path):
+    model = headed.model_folder(tmp_path / "model", "distilbert", "classification")
+    shutil.copytree(model, tmp_path / "mute")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / "mute" / name).unlink()
+    with pytest.raises(stage.StageError, match="has no tokenizer"):
+        export(tmp_path / "mute", tmp_path / "export")
+    small = DistilBertConfig(vocab_size=20, dim=16, n_layers=1, n_heads=2, hidden_dim=16)
+    DistilBertForSequenceClassification(small).save_pretrained(model)
+    with pytest.raises(stage.StageError, match="its model 20: save the tokenizer"):
+        export(model, tmp_path / "export")
+
+
+def test_libraries_may_warn_again_after_an_export(caplog):
+    with onnx_export.quiet():
+        onnx_export.logger.warning("nobody can act upon this")
+    onnx_export.logger.warning("this matters")
+    assert [record.message for record in caplog.records] == ["this matters"]
+
+
+def test_the_shipped_recipe_is_the_documented_one():
+    assert load(Export, "onnx") == Export()

@@ -1,0 +1,291 @@
+"""Token rows: packed as the definition says, the same on any number of actors, resumed, and refused with a reason."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import tiny
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from cluster import artifact, corpus, rows, stage, vocabulary, wordpiece
+from cluster.packing import Packing
+from cluster.ray_cluster import connect
+from cluster.tokenizing import is_heldout
+from cluster.tokens import STAGE, WORK, Tokens
+
+SEQ_LEN = 32
+SHARE = 0.2
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _cluster() -> Iterator[None]:
+    with connect(cpus=3):
+        yield
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A corpus of 384 documents in several shards; some name special tokens."""
+    folder = tmp_path_factory.mktemp("texts")
+    lines = [f"{number} {line} [SEP] and [MASK] are words." for number in range(8) for line in tiny.ENGLISH]
+    return _corpus(folder, lines, shard_bytes=9_000)
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bert")
+    tiny.wordpiece(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, texts: Path, bert: Path) -> artifact.Artifact:
+    return _make(tmp_path_factory.mktemp("made") / "tokens", texts, bert)
+
+
+def _corpus(folder: Path, lines: list[str], shard_bytes: int = 10**6) -> Path:
+    (folder / "in.jsonl").write_text("".join(json.dumps({"text": line}) + "\n" for line in lines), encoding="utf-8")
+    recipe = corpus.Corpus.of(
+        {"sources": [{"kind": "jsonl", "path": str(folder / "in.jsonl")}], "shard_bytes": shard_bytes}
+    )
+    assert stage.execute(corpus.STAGE, recipe, {}, folder / "corpus") is not None
+    return folder / "corpus"
+
+
+def _make(out: Path, texts: Path, tokenizer: Path | None = None, **settings: Any) -> artifact.Artifact:
+    recipe = Tokens.of({"seq_len": SEQ_LEN, "heldout": SHARE, **settings})
+    inputs = {"corpus": texts} | ({"tokenizer": tokenizer} if tokenizer else {})
+    made = stage.execute(STAGE, recipe, inputs, out)
+    assert made is not None
+    return made
+
+
+def _whole(found: rows.Rows) -> Any:
+    return found.take(np.arange(len(found)))
+
+
+def _contents(made: artifact.Artifact) -> dict[str, str]:
+    return {name: entry["sha256"] for name, entry in made.manifest["files"].items()}
+
+
+def _naive(texts: Path, folder: Path, part: str) -> list[list[int]]:
+    """The rows of one part as the definition has it, a token at a time."""
+    encoder = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    encoder.encode_special_tokens = True
+    encoder.no_truncation()
+    cls, sep = encoder.token_to_id("[CLS]"), encoder.token_to_id("[SEP]")
+    found: list[list[int]] = []
+    for path in sorted(texts.glob(corpus.SHARDS)):
+        row = [cls]
+        for text in pq.read_table(path)["text"].to_pylist():
+            if is_heldout(text, SHARE) != (part == rows.HELDOUT):
+                continue
+            for token in [*encoder.encode(text, add_special_tokens=False).ids, sep]:
+                row.append(token)
+                if len(row) == SEQ_LEN:
+                    found.append(row)
+                    row = [cls]
+    return found
+
+
+@pytest.mark.parametrize("part", [rows.TRAIN, rows.HELDOUT])
+def test_rows_are_those_of_the_definition(made: artifact.Artifact, texts: Path, bert: Path, part: str) -> None:
+    found = rows.open_tokens(made.path)
+    expected = _naive(texts, bert, part)
+    assert len(expected) > 20
+    np.testing.assert_array_equal(_whole(getattr(found, part)), expected)
+    assert made.facts[f"{part}_rows"] == len(expected)
+
+
+def test_rows_are_full_begin_with_cls_and_know_no_mask(made: artifact.Artifact) -> None:
+    found = rows.open_tokens(made.path)
+    for part in (found.train, found.heldout):
+        whole = _whole(part)
+        assert whole.shape[1] == found.seq_len == SEQ_LEN
+        assert (whole[:, 0] == made.facts["cls_id"]).all()
+        assert not np.isin(whole[:, 1:], [made.facts["cls_id"], made.facts["mask_id"], made.facts["pad_id"]]).any()
+        assert whole.max() < found.vocab_size
+
+
+def test_facts_and_counts_describe_the_rows(made: artifact.Artifact, texts: Path) -> None:
+    found, facts = rows.open_tokens(made.path), made.facts
+    np.testing.assert_array_equal(
+        found.counts, np.bincount(_whole(found.train).reshape(-1), minlength=facts["vocab_size"])
+    )
+    assert found.counts.dtype == np.int64
+    assert facts["tokens"] == (len(found.train) + len(found.heldout)) * SEQ_LEN
+    assert facts["documents"] == artifact.read(texts, "corpus").facts["documents"]
+    assert 0.1 < facts["heldout_documents"] / facts["documents"] < 0.3
+    in_rows = facts["tokens"] // SEQ_LEN * (SEQ_LEN - 1) + facts["dropped"]["tail_tokens"]
+    counted = sum(len(_naive_stream(texts, made.path, part)) for part in (rows.TRAIN, rows.HELDOUT))
+    assert in_rows == counted
+    assert facts["special_ids"] == [0, 1, 2, 3, 4]
+
+
+def _naive_stream(texts: Path, folder: Path, part: str) -> list[int]:
+    encoder = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    encoder.encode_special_tokens = True
+    encoder.no_truncation()
+    found = [text for path in sorted(texts.glob(corpus.SHARDS)) for text in pq.read_table(path)["text"].to_pylist()]
+    kept = [text for text in found if is_heldout(text, SHARE) == (part == rows.HELDOUT)]
+    return [token for text in kept for token in [*encoder.encode(text, add_special_tokens=False).ids, 3]]
+
+
+def test_the_artifact_is_a_tokenizer_folder_with_the_same_vocabulary(made: artifact.Artifact, bert: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(made.path)
+    assert tokenizer.tokenize("The mill by the river") == AutoTokenizer.from_pretrained(bert).tokenize(
+        "The mill by the river"
+    )
+    assert vocabulary.vocabulary_digest(tokenizer) == made.facts["vocabulary"]
+    assert len(tokenizer) == made.facts["vocab_size"]
+
+
+@pytest.mark.parametrize("actors", [1, 2, 3])
+def test_rows_are_the_same_bytes_on_any_number_of_actors(
+    tmp_path: Path, made: artifact.Artifact, texts: Path, bert: Path, actors: int
+) -> None:
+    assert len(list(texts.glob(corpus.SHARDS))) > 3
+    again = _make(tmp_path / "tokens", texts, bert, placement={"actors": actors})
+    assert _contents(again) == _contents(made)
+    assert again.identity == made.identity
+
+
+def test_heldout_documents_are_chosen_by_their_text_alone(tmp_path: Path, bert: Path) -> None:
+    lines = [f"{number} {line}" for number in range(4) for line in tiny.ENGLISH]
+    facts = []
+    for name, order in (("forward", lines), ("backward", lines[::-1])):
+        (tmp_path / name).mkdir()
+        facts.append(_make(tmp_path / name / "tokens", _corpus(tmp_path / name, order, 4_000), bert).facts)
+    assert facts[0]["heldout_documents"] == facts[1]["heldout_documents"]
+    assert 0.15 < sum(is_heldout(str(number), 0.2) for number in range(10_000)) / 10_000 < 0.25
+
+
+def test_an_interrupted_attempt_goes_on_with_the_shards_that_are_missing(
+    tmp_path: Path, made: artifact.Artifact, texts: Path, bert: Path
+) -> None:
+    last = sorted(texts.glob(corpus.SHARDS))[-1]
+    whole = last.read_bytes()
+    last.write_bytes(bytes(len(whole)))
+    try:
+        with pytest.raises(stage.StageError, match=last.name):
+            _make(tmp_path / "tokens", texts, bert, placement={"actors": 1})
+    finally:
+        last.write_bytes(whole)
+    staging = tmp_path / ".tokens.partial"
+    written = {path.name: path.stat().st_mtime_ns for path in staging.glob("*.arrow")}
+    assert len(list((staging / WORK).glob("0*.json"))) == len(list(texts.glob(corpus.SHARDS))) - 1
+    resumed = _make(tmp_path / "tokens", texts, bert, placement={"actors": 2})
+    assert _contents(resumed) == _contents(made)
+    assert {name: (resumed.path / name).stat().st_mtime_ns for name in written} == written
+
+
+def test_roberta_tokenizers_bring_their_own_special_tokens(tmp_path: Path, texts: Path) -> None:
+    (tmp_path / "roberta").mkdir()
+    tokenizer = tiny.byte_level(tmp_path / "roberta")
+    found = _make(tmp_path / "tokens", texts, tmp_path / "roberta")
+    assert found.facts["cls_id"] == tokenizer.convert_tokens_to_ids("<s>") == 0
+    assert found.facts["sep_id"] == tokenizer.convert_tokens_to_ids("</s>")
+    assert found.facts["mask_id"] == tokenizer.convert_tokens_to_ids("<mask>")
+    assert found.facts["vocabulary"] == vocabulary.vocabulary_digest(tokenizer)
+    train = _whole(rows.open_tokens(found.path).train)
+    assert (train[:, 0] == 0).all()
+    assert tiny.ENGLISH[0].split()[1] in tokenizer.decode(train.reshape(-1))
+
+
+def test_a_trained_vocabulary_is_the_same_in_every_process_and_has_berts_order(tmp_path: Path, texts: Path) -> None:
+    wanted = {"kind": "wordpiece", "vocab_size": 400}
+    here = _make(tmp_path / "here", texts, tokenizer=None, **{"tokenizer": wanted})  # noqa: PIE804
+    settings = ["seq_len=32", "heldout=0.2", "tokenizer.kind=wordpiece", "tokenizer.vocab_size=400"]
+    done = _command("default", texts, tmp_path / "there", *(word for value in settings for word in ("--set", value)))
+    assert done.returncode == 0, done.stderr
+    assert _contents(artifact.read(tmp_path / "there", "tokens")) == _contents(here)
+    tokenizer = AutoTokenizer.from_pretrained(here.path)
+    assert tokenizer.convert_ids_to_tokens(range(5)) == list(wordpiece.SPECIAL_TOKENS)
+    assert tokenizer.all_special_tokens_extended if False else sorted(tokenizer.all_special_ids) == [0, 1, 2, 3, 4]
+    assert len(tokenizer) == here.facts["vocab_size"] == 400
+    assert "village" in tokenizer.tokenize("Villages of the VILLAGE")
+    assert tokenizer("a", "b")["token_type_ids"] == [0, 0, 0, 1, 1]
+
+
+def _command(recipe: str, texts: Path, out: Path, *more: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    command = [sys.executable, "-m", "cluster.tokens", recipe, "--corpus", str(texts), "--out", str(out), *more]
+    return subprocess.run(command, env={**inherited, **environment}, capture_output=True, text=True, check=False)
+
+
+def test_a_cluster_that_does_not_answer_ends_in_one_line(tmp_path: Path, texts: Path, bert: Path) -> None:
+    more = ("--tokenizer", str(bert), "--set", "heldout=0.2")
+    done = _command("default", texts, tmp_path / "tokens", *more, RAY_ADDRESS="127.0.0.1:1")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: no Ray cluster answers at RAY_ADDRESS=127.0.0.1:1")
+    assert done.stderr.count("\n") == 1
+
+
+def test_rows_of_mostly_unknown_words_are_dropped_and_counted() -> None:
+    packing = Packing(seq_len=9, vocab_size=20, cls_id=2, sep_id=3, special_ids=(0, 1, 2, 3, 4))
+    words, unknown = np.full(7, 10, np.uint16), np.full(7, 1, np.uint16)
+    half = np.array([10, 11, 12, 13, 1, 1, 1, 10], np.uint16)  # with [CLS] 4 of 9 are special
+    packed = packing.pack([words, unknown, half, np.array([12], np.uint16)])
+    np.testing.assert_array_equal(packed.rows, [[2, *[10] * 7, 3], [2, 10, 11, 12, 13, 1, 1, 1, 10]])
+    assert packed.special_rows == 1
+    assert packed.tail_tokens == 3
+    assert packing.pack([]).rows.shape == (0, 9)
+
+
+def _without_mask(folder: Path) -> Path:
+    core = Tokenizer(models.WordLevel({"[UNK]": 0, "[CLS]": 1, "[SEP]": 2, "the": 3}, unk_token="[UNK]"))
+    core.pre_tokenizer = pre_tokenizers.Whitespace()
+    names = {"unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    PreTrainedTokenizerFast(tokenizer_object=core, **names).save_pretrained(folder / "lacking")
+    return folder / "lacking"
+
+
+@pytest.mark.parametrize(
+    ("settings", "given", "expected"),
+    [
+        ([], "", "no tokenizer: give --tokenizer DIR, or a table [tokenizer]"),
+        (["tokenizer.kind=wordpiece"], "bert", "two tokenizers: leave out either"),
+        ([], "lacking", "has no mask_token"),
+        ([], "empty", "no tokenizer at"),
+        (["tokenizer.kind=wordpiece", "tokenizer.vocab_size=30"], "", "set 100 or more"),
+        (["heldout=1e-9"], "bert", "the 0 heldout documents fill no row of 32 tokens"),
+        (["heldout=0.999999"], "bert", "train documents fill no row of 32 tokens"),
+        (["heldout=1.0"], "bert", "heldout: input should be less than 1"),
+        (["placement.actors=0"], "bert", "placement.actors"),
+    ],
+)
+def test_what_makes_no_tokens_is_refused_in_one_line(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    texts: Path,
+    bert: Path,
+    settings: list[str],
+    given: str,
+    expected: str,
+) -> None:
+    (tmp_path / "empty").mkdir()
+    folders = {"bert": bert, "lacking": _without_mask(tmp_path), "empty": tmp_path / "empty"}
+    arguments = ["default", "--corpus", str(texts), "--out", str(tmp_path / "out"), "--set", f"seq_len={SEQ_LEN}"]
+    arguments += [word for setting in settings for word in ("--set", setting)]
+    arguments += ["--tokenizer", str(folders[given])] if given else []
+    with pytest.raises(SystemExit) as exit_code:
+        stage.main(STAGE, arguments)
+    *progress, error = capsys.readouterr().err.splitlines()
+    assert exit_code.value.code == 1
+    assert error.startswith("error: ")
+    assert expected in error
+    assert all(line.startswith(("tokens: ", "vocabulary: ")) for line in progress)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_is_no_corpus_is_refused(tmp_path: Path, bert: Path) -> None:
+    with pytest.raises(artifact.ArtifactError, match="corpus"):
+        _make(tmp_path / "out", bert, bert)
