@@ -96,11 +96,15 @@ def digest(value: Any) -> str:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file whole or not at all: readers never see half of it."""
+    """Write a JSON file whole or not at all: readers never see half of it.
+
+    Raises:
+        ValueError: a number that JSON does not have (NaN, infinity).
+    """
+    text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with temporary.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=2, sort_keys=True, ensure_ascii=False)
-        file.write("\n")
+        file.write(text + "\n")
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
@@ -123,8 +127,8 @@ def read(path: Path | str, kind: str | None = None) -> Artifact:
     manifest = _parse(path / MANIFEST)
     if manifest["kind"] != kind and kind is not None:
         raise ArtifactError(f"{path} is a {manifest['kind']} artifact, expected {expected}: name another directory")
-    if manifest["format"] != FORMAT:
-        raise ArtifactError(f"{path} has artifact format {manifest['format']}, this is {FORMAT}: make it again")
+    if (found := manifest.get("format")) != FORMAT:
+        raise ArtifactError(f"{path} has artifact format {found}, this is {FORMAT}: make it again")
     for name, entry in manifest["files"].items():
         _check_size(path / name, int(entry["bytes"]))
     return Artifact(path, manifest)
@@ -170,8 +174,7 @@ def create(
         ArtifactError: something is already at ``out``, or another process is making it right now.
     """
     out = Path(out).absolute()
-    if out.exists():
-        raise ArtifactError(f"{out} exists and is never overwritten: choose another --out, or move it away")
+    _refuse_existing(out)
     partial = staging(out)
     intent = json.loads(json.dumps({"kind": kind, "inputs": dict(inputs), "recipe": dict(recipe)}))
     started = time.time()
@@ -184,6 +187,7 @@ def create(
             f"another process is making {out} right now: wait for it, or choose another --out"
         ) from None
     try:
+        _refuse_existing(out)  # again: it may have been completed between the first look and the lock
         if not (partial / _DRAFT).is_file() or _parse(partial / _DRAFT) != intent:
             _clear(partial)
             write_json(partial / _DRAFT, intent)
@@ -252,6 +256,11 @@ def _parse(path: Path) -> dict[str, Any]:
     if not isinstance(parsed, dict) or not parsed.keys() >= {"kind", "inputs", "recipe"}:
         raise ArtifactError(f"{path} is not a manifest: delete {path.parent} and make it again")
     return parsed
+
+
+def _refuse_existing(out: Path) -> None:
+    if out.exists():
+        raise ArtifactError(f"{out} exists and is never overwritten: choose another --out, or move it away")
 
 
 def _check_size(path: Path, expected: int) -> None:

@@ -59,7 +59,7 @@ def run(jobs: Sequence[Job], logs: Path) -> list[Outcome]:
     """Run all jobs on the connected Ray cluster; one outcome each, in the order given.
 
     Raises:
-        StageError: a job needs more than the cluster has, or comes after a job that is not there.
+        StageError: a job needs more than the cluster has, or comes after a job that is not before it.
     """
     _check(jobs)
     queue = _Queue(list(jobs), logs)
@@ -119,8 +119,10 @@ class _Queue:
                 self.running[self._submit(job)] = job
 
     def _fits(self, job: Job) -> bool:
+        if not self.running:
+            return True  # and where a node has left meanwhile, Ray waits for it to come back
         if job.alone or any(other.alone for other in self.running.values()):
-            return not self.running
+            return False
         free = ray.cluster_resources()
         cpus = sum(other.cpus for other in self.running.values()) + job.cpus
         gpus = sum(other.gpus for other in self.running.values()) + job.gpus
@@ -140,11 +142,14 @@ def _log(logs: Path, job: Job) -> Path:
 
 
 def _check(jobs: Sequence[Job]) -> None:
-    names = {job.name for job in jobs}
     have = ray.cluster_resources()
+    names = set[str]()
     for job in jobs:
+        if job.name in names:
+            raise stage.StageError(f"two jobs are called {job.name}: give every job a name of its own")
         if unknown := sorted({*job.after} - names):
-            raise stage.StageError(f"job {job.name} comes after {unknown[0]}, which is not among the jobs")
+            raise stage.StageError(f"job {job.name} comes after {unknown[0]}, which is not among the jobs before it")
+        names.add(job.name)
         for what, wanted in (("CPU", job.cpus), ("GPU", job.gpus)):
             if wanted > have.get(what, 0):
                 raise stage.StageError(

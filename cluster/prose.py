@@ -64,8 +64,8 @@ def plain(text: str) -> str:
 def reads_as_prose(text: str) -> bool:
     """Whether a paragraph is made of English sentences.
 
-    It opens with a capital, closes like a sentence, has six words or more, nearly all of them plain words rather than
-    identifiers, operators or paths, and the share of function words that English cannot do without. It shows no address of a page.
+    It opens with a capital, closes like a sentence, has six words or more and no web address; nearly all its words are
+    plain words rather than identifiers, operators or paths, and as many are function words as English needs.
     """
     words = text.split()
     if len(words) < MIN_WORDS or "://" in text or not _OPENING.match(text) or not _CLOSING.search(text):

@@ -38,7 +38,7 @@ class Recipe(pydantic.BaseModel):
             # Through JSON, because strict models take a list for a tuple only there.
             return cls.model_validate_json(json.dumps(values))
         except pydantic.ValidationError as error:
-            raise RecipeError(f"{source}: {_explain(cls, error)}") from None
+            raise RecipeError(f"{source}: {_explain(cls, values, error)}") from None
         except TypeError as error:
             raise RecipeError(f"{source}: {error}; dates and times have no place in a recipe") from None
 
@@ -105,8 +105,10 @@ def load(cls: type[R], reference: str, settings: Sequence[str] = ()) -> R:
 def override(values: Mapping[str, Any], setting: str) -> dict[str, Any]:
     """``values`` with one ``a.b=value`` applied; the value is TOML where it parses, else a string.
 
+    Where ``a`` is no table yet it becomes one, and the recipe's class says whether it may.
+
     Raises:
-        RecipeError: not of the form ``key=value``, or the key leads through something that is no table.
+        RecipeError: not of the form ``key=value``.
     """
     key, equals, text = setting.partition("=")
     if not equals or not key.strip():
@@ -134,36 +136,59 @@ def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]
     return merged
 
 
-def _explain(cls: type[Recipe], error: pydantic.ValidationError) -> str:
+def _explain(cls: type[Recipe], values: Mapping[str, Any], error: pydantic.ValidationError) -> str:
     """The first thing wrong, in one line that says where and what to write instead."""
     first = error.errors(include_url=False, include_context=True)[0]
-    place = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        parent, last = first["loc"][:-1], str(first["loc"][-1])
-        prefix = ".".join(str(part) for part in parent)
-        return f"unknown key {place}{_suggest(last, _keys(cls, parent), prefix)}"
     if first["type"] == "missing":
-        return f"{place} is missing and has no default"
+        parents, _ = _written(values, first["loc"][:-1])
+        return f"{'.'.join([*map(str, parents), str(first['loc'][-1])])} is missing and has no default"
+    if first["type"] == "extra_forbidden":
+        parents, table = _written(values, first["loc"][:-1])
+        last, prefix = str(first["loc"][-1]), ".".join(map(str, parents))
+        place = f"{prefix}.{last}" if prefix else last
+        return f"unknown key {place}{_suggest(last, _keys(cls, parents, table), prefix)}"
+    place = ".".join(map(str, _written(values, first["loc"])[0]))
     if first["type"] == "value_error":
         return f"{place}: {first['ctx']['error']}" if place else str(first["ctx"]["error"])
     return f"{place}: {first['msg'].lower()}, not {json.dumps(first['input'], default=str)}"
 
 
-def _keys(cls: type[Recipe], parents: Sequence[int | str]) -> list[str]:
-    """Keys allowed in the table at ``parents``, found by walking the JSON schema, which knows unions and lists too."""
+def _written(values: Any, location: Sequence[int | str]) -> tuple[list[int | str], Any]:
+    """The place in the file that pydantic means, and what stands there.
+
+    Its locations also name the member of a union it tried, which is nothing anybody wrote.
+    """
+    place: list[int | str] = []
+    for part in location:
+        if isinstance(values, Mapping) and part in values or isinstance(values, Sequence) and isinstance(part, int):
+            values = values[part]
+            place.append(part)
+    return place, values
+
+
+def _keys(cls: type[Recipe], parents: Sequence[int | str], table: Mapping[str, Any]) -> list[str]:
+    """Keys allowed in ``table`` at ``parents``, found by walking the JSON schema, which knows unions and lists too."""
     schema = cls.model_json_schema()
     node: Any = schema
     for part in parents:
-        branches = [branch.get("properties", {}) for branch in _resolve(node, schema)]
-        following = [properties[part] for properties in branches if part in properties]
+        branches = _resolve(node, schema)
+        following = [branch["properties"][part] for branch in branches if part in branch.get("properties", {})]
         inside = [
             branch[key]
-            for branch in _resolve(node, schema)
+            for branch in branches
             for key in ("items", "additionalProperties")
             if isinstance(branch.get(key), dict)
         ]
-        node = {"anyOf": following or inside or [node]}
-    return sorted({key for branch in _resolve(node, schema) for key in branch.get("properties", {})})
+        node = {"anyOf": following or inside}
+    branches = [branch.get("properties", {}) for branch in _resolve(node, schema)]
+    return sorted({key for properties in branches if _fits(properties, table) for key in properties})
+
+
+def _fits(properties: Mapping[str, Any], table: Mapping[str, Any]) -> bool:
+    """Whether a table is meant to be this member of a union: what tells the members apart (``kind``) agrees."""
+    return all(
+        table.get(key, known["const"]) == known["const"] for key, known in properties.items() if "const" in known
+    )
 
 
 def _resolve(node: Any, schema: Mapping[str, Any]) -> list[dict[str, Any]]:

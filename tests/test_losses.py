@@ -110,8 +110,31 @@ def test_half_precision_logits_are_compared_in_fp32(case: dict[str, Tensor]) -> 
     assert half.item() == pytest.approx(soft_target_loss(student.float(), teacher.float(), 2.0).item(), rel=1e-6)
 
 
+def test_chunks_of_positions_change_nothing() -> None:
+    torch.manual_seed(4)
+    student, teacher = torch.randn(50, VOCAB, requires_grad=True), torch.randn(50, VOCAB)
+    whole = soft_target_loss(student, teacher, 2.0)
+    by_row = torch.stack([soft_target_loss(student[i : i + 1], teacher[i : i + 1], 2.0) for i in range(50)]).mean()
+    assert whole.item() == pytest.approx(by_row.item(), rel=1e-6)
+    gradients = [torch.autograd.grad(loss, student)[0] for loss in (whole, by_row)]
+    torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-8)
+
+
+def test_fp16_gradients_survive_the_number_of_positions() -> None:
+    """With the loss scale applied to a loss over 4,096 positions, as DeepSpeed does, none is flushed to zero."""
+    torch.manual_seed(5)
+    student, teacher = torch.randn(4096, VOCAB), torch.randn(4096, VOCAB)
+    half = student.half().requires_grad_()
+    (soft_target_loss(half, teacher.half(), 2.0) * 2**16).backward()
+    full = student.half().float().requires_grad_()
+    (soft_target_loss(full, teacher.half().float(), 2.0) * 2**16).backward()
+    assert half.grad is not None
+    assert full.grad is not None
+    assert (half.grad.float() - full.grad).norm() / full.grad.norm() < 1e-3
+
+
 def test_shapes_are_those_the_loss_says(case: dict[str, Tensor]) -> None:
-    with pytest.raises(RuntimeError):
+    with pytest.raises(ValueError, match="must agree"):
         soft_target_loss(case["student"], case["teacher"][:-1], 2.0)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +17,7 @@ SEQ_LEN = 16
 
 def _random(count: int, vocab_size: int, seed: int = 0) -> rows.Tokens:
     values = np.random.default_rng(seed).integers(0, vocab_size, (count, SEQ_LEN))
-    return values.astype(rows.token_type(vocab_size))
+    return cast(rows.Tokens, values.astype(rows.token_type(vocab_size)))
 
 
 def _write(path: Path, values: rows.Tokens, vocab_size: int = 1000) -> Path:

@@ -20,7 +20,7 @@ def make(folder: Path, *, documents: int = 1200, heldout: int = 40) -> Path:
     choice = random.Random(5)
     stream: list[int] = []
     for _ in range(documents):
-        stream += tokenizer.encode(choice.choice(tiny.ENGLISH), add_special_tokens=False) + [special.sep]
+        stream += [*tokenizer.encode(choice.choice(tiny.ENGLISH), add_special_tokens=False), special.sep]
     count = len(stream) // (SEQ_LEN - 1)
     packed = np.array(stream[: count * (SEQ_LEN - 1)]).reshape(count, SEQ_LEN - 1)
     table = np.hstack([np.full((count, 1), special.cls), packed])

@@ -1,0 +1,191 @@
+"""DeepSpeed's settings and the engine's own behaviour: accumulation, precision, loss scaling, state."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from torch.nn import functional
+
+from distill import engine, masked_lm, student
+from distill.distillation import Optimizer, Placement, Student, Training
+from distill.engine import Engine, EngineError, Workers, check_precision, settings
+from distill.masked_lm import MaskedLM
+
+GOLDEN = Path(__file__).parent / "golden" / "deepspeed"
+ROWS, LENGTH = 8, 16
+
+
+@pytest.fixture(scope="module")
+def workers() -> Iterator[Workers]:
+    with engine.connected(1) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.bert_teacher(tmp_path_factory.mktemp("engine"), layers=2)
+
+
+def training(precision: str = "fp32", zero_stage: int = 1, rows_per_device: int = 2, **values: Any) -> Training:
+    placement = Placement(zero_stage=zero_stage, rows_per_device=rows_per_device)
+    return Training(steps=4, rows_per_step=ROWS, precision=precision, placement=placement, **values)
+
+
+def started(folder: Path, recipe: Training, workers: Workers) -> Engine:
+    teacher, _ = masked_lm.load(folder)
+    return Engine(MaskedLM(student.make(teacher, Student(), seed=1)), recipe, workers)
+
+
+def one_step(made: Engine, seed: int = 0, scale: float = 1.0) -> float:
+    rows = torch.randint(5, 300, (ROWS, LENGTH), generator=torch.Generator().manual_seed(seed))
+    total = 0.0
+    for micro in range(made.accumulation):
+        part = rows[micro * made.micro_rows : (micro + 1) * made.micro_rows]
+        loss = functional.cross_entropy(made(part, None).logits.float(), part.flatten()) * scale
+        made.backward(loss)
+        made.step(1e-3)
+        total += loss.item() / made.accumulation
+    return total
+
+
+@pytest.mark.parametrize(
+    ("name", "recipe", "world_size"),
+    [
+        ("fp32-zero1-one", training(), 1),
+        ("fp16-zero2-sixteen", Training(epochs=3, precision="fp16", placement=Placement(zero_stage=2)), 16),
+        ("bf16-zero1-eight", Training(epochs=3, precision="bf16"), 8),
+    ],
+)
+def test_settings_are_the_golden_ones(name: str, recipe: Training, world_size: int) -> None:
+    found = settings(recipe, world_size)
+    golden = GOLDEN / f"{name}.json"
+    if os.environ.get("STILLHOUSE_GOLDEN") == "write":
+        golden.parent.mkdir(parents=True, exist_ok=True)
+        golden.write_text(json.dumps(found, indent=2, sort_keys=True) + "\n")
+    assert golden.exists(), f"run with STILLHOUSE_GOLDEN=write to make {golden.name}"
+    assert found == json.loads(golden.read_text())
+
+
+@pytest.mark.parametrize(("precision", "zero_stage"), [("fp32", 0), ("fp32", 1), ("bf16", 1), ("bf16", 2), ("bf16", 3)])
+def test_accumulated_gradients_are_those_of_the_whole_batch(
+    folder: Path, workers: Workers, precision: str, zero_stage: int
+) -> None:
+    """DeepSpeed 0.19.8's own bf16 optimizer for stage 1 fails this: its norm comes out 2.6 times too large."""
+    whole = started(folder, training(precision, zero_stage, rows_per_device=ROWS), workers)
+    parts = started(folder, training(precision, zero_stage, rows_per_device=2), workers)
+    assert (whole.accumulation, parts.accumulation) == (1, 4)
+    one_step(whole)
+    one_step(parts)
+    exact = precision == "fp32"
+    assert float(parts.gradient_norm) == pytest.approx(float(whole.gradient_norm), rel=1e-5 if exact else 1e-2)
+
+
+def test_the_gradient_is_clipped_to_the_norm_asked_for(folder: Path, workers: Workers) -> None:
+    """AdamW forgets the scale of a gradient, its second moment does not."""
+    norms = {}
+    for clip in (1e-3, 1e3):
+        made = started(folder, training(optimizer=Optimizer(clip=clip)), workers)
+        one_step(made)
+        moments = made.state(keep=True).moments
+        squares = sum(float(value.sum()) for name, value in moments.items() if name.startswith("exp_avg_sq."))
+        norms[clip] = (squares / (1 - 0.98)) ** 0.5
+    assert norms[1e-3] == pytest.approx(1e-3, rel=1e-3)
+    assert norms[1e3] == pytest.approx(float(made.gradient_norm), rel=1e-3)
+
+
+def test_weight_decay_spares_biases_and_norms(folder: Path, workers: Workers) -> None:
+    found = {}
+    for decay in (0.0, 0.5):
+        made = started(folder, training(optimizer=Optimizer(weight_decay=decay)), workers)
+        one_step(made)
+        found[decay] = made.state(keep=True).weights
+    changed = {name for name, value in found[0.0].items() if not torch.equal(value, found[0.5][name])}
+    kept = set(found[0.0]) - changed
+    assert kept
+    assert all(name.endswith(("bias", "Norm.weight", "norm.weight")) for name in kept)
+    assert not any(name.endswith(("bias", "Norm.weight", "norm.weight")) for name in changed)
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+def test_a_state_comes_back_as_it_was_given(folder: Path, workers: Workers, zero_stage: int) -> None:
+    made = started(folder, training(zero_stage=zero_stage), workers)
+    one_step(made)
+    before = made.state(keep=True)
+    fresh = started(folder, training(zero_stage=3 - zero_stage), workers)
+    fresh.restore(before)
+    after = fresh.state(keep=True)
+    assert after.optimizer_steps == before.optimizer_steps == 1
+    for ours, theirs in ((before.weights, after.weights), (before.moments, after.moments)):
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert one_step(made, seed=1) == pytest.approx(one_step(fresh, seed=1), rel=1e-6)
+
+
+@pytest.mark.parametrize("zero_stage", [1, 2, 3])
+def test_fp16_overflow_skips_the_step_halves_the_scale_and_recovers(
+    folder: Path, workers: Workers, zero_stage: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a CPU, fp16 is slow but there; only DeepSpeed's capability check says otherwise."""
+    monkeypatch.setattr(engine.deepspeed.accelerator.get_accelerator(), "is_fp16_supported", lambda: True)
+    made = started(folder, training("fp16", zero_stage), workers)
+    assert made.loss_scale == 2**16
+    one_step(made)
+    before = made.state(keep=True).weights
+    skipped = made.skipped_steps
+    # Hysteresis is two: the first overflow only skips, the second halves the scale as well.
+    for _ in range(2):
+        one_step(made, scale=1e9)
+    assert made.skipped_steps == skipped + 2
+    assert made.loss_scale == 2**15
+    after = made.state(keep=True).weights
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    one_step(made, seed=2)
+    assert made.skipped_steps == skipped + 2
+    moved = made.state(keep=True).weights
+    assert all(bool(value.isfinite().all()) for value in moved.values())
+    assert any(not torch.equal(before[name], moved[name]) for name in before)
+
+
+def test_the_loss_scale_is_part_of_the_state(folder: Path, workers: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine.deepspeed.accelerator.get_accelerator(), "is_fp16_supported", lambda: True)
+    made = started(folder, training("fp16", 1), workers)
+    for _ in range(3):
+        one_step(made, scale=1e9)
+    fresh = started(folder, training("fp16", 2), workers)
+    fresh.restore(made.state(keep=True))
+    assert fresh.loss_scale == made.loss_scale < 2**16
+
+
+def test_a_precision_the_processor_lacks_is_refused(workers: Workers) -> None:
+    with pytest.raises(EngineError, match='write precision = "bf16" or "fp32"'):
+        check_precision("fp16", workers.device)
+
+
+def test_bf16_is_refused_on_a_v100_although_torch_calls_it_supported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 0))
+    with pytest.raises(EngineError, match='write precision = "fp16"'):
+        check_precision("bf16", torch.device("cuda", 0))
+
+
+def test_half_precision_without_zero_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"placement.zero_stage 0 would add up gradients in fp16"):
+        training("fp16", zero_stage=0)
+
+
+def test_rows_that_do_not_divide_are_refused_with_a_number_that_does() -> None:
+    with pytest.raises(ValueError, match="rows_per_step 8 does not divide by 3 workers: write 9"):
+        settings(training(), 3)
+
+
+def test_the_learning_rate_rises_then_falls_to_zero() -> None:
+    optimizer = Optimizer(learning_rate=1.0, warmup=0.1)
+    rates = [optimizer.learning_rate_at(step, 100) for step in range(100)]
+    assert rates[:10] == pytest.approx([0.1 * (step + 1) for step in range(10)])
+    assert rates[10] == pytest.approx(1.0)
+    assert rates[99] == pytest.approx(1 / 90)
+    assert rates[10:] == sorted(rates[10:], reverse=True)

@@ -1,0 +1,74 @@
+"""A stage for the tests of the ground: it works, refuses, breaks or dies as its recipe says."""
+
+import hashlib
+import os
+import signal
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, NonNegativeFloat, PositiveInt
+
+from cluster import stage
+from cluster.recipe import Recipe
+
+
+class Placement(Recipe):
+    """Where it runs."""
+
+    threads: PositiveInt = 1
+
+
+class Toy(Recipe):
+    """What the toy does after it has written its text."""
+
+    text: str = "toy"
+    share: float = Field(0.5, gt=0, lt=1)
+    behaviour: Literal["work", "refuse", "bug", "interrupt", "wait"] = "work"
+    deaths: int = Field(0, ge=0)
+    """How many attempts end with the death of the process."""
+    seconds: NonNegativeFloat = 0.0
+    """How long it computes."""
+    placement: Placement = Placement()
+
+
+def run(recipe: Toy, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
+    """Write ``text.txt``; the facts say how many attempts it took, and when this one began and ended."""
+    started = time.monotonic()
+    with (out / "attempts.txt").open("a") as attempts:
+        attempts.write("x")
+    attempt = (out / "attempts.txt").stat().st_size
+    (out / "text.txt").write_text(recipe.text)
+    print(f"the toy says {recipe.text}")
+    if attempt <= recipe.deaths:
+        os.kill(os.getpid(), signal.SIGKILL)
+    _behave(recipe.behaviour)
+    while time.monotonic() - started < recipe.seconds:
+        hashlib.sha256(b"\0" * 2**16)
+    return {"attempts": attempt, "started": started, "ended": time.monotonic()}
+
+
+def _behave(behaviour: str) -> None:
+    match behaviour:
+        case "refuse":
+            raise stage.StageError("the toy refuses:\nwrite behaviour = work")
+        case "bug":
+            raise RuntimeError("a bug in the toy")
+        case "interrupt":
+            signal.raise_signal(signal.SIGINT)
+        case "wait":
+            print("waiting", flush=True)
+            sys.stdin.readline()
+
+
+STAGE = stage.Stage(
+    run=run,
+    recipe=Toy,
+    inputs={"corpus": stage.Role(("corpus", "dataset")), "folder": stage.Role((stage.FOLDER,), optional=True)},
+    produces="dataset",
+)
+
+if __name__ == "__main__":
+    stage.main(STAGE)
