@@ -83,15 +83,15 @@ def _documents(recipe: Corpus, dropped: Counter[str]) -> Iterator[Document]:
     """Cleaned documents of all sources, each text once, within the limits of each source."""
     seen: set[bytes] = set()
     for source in recipe.sources:
-        taken = room = 0
+        taken = taken_bytes = 0
         for document in read(source, dropped):
             text = clean(document.text)
             digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
             if reason := _reason_to_drop(text, digest in seen, recipe.min_characters):
                 dropped[reason] += 1
                 continue
-            room += len(text.encode())
-            if source.max_bytes is not None and room > source.max_bytes:
+            taken_bytes += len(text.encode())
+            if source.max_bytes is not None and taken_bytes > source.max_bytes:
                 break
             seen.add(digest)
             yield Document(document.source, text)

@@ -160,7 +160,7 @@ def _written(values: Any, location: Sequence[int | str]) -> tuple[list[int | str
     """
     place: list[int | str] = []
     for part in location:
-        if isinstance(values, Mapping) and part in values or isinstance(values, Sequence) and isinstance(part, int):
+        if isinstance(part, int) or (isinstance(values, Mapping) and part in values):
             values = values[part]
             place.append(part)
     return place, values
@@ -186,9 +186,8 @@ def _keys(cls: type[Recipe], parents: Sequence[int | str], table: Mapping[str, A
 
 def _fits(properties: Mapping[str, Any], table: Mapping[str, Any]) -> bool:
     """Whether a table is meant to be this member of a union: what tells the members apart (``kind``) agrees."""
-    return all(
-        table.get(key, known["const"]) == known["const"] for key, known in properties.items() if "const" in known
-    )
+    fixed = {key: known["const"] for key, known in properties.items() if "const" in known}
+    return all(table.get(key, value) == value for key, value in fixed.items())
 
 
 def _resolve(node: Any, schema: Mapping[str, Any]) -> list[dict[str, Any]]:

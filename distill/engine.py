@@ -5,11 +5,11 @@ accumulation, clipping, loss scaling and ZeRO sharding are DeepSpeed's; the lear
 every step.
 """
 
+import atexit
 import contextlib
 import io
 import logging
 import os
-import socket
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -71,31 +71,29 @@ class Workers:
         return self.rank == 0
 
 
-@contextlib.contextmanager
-def connected(threads: int) -> Iterator[Workers]:
-    """Join the processes that torchrun or Ray started (``RANK``, ``WORLD_SIZE``), or be the only one."""
+def join(threads: int) -> Workers:
+    """Join the processes that torchrun or Ray started (``RANK``, ``WORLD_SIZE``), or be the only one.
+
+    May be called again in a process that has joined. The group lasts as long as the process: DeepSpeed keeps handles
+    on it and could not live through a second one.
+    """
     torch.set_num_threads(threads)
-    environment = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
-    alone = "RANK" not in os.environ
-    if alone:
-        os.environ.update(environment, MASTER_PORT=str(_free_port()))
-    local_rank = int(os.environ["LOCAL_RANK"])
     cuda = torch.cuda.is_available()
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     device = torch.device("cuda", local_rank % torch.cuda.device_count()) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
-    joined = not torch.distributed.is_initialized()
-    deepspeed.init_distributed(dist_backend="nccl" if cuda else "gloo", verbose=False)
-    try:
-        yield Workers(torch.distributed.get_rank(), local_rank, torch.distributed.get_world_size(), device)
-    finally:
-        if joined:
-            torch.distributed.destroy_process_group()
-            # DeepSpeed keeps its own handle on the process group and would go on using the dead one.
-            deepspeed.comm.comm.cdb = None
-        if alone:
-            for name in [*environment, "MASTER_PORT"]:
-                os.environ.pop(name, None)
+    if not torch.distributed.is_initialized():
+        atexit.register(torch.distributed.destroy_process_group)
+        backend = "nccl" if cuda else "gloo"
+        if "RANK" in os.environ:
+            torch.distributed.init_process_group(backend)
+        else:
+            store = torch.distributed.HashStore()  # type: ignore[attr-defined]
+            torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1)
+    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists
+    deepspeed.init_distributed(verbose=False)
+    return Workers(torch.distributed.get_rank(), local_rank, torch.distributed.get_world_size(), device)
 
 
 def check_precision(precision: Precision, device: torch.device) -> None:
@@ -338,9 +336,3 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         yield
-
-
-def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])

@@ -18,7 +18,7 @@ from cluster.recipe import Recipe
 from cluster.rows import TokenSet, open_tokens
 from distill import masked_lm
 from distill.distillation import Training
-from distill.engine import connected
+from distill.engine import join
 from distill.masked_lm import MaskedLM, ModelError
 from distill.run import Run
 from distill.train import fit
@@ -158,12 +158,11 @@ def _trained(
     if recipe.trains == "head":
         model.base_model.requires_grad_(False)
     progress = Run(folder)
-    with connected(training.placement.threads) as workers:
-        if workers.leads:
-            progress.claim(recipe.identity(), {"tokens": tokens.artifact.identity})
-        torch.distributed.barrier()
-        fit(module, None, tokens, training, progress, workers)
-        torch.distributed.barrier()
+    workers = join(training.placement.threads)
+    if workers.leads:
+        progress.claim(recipe.identity(), {"tokens": tokens.artifact.identity})
+    torch.distributed.barrier()
+    fit(module, None, tokens, training, progress, workers)
     newest = progress.newest()
     assert newest is not None
     # The parameters may be sharded and half precision now: the checkpoint has them whole and in fp32.

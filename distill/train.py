@@ -23,7 +23,7 @@ from cluster.rows import TokenSet, open_tokens
 from distill import masked_lm, student
 from distill.batches import Batches, Masker
 from distill.distillation import Distillation, Training
-from distill.engine import Engine, Workers, connected, frozen
+from distill.engine import Engine, Workers, frozen, join
 from distill.losses import TERMS, triple_loss
 from distill.masked_lm import MaskedLM, ModelError, Outputs
 from distill.run import Run
@@ -42,18 +42,18 @@ def run(recipe: Distillation, inputs: Mapping[str, Path], out: Path) -> dict[str
     taught = artifact.read(inputs["teacher"], "teacher")
     check_vocabularies(tokens, taught)
     identities = {"tokens": tokens.artifact.identity, "teacher": taught.identity}
-    with connected(recipe.placement.threads) as workers:
-        teacher, _ = masked_lm.load(taught.path)
-        if tokens.seq_len > masked_lm.longest_row(teacher):
-            raise ModelError(f"rows of {tokens.seq_len} tokens, but the teacher reads {masked_lm.longest_row(teacher)}")
-        model = student.make(teacher, recipe.student, recipe.seed)
-        if workers.leads:
-            Run(out).claim(recipe.identity(), identities)
-            masked_lm.save_shape(model, tokens.path, out)
-        torch.distributed.barrier()
-        sharded = recipe.placement.teacher == "sharded"
-        frozen_teacher = frozen(MaskedLM(teacher), recipe.precision, workers, sharded)
-        fit(MaskedLM(model), frozen_teacher, tokens, recipe, Run(out), workers)
+    workers = join(recipe.placement.threads)
+    teacher, _ = masked_lm.load(taught.path)
+    if tokens.seq_len > masked_lm.longest_row(teacher):
+        raise ModelError(f"rows of {tokens.seq_len} tokens, but the teacher reads {masked_lm.longest_row(teacher)}")
+    model = student.make(teacher, recipe.student, recipe.seed)
+    if workers.leads:
+        Run(out).claim(recipe.identity(), identities)
+        masked_lm.save_shape(model, tokens.path, out)
+    torch.distributed.barrier()
+    sharded = recipe.placement.teacher == "sharded"
+    frozen_teacher = frozen(MaskedLM(teacher), recipe.precision, workers, sharded)
+    fit(MaskedLM(model), frozen_teacher, tokens, recipe, Run(out), workers)
     return {}
 
 

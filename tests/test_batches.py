@@ -1,6 +1,5 @@
 """Order and masks as arithmetic: each row once an epoch, the same rows and masks on any layout, the right chances."""
 
-
 import numpy as np
 import pytest
 import tokens_artifact

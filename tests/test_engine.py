@@ -2,7 +2,6 @@
 
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +20,8 @@ ROWS, LENGTH = 8, 16
 
 
 @pytest.fixture(scope="module")
-def workers() -> Iterator[Workers]:
-    with engine.connected(1) as found:
-        yield found
+def workers() -> Workers:
+    return engine.join(1)
 
 
 @pytest.fixture(scope="module")

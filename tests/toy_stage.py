@@ -29,6 +29,9 @@ class Toy(Recipe):
     behaviour: Literal["work", "refuse", "bug", "interrupt", "wait"] = "work"
     deaths: int = Field(0, ge=0)
     """How many attempts end with the death of the process."""
+    meeting: str = ""
+    """A named pipe at which it waits for another toy, which has the other ``side``."""
+    side: Literal["r", "w"] = "r"
     seconds: NonNegativeFloat = 0.0
     """How long it computes."""
     placement: Placement = Placement()
@@ -45,6 +48,8 @@ def run(recipe: Toy, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
     if attempt <= recipe.deaths:
         os.kill(os.getpid(), signal.SIGKILL)
     _behave(recipe.behaviour)
+    if recipe.meeting:
+        Path(recipe.meeting).open(recipe.side).close()  # opens when both sides do
     while time.monotonic() - started < recipe.seconds:
         hashlib.sha256(b"\0" * 2**16)
     return {"attempts": attempt, "started": started, "ended": time.monotonic()}

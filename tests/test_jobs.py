@@ -1,0 +1,200 @@
+"""Jobs on a real Ray: order, outcomes, what a failure stops, what is tried again, and who runs alone."""
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster import artifact, jobs, ray_cluster
+from cluster.jobs import Job, Outcome
+from cluster.stage import StageError
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ray_of_two_cpus() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        # Workers find the toy stage by name, as they find an installed one.
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+        patch.delenv(ray_cluster.ADDRESS, raising=False)
+        with ray_cluster.connect(2):
+            yield
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    with artifact.create(tmp_path / "corpus", kind="corpus", inputs={}, recipe={}) as draft:
+        (draft.path / "text.txt").write_text("text")
+    return tmp_path / "corpus"
+
+
+def _job(corpus: Path, name: str, recipe: Mapping[str, Any] | None = None, **given: Any) -> Job:
+    return Job(name, "toy_stage", {"text": name, **(recipe or {})}, {"corpus": corpus}, corpus.with_name(name), **given)
+
+
+def _run(corpus: Path, *wanted: Job) -> dict[str, Outcome]:
+    found = jobs.run(wanted, corpus.with_name("logs"))
+    assert [outcome.name for outcome in found] == [job.name for job in wanted]
+    return {outcome.name: outcome for outcome in found}
+
+
+def _times(corpus: Path, name: str) -> tuple[float, float]:
+    """When a job's work began and ended, on the machine's monotonic clock."""
+    facts = artifact.verify(corpus.with_name(name)).facts
+    return facts["started"], facts["ended"]
+
+
+def _log(outcome: Outcome) -> str:
+    assert outcome.log
+    return Path(outcome.log).read_text(encoding="utf-8")
+
+
+def test_jobs_come_after_what_they_need_and_are_skipped_the_second_time(corpus: Path) -> None:
+    first = _job(corpus, "first", {"seconds": 0.2})
+    chained = Job(
+        "second",
+        "toy_stage",
+        {},
+        {"corpus": first.out},
+        corpus.with_name("second"),
+        after=("first",),
+    )
+    last = _job(corpus, "last", after=("first", "second"))
+    found = _run(corpus, first, chained, last)
+    assert [outcome.state for outcome in found.values()] == ["done"] * 3
+    assert _times(corpus, "first")[1] <= _times(corpus, "second")[0]
+    assert _times(corpus, "second")[1] <= _times(corpus, "last")[0]
+    assert artifact.read(chained.out).inputs == {"corpus": artifact.read(first.out).identity}
+    before = [artifact.verify(job.out) for job in (first, chained, last)]
+    again = _run(corpus, first, chained, last)
+    assert [outcome.state for outcome in again.values()] == ["skipped"] * 3
+    assert [artifact.verify(job.out) for job in (first, chained, last)] == before
+
+
+def test_a_failed_job_stops_only_those_that_come_after_it(corpus: Path) -> None:
+    found = _run(
+        corpus,
+        _job(corpus, "refused", {"behaviour": "refuse"}),
+        _job(corpus, "dependant", after=("refused",)),
+        _job(corpus, "further", after=("dependant",)),
+        _job(corpus, "buggy", {"behaviour": "bug"}),
+        _job(corpus, "misspelt", {"txt": "x"}),
+        _job(corpus, "sound"),
+        _job(corpus, "after-sound", after=("sound",)),
+    )
+    assert {name: outcome.state for name, outcome in found.items()} == {
+        "refused": "failed",
+        "dependant": "failed",
+        "further": "failed",
+        "buggy": "failed",
+        "misspelt": "failed",
+        "sound": "done",
+        "after-sound": "done",
+    }
+    assert found["refused"].error == "the toy refuses: write behaviour = work"
+    assert found["dependant"].error == "refused failed, which comes before it"
+    assert found["further"].error == "dependant failed, which comes before it"
+    assert found["misspelt"].error == "misspelt: unknown key txt; did you mean text?"
+    assert found["buggy"].error == f"RuntimeError: a bug in the toy (a bug: see {found['buggy'].log})"
+    assert re.search(r"Traceback \(most recent call last\):(\n.*)+RuntimeError: a bug in the toy", _log(found["buggy"]))
+    assert not corpus.with_name("dependant").exists()
+
+
+def test_what_a_job_prints_is_in_its_own_log(corpus: Path) -> None:
+    found = _run(corpus, _job(corpus, "one", {"text": "ONE"}), _job(corpus, "two", {"text": "TWO"}))
+    assert _log(found["one"]) == "the toy says ONE\n"
+    assert _log(found["two"]) == "the toy says TWO\n"
+    again = _run(corpus, _job(corpus, "one", {"text": "ONE"}))
+    assert _log(again["one"]) == f"the toy says ONE\n{corpus.with_name('one')} is already complete\n"
+
+
+def test_a_job_whose_worker_is_killed_is_tried_again_and_continues(corpus: Path) -> None:
+    found = _run(corpus, _job(corpus, "dies-once", {"deaths": 1}), _job(corpus, "calm"))
+    assert found["dies-once"].state == "done"
+    assert artifact.verify(corpus.with_name("dies-once")).facts["attempts"] == 2
+    assert _log(found["dies-once"]).count("the toy says") >= 1
+    assert found["calm"].state == "done"
+
+
+def test_a_job_whose_workers_keep_dying_fails_and_keeps_its_files(corpus: Path) -> None:
+    found = _run(corpus, _job(corpus, "dies", {"deaths": 99}), _job(corpus, "heir", after=("dies",)))
+    assert found["dies"].state == "failed"
+    assert str(found["dies"].error).startswith(f"its worker died {jobs.RETRIES + 1} times: ")
+    assert "\n" not in str(found["dies"].error)
+    partial = artifact.staging(corpus.with_name("dies"))
+    assert (partial / "attempts.txt").stat().st_size == jobs.RETRIES + 1
+    assert found["heir"].state == "failed"
+
+
+@pytest.mark.timeout(60)
+def test_jobs_share_the_cluster_but_one_that_must_be_alone_is(corpus: Path) -> None:
+    def pair(pipe: str, *names: str) -> list[Job]:
+        os.mkfifo(corpus.with_name(pipe))
+        meeting = {"meeting": str(corpus.with_name(pipe)), "seconds": 0.5}
+        return [_job(corpus, name, {**meeting, "side": side}, cpus=0.5) for name, side in zip(names, "rw", strict=True)]
+
+    # Each pair ends only if its two run at once.
+    before, after = pair("first", "one", "two"), pair("second", "three", "four")
+    alone = _job(corpus, "alone", {"seconds": 0.5}, cpus=0.5, alone=True)
+    found = _run(corpus, *before, alone, *after)
+    assert {outcome.state for outcome in found.values()} == {"done"}
+    started, ended = _times(corpus, "alone")
+    assert max(_times(corpus, job.name)[1] for job in before) <= started
+    assert ended <= min(_times(corpus, job.name)[0] for job in after)
+
+
+def test_nothing_overtakes_a_job_that_waits_for_room(corpus: Path) -> None:
+    _run(
+        corpus,
+        _job(corpus, "small", {"seconds": 0.5}),
+        _job(corpus, "large", cpus=2),
+        _job(corpus, "late"),
+    )
+    assert _times(corpus, "small")[1] <= _times(corpus, "large")[0]
+    assert _times(corpus, "large")[1] <= _times(corpus, "late")[0]
+
+
+def test_a_job_that_waits_for_another_lets_others_pass(corpus: Path) -> None:
+    _run(
+        corpus,
+        _job(corpus, "first", {"seconds": 0.5}),
+        _job(corpus, "dependant", after=("first",)),
+        _job(corpus, "free"),
+    )
+    assert _times(corpus, "free")[0] < _times(corpus, "dependant")[0]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"cpus": 3}, "job second needs 3 CPUs, the cluster has 2: ask for less, or start a larger cluster"),
+        ({"gpus": 99}, r"job second needs 99 GPUs, the cluster has \d+: ask for less"),
+        ({"after": ("nobody",)}, "job second comes after nobody, which is not among the jobs before it"),
+        ({"after": ("second",)}, "job second comes after second, which is not among the jobs before it"),
+        ({"after": ("third",)}, "job second comes after third, which is not among the jobs before it"),
+    ],
+)
+def test_jobs_that_could_never_run_are_refused_before_any_runs(
+    corpus: Path, given: dict[str, Any], message: str
+) -> None:
+    wanted = [_job(corpus, "first"), _job(corpus, "second", **given), _job(corpus, "third", after=("second",))]
+    with pytest.raises(StageError, match=message):
+        jobs.run(wanted, corpus.with_name("logs"))
+    assert not corpus.with_name("first").exists()
+
+
+def test_two_jobs_of_one_name_are_refused(corpus: Path) -> None:
+    with pytest.raises(StageError, match="two jobs are called same"):
+        jobs.run([_job(corpus, "same"), _job(corpus, "same")], corpus.with_name("logs"))
+
+
+def test_no_jobs_are_no_outcomes(tmp_path: Path) -> None:
+    assert jobs.run([], tmp_path / "logs") == []
+
+
+def test_connecting_inside_a_connection_leaves_it_open(corpus: Path) -> None:
+    with ray_cluster.connect(1):
+        pass
+    assert _run(corpus, _job(corpus, "still-there"))["still-there"].state == "done"

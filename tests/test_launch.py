@@ -1,0 +1,286 @@
+"""The front door: the whole road on Ray, run again, with dying workers, failing jobs, and submitted to a cluster."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pipelines
+import psutil
+import pytest
+import tokens_artifact
+from trainings import RECIPE, curve, train
+
+from cluster import artifact, ray_cluster, recipe
+from distill import launch
+from distill.distillation import Placement
+from distill.launch import Call, LaunchError
+from distill.pipeline import Pipeline, Plan
+from distill.run import Run
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(540)]
+
+
+def launched(pipeline: Path, out: Path, *settings: str) -> subprocess.CompletedProcess[str]:
+    changes = [part for setting in settings for part in ("--set", setting)]
+    command = [sys.executable, "-m", "distill.launch", str(pipeline), "--out", str(out), *changes]
+    environment = pipelines.environment()
+    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Output of a whole pipeline, one of its jobs made to fail."""
+    folder = tmp_path_factory.mktemp("pipeline")
+    values = pipelines.measured(folder)
+    values["scores"]["tasks"]["rte"] = {}
+    values["scores"]["data"] = str(folder / "{task}")
+    (folder / "rte").mkdir()
+    (folder / "rte" / "train.jsonl").write_text('{"sentence1": "a", "sentence2": "b"}\n')
+    (folder / "rte" / "dev.jsonl").write_text('{"sentence1": "a", "sentence2": "b"}\n')
+    process = launched(pipelines.write(folder / "pipeline.toml", values), folder / "out")
+    assert process.returncode == 1, process.stderr
+    assert "2 failed jobs" in process.stderr, process.stderr
+    return folder / "out"
+
+
+def test_every_stage_left_its_artifact(done: Path) -> None:
+    kinds = {
+        "corpus": "corpus",
+        "tokens": "tokens",
+        "teacher": "teacher",
+        "students/student": "student",
+        "students/no-teacher": "student",
+        "finetune/teacher/provenance": "finetune",
+        "finetune/student/provenance": "finetune",
+        "exports/student/onnx": "export",
+        "exports/student/int8": "export",
+        "exports/teacher/int8": "export",
+        "latency": "benchmark",
+        "report": "report",
+    }
+    for place, kind in kinds.items():
+        artifact.verify(done / place, kind)
+    assert artifact.read(done / "students/student").facts["layers"] == 2
+    for name in ("report.html", "report.md", "report.json", "summary.txt"):
+        assert (done / "report" / name).stat().st_size > 0
+
+
+def test_a_failed_job_stops_no_other_and_the_report_names_it(done: Path) -> None:
+    states = {job["name"]: job["state"] for job in json.loads((done / "jobs.json").read_text())}
+    failed = {name for name, state in states.items() if state == "failed"}
+    assert failed == {"finetune/teacher/rte", "finetune/student/rte"}
+    assert states["latency"] == "done"
+    page = (done / "report" / "report.html").read_text()
+    assert "finetune/student/rte" in page
+    assert "label" in page
+
+
+def test_run_again_it_skips_what_is_complete(done: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in done.rglob("manifest.json")}
+    process = launched(done.parent / "pipeline.toml", done)
+    assert process.returncode == 1
+    after = {path: path.stat().st_mtime_ns for path in done.rglob("manifest.json")}
+    assert after == before
+    for line in ("corpus: already complete", "runs/student: already complete", "latency: already complete"):
+        assert line in process.stderr
+
+
+def test_another_recipe_for_the_same_place_is_refused_and_nothing_lost(done: Path) -> None:
+    process = launched(done.parent / "pipeline.toml", done, "tokens.seq_len=16")
+    assert process.returncode == 1
+    last = process.stderr.splitlines()[-1]
+    assert last.startswith("error: tokens: ")
+    assert "recipe value seq_len: 32 there, 16 asked for" in last
+    artifact.verify(done / "tokens", "tokens")
+
+
+def test_a_pipeline_that_makes_no_sense_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    values = pipelines.measured(tmp_path)
+    values["train"]["loss"] = {"temprature": 3.0}
+    process = launched(pipelines.write(tmp_path / "pipeline.toml", values), tmp_path / "out")
+    assert process.returncode == 1
+    assert process.stderr.count("\n") == 1
+    assert "[train]: unknown key loss.temprature; did you mean loss.temperature?" in process.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    found = tmp_path_factory.mktemp("workers")
+    tokens_artifact.make(found)
+    return found
+
+
+@pytest.fixture(scope="module")
+def embedded() -> Iterator[None]:
+    with ray_cluster.connect(2):
+        yield
+
+
+def call(folder: Path, out: Path, **changes: object) -> tuple[Call, Placement]:
+    placement = {"workers": 2, "rows_per_device": 2, "log_every": 1, "save_every": 5, "validate_every": 20}
+    values = {**RECIPE, "steps": 40, "placement": placement, **changes}
+    inputs = {"tokens": folder / "tokens", "teacher": folder / "teacher"}
+    return Call("distill.train", values, inputs, out), Placement(**placement)  # type: ignore[arg-type]
+
+
+def test_a_killed_worker_ends_in_a_finished_run_with_the_same_curve(
+    folder: Path, tmp_path: Path, embedded: None
+) -> None:
+    settings = ("steps=40", "placement.save_every=5", "placement.log_every=1", "placement.validate_every=20")
+    whole = train(folder, tmp_path / "whole", 1, *settings)
+    assert whole.returncode == 0, whole.stderr
+    run = Run(tmp_path / "killed")
+    killed: list[int] = []
+    killer = threading.Thread(target=kill_a_worker_at, args=(run, 10, killed))
+    killer.start()
+    asked, placement = call(folder, run.path)
+    launch.on_workers(asked, placement, run)
+    killer.join()
+    assert killed
+    assert not psutil.pid_exists(killed[0])
+    assert curve(run.path) == pytest.approx(curve(tmp_path / "whole"), rel=1e-6)
+
+
+def kill_a_worker_at(run: Run, step: int, killed: list[int]) -> None:
+    """SIGKILL one of the two training workers of our own cluster as soon as a checkpoint of ``step`` is there."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        newest = run.newest()
+        if newest is not None and newest.step >= step:
+            workers = [
+                child
+                for child in psutil.Process().children(recursive=True)
+                if any("RayTrainWorker" in part for part in child.cmdline())
+            ]
+            assert len(workers) == 2
+            killed.append(workers[1].pid)
+            workers[1].send_signal(signal.SIGKILL)
+            return
+        time.sleep(0.02)
+
+
+def test_what_the_user_must_mend_is_one_line_and_not_tried_again(folder: Path, tmp_path: Path, embedded: None) -> None:
+    asked, placement = call(folder, tmp_path / "run", student={"layers": [0, 9]})
+    with pytest.raises(LaunchError, match=r"student.layers \[0, 9\] does not fit a teacher of 4 layers"):
+        launch.on_workers(asked, placement, Run(tmp_path / "run"))
+
+
+def test_more_workers_than_the_cluster_has_are_refused(folder: Path, tmp_path: Path, embedded: None) -> None:
+    asked, placement = call(folder, tmp_path / "run")
+    with pytest.raises(LaunchError, match=r"asks for 64 workers \(64 CPUs\), the cluster has 2"):
+        launch.on_workers(asked, placement.model_copy(update={"workers": 64}), Run(tmp_path / "run"))
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    for found in sockets:
+        found.bind(("127.0.0.1", 0))
+    ports = [int(found.getsockname()[1]) for found in sockets]
+    for found in sockets:
+        found.close()
+    return ports
+
+
+@pytest.fixture
+def head(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """A Ray cluster as an administrator starts it, with tokens; the environment of somebody who may use it."""
+    names = (
+        "--port",
+        "--dashboard-port",
+        "--metrics-export-port",
+        "--dashboard-agent-listen-port",
+        "--dashboard-agent-grpc-port",
+        "--runtime-env-agent-port",
+        "--ray-client-server-port",
+        "--node-manager-port",
+        "--object-manager-port",
+    )
+    ports = free_ports(len(names))
+    (tmp_path / "token").write_text("0123456789abcdef" * 4)
+    environment = pipelines.environment(
+        RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(tmp_path / "token"), RAY_USAGE_STATS_ENABLED="0"
+    )
+    ray = str(Path(sys.executable).with_name("ray"))
+    # Ray's sockets have paths of at most 107 bytes.
+    short = Path(f"/tmp/st-{os.getpid()}")
+    command = [ray, "start", "--head", "--block", "--num-cpus=2", "--include-dashboard=true", f"--temp-dir={short}"]
+    command += [f"{name}={port}" for name, port in zip(names, ports, strict=True)]
+    log = (tmp_path / "head.log").open("w")
+    process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+    try:
+        wait_for_port(ports[1], process)
+        yield {**environment, "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{ports[1]}"}
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(timeout=60)
+        log.close()
+
+
+def wait_for_port(port: int, process: "subprocess.Popen[bytes]") -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        assert process.poll() is None, "ray start ended"
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            return
+        except OSError:
+            time.sleep(0.2)
+    raise AssertionError("no dashboard after two minutes")
+
+
+def test_a_pipeline_submitted_to_a_cluster(head: dict[str, str], tmp_path: Path) -> None:
+    pipeline = pipelines.write(tmp_path / "pipeline.toml", pipelines.values(tmp_path))
+    ray = str(Path(sys.executable).with_name("ray"))
+    command = [ray, "job", "submit", "--", sys.executable, "-m", "distill.launch"]
+    command += [str(pipeline), "--out", str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, env=head, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "report: " in done.stdout
+    artifact.verify(tmp_path / "out" / "students" / "student", "student")
+    artifact.verify(tmp_path / "out" / "report", "report")
+    stranger = {key: value for key, value in head.items() if not key.startswith("RAY_AUTH")}
+    refused = subprocess.run(command, capture_output=True, text=True, env=stranger, check=False)
+    assert refused.returncode != 0
+
+
+def test_jobs_of_a_pipeline_follow_from_its_recipe(tmp_path: Path) -> None:
+    plan = Plan(Pipeline.of(pipelines.measured(tmp_path)), tmp_path / "out")
+    jobs = {job.name: job for job in plan.measurements()}
+    assert next(iter(jobs)) == "datasets/provenance"
+    assert jobs["exports/student/int8"].after == ("exports/student/onnx",)
+    assert jobs["exports/student/onnx"].after == ("finetune/student/provenance",)
+    assert jobs["latency"].alone
+    assert set(jobs["latency"].inputs) == {"teacher", "student", "onnx", "int8", "teacher_onnx", "teacher_int8"}
+    assert plan.distillation("no-teacher").student.start == "random"
+    assert plan.distillation("no-teacher").steps == plan.distillation("student").steps
+
+
+def test_the_tokenizer_is_the_teachers_where_none_is_named(tmp_path: Path) -> None:
+    values = pipelines.values(tmp_path)
+    values["teacher"] = {"source": "some/model"}
+    del values["tokens"]["tokenizer"]
+    plan = Plan(Pipeline.of(values), tmp_path)
+    assert plan.text()[1].recipe["tokenizer"] == {"kind": "pretrained", "name": "some/model"}
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"scores": {"tasks": {"provenance": {}}, "models": ["teachr"]}}, "scores.models names teachr"),
+        ({"exports": {"task": "rte"}}, "exports.task rte is not among scores.tasks"),
+        ({"ablations": {"teacher": {}}}, "an ablation cannot be called student or teacher"),
+        ({"ablations": {"x": {"loss": {"sofd": 1.0}}}}, r"\[ablations.x\]: unknown key loss.sofd"),
+        ({"scores": {"tasks": {"rted": {}}, "data": "x"}}, r"\[scores.tasks.rted\]: .*no task rted"),
+    ],
+)
+def test_pipelines_that_are_refused(tmp_path: Path, change: dict[str, object], line: str) -> None:
+    with pytest.raises(recipe.RecipeError, match=line):
+        Pipeline.of(pipelines.values(tmp_path) | change)

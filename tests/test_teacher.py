@@ -1,0 +1,122 @@
+"""Teachers: taken as they are, given a head, trained from scratch, or refused in one line."""
+
+from pathlib import Path
+
+import pytest
+import tiny
+import tokens_artifact
+import torch
+from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
+
+from cluster import artifact, stage
+from cluster.recipe import RecipeError
+from cluster.stage import StageError
+from distill.masked_lm import ModelError
+from distill.teacher import STAGE, Teacher
+
+TRAINING = {
+    "steps": 4,
+    "rows_per_step": 8,
+    "loss": {"soft": 0.0, "cosine": 0.0},
+    "validation_rows": 8,
+    "placement": {"rows_per_device": 4},
+}
+ARCHITECTURE = {"layers": 2, "hidden": 32, "heads": 2, "feed_forward": 64, "positions": 64}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    found = tmp_path_factory.mktemp("teacher")
+    tokens_artifact.make(found)
+    return found
+
+
+def make(recipe: dict[str, object], out: Path, tokens: Path | None = None) -> artifact.Artifact:
+    inputs = {} if tokens is None else {"tokens": tokens}
+    made = stage.execute(STAGE, Teacher.of(recipe), inputs, out)
+    assert made is not None
+    return made
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta"])
+def test_a_model_from_a_folder_is_taken_as_it_is(tmp_path: Path, kind: str) -> None:
+    builders = {"bert": tiny.bert_teacher, "roberta": tiny.roberta_teacher}
+    source = builders[kind](tmp_path / "source")
+    made = make({"source": str(source)}, tmp_path / "teacher")
+    ours, theirs = (AutoModelForMaskedLM.from_pretrained(path).state_dict() for path in (made.path, source))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    text = "The mill by the river"
+    tokenizers = [AutoTokenizer.from_pretrained(path) for path in (made.path, source)]
+    assert tokenizers[0](text)["input_ids"] == tokenizers[1](text)["input_ids"]
+    assert made.facts["layers"] == 4
+
+
+def headless(folder: Path, tmp_path: Path) -> Path:
+    """The encoder of ``folder/bert`` alone, as AutoModel saves it."""
+    AutoModel.from_pretrained(folder / "bert").save_pretrained(tmp_path / "encoder")
+    AutoTokenizer.from_pretrained(folder / "bert").save_pretrained(tmp_path / "encoder")
+    return tmp_path / "encoder"
+
+
+def test_an_encoder_without_a_head_is_given_one(folder: Path, tmp_path: Path) -> None:
+    source = headless(folder, tmp_path)
+    with pytest.raises(ModelError, match=r"has no masked-word head: add a table \[train\]"):
+        make({"source": str(source)}, tmp_path / "teacher")
+    recipe = {"source": str(source), "train": TRAINING, "trains": "head"}
+    made = make(recipe, tmp_path / "teacher", folder / "tokens")
+    before, after = (AutoModel.from_pretrained(path).state_dict() for path in (source, made.path))
+    assert all(torch.equal(before[name], after[name]) for name in before if not name.startswith("pooler"))
+    head = AutoModelForMaskedLM.from_pretrained(made.path).cls.predictions
+    assert head.bias.abs().sum() > 0
+    assert made.facts["validation"]["masked"] > 0
+    assert not (made.path / "run").exists()
+    assert (made.path / "metrics.jsonl").is_file()
+
+
+def test_an_encoder_can_be_trained_together_with_its_head(folder: Path, tmp_path: Path) -> None:
+    source = headless(folder, tmp_path)
+    made = make({"source": str(source), "train": TRAINING}, tmp_path / "teacher", folder / "tokens")
+    before, after = (AutoModel.from_pretrained(path).state_dict() for path in (source, made.path))
+    name = "encoder.layer.0.output.dense.weight"
+    assert not torch.equal(before[name], after[name])
+
+
+def test_a_teacher_is_trained_from_scratch(folder: Path, tmp_path: Path) -> None:
+    plain = {"masking": {"smoothing": 0.0}, "optimizer": {"learning_rate": 5e-3}}
+    recipe = {"architecture": ARCHITECTURE, "train": {**TRAINING, **plain, "steps": 100}}
+    made = make(recipe, tmp_path / "teacher", folder / "tokens")
+    model = AutoModelForMaskedLM.from_pretrained(made.path)
+    assert (model.config.num_hidden_layers, model.config.hidden_size) == (2, 32)
+    assert made.facts["validation"]["masked"] < 5.5
+    assert made.facts["vocabulary"] == artifact.read(folder / "tokens").facts["vocabulary"]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "line"),
+    [
+        ({}, r'write source = "…" or a table \[architecture\], exactly one'),
+        ({"source": "x", "architecture": ARCHITECTURE}, "exactly one"),
+        ({"architecture": ARCHITECTURE}, r"a teacher from scratch needs a table \[train\]"),
+        ({"architecture": {**ARCHITECTURE, "heads": 3}, "train": TRAINING}, "hidden 32 does not divide by"),
+        ({"source": "x", "train": {**TRAINING, "loss": {}}}, "a teacher has no teacher: write train.loss.soft = 0"),
+    ],
+)
+def test_recipes_that_make_no_teacher(recipe: dict[str, object], line: str) -> None:
+    with pytest.raises(RecipeError, match=line):
+        Teacher.of(recipe)
+
+
+def test_what_cannot_be_a_teacher(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="no model can be loaded from"):
+        make({"source": str(tmp_path / "nothing")}, tmp_path / "a")
+    student = tiny.distilbert(tmp_path / "distilbert")
+    with pytest.raises(ModelError, match="is a DistilBertForMaskedLM: a teacher is a BERT or a RoBERTa"):
+        make({"source": str(student)}, tmp_path / "b")
+    with pytest.raises(StageError, match="needs --tokens DIR"):
+        make({"architecture": ARCHITECTURE, "train": TRAINING}, tmp_path / "c")
+    roberta = tiny.roberta_teacher(tmp_path / "roberta")
+    with pytest.raises(ModelError, match="have different vocabularies: make the tokens with --tokenizer"):
+        make({"source": str(roberta), "train": TRAINING}, tmp_path / "d", folder / "tokens")
+    short = {**ARCHITECTURE, "positions": 16}
+    with pytest.raises(ModelError, match="rows of 32 tokens, but the teacher reads 16"):
+        make({"architecture": short, "train": TRAINING}, tmp_path / "e", folder / "tokens")

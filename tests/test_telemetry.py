@@ -1,0 +1,191 @@
+"""Metrics: named as Prometheus wants, served, step-exact on disk; progress for people on a terminal and in a log."""
+
+import json
+import os
+import pty
+import re
+import socket
+import subprocess
+import sys
+import termios
+import urllib.request
+from pathlib import Path
+
+import pytest
+from prometheus_client.metrics import MetricWrapperBase
+
+from cluster import telemetry
+from cluster.telemetry import MetricsLog, read_metrics
+
+METRICS = {name: value for name, value in vars(telemetry).items() if isinstance(value, MetricWrapperBase)}
+
+UNITS = ("_seconds", "_bytes", "_ratio", "_nats", "_per_second")
+DIMENSIONLESS = {
+    "stillhouse_step",
+    "stillhouse_steps",
+    "stillhouse_learning_rate",
+    "stillhouse_gradient_norm",
+    "stillhouse_loss_scale",
+}
+NOT_BASE = re.compile(r"_(ms|milliseconds|minutes|hours|kb|mb|gb|kilobytes|megabytes|percent|pct|bits)(_|$)")
+
+SHOWING = """
+from cluster import stage, telemetry
+
+with stage.logging_to_stderr():
+    telemetry.PLAIN_SECONDS = 0.0
+    with telemetry.Progress("rows", 3, "rows") as shown:
+        shown.advance(note={"loss": "0.5"})
+        telemetry.say("in between")
+        shown.advance(2)
+    list(telemetry.progress(range(2), "shards", 2, "shards"))
+"""
+
+
+def _train_lines(log: MetricsLog, steps: range) -> None:
+    for step in steps:
+        log.write(kind="train", step=step, total=1.0 / step)
+
+
+def test_lines_of_later_steps_are_dropped_when_a_run_resumes(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    log = MetricsLog(path)
+    _train_lines(log, range(1, 6))
+    log.write(kind="validation", step=3, total=0.5)
+    log.close()
+    resumed = MetricsLog(path, resume_at=3)
+    _train_lines(resumed, range(4, 5))
+    resumed.close()
+    found = [(line["kind"], line["step"]) for line in read_metrics(path)]
+    assert found == [("train", 1), ("train", 2), ("train", 3), ("validation", 3), ("train", 4)]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_a_last_line_cut_by_a_crash_is_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"kind": "train", "step": 1}\n{"kind": "tr', encoding="utf-8")
+    assert [line["step"] for line in read_metrics(path)] == [1]
+    log = MetricsLog(path, resume_at=1)
+    _train_lines(log, range(2, 3))
+    log.close()
+    assert [json.loads(line)["step"] for line in path.read_text(encoding="utf-8").splitlines()] == [1, 2]
+
+
+def test_a_broken_line_in_the_middle_is_refused_by_number(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"st\n{"step": 3}\n', encoding="utf-8")
+    with pytest.raises(ValueError, match=r"metrics\.jsonl: line 2 is not JSON"):
+        read_metrics(path)
+
+
+def test_a_new_log_starts_empty_and_every_line_is_there_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    assert read_metrics(path) == []
+    log = MetricsLog(path)
+    for step in (1, 2):
+        log.write(step=step, loss=float("nan"), scale=float("inf"), norm=None, tokens=3)
+        assert read_metrics(path)[-1] == {"step": step, "loss": None, "scale": None, "norm": None, "tokens": 3}
+    log.close()
+    MetricsLog(path).close()
+    assert path.read_text(encoding="utf-8") == ""
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_a_metric_is_named_as_prometheus_wants(name: str) -> None:
+    metric = METRICS[name]
+    (family,) = metric.describe()
+    # The library keeps the _total of a counter apart.
+    full = f"{family.name}_total" if family.type == "counter" else family.name
+    assert re.fullmatch(r"stillhouse(_[a-z]+)+", full)
+    assert not NOT_BASE.search(full)
+    assert family.type in ("counter", "gauge")
+    if family.type == "gauge":
+        assert not full.endswith("_total")
+        assert full.endswith(UNITS) != (full in DIMENSIONLESS), f"{full}: end it with one of {UNITS}"
+    assert len(family.documentation.split()) >= 3
+    assert not family.documentation.endswith(".")
+    assert "timestamp" not in full or full.endswith("_timestamp_seconds")
+
+
+def test_every_dimensionless_name_is_still_declared() -> None:
+    assert {family.name for metric in METRICS.values() for family in metric.describe()} >= DIMENSIONLESS
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def test_what_is_recorded_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    port = _free_port()
+    telemetry.serve(port)
+    telemetry.record_step(7, {"total": 2.5, "soft": 0.25}, 5e-4, None, 1024.0, 0.125)
+    validation = {"total": 1.5, "soft": None, "masked": 0.75, "cosine": None, "accuracy": 0.5, "agreement": None}
+    telemetry.record_validation(validation)
+    before = telemetry.TOKENS._value.get()
+    telemetry.TOKENS.inc(4096)
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+        text = answer.read().decode()
+    lines = dict(line.rsplit(" ", 1) for line in text.splitlines() if line.startswith("stillhouse_"))
+    assert {name: float(value) for name, value in lines.items()}.items() >= {
+        "stillhouse_step": 7.0,
+        'stillhouse_loss_nats{term="total"}': 2.5,
+        'stillhouse_loss_nats{term="soft"}': 0.25,
+        "stillhouse_learning_rate": 5e-4,
+        "stillhouse_loss_scale": 1024.0,
+        "stillhouse_step_seconds": 0.125,
+        'stillhouse_validation_loss_nats{term="masked"}': 0.75,
+        "stillhouse_validation_accuracy_ratio": 0.5,
+        "stillhouse_tokens_total": before + 4096,
+    }.items()
+    assert lines["stillhouse_gradient_norm"] == "NaN"
+    assert 'stillhouse_validation_loss_nats{term="soft"}' not in lines
+    with pytest.raises(OSError, match="in use"):
+        telemetry.serve(port)
+
+
+def test_progress_in_a_log_is_plain_lines() -> None:
+    shown = subprocess.run([sys.executable, "-c", SHOWING], stderr=subprocess.PIPE, text=True, check=True).stderr
+    assert re.sub(r"\d+\.\d s", "T s", shown).splitlines() == [
+        "rows: 1 of 3 rows, loss 0.5",
+        "in between",
+        "rows: 3 of 3 rows",
+        "rows: 3 rows in T s",
+        "shards: 1 of 2 shards",
+        "shards: 2 of 2 shards",
+        "shards: 2 shards in T s",
+    ]
+
+
+def _on_terminal(term: str) -> str:
+    """What the program shows on a terminal."""
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 80))
+    with subprocess.Popen([sys.executable, "-c", SHOWING], stderr=theirs, env={**os.environ, "TERM": term}) as program:
+        os.close(theirs)
+        shown = b""
+        with open(ours, "rb", buffering=0) as screen:
+            try:
+                while chunk := screen.read(4096):
+                    shown += chunk
+            except OSError:
+                pass  # how Linux ends a terminal nobody writes to any more
+    assert program.returncode == 0
+    return shown.decode()
+
+
+def test_progress_on_a_terminal_is_a_bar() -> None:
+    shown = _on_terminal("xterm")
+    assert re.search(r"\rrows: 100%\|.*\| 3/3 \[", shown)
+    assert re.search(r"\rshards: 100%\|.*\| 2/2 \[", shown)
+    assert "loss=0.5" in shown
+    assert "\rin between\r\n" in re.sub(r"\r *\r", "\r", shown)
+    assert "1 of 3" not in shown
+
+
+def test_a_dumb_terminal_gets_plain_lines() -> None:
+    shown = _on_terminal("dumb")
+    assert "rows: 1 of 3 rows, loss 0.5\r\n" in shown
+    assert "%" not in shown

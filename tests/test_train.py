@@ -1,0 +1,235 @@
+"""``python -m distill.train`` and ``distill.export``: what a run leaves, what it refuses, what it becomes."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import tokens_artifact
+import torch
+from trainings import RECIPE, curve, environment, train
+from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+from cluster import artifact, stage, vocabulary
+from cluster.rows import open_tokens
+from cluster.telemetry import read_metrics
+from distill import export, masked_lm
+from distill.batches import Masker
+from distill.distillation import Distillation, Masking
+from distill.run import Run, RunError
+
+TRAIN = stage.find("distill.train")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    found = tmp_path_factory.mktemp("train")
+    tokens_artifact.make(found)
+    return found
+
+
+@pytest.fixture(scope="module")
+def run(folder: Path) -> Path:
+    """A finished run of six steps."""
+    execute(folder, folder / "run")
+    return folder / "run"
+
+
+def execute(folder: Path, out: Path, **changes: Any) -> None:
+    recipe = Distillation.of({**RECIPE, **changes})
+    stage.execute(TRAIN, recipe, {"tokens": folder / "tokens", "teacher": folder / "teacher"}, out)
+
+
+def test_a_run_leaves_every_step_and_a_validation(run: Path) -> None:
+    lines = read_metrics(run / "metrics.jsonl")
+    steps = [line for line in lines if line["kind"] == "train"]
+    assert [line["step"] for line in steps] == [1, 2, 3, 4, 5, 6]
+    assert [line["tokens"] for line in steps] == [step * 8 * tokens_artifact.SEQ_LEN for step in range(1, 7)]
+    for line in steps:
+        terms = 5 * line["soft"] + 2 * line["masked"] + line["cosine"]
+        assert line["total"] == pytest.approx(terms, rel=1e-5)
+        assert line["gradient_norm"] > 0
+    validations = [line for line in lines if line["kind"] == "validation"]
+    assert [line["step"] for line in validations] == [3, 6]
+    assert set(validations[0]) > {"soft", "masked", "cosine", "accuracy", "agreement", "teacher_masked"}
+
+
+@torch.no_grad()
+def test_validation_is_what_transformers_alone_measures(folder: Path, run: Path, tmp_path: Path) -> None:
+    """On the same 13 held-out rows and masks: teacher's loss and accuracy, and the student's agreement with it."""
+    stage.execute(export.STAGE, export.Export(), {"run": run}, tmp_path / "student")
+    tokens = open_tokens(folder / "tokens")
+    import numpy as np
+
+    rows = np.arange(13)
+    masker = Masker(tokens, Masking(), seed=1)
+    batch = masker.mask(tokens.heldout.take(rows), rows, np.full(13, 2**31))
+    logits = {}
+    for name, path in (("teacher", folder / "teacher"), ("student", tmp_path / "student")):
+        model = AutoModelForMaskedLM.from_pretrained(path).eval()
+        logits[name] = model(input_ids=batch.input_ids).logits.flatten(0, 1)[batch.positions]
+    last = read_metrics(run / "metrics.jsonl")[-1]
+    for name, prefix in (("teacher", "teacher_"), ("student", "")):
+        loss = torch.nn.functional.cross_entropy(logits[name], batch.labels)
+        assert last[f"{prefix}masked"] == pytest.approx(loss.item(), rel=1e-5)
+        accuracy = (logits[name].argmax(-1) == batch.labels).float().mean()
+        assert last[f"{prefix}accuracy"] == pytest.approx(accuracy.item(), abs=1e-6)
+    agreement = (logits["student"].argmax(-1) == logits["teacher"].argmax(-1)).float().mean()
+    assert last["agreement"] == pytest.approx(agreement.item(), abs=1e-6)
+
+
+def test_training_learns(folder: Path, tmp_path: Path) -> None:
+    plain = {"loss": {"soft": 0.0, "cosine": 0.0}, "masking": {"smoothing": 0.0}}
+    execute(folder, tmp_path / "run", steps=100, optimizer={"learning_rate": 5e-3}, **plain)
+    lines = [line for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if line["kind"] == "train"]
+    assert lines[-1]["masked"] < lines[0]["masked"] - 0.7
+
+
+def test_a_finished_run_is_left_as_it_is(folder: Path, run: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*.safetensors")}
+    known = curve(run)
+    execute(folder, run)
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*.safetensors")} == before
+    assert curve(run) == known
+
+
+def test_placement_may_change_between_starts_and_identity_may_not(folder: Path, run: Path) -> None:
+    execute(folder, run, placement={**RECIPE["placement"], "zero_stage": 2})
+    with pytest.raises(RunError, match=r"holds another run \(recipe.loss.temperature: 2.0 there, 3.0 asked for\)"):
+        execute(folder, run, loss={"temperature": 3.0})
+
+
+def test_a_folder_of_something_else_is_not_touched(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("ten years of work")
+    with pytest.raises(RunError, match="holds something that is no run"):
+        execute(folder, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_old_checkpoints_are_dropped(folder: Path, tmp_path: Path) -> None:
+    execute(folder, tmp_path / "run", placement={**RECIPE["placement"], "save_every": 1, "keep_checkpoints": 2})
+    assert [checkpoint.step for checkpoint in Run(tmp_path / "run").checkpoints()] == [5, 6]
+
+
+def test_a_damaged_checkpoint_is_refused_by_name(folder: Path, tmp_path: Path) -> None:
+    execute(folder, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step_00000006")
+    weights = tmp_path / "run" / "checkpoints" / "step_00000003" / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-8] + b"\0" * 8)
+    with pytest.raises(RunError, match=r"weights.safetensors was cut or changed: delete .*step_00000003"):
+        execute(folder, tmp_path / "run")
+
+
+def test_an_exported_student_loads_with_transformers_alone(folder: Path, run: Path, tmp_path: Path) -> None:
+    made = stage.execute(export.STAGE, export.Export(), {"run": run}, tmp_path / "student")
+    assert made is not None
+    model = AutoModelForMaskedLM.from_pretrained(made.path)
+    tokenizer = AutoTokenizer.from_pretrained(made.path)
+    assert type(model).__name__ == "DistilBertForMaskedLM"
+    assert model.config.dropout == 0.1
+    weights = Run(run).checkpoints()[-1].load().weights
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, weights[f"model.{name}"])
+    assert len(tokenizer) == model.config.vocab_size
+    assert made.facts["steps"] == 6
+    assert made.facts["lineage"]["teacher"] == artifact.read(folder / "teacher").identity
+    card = (made.path / "README.md").read_text()
+    assert f"{made.facts['validation']['accuracy']:.4f}" in card
+    assert "AutoModelForMaskedLM" in card
+
+
+def test_a_student_of_an_earlier_step(run: Path, tmp_path: Path) -> None:
+    made = stage.execute(export.STAGE, export.Export(step=3), {"run": run}, tmp_path / "early")
+    assert made is not None
+    assert made.facts["steps"] == 3
+    with pytest.raises(RunError, match="has no checkpoint of step 4: it has 3, 6"):
+        stage.execute(export.STAGE, export.Export(step=4), {"run": run}, tmp_path / "none")
+
+
+def test_export_of_what_is_no_run(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"is not a run: it has no recipe.json"):
+        stage.execute(export.STAGE, export.Export(), {"run": tmp_path}, tmp_path / "student")
+
+
+REFUSALS = {
+    "misspelled key": (["--set", "loss.temprature=3"], "unknown key loss.temprature; did you mean loss.temperature?"),
+    "layers": (["--set", "student.layers=[0,4]"], "student.layers [0, 4] does not fit a teacher of 4 layers"),
+    "missing": (["--tokens", "nowhere"], "nowhere does not exist: expected a tokens artifact there"),
+    "kind": (["--teacher", "tokens"], "tokens is a tokens artifact, expected a teacher artifact"),
+    "workers": (["--set", "rows_per_step=0"], "rows_per_step: input should be greater than 0"),
+    "length": (["--set", "epochs=1"], "write steps = N or epochs = N, exactly one of them"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_bad_input_is_one_line_and_exit_code_1(folder: Path, tmp_path: Path, case: str) -> None:
+    arguments, line = REFUSALS[case]
+    given = {"--tokens": "tokens", "--teacher": "teacher"}
+    for flag, value in zip(arguments[::2], arguments[1::2], strict=True):
+        given[flag] = value
+    settings = ["--set", given.pop("--set")] if "--set" in given else []
+    inputs = [part for flag, value in given.items() for part in (flag, str(folder / value))]
+    check_refused(folder, [*inputs, *settings], line, tmp_path / "run")
+
+
+def test_tokens_of_another_vocabulary_are_refused(folder: Path, tmp_path: Path) -> None:
+    other = tiny.roberta_teacher(tmp_path / "roberta")
+    tokenizer = vocabulary.load(other)
+    with artifact.create(tmp_path / "teacher", kind="teacher", inputs={}, recipe={}) as draft:
+        shutil.copytree(other, draft.path, dirs_exist_ok=True)
+        draft.facts["vocabulary"] = vocabulary.vocabulary_digest(tokenizer)
+    arguments = ["--tokens", str(folder / "tokens"), "--teacher", str(tmp_path / "teacher")]
+    check_refused(folder, arguments, "have different vocabularies: make the tokens with --tokenizer", tmp_path / "run")
+
+
+def test_truncated_rows_are_refused_by_name(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "tokens", tmp_path / "tokens")
+    rows = tmp_path / "tokens" / "train-00000.arrow"
+    rows.write_bytes(rows.read_bytes()[:-100])
+    arguments = ["--tokens", str(tmp_path / "tokens"), "--teacher", str(folder / "teacher")]
+    check_refused(folder, arguments, "train-00000.arrow has", tmp_path / "run")
+
+
+def test_an_out_that_cannot_be_written_is_refused(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    arguments = ["--tokens", str(folder / "tokens"), "--teacher", str(folder / "teacher")]
+    check_refused(folder, arguments, "Not a directory", tmp_path / "file" / "run")
+    assert (tmp_path / "file").read_text() == "in the way"
+
+
+def check_refused(folder: Path, arguments: list[str], line: str, out: Path) -> None:
+    (folder / "refused.toml").write_text("steps = 2\nrows_per_step = 8\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "distill.train", str(folder / "refused.toml"), *arguments, "--out", str(out)],
+        capture_output=True,
+        text=True,
+        env=environment(),
+        check=False,
+    )
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.startswith("error: ")
+    assert line in done.stderr
+    assert not out.exists()
+
+
+def test_a_loss_that_leaves_the_numbers_stops_the_run(folder: Path, tmp_path: Path) -> None:
+    done = train(folder, tmp_path / "run", 1, "optimizer.learning_rate=1e38", "optimizer.clip=1e38")
+    assert done.returncode == 1
+    assert "is not finite" in done.stderr.splitlines()[-1]
+    assert not Run(tmp_path / "run").checkpoints()
+
+
+def test_a_roberta_teacher_gives_a_roberta_student(tmp_path: Path) -> None:
+    teacher, _ = masked_lm.load(tiny.roberta_teacher(tmp_path / "roberta", layers=4))
+    from distill import student
+    from distill.distillation import Student
+
+    made = student.make(teacher, Student(), seed=1)
+    assert type(made).__name__ == "RobertaForMaskedLM"
+    assert masked_lm.num_layers(made) == 2
+    assert json.loads(made.config.to_json_string())["type_vocab_size"] == teacher.config.type_vocab_size
