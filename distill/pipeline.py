@@ -26,6 +26,8 @@ class Scores(Recipe):
     """Task to what differs from ``finetune`` for it."""
     data: str | None = None
     """Folder of a task's files, with ``{task}`` where its name goes; ``provenance`` needs none."""
+    hub: str | None = None
+    """Data set of a task on the hub, ``nyu-mll/glue:{task}``, for tasks without ``data`` of their own."""
     finetune: dict[str, Any] = Field(default_factory=dict)
     """Values of ``eval.finetune`` for every task."""
     models: tuple[str, ...] = ("teacher", MAIN)
@@ -86,6 +88,8 @@ class Pipeline(Recipe):
         for where, models in asked:
             if unknown := sorted({*models} - {*known}):
                 raise ValueError(f"{where}.models names {unknown[0]}: there is {', '.join(known)}")
+        if self.scores and self.scores.data and self.scores.hub:
+            raise ValueError("scores has data and hub: write one of them")
         if self.exports and (self.scores is None or self.exports.task not in self.scores.tasks):
             raise ValueError(
                 f"exports.task {self.exports.task} is not among scores.tasks: exports are fine-tuned models"
@@ -163,12 +167,14 @@ class Plan:
 
     def _finetune(self, scores: Scores, model: str, task: str, changes: Mapping[str, Any]) -> Job:
         inputs = {"model": self._model(model)}
+        values = {**scores.finetune, **changes, "task": task, "placement": {"threads": self.pipeline.job_cpus}}
         made_here = task == "provenance"
         if made_here:
             inputs["data"] = self.out / "datasets" / task
-        elif scores.data is not None and "data" not in changes:
+        elif scores.data is not None and "data" not in values:
             inputs["data"] = Path(scores.data.format(task=task))
-        values = {**scores.finetune, **changes, "task": task, "placement": {"threads": self.pipeline.job_cpus}}
+        elif scores.hub is not None and "data" not in values:
+            values["data"] = scores.hub.format(task=task)
         return Job(
             name=f"finetune/{model}/{task}",
             module="eval.finetune",

@@ -2,11 +2,14 @@
 
 import json
 import shutil
+import socket
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tiny
 import tokens_artifact
@@ -17,9 +20,9 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer
 from cluster import artifact, stage, vocabulary
 from cluster.rows import open_tokens
 from cluster.telemetry import read_metrics
-from distill import export, masked_lm
+from distill import export, masked_lm, student
 from distill.batches import Masker
-from distill.distillation import Distillation, Masking
+from distill.distillation import Distillation, Masking, Student
 from distill.run import Run, RunError
 
 TRAIN = stage.find("distill.train")
@@ -63,8 +66,6 @@ def test_validation_is_what_transformers_alone_measures(folder: Path, run: Path,
     """On the same 13 held-out rows and masks: teacher's loss and accuracy, and the student's agreement with it."""
     stage.execute(export.STAGE, export.Export(), {"run": run}, tmp_path / "student")
     tokens = open_tokens(folder / "tokens")
-    import numpy as np
-
     rows = np.arange(13)
     masker = Masker(tokens, Masking(), seed=1)
     batch = masker.mask(tokens.heldout.take(rows), rows, np.full(13, 2**31))
@@ -224,11 +225,22 @@ def test_a_loss_that_leaves_the_numbers_stops_the_run(folder: Path, tmp_path: Pa
     assert not Run(tmp_path / "run").checkpoints()
 
 
+def test_prometheus_sees_what_the_metrics_file_says(folder: Path, tmp_path: Path) -> None:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = int(found.getsockname()[1])
+    execute(folder, tmp_path / "run", placement={**RECIPE["placement"], "metrics_port": port})
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
+        shown = dict(line.rsplit(" ", 1) for line in answer.read().decode().splitlines() if not line.startswith("#"))
+    steps = [line for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if line["kind"] == "train"]
+    assert float(shown["stillhouse_step"]) == 6
+    assert float(shown['stillhouse_loss_nats{term="soft"}']) == pytest.approx(steps[-1]["soft"])
+    assert float(shown["stillhouse_gradient_norm"]) == pytest.approx(steps[-1]["gradient_norm"])
+    assert float(shown["stillhouse_last_checkpoint_timestamp_seconds"]) > 1e9
+
+
 def test_a_roberta_teacher_gives_a_roberta_student(tmp_path: Path) -> None:
     teacher, _ = masked_lm.load(tiny.roberta_teacher(tmp_path / "roberta", layers=4))
-    from distill import student
-    from distill.distillation import Student
-
     made = student.make(teacher, Student(), seed=1)
     assert type(made).__name__ == "RobertaForMaskedLM"
     assert masked_lm.num_layers(made) == 2

@@ -1,0 +1,61 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`.
+#
+#   PYTHON    the interpreter to build .venv with (3.11 or newer)
+#   PIP_ARGS  more arguments for pip, for instance an index with another build of torch (see README)
+
+PYTHON ?= python3
+PIP_ARGS ?=
+BIN := .venv/bin
+READY := .venv/.ready
+
+# One thread a process: tests and workers run side by side.
+export OMP_NUM_THREADS ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: demo test test-long test-all check format install clean help
+
+help:
+	@sed -n 's/^## //p' $(MAKEFILE_LIST)
+
+## make demo       the whole road on this machine: corpus, teacher, student, scores, exports, report
+demo: $(READY)
+	$(BIN)/python -m distill.launch demo --out build/demo
+
+## make test       the tests, within ten minutes on two cores
+test: $(READY)
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not long"
+
+## make test-long  the tests that take minutes each
+test-long: $(READY)
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m long
+
+## make test-all   both
+test-all: test test-long
+
+## make check      format, lint and strict types
+check: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+## make format     let ruff format and mend what it can
+format: $(READY)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+## make install    only make .venv and install the pinned dependencies
+install: $(READY)
+
+$(READY): pyproject.toml requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "error: $(PYTHON) is older than 3.11: write make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null \
+	  || { echo "error: $(PYTHON) has no venv: install it (on Debian: apt-get install python3-venv)" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) --constraint requirements.lock torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) --constraint requirements.lock --editable '.[dev]'
+	@touch $(READY)
+
+## make clean      remove what make made
+clean:
+	rm -rf .venv build *.egg-info
