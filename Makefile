@@ -23,11 +23,11 @@ demo: $(READY)
 
 ## make test       the tests, within ten minutes on two cores
 test: $(READY)
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not long"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not long"
 
 ## make test-long  the tests that take minutes each
 test-long: $(READY)
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m long
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m long
 
 ## make test-all   both
 test-all: test test-long

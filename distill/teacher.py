@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
-from pydantic import PositiveInt, model_validator
+from pydantic import PositiveFloat, PositiveInt, model_validator
 from transformers import BertConfig, BertForMaskedLM
 
 from cluster import stage, vocabulary
@@ -37,6 +37,8 @@ class Architecture(Recipe):
     heads: PositiveInt
     feed_forward: PositiveInt
     positions: PositiveInt = 512
+    initializer_range: PositiveFloat = 0.02
+    """Standard deviation of the first weights; BERT's 0.02 suits widths of 512 and more, narrow models want more."""
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:
@@ -126,6 +128,7 @@ def _untrained(recipe: Teacher, tokens: TokenSet | None) -> tuple[Any, str | Pat
         num_attention_heads=shape.heads,
         intermediate_size=shape.feed_forward,
         max_position_embeddings=shape.positions,
+        initializer_range=shape.initializer_range,
         pad_token_id=tokens.artifact.facts["pad_id"],
     )
     with torch.random.fork_rng(devices=[]):
