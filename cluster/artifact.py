@@ -19,6 +19,7 @@ import hashlib
 import importlib.metadata
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -36,6 +37,7 @@ KINDS = ("corpus", "tokens", "teacher", "student", "dataset", "finetune", "bench
 
 _DRAFT = ".draft.json"
 _LOCK = ".lock"
+_TEMPORARY = re.compile(r"\..*\.tmp")
 
 
 class ArtifactError(ValueError):
@@ -103,11 +105,15 @@ def write_json(path: Path, value: Any) -> None:
     """
     text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def read(path: Path | str, kind: str | None = None) -> Artifact:
@@ -193,7 +199,6 @@ def create(
             write_json(partial / _DRAFT, intent)
         draft = Draft(partial)
         yield draft
-        (partial / _DRAFT).unlink()
         manifest = {
             **intent,
             "format": FORMAT,
@@ -203,9 +208,10 @@ def create(
             "made": {"at": started, "seconds": time.time() - started, "host": socket.gethostname(), **made},
         }
         write_json(partial / MANIFEST, manifest)
-        (partial / _LOCK).unlink(missing_ok=True)
+        (partial / _DRAFT).unlink()
         partial.rename(out)
-        _sync_directory(out.parent)
+        (out / _LOCK).unlink(missing_ok=True)
+        _sync(out.parent)
     finally:
         lock.release()
 
@@ -273,10 +279,13 @@ def _check_size(path: Path, expected: int) -> None:
 
 def _names(staging: Path) -> list[str]:
     files = (path for path in staging.rglob("*") if path.is_file())
-    return sorted(str(path.relative_to(staging)) for path in files if path.name != _LOCK)
+    ours = (_LOCK, _DRAFT, MANIFEST)
+    names = (str(path.relative_to(staging)) for path in files if not _TEMPORARY.fullmatch(path.name))
+    return sorted(name for name in names if name not in ours)
 
 
 def _entry(path: Path) -> dict[str, Any]:
+    _sync(path)  # a manifest on disk must not outlive files that were still in memory when the power went
     return {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
 
 
@@ -290,7 +299,7 @@ def _clear(staging: Path) -> None:
             entry.unlink()
 
 
-def _sync_directory(path: Path) -> None:
+def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -39,6 +39,8 @@ class Job:
     gpus: float = 0
     alone: bool = False
     """Nothing else of these jobs runs meanwhile: for measurements of time."""
+    cwd: Path = field(default_factory=Path.cwd)
+    """Where relative paths in the recipe start, on nodes that have this folder."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,9 @@ class _Queue:
         # What an earlier attempt wrote stays in the log, but is not shown again.
         self.shown[job.name] = len(log.read_text(encoding="utf-8", errors="replace")) if log.exists() else 0
         options = {"num_cpus": job.cpus, "num_gpus": job.gpus, "max_retries": RETRIES, "name": job.name}
-        return _work.options(**options).remote(job, str(log))
+        # A worker that had a GPU ends with its job: it would keep the memory, and Ray would call the GPU free.
+        work = ray.remote(max_calls=1)(_work) if job.gpus else ray.remote(_work)
+        return work.options(**options).remote(job, str(log))
 
 
 def _log(logs: Path, job: Job) -> Path:
@@ -142,7 +146,7 @@ def _log(logs: Path, job: Job) -> Path:
 
 
 def _check(jobs: Sequence[Job]) -> None:
-    have = ray.cluster_resources()
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     names = set[str]()
     for job in jobs:
         if job.name in names:
@@ -150,21 +154,22 @@ def _check(jobs: Sequence[Job]) -> None:
         if unknown := sorted({*job.after} - names):
             raise stage.StageError(f"job {job.name} comes after {unknown[0]}, which is not among the jobs before it")
         names.add(job.name)
-        for what, wanted in (("CPU", job.cpus), ("GPU", job.gpus)):
-            if wanted > have.get(what, 0):
-                raise stage.StageError(
-                    f"job {job.name} needs {wanted:g} {what}s, the cluster has {have.get(what, 0):g}: "
-                    "ask for less, or start a larger cluster"
-                )
+        if not any(job.cpus <= node.get("CPU", 0) and job.gpus <= node.get("GPU", 0) for node in nodes):
+            have = ", ".join(f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in nodes)
+            raise stage.StageError(
+                f"job {job.name} needs {job.cpus:g} CPUs and {job.gpus:g} GPUs on one node, the nodes have {have}: "
+                "ask for less, or start a larger node"
+            )
 
 
-@ray.remote  # type: ignore[untyped-decorator]
 def _work(job: Job, log: str) -> Outcome:
     """Run a job in this worker, everything it prints going to its log."""
+    if not job.gpus:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # left unset, a job without a GPU would take one all the same
     started = time.monotonic()
     complete = (job.out / artifact.MANIFEST).is_file()
     error = None
-    with Path(log).open("a", encoding="utf-8") as file, _printing_to(file):
+    with Path(log).open("a", encoding="utf-8") as file, _printing_to(file), working_in(job.cwd):
         try:
             called = stage.find(job.module)
             stage.execute(called, called.recipe.of(job.recipe, job.name), job.inputs, job.out)
@@ -183,6 +188,13 @@ def _collected(job: Job, reference: Any) -> Outcome:
         reason = str(error).splitlines()[0]
         return Outcome(job.name, "failed", error=f"its worker died {RETRIES + 1} times: {reason}")
     return found
+
+
+@contextlib.contextmanager
+def working_in(folder: Path) -> Iterator[None]:
+    """Inside the block, relative paths mean what they mean to whoever started the work, where that folder exists."""
+    with contextlib.chdir(folder) if folder.is_dir() else contextlib.nullcontext():
+        yield
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ turns one thing into another without choices takes that thing in the place of th
 
 import argparse
 import contextlib
+import errno
 import importlib
 import logging
 import os
@@ -22,12 +23,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from safetensors import SafetensorError
+
 from cluster import artifact
 from cluster.recipe import PLACEMENT, Recipe, load
 
 logger = logging.getLogger("stillhouse")
 
 FOLDER = "folder"
+
+_ADVICE = {
+    errno.EACCES: ": choose a place you may write to",
+    errno.EPERM: ": choose a place you may write to",
+    errno.EROFS: ": choose a place that can be written to",
+    errno.ENOTDIR: ": a file is in the way, choose another place",
+    errno.ENOSPC: ": free some space and run the same command again",
+    errno.EDQUOT: ": free some space and run the same command again",
+}
 
 R = TypeVar("R", bound=Recipe)
 
@@ -202,8 +214,10 @@ def explain(error: BaseException | None) -> str | None:
     """The one line for an error that people can mend (ValueError family, the operating system's); None for a bug."""
     if isinstance(error, OSError):
         place = f"{error.filename}: " if error.filename else ""
-        return f"{place}{error.strerror or error}"
-    if isinstance(error, ValueError):
+        advice = _ADVICE.get(error.errno or 0, "")
+        return f"{place}{error.strerror or error}{advice}"
+    # Files of weights are written by a library with an error type of its own, a full disk included.
+    if isinstance(error, ValueError | SafetensorError):
         return " ".join(str(error).split())
     return None
 

@@ -84,7 +84,7 @@ def record_validation(values: Mapping[str, float | None]) -> None:
 
 
 class MetricsLog:
-    """Appends one JSON object a line; a line is on disk before the next is written.
+    """Appends one JSON object a line, each handed to the operating system whole.
 
     Opened at ``resume_at``, lines of later steps are dropped: they belong to work that will be done again.
     """

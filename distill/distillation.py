@@ -90,10 +90,12 @@ class Placement(Recipe):
 
     workers: PositiveInt | Literal["auto"] = "auto"
     """Training processes: ``auto`` is one per GPU of the cluster, or one per node where there is none."""
+    device: Literal["auto", "cpu"] = "auto"
+    """GPUs where the cluster has any, or CPUs even there: for models too small to be worth one."""
     threads: PositiveInt = 1
     """CPU threads per worker."""
     zero_stage: Literal[0, 1, 2, 3] = 1
-    """DeepSpeed ZeRO stage of the student: what is sharded over the workers."""
+    """DeepSpeed ZeRO stage of the student: what is sharded over the workers. In bf16, 1 runs as 2 (see the engine)."""
     teacher: Literal["replica", "sharded"] = "replica"
     """A copy of the teacher on every worker, or one copy sharded over them (ZeRO-3)."""
     rows_per_device: PositiveInt = 16

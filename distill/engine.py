@@ -47,6 +47,7 @@ deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 MOMENTS = ("exp_avg", "exp_avg_sq")
+_SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
 # The default of 5e8 elements takes up to 4 GB of a 16 GB card.
 _BUCKET = 25_000_000
@@ -70,6 +71,10 @@ class Workers:
     def leads(self) -> bool:
         return self.rank == 0
 
+    @property
+    def device_name(self) -> str:
+        return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
+
 
 def join(threads: int) -> Workers:
     """Join the processes that torchrun or Ray started (``RANK``, ``WORLD_SIZE``), or be the only one.
@@ -84,7 +89,8 @@ def join(threads: int) -> Workers:
     if cuda:
         torch.cuda.set_device(device)
     if not torch.distributed.is_initialized():
-        atexit.register(torch.distributed.destroy_process_group)
+        if not cuda:  # NCCL would wait for peers that may have failed
+            atexit.register(torch.distributed.destroy_process_group)
         backend = "nccl" if cuda else "gloo"
         if "RANK" in os.environ:
             torch.distributed.init_process_group(backend)
@@ -158,7 +164,8 @@ class State:
     """``exp_avg.<name>`` and ``exp_avg_sq.<name>``."""
     optimizer_steps: float
     """Steps AdamW took: steps skipped by fp16 are not among them."""
-    loss_scale: float
+    scaler: dict[str, float]
+    """Where the dynamic loss scale stands; empty outside fp16."""
 
 
 class Engine:
@@ -198,7 +205,16 @@ class Engine:
         if self._stage == 0 and self._engine.is_gradient_accumulation_boundary():
             gradients = [p.grad for p in self._engine.module.parameters() if p.grad is not None]
             self._norm = nn.utils.get_total_norm(gradients)
-        self._engine.step()
+        try:
+            self._engine.step()
+        except Exception as error:
+            # DeepSpeed has no type of its own for this.
+            if "loss scale already at minimum" not in str(error):
+                raise
+            raise EngineError(
+                "fp16 gradients overflow at every step, and the loss scale cannot fall further: start a new --out with "
+                "a lower optimizer.learning_rate or another precision"
+            ) from None
         if self._stage != 0:
             self._norm = self._engine.get_global_grad_norm()
 
@@ -223,7 +239,7 @@ class Engine:
         Gathering is collective, keeping is not: a worker that will not write it passes ``keep=False`` and gets
         empty dictionaries instead of a second copy of the model in memory.
         """
-        state = State({}, {}, self._optimizer_steps(), self.loss_scale)
+        state = State({}, {}, self._optimizer_steps(), self._scaler_state())
         for name, parameter in self._trained():
             weight = self._whole(parameter, None)
             moments = {f"{moment}.{name}": self._whole(parameter, moment) for moment in MOMENTS}
@@ -240,12 +256,17 @@ class Engine:
                 self._set(parameter, state.moments[f"{moment}.{name}"], moment)
         for inner in self._optimizer.state.values():
             inner["step"].fill_(state.optimizer_steps)
-        scaler = getattr(self._engine.optimizer, "loss_scaler", None)
-        if scaler is not None:
-            scaler.cur_scale = state.loss_scale
+        for name, value in state.scaler.items():
+            setattr(self._engine.optimizer.loss_scaler, name, value)
 
     def _trained(self) -> list[tuple[str, nn.Parameter]]:
         return [(name, found) for name, found in self._engine.module.named_parameters() if found.requires_grad]
+
+    def _scaler_state(self) -> dict[str, float]:
+        if not self._engine.fp16_enabled():
+            return {}
+        scaler = self._engine.optimizer.loss_scaler
+        return {name: float(getattr(scaler, name)) for name in _SCALER}
 
     def _optimizer_steps(self) -> float:
         return float(next(iter(self._optimizer.state.values()))["step"])
@@ -295,9 +316,10 @@ class Engine:
 
 def frozen(module: nn.Module, precision: Precision, workers: Workers, sharded: bool) -> nn.Module:
     """A teacher that only runs forward: a replica in the run's precision, or sharded over the workers (ZeRO-3)."""
-    module = module.eval().requires_grad_(False).to(workers.device, DTYPES[precision])
+    module = module.eval().requires_grad_(False).to(DTYPES[precision])
     if not sharded:
-        return module
+        return module.to(workers.device)
+    # Never whole on the device: a teacher that fits there needs no sharding.
     configuration = {
         "train_micro_batch_size_per_gpu": 1,
         "zero_optimization": {"stage": 3, "stage3_prefetch_bucket_size": _BUCKET},

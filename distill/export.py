@@ -15,6 +15,7 @@ from cluster.artifact import digest
 from cluster.recipe import Recipe
 from distill import masked_lm
 from distill.run import Checkpoint, Run, RunError
+from distill.validation import NAMES
 
 _CARD = """---
 library_name: transformers
@@ -44,7 +45,7 @@ tokenizer = AutoTokenizer.from_pretrained("this folder")
 | tokens seen | {tokens:,} |
 | precision | {precision} |
 | workers | {world_size} × {device} |
-| device hours | {device_hours:.3g} |
+| device hours of training steps | {device_hours:.3g} |
 | teacher | identity `{teacher}` |
 | token rows | identity `{token_rows}` |
 
@@ -56,8 +57,8 @@ tokenizer = AutoTokenizer.from_pretrained("this folder")
 | masked-word accuracy | {accuracy} | {teacher_accuracy} |
 | top word agrees with the teacher's | {agreement} | |
 
-Measured on {validation_rows} rows that training never saw, the same masks for both. The student knows what its
-corpus said, errors and prejudice included; fine-tuned scores are in the report of the pipeline that made it.
+Measured on rows that training never saw ({validation_rows} at most), the same masks for both. The student knows what
+its corpus said, errors and prejudice included; fine-tuned scores are in the report of the pipeline that made it.
 """
 
 
@@ -80,10 +81,10 @@ def run(recipe: Export, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]
     facts = masked_lm.facts(model) | {
         "steps": checkpoint.step,
         "tokens": checkpoint.facts["tokens"],
-        "device_hours": checkpoint.facts["seconds"] * checkpoint.facts["world_size"] / 3600,
+        "device_hours": checkpoint.facts["device_seconds"] / 3600,
         "world_size": checkpoint.facts["world_size"],
         "device": checkpoint.facts["device"],
-        "validation": checkpoint.facts["validation"],
+        "validation": dict.fromkeys(("total", *NAMES)) | checkpoint.facts["validation"],
         "lineage": described["inputs"],
     }
     (out / "README.md").write_text(_card(facts, described["recipe"]), encoding="utf-8")
@@ -99,27 +100,21 @@ def identity(path: Path) -> str:
 
 
 def _checkpoint(source: Run, step: int | None) -> Checkpoint:
-    found = source.checkpoints()
-    if not found:
+    newest = source.newest()
+    if newest is None:
         raise RunError(f"{source.path} has no checkpoint yet: let distill.train reach one (placement.save_every)")
-    if step is None:
-        return found[-1]
-    for checkpoint in found:
-        if checkpoint.step == step:
-            return checkpoint
-    have = ", ".join(str(checkpoint.step) for checkpoint in found)
-    raise RunError(f"{source.path} has no checkpoint of step {step}: it has {have}")
+    return newest if step is None else source.checkpoint(step)
 
 
 def _card(facts: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
     validation = {key: _number(value) for key, value in facts["validation"].items()}
     loss = recipe["loss"]
-    terms = f"loss {loss['soft']:g} · soft targets + {loss['masked']:g} · masked words + {loss['cosine']:g} · cosine"
+    terms = " + ".join(f"{loss[term]:g} · {term}" for term in ("soft", "masked", "cosine"))
     return _CARD.format(
         **{key: facts[key] for key in ("architecture", "layers", "parameters", "steps", "tokens", "device")},
         **{key: recipe[key] for key in ("rows_per_step", "precision", "validation_rows")},
         **validation,
-        weights=f"; {terms}, temperature {loss['temperature']:g}",
+        weights=f"; loss {terms}, temperature {loss['temperature']:g}",
         world_size=facts["world_size"],
         device_hours=facts["device_hours"],
         teacher=facts["lineage"]["teacher"][:12],

@@ -23,7 +23,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ from cluster import artifact, jobs, ray_cluster, recipe, stage, telemetry
 from cluster.jobs import Job, Outcome
 from cluster.telemetry import say
 from distill.distillation import Placement
-from distill.pipeline import Pipeline, Plan
+from distill.pipeline import MAIN, Pipeline, Plan
 from distill.run import Run
 from distill.teacher import RUN, Teacher
 
@@ -55,6 +55,7 @@ class Call:
     recipe: Mapping[str, Any]
     inputs: Mapping[str, Path]
     out: Path
+    cwd: Path = field(default_factory=Path.cwd)
 
 
 def main() -> None:
@@ -78,13 +79,14 @@ def launch(pipeline: Pipeline, out: Path) -> list[Outcome]:
     """
     out = out.absolute()
     plan = Plan(pipeline, out)
+    plan.check_data()
     out.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     with ray_cluster.connect(pipeline.cpus):
         outcomes = _required(jobs.run(plan.text(), out / "logs"))
         train_teacher(plan)
-        for name in pipeline.students():
-            train_student(plan, name)
+        train_student(plan, MAIN)
+        outcomes += [train_ablation(plan, name) for name in pipeline.ablations]
         outcomes += jobs.run(plan.measurements(), out / "logs")
         artifact.write_json(out / "jobs.json", [outcome.resolved() for outcome in outcomes])
         outcomes += jobs.run([_report_job(plan)], out / "logs")
@@ -125,6 +127,17 @@ def train_student(plan: Plan, name: str) -> None:
     stage.execute(export, export.recipe(), {"run": run.path}, plan.out / "students" / name)
 
 
+def train_ablation(plan: Plan, name: str) -> Outcome:
+    """Train another student; that it cannot be made (it may diverge) is a result, and stops nothing else."""
+    started = time.monotonic()
+    try:
+        train_student(plan, name)
+    except ValueError as error:
+        say(f"runs/{name}: failed: {error}")
+        return Outcome(f"runs/{name}", "failed", time.monotonic() - started, stage.explain(error))
+    return Outcome(f"runs/{name}", "done", time.monotonic() - started)
+
+
 def on_workers(call: Call, placement: Placement, run: Run) -> None:
     """Run a training stage on Ray Train workers, one per device, starting them again when one dies.
 
@@ -145,7 +158,10 @@ def on_workers(call: Call, placement: Placement, run: Run) -> None:
             ),
             # Restarting is ours: Ray would also repeat what the user must mend. Preempted nodes are Ray's.
             run_config=RunConfig(
-                name=out.name, storage_path=str(out.parent / ".ray"), failure_config=FailureConfig(max_failures=0)
+                name=out.name,
+                storage_path=str(out.parent / ".ray"),
+                failure_config=FailureConfig(max_failures=0),
+                worker_runtime_env=_environment(use_gpu),
             ),
         )
         try:
@@ -165,24 +181,32 @@ def on_workers(call: Call, placement: Placement, run: Run) -> None:
 def train_worker(config: Mapping[str, Call]) -> None:
     """What every Ray Train worker does: the stage itself, as under torchrun."""
     call = config["call"]
-    with stage.logging_to_stderr():
+    with stage.logging_to_stderr(), jobs.working_in(call.cwd):
         called = stage.find(call.module)
         stage.execute(called, called.recipe.of(call.recipe, call.module), call.inputs, call.out)
 
 
 def _workers(placement: Placement) -> tuple[int, bool]:
     """How many workers, and whether each has a GPU."""
-    have = ray.cluster_resources()
-    gpus, cpus = int(have.get("GPU", 0)), int(have.get("CPU", 0))
-    nodes = sum(1 for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) >= placement.threads)
-    workers = placement.workers if placement.workers != "auto" else gpus or nodes
-    need, kind = (workers, "GPUs") if gpus else (workers * placement.threads, "CPUs")
-    if need > (gpus or cpus) or workers == 0:
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    gpus = int(sum(node.get("GPU", 0) for node in nodes)) if placement.device == "auto" else 0
+    # Whole workers only: a worker's CPUs are all on one node.
+    places = sum(int(node.get("CPU", 0) // placement.threads) for node in nodes)
+    fitting = sum(1 for node in nodes if node.get("CPU", 0) >= placement.threads)
+    workers = placement.workers if placement.workers != "auto" else gpus or fitting
+    room, unit = (min(gpus, places), "GPU") if gpus else (places, f"{placement.threads} CPUs")
+    if not 0 < workers <= room:
         raise LaunchError(
-            f"placement asks for {workers} workers ({need} {kind}), the cluster has {gpus or cpus}: "
-            "write fewer placement.workers, or start a larger cluster"
+            f"placement asks for {workers} workers, the cluster has room for {room} (a worker takes {unit}): "
+            'write fewer placement.workers, or placement.device = "cpu", or start a larger cluster'
         )
     return workers, gpus > 0
+
+
+def _environment(use_gpu: bool) -> dict[str, Any]:
+    """Hides the GPUs of a cluster from workers that were not given one; Ray does not."""
+    hide = not use_gpu and ray.cluster_resources().get("GPU", 0)
+    return {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}} if hide else {}
 
 
 def _resources(placement: Placement, use_gpu: bool) -> dict[str, float]:

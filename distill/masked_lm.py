@@ -66,16 +66,21 @@ class MaskedLM(nn.Module):
                 return model.vocab_projector(transformed)  # type: ignore[no-any-return]
 
 
-def load(source: str | Path) -> tuple[Any, frozenset[str]]:
+def load(source: str | Path, seed: int = 0) -> tuple[Any, frozenset[str]]:
     """A masked language model from a folder or hub id, in fp32, and the names of weights that were not there.
+
+    Weights that were not there (a head, usually) are drawn from ``seed``. Only safetensors are read, never pickle.
 
     Raises:
         ModelError: not found, unreadable, or of an unsupported architecture.
     """
     try:
         config = AutoConfig.from_pretrained(source)
-        with quiet():
-            model, report = AutoModelForMaskedLM.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
+        with quiet(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model, report = AutoModelForMaskedLM.from_pretrained(
+                source, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+            )
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise ModelError(f"no model can be loaded from {source}: {reason}") from None

@@ -17,6 +17,7 @@ from cluster.recipe import Recipe
 from distill.distillation import Distillation
 
 MAIN = "student"
+PROVENANCE = "provenance"
 
 
 class Scores(Recipe):
@@ -75,6 +76,21 @@ class Pipeline(Recipe):
         return (MAIN, *self.ablations)
 
     @model_validator(mode="after")
+    def _tasks_have_data(self) -> Self:
+        scores = self.scores
+        if scores is None:
+            return self
+        if scores.data and scores.hub:
+            raise ValueError("scores has data and hub: write one of them")
+        for task, changes in scores.tasks.items():
+            values = {**scores.finetune, **changes}
+            if not (task == PROVENANCE or scores.data or scores.hub or "data" in values):
+                raise ValueError(f'no data for {task}: write scores.data = "folder/{{task}}" or scores.hub')
+            if "placement" in values:
+                raise ValueError("fine-tuning is placed by job_cpus and job_gpus: write those instead of a placement")
+        return self
+
+    @model_validator(mode="after")
     def _stages_accept(self) -> Self:
         for module, values, where in self._tables():
             stage.find(module).recipe.of(values, f"[{where}]")
@@ -88,8 +104,8 @@ class Pipeline(Recipe):
         for where, models in asked:
             if unknown := sorted({*models} - {*known}):
                 raise ValueError(f"{where}.models names {unknown[0]}: there is {', '.join(known)}")
-        if self.scores and self.scores.data and self.scores.hub:
-            raise ValueError("scores has data and hub: write one of them")
+        if self.exports and MAIN not in self.exports.models:
+            raise ValueError(f"exports.models must have {MAIN} among them: latency compares the others with it")
         if self.exports and (self.scores is None or self.exports.task not in self.scores.tasks):
             raise ValueError(
                 f"exports.task {self.exports.task} is not among scores.tasks: exports are fine-tuned models"
@@ -149,6 +165,19 @@ class Plan:
         """Fine-tuning, exports and latency."""
         return [*self._scores(), *self._exports()]
 
+    def check_data(self) -> None:
+        """Find out now, not after hours of training, that a task's folder is not there.
+
+        Raises:
+            StageError: names the first missing folder.
+        """
+        for job in self._scores():
+            data = job.inputs.get("data")
+            if data is not None and not data.is_relative_to(self.out) and not data.exists():
+                raise stage.StageError(
+                    f"{job.name}: no folder {data}: point scores.data at the tasks, or leave the task out"
+                )
+
     def _model(self, name: str) -> Path:
         return self.out / "teacher" if name == "teacher" else self.out / "students" / name
 
@@ -157,7 +186,7 @@ class Plan:
         if scores is None:
             return []
         found = []
-        if "provenance" in scores.tasks:
+        if PROVENANCE in scores.tasks:
             inputs = {"corpus": self.out / "corpus"}
             out = self.out / "datasets" / "provenance"
             found.append(Job("datasets/provenance", "eval.provenance", scores.provenance, inputs, out))
@@ -168,7 +197,7 @@ class Plan:
     def _finetune(self, scores: Scores, model: str, task: str, changes: Mapping[str, Any]) -> Job:
         inputs = {"model": self._model(model)}
         values = {**scores.finetune, **changes, "task": task, "placement": {"threads": self.pipeline.job_cpus}}
-        made_here = task == "provenance"
+        made_here = task == PROVENANCE
         if made_here:
             inputs["data"] = self.out / "datasets" / task
         elif scores.data is not None and "data" not in values:

@@ -50,6 +50,10 @@ def make(teacher: Any, recipe: Student, seed: int) -> Any:
         ModelError: layers out of range, or a teacher no student can be made of.
     """
     layers = chosen_layers(recipe.layers, num_layers(teacher))
+    if not teacher.config.tie_word_embeddings:
+        raise ModelError(
+            "the teacher's head has words of its own (tie_word_embeddings = false): use one that ties them"
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         match type(teacher).__name__:

@@ -91,10 +91,11 @@ def run(recipe: Teacher, inputs: Mapping[str, Path], out: Path) -> dict[str, Any
     if recipe.train is not None:
         if tokens is None:
             raise stage.StageError("a teacher with a table [train] needs --tokens DIR")
-        model, validation = _trained(model, recipe, recipe.train, tokens, out / RUN)
-        facts["validation"] = validation
-        if int(os.environ.get("RANK", "0")) != 0:
-            return {}
+        _train(model, recipe, recipe.train, tokens, out / RUN)
+    if int(os.environ.get("RANK", "0")) != 0:
+        return {}  # the first worker alone writes
+    if recipe.train is not None:
+        model, facts["validation"] = _trained(recipe, tokens, out / RUN)
     with masked_lm.quiet():
         model.save_pretrained(out)
         tokenizer.save_pretrained(out)
@@ -107,7 +108,7 @@ def run(recipe: Teacher, inputs: Mapping[str, Path], out: Path) -> dict[str, Any
 def _untrained(recipe: Teacher, tokens: TokenSet | None) -> tuple[Any, str | Path]:
     """The model to start from, and where its tokenizer is."""
     if recipe.source is not None:
-        model, missing = masked_lm.load(recipe.source)
+        model, missing = masked_lm.load(recipe.source, recipe.train.seed if recipe.train else 0)
         if type(model).__name__ not in ("BertForMaskedLM", "RobertaForMaskedLM"):
             raise ModelError(f"{recipe.source} is a {type(model).__name__}: a teacher is a BERT or a RoBERTa")
         lost = sorted(name for name in missing if not name.startswith(_HEADS))
@@ -153,25 +154,28 @@ def _check_reads(model: Any, tokenizer: Any, folder: str | Path, tokens: TokenSe
         raise ModelError(f"rows of {tokens.seq_len} tokens, but the teacher reads {masked_lm.longest_row(model)}")
 
 
-def _trained(
-    model: Any, recipe: Teacher, training: Training, tokens: TokenSet, folder: Path
-) -> tuple[Any, Mapping[str, Any]]:
-    """The model after masked-word training, and its last validation."""
+def _train(model: Any, recipe: Teacher, training: Training, tokens: TokenSet, folder: Path) -> None:
+    """Masked-word training, by all workers together."""
     module = MaskedLM(model)
     if recipe.trains == "head":
         model.base_model.requires_grad_(False)
-    progress = Run(folder)
     workers = join(training.placement.threads)
     if workers.leads:
-        progress.claim(recipe.identity(), {"tokens": tokens.artifact.identity})
+        Run(folder).claim(recipe.identity(), {"tokens": tokens.artifact.identity})
     torch.distributed.barrier()
-    fit(module, None, tokens, training, progress, workers)
-    newest = progress.newest()
+    fit(module, None, tokens, training, Run(folder), workers)
+
+
+def _trained(recipe: Teacher, tokens: TokenSet | None, folder: Path) -> tuple[Any, Mapping[str, Any]]:
+    """The model after training, and its last validation.
+
+    From the checkpoint, which has the weights whole and in fp32; in memory they may be sharded and half precision.
+    """
+    newest = Run(folder).newest()
     assert newest is not None
-    # The parameters may be sharded and half precision now: the checkpoint has them whole and in fp32.
-    fresh, _ = _untrained(recipe, tokens)
-    MaskedLM(fresh).load_state_dict(newest.load().weights, strict=False)
-    return fresh, newest.facts["validation"]
+    model, _ = _untrained(recipe, tokens)
+    MaskedLM(model).load_state_dict(newest.load().weights, strict=False)
+    return model, newest.facts["validation"]
 
 
 STAGE = stage.Stage(

@@ -17,7 +17,7 @@ from distill.engine import Engine, Workers
 from distill.losses import cosine_loss, masked_word_loss, soft_target_loss
 from distill.masked_lm import Outputs
 
-_NAMES = ("soft", "masked", "cosine", "accuracy", "agreement", "teacher_masked", "teacher_accuracy")
+NAMES = ("soft", "masked", "cosine", "accuracy", "agreement", "teacher_masked", "teacher_accuracy")
 _OF_TEACHER = ("soft", "cosine", "agreement", "teacher_masked", "teacher_accuracy")
 
 
@@ -38,12 +38,12 @@ class Validation:
 
         What needs a teacher is None without one. ``teacher_masked`` and ``teacher_accuracy`` are the teacher's own.
         """
-        sums = torch.zeros(len(_NAMES), dtype=torch.float64, device=self._workers.device)
+        sums = torch.zeros(len(NAMES), dtype=torch.float64, device=self._workers.device)
         for batch, weight in self._shares():
             taught: Outputs | None = None if self._teacher is None else self._teacher(batch.input_ids, None)
             sums += weight * self._measured(engine(batch.input_ids, None), taught, batch)
         torch.distributed.all_reduce(sums)
-        values: dict[str, float | None] = dict(zip(_NAMES, (sums / self._count).tolist(), strict=True))
+        values: dict[str, float | None] = dict(zip(NAMES, (sums / self._count).tolist(), strict=True))
         if self._teacher is None:
             values |= dict.fromkeys(_OF_TEACHER)
         weights = self._training.loss
@@ -67,7 +67,7 @@ class Validation:
     def _measured(self, outputs: Outputs, taught: Outputs | None, batch: Batch) -> Tensor:
         logits = outputs.logits[batch.positions]
         words = logits.argmax(dim=-1)
-        found: dict[str, Any] = dict.fromkeys(_NAMES, torch.zeros((), device=self._workers.device))
+        found: dict[str, Any] = dict.fromkeys(NAMES, torch.zeros((), device=self._workers.device))
         found["masked"] = masked_word_loss(logits, batch.labels)
         found["accuracy"] = (words == batch.labels).float().mean()
         if taught is not None:
@@ -77,7 +77,7 @@ class Validation:
             found["agreement"] = (words == wanted.argmax(dim=-1)).float().mean()
             found["teacher_masked"] = masked_word_loss(wanted, batch.labels)
             found["teacher_accuracy"] = (wanted.argmax(dim=-1) == batch.labels).float().mean()
-        return torch.stack([found[name].double() for name in _NAMES])
+        return torch.stack([found[name].double() for name in NAMES])
 
     def _soft(self, outputs: Outputs, taught: Outputs, batch: Batch) -> Tensor:
         loss = self._training.loss

@@ -55,6 +55,14 @@ def test_a_sharded_teacher_gives_the_same_curve(folder: Path, reference: list[fl
     assert curve(tmp_path / "run") == pytest.approx(reference, rel=TOLERANCE)
 
 
+def test_bf16_on_two_workers_follows_one_worker(folder: Path, tmp_path: Path) -> None:
+    """bf16 keeps eight bits of a number; the curves agree to 1e-3, not to the last digit."""
+    for workers in (1, 2):
+        done = train(folder, tmp_path / f"run{workers}", workers, 'precision="bf16"')
+        assert done.returncode == 0, done.stderr
+    assert curve(tmp_path / "run2") == pytest.approx(curve(tmp_path / "run1"), rel=1e-3)
+
+
 @pytest.mark.parametrize(("first", "then"), [((1, 0), (2, 3)), ((2, 3), (1, 0)), ((1, 1), (2, 2))])
 def test_a_run_resumes_on_other_workers_and_another_stage(
     folder: Path, reference: list[float], tmp_path: Path, first: tuple[int, int], then: tuple[int, int]

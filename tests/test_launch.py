@@ -18,6 +18,7 @@ import tokens_artifact
 from trainings import RECIPE, curve, train
 
 from cluster import artifact, ray_cluster, recipe
+from cluster.stage import StageError
 from distill import launch
 from distill.distillation import Placement
 from distill.launch import Call, LaunchError
@@ -175,7 +176,7 @@ def test_what_the_user_must_mend_is_one_line_and_not_tried_again(folder: Path, t
 
 def test_more_workers_than_the_cluster_has_are_refused(folder: Path, tmp_path: Path, embedded: None) -> None:
     asked, placement = call(folder, tmp_path / "run")
-    with pytest.raises(LaunchError, match=r"asks for 64 workers \(64 CPUs\), the cluster has 2"):
+    with pytest.raises(LaunchError, match="asks for 64 workers, the cluster has room for 2"):
         launch.on_workers(asked, placement.model_copy(update={"workers": 64}), Run(tmp_path / "run"))
 
 
@@ -263,6 +264,25 @@ def test_jobs_of_a_pipeline_follow_from_its_recipe(tmp_path: Path) -> None:
     assert plan.distillation("no-teacher").steps == plan.distillation("student").steps
 
 
+def test_a_missing_task_folder_is_found_before_anything_runs(tmp_path: Path) -> None:
+    values = pipelines.measured(tmp_path)
+    values["scores"] |= {"tasks": {"rte": {}}, "data": str(tmp_path / "nowhere" / "{task}")}
+    values["exports"]["task"] = "rte"
+    with pytest.raises(StageError, match=r"finetune/teacher/rte: no folder .*nowhere/rte"):
+        launch.launch(Pipeline.of(values), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_ablation_that_diverges_stops_nothing_else(tmp_path: Path, embedded: None) -> None:
+    values = pipelines.values(tmp_path)
+    values["ablations"] = {"wild": {"optimizer": {"learning_rate": 1e38, "clip": 1e38}}}
+    failed = launch.launch(Pipeline.of(values), tmp_path / "out")
+    assert [outcome.name for outcome in failed] == ["runs/wild"]
+    assert "is not finite" in str(failed[0].error)
+    artifact.verify(tmp_path / "out" / "students" / "student", "student")
+    assert "runs/wild" in (tmp_path / "out" / "report" / "report.md").read_text()
+
+
 def test_the_tokenizer_is_the_teachers_where_none_is_named(tmp_path: Path) -> None:
     values = pipelines.values(tmp_path)
     values["teacher"] = {"source": "some/model"}
@@ -275,6 +295,8 @@ def test_the_tokenizer_is_the_teachers_where_none_is_named(tmp_path: Path) -> No
     ("change", "line"),
     [
         ({"scores": {"tasks": {"provenance": {}}, "models": ["teachr"]}}, "scores.models names teachr"),
+        ({"scores": {"tasks": {"rte": {}}}}, "no data for rte"),
+        ({"scores": {"tasks": {"rte": {"placement": {"threads": 4}}}, "data": "x"}}, "job_cpus and job_gpus"),
         ({"exports": {"task": "rte"}}, "exports.task rte is not among scores.tasks"),
         ({"ablations": {"teacher": {}}}, "an ablation cannot be called student or teacher"),
         ({"ablations": {"x": {"loss": {"sofd": 1.0}}}}, r"\[ablations.x\]: unknown key loss.sofd"),

@@ -114,3 +114,10 @@ def test_half_of_the_layers_is_evenly_spread(layers: int, half: tuple[int, ...])
 def test_layers_out_of_range_or_order_are_refused_with_an_example(layers: tuple[int, ...]) -> None:
     with pytest.raises(ModelError, match=r"list some of 0 to 3 in rising order, for example \[0, 3\]"):
         student.chosen_layers(layers, LAYERS)
+
+
+def test_a_teacher_with_untied_words_is_refused(folders: dict[str, Path]) -> None:
+    teacher, _ = masked_lm.load(folders["bert"])
+    teacher.config.tie_word_embeddings = False
+    with pytest.raises(ModelError, match="tie_word_embeddings = false"):
+        student.make(teacher, Student(), seed=1)

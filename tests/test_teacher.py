@@ -1,5 +1,6 @@
 """Teachers: taken as they are, given a head, trained from scratch, or refused in one line."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,27 @@ def test_an_encoder_without_a_head_is_given_one(folder: Path, tmp_path: Path) ->
     assert made.facts["validation"]["masked"] > 0
     assert not (made.path / "run").exists()
     assert (made.path / "metrics.jsonl").is_file()
+
+
+def test_a_new_head_is_drawn_from_the_seed(folder: Path, tmp_path: Path) -> None:
+    source = headless(folder, tmp_path)
+    heads = []
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        torch.rand(1)  # the head must not depend on what was drawn before
+        recipe = {"source": str(source), "train": {**TRAINING, "steps": 1, "seed": seed}, "trains": "head"}
+        made = make(recipe, tmp_path / name, folder / "tokens")
+        heads.append(AutoModelForMaskedLM.from_pretrained(made.path).cls.predictions.transform.dense.weight)
+    assert torch.equal(heads[0], heads[1])
+    assert not torch.equal(heads[0], heads[2])
+
+
+def test_weights_in_pickle_are_not_read(folder: Path, tmp_path: Path) -> None:
+    source = tmp_path / "pickled"
+    shutil.copytree(folder / "bert", source)
+    torch.save(AutoModelForMaskedLM.from_pretrained(source).state_dict(), source / "pytorch_model.bin")
+    (source / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match="no model can be loaded from"):
+        make({"source": str(source)}, tmp_path / "teacher")
 
 
 def test_an_encoder_can_be_trained_together_with_its_head(folder: Path, tmp_path: Path) -> None:

@@ -239,6 +239,46 @@ def test_prometheus_sees_what_the_metrics_file_says(folder: Path, tmp_path: Path
     assert float(shown["stillhouse_last_checkpoint_timestamp_seconds"]) > 1e9
 
 
+def test_a_student_of_a_checkpoint_nobody_validated_says_so(folder: Path, tmp_path: Path) -> None:
+    placement = {**RECIPE["placement"], "save_every": 2, "validate_every": 3}
+    execute(folder, tmp_path / "run", placement=placement)
+    made = stage.execute(export.STAGE, export.Export(step=4), {"run": tmp_path / "run"}, tmp_path / "student")
+    assert made is not None
+    assert made.facts["validation"]["masked"] is None
+    assert "| masked-word accuracy | not measured | not measured |" in (made.path / "README.md").read_text()
+
+
+def test_time_is_counted_once_however_logs_and_validations_fall(folder: Path, tmp_path: Path) -> None:
+    placement = {**RECIPE["placement"], "log_every": 4, "validate_every": 3, "save_every": 5}
+    execute(folder, tmp_path / "run", placement=placement)
+    lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert [(line["kind"], line["step"]) for line in lines] == [
+        *(("train", step) for step in (1, 2, 3)),
+        ("validation", 3),
+        *(("train", step) for step in (4, 5, 6)),
+        ("validation", 6),
+    ]
+    seconds = sum(line["step_seconds"] for line in lines if line["kind"] == "train")
+    last = Run(tmp_path / "run").newest()
+    assert last is not None
+    assert last.facts["device_seconds"] == pytest.approx(seconds)
+
+
+def test_two_processes_do_not_train_in_one_folder(folder: Path, tmp_path: Path) -> None:
+    execute(folder, tmp_path / "run", steps=2)
+    with Run(tmp_path / "run").held():
+        done = train(folder, tmp_path / "run", 1, "steps=2")
+    assert done.returncode == 1
+    assert "another process is training" in done.stderr
+
+
+def test_a_cut_recipe_of_a_run_is_named(folder: Path, tmp_path: Path) -> None:
+    execute(folder, tmp_path / "run", steps=2)
+    (tmp_path / "run" / "recipe.json").write_text('{"recipe": {')
+    with pytest.raises(RunError, match=r"recipe.json cannot be read"):
+        execute(folder, tmp_path / "run", steps=2)
+
+
 def test_a_roberta_teacher_gives_a_roberta_student(tmp_path: Path) -> None:
     teacher, _ = masked_lm.load(tiny.roberta_teacher(tmp_path / "roberta", layers=4))
     made = student.make(teacher, Student(), seed=1)
