@@ -34,6 +34,8 @@ with warnings.catch_warnings():
         safe_get_full_optimizer_state,
         safe_set_full_fp32_param,
         safe_set_full_optimizer_state,
+        safe_set_local_fp32_param,
+        safe_set_local_optimizer_state,
     )
 
 from distill.distillation import Precision, Training
@@ -307,11 +309,17 @@ class Engine:
         if self._stage == 0:
             target = parameter if moment is None else self._optimizer.state[parameter][moment]
             target.data.copy_(value)
-        elif moment is None:
-            safe_set_full_fp32_param(parameter, value)
-            _to_working_copy(parameter, value)
-        else:
+        elif moment is not None and self._stage == 3:
+            safe_set_local_optimizer_state(parameter, _share(parameter, value), moment)
+        elif moment is not None:
             safe_set_full_optimizer_state(parameter, value, moment)
+        elif self._stage == 3:
+            safe_set_local_fp32_param(parameter, _share(parameter, value))
+            with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+                parameter.data.copy_(value)
+        else:
+            safe_set_full_fp32_param(parameter, value)
+            parameter.data.copy_(value)
 
 
 def frozen(module: nn.Module, precision: Precision, workers: Workers, sharded: bool) -> nn.Module:
@@ -343,13 +351,15 @@ def _groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     return [group for group in groups if group["params"]]
 
 
-def _to_working_copy(parameter: nn.Parameter, value: Tensor) -> None:
-    """Write a value into the (half-precision, perhaps sharded) parameter the forward pass uses."""
-    if hasattr(parameter, "ds_id"):
-        with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
-            parameter.data.copy_(value)
-    else:
-        parameter.data.copy_(value)
+def _share(parameter: Any, whole: Tensor) -> Tensor:
+    """This worker's part of a tensor that ZeRO-3 shards: equal parts, the last one padded with zeros.
+
+    DeepSpeed 0.19.8 has a setter for whole tensors too, which fails where their size does not divide by the workers.
+    """
+    length = parameter.ds_tensor.numel()
+    missing = length * torch.distributed.get_world_size() - whole.numel()
+    padded = nn.functional.pad(whole.flatten(), (0, missing))
+    return padded.narrow(0, torch.distributed.get_rank() * length, length)
 
 
 @contextlib.contextmanager

@@ -36,6 +36,8 @@ MASK = "it"
 # word, because "ray" is in "array".
 SHORTEST_INNER_NAME = 5
 SHORTEST_PART = 3
+DOCUMENTS_PER_PASSAGE = 4
+"""Documents kept of a source for each passage wanted of it: some passages are dropped as shared."""
 
 
 class Provenance(Recipe):
@@ -87,19 +89,23 @@ def _passages(recipe: Provenance, shards: Sequence[Path], sources: Sequence[str]
     """For each source its documents, as the passages chosen of them; passages of several documents are left out.
 
     What several documents share (licences, notices, headers) says nothing about where it comes from, and would
-    stand in both files.
+    stand in both files. Of each source only so many documents are kept as can be needed, first by hash: a corpus of
+    any size needs no more memory than a small one.
     """
     names = name_pattern(sources)
-    documents: dict[str, list[list[str]]] = {source: [] for source in sources}
-    seen: Counter[str] = Counter()
+    limit = DOCUMENTS_PER_PASSAGE * recipe.passages_per_label
+    kept: dict[str, list[tuple[int, list[str]]]] = {source: [] for source in sources}
     for source, text in _documents(shards):
-        if source in documents:
-            chosen = _choose(recipe, names.sub(MASK, text).split())
-            seen.update(chosen)
-            documents[source].append(chosen)
+        chosen = _choose(recipe, names.sub(MASK, text).split()) if source in kept else []
+        if chosen:
+            # A heap gives up its smallest: with ranks negated, the last by hash.
+            entry = (-int.from_bytes(_rank(recipe.seed, chosen[0]), "big"), chosen)
+            push = heapq.heappush if len(kept[source]) < limit else heapq.heappushpop
+            push(kept[source], entry)
+    seen = Counter(passage for found in kept.values() for _, chosen in found for passage in chosen)
     unique = {
-        source: [[passage for passage in chosen if seen[passage] == 1] for chosen in found]
-        for source, found in documents.items()
+        source: [[passage for passage in chosen if seen[passage] == 1] for _, chosen in found]
+        for source, found in kept.items()
     }
     return {source: [chosen for chosen in found if chosen] for source, found in unique.items()}
 
