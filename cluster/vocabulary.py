@@ -1,9 +1,12 @@
 """What the stages must know of a tokenizer: loading it, its special ids, and whether two have the same vocabulary."""
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import transformers
 from transformers import AutoTokenizer
 
 from cluster import artifact
@@ -75,3 +78,17 @@ def vocabulary_digest(tokenizer: Any) -> str:
     """
     entries = sorted((number, piece) for piece, number in tokenizer.get_vocab().items())
     return artifact.digest([[number, piece] for number, piece in entries])
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep transformers' bars and load reports off the terminal: what matters of them is raised as an error."""
+    verbosity, bars = transformers.logging.get_verbosity(), transformers.logging.is_progress_bar_enabled()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers.logging.set_verbosity(verbosity)
+        if bars:
+            transformers.logging.enable_progress_bar()

@@ -74,7 +74,7 @@ def run(recipe: Export, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]
     source = Run(inputs["run"])
     checkpoint = _checkpoint(source, recipe.step)
     described = source.recipe()
-    with masked_lm.quiet():
+    with vocabulary.quiet():
         model = masked_lm.load_trained(source.path, checkpoint.load().weights)
         model.save_pretrained(out)
         vocabulary.load(source.path).save_pretrained(out)

@@ -4,15 +4,11 @@ Distillation needs the last hidden states and, at chosen positions only, the voc
 ``transformers`` compute all logits or none. This module is the one place that knows how each architecture is built.
 """
 
-import contextlib
-import logging
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForMaskedLM
@@ -76,7 +72,7 @@ def load(source: str | Path, seed: int = 0) -> tuple[Any, frozenset[str]]:
     """
     try:
         config = AutoConfig.from_pretrained(source)
-        with quiet(), torch.random.fork_rng(devices=[]):
+        with vocabulary.quiet(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model, report = AutoModelForMaskedLM.from_pretrained(
                 source, dtype=torch.float32, use_safetensors=True, output_loading_info=True
@@ -137,16 +133,3 @@ def facts(model: Any) -> dict[str, Any]:
         "layers": num_layers(model),
         "hidden": hidden_size(model),
     }
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keep transformers' loading bars and reports off the terminal: what matters of them is raised as an error."""
-    level = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity(logging.ERROR)
-    transformers.logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers.logging.set_verbosity(level)
-        transformers.logging.enable_progress_bar()

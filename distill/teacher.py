@@ -96,7 +96,7 @@ def run(recipe: Teacher, inputs: Mapping[str, Path], out: Path) -> dict[str, Any
         return {}  # the first worker alone writes
     if recipe.train is not None:
         model, facts["validation"] = _trained(recipe, tokens, out / RUN)
-    with masked_lm.quiet():
+    with vocabulary.quiet():
         model.save_pretrained(out)
         tokenizer.save_pretrained(out)
     if (out / RUN).exists():

@@ -4,8 +4,7 @@ A plain loop in PyTorch, as in Devlin et al. 2019, appendix A.3: AdamW, linear w
 DistilBERT and RoBERTa go through the same lines. On a CPU the same seed gives the same weights.
 """
 
-import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -17,6 +16,7 @@ import transformers
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
 
+from cluster import vocabulary
 from cluster.telemetry import Progress
 from eval.examples import scoring_batches, training_batches
 from eval.tasks import Task
@@ -95,7 +95,7 @@ class Classifier:
         """
         torch.manual_seed(seed)
         names = dict(enumerate(task.label_names)) or {0: "score"}
-        with quiet_transformers():
+        with vocabulary.quiet():
             model, loaded = AutoModelForSequenceClassification.from_pretrained(
                 source.path,
                 num_labels=task.outputs,
@@ -156,7 +156,7 @@ class Classifier:
 
     def save(self, folder: Path) -> None:
         """Write model and tokenizer in Hugging Face layout."""
-        with quiet_transformers():
+        with vocabulary.quiet():
             self.model.save_pretrained(folder)
             self.tokenizer.save_pretrained(folder)
 
@@ -182,21 +182,6 @@ class Classifier:
             {"params": [each for each in parameters if each.ndim > 1], "weight_decay": weight_decay},
             {"params": [each for each in parameters if each.ndim <= 1], "weight_decay": 0.0},
         ]
-
-
-@contextlib.contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """No load report of a head that is new by intention, and no bars for files that are read in a moment."""
-    verbosity = transformers.logging.get_verbosity()
-    bars = transformers.logging.is_progress_bar_enabled()
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers.logging.set_verbosity(verbosity)
-        if bars:
-            transformers.logging.enable_progress_bar()
 
 
 def _all_batches(examples: Encoded, settings: Settings, seed: int) -> list[Rows]:
