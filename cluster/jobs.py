@@ -99,7 +99,7 @@ class _Queue:
             log = _log(self.logs, job)
             text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
             end = text.rfind("\n") + 1
-            for line in text[self.shown[job.name] : end].splitlines():
+            for line in filter(str.strip, text[self.shown[job.name] : end].splitlines()):
                 telemetry.say(f"[{job.name}] {line}")
             self.shown[job.name] = end
 

@@ -36,7 +36,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from cluster import artifact, stage, telemetry
+from cluster import artifact, stage, telemetry, vocabulary
 from cluster.recipe import Recipe
 from deploy import parity
 
@@ -115,16 +115,17 @@ def open_source(folder: Path) -> Source:
         raise stage.StageError(f"{folder} is not a model folder: it has no config.json")
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
     head = _head(folder, config)
-    model, loading = head.auto.from_pretrained(
-        folder,
-        config=config,
-        # The plain formula exports to the operators that ONNX Runtime is fastest with.
-        attn_implementation="eager",
-        dtype=torch.float32,
-        local_files_only=True,
-        use_safetensors=True,
-        output_loading_info=True,
-    )
+    with vocabulary.quiet():
+        model, loading = head.auto.from_pretrained(
+            folder,
+            config=config,
+            # The plain formula exports to the operators that ONNX Runtime is fastest with.
+            attn_implementation="eager",
+            dtype=torch.float32,
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
     if loading["missing_keys"]:
         missing = ", ".join(sorted(loading["missing_keys"])[:3])
         raise stage.StageError(f"{folder}: its weights lack {missing}: export the folder that holds the trained head")

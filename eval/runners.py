@@ -16,7 +16,7 @@ import torch
 import transformers
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
-from cluster import artifact
+from cluster import artifact, vocabulary
 from cluster.stage import StageError
 
 ONNX_FILE = "model.onnx"
@@ -71,9 +71,10 @@ class PyTorchRunner:
         model_class = _model_class(folder, config)
         torch.set_num_threads(threads)
         started = time.perf_counter()
-        model, loading = model_class.from_pretrained(
-            folder, dtype=torch.float32, local_files_only=True, use_safetensors=True, output_loading_info=True
-        )
+        with vocabulary.quiet():
+            model, loading = model_class.from_pretrained(
+                folder, dtype=torch.float32, local_files_only=True, use_safetensors=True, output_loading_info=True
+            )
         seconds = time.perf_counter() - started
         if loading["missing_keys"]:
             raise StageError(
