@@ -273,6 +273,7 @@ def test_a_missing_task_folder_is_found_before_anything_runs(tmp_path: Path) -> 
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.long
 def test_an_ablation_that_diverges_stops_nothing_else(tmp_path: Path, embedded: None) -> None:
     values = pipelines.values(tmp_path)
     values["ablations"] = {"wild": {"optimizer": {"learning_rate": 1e38, "clip": 1e38}}}
