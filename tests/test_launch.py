@@ -19,6 +19,7 @@ from trainings import RECIPE, curve, train
 
 from cluster import artifact, ray_cluster, recipe
 from cluster.stage import StageError
+from cluster.telemetry import read_metrics
 from distill import launch
 from distill.distillation import Placement
 from distill.launch import Call, LaunchError
@@ -110,6 +111,32 @@ def test_a_pipeline_that_makes_no_sense_is_refused_before_anything_runs(tmp_path
     assert process.stderr.count("\n") == 1
     assert "[train]: unknown key loss.temprature; did you mean loss.temperature?" in process.stderr
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.long
+def test_a_pipeline_whose_driver_was_killed_goes_on_where_it_was(tmp_path: Path) -> None:
+    values = pipelines.values(tmp_path)
+    values["train"] = {**values["train"], "steps": 300}
+    values["train"]["placement"] = {**values["train"]["placement"], "save_every": 20}
+    pipeline, out = pipelines.write(tmp_path / "pipeline.toml", values), tmp_path / "out"
+    command = [sys.executable, "-m", "distill.launch", str(pipeline), "--out", str(out)]
+    driver = subprocess.Popen(
+        command, env=pipelines.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    run = Run(out / "runs" / "student")
+    while (newest := run.newest()) is None or newest.step < 40:
+        assert driver.poll() is None, "ended before it could be killed"
+        time.sleep(0.05)
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    teacher = artifact.read(out / "teacher").identity
+    assert not (out / "students").exists()
+    again = launched(pipeline, out)
+    assert again.returncode == 0, again.stderr
+    assert artifact.read(out / "teacher").identity == teacher
+    assert "teacher is already complete" in again.stderr
+    assert artifact.read(out / "students" / "student").facts["steps"] == 300
+    assert [line["step"] for line in read_metrics(run.metrics) if line["kind"] == "train"] == list(range(1, 301))
 
 
 @pytest.fixture(scope="module")
