@@ -33,7 +33,6 @@ import filelock
 
 FORMAT = 1
 MANIFEST = "manifest.json"
-KINDS = ("corpus", "tokens", "teacher", "student", "dataset", "finetune", "benchmark", "export", "report")
 
 _DRAFT = ".draft.json"
 _LOCK = ".lock"

@@ -105,7 +105,7 @@ class Placement(Recipe):
     validate_every: PositiveInt = 500
     keep_checkpoints: PositiveInt = 2
     metrics_port: int | None = Field(None, ge=0, le=65535)
-    """Port of the Prometheus exporter of local rank 0; none by default."""
+    """Port of the Prometheus exporter of the first worker; none by default."""
     restarts: int = Field(3, ge=0)
     """How often Ray starts the workers again after one of them died."""
 

@@ -172,10 +172,10 @@ def on_workers(call: Call, placement: Placement, run: Run) -> None:
             if (line := _refusal(error)) is not None:
                 raise LaunchError(line) from None
             if attempt == placement.restarts:
-                raise LaunchError(f"workers of {out.name} died {attempt + 1} times: {_first_line(error)}") from None
-            say(f"{out.name}: a worker died; starting again from the newest checkpoint ({_first_line(error)})")
+                raise LaunchError(f"workers of {out.name} died {attempt + 1} times: {_last_line(error)}") from None
+            say(f"{out.name}: a worker died; starting again from the newest checkpoint ({_last_line(error)})")
         except TrainingFailedError as error:
-            raise LaunchError(f"{out.name} could not be started: {_first_line(error)}") from None
+            raise LaunchError(f"{out.name} could not be started: {_last_line(error)}") from None
 
 
 def train_worker(config: Mapping[str, Call]) -> None:
@@ -214,7 +214,12 @@ def _resources(placement: Placement, use_gpu: bool) -> dict[str, float]:
 
 
 def _refusal(error: WorkerGroupError) -> str | None:
-    """The line meant for people, when a worker stopped with one instead of dying."""
+    """The line meant for people, when a worker stopped with one and none died.
+
+    When one dies, the others fail as well, with whatever its silence breaks in them: that is nobody's to mend.
+    """
+    if any(isinstance(failure, ray.exceptions.RayActorError) for failure in error.worker_failures.values()):
+        return None
     for failure in error.worker_failures.values():
         cause = getattr(failure, "_base_exc", failure)
         if (line := stage.explain(cause)) is not None:
@@ -222,7 +227,7 @@ def _refusal(error: WorkerGroupError) -> str | None:
     return None
 
 
-def _first_line(error: BaseException) -> str:
+def _last_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__
 

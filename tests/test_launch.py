@@ -15,6 +15,8 @@ import pipelines
 import psutil
 import pytest
 import tokens_artifact
+from ray.exceptions import RayActorError
+from ray.train.v2.api.exceptions import WorkerGroupError
 from trainings import RECIPE, curve, train
 
 from cluster import artifact, ray_cluster, recipe
@@ -199,6 +201,15 @@ def test_what_the_user_must_mend_is_one_line_and_not_tried_again(folder: Path, t
     asked, placement = call(folder, tmp_path / "run", student={"layers": [0, 9]})
     with pytest.raises(LaunchError, match=r"student.layers \[0, 9\] does not fit a teacher of 4 layers"):
         launch.on_workers(asked, placement, Run(tmp_path / "run"))
+
+
+def test_what_a_dead_worker_breaks_in_the_others_is_not_the_users_to_mend() -> None:
+    """The survivors' errors may look like a person's (a lost connection is an OSError): the run is tried again."""
+    lost, dead = ConnectionResetError("peer is gone"), RayActorError()
+    assert launch._refusal(WorkerGroupError("", {0: lost, 1: dead})) is None
+    assert (
+        launch._refusal(WorkerGroupError("", {0: ValueError("write 3"), 1: RuntimeError("peer is gone")})) == "write 3"
+    )
 
 
 def test_more_workers_than_the_cluster_has_are_refused(folder: Path, tmp_path: Path, embedded: None) -> None:
