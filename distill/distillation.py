@@ -85,25 +85,47 @@ class Optimizer(Recipe):
         return self.learning_rate * (steps - step) / max(1, steps - rising)
 
 
+class WorkerRange(Recipe):
+    """As many workers as there are places for, within bounds; looked at again when workers are lost or places found."""
+
+    min: PositiveInt
+    max: PositiveInt
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.min > self.max:
+            raise ValueError(f"placement.workers.min {self.min} is above placement.workers.max {self.max}")
+        return self
+
+
 class Placement(Recipe):
     """Where a run executes. Not identity: none of this may change the loss curve."""
 
-    workers: PositiveInt | Literal["auto"] = "auto"
-    """Training processes: ``auto`` is one per GPU of the cluster, or one per node where there is none."""
+    workers: PositiveInt | Literal["auto"] | WorkerRange = "auto"
+    """Training processes: ``auto`` is one per GPU of the cluster, or one per node where there is none. With
+    ``{ min = 2, max = 8 }`` the run goes on with fewer when some cannot be replaced, and grows back."""
     device: Literal["auto", "cpu"] = "auto"
     """GPUs where the cluster has any, or CPUs even there: for models too small to be worth one."""
     threads: PositiveInt = 1
     """CPU threads per worker."""
     zero_stage: Literal[0, 1, 2, 3] = 1
     """DeepSpeed ZeRO stage of the student: what is sharded over the workers. In bf16, 1 runs as 2 (see the engine)."""
-    teacher: Literal["replica", "sharded"] = "replica"
-    """A copy of the teacher on every worker, or one copy sharded over them (ZeRO-3)."""
-    rows_per_device: PositiveInt = 16
-    """Most rows in one micro-batch; accumulation makes up the rest of ``rows_per_step``."""
+    teacher: Literal["replica", "sharded", "offloaded"] = "replica"
+    """A copy of the teacher on every worker, one copy sharded over them (ZeRO-3), or that copy in CPU memory."""
+    rows_per_device: PositiveInt | Literal["auto"] = 16
+    """Most rows in one micro-batch; accumulation makes up the rest of ``rows_per_step``. ``auto`` measures which
+    number trains fastest in the memory there is."""
+    head: Literal["fused", "naive"] = "fused"
+    """Vocabulary projection and losses in chunks, or the reference: all logits of both models at once."""
+    execution: Literal["auto", "eager", "compiled"] = "auto"
+    """With ``torch.compile`` or without; ``auto`` compiles on a GPU."""
     log_every: PositiveInt = 10
     save_every: PositiveInt = 500
     validate_every: PositiveInt = 500
     keep_checkpoints: PositiveInt = 2
+    """Newest checkpoints to keep."""
+    keep_every: PositiveInt | None = None
+    """Checkpoints of every so many steps are kept as well, for good."""
     metrics_port: int | None = Field(None, ge=0, le=65535)
     """Port of the Prometheus exporter of the first worker; none by default."""
     restarts: int = Field(3, ge=0)
