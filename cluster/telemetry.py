@@ -4,6 +4,7 @@
 its name (base units, ``_total`` for counters), and everything that draws or alerts uses names declared here.
 """
 
+import errno
 import json
 import logging
 import math
@@ -34,7 +35,12 @@ LOSS_SCALE = Gauge("stillhouse_loss_scale", "Dynamic loss scale (1 outside fp16)
 SKIPPED = Counter("stillhouse_skipped_steps_total", "Optimizer steps skipped because an fp16 gradient overflowed")
 NONFINITE = Counter("stillhouse_nonfinite_total", "Steps stopped because the loss was not finite")
 CHECKPOINT_TIME = Gauge("stillhouse_last_checkpoint_timestamp_seconds", "Unix time of the last complete checkpoint")
-CHECKPOINT_SECONDS = Gauge("stillhouse_checkpoint_seconds", "Seconds the last checkpoint took")
+CHECKPOINT_SECONDS = Gauge(
+    "stillhouse_checkpoint_seconds",
+    "Seconds of the last checkpoint: training was blocked, files were written while it went on",
+    ["part"],
+)
+FAILED_CHECKPOINTS = Counter("stillhouse_failed_checkpoints_total", "Checkpoints that could not be written")
 
 PLAIN_SECONDS = 10.0
 
@@ -69,8 +75,11 @@ def record_step(
 
 
 def training_note(line: Mapping[str, Any]) -> dict[str, str]:
-    """What a progress bar says of a training step."""
-    return {"loss": f"{line['total']:.3f}", "tokens/s": f"{line['tokens_per_second']:,.0f}"}
+    """What a progress bar says of a training step; fp16 steps skipped in a row, from the second one on."""
+    note = {"loss": f"{line['total']:.3f}", "tokens/s": f"{line['tokens_per_second']:,.0f}"}
+    if (skipped := line.get("skipped_in_a_row", 0)) > 1:
+        note["skipped in a row"] = str(skipped)
+    return note
 
 
 def record_validation(values: Mapping[str, float | None]) -> None:
@@ -86,7 +95,8 @@ def record_validation(values: Mapping[str, float | None]) -> None:
 class MetricsLog:
     """Appends one JSON object a line, each handed to the operating system whole.
 
-    Opened at ``resume_at``, lines of later steps are dropped: they belong to work that will be done again.
+    Opened at ``resume_at``, lines of later steps are dropped: they belong to work that will be done again. While the
+    disk is full, lines wait in memory: a checkpoint being written beside them may be what fills it, for a moment.
     """
 
     def __init__(self, path: Path, resume_at: int = 0) -> None:
@@ -94,18 +104,33 @@ class MetricsLog:
         temporary = path.with_suffix(".tmp")
         temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
         temporary.replace(path)
-        self._file = path.open("a", encoding="utf-8")
+        self._file = path.open("ab", buffering=0)
+        self._waiting = b""
 
     def write(self, **values: Any) -> None:
-        finite = {
-            key: None if isinstance(value, float) and not math.isfinite(value) else value
-            for key, value in values.items()
-        }
-        self._file.write(json.dumps(finite) + "\n")
-        self._file.flush()
+        self._waiting += (json.dumps({key: finite(value) for key, value in values.items()}) + "\n").encode()
+        try:
+            self._hand_over()
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
 
     def close(self) -> None:
-        self._file.close()
+        """Hand over what waits; what there still is no room for is lost, and people are told."""
+        with self._file:
+            try:
+                self._hand_over()
+            except OSError as error:
+                say(f"warning: {self._file.name} lacks its last lines: {error.strerror}")
+
+    def _hand_over(self) -> None:
+        while self._waiting:
+            self._waiting = self._waiting[self._file.write(self._waiting) :]
+
+
+def finite(value: Any) -> Any:
+    """The value as JSON can hold it: None for what is no number."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

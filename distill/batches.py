@@ -17,14 +17,14 @@ from jaxtyping import Int
 from torch import Tensor
 
 from cluster.rows import Rows, TokenSet
-from distill.distillation import Masking
+from distill.distillation import Training
 
 U64 = npt.NDArray[np.uint64]
 I64 = npt.NDArray[np.int64]
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _FEISTEL_ROUNDS = 6
-_CHOICE, _SHOWN, _RANDOM = np.uint64(1), np.uint64(2), np.uint64(3)
+_CHOICE, _SHOWN, _RANDOM, _OTHERS = np.uint64(1), np.uint64(2), np.uint64(3), np.uint64(4)
 
 # Validation masks are drawn as if in an epoch no training ever reaches, so they never change and repeat none of its.
 VALIDATION_EPOCH = 2**31
@@ -32,16 +32,22 @@ VALIDATION_EPOCH = 2**31
 
 @dataclass(frozen=True)
 class Batch:
-    """Masked rows. ``positions`` point into the flattened rows; ``labels`` are the words that stood there."""
+    """Masked rows, and the places of the flattened rows where words are compared.
+
+    ``positions`` begin with the hidden words, whose ``labels`` are the words that stood there; behind them come the
+    other places where the student's words are compared with the teacher's.
+    """
 
     input_ids: Int[Tensor, "rows length"]
-    positions: Int[Tensor, " labels"]
+    positions: Int[Tensor, " positions"]
     labels: Int[Tensor, " labels"]
 
     def to(self, device: torch.device) -> "Batch":
-        return Batch(
-            *(tensor.to(device, non_blocking=True) for tensor in (self.input_ids, self.positions, self.labels))
-        )
+        """On ``device``, without waiting for it: from page-locked memory where the device is a GPU."""
+        parts = (self.input_ids, self.positions, self.labels)
+        if device.type == "cuda":
+            parts = tuple(tensor.pin_memory() for tensor in parts)  # type: ignore[assignment]
+        return Batch(*(tensor.to(device, non_blocking=True) for tensor in parts))
 
 
 def mix(values: U64) -> U64:
@@ -85,14 +91,16 @@ class Masker:
     """Hides words of rows, the same ones for the same ``(seed, epoch, row)``.
 
     Every row gets exactly ``round(share * seq_len)`` labels, drawn without replacement with chances proportional to
-    ``max(count, 1) ** -smoothing``; special tokens never (original code, ``distiller.py``: ``prepare_batch_mlm``).
+    ``max(count, 1) ** -smoothing``; special tokens never (original code, ``distiller.py``: ``prepare_batch_mlm``). The
+    number of other positions is the same in every row as well, so no shape ever changes.
     """
 
-    def __init__(self, tokens: TokenSet, masking: Masking, seed: int) -> None:
-        self._masking, self._seed = masking, seed
+    def __init__(self, tokens: TokenSet, training: Training) -> None:
+        self._masking, self._seed = training.masking, training.seed
         self._mask_id, self._vocab_size = tokens.mask_id, tokens.vocab_size
-        self.labels_per_row = max(1, round(masking.share * tokens.seq_len))
-        self._log_chance = -masking.smoothing * np.log(np.maximum(tokens.counts, 1).astype(np.float64))
+        self.labels_per_row = max(1, round(self._masking.share * tokens.seq_len))
+        self._others_per_row = training.loss.other_positions(tokens.seq_len - self.labels_per_row)
+        self._log_chance = -self._masking.smoothing * np.log(np.maximum(tokens.counts, 1).astype(np.float64))
         self._log_chance[list(tokens.special_ids)] = -np.inf
 
     def mask(self, input_ids: I64, rows: I64, epochs: I64) -> Batch:
@@ -112,22 +120,43 @@ class Masker:
         shown = np.where(draw < hidden, self._mask_id, np.where(draw < hidden + self._masking.random, random, labels))
         masked = input_ids.copy()
         np.put_along_axis(masked, chosen, shown, axis=1)
-        flat = chosen + np.arange(len(input_ids))[:, None] * length
-        return Batch(*(torch.from_numpy(array) for array in (masked, flat.reshape(-1), labels.reshape(-1))))
+        starts = np.arange(len(input_ids))[:, None] * length
+        others = self._others(chosen, keys, length)
+        positions = np.concatenate([(chosen + starts).reshape(-1), (others + starts).reshape(-1)])
+        return Batch(*(torch.from_numpy(array) for array in (masked, positions, labels.reshape(-1))))
+
+    def _others(self, chosen: I64, keys: U64, length: int) -> I64:
+        """Positions beside the hidden ones ``[rows, others_per_row]``: all there are, or a draw of them."""
+        free = np.ones((len(chosen), length), dtype=bool)
+        np.put_along_axis(free, chosen, False, axis=1)
+        if self._others_per_row == length - chosen.shape[1]:
+            return np.nonzero(free)[1].reshape(len(chosen), -1)
+        if self._others_per_row == 0:
+            return np.empty((len(chosen), 0), dtype=np.int64)
+        draw = uniform(hashed(keys, _OTHERS, np.arange(length, dtype=np.uint64)))
+        draw[~free] = np.inf
+        found = np.argpartition(draw, self._others_per_row - 1, axis=1)[:, : self._others_per_row]
+        return np.sort(found, axis=1)
 
 
 class Batches:
     """The training batches of a run: pure, nothing to save, nothing to restore."""
 
-    def __init__(self, rows: Rows, masker: Masker, rows_per_step: int, seed: int) -> None:
-        self._rows, self._masker, self._rows_per_step, self._seed = rows, masker, rows_per_step, seed
+    def __init__(self, rows: Rows, masker: Masker, training: Training) -> None:
+        self._rows, self._masker = rows, masker
+        self._rows_per_step, self._seed = training.rows_per_step, training.seed
 
-    def take(self, step: int, first: int, count: int) -> Batch:
-        """Rows ``first`` to ``first + count`` of optimizer step ``step``, masked."""
+    def rows(self, step: int, first: int, count: int) -> tuple[I64, I64]:
+        """Numbers of rows ``first`` to ``first + count`` of optimizer step ``step``, and the epochs they are in."""
         places = step * self._rows_per_step + np.arange(first, first + count, dtype=np.int64)
         epochs, within = np.divmod(places, len(self._rows))
         rows = np.empty_like(within)
         for epoch in np.unique(epochs):
             now = epochs == epoch
             rows[now] = shuffled(within[now], len(self._rows), self._seed, int(epoch))
+        return rows, epochs
+
+    def take(self, step: int, first: int, count: int) -> Batch:
+        """Rows ``first`` to ``first + count`` of optimizer step ``step``, masked."""
+        rows, epochs = self.rows(step, first, count)
         return self._masker.mask(self._rows.take(rows), rows, epochs)

@@ -26,16 +26,21 @@ class Loss(Recipe):
     """One minus the cosine between the last hidden states of student and teacher."""
     temperature: PositiveFloat = 2.0
     """Softens teacher and student alike (Hinton et al. 2015)."""
-    soft_positions: Literal["all", "masked"] = "all"
-    """Positions the soft targets are compared at; the paper's loss takes all."""
+    soft_positions: Literal["all", "masked", "sampled"] = "all"
+    """Positions the soft targets are compared at: all (the paper's loss), the hidden words, or those and a sample of
+    the others. Fewer positions are faster, and another loss."""
+    soft_sample: float = Field(0.2, gt=0, lt=1)
+    """Share of a row's other positions that ``sampled`` takes."""
 
     @property
     def needs_teacher(self) -> bool:
         return self.soft > 0 or self.cosine > 0
 
-    @property
-    def needs_all_logits(self) -> bool:
-        return self.soft > 0 and self.soft_positions == "all"
+    def other_positions(self, available: int) -> int:
+        """How many of a row's ``available`` positions without a label the soft targets are compared at."""
+        if self.soft == 0 or self.soft_positions == "masked":
+            return 0
+        return available if self.soft_positions == "all" else max(1, round(self.soft_sample * available))
 
     @model_validator(mode="after")
     def _some_loss(self) -> Self:
@@ -103,7 +108,8 @@ class Placement(Recipe):
 
     workers: PositiveInt | Literal["auto"] | WorkerRange = "auto"
     """Training processes: ``auto`` is one per GPU of the cluster, or one per node where there is none. With
-    ``{ min = 2, max = 8 }`` the run goes on with fewer when some cannot be replaced, and grows back."""
+    ``{ min = 2, max = 8 }`` there are as many as have a place and divide ``rows_per_step``: the run goes on with fewer
+    when some cannot be replaced, and grows back, through a checkpoint, when places have come."""
     device: Literal["auto", "cpu"] = "auto"
     """GPUs where the cluster has any, or CPUs even there: for models too small to be worth one."""
     threads: PositiveInt = 1
@@ -129,7 +135,24 @@ class Placement(Recipe):
     metrics_port: int | None = Field(None, ge=0, le=65535)
     """Port of the Prometheus exporter of the first worker; none by default."""
     restarts: int = Field(3, ge=0)
-    """How often Ray starts the workers again after one of them died."""
+    """How often the workers are started again after one of them, or its node, died. A node that is drained before it
+    goes does not count. Two deaths at the same step end the run whatever is left of this."""
+    replace_seconds: NonNegativeFloat = 120.0
+    """How long to wait for lost workers to be replaced, before going on with fewer or, where ``workers`` does not allow
+    fewer, giving up."""
+
+    def compiles(self, device: str) -> bool:
+        """Whether layers and losses are compiled on this kind of device."""
+        return self.execution == "compiled" or (self.execution == "auto" and device == "cuda" and self.zero_stage < 3)
+
+    @model_validator(mode="after")
+    def _zero3_is_not_compiled(self) -> Self:
+        if self.execution == "compiled" and self.zero_stage == 3:
+            raise ValueError(
+                "placement.execution compiled does not go with placement.zero_stage 3, whose weights come and go "
+                'between layers: write execution = "eager" or a lower stage'
+            )
+        return self
 
 
 class Training(Recipe):
@@ -157,22 +180,47 @@ class Training(Recipe):
         assert self.epochs is not None
         return max(1, round(self.epochs * train_rows / self.rows_per_step))
 
-    def micro_rows(self, workers: int) -> int:
-        """Rows in a micro-batch: the largest count that divides the step evenly over workers and accumulation.
+    def worker_counts(self) -> list[int]:
+        """The numbers of workers that a range allows: those that divide ``rows_per_step``, smallest first."""
+        workers = self.placement.workers
+        assert isinstance(workers, WorkerRange)
+        return [count for count in range(workers.min, workers.max + 1) if self.rows_per_step % count == 0]
+
+    def check_divides(self, workers: int) -> None:
+        """Rows of a step must fall evenly on the workers.
 
         Raises:
-            ValueError: ``rows_per_step`` cannot be divided by the number of workers.
+            ValueError: they do not; says a number that does.
         """
-        rows, rest = divmod(self.rows_per_step, workers)
-        if rest:
+        if self.rows_per_step % workers:
             near = max(1, round(self.rows_per_step / workers)) * workers
             raise ValueError(f"rows_per_step {self.rows_per_step} does not divide by {workers} workers: write {near}")
-        return max(n for n in range(1, min(rows, self.placement.rows_per_device) + 1) if rows % n == 0)
+
+    def micro_rows(self, workers: int, most: int | None = None) -> int:
+        """Rows in a micro-batch: the largest count that divides the step evenly over workers and accumulation.
+
+        ``most`` is what was measured where ``placement.rows_per_device`` is ``auto``.
+        """
+        self.check_divides(workers)
+        rows = self.rows_per_step // workers
+        given = self.placement.rows_per_device
+        largest = most or (rows if given == "auto" else given)
+        return max(n for n in range(1, min(rows, largest) + 1) if rows % n == 0)
 
     @model_validator(mode="after")
     def _length(self) -> Self:
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("write steps = N or epochs = N, exactly one of them")
+        return self
+
+    @model_validator(mode="after")
+    def _some_count_divides(self) -> Self:
+        workers = self.placement.workers
+        if isinstance(workers, WorkerRange) and not self.worker_counts():
+            raise ValueError(
+                f"rows_per_step {self.rows_per_step} divides by no number of workers from {workers.min} to "
+                f"{workers.max}: write {max(1, round(self.rows_per_step / workers.max)) * workers.max}"
+            )
         return self
 
     @model_validator(mode="after")

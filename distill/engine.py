@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor, nn
 
@@ -38,7 +39,10 @@ with warnings.catch_warnings():
         safe_set_local_optimizer_state,
     )
 
+from distill import fused
+from distill.batches import Batch
 from distill.distillation import Precision, Training
+from distill.masked_lm import MaskedLM, Outputs, Projection
 
 deepspeed_logger.setLevel(logging.ERROR)
 # DeepSpeed 0.19.8 calls collectives by the names torch 2.13 deprecates, and torch says so on every call.
@@ -46,6 +50,8 @@ warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distri
 
 # Shared-memory reduction would be compiled on first use and spins for ever when a peer dies; gloo raises.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+# ZeRO-3 waits for the device at every step to see whether the norm is finite; Engine sees to that without waiting.
+deepspeed.runtime.zero.stage3.is_invalid_grad_norm = lambda norm: False
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -72,6 +78,13 @@ class Workers:
     @property
     def leads(self) -> bool:
         return self.rank == 0
+
+    @property
+    def memory(self) -> int:
+        """Bytes of memory there are for this worker: its GPU's, or its share of the machine's."""
+        if self.device.type == "cuda":
+            return int(torch.cuda.get_device_properties(self.device).total_memory)
+        return int(psutil.virtual_memory().total) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
     @property
     def device_name(self) -> str:
@@ -124,28 +137,28 @@ def settings(training: Training, world_size: int) -> dict[str, Any]:
     Raises:
         ValueError: the rows of a step cannot be divided by the workers.
     """
-    micro_rows = training.micro_rows(world_size)
-    stage = training.placement.zero_stage
-    if training.precision == "bf16" and stage == 1:
-        # DeepSpeed 0.19.8 counts micro-batches twice and more in its bf16 optimizer for stage 1 (accumulated gradients
-        # are not cleared between them); stage 2 accumulates rightly in fp32, and the gradients it shards are extra.
-        stage = 2
+    training.check_divides(world_size)
+    rows = training.rows_per_step // world_size
     return {
+        # One micro-batch a step, as DeepSpeed sees it: accumulation is ours, so that gradients add up in fp32 and are
+        # reduced once a step under every stage.
         "train_batch_size": training.rows_per_step,
-        "train_micro_batch_size_per_gpu": micro_rows,
-        "gradient_accumulation_steps": training.rows_per_step // (micro_rows * world_size),
-        "gradient_clipping": training.optimizer.clip,
+        "train_micro_batch_size_per_gpu": rows,
+        "gradient_accumulation_steps": 1,
+        # Clipping too: DeepSpeed waits for the device to look at the norm, once a step and once a parameter group.
+        "gradient_clipping": 0.0,
         "steps_per_print": 2**31,
         "zero_optimization": {
-            "stage": stage,
+            "stage": training.placement.zero_stage,
             "reduce_bucket_size": _BUCKET,
             "allgather_bucket_size": _BUCKET,
             "stage3_prefetch_bucket_size": _BUCKET,
             "contiguous_gradients": True,
             "overlap_comm": False,
+            # Ours as well, on the device.
+            **({"compute_grad_norm": False} if training.placement.zero_stage in (1, 2) else {}),
         },
-        "data_types": {"grad_accum_dtype": "fp32"},
-        "bf16": {"enabled": training.precision == "bf16"},
+        "bf16": {"enabled": training.precision == "bf16", "check_grad_overflow": False},
         "fp16": {
             "enabled": training.precision == "fp16",
             "loss_scale": 0,
@@ -171,13 +184,19 @@ class State:
 
 
 class Engine:
-    """A model in training under DeepSpeed. Every method is called by all workers together."""
+    """A model in training under DeepSpeed. Every method is called by all workers together.
 
-    def __init__(self, module: nn.Module, training: Training, workers: Workers) -> None:
+    Nothing here waits for the device between two steps, except that in fp16 DeepSpeed reads one flag a step: whether
+    a gradient overflowed.
+    """
+
+    def __init__(self, module: MaskedLM, training: Training, workers: Workers) -> None:
         check_precision(training.precision, workers.device)
         configuration = settings(training, workers.world_size)
         # Dropout stays off: teacher and student see the same network, and no curve depends on the layout.
         module = module.eval().to(workers.device)
+        if training.placement.compiles(workers.device.type):
+            compile_layers(module)
         self._optimizer = torch.optim.AdamW(
             _groups(module, training.optimizer.weight_decay),
             lr=training.optimizer.learning_rate,
@@ -185,28 +204,53 @@ class Engine:
             eps=training.optimizer.epsilon,
             fused=True,
         )
-        self._stage: int = configuration["zero_optimization"]["stage"]
+        self._optimizer.register_step_pre_hook(self._clip)
+        self._stage: int = training.placement.zero_stage
+        self._fp16 = training.precision == "fp16"
+        self._largest_norm = training.optimizer.clip
         with _quiet():
             self._engine, *_ = deepspeed.initialize(model=module, optimizer=self._optimizer, config=configuration)
         self._prime()
+        self.micro_rows = training.micro_rows(workers.world_size)
+        self.accumulation = training.rows_per_step // (self.micro_rows * workers.world_size)
+        self._micros = 0
+        self._coalescing = contextlib.ExitStack()
+        self._sums: list[Tensor] = []
         self._norm: float | Tensor | None = None
-        self.accumulation: int = configuration["gradient_accumulation_steps"]
-        self.micro_rows: int = configuration["train_micro_batch_size_per_gpu"]
+        self._scaling = torch.ones((), device=workers.device)
+        self._losses = torch.zeros((), device=workers.device)
+        # A float, as fused AdamW wants it: at 1 it leaves weights, moments and its count of steps as they are.
+        self._optimizer.found_inf = torch.zeros((), device=workers.device)  # type: ignore[attr-defined]
 
     def __call__(self, *inputs: Any) -> Any:
         return self._engine(*inputs)
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradients of one micro-batch."""
-        self._engine.backward(loss)
+        """Add the gradients of one micro-batch; with the last one of a step they are reduced over the workers."""
+        self._micros += 1
+        last = self._micros == self.accumulation
+        if self._micros == 1 and not last and self._stage > 0:
+            self._coalescing.enter_context(self._engine.coalesce_grad_reduction())
+        # Without ZeRO a backward pass reduces what has added up, unless it is told not to.
+        waits = self._engine.no_sync() if self._stage == 0 and not last else contextlib.nullcontext()
+        with waits:
+            self._engine.backward(loss / self.accumulation)
+        self._losses = self._losses + loss.detach()
+        if self._engine.module.model.dtype != torch.float32 and self.accumulation > 1:
+            self._add_up(last)
+        if last:
+            self._coalescing.close()
+            self._micros = 0
 
     def step(self, learning_rate: float) -> None:
-        """End a micro-batch; the weights move at the accumulation boundary, with this learning rate."""
+        """Move the weights, with this learning rate.
+
+        When a loss of any worker, or outside fp16 a gradient, is not finite, neither this nor any later step changes a
+        weight: whoever reads the losses later finds the last good state.
+        """
         for group in self._engine.optimizer.param_groups:
             group["lr"] = learning_rate
-        if self._stage == 0 and self._engine.is_gradient_accumulation_boundary():
-            gradients = [p.grad for p in self._engine.module.parameters() if p.grad is not None]
-            self._norm = nn.utils.get_total_norm(gradients)
+        self._judge()
         try:
             self._engine.step()
         except Exception as error:
@@ -217,12 +261,10 @@ class Engine:
                 "fp16 gradients overflow at every step, and the loss scale cannot fall further: start a new --out with "
                 "a lower optimizer.learning_rate or another precision"
             ) from None
-        if self._stage != 0:
-            self._norm = self._engine.get_global_grad_norm()
 
     @property
     def gradient_norm(self) -> float | Tensor | None:
-        """Norm of the last step's whole gradient before clipping; None when fp16 overflowed in the first step."""
+        """Norm of the last step's whole gradient before clipping; not finite when fp16 overflowed."""
         return self._norm
 
     @property
@@ -234,6 +276,45 @@ class Engine:
     def skipped_steps(self) -> int:
         """Steps skipped since this process started because an fp16 gradient overflowed."""
         return int(self._engine.skipped_steps)
+
+    def _add_up(self, last: bool) -> None:
+        """Keep the sum of half-precision gradients in fp32; hand it over, rounded once, with the last of them."""
+        trained = [parameter for _, parameter in self._trained()]
+        if not self._sums:
+            self._sums = [torch.zeros_like(parameter.grad, dtype=torch.float32) for parameter in trained]
+        for sum_, parameter in zip(self._sums, trained, strict=True):
+            sum_.add_(parameter.grad)
+            parameter.grad = sum_.to(parameter.dtype) if last else None
+            if last:
+                sum_.zero_()
+
+    def _judge(self) -> None:
+        """Find the gradient's norm, how to clip it, and whether anything is not finite: on the device."""
+        if self._stage == 0:
+            gradients = [parameter.grad for _, parameter in self._trained()]
+        else:
+            gradients = [part for group in self._engine.optimizer.averaged_gradients.values() for part in group]
+        squares = torch.stack([gradient.float().square().sum() for gradient in gradients if gradient is not None]).sum()
+        bad = (~self._losses.isfinite()).float()
+        self._losses = torch.zeros_like(self._losses)
+        found = torch.stack([squares, bad])
+        torch.distributed.all_reduce(found)
+        if self._stage == 0:  # every worker has the whole gradient
+            found[0] /= torch.distributed.get_world_size()
+        norm = found[0].sqrt() / self.loss_scale
+        if not self._fp16:
+            found[1] += (~norm.isfinite()).float()
+        self._norm = norm
+        self._scaling = (self._largest_norm / (norm + 1e-6)).clamp(max=1.0)
+        flag = self._optimizer.found_inf  # type: ignore[attr-defined]
+        self._optimizer.found_inf = torch.maximum(flag, (found[1] > 0).float())  # type: ignore[attr-defined]
+
+    def _clip(self, *_: Any) -> None:
+        """Scale the gradients AdamW is about to take; they are fp32 and free of the loss scale by now."""
+        for group in self._optimizer.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    parameter.grad.mul_(self._scaling)
 
     def state(self, keep: bool) -> State:
         """The state of the run, the same whatever the number of workers and the ZeRO stage.
@@ -322,21 +403,54 @@ class Engine:
             parameter.data.copy_(value)
 
 
-def frozen(module: nn.Module, precision: Precision, workers: Workers, sharded: bool) -> nn.Module:
-    """A teacher that only runs forward: a replica in the run's precision, or sharded over the workers (ZeRO-3)."""
-    module = module.eval().requires_grad_(False).to(DTYPES[precision])
-    if not sharded:
-        return module.to(workers.device)
-    # Never whole on the device: a teacher that fits there needs no sharding.
-    configuration = {
+class Frozen:
+    """A teacher, which only runs forward: a replica in the run's precision, or sharded over the workers (ZeRO-3)."""
+
+    def __init__(self, module: MaskedLM, training: Training, workers: Workers) -> None:
+        kind = training.placement.teacher
+        module = module.eval().requires_grad_(False).to(DTYPES[training.precision])
+        # The projection is a replica even of a sharded teacher: the fused head takes it a chunk at a time.
+        given = module.projection
+        dtype, device = DTYPES[training.precision], workers.device.type
+        self.chunk = fused.chunk_positions(len(given.weight), dtype.itemsize, workers.memory, device)
+        self.projection = Projection(*(part.detach().to(workers.device) for part in (given.weight, given.bias)))
+        if kind == "replica":
+            self._module: nn.Module = module.to(workers.device)
+            if training.placement.compiles(workers.device.type):
+                compile_layers(module)
+            self._mode = torch.inference_mode
+            return
+        # Never whole on the device: a teacher that fits there needs no sharding.
+        self.projection = Projection(self.projection.weight.clone(), self.projection.bias.clone())
+        with _quiet():
+            self._module, *_ = deepspeed.initialize(model=module, config=_teacher_settings(training, kind))
+        # Gathered weights must stay ordinary tensors for ZeRO-3 to let go of.
+        self._mode = torch.no_grad
+
+    def __call__(self, batch: Batch) -> Outputs:
+        with self._mode():
+            found: Outputs = self._module(batch.input_ids, batch.positions)
+        return found
+
+
+def _teacher_settings(training: Training, kind: str) -> dict[str, Any]:
+    offload = {"offload_param": {"device": "cpu", "pin_memory": torch.cuda.is_available()}}
+    return {
         "train_micro_batch_size_per_gpu": 1,
-        "zero_optimization": {"stage": 3, "stage3_prefetch_bucket_size": _BUCKET},
-        "bf16": {"enabled": precision == "bf16"},
-        "fp16": {"enabled": precision == "fp16"},
+        "zero_optimization": {
+            "stage": 3,
+            "stage3_prefetch_bucket_size": _BUCKET,
+            **(offload if kind == "offloaded" else {}),
+        },
+        "bf16": {"enabled": training.precision == "bf16"},
+        "fp16": {"enabled": training.precision == "fp16"},
     }
-    with _quiet():
-        engine, *_ = deepspeed.initialize(model=module, config=configuration)
-    return engine  # type: ignore[no-any-return]
+
+
+def compile_layers(module: MaskedLM) -> None:
+    """Compile the transformer layers in place: one graph for all of them, as all have the same shapes."""
+    for layer in module.layers():
+        layer.compile(dynamic=False)
 
 
 def _groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

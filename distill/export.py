@@ -14,7 +14,8 @@ from cluster import stage, vocabulary
 from cluster.artifact import digest
 from cluster.recipe import Recipe
 from distill import masked_lm
-from distill.run import Checkpoint, Run, RunError
+from distill.checkpoints import Checkpoint
+from distill.run import Run, RunError
 from distill.validation import NAMES
 
 _CARD = """---

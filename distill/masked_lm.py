@@ -1,9 +1,11 @@
-"""A masked language model taken apart: encoder, head, and what they put out.
+"""A masked language model taken apart: encoder, head transform, and the projection onto the vocabulary.
 
-Distillation needs the last hidden states and, at chosen positions only, the vocabulary logits; the models of
-``transformers`` compute all logits or none. This module is the one place that knows how each architecture is built.
+Distillation never wants all logits at once; the models of ``transformers`` compute all of them. Here a model gives the
+last hidden states and, at chosen positions, the features that the vocabulary projection would turn into logits. This
+module is the one place that knows how each architecture is built.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import AutoConfig, AutoModelForMaskedLM
 
 from cluster import vocabulary
@@ -26,15 +29,28 @@ class ModelError(ValueError):
 class Outputs:
     """What a model puts out for a batch of rows.
 
-    ``hidden`` is the last hidden state of every token; ``logits`` are those of the positions asked for.
+    ``hidden`` is the last hidden state of every token; ``features`` are what the vocabulary projection takes, at the
+    positions asked for.
     """
 
     hidden: Float[Tensor, "tokens hidden"]
-    logits: Float[Tensor, "positions vocab"]
+    features: Float[Tensor, "positions hidden"]
+
+
+@dataclass(frozen=True)
+class Projection:
+    """The last layer of a masked language model: ``logits = features @ weight.T + bias``."""
+
+    weight: Float[Tensor, "vocab hidden"]
+    bias: Float[Tensor, " vocab"]
+
+    def logits(self, features: Float[Tensor, "positions hidden"]) -> Float[Tensor, "positions vocab"]:
+        """All logits at once: a tensor of positions x vocabulary."""
+        return functional.linear(features, self.weight, self.bias)
 
 
 class MaskedLM(nn.Module):
-    """A ``BertForMaskedLM``, ``RobertaForMaskedLM`` or ``DistilBertForMaskedLM`` with logits where they are needed.
+    """A ``BertForMaskedLM``, ``RobertaForMaskedLM`` or ``DistilBertForMaskedLM`` without its logits.
 
     Rows are full (no padding), so there is no attention mask.
     """
@@ -45,21 +61,39 @@ class MaskedLM(nn.Module):
             raise ModelError(f"{type(model).__name__} is not supported: use {', '.join(ARCHITECTURES)}")
         self.model = model
 
-    def forward(self, input_ids: Int[Tensor, "rows length"], positions: Int[Tensor, " positions"] | None) -> Outputs:
-        """Hidden states of all tokens, logits at ``positions`` of the flattened rows (None: at all of them)."""
+    def forward(self, input_ids: Int[Tensor, "rows length"], positions: Int[Tensor, " positions"]) -> Any:
+        """:class:`Outputs`: hidden states of all tokens, features at ``positions`` of the flattened rows."""
         hidden = self.model.base_model(input_ids=input_ids).last_hidden_state.flatten(0, 1)
-        return Outputs(hidden, self.head(hidden if positions is None else hidden[positions]))
+        return Outputs(hidden, self._transform(hidden[positions]))
 
-    def head(self, hidden: Float[Tensor, "positions hidden"]) -> Float[Tensor, "positions vocab"]:
+    @property
+    def projection(self) -> Projection:
+        """The projection onto the vocabulary; under ZeRO-3 only usable inside :meth:`forward`."""
         model = self.model
         match type(model).__name__:
             case "BertForMaskedLM":
-                return model.cls(hidden)  # type: ignore[no-any-return]
+                last = model.cls.predictions.decoder
             case "RobertaForMaskedLM":
-                return model.lm_head(hidden)  # type: ignore[no-any-return]
+                last = model.lm_head.decoder
             case _:
-                transformed = model.vocab_layer_norm(model.activation(model.vocab_transform(hidden)))
-                return model.vocab_projector(transformed)  # type: ignore[no-any-return]
+                last = model.vocab_projector
+        return Projection(last.weight, last.bias)
+
+    def layers(self) -> Iterable[nn.Module]:
+        """The transformer layers, first to last."""
+        base = self.model.base_model
+        found = base.transformer.layer if type(self.model).__name__ == "DistilBertForMaskedLM" else base.encoder.layer
+        return iter(found)
+
+    def _transform(self, hidden: Float[Tensor, "positions hidden"]) -> Float[Tensor, "positions hidden"]:
+        model = self.model
+        match type(model).__name__:
+            case "BertForMaskedLM":
+                return model.cls.predictions.transform(hidden)  # type: ignore[no-any-return]
+            case "RobertaForMaskedLM":
+                return model.lm_head.layer_norm(functional.gelu(model.lm_head.dense(hidden)))  # type: ignore[no-any-return]
+            case _:
+                return model.vocab_layer_norm(model.activation(model.vocab_transform(hidden)))  # type: ignore[no-any-return]
 
 
 def load(source: str | Path, seed: int = 0) -> tuple[Any, frozenset[str]]:

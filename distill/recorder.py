@@ -1,22 +1,30 @@
 """What a run says of itself: metrics.jsonl, Prometheus, the terminal, and its checkpoints.
 
-Numbers stay on the device until they are read, once for all steps since the last reading.
+Numbers stay on the device until they are read, once for all steps since the last reading. Whether a loss was finite is
+read there too: the engine's updates come to nothing from the first loss on that was not, so the weights are still
+those of the last good step.
 """
 
 import contextlib
 import math
 import time
 from dataclasses import dataclass
+from types import TracebackType
 from typing import Any, Self
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from cluster import telemetry
+from distill import nonfinite
+from distill.checkpoints import CheckpointError
 from distill.distillation import Training
-from distill.engine import Engine, Workers
+from distill.engine import Engine, EngineError, Workers
 from distill.losses import TERMS
-from distill.run import Checkpoint, Run
+from distill.nonfinite import RowsOf
+from distill.run import Run
+from distill.saving import Saver, agreed, from_first
 
 
 class TrainingError(ValueError):
@@ -35,9 +43,11 @@ class Length:
 class _Step:
     """What an optimizer step measured, not read yet."""
 
-    losses: Tensor
+    losses: Float[Tensor, "micros terms"]
+    rows: tuple[RowsOf, ...]
+    """Of every micro-batch."""
     learning_rate: float
-    gradient_norm: float | Tensor | None
+    gradient_norm: float | Tensor
     loss_scale: float
     skipped_steps: int
 
@@ -45,120 +55,178 @@ class _Step:
 class Recorder:
     """Keeps a run's numbers and writes them down; a context manager, used by every worker together.
 
-    Only the first worker writes; it holds the run folder meanwhile.
+    Only the first worker writes; it holds the run folder meanwhile. Left without an exception, every worker has waited
+    until the last checkpoint was on the disk.
     """
 
-    def __init__(
-        self, run: Run, training: Training, length: Length, workers: Workers, before: Checkpoint | None
-    ) -> None:
-        known = before.facts if before else {}
+    def __init__(self, run: Run, training: Training, length: Length, workers: Workers) -> None:
         self._run, self._training, self._length, self._workers = run, training, length, workers
-        self._step = before.step if before else 0
-        self._device_seconds = float(known.get("device_seconds", 0.0))
-        self._skipped_before = int(known.get("skipped_steps", 0))
-        self._skipped = self._skipped_before
+        self._fp16 = training.precision == "fp16"
+        self._step = 0
+        self._device_seconds = 0.0
+        self._skipped_before, self._skipped, self._skipped_in_a_row = 0, 0, 0
         self._validation: dict[str, float | None] = {}
         self._validated_at = -1
-        self._micro: Tensor | None = None
+        self._micros: list[Tensor] = []
+        self._rows: list[RowsOf] = []
         self._pending: list[_Step] = []
         self._log: telemetry.MetricsLog | None = None
+        self._saver: Saver | None = None
         self._open = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
         if self._workers.leads:
             self._open.enter_context(self._run.held())
-            self._log = telemetry.MetricsLog(self._run.metrics, self._step)
-            self._open.callback(self._log.close)
-            what, steps = f"{self._run.path.name}: training", self._length.steps
-            self._progress = self._open.enter_context(telemetry.Progress(what, steps, "steps", self._step))
-            telemetry.STEPS.set(steps)
-            if (port := self._training.placement.metrics_port) is not None:
-                telemetry.serve(port)
-        self._started = time.monotonic()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._open.close()
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._open:
+            # Workers raise these together, so they can still read together what was measured before.
+            if isinstance(error, EngineError):
+                self.drain()
+            if error is None:
+                self._tell(self._saver.last() if self._saver else None)
 
-    def add(self, losses: Tensor) -> None:
+    def resume(self, engine: Engine) -> int:
+        """Give the engine the newest sound checkpoint; returns the first step (0-based) there is to make.
+
+        Raises:
+            RunError: checkpoints are there, and all of them are damaged.
+        """
+        self._engine = engine
+        if (newest := agreed(self._run, self._workers)) is not None:
+            engine.restore(newest.load())
+            self._step = newest.step
+            self._device_seconds = float(newest.facts["device_seconds"])
+            self._skipped = self._skipped_before = int(newest.facts["skipped_steps"])
+        if self._workers.leads:
+            self._begin()
+        self._started = time.monotonic()
+        return self._step
+
+    def _begin(self) -> None:
+        self._log = telemetry.MetricsLog(self._run.metrics, self._step)
+        self._open.callback(self._log.close)
+        self._saver = self._open.enter_context(contextlib.closing(Saver(self._run, self._training.placement)))
+        what, steps = f"{self._run.path.name}: training", self._length.steps
+        self._progress = self._open.enter_context(telemetry.Progress(what, steps, "steps", self._step))
+        telemetry.STEPS.set(steps)
+        if (port := self._training.placement.metrics_port) is not None:
+            telemetry.serve(port)
+
+    def add(self, losses: Float[Tensor, "terms"], rows: RowsOf) -> None:
         """Losses ``[total, soft, masked, cosine]`` of one micro-batch, already divided by the accumulation."""
-        self._micro = losses if self._micro is None else self._micro + losses
+        self._micros.append(losses)
+        self._rows.append(rows)
 
-    def end_step(self, learning_rate: float, engine: Engine) -> None:
-        assert self._micro is not None
+    def end_step(self, learning_rate: float) -> None:
+        """Remember what the step measured; nothing is read from the device."""
+        engine = self._engine
+        norm = engine.gradient_norm
+        assert norm is not None, "no step was made"
         skipped = self._skipped_before + engine.skipped_steps
-        self._pending.append(_Step(self._micro, learning_rate, engine.gradient_norm, engine.loss_scale, skipped))
-        self._micro = None
+        losses, rows = torch.stack(self._micros), tuple(self._rows)
+        self._pending.append(_Step(losses, rows, learning_rate, norm, engine.loss_scale, skipped))
+        self._micros, self._rows = [], []
 
     def drain(self) -> None:
         """Read what the steps since the last call measured: one reduction and one transfer for all of them.
 
         Raises:
-            TrainingError: a loss is not finite; says at which step.
+            TrainingError: a loss is not finite; says at which step and rows.
+            CheckpointError: several checkpoints in a row could not be written.
         """
         if not self._pending:
             return
-        losses = torch.stack([step.losses for step in self._pending])
-        torch.distributed.all_reduce(losses)
-        means = (losses / self._workers.world_size).tolist()
-        seconds = time.monotonic() - self._started
-        self._device_seconds += seconds * self._workers.world_size
-        for pending, values in zip(self._pending, means, strict=True):
+        stop = self._saver.reason_to_stop() if self._saver else None
+        pending, self._pending = self._pending, []
+        sums = torch.stack([step.losses.sum(0) for step in pending]) / self._workers.world_size
+        read = torch.cat([sums.flatten(), sums.new_tensor([float(stop is not None)])])
+        torch.distributed.all_reduce(read)
+        # Every worker knows the norms already: they are those of the whole gradient.
+        norms = torch.stack([torch.as_tensor(step.gradient_norm, device=read.device).float() for step in pending])
+        values = torch.cat([norms, read]).tolist()
+        norms_read, losses_read, stops = values[: len(pending)], values[len(pending) : -1], values[-1]
+        seconds = (time.monotonic() - self._started) / len(pending)
+        for number, (step, norm) in enumerate(zip(pending, norms_read, strict=True)):
+            losses = losses_read[number * len(TERMS) : (number + 1) * len(TERMS)]
+            # Under fp16 an infinite gradient is the loss scaler's business: the step was skipped.
+            if not all(map(math.isfinite, losses if self._fp16 else [norm, *losses])):
+                self._refuse(step)
             self._step += 1
-            self._record(pending, dict(zip(TERMS, values, strict=True)), seconds / len(self._pending))
-        self._pending = []
+            self._record(step, dict(zip(TERMS, losses, strict=True)), norm, seconds)
+        if stops:
+            self._tell(stop)
         self._started = time.monotonic()
 
-    def _record(self, pending: _Step, losses: dict[str, float], seconds: float) -> None:
-        if not all(math.isfinite(value) for value in losses.values()):
-            telemetry.NONFINITE.inc()
-            raise TrainingError(
-                f"the loss of step {self._step} is not finite ({losses}): start a new --out with a lower "
-                "optimizer.learning_rate or another precision"
-            )
+    def _record(self, step: _Step, losses: dict[str, float], norm: float, seconds: float) -> None:
+        self._device_seconds += seconds * self._workers.world_size
+        skipped, self._skipped = step.skipped_steps - self._skipped, step.skipped_steps
+        self._skipped_in_a_row = self._skipped_in_a_row + skipped if skipped else 0
         if self._log is None:
             return
         rate = self._length.tokens_per_step / seconds
-        norm = None if pending.gradient_norm is None else float(pending.gradient_norm)
         line: dict[str, Any] = {
             "kind": "train",
             "step": self._step,
             "steps": self._length.steps,
             **losses,
-            "learning_rate": pending.learning_rate,
+            "learning_rate": step.learning_rate,
             "gradient_norm": norm,
-            "loss_scale": pending.loss_scale,
-            "skipped_steps": pending.skipped_steps,
+            "loss_scale": step.loss_scale,
+            "skipped_steps": step.skipped_steps,
+            "skipped_in_a_row": self._skipped_in_a_row,
             "tokens": self._step * self._length.tokens_per_step,
             "step_seconds": seconds,
             "tokens_per_second": rate,
         }
         self._log.write(**line)
-        telemetry.record_step(self._step, losses, pending.learning_rate, norm, pending.loss_scale, seconds)
+        telemetry.record_step(self._step, losses, step.learning_rate, norm, step.loss_scale, seconds)
         telemetry.TOKENS.inc(self._length.tokens_per_step)
         telemetry.RATE.set(rate)
-        telemetry.SKIPPED.inc(pending.skipped_steps - self._skipped)
-        self._skipped = pending.skipped_steps
+        telemetry.SKIPPED.inc(skipped)
         self._progress.advance(note=telemetry.training_note(line))
+
+    def _refuse(self, step: _Step) -> None:
+        """Stop at a step whose loss or gradient is not finite, with the state before it on the disk."""
+        telemetry.NONFINITE.inc()
+        found = nonfinite.where(step.losses, step.rows)
+        at = f"step {self._step + 1}"
+        what = f"loss of {at} is not finite ({found}): look at these rows"
+        if found is None:
+            what = f"gradient of {at} is not finite, although its loss is: look at the curve before"
+        if from_first(self._saver is not None and not self._saver.has(self._step), self._workers):
+            self.save()
+        unwritten = from_first(self._saver.last() if self._saver else None, self._workers)
+        kept = f"the weights of step {self._step} are kept" if self._step else "nothing was trained yet"
+        raise TrainingError(
+            f"the {what}, or start a new --out with a lower optimizer.learning_rate or another precision; "
+            f"{unwritten or kept}"
+        )
 
     def validated(self, values: dict[str, float | None]) -> None:
         """Record a validation of the weights as they are after the last drained step."""
-        self._validation, self._validated_at = values, self._step
+        self._validation = {name: telemetry.finite(value) for name, value in values.items()}
+        self._validated_at = self._step
         if self._log is not None:
             self._log.write(kind="validation", step=self._step, **values)
             telemetry.record_validation(values)
         # Validation is not training time.
         self._started = time.monotonic()
 
-    def save(self, engine: Engine) -> None:
-        """Write a checkpoint of the last drained step."""
+    def save(self) -> None:
+        """Take a checkpoint of the last drained step; it is written while training goes on."""
         started = time.monotonic()
-        state = engine.state(keep=self._workers.leads)
-        if self._workers.leads:
-            self._run.save(
+        if self._saver is not None:
+            self._saver.wait()
+        state = self._engine.state(keep=self._workers.leads)
+        assert state.optimizer_steps == self._step - self._skipped, "the weights are not those of this step"
+        if self._saver is not None:
+            self._saver.start(
                 state,
                 self._step,
-                self._training.placement.keep_checkpoints,
                 tokens=self._step * self._length.tokens_per_step,
                 device_seconds=self._device_seconds,
                 skipped_steps=self._skipped,
@@ -167,7 +235,14 @@ class Recorder:
                 # Only a validation of these very weights belongs to them.
                 validation=self._validation if self._validated_at == self._step else {},
             )
-            telemetry.CHECKPOINT_TIME.set_to_current_time()
-            telemetry.CHECKPOINT_SECONDS.set(time.monotonic() - started)
-        torch.distributed.barrier()
         self._started = time.monotonic()
+        telemetry.CHECKPOINT_SECONDS.labels("blocked").set(self._started - started)
+
+    def _tell(self, failure: str | None) -> None:
+        """Let every worker know what the first one knows of its checkpoints.
+
+        Raises:
+            CheckpointError: they cannot be written.
+        """
+        if (told := from_first(failure, self._workers)) is not None:
+            raise CheckpointError(f"{told}; then run the same command again")

@@ -7,57 +7,30 @@
       recipe.json               what is trained, from which inputs; another recipe is refused
       metrics.jsonl             one line a step, and one a validation
       checkpoints/
-        step_00000500/          weights.safetensors  moments.safetensors  checkpoint.json (written last, with hashes)
-
-A checkpoint holds whole fp32 tensors by name, so it resumes on another number of workers and another ZeRO stage, and
-no pickle is ever read.
+        step_00000500/          see :mod:`distill.checkpoints`
 """
 
 import contextlib
 import json
-import logging
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import filelock
-from safetensors.torch import load_file, save_file
 
-from cluster.artifact import file_sha256, first_difference, write_json
+from cluster.artifact import first_difference, write_json
+from cluster.telemetry import say
+from distill import checkpoints
+from distill.checkpoints import Checkpoint
+from distill.distillation import Placement
 from distill.engine import State
 
-logger = logging.getLogger("stillhouse")
-
-WEIGHTS, MOMENTS, CHECKPOINT = "weights.safetensors", "moments.safetensors", "checkpoint.json"
+CHECKPOINTS = "checkpoints"
 
 
 class RunError(ValueError):
     """A run folder holds something else, or cannot be read."""
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A complete checkpoint: its folder, the steps it has behind it, and how it was run."""
-
-    path: Path
-    step: int
-    facts: Mapping[str, Any]
-
-    def load(self) -> State:
-        """The state, its files compared with their hashes first.
-
-        Raises:
-            RunError: a file was cut or changed.
-        """
-        for name, sha256 in self.facts["files"].items():
-            if not (self.path / name).is_file() or file_sha256(self.path / name) != sha256:
-                raise RunError(
-                    f"{self.path / name} was cut or changed: delete {self.path} to resume from the one before"
-                )
-        weights, moments = load_file(self.path / WEIGHTS), load_file(self.path / MOMENTS)
-        return State(weights, moments, self.facts["optimizer_steps"], self.facts["scaler"])
 
 
 @dataclass(frozen=True)
@@ -116,20 +89,15 @@ class Run:
             lock.release()
 
     def checkpoints(self) -> list[Checkpoint]:
-        """Complete checkpoints, oldest first."""
-        found = []
-        for path in sorted(self.path.glob("checkpoints/step_*")):
-            if (path / CHECKPOINT).is_file():
-                facts = _parsed(path / CHECKPOINT)
-                found.append(Checkpoint(path, int(facts["step"]), facts))
-        return found
+        """Checkpoints, oldest first. Each was complete once; whether its files still are what they were, it says."""
+        return checkpoints.find(self.path / CHECKPOINTS)
 
     def newest(self) -> Checkpoint | None:
         found = self.checkpoints()
         return found[-1] if found else None
 
     def checkpoint(self, step: int) -> Checkpoint:
-        """The complete checkpoint of a step.
+        """The checkpoint of a step.
 
         Raises:
             RunError: there is none; says which there are.
@@ -140,23 +108,38 @@ class Run:
             raise RunError(f"{self.path} has no checkpoint of step {step}: it has {have}")
         return found[step]
 
-    def save(self, state: State, step: int, keep: int, **facts: Any) -> Checkpoint:
-        """Write a checkpoint whole or not at all, then drop all but the newest ``keep``."""
-        path = self.path / "checkpoints" / f"step_{step:08d}"
-        staging = path.with_name(f".{path.name}.partial")
-        shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir(parents=True)
-        save_file(state.weights, staging / WEIGHTS)
-        save_file(state.moments, staging / MOMENTS)
-        facts |= {"step": step, "optimizer_steps": state.optimizer_steps, "scaler": state.scaler}
-        facts["files"] = {name: file_sha256(staging / name) for name in (WEIGHTS, MOMENTS)}
-        write_json(staging / CHECKPOINT, facts)
-        # Only a damaged checkpoint can stand here: a sound one would have been resumed from.
-        shutil.rmtree(path, ignore_errors=True)
-        staging.rename(path)
-        for old in self.checkpoints()[:-keep]:
-            shutil.rmtree(old.path)
-        return Checkpoint(path, step, facts)
+    def sound(self) -> Checkpoint | None:
+        """The newest checkpoint with undamaged files; younger, damaged ones are set aside, which is said.
+
+        Only for the process that :meth:`held` the folder.
+
+        Raises:
+            RunError: every checkpoint is damaged; nothing is renamed then.
+        """
+        damaged: list[tuple[Checkpoint, str]] = []
+        for checkpoint in reversed(self.checkpoints()):
+            if (damage := checkpoint.damage()) is None:
+                for worse, reason in damaged:
+                    say(f"{reason}: set aside as {worse.set_aside().name}, going on from step {checkpoint.step}")
+                return checkpoint
+            damaged.append((checkpoint, damage))
+        if not damaged:
+            return None
+        steps = ", ".join(str(checkpoint.step) for checkpoint, _ in reversed(damaged))
+        raise RunError(
+            f"every checkpoint of {self.path} is damaged (steps {steps}; {damaged[0][1]}): put sound ones back, or "
+            f"delete {self.path / CHECKPOINTS} to begin again at step 0"
+        )
+
+    def save(self, state: State, step: int, placement: Placement, **facts: Any) -> Checkpoint:
+        """Write a checkpoint whole or not at all, then delete those that ``placement`` does not keep.
+
+        Raises:
+            OSError: the disk is full or fails; nothing of the checkpoint is left, and the others are as they were.
+        """
+        made = checkpoints.write(self.path / CHECKPOINTS, state, step, **facts)
+        checkpoints.prune(self.path / CHECKPOINTS, placement.keep_checkpoints, placement.keep_every)
+        return made
 
 
 def _parsed(path: Path) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from transformers import BertConfig, BertForMaskedLM
 from cluster import stage, vocabulary
 from cluster.recipe import Recipe
 from cluster.rows import TokenSet, open_tokens
-from distill import masked_lm
+from distill import masked_lm, preflight
 from distill.distillation import Training
 from distill.engine import join
 from distill.masked_lm import MaskedLM, ModelError
@@ -156,14 +156,14 @@ def _check_reads(model: Any, tokenizer: Any, folder: str | Path, tokens: TokenSe
 
 def _train(model: Any, recipe: Teacher, training: Training, tokens: TokenSet, folder: Path) -> None:
     """Masked-word training, by all workers together."""
-    module = MaskedLM(model)
     if recipe.trains == "head":
         model.base_model.requires_grad_(False)
     workers = join(training.placement.threads)
+    preflight.check_worker(training, None, model, tokens, workers, folder)
     if workers.leads:
         Run(folder).claim(recipe.identity(), {"tokens": tokens.artifact.identity})
     torch.distributed.barrier()
-    fit(module, None, tokens, training, Run(folder), workers)
+    fit(model, None, tokens, training, Run(folder), workers)
 
 
 def _trained(recipe: Teacher, tokens: TokenSet | None, folder: Path) -> tuple[Any, Mapping[str, Any]]:

@@ -8,22 +8,23 @@ Started again on the same run folder, it goes on from the newest checkpoint, wha
 """
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from cluster import artifact, stage
 from cluster.rows import TokenSet, open_tokens
-from distill import masked_lm, student
+from distill import masked_lm, preflight, student
 from distill.batches import Batches, Masker
 from distill.distillation import Distillation, Training
-from distill.engine import Engine, Workers, frozen, join
-from distill.losses import triple_loss
-from distill.masked_lm import MaskedLM, ModelError, Outputs
+from distill.engine import Engine, Frozen, Workers, join
+from distill.learner import Learner, head_for
+from distill.masked_lm import MaskedLM, ModelError
 from distill.recorder import Length, Recorder
-from distill.run import Checkpoint, Run
+from distill.run import Run
+from distill.stopping import StoppedError, Stopping
 from distill.validation import Validation
 
 
@@ -38,13 +39,12 @@ def run(recipe: Distillation, inputs: Mapping[str, Path], out: Path) -> dict[str
     if tokens.seq_len > masked_lm.longest_row(teacher):
         raise ModelError(f"rows of {tokens.seq_len} tokens, but the teacher reads {masked_lm.longest_row(teacher)}")
     model = student.make(teacher, recipe.student, recipe.seed)
+    preflight.check_worker(recipe, teacher, model, tokens, workers, out)
     if workers.leads:
         Run(out).claim(recipe.identity(), identities)
         masked_lm.save_shape(model, tokens.path, out)
     torch.distributed.barrier()
-    sharded = recipe.placement.teacher == "sharded"
-    frozen_teacher = frozen(MaskedLM(teacher), recipe.precision, workers, sharded)
-    fit(MaskedLM(model), frozen_teacher, tokens, recipe, Run(out), workers)
+    fit(model, Frozen(MaskedLM(teacher), recipe, workers), tokens, recipe, Run(out), workers)
     return {}
 
 
@@ -61,60 +61,55 @@ def check_vocabularies(tokens: TokenSet, teacher: artifact.Artifact) -> None:
         )
 
 
-def fit(
-    model: MaskedLM, teacher: nn.Module | None, tokens: TokenSet, training: Training, run: Run, workers: Workers
-) -> None:
+def fit(model: Any, teacher: Frozen | None, tokens: TokenSet, training: Training, run: Run, workers: Workers) -> None:
     """Train ``model`` to the last step of ``training``, going on from the newest checkpoint of ``run``.
 
     Every worker calls this. ``teacher`` may be None when no loss term needs one.
+
+    Raises:
+        StoppedError: it was asked to stop, and has written a checkpoint.
     """
     steps = training.total_steps(len(tokens.train))
-    engine = Engine(model, training, workers)
-    newest = _agreed(run.newest(), run, workers)
-    first_step = newest.step if newest else 0
-    if newest:
-        engine.restore(newest.load())
-    masker = Masker(tokens, training.masking, training.seed)
-    batches = Batches(tokens.train, masker, training.rows_per_step, training.seed)
-    validation = Validation(tokens.heldout, masker, training, teacher, workers)
     placement = training.placement
+    engine = Engine(Learner(model, training.loss, head_for(training, tokens.vocab_size, workers)), training, workers)
+    batches = Batches(tokens.train, Masker(tokens, training), training)
+    validation = Validation(tokens, training, teacher, engine.micro_rows, workers)
     asked = teacher if training.loss.needs_teacher else None
+    projection = asked.projection if asked else None
     length = Length(steps, training.rows_per_step * tokens.seq_len)
-    with Recorder(run, training, length, workers, newest) as recorder:
+    stop = None
+    with Stopping(workers) as stopping, Recorder(run, training, length, workers) as recorder:
+        first_step = recorder.resume(engine)
         # --------------------------------------------------------------------------------------------------------------
         for step in range(first_step, steps):
-            learning_rate = training.optimizer.learning_rate_at(step, steps)
             for micro in range(engine.accumulation):
                 first = (micro * workers.world_size + workers.rank) * engine.micro_rows
                 batch = batches.take(step, first, engine.micro_rows).to(workers.device)
-                positions = None if training.loss.needs_all_logits else batch.positions
-                with torch.no_grad():
-                    taught: Outputs | None = asked(batch.input_ids, positions) if asked else None
-                outputs = engine(batch.input_ids, positions)
-                label_rows = batch.positions if positions is None else None
-                losses = triple_loss(outputs, taught, batch.labels, label_rows, training.loss)
+                taught = asked(batch) if asked else None
+                losses = engine(batch, taught, projection).losses
                 engine.backward(losses.total)
-                engine.step(learning_rate)
-                recorder.add(losses.stack() / engine.accumulation)
-            recorder.end_step(learning_rate, engine)
+                recorder.add(
+                    losses.stack() / engine.accumulation, partial(batches.rows, step, first, engine.micro_rows)
+                )
+            learning_rate = training.optimizer.learning_rate_at(step, steps)
+            engine.step(learning_rate)
+            recorder.end_step(learning_rate)
             done = step + 1
             last = done == steps
             validates = done % placement.validate_every == 0 or last
-            saves = done % placement.save_every == 0 or last
+            stop = None if last else stopping.agreed()
+            saves = done % placement.save_every == 0 or last or stop is not None
             if done % placement.log_every == 0 or validates or saves:
                 recorder.drain()
             if validates:
                 recorder.validated(validation.measure(engine))
             if saves:
-                recorder.save(engine)
+                recorder.save()
+            if stop is not None:
+                break
         # --------------------------------------------------------------------------------------------------------------
-
-
-def _agreed(found: Checkpoint | None, run: Run, workers: Workers) -> Checkpoint | None:
-    """The checkpoint the first worker sees: on shared storage the others may see an older or a younger one."""
-    step = torch.tensor(found.step if found else 0, device=workers.device)
-    torch.distributed.broadcast(step, src=0)
-    return run.checkpoint(int(step)) if step else None
+    if stop is not None:
+        raise StoppedError(stop, done)
 
 
 STAGE = stage.Stage(

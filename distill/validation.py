@@ -8,29 +8,34 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from cluster.rows import Rows
+from cluster.rows import TokenSet
+from distill import fused
 from distill.batches import VALIDATION_EPOCH, Batch, Masker
-from distill.distillation import Training
-from distill.engine import Engine, Workers
-from distill.losses import cosine_loss, masked_word_loss, soft_target_loss
+from distill.distillation import Loss, Training
+from distill.engine import Engine, Frozen, Workers
+from distill.learner import Learned
 from distill.masked_lm import Outputs
 
 NAMES = ("soft", "masked", "cosine", "accuracy", "agreement", "teacher_masked", "teacher_accuracy")
 _OF_TEACHER = ("soft", "cosine", "agreement", "teacher_masked", "teacher_accuracy")
+_WORDS_ONLY = Loss(soft=0.0, cosine=0.0)
 
 
 class Validation:
     """Measures a model on held-out rows; every worker takes its share."""
 
     def __init__(
-        self, rows: Rows, masker: Masker, training: Training, teacher: nn.Module | None, workers: Workers
+        self, tokens: TokenSet, training: Training, teacher: Frozen | None, micro_rows: int, workers: Workers
     ) -> None:
-        self._rows, self._masker, self._teacher = rows, masker, teacher
+        self._rows, self._teacher = tokens.heldout, teacher
+        # Soft targets are compared here even where training gives them no weight.
+        compared = training.loss.model_copy(update={"soft": 1.0})
+        self._masker = Masker(tokens, training.model_copy(update={"loss": compared}))
         self._training, self._workers = training, workers
-        self._micro_rows = training.placement.rows_per_device
-        self._count = min(training.validation_rows, len(rows))
+        self._micro_rows = micro_rows
+        self._count = min(training.validation_rows, len(self._rows))
 
     @torch.no_grad()
     def measure(self, engine: Engine) -> dict[str, float | None]:
@@ -40,8 +45,9 @@ class Validation:
         """
         sums = torch.zeros(len(NAMES), dtype=torch.float64, device=self._workers.device)
         for batch, weight in self._shares():
-            taught: Outputs | None = None if self._teacher is None else self._teacher(batch.input_ids, None)
-            sums += weight * self._measured(engine(batch.input_ids, None), taught, batch)
+            taught = self._teacher(batch) if self._teacher is not None else None
+            projection = self._teacher.projection if self._teacher is not None else None
+            sums += weight * self._measured(engine(batch, taught, projection), taught, batch)
         torch.distributed.all_reduce(sums)
         values: dict[str, float | None] = dict(zip(NAMES, (sums / self._count).tolist(), strict=True))
         if self._teacher is None:
@@ -64,23 +70,19 @@ class Validation:
             batch = self._masker.mask(self._rows.take(rows), rows, np.full_like(rows, VALIDATION_EPOCH))
             yield batch.to(self._workers.device), len(rows) if place < len(starts) else 0
 
-    def _measured(self, outputs: Outputs, taught: Outputs | None, batch: Batch) -> Tensor:
-        logits = outputs.logits[batch.positions]
-        words = logits.argmax(dim=-1)
+    def _measured(self, learned: Learned, taught: Outputs | None, batch: Batch) -> Tensor:
+        words, losses = learned.words, learned.losses
+        assert words is not None
         found: dict[str, Any] = dict.fromkeys(NAMES, torch.zeros((), device=self._workers.device))
-        found["masked"] = masked_word_loss(logits, batch.labels)
+        found["masked"] = losses.masked
         found["accuracy"] = (words == batch.labels).float().mean()
-        if taught is not None:
-            wanted = taught.logits[batch.positions]
-            found["soft"] = self._soft(outputs, taught, batch)
-            found["cosine"] = cosine_loss(outputs.hidden, taught.hidden)
-            found["agreement"] = (words == wanted.argmax(dim=-1)).float().mean()
-            found["teacher_masked"] = masked_word_loss(wanted, batch.labels)
-            found["teacher_accuracy"] = (wanted.argmax(dim=-1) == batch.labels).float().mean()
+        if taught is not None and self._teacher is not None:
+            hidden = taught.features[: len(batch.labels)]
+            projection, chunk = self._teacher.projection, self._teacher.chunk
+            wanted = fused.top_words(hidden, projection, chunk)
+            found["soft"], found["cosine"] = losses.soft, losses.cosine
+            found["agreement"] = (words == wanted).float().mean()
+            of_words = fused.head_losses(hidden, projection, None, batch.labels, _WORDS_ONLY, chunk)
+            found["teacher_masked"] = of_words.masked
+            found["teacher_accuracy"] = (wanted == batch.labels).float().mean()
         return torch.stack([found[name].double() for name in NAMES])
-
-    def _soft(self, outputs: Outputs, taught: Outputs, batch: Batch) -> Tensor:
-        loss = self._training.loss
-        if loss.soft_positions == "all":
-            return soft_target_loss(outputs.logits, taught.logits, loss.temperature)
-        return soft_target_loss(outputs.logits[batch.positions], taught.logits[batch.positions], loss.temperature)

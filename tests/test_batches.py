@@ -7,9 +7,14 @@ import torch
 
 from cluster.rows import TokenSet, open_tokens
 from distill.batches import Batches, Masker, shuffled
-from distill.distillation import Masking
+from distill.distillation import Loss, Masking, Training
 
 SEED = 7
+WORDS = Loss(soft=0.0, cosine=0.0)
+
+
+def training(rows_per_step: int = 24, seed: int = SEED, **values: object) -> Training:
+    return Training(steps=1, rows_per_step=rows_per_step, seed=seed, **values)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +36,7 @@ def test_the_order_is_not_the_rows_own() -> None:
 
 
 def test_any_number_of_workers_sees_the_same_rows_with_the_same_masks(tokens: TokenSet) -> None:
-    batches = Batches(tokens.train, Masker(tokens, Masking(), SEED), 24, SEED)
+    batches = Batches(tokens.train, Masker(tokens, training()), training())
     whole = batches.take(step=5, first=0, count=24)
     for size in (1, 3, 8):
         parts = [batches.take(step=5, first=first, count=size) for first in range(0, 24, size)]
@@ -41,20 +46,20 @@ def test_any_number_of_workers_sees_the_same_rows_with_the_same_masks(tokens: To
 
 def test_a_step_may_straddle_epochs(tokens: TokenSet) -> None:
     rows = len(tokens.train)
-    batches = Batches(tokens.train, Masker(tokens, Masking(), SEED), rows - 1, SEED)
+    batches = Batches(tokens.train, Masker(tokens, training()), training(rows - 1))
     straddling = batches.take(step=1, first=0, count=rows - 1)
     assert len(straddling.input_ids) == rows - 1
 
 
 def test_masks_of_a_row_change_from_epoch_to_epoch(tokens: TokenSet) -> None:
-    masker = Masker(tokens, Masking(), SEED)
+    masker = Masker(tokens, training(loss=WORDS))
     rows = np.zeros(50, dtype=np.int64)
     masked = masker.mask(tokens.train.take(rows), rows, np.arange(50))
     assert len({tuple(row) for row in masked.positions.reshape(50, -1).numpy() % tokens.seq_len}) > 40
 
 
 def test_every_row_has_the_same_number_of_labels_and_special_tokens_have_none(tokens: TokenSet) -> None:
-    masker = Masker(tokens, Masking(), SEED)
+    masker = Masker(tokens, training(loss=WORDS))
     rows = np.arange(len(tokens.train))
     plain = tokens.train.take(rows)
     batch = masker.mask(plain, rows, np.zeros_like(rows))
@@ -69,7 +74,7 @@ def test_every_row_has_the_same_number_of_labels_and_special_tokens_have_none(to
 
 
 def test_chosen_words_are_shown_as_mask_random_word_or_themselves(tokens: TokenSet) -> None:
-    masker = Masker(tokens, Masking(), SEED)
+    masker = Masker(tokens, training(loss=WORDS))
     rows = np.repeat(np.arange(len(tokens.train)), 8)
     epochs = np.tile(np.arange(8), len(tokens.train))
     batch = masker.mask(tokens.train.take(rows), rows, epochs)
@@ -88,7 +93,7 @@ def test_words_are_chosen_as_often_as_by_the_naive_draw(tokens: TokenSet, smooth
     """Against ``torch.multinomial`` on the chances of the original code, drawn row by row."""
     row = tokens.train.take(np.array([3]))
     draws = 20_000
-    masker = Masker(tokens, Masking(smoothing=smoothing), SEED)
+    masker = Masker(tokens, training(loss=WORDS, masking=Masking(smoothing=smoothing)))
     epochs = np.arange(draws)
     batch = masker.mask(np.repeat(row, draws, axis=0), np.full(draws, 3), epochs)
     ours = np.bincount(batch.positions.numpy() % tokens.seq_len, minlength=tokens.seq_len) / draws
@@ -105,6 +110,42 @@ def test_words_are_chosen_as_often_as_by_the_naive_draw(tokens: TokenSet, smooth
 
 
 def test_other_seeds_give_other_masks_and_orders(tokens: TokenSet) -> None:
-    first, second = (Batches(tokens.train, Masker(tokens, Masking(), seed), 16, seed).take(0, 0, 16) for seed in (1, 2))
+    first, second = (
+        Batches(tokens.train, Masker(tokens, training(16, seed)), training(16, seed)).take(0, 0, 16) for seed in (1, 2)
+    )
     assert not torch.equal(first.input_ids, second.input_ids)
     assert not torch.equal(first.positions, second.positions)
+
+
+@pytest.mark.parametrize("seq_len", [32])
+def test_soft_targets_are_compared_where_the_recipe_says(tokens: TokenSet, seq_len: int) -> None:
+    """Labels first, then all other positions, none, or a sample; every row the same number, none twice."""
+    labels = round(0.15 * seq_len)
+    rows = np.arange(200)
+    wanted = {"all": seq_len - labels, "masked": 0, "sampled": round(0.25 * (seq_len - labels))}
+    for kind, others in wanted.items():
+        masker = Masker(tokens, training(loss=Loss(soft_positions=kind, soft_sample=0.25)))  # type: ignore[arg-type]
+        batch = masker.mask(tokens.train.take(rows), rows, np.zeros_like(rows))
+        assert len(batch.labels) == 200 * labels
+        assert len(batch.positions) == 200 * (labels + others)
+        assert len(batch.positions.unique()) == len(batch.positions)
+        assert (np.bincount(batch.positions.numpy() // seq_len) == labels + others).all()
+        plain = masker.mask(tokens.train.take(rows), rows, np.zeros_like(rows))
+        assert torch.equal(plain.positions, batch.positions)
+
+
+def test_sampled_positions_change_from_epoch_to_epoch_and_are_even(tokens: TokenSet) -> None:
+    masker = Masker(tokens, training(loss=Loss(soft_positions="sampled", soft_sample=0.2)))
+    rows, epochs = np.zeros(4000, dtype=np.int64), np.arange(4000)
+    batch = masker.mask(tokens.train.take(rows), rows, epochs)
+    positions = batch.positions.numpy() % tokens.seq_len
+    labels, others = (np.bincount(part, minlength=tokens.seq_len) for part in np.split(positions, [len(batch.labels)]))
+    free = tokens.seq_len - round(0.15 * tokens.seq_len)
+    np.testing.assert_allclose(others / (4000 - labels), round(0.2 * free) / free, atol=0.03)
+
+
+def test_rows_of_a_batch_can_be_named(tokens: TokenSet) -> None:
+    batches = Batches(tokens.train, Masker(tokens, training()), training())
+    rows, epochs = batches.rows(step=3, first=4, count=8)
+    again = Masker(tokens, training()).mask(tokens.train.take(rows), rows, epochs)
+    assert torch.equal(again.input_ids, batches.take(step=3, first=4, count=8).input_ids)

@@ -1,99 +1,198 @@
-"""The triple loss and its gradients against a naive version written here."""
+"""The triple loss, fused and as the reference, against a naive version written here: values and gradients."""
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from distill import fused
 from distill.distillation import Loss
-from distill.losses import cosine_loss, soft_target_loss, triple_loss
-from distill.masked_lm import Outputs
+from distill.fused import HeadLosses, Taught, chunk_positions, head_losses, top_words
+from distill.losses import Losses, cosine_loss, masked_word_loss, soft_target_loss
+from distill.masked_lm import Projection
 
-TOKENS, VOCAB, HIDDEN = 12, 30, 8
+POSITIONS, LABELS, VOCAB, HIDDEN = 70, 9, 30, 8
+WEIGHTS = [(5.0, 2.0), (1.0, 0.0), (0.0, 1.0), (0.3, 0.3)]
 
 
-def naive_triple_loss(
-    student: Tensor,
-    teacher: Tensor,
-    hidden: Tensor,
-    taught: Tensor,
-    positions: list[int],
-    labels: list[int],
-    loss: Loss,
-) -> Tensor:
-    """Word by word, as the formulas read."""
+def word_by_word(student: Tensor, teacher: Tensor, labels: Tensor, loss: Loss) -> Tensor:
+    """Soft and masked-word losses as the formulas read."""
     t = loss.temperature
-    places = positions if loss.soft_positions == "masked" else range(len(student))
     soft = torch.zeros(())
-    for place in places:
-        p = torch.exp(teacher[place] / t) / torch.exp(teacher[place] / t).sum()
-        q = torch.exp(student[place] / t) / torch.exp(student[place] / t).sum()
+    for ours, theirs in zip(student, teacher, strict=True):
+        p = torch.exp(theirs / t) / torch.exp(theirs / t).sum()
+        q = torch.exp(ours / t) / torch.exp(ours / t).sum()
         soft = soft + (p * (torch.log(p) - torch.log(q))).sum()
-    soft = soft / len(places) * t * t
     masked = torch.zeros(())
-    for place, label in zip(positions, labels, strict=True):
-        q = torch.exp(student[place]) / torch.exp(student[place]).sum()
-        masked = masked - torch.log(q[label])
-    masked = masked / len(labels)
-    cosine = torch.zeros(())
-    for ours, theirs in zip(hidden, taught, strict=True):
-        cosine = cosine + 1 - (ours * theirs).sum() / (ours.norm() * theirs.norm())
-    cosine = cosine / len(hidden)
-    return loss.soft * soft + loss.masked * masked + loss.cosine * cosine
+    for ours, label in zip(student, labels.tolist(), strict=False):
+        masked = masked - torch.log(torch.exp(ours[label]) / torch.exp(ours).sum())
+    return loss.soft * soft / len(student) * t * t + loss.masked * masked / len(labels)
 
 
-@pytest.fixture
-def case() -> dict[str, Tensor]:
-    torch.manual_seed(3)
-    shapes = {"student": VOCAB, "teacher": VOCAB, "hidden": HIDDEN, "taught": HIDDEN}
-    return {name: torch.randn(TOKENS, width) * 2 for name, width in shapes.items()}
+class Case:
+    """A head of a student and one of a teacher, of other widths, and what they see."""
+
+    def __init__(self, dtype: torch.dtype = torch.float32, positions: int = POSITIONS, vocab: int = VOCAB) -> None:
+        torch.manual_seed(3)
+        self.features = torch.randn(positions, HIDDEN).to(dtype).requires_grad_()
+        self.weight = torch.randn(vocab, HIDDEN).to(dtype).requires_grad_()
+        self.bias = torch.randn(vocab).to(dtype).requires_grad_()
+        of_teacher = torch.randn(positions, HIDDEN + 4), torch.randn(vocab, HIDDEN + 4), torch.randn(vocab)
+        features, weight, bias = (part.to(dtype) for part in of_teacher)
+        self.taught = Taught(features, Projection(weight, bias))
+        self.labels = torch.randint(0, vocab, (LABELS,))
+
+    @property
+    def learned(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.features, self.weight, self.bias
+
+    def fused(self, loss: Loss, chunk: int = 16, compiled: bool = False) -> HeadLosses:
+        projection = Projection(self.weight, self.bias)
+        return head_losses(self.features, projection, self.taught, self.labels, loss, chunk, compiled)
+
+    def logits(self) -> tuple[Tensor, Tensor]:
+        return Projection(self.weight, self.bias).logits(self.features), self.taught.projection.logits(
+            self.taught.features
+        )
 
 
-@pytest.mark.parametrize("soft_positions", ["all", "masked"])
+@pytest.mark.parametrize("chunk", [16, 64, 1024])
 @pytest.mark.parametrize("temperature", [1.0, 2.0, 3.5])
-@pytest.mark.parametrize(
-    "weights", [(5.0, 2.0, 1.0), (1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0), (0.3, 0.3, 0.3)]
-)
-def test_triple_loss_and_gradients_equal_the_naive_version(
-    case: dict[str, Tensor], weights: tuple[float, float, float], temperature: float, soft_positions: str
-) -> None:
-    soft, masked, cosine = weights
-    loss = Loss(soft=soft, masked=masked, cosine=cosine, temperature=temperature, soft_positions=soft_positions)
-    positions, labels = [1, 4, 7], [3, 29, 11]
-
-    ours = [case[name].clone().requires_grad_() for name in ("student", "hidden")]
-    everywhere = loss.needs_all_logits
-    chosen = torch.tensor(positions)
-    outputs = Outputs(ours[1], ours[0] if everywhere else ours[0][chosen])
-    taught = Outputs(case["taught"], case["teacher"] if everywhere else case["teacher"][chosen])
-    label_rows = chosen if everywhere else None
-    found = triple_loss(outputs, taught, torch.tensor(labels), label_rows, loss)
-
-    theirs = [case[name].clone().requires_grad_() for name in ("student", "hidden")]
-    wanted = naive_triple_loss(theirs[0], case["teacher"], theirs[1], case["taught"], positions, labels, loss)
-    assert found.total.item() == pytest.approx(wanted.item(), rel=1e-6)
-    found.total.backward()
-    wanted.backward()
+@pytest.mark.parametrize("weights", WEIGHTS)
+def test_the_fused_head_equals_the_naive_version(weights: tuple[float, float], temperature: float, chunk: int) -> None:
+    case, loss = Case(), Loss(soft=weights[0], masked=weights[1], cosine=1.0, temperature=temperature)
+    found = case.fused(loss, chunk).weighted
+    wanted = word_by_word(*case.logits(), case.labels, loss)
+    assert found.item() == pytest.approx(wanted.item(), rel=1e-6)
+    ours, theirs = torch.autograd.grad(found, case.learned), torch.autograd.grad(wanted, case.learned)
     for our, their in zip(ours, theirs, strict=True):
-        gradient = torch.zeros_like(our) if our.grad is None else our.grad
-        expected = torch.zeros_like(their) if their.grad is None else their.grad
-        torch.testing.assert_close(gradient, expected, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(our, their, rtol=1e-5, atol=1e-6)
 
 
-def test_terms_of_a_batch_are_reported_unweighted(case: dict[str, Tensor]) -> None:
-    outputs, taught = Outputs(case["hidden"], case["student"]), Outputs(case["taught"], case["teacher"])
-    labels, rows = torch.tensor([3, 5]), torch.tensor([0, 2])
-    found = triple_loss(outputs, taught, labels, rows, Loss())
-    assert found.total.item() == pytest.approx(5 * found.soft.item() + 2 * found.masked.item() + found.cosine.item())
-    assert found.stack().tolist() == [found.total, found.soft, found.masked, found.cosine]
-    assert not found.stack().requires_grad
+@pytest.mark.parametrize("weights", WEIGHTS[:2])
+def test_the_compiled_head_equals_the_eager_one(weights: tuple[float, float]) -> None:
+    loss = Loss(soft=weights[0], masked=weights[1])
+    eager, compiled = (Case().fused(loss, compiled=compiled).weighted for compiled in (False, True))
+    assert compiled.item() == pytest.approx(eager.item(), rel=1e-6)
+    cases = [Case(), Case()]
+    gradients = [
+        torch.autograd.grad(case.fused(loss, compiled=compiled).weighted, case.learned)
+        for case, compiled in zip(cases, (False, True), strict=True)
+    ]
+    for our, their in zip(*gradients, strict=True):
+        torch.testing.assert_close(our, their, rtol=1e-5, atol=1e-6)
 
 
-def test_equal_distributions_lose_nothing(case: dict[str, Tensor]) -> None:
-    assert soft_target_loss(case["student"], case["student"], 2.0).item() == pytest.approx(0.0, abs=1e-6)
-    assert cosine_loss(case["hidden"], case["hidden"] * 3).item() == pytest.approx(0.0, abs=1e-6)
+def test_terms_are_reported_unweighted_and_only_their_sum_has_a_gradient() -> None:
+    case = Case()
+    found = case.fused(Loss())
+    student, teacher = case.logits()
+    assert found.soft.item() == pytest.approx(soft_target_loss(student, teacher, 2.0).item(), rel=1e-6)
+    assert found.masked.item() == pytest.approx(masked_word_loss(student[:LABELS], case.labels).item(), rel=1e-6)
+    assert found.weighted.item() == pytest.approx(5 * found.soft.item() + 2 * found.masked.item(), rel=1e-6)
+    assert [part.requires_grad for part in found] == [True, False, False]
+
+
+class Largest(TorchDispatchMode):
+    """The largest tensor that any operation inside makes, in elements."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        made = func(*args, **(kwargs or {}))
+        for tensor in made if isinstance(made, tuple | list) else [made]:
+            if isinstance(tensor, Tensor):
+                self.elements = max(self.elements, tensor.numel())
+        return made
+
+
+def test_no_tensor_of_positions_by_vocabulary_is_ever_made() -> None:
+    case = Case(positions=512, vocab=200)
+    with Largest() as fused_run:
+        case.fused(Loss(), chunk=32).weighted.backward()
+    with Largest() as naive_run:
+        student, teacher = case.logits()
+        soft_target_loss(student, teacher, 2.0).backward()
+    assert naive_run.elements == 512 * 200
+    assert fused_run.elements <= 32 * 200
+
+
+def test_a_chunk_is_chosen_from_memory() -> None:
+    v100, laptop = 16 * 2**30, 2 * 2**30
+    assert chunk_positions(30522, 2, v100, "cuda") > 512
+    assert chunk_positions(30522, 2, 8 * v100, "cuda") == 2048
+    assert 64 <= chunk_positions(30522, 4, laptop, "cpu") < 128
+    assert chunk_positions(500, 4, laptop, "cpu") == 512
+    for memory in (laptop, v100):
+        chunk = chunk_positions(250_000, 2, memory, "cuda")
+        assert chunk % 16 == 0
+        assert chunk == 64 or chunk * 250_000 * 20 <= memory // 32
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_gradients_survive_the_number_of_positions(dtype: torch.dtype) -> None:
+    """Divided by 4,096 positions before the loss scale comes, fp16 would flush most of them to zero."""
+    found: list[Iterator[Tensor]] = []
+    for kind in (dtype, torch.float32):
+        half = Case(dtype, positions=4096)
+        for tensor in (*half.learned, half.taught.features, half.taught.projection.weight):
+            tensor.data = tensor.data.to(kind)
+        case = half
+        case.taught = Taught(half.taught.features, Projection(*(part.to(kind) for part in parts_of(half.taught))))
+        found.append(iter(torch.autograd.grad(case.fused(Loss(), 256).weighted * 2**10, case.learned)))
+    for ours, theirs in zip(*found, strict=True):
+        error = float((ours.float() - theirs).norm() / theirs.norm())
+        assert error < (2e-3 if dtype == torch.float16 else 2e-2)
+
+
+def parts_of(taught: Taught) -> tuple[Tensor, Tensor]:
+    return taught.projection.weight, taught.projection.bias
+
+
+def test_fp16_sums_over_many_positions_do_not_overflow() -> None:
+    """4,096 labels of one word: its gradient, not yet divided, is far above 65,504."""
+    torch.manual_seed(1)
+    features = torch.full((4096, HIDDEN), 8.0).half().requires_grad_()
+    projection = Projection(torch.zeros(VOCAB, HIDDEN).half().requires_grad_(), torch.zeros(VOCAB).half())
+    loss = Loss(soft=0.0, masked=2.0)
+    found = head_losses(features, projection, None, torch.full((4096,), 7), loss, chunk=4096)
+    (gradient,) = torch.autograd.grad(found.weighted, projection.weight)
+    assert gradient.isfinite().all()
+    assert gradient[7, 0].item() == pytest.approx(-2 * 8 * (1 - 1 / VOCAB), rel=1e-3)
+
+
+def test_top_words_are_those_of_the_whole_logits() -> None:
+    case = Case()
+    projection = Projection(case.weight, case.bias)
+    assert torch.equal(top_words(case.features, projection, 16), case.logits()[0].argmax(-1))
+
+
+def test_a_soft_loss_without_a_teacher_is_refused() -> None:
+    case = Case()
+    with pytest.raises(ValueError, match="needs a teacher"):
+        head_losses(case.features, Projection(case.weight, case.bias), None, case.labels, Loss(), 16)
+
+
+def test_a_batch_says_its_terms_detached() -> None:
+    terms = [torch.tensor(float(n), requires_grad=True) for n in range(4)]
+    found = Losses(*terms).stack()
+    assert found.tolist() == [0, 1, 2, 3]
+    assert not found.requires_grad
+
+
+def test_equal_distributions_lose_nothing() -> None:
+    student, _ = Case().logits()
+    assert soft_target_loss(student, student, 2.0).item() == pytest.approx(0.0, abs=1e-6)
+    assert cosine_loss(student, student * 3).item() == pytest.approx(0.0, abs=1e-6)
+
+
+def test_cosine_of_known_vectors() -> None:
+    ours, theirs = torch.tensor([[1.0, 0.0], [3.0, 4.0]]), torch.tensor([[0.0, 2.0], [6.0, 8.0]])
+    assert cosine_loss(ours, theirs).item() == pytest.approx(0.5)
 
 
 def test_soft_loss_of_known_distributions() -> None:
@@ -103,39 +202,17 @@ def test_soft_loss_of_known_distributions() -> None:
     assert soft_target_loss(student, teacher, 1.0).item() == pytest.approx(wanted, rel=1e-6)
 
 
-def test_half_precision_logits_are_compared_in_fp32(case: dict[str, Tensor]) -> None:
-    student, teacher = case["student"].half(), case["teacher"].half()
+def test_half_precision_logits_are_compared_in_fp32() -> None:
+    student, teacher = (logits.detach().half() for logits in Case().logits())
     half = soft_target_loss(student, teacher, 2.0)
     assert half.dtype == torch.float32
     assert half.item() == pytest.approx(soft_target_loss(student.float(), teacher.float(), 2.0).item(), rel=1e-6)
 
 
-def test_chunks_of_positions_change_nothing() -> None:
-    torch.manual_seed(4)
-    student, teacher = torch.randn(50, VOCAB, requires_grad=True), torch.randn(50, VOCAB)
-    whole = soft_target_loss(student, teacher, 2.0)
-    by_row = torch.stack([soft_target_loss(student[i : i + 1], teacher[i : i + 1], 2.0) for i in range(50)]).mean()
-    assert whole.item() == pytest.approx(by_row.item(), rel=1e-6)
-    gradients = [torch.autograd.grad(loss, student)[0] for loss in (whole, by_row)]
-    torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-8)
-
-
-def test_fp16_gradients_survive_the_number_of_positions() -> None:
-    """With the loss scale applied to a loss over 4,096 positions, as DeepSpeed does, none is flushed to zero."""
-    torch.manual_seed(5)
-    student, teacher = torch.randn(4096, VOCAB), torch.randn(4096, VOCAB)
-    half = student.half().requires_grad_()
-    (soft_target_loss(half, teacher.half(), 2.0) * 2**16).backward()
-    full = student.half().float().requires_grad_()
-    (soft_target_loss(full, teacher.half().float(), 2.0) * 2**16).backward()
-    assert half.grad is not None
-    assert full.grad is not None
-    assert (half.grad.float() - full.grad).norm() / full.grad.norm() < 1e-3
-
-
-def test_shapes_are_those_the_loss_says(case: dict[str, Tensor]) -> None:
+def test_shapes_are_those_the_loss_says() -> None:
+    student, teacher = Case().logits()
     with pytest.raises(ValueError, match="must agree"):
-        soft_target_loss(case["student"], case["teacher"][:-1], 2.0)
+        soft_target_loss(student, teacher[:-1], 2.0)
 
 
 def test_a_recipe_without_any_loss_is_refused() -> None:
@@ -146,5 +223,10 @@ def test_a_recipe_without_any_loss_is_refused() -> None:
 def test_numbers_stay_finite_where_the_teacher_is_certain() -> None:
     teacher = torch.full((1, VOCAB), -1e4)
     teacher[0, 3] = 1e4
-    found = soft_target_loss(torch.zeros(1, VOCAB), teacher, 2.0)
-    assert found.item() == pytest.approx(4 * np.log(VOCAB), rel=1e-6)
+    assert soft_target_loss(torch.zeros(1, VOCAB), teacher, 2.0).item() == pytest.approx(4 * np.log(VOCAB), rel=1e-6)
+    projection = Projection(teacher.t().contiguous(), torch.zeros(VOCAB))
+    taught = Taught(torch.ones(1, 1), projection)
+    features = torch.zeros(1, 1, requires_grad=True)
+    plain = Projection(torch.zeros(VOCAB, 1), torch.zeros(VOCAB))
+    found = fused.head_losses(features, plain, taught, torch.tensor([3]), Loss(masked=0.0), 16)
+    assert found.soft.item() == pytest.approx(4 * np.log(VOCAB), rel=1e-6)

@@ -120,6 +120,7 @@ def _free_port() -> int:
 def test_what_is_recorded_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
     port = _free_port()
     telemetry.serve(port)
+    telemetry.VALIDATION.clear()
     telemetry.record_step(7, {"total": 2.5, "soft": 0.25}, 5e-4, None, 1024.0, 0.125)
     validation = {"total": 1.5, "soft": None, "masked": 0.75, "cosine": None, "accuracy": 0.5, "agreement": None}
     telemetry.record_validation(validation)

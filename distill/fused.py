@@ -1,0 +1,239 @@
+"""Vocabulary projection and losses in one, a few positions at a time.
+
+The logits of a batch are its largest tensors by far: positions x vocabulary, for student and teacher, with fp32 copies
+and gradients, some 700 KB a token. Here a chunk of positions goes from features to logits, losses and gradients, and
+is forgotten. The gradient has a closed form, so the backward pass computes no logits again (``s``, ``t``: logits of
+student and teacher, ``T``: temperature)::
+
+    dL/ds = a_soft * T * (softmax(s / T) - softmax(t / T)) + a_masked * (softmax(s) - onehot(label))
+
+It is found in the forward pass, before the loss scale of fp16 is known. Divided by the number of positions there, it
+would fall below what fp16 can hold; it is kept undivided, and ``backward`` divides and scales.
+"""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from distill.distillation import Loss
+from distill.masked_lm import Projection
+
+# Positions whose logits stay in a core's cache while losses and gradients pass over them. A GPU takes a chunk whole.
+_CACHED_POSITIONS = 16
+
+
+class HeadLosses(NamedTuple):
+    """Losses of the head, in nats; ``weighted`` alone has a gradient."""
+
+    weighted: Float[Tensor, ""]
+    soft: Float[Tensor, ""]
+    masked: Float[Tensor, ""]
+
+
+@dataclass(frozen=True)
+class Taught:
+    """What a teacher says of a batch, as its features and the projection that makes words of them."""
+
+    features: Float[Tensor, "positions teacher_hidden"]
+    projection: Projection
+
+
+def head_losses(
+    features: Float[Tensor, "positions hidden"],
+    projection: Projection,
+    taught: Taught | None,
+    labels: Int[Tensor, " labels"],
+    weights: Loss,
+    chunk: int,
+    compiled: bool = False,
+) -> HeadLosses:
+    """Soft and masked-word losses of a batch, and their weighted sum.
+
+    The first ``len(labels)`` positions carry labels, all of them soft targets; at most ``chunk`` positions have logits
+    at a time. ``compiled`` fuses what happens between two matrix products.
+    """
+    if weights.soft and taught is None:
+        raise ValueError("a soft loss needs a teacher")
+    task = _Task(weights, len(labels), len(features), chunk, compiled)
+    of_teacher = (taught.features, taught.projection.weight, taught.projection.bias) if taught else (None, None, None)
+    found = _HeadLosses.apply(task, features, projection.weight, projection.bias, labels, *of_teacher)  # type: ignore[no-untyped-call]
+    return HeadLosses(*found)
+
+
+@torch.no_grad()
+def top_words(
+    features: Float[Tensor, "positions hidden"], projection: Projection, chunk: int
+) -> Int[Tensor, " positions"]:
+    """The likeliest word at each position."""
+    return torch.cat([projection.logits(part).argmax(dim=-1) for part in features.split(chunk)])
+
+
+def chunk_positions(vocab_size: int, bytes_per_logit: int, memory: int, device: str) -> int:
+    """Positions whose logits may exist at a time on a device with so many bytes of memory.
+
+    A chunk, its fp32 temporaries included, may take a thirty-second of the memory. Above 512 positions on a CPU, or
+    2,048 on a GPU, matrix products gain nothing.
+    """
+    bytes_per_position = vocab_size * (2 * bytes_per_logit + 4 * 4)
+    fitting = memory // 32 // bytes_per_position
+    return max(64, min(512 if device == "cpu" else 2048, fitting // _CACHED_POSITIONS * _CACHED_POSITIONS))
+
+
+@dataclass(frozen=True)
+class _Task:
+    weights: Loss
+    labels: int
+    positions: int
+    chunk: int
+    compiled: bool
+
+    @property
+    def masked_factor(self) -> float:
+        """Weight of a label's gradient among gradients that will be divided by the number of positions."""
+        return self.weights.masked * self.positions / self.labels
+
+    def chunks(self) -> list[slice]:
+        """Slices of positions that all carry labels or all do not."""
+        end = self.positions if self.weights.soft else self.labels
+        starts = [*range(0, self.labels, self.chunk), *range(self.labels, end, self.chunk)]
+        return [slice(start, stop) for start, stop in zip(starts, [*starts[1:], end], strict=True)]
+
+
+class _HeadLosses(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        task: _Task,
+        features: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        labels: Tensor,
+        taught: Tensor | None,
+        taught_weight: Tensor | None,
+        taught_bias: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        learns = any(ctx.needs_input_grad)
+        soft = features.new_zeros((), dtype=torch.float64)
+        masked = torch.zeros_like(soft)
+        gradients = _Gradients(features, weight, bias) if learns else None
+        # Buffers for all chunks: memory fresh from the system costs a CPU as much as a tenth of the product.
+        space = features.new_empty(min(task.chunk, task.positions), len(weight))
+        taught_space = features.new_empty(space.shape if task.weights.soft else 0)
+        for part in task.chunks():
+            size = part.stop - part.start
+            logits = torch.mm(features[part], weight.t(), out=space[:size])
+            wanted = None
+            if task.weights.soft:
+                assert taught is not None
+                assert taught_weight is not None
+                wanted = torch.mm(taught[part], taught_weight.t(), out=taught_space[:size])
+            words = labels[part] if part.start < task.labels else None
+            found = _pass_over(_Chunk(logits, wanted, words), (bias, taught_bias), task, learns)
+            soft, masked = soft + found[0], masked + found[1]
+            if gradients is not None:
+                gradients.add(part, logits, features, weight)
+        if gradients is not None:
+            ctx.save_for_backward(gradients.features, gradients.weight, gradients.bias)
+            ctx.positions = task.positions
+        soft, masked = (soft / task.positions).float(), (masked / task.labels).float()
+        ctx.mark_non_differentiable(soft, masked)
+        return task.weights.soft * soft + task.weights.masked * masked, soft, masked
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        features, weight, bias = ctx.saved_tensors
+        scale = upstream / ctx.positions
+        given = (features * scale, (weight * scale).to(features.dtype), (bias * scale).to(features.dtype))
+        return (None, *given, None, None, None, None)
+
+
+class _Gradients:
+    """Gradients of the head, not divided by the number of positions; those of weights add up in fp32."""
+
+    def __init__(self, features: Tensor, weight: Tensor, bias: Tensor) -> None:
+        self.features = torch.zeros_like(features)
+        self.weight = torch.zeros_like(weight, dtype=torch.float32)
+        self.bias = torch.zeros_like(bias, dtype=torch.float32)
+        self._space = torch.empty_like(weight)
+
+    def add(self, part: slice, of_logits: Tensor, features: Tensor, weight: Tensor) -> None:
+        torch.mm(of_logits, weight, out=self.features[part])
+        self.bias += of_logits.sum(dim=0, dtype=torch.float32)
+        self.weight += self._outer(of_logits, features[part])
+
+    def _outer(self, of_logits: Tensor, features: Tensor) -> Tensor:
+        """``of_logits.T @ features``; in fp32 where the sum over positions could leave the range of fp16."""
+        if of_logits.dtype != torch.float16:
+            return torch.mm(of_logits.t(), features, out=self._space)
+        if of_logits.is_cuda:
+            return torch.mm(of_logits.t(), features, out_dtype=torch.float32)
+        return of_logits.float().t() @ features.float()
+
+
+class _Chunk(NamedTuple):
+    """Positions that are worked on together: logits without bias, and labels where they have some."""
+
+    logits: Tensor
+    wanted: Tensor | None
+    words: Tensor | None
+
+    def part(self, start: int, size: int) -> "_Chunk":
+        return _Chunk(*(None if tensor is None else tensor[start : start + size] for tensor in self))  # type: ignore[arg-type]
+
+
+def _pass_over(chunk: _Chunk, biases: tuple[Tensor, Tensor | None], task: _Task, learns: bool) -> tuple[Tensor, Tensor]:
+    """Sums of the soft and masked losses of a chunk; its logits become their gradient where ``learns``."""
+    soft = masked = chunk.logits.new_zeros((), dtype=torch.float64)
+    positions = len(chunk.logits)
+    size = _CACHED_POSITIONS if chunk.logits.device.type == "cpu" else positions
+    weights = (task.weights.soft, task.masked_factor, task.weights.temperature)
+    for start in range(0, positions, size):
+        part = chunk.part(start, size)
+        compiled = task.compiled and learns and len(part.logits) == size
+        found = (_compiled if compiled else _losses_and_gradient)(*part, *biases, *weights)
+        soft, masked = soft + found[0], masked + found[1]
+        if learns:
+            part.logits.copy_(found[2])
+    return soft, masked
+
+
+def _losses_and_gradient(
+    logits: Tensor,
+    wanted: Tensor | None,
+    words: Tensor | None,
+    bias: Tensor,
+    taught_bias: Tensor | None,
+    soft_weight: float,
+    masked_factor: float,
+    temperature: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Sums of soft and masked losses of some positions, and the gradient of their weighted sum by the logits."""
+    logits = logits.float() + bias.float()
+    soft = masked = logits.new_zeros(())
+    gradient = torch.zeros_like(logits) if wanted is None else logits
+    if wanted is not None and taught_bias is not None:
+        predicted, predicted_chance = _log_softmax(logits / temperature)
+        target, chance = _log_softmax((wanted.float() + taught_bias.float()) / temperature)
+        soft = (chance * (target - predicted)).sum() * temperature**2
+        gradient = (predicted_chance - chance) * (soft_weight * temperature)
+    if words is not None:
+        at = words.unsqueeze(-1)
+        predicted, predicted_chance = _log_softmax(logits)
+        masked = -predicted.gather(-1, at).sum()
+        places = torch.arange(logits.shape[-1], device=logits.device)
+        gradient = gradient + (predicted_chance - (places == at).float()) * masked_factor
+    return soft, masked, gradient
+
+
+def _log_softmax(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-chances and chances: each exponential once."""
+    shifted = logits - logits.amax(dim=-1, keepdim=True)
+    exponentials = shifted.exp()
+    total = exponentials.sum(dim=-1, keepdim=True)
+    return shifted - total.log(), exponentials / total
+
+
+_compiled = torch.compile(_losses_and_gradient, dynamic=False)

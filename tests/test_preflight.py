@@ -1,0 +1,90 @@
+"""The checks a worker makes before it trains: pure over what a machine is, and in a training that is started."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tokens_artifact
+import torch
+
+from distill import costs, preflight, shapes, train
+from distill.distillation import Distillation
+from distill.preflight import Machine, PreflightError
+
+BERT = shapes.KNOWN["bert-base-uncased"]
+HALF = costs.student_of(BERT, 6)
+V100 = Machine("cuda", "Tesla V100-SXM2-16GB", 16 * 2**30, 2**30, 10**12, 0, (7, 0))
+CPU = Machine("cpu", "this machine's CPU", 16 * 2**30, 0, 10**12, 0)
+
+
+def _training(**values: Any) -> Distillation:
+    return Distillation.of({"steps": 1000, "rows_per_step": 1024, "precision": "bf16", **values})
+
+
+def test_a_run_that_fits_has_nothing_to_warn_of() -> None:
+    assert preflight.check(_training(), BERT, HALF, CPU, 8, 512) == []
+    assert preflight.check_disk(_training(), HALF, CPU, 1000) == []
+
+
+def test_a_gpu_this_torch_has_no_kernels_for_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_80"])
+    with pytest.raises(PreflightError, match=r"V100.*no kernels for sm_70: it was built for sm_75, sm_80.*cu126"):
+        preflight.check(_training(precision="fp16"), BERT, HALF, V100, 8, 512)
+
+
+def test_bf16_on_a_v100_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_70"])
+    assert preflight.check(_training(precision="fp16"), BERT, HALF, V100, 8, 512) == []
+    with pytest.raises(PreflightError, match='write precision = "fp16"'):
+        preflight.check(_training(), BERT, HALF, V100, 8, 512)
+
+
+def test_micro_batches_that_may_not_fit_are_warned_of_with_smaller_ones() -> None:
+    wide = _training(placement={"rows_per_device": 128, "head": "naive"})
+    (warning,) = preflight.check(wide, BERT, HALF, CPU, 8, 512)
+    assert "write placement.rows_per_device = 64" in warning
+    automatic = _training(placement={"rows_per_device": "auto", "head": "naive"})
+    assert preflight.check(automatic, BERT, HALF, CPU, 8, 512) == []
+
+
+@pytest.mark.parametrize(
+    ("placement", "says"),
+    [({}, 'placement.teacher = "sharded"'), ({"teacher": "offloaded"}, "placement.zero_stage = 3")],
+)
+def test_what_no_micro_batch_makes_fit_is_refused(placement: dict[str, Any], says: str) -> None:
+    small = replace(CPU, memory_bytes=2**28)
+    with pytest.raises(PreflightError, match=f"one row at a time still takes .*{says}"):
+        preflight.check(_training(placement=placement), BERT, HALF, small, 8, 128)
+
+
+def test_a_disk_without_room_for_a_checkpoint_is_refused_and_a_tight_one_warned_of() -> None:
+    each = costs.checkpoint_bytes(HALF)
+    with pytest.raises(PreflightError, match=r"a checkpoint takes 0.80 GB, and 0.40 GB are free"):
+        preflight.check_disk(_training(), HALF, replace(CPU, free_disk_bytes=each // 2), 1000)
+    tight = replace(CPU, free_disk_bytes=each * 2)
+    (warning,) = preflight.check_disk(_training(), HALF, tight, 1000)
+    assert "3 more checkpoints take 2.41 GB, and 1.61 GB are free" in warning
+    assert preflight.check_disk(_training(), HALF, replace(tight, checkpoints=2), 1000) == []
+
+
+def test_the_machine_here_is_read(tmp_path: Path) -> None:
+    (tmp_path / "run" / "checkpoints" / "step_00000005").mkdir(parents=True)
+    found = Machine.of(torch.device("cpu"), tmp_path / "run")
+    assert found.kind == "cpu"
+    assert found.memory_bytes > 0
+    assert found.free_disk_bytes > 0
+    assert found.checkpoints == 1
+    assert Machine.of(torch.device("cpu"), tmp_path / "not" / "yet").checkpoints == 0
+
+
+def test_training_asks_before_it_claims_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens = tokens_artifact.make(tmp_path)
+    inputs = {"tokens": tokens, "teacher": tmp_path / "teacher"}
+    recipe = Distillation.of({"steps": 2, "rows_per_step": 8, "placement": {"device": "cpu"}})
+    full = type(shutil.disk_usage(tmp_path))(10**9, 10**9, 0)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
+    with pytest.raises(PreflightError, match=r"0\.00 GB are free at --out"):
+        train.run(recipe, inputs, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
