@@ -19,7 +19,14 @@ PACKAGES = ("cluster", "distill", "eval", "deploy")
 
 DOORS = {
     "deepspeed": ("distill/engine.py",),
-    "ray": ("cluster/jobs.py", "cluster/ray_cluster.py", "cluster/tokenizing.py", "distill/launch.py"),
+    "ray": (
+        "cluster/jobs.py",
+        "cluster/ray_cluster.py",
+        "cluster/tokenizing.py",
+        "distill/deaths.py",
+        "distill/places.py",
+        "distill/workers.py",
+    ),
     "onnxruntime": ("deploy/", "eval/runners.py"),
     "prometheus_client": ("cluster/telemetry.py",),
 }

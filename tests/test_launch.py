@@ -1,32 +1,30 @@
 """The front door: the whole road on Ray, run again, with dying workers, failing jobs, and submitted to a cluster."""
 
 import json
-import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import clusters
 import pipelines
 import psutil
 import pytest
 import tokens_artifact
-from ray.exceptions import RayActorError
-from ray.train.v2.api.exceptions import WorkerGroupError
+from clusters import await_that, training_workers
 from trainings import RECIPE, curve, train
 
 from cluster import artifact, ray_cluster, recipe
 from cluster.stage import StageError
 from cluster.telemetry import read_metrics
 from distill import launch
-from distill.distillation import Placement
-from distill.launch import Call, LaunchError
+from distill.distillation import Distillation
+from distill.launch import LaunchError
 from distill.pipeline import Pipeline, Plan
 from distill.run import Run
+from distill.workers import Call, on_workers
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(540)]
 
@@ -126,9 +124,7 @@ def test_a_pipeline_whose_driver_was_killed_goes_on_where_it_was(tmp_path: Path)
         command, env=pipelines.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     run = Run(out / "runs" / "student")
-    while (newest := run.newest()) is None or newest.step < 40:
-        assert driver.poll() is None, "ended before it could be killed"
-        time.sleep(0.05)
+    await_that(lambda: saved(run, 40), driver)
     driver.send_signal(signal.SIGKILL)
     driver.wait()
     teacher = artifact.read(out / "teacher").identity
@@ -154,11 +150,11 @@ def embedded() -> Iterator[None]:
         yield
 
 
-def call(folder: Path, out: Path, **changes: object) -> tuple[Call, Placement]:
+def call(folder: Path, out: Path, **changes: object) -> tuple[Call, Distillation]:
     placement = {"workers": 2, "rows_per_device": 2, "log_every": 1, "save_every": 5, "validate_every": 20}
     values = {**RECIPE, "steps": 40, "placement": placement, **changes}
     inputs = {"tokens": folder / "tokens", "teacher": folder / "teacher"}
-    return Call("distill.train", values, inputs, out), Placement(**placement)  # type: ignore[arg-type]
+    return Call("distill.train", values, inputs, out), Distillation.of(values)
 
 
 def test_a_killed_worker_ends_in_a_finished_run_with_the_same_curve(
@@ -171,108 +167,46 @@ def test_a_killed_worker_ends_in_a_finished_run_with_the_same_curve(
     killed: list[int] = []
     killer = threading.Thread(target=kill_a_worker_at, args=(run, 10, killed))
     killer.start()
-    asked, placement = call(folder, run.path)
-    launch.on_workers(asked, placement, run)
+    asked, training = call(folder, run.path)
+    on_workers(asked, training, run)
     killer.join()
     assert killed
     assert not psutil.pid_exists(killed[0])
     assert curve(run.path) == pytest.approx(curve(tmp_path / "whole"), rel=1e-6)
 
 
+def saved(run: Run, step: int) -> bool:
+    """Whether there is a checkpoint of this step or a later one."""
+    newest = run.newest()
+    return newest is not None and newest.step >= step
+
+
 def kill_a_worker_at(run: Run, step: int, killed: list[int]) -> None:
     """SIGKILL one of the two training workers of our own cluster as soon as a checkpoint of ``step`` is there."""
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        newest = run.newest()
-        if newest is not None and newest.step >= step:
-            workers = [
-                child
-                for child in psutil.Process().children(recursive=True)
-                if any("RayTrainWorker" in part for part in child.cmdline())
-            ]
-            assert len(workers) == 2
-            killed.append(workers[1].pid)
-            workers[1].send_signal(signal.SIGKILL)
-            return
-        time.sleep(0.02)
+    await_that(lambda: saved(run, step))
+    workers = training_workers(psutil.Process().children(recursive=True))
+    assert len(workers) == 2
+    killed.append(workers[1].pid)
+    workers[1].kill()
 
 
 def test_what_the_user_must_mend_is_one_line_and_not_tried_again(folder: Path, tmp_path: Path, embedded: None) -> None:
-    asked, placement = call(folder, tmp_path / "run", student={"layers": [0, 9]})
+    asked, training = call(folder, tmp_path / "run", student={"layers": [0, 9]})
     with pytest.raises(LaunchError, match=r"student.layers \[0, 9\] does not fit a teacher of 4 layers"):
-        launch.on_workers(asked, placement, Run(tmp_path / "run"))
-
-
-def test_what_a_dead_worker_breaks_in_the_others_is_not_the_users_to_mend() -> None:
-    """The survivors' errors may look like a person's (a lost connection is an OSError): the run is tried again."""
-    lost, dead = ConnectionResetError("peer is gone"), RayActorError()
-    assert launch._refusal(WorkerGroupError("", {0: lost, 1: dead})) is None
-    assert (
-        launch._refusal(WorkerGroupError("", {0: ValueError("write 3"), 1: RuntimeError("peer is gone")})) == "write 3"
-    )
+        on_workers(asked, training, Run(tmp_path / "run"))
 
 
 def test_more_workers_than_the_cluster_has_are_refused(folder: Path, tmp_path: Path, embedded: None) -> None:
-    asked, placement = call(folder, tmp_path / "run")
+    asked, training = call(folder, tmp_path / "run", placement={"workers": 64})
     with pytest.raises(LaunchError, match="asks for 64 workers, the cluster has room for 2"):
-        launch.on_workers(asked, placement.model_copy(update={"workers": 64}), Run(tmp_path / "run"))
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for found in sockets:
-        found.bind(("127.0.0.1", 0))
-    ports = [int(found.getsockname()[1]) for found in sockets]
-    for found in sockets:
-        found.close()
-    return ports
+        on_workers(asked, training, Run(tmp_path / "run"))
 
 
 @pytest.fixture
 def head(tmp_path: Path) -> Iterator[dict[str, str]]:
     """A Ray cluster as an administrator starts it, with tokens; the environment of somebody who may use it."""
-    names = (
-        "--port",
-        "--dashboard-port",
-        "--metrics-export-port",
-        "--dashboard-agent-listen-port",
-        "--dashboard-agent-grpc-port",
-        "--runtime-env-agent-port",
-        "--ray-client-server-port",
-        "--node-manager-port",
-        "--object-manager-port",
-    )
-    ports = free_ports(len(names))
-    (tmp_path / "token").write_text("0123456789abcdef" * 4)
-    environment = pipelines.environment(
-        RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(tmp_path / "token"), RAY_USAGE_STATS_ENABLED="0"
-    )
-    ray = str(Path(sys.executable).with_name("ray"))
-    # Ray's sockets have paths of at most 107 bytes.
-    short = Path(f"/tmp/st-{os.getpid()}")
-    command = [ray, "start", "--head", "--block", "--num-cpus=2", "--include-dashboard=true", f"--temp-dir={short}"]
-    command += [f"{name}={port}" for name, port in zip(names, ports, strict=True)]
-    log = (tmp_path / "head.log").open("w")
-    process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
-    try:
-        wait_for_port(ports[1], process)
-        yield {**environment, "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{ports[1]}"}
-    finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait(timeout=60)
-        log.close()
-
-
-def wait_for_port(port: int, process: "subprocess.Popen[bytes]") -> None:
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        assert process.poll() is None, "ray start ended"
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
-            return
-        except OSError:
-            time.sleep(0.2)
-    raise AssertionError("no dashboard after two minutes")
+    with clusters.running(tmp_path, head_cpus=2, dashboard=True) as cluster:
+        yield cluster.environment
 
 
 def test_a_pipeline_submitted_to_a_cluster(head: dict[str, str], tmp_path: Path) -> None:

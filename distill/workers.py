@@ -1,0 +1,181 @@
+"""A training stage on Ray Train workers, started again when they die, leave or could be more.
+
+Ray Train places the workers of one attempt and says how it ended; attempts are ours. Its own restarts would repeat what
+the user must mend, and its own elasticity stops workers without a checkpoint and counts them without asking whether
+they divide a step's rows.
+"""
+
+import contextlib
+import logging
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2.api.exceptions import TrainingFailedError
+
+from cluster import jobs, stage, telemetry
+from cluster.telemetry import say
+from distill import places, stopping
+from distill.deaths import Deaths, last_step
+from distill.distillation import Training, WorkerRange
+from distill.places import Places
+from distill.run import Run
+from distill.stopping import Reason, StoppedError
+
+WATCH_SECONDS = 2.0
+STEADY_LOOKS = 3
+"""How often in a row more places must be seen before workers stop for them: another job may be about to take them."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """A stage call that workers make together."""
+
+    module: str
+    recipe: Mapping[str, Any]
+    inputs: Mapping[str, Path]
+    out: Path
+    cwd: Path = field(default_factory=Path.cwd)
+
+
+def on_workers(call: Call, training: Training, run: Run) -> None:
+    """Run a training stage on workers, one per place, until it is done.
+
+    ``run`` is the folder it trains in: what is shown meanwhile, and how far it got when workers died.
+
+    Raises:
+        LaunchError: the cluster is too small, the workers died too often or twice at the same step, or the stage
+            refused (its own line).
+    """
+    asked = Places.of(training)
+    log = call.out.parent / ".ray" / f"{call.out.name}.log"
+    deaths = Deaths(call.out.name, training.placement.restarts, run, log)
+    count = None
+    while True:
+        count = asked.await_workers(count)
+        try:
+            with _output_to(log), _shown(run, call.out.name):
+                stopped = _attempt(call, asked, count)
+        except TrainingFailedError as error:
+            deaths.add(error)
+            continue
+        if stopped is None:
+            return
+        say(f"{call.out.name}: {Reason(stopped).words}; stopped at step {last_step(run)}, starting again from there")
+
+
+def _attempt(call: Call, asked: Places, count: int) -> int | None:
+    """Start the workers once; the :class:`Reason` they stopped for, or None when they were done."""
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config={"call": call, "places": asked},
+        torch_config=TorchConfig(backend="nccl" if asked.gpu else "gloo"),
+        scaling_config=ScalingConfig(num_workers=count, use_gpu=asked.gpu, resources_per_worker=asked.resources),
+        run_config=RunConfig(
+            name=call.out.name,
+            storage_path=str(call.out.parent / ".ray"),
+            failure_config=FailureConfig(max_failures=0, max_preemption_failures=0, controller_failure_limit=0),
+            worker_runtime_env=_environment(asked.gpu),
+        ),
+    )
+    stopped: int | None = trainer.fit().return_value
+    return stopped
+
+
+def train_worker(config: Mapping[str, Any]) -> int | None:
+    """What every worker does: the stage itself, as under torchrun; returns the :class:`Reason` it stopped for."""
+    call: Call = config["call"]
+    with stage.logging_to_stderr(), jobs.working_in(call.cwd), _listening(config["places"]):
+        called = stage.find(call.module)
+        try:
+            stage.execute(called, called.recipe.of(call.recipe, call.module), call.inputs, call.out)
+        except StoppedError as stopped:
+            return int(stopped.reason)
+    return None
+
+
+@contextlib.contextmanager
+def _listening(asked: Places) -> Iterator[None]:
+    """Ask for a stop when this worker's node is drained, or, in the first worker, when there could be more of them."""
+    done = threading.Event()
+    threading.Thread(target=_listen, args=(asked, done), daemon=True).start()
+    try:
+        yield
+    finally:
+        done.set()
+
+
+def _listen(asked: Places, done: threading.Event) -> None:
+    context = ray.train.get_context()
+    node = ray.get_runtime_context().get_node_id()
+    workers = context.get_world_size()
+    grows = context.get_world_rank() == 0 and isinstance(asked.training.placement.workers, WorkerRange)
+    looks = 0
+    while not done.wait(places.LOOK_SECONDS):
+        # A head that is busy or away for a moment is asked again.
+        with contextlib.suppress(RayError):
+            if node in places.leaving():
+                stopping.request(Reason.LEAVING)
+            elif grows:
+                looks = looks + 1 if (asked.fitting(workers + asked.free()) or 0) > workers else 0
+                if looks == STEADY_LOOKS:
+                    stopping.request(Reason.GROWING)
+
+
+def _environment(gpu: bool) -> dict[str, Any]:
+    """Hides the GPUs of a cluster from workers that were not given one; Ray does not."""
+    hide = not gpu and ray.cluster_resources().get("GPU", 0)
+    return {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}} if hide else {}
+
+
+@contextlib.contextmanager
+def _shown(run: Run, name: str) -> Iterator[None]:
+    """Show a run's progress from its metrics file while others train it."""
+    stop = threading.Event()
+    watching = threading.Thread(target=_watch, args=(run, name, stop), daemon=True)
+    watching.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        watching.join()
+
+
+def _watch(run: Run, name: str, stop: threading.Event) -> None:
+    shown: telemetry.Progress | None = None
+    done = 0
+    while not stop.wait(WATCH_SECONDS):
+        steps = [line for line in telemetry.read_metrics(run.metrics) if line["kind"] == "train"]
+        if not steps:
+            continue
+        last = steps[-1]
+        if shown is None:
+            shown = telemetry.Progress(f"{name}: training", last["steps"], "steps", last["step"])
+        elif last["step"] > done:
+            shown.advance(last["step"] - done, telemetry.training_note(last))
+        done = last["step"]
+    if shown is not None:
+        shown.close()
+
+
+@contextlib.contextmanager
+def _output_to(path: Path) -> Iterator[None]:
+    """Ray Train's own chatter goes to a file; ours is written by the workers' logs."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(path)
+    loggers = [logging.getLogger(name) for name in ("ray.train", "ray.data")]
+    for noisy in loggers:
+        noisy.addHandler(handler)
+        noisy.propagate = False
+    try:
+        yield
+    finally:
+        for noisy in loggers:
+            noisy.removeHandler(handler)
+        handler.close()

@@ -1,0 +1,111 @@
+"""Requests to stop: SIGTERM ends a run after the same step on every worker, with a checkpoint to go on from."""
+
+import os
+import signal
+import subprocess
+import threading
+from pathlib import Path
+
+import pytest
+import tokens_artifact
+import torch
+from clusters import await_that
+from trainings import RECIPE, command, curve, environment, train
+
+from cluster import stage
+from cluster.telemetry import read_metrics
+from distill import stopping
+from distill.distillation import Distillation
+from distill.engine import Workers
+from distill.run import Run
+from distill.stopping import Reason, StoppedError, Stopping
+
+ALONE = Workers(0, 0, 1, torch.device("cpu"))
+SETTINGS = ("steps=150", "placement.log_every=1", "placement.save_every=100", "placement.validate_every=100")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    found = tmp_path_factory.mktemp("stopping")
+    tokens_artifact.make(found)
+    return found
+
+
+@pytest.fixture(scope="module")
+def whole(folder: Path) -> list[float]:
+    """The curve of the run nobody stopped."""
+    done = train(folder, folder / "whole", 1, *SETTINGS)
+    assert done.returncode == 0, done.stderr
+    return curve(folder / "whole")
+
+
+def test_a_request_is_heard_once_and_the_gravest_holds() -> None:
+    with Stopping(ALONE) as stops:
+        assert stops.agreed() is None
+        stopping.request(Reason.LEAVING)
+        stopping.request(Reason.GROWING)
+        assert stops.agreed() is Reason.LEAVING
+    with Stopping(ALONE) as stops:
+        assert stops.agreed() is None
+
+
+def test_sigterm_is_a_request_inside_the_block_only() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with Stopping(ALONE) as stops:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stops.agreed() is Reason.TERMINATED
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_outside_the_main_thread_signals_are_left_alone() -> None:
+    handlers = []
+
+    def listen() -> None:
+        with Stopping(ALONE):
+            handlers.append(signal.getsignal(signal.SIGTERM))
+
+    thread = threading.Thread(target=listen)
+    thread.start()
+    thread.join()
+    assert handlers == [signal.getsignal(signal.SIGTERM)]
+
+
+def test_what_it_says_is_what_to_do() -> None:
+    assert str(StoppedError(Reason.TERMINATED, 7)) == (
+        "stopped after step 7 (SIGTERM), checkpoint written: run the same command again to go on"
+    )
+
+
+def test_a_stopped_run_has_a_checkpoint_and_goes_on(folder: Path, tmp_path: Path) -> None:
+    inputs = {"tokens": folder / "tokens", "teacher": folder / "teacher"}
+    recipe = Distillation.of(RECIPE)
+    stage.execute(stage.find("distill.train"), recipe, inputs, tmp_path / "whole")
+    run = Run(tmp_path / "run")
+    stopping.request(Reason.TERMINATED)
+    with pytest.raises(StoppedError, match="stopped after step 1 "):
+        stage.execute(stage.find("distill.train"), recipe, inputs, run.path)
+    assert [checkpoint.step for checkpoint in run.checkpoints()] == [1]
+    stage.execute(stage.find("distill.train"), recipe, inputs, run.path)
+    assert curve(run.path) == pytest.approx(curve(tmp_path / "whole"), rel=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_run_that_got_sigterm_goes_on_to_the_same_curve(
+    folder: Path, tmp_path: Path, whole: list[float], workers: int
+) -> None:
+    run = Run(tmp_path / "run")
+    started = command(folder, run.path, workers, *SETTINGS)
+    process = subprocess.Popen(started, env=environment(), stderr=subprocess.PIPE, text=True)
+    await_that(lambda: len(read_metrics(run.metrics)) >= 5, process)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate()
+    newest = run.newest()
+    assert newest is not None
+    assert 5 <= newest.step < 100
+    assert process.returncode == 1
+    assert f"error: stopped after step {newest.step} (SIGTERM), checkpoint written" in errors
+    again = train(folder, run.path, 1, *SETTINGS)
+    assert again.returncode == 0, again.stderr
+    assert curve(run.path) == pytest.approx(whole, rel=1e-6)
