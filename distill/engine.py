@@ -11,7 +11,7 @@ import io
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,8 @@ from torch import Tensor, nn
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("DS_SKIP_CUDA_CHECK", "1")
+# Large tensors in large pages: a CPU otherwise spends a good part of a step on getting fresh memory page by page.
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -84,7 +86,12 @@ class Workers:
         """Bytes of memory there are for this worker: its GPU's, or its share of the machine's."""
         if self.device.type == "cuda":
             return int(torch.cuda.get_device_properties(self.device).total_memory)
-        return int(psutil.virtual_memory().total) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        return int(psutil.virtual_memory().total) // self.local_world_size
+
+    @property
+    def local_world_size(self) -> int:
+        """Workers on this node."""
+        return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
     @property
     def device_name(self) -> str:
@@ -215,7 +222,7 @@ class Engine:
         self.accumulation = training.rows_per_step // (self.micro_rows * workers.world_size)
         self._micros = 0
         self._coalescing = contextlib.ExitStack()
-        self._sums: list[Tensor] = []
+        self._sums: dict[str, Tensor] = {}
         self._norm: float | Tensor | None = None
         self._scaling = torch.ones((), device=workers.device)
         self._losses = torch.zeros((), device=workers.device)
@@ -279,14 +286,13 @@ class Engine:
 
     def _add_up(self, last: bool) -> None:
         """Keep the sum of half-precision gradients in fp32; hand it over, rounded once, with the last of them."""
-        trained = [parameter for _, parameter in self._trained()]
-        if not self._sums:
-            self._sums = [torch.zeros_like(parameter.grad, dtype=torch.float32) for parameter in trained]
-        for sum_, parameter in zip(self._sums, trained, strict=True):
-            sum_.add_(parameter.grad)
-            parameter.grad = sum_.to(parameter.dtype) if last else None
-            if last:
-                sum_.zero_()
+        for name, parameter in self._trained():
+            assert parameter.grad is not None
+            if self._micros == 1:
+                self._sums[name] = parameter.grad.float()
+            else:
+                self._sums[name] += parameter.grad
+            parameter.grad = self._sums.pop(name).to(parameter.dtype) if last else None
 
     def _judge(self) -> None:
         """Find the gradient's norm, how to clip it, and whether anything is not finite: on the device."""
@@ -418,7 +424,7 @@ class Frozen:
             self._module: nn.Module = module.to(workers.device)
             if training.placement.compiles(workers.device.type):
                 compile_layers(module)
-            self._mode = torch.inference_mode
+            self._mode: Callable[[], contextlib.AbstractContextManager[Any]] = torch.inference_mode
             return
         # Never whole on the device: a teacher that fits there needs no sharding.
         self.projection = Projection(self.projection.weight.clone(), self.projection.bias.clone())

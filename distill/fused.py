@@ -63,12 +63,18 @@ def head_losses(
     return HeadLosses(*found)
 
 
+def cosine_loss(student: Float[Tensor, "tokens hidden"], teacher: Float[Tensor, "tokens hidden"]) -> Float[Tensor, ""]:
+    """One minus the cosine between last hidden states, mean over tokens, without fp32 copies kept for backward."""
+    found: Tensor = _Cosine.apply(student, teacher)  # type: ignore[no-untyped-call]
+    return found
+
+
 @torch.no_grad()
 def top_words(
     features: Float[Tensor, "positions hidden"], projection: Projection, chunk: int
 ) -> Int[Tensor, " positions"]:
     """The likeliest word at each position."""
-    return torch.cat([projection.logits(part).argmax(dim=-1) for part in features.split(chunk)])
+    return torch.cat([projection.logits(part).argmax(dim=-1) for part in torch.split(features, chunk)])
 
 
 def chunk_positions(vocab_size: int, bytes_per_logit: int, memory: int, device: str) -> int:
@@ -148,6 +154,25 @@ class _HeadLosses(torch.autograd.Function):
         scale = upstream / ctx.positions
         given = (features * scale, (weight * scale).to(features.dtype), (bias * scale).to(features.dtype))
         return (None, *given, None, None, None, None)
+
+
+class _Cosine(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, student: Tensor, teacher: Tensor) -> Tensor:
+        ours, theirs = student.float(), teacher.float()
+        our_length, their_length = (part.norm(dim=-1, keepdim=True).clamp(min=1e-8) for part in (ours, theirs))
+        direction = theirs / (our_length * their_length)
+        cosine = (ours * direction).sum(dim=-1, keepdim=True)
+        if ctx.needs_input_grad[0]:
+            # Undivided as well: see the head of this file.
+            ctx.save_for_backward((cosine * ours / our_length.square() - direction).to(student.dtype))
+        loss: Tensor = 1 - cosine.mean()
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * (upstream / len(gradient)), None
 
 
 class _Gradients:

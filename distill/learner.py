@@ -66,7 +66,7 @@ class Learner(MaskedLM):
         cosine = torch.zeros_like(head.weighted)
         if weights.cosine:
             assert taught is not None
-            cosine = cosine_loss(outputs.hidden, taught.hidden)
+            cosine = (cosine_loss if self._head.kind == "naive" else fused.cosine_loss)(outputs.hidden, taught.hidden)
         total = head.weighted + weights.cosine * cosine
         words = None
         if not learns:

@@ -5,7 +5,7 @@ last hidden states and, at chosen positions, the features that the vocabulary pr
 module is the one place that knows how each architecture is built.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,10 @@ from transformers import AutoConfig, AutoModelForMaskedLM
 from cluster import vocabulary
 
 ARCHITECTURES = ("BertForMaskedLM", "RobertaForMaskedLM", "DistilBertForMaskedLM")
+
+
+# Row length whose attention scores a core's cache holds for one head of one row, some times over.
+_CACHED_SCORES = 256
 
 
 class ModelError(ValueError):
@@ -79,11 +83,11 @@ class MaskedLM(nn.Module):
                 last = model.vocab_projector
         return Projection(last.weight, last.bias)
 
-    def layers(self) -> Iterable[nn.Module]:
+    def layers(self) -> Iterator[nn.Module]:
         """The transformer layers, first to last."""
         base = self.model.base_model
-        found = base.transformer.layer if type(self.model).__name__ == "DistilBertForMaskedLM" else base.encoder.layer
-        return iter(found)
+        is_distilbert = type(self.model).__name__ == "DistilBertForMaskedLM"
+        yield from base.transformer.layer if is_distilbert else base.encoder.layer
 
     def _transform(self, hidden: Float[Tensor, "positions hidden"]) -> Float[Tensor, "positions hidden"]:
         model = self.model
@@ -135,6 +139,15 @@ def load_trained(folder: Path, weights: dict[str, Tensor]) -> Any:
     if missing:
         raise ModelError(f"the checkpoint lacks {sorted(missing)[0]}: it is of another model than {folder}")
     return model.model
+
+
+def choose_attention(model: Any, device: str, seq_len: int) -> None:
+    """The fastest way to attend over rows of this length on this kind of device.
+
+    On a CPU, matrix products over whole rows beat the kernels that never hold the scores, as long as those fit in the
+    cache; on a GPU those kernels always win.
+    """
+    model.set_attn_implementation("eager" if device == "cpu" and seq_len <= _CACHED_SCORES else "sdpa")
 
 
 def num_layers(model: Any) -> int:

@@ -39,6 +39,7 @@ def run(recipe: Distillation, inputs: Mapping[str, Path], out: Path) -> dict[str
     if tokens.seq_len > masked_lm.longest_row(teacher):
         raise ModelError(f"rows of {tokens.seq_len} tokens, but the teacher reads {masked_lm.longest_row(teacher)}")
     model = student.make(teacher, recipe.student, recipe.seed)
+    masked_lm.choose_attention(teacher, workers.device.type, tokens.seq_len)
     preflight.check_worker(recipe, teacher, model, tokens, workers, out)
     if workers.leads:
         Run(out).claim(recipe.identity(), identities)
@@ -70,6 +71,7 @@ def fit(model: Any, teacher: Frozen | None, tokens: TokenSet, training: Training
         StoppedError: it was asked to stop, and has written a checkpoint.
     """
     steps = training.total_steps(len(tokens.train))
+    masked_lm.choose_attention(model, workers.device.type, tokens.seq_len)
     placement = training.placement
     engine = Engine(Learner(model, training.loss, head_for(training, tokens.vocab_size, workers)), training, workers)
     batches = Batches(tokens.train, Masker(tokens, training), training)

@@ -195,6 +195,17 @@ def test_cosine_of_known_vectors() -> None:
     assert cosine_loss(ours, theirs).item() == pytest.approx(0.5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_the_fused_cosine_equals_the_reference(dtype: torch.dtype) -> None:
+    torch.manual_seed(2)
+    ours, theirs = torch.randn(300, 64).to(dtype).requires_grad_(), torch.randn(300, 64).to(dtype)
+    found, wanted = fused.cosine_loss(ours, theirs), cosine_loss(ours, theirs)
+    assert found.item() == pytest.approx(wanted.item(), rel=1e-6)
+    gradients = [torch.autograd.grad(loss * 2**10, ours)[0].float() for loss in (found, wanted)]
+    tight = dtype == torch.float32
+    torch.testing.assert_close(*gradients, rtol=1e-5 if tight else 2e-3, atol=1e-6 if tight else 1e-4)
+
+
 def test_soft_loss_of_known_distributions() -> None:
     teacher = torch.log(torch.tensor([[0.5, 0.5]]))
     student = torch.log(torch.tensor([[0.25, 0.75]]))
