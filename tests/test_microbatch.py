@@ -1,0 +1,99 @@
+"""Micro-batches found by measuring: what is tried, what is never tried, what is chosen; and a real measurement."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tokens_artifact
+import torch
+from trainings import curve, train
+
+from cluster.rows import open_tokens
+from distill import engine, masked_lm, microbatch, student
+from distill.batches import Batches, Masker
+from distill.distillation import Distillation, Placement, Student
+from distill.engine import Frozen, Workers
+from distill.learner import Learner, head_for
+from distill.masked_lm import MaskedLM
+from distill.microbatch import Trial, candidates, choose, predicted_peak, search
+
+GIB = 2**30
+
+
+@pytest.fixture(scope="module")
+def workers() -> Workers:
+    return engine.join(1)
+
+
+def device(fixed_seconds: float, seconds_per_row: float, bytes_per_row: int, tried: list[int]):  # type: ignore[no-untyped-def]
+    """A device on which a micro-batch takes this long and this much."""
+
+    def attempt(rows: int) -> Trial:
+        tried.append(rows)
+        return Trial(rows, fixed_seconds + seconds_per_row * rows, GIB // 4 + bytes_per_row * rows)
+
+    return attempt
+
+
+def test_sizes_divide_a_workers_rows_and_rise_fast() -> None:
+    assert candidates(512) == [1, 2, 4, 8, 16, 32, 64, 128, 256, 512]
+    assert candidates(60) == [1, 2, 3, 5, 10, 15, 30, 60]
+    assert candidates(7) == [1, 7]
+
+
+def test_a_size_that_would_not_fit_is_never_tried(workers: Workers) -> None:
+    tried: list[int] = []
+    trials = search(candidates(4096), device(1.0, 0.0, GIB, tried), 12 * GIB, workers)
+    assert tried == [1, 2, 4, 8]
+    assert choose(trials).rows == 8
+
+
+def test_larger_sizes_are_not_tried_once_nothing_is_gained(workers: Workers) -> None:
+    tried: list[int] = []
+    trials = search(candidates(4096), device(0.001, 0.1, 1000, tried), 100 * GIB, workers)
+    assert len(tried) <= 4
+    assert choose(trials).rows == 1
+
+
+def test_the_smallest_of_equally_fast_sizes_is_chosen(workers: Workers) -> None:
+    trials = [Trial(1, 1.0, 1), Trial(2, 1.1, 2), Trial(4, 2.19, 4), Trial(8, 4.4, 8)]
+    assert choose(trials).rows == 2
+
+
+def test_a_prediction_is_a_straight_line_through_what_was_measured() -> None:
+    assert predicted_peak([Trial(2, 1.0, 10)], 8) == 40
+    assert predicted_peak([Trial(2, 1.0, 10), Trial(4, 1.0, 14)], 8) == 22
+    assert predicted_peak([Trial(2, 1.0, 10), Trial(4, 1.0, 9)], 8) == 9
+
+
+def test_a_real_measurement_leaves_the_model_as_it_was(workers: Workers, tmp_path: Path) -> None:
+    tokens = open_tokens(tokens_artifact.make(tmp_path))
+    training = Distillation(steps=1, rows_per_step=32, placement=Placement(rows_per_device="auto"))
+    teacher, _ = masked_lm.load(tmp_path / "teacher")
+    made = student.make(teacher, Student(), 1)
+    learner = Learner(made, training.loss, head_for(training, tokens.vocab_size, workers))
+    before = {name: tensor.clone() for name, tensor in learner.state_dict().items()}
+    batches = Batches(tokens.train, Masker(tokens, training), training)
+    asked: list[int] = []
+
+    def take(rows: int):  # type: ignore[no-untyped-def]
+        asked.append(rows)
+        return batches.take(0, 0, rows)
+
+    frozen = Frozen(MaskedLM(teacher), training, workers)
+    found = microbatch.measure(learner, frozen, take, training, training.rows_per_step, workers)
+    assert found in candidates(32)
+    assert set(asked) <= set(candidates(32))
+    assert len(np.unique(asked)) >= 3
+    assert all(torch.equal(before[name], tensor) for name, tensor in learner.state_dict().items())
+    assert all(parameter.grad is None for parameter in learner.parameters())
+
+
+@pytest.mark.slow
+def test_a_run_that_measures_has_the_same_curve(tmp_path: Path) -> None:
+    tokens_artifact.make(tmp_path)
+    for name, rows in (("given", "2"), ("measured", '"auto"')):
+        done = train(tmp_path, tmp_path / name, 1, "steps=3", f"placement.rows_per_device={rows}")
+        assert done.returncode == 0, done.stderr
+    assert "micro-batches of" in done.stderr
+    assert curve(tmp_path / "measured") == pytest.approx(curve(tmp_path / "given"), rel=1e-6)
