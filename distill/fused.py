@@ -235,30 +235,27 @@ def _losses_and_gradient(
     masked_factor: float,
     temperature: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Sums of soft and masked losses of some positions, and the gradient of their weighted sum by the logits."""
-    logits = logits.float() + bias.float()
+    """Sums of soft and masked losses of some positions, and the gradient of their weighted sum by the logits.
+
+    In place wherever it can be: on a CPU every further pass over the logits costs as much as an exponential.
+    """
+    logits = logits.float().add_(bias)
     soft = masked = logits.new_zeros(())
     gradient = torch.zeros_like(logits) if wanted is None else logits
     if wanted is not None and taught_bias is not None:
-        predicted, predicted_chance = _log_softmax(logits / temperature)
-        target, chance = _log_softmax((wanted.float() + taught_bias.float()) / temperature)
-        soft = (chance * (target - predicted)).sum() * temperature**2
-        gradient = (predicted_chance - chance) * (soft_weight * temperature)
+        predicted = torch.log_softmax(logits / temperature, dim=-1)
+        target = torch.log_softmax(wanted.float().add_(taught_bias).div_(temperature), dim=-1)
+        chance = target.exp()
+        soft = torch.dot(chance.view(-1), target.sub_(predicted).view(-1)) * temperature**2
+        gradient = predicted.exp_().sub_(chance).mul_(soft_weight * temperature)
     if words is not None:
         at = words.unsqueeze(-1)
-        predicted, predicted_chance = _log_softmax(logits)
+        predicted = torch.log_softmax(logits, dim=-1)
         masked = -predicted.gather(-1, at).sum()
-        places = torch.arange(logits.shape[-1], device=logits.device)
-        gradient = gradient + (predicted_chance - (places == at).float()) * masked_factor
+        chance = predicted.exp_()
+        chance.scatter_add_(-1, at, torch.full_like(at, -1.0, dtype=chance.dtype))
+        gradient = gradient.add_(chance, alpha=masked_factor)
     return soft, masked, gradient
-
-
-def _log_softmax(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-chances and chances: each exponential once."""
-    shifted = logits - logits.amax(dim=-1, keepdim=True)
-    exponentials = shifted.exp()
-    total = exponentials.sum(dim=-1, keepdim=True)
-    return shifted - total.log(), exponentials / total
 
 
 _compiled = torch.compile(_losses_and_gradient, dynamic=False)
