@@ -11,6 +11,7 @@ It is found in the forward pass, before the loss scale of fp16 is known. Divided
 would fall below what fp16 can hold; it is kept undivided, and ``backward`` divides and scales.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -23,6 +24,7 @@ from distill.masked_lm import Projection
 
 # Positions whose logits stay in a core's cache while losses and gradients pass over them. A GPU takes a chunk whole.
 _CACHED_POSITIONS = 16
+_CACHED_ELEMENTS = 2**18
 
 
 class HeadLosses(NamedTuple):
@@ -101,11 +103,10 @@ class _Task:
         """Weight of a label's gradient among gradients that will be divided by the number of positions."""
         return self.weights.masked * self.positions / self.labels
 
-    def chunks(self) -> list[slice]:
-        """Slices of positions that all carry labels or all do not."""
-        end = self.positions if self.weights.soft else self.labels
-        starts = [*range(0, self.labels, self.chunk), *range(self.labels, end, self.chunk)]
-        return [slice(start, stop) for start, stop in zip(starts, [*starts[1:], end], strict=True)]
+    @property
+    def end(self) -> int:
+        """Positions that have a loss at all."""
+        return self.positions if self.weights.soft else self.labels
 
 
 class _HeadLosses(torch.autograd.Function):
@@ -128,7 +129,9 @@ class _HeadLosses(torch.autograd.Function):
         # Buffers for all chunks: memory fresh from the system costs a CPU as much as a tenth of the product.
         space = features.new_empty(min(task.chunk, task.positions), len(weight))
         taught_space = features.new_empty(space.shape if task.weights.soft else 0)
-        for part in task.chunks():
+        biases = bias.float(), None if taught_bias is None else taught_bias.float()
+        for start in range(0, task.end, task.chunk):
+            part = slice(start, min(start + task.chunk, task.end))
             size = part.stop - part.start
             logits = torch.mm(features[part], weight.t(), out=space[:size])
             wanted = None
@@ -136,8 +139,7 @@ class _HeadLosses(torch.autograd.Function):
                 assert taught is not None
                 assert taught_weight is not None
                 wanted = torch.mm(taught[part], taught_weight.t(), out=taught_space[:size])
-            words = labels[part] if part.start < task.labels else None
-            found = _pass_over(_Chunk(logits, wanted, words), (bias, taught_bias), task, learns)
+            found = _pass_over(_Chunk(logits, wanted, labels[part]), biases, task, learns)
             soft, masked = soft + found[0], masked + found[1]
             if gradients is not None:
                 gradients.add(part, logits, features, weight)
@@ -152,7 +154,7 @@ class _HeadLosses(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         features, weight, bias = ctx.saved_tensors
         scale = upstream / ctx.positions
-        given = (features * scale, (weight * scale).to(features.dtype), (bias * scale).to(features.dtype))
+        given = (features * scale, weight.mul_(scale).to(features.dtype), (bias * scale).to(features.dtype))
         return (None, *given, None, None, None, None)
 
 
@@ -180,14 +182,22 @@ class _Gradients:
 
     def __init__(self, features: Tensor, weight: Tensor, bias: Tensor) -> None:
         self.features = torch.zeros_like(features)
-        self.weight = torch.zeros_like(weight, dtype=torch.float32)
+        self.weight: Tensor = torch.empty(0)
         self.bias = torch.zeros_like(bias, dtype=torch.float32)
         self._space = torch.empty_like(weight)
+        self._chunks = 0
 
     def add(self, part: slice, of_logits: Tensor, features: Tensor, weight: Tensor) -> None:
         torch.mm(of_logits, weight, out=self.features[part])
         self.bias += of_logits.sum(dim=0, dtype=torch.float32)
-        self.weight += self._outer(of_logits, features[part])
+        if self._chunks == 1:  # the first product lies where the next will be
+            self.weight = self.weight.to(torch.float32, copy=True)
+        product = self._outer(of_logits, features[part])
+        if self._chunks == 0:
+            self.weight = product
+        else:
+            accumulate(self.weight, product)
+        self._chunks += 1
 
     def _outer(self, of_logits: Tensor, features: Tensor) -> Tensor:
         """``of_logits.T @ features``; in fp32 where the sum over positions could leave the range of fp16."""
@@ -198,30 +208,49 @@ class _Gradients:
         return of_logits.float().t() @ features.float()
 
 
+def accumulate(total: Float[Tensor, "..."], part: Float[Tensor, "..."]) -> None:
+    """``total += part`` in the precision of ``total``.
+
+    A CPU first converts the whole of a ``part`` of lower precision, in memory; in pieces it does so in its cache.
+    """
+    if total.dtype == part.dtype or total.device.type != "cpu" or not (total.is_contiguous() and part.is_contiguous()):
+        total.add_(part)
+        return
+    pieces = (torch.split(tensor.view(-1), _CACHED_ELEMENTS) for tensor in (total, part))
+    for piece, added in zip(*pieces, strict=True):
+        piece.add_(added.to(piece.dtype))
+
+
 class _Chunk(NamedTuple):
-    """Positions that are worked on together: logits without bias, and labels where they have some."""
+    """Positions that are worked on together: logits without bias, and labels of the first of them."""
 
     logits: Tensor
     wanted: Tensor | None
-    words: Tensor | None
+    words: Tensor
 
-    def part(self, start: int, size: int) -> "_Chunk":
-        return _Chunk(*(None if tensor is None else tensor[start : start + size] for tensor in self))  # type: ignore[arg-type]
+    def parts(self, size: int) -> Iterator[tuple[Tensor, Tensor | None, Tensor | None]]:
+        """At most ``size`` positions at a time, all of them with labels or all without."""
+        ends = (len(self.words), len(self.logits))
+        for first, end in ((0, ends[0]), ends):
+            for start in range(first, end, size):
+                part = slice(start, min(start + size, end))
+                wanted = None if self.wanted is None else self.wanted[part]
+                yield self.logits[part], wanted, self.words[part] if first < ends[0] else None
 
 
 def _pass_over(chunk: _Chunk, biases: tuple[Tensor, Tensor | None], task: _Task, learns: bool) -> tuple[Tensor, Tensor]:
     """Sums of the soft and masked losses of a chunk; its logits become their gradient where ``learns``."""
     soft = masked = chunk.logits.new_zeros((), dtype=torch.float64)
-    positions = len(chunk.logits)
-    size = _CACHED_POSITIONS if chunk.logits.device.type == "cpu" else positions
+    on_cpu = chunk.logits.device.type == "cpu"
+    size = _CACHED_POSITIONS if on_cpu else len(chunk.logits)
     weights = (task.weights.soft, task.masked_factor, task.weights.temperature)
-    for start in range(0, positions, size):
-        part = chunk.part(start, size)
-        compiled = task.compiled and learns and len(part.logits) == size
-        found = (_compiled if compiled else _losses_and_gradient)(*part, *biases, *weights)
+    for logits, wanted, words in chunk.parts(size):
+        # Only what comes again and again is worth a compilation; on a GPU, shapes are the same at every step.
+        compiled = task.compiled and learns and (len(logits) == size or not on_cpu)
+        found = (_compiled if compiled else _losses_and_gradient)(logits, wanted, words, *biases, *weights)
         soft, masked = soft + found[0], masked + found[1]
         if learns:
-            part.logits.copy_(found[2])
+            logits.copy_(found[2])
     return soft, masked
 
 
@@ -258,4 +287,6 @@ def _losses_and_gradient(
     return soft, masked, gradient
 
 
+# A graph for every shape: whole chunks and the ends of labels and of positions, for every phase of a run.
+torch._dynamo.config.recompile_limit = 64
 _compiled = torch.compile(_losses_and_gradient, dynamic=False)
