@@ -11,7 +11,8 @@ It is found in the forward pass, before the loss scale of fp16 is known. Divided
 would fall below what fp16 can hold; it is kept undivided, and ``backward`` divides and scales.
 """
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -247,7 +248,7 @@ def _pass_over(chunk: _Chunk, biases: tuple[Tensor, Tensor | None], task: _Task,
     for logits, wanted, words in chunk.parts(size):
         # Only what comes again and again is worth a compilation; on a GPU, shapes are the same at every step.
         compiled = task.compiled and learns and (len(logits) == size or not on_cpu)
-        found = (_compiled if compiled else _losses_and_gradient)(logits, wanted, words, *biases, *weights)
+        found = (_compiled() if compiled else _losses_and_gradient)(logits, wanted, words, *biases, *weights)
         soft, masked = soft + found[0], masked + found[1]
         if learns:
             logits.copy_(found[2])
@@ -287,6 +288,8 @@ def _losses_and_gradient(
     return soft, masked, gradient
 
 
-# A graph for every shape: whole chunks and the ends of labels and of positions, for every phase of a run.
-torch._dynamo.config.recompile_limit = 64
-_compiled = torch.compile(_losses_and_gradient, dynamic=False)
+@functools.cache
+def _compiled() -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
+    # A graph for every shape: whole chunks and the ends of labels and of positions, for every phase of a run.
+    torch._dynamo.config.recompile_limit = 64
+    return torch.compile(_losses_and_gradient, dynamic=False)
