@@ -42,6 +42,7 @@ _ADVICE = {
 }
 
 R = TypeVar("R", bound=Recipe)
+T = TypeVar("T")
 
 
 class StageError(ValueError):
@@ -54,6 +55,9 @@ class Role:
 
     kinds: tuple[str, ...]
     optional: bool = False
+    several_by: str | None = None
+    """A fact of the artifacts that tells several of them apart, where the role takes several: inputs ``tokens-128`` and
+    ``tokens-512`` then, in whatever order they were given. One alone is plain ``tokens``."""
 
 
 @dataclass(frozen=True)
@@ -107,16 +111,38 @@ def identities(stage: Stage[Any], inputs: Mapping[str, Path]) -> dict[str, str]:
         StageError: a role the stage does not have, or a required one that is absent.
         ArtifactError: an input that is no complete artifact of an accepted kind.
     """
-    for role in inputs:
-        if role not in stage.inputs:
-            raise StageError(f"{stage.module} has no input {role}: it takes {', '.join(stage.inputs) or 'none'}")
     found: dict[str, str] = {}
     for role, accepts in stage.inputs.items():
-        if role in inputs:
-            known = stage.identify.get(role)
-            found[role] = known(inputs[role]) if known else _identity(inputs[role], accepts)
-        elif not accepts.optional:
+        known = stage.identify.get(role)
+        given = several(role, inputs) if accepts.several_by else {name: inputs[name] for name in inputs if name == role}
+        if not given and not accepts.optional:
             raise StageError(f"{stage.module} needs --{role} DIR ({' or '.join(accepts.kinds)})")
+        found |= {name: known(path) if known else _identity(path, accepts) for name, path in given.items()}
+    if unknown := [name for name in inputs if name not in found]:
+        raise StageError(f"{stage.module} has no input {unknown[0]}: it takes {', '.join(stage.inputs) or 'none'}")
+    return found
+
+
+def several(role: str, inputs: Mapping[str, T]) -> dict[str, T]:
+    """The inputs of a role that may have several."""
+    return {name: value for name, value in inputs.items() if name == role or name.startswith(f"{role}-")}
+
+
+def named(role: str, accepts: Role, paths: Sequence[Path]) -> dict[str, Path]:
+    """Inputs of a role by name, from what was given for it.
+
+    Raises:
+        ArtifactError: one of several is no complete artifact.
+        StageError: two that nothing tells apart.
+    """
+    if len(paths) == 1 or accepts.several_by is None:
+        return {role: paths[0]}
+    found: dict[str, Path] = {}
+    for path in paths:
+        name = f"{role}-{artifact.read(path, accepts.kinds[0]).facts[accepts.several_by]}"
+        if name in found:
+            raise StageError(f"{found[name]} and {path} have the same {accepts.several_by}: leave one of them out")
+        found[name] = path
     return found
 
 
@@ -153,7 +179,10 @@ def main(stage: Stage[Any], arguments: Sequence[str] | None = None) -> None:
     stage = find(stage.module)
     options = parser_for(stage).parse_args(arguments)
     with errors_for_people():
-        inputs = {role: Path(getattr(options, role)) for role in stage.inputs if getattr(options, role) is not None}
+        inputs: dict[str, Path] = {}
+        for role, accepts in stage.inputs.items():
+            if (given := getattr(options, role)) is not None:
+                inputs |= named(role, accepts, given)
         recipe = load(stage.recipe, "default" if stage.subject else options.recipe, options.set)
         execute(stage, recipe, inputs, Path(options.out))
     if int(os.environ.get("RANK", "0")) == 0:
@@ -165,13 +194,15 @@ def parser_for(stage: Stage[Any]) -> argparse.ArgumentParser:
     summary = (sys.modules[stage.run.__module__].__doc__ or "").partition("\n")[0]
     parser = argparse.ArgumentParser(prog=f"python -m {stage.module}", description=summary)
     if stage.subject:
-        parser.add_argument(stage.subject, metavar=stage.subject.upper(), help="directory to work on")
+        metavar = stage.subject.upper()
+        parser.add_argument(stage.subject, metavar=metavar, nargs=1, type=Path, help="directory to work on")
     else:
         parser.add_argument("recipe", metavar="RECIPE", help="TOML file, FILE#table, a shipped recipe, or 'default'")
     for role, accepts in stage.inputs.items():
         if role != stage.subject:
             help_text = " or ".join(accepts.kinds)
-            parser.add_argument(f"--{role}", metavar="DIR", required=not accepts.optional, help=help_text)
+            many: dict[str, Any] = {"nargs": "+" if accepts.several_by else 1, "action": "extend", "type": Path}
+            parser.add_argument(f"--{role}", metavar="DIR", required=not accepts.optional, help=help_text, **many)
     parser.add_argument("--out", metavar="DIR", required=True, help=f"where the {stage.produces} will be")
     parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="override a recipe value")
     return parser
