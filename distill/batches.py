@@ -140,16 +140,21 @@ class Masker:
 
 
 class Batches:
-    """The training batches of a run: pure, nothing to save, nothing to restore."""
+    """The training batches of a run, or of a phase that begins at ``first_step`` and counts its epochs from
+    ``first_epoch``: pure, nothing to save, nothing to restore."""
 
-    def __init__(self, rows: Rows, masker: Masker, training: Training) -> None:
+    def __init__(
+        self, rows: Rows, masker: Masker, training: Training, first_step: int = 0, first_epoch: int = 0
+    ) -> None:
         self._rows, self._masker = rows, masker
         self._rows_per_step, self._seed = training.rows_per_step, training.seed
+        self._first_step, self._first_epoch = first_step, first_epoch
 
     def rows(self, step: int, first: int, count: int) -> tuple[I64, I64]:
         """Numbers of rows ``first`` to ``first + count`` of optimizer step ``step``, and the epochs they are in."""
-        places = step * self._rows_per_step + np.arange(first, first + count, dtype=np.int64)
-        epochs, within = np.divmod(places, len(self._rows))
+        seen = (step - self._first_step) * self._rows_per_step
+        epochs, within = np.divmod(seen + np.arange(first, first + count, dtype=np.int64), len(self._rows))
+        epochs += self._first_epoch
         rows = np.empty_like(within)
         for epoch in np.unique(epochs):
             now = epochs == epoch

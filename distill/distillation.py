@@ -6,6 +6,7 @@ not change the loss curve, and a test holds it to that.
 Defaults are those of DistilBERT (Sanh et al. 2019, arXiv 1910.01108, and the training command its authors published).
 """
 
+import math
 from typing import Literal, Self
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
@@ -120,7 +121,8 @@ class Placement(Recipe):
     """A copy of the teacher on every worker, one copy sharded over them (ZeRO-3), or that copy in CPU memory."""
     rows_per_device: PositiveInt | Literal["auto"] = 16
     """Most rows in one micro-batch; accumulation makes up the rest of ``rows_per_step``. ``auto`` measures which
-    number trains fastest in the memory there is."""
+    number trains fastest in the memory there is. In a run with phases these are rows of the first one: others have as
+    many as hold no more tokens."""
     head: Literal["fused", "naive"] = "fused"
     """Vocabulary projection and losses in chunks, or the reference: all logits of both models at once."""
     execution: Literal["auto", "eager", "compiled"] = "auto"
@@ -155,6 +157,25 @@ class Placement(Recipe):
         return self
 
 
+class Phase(Recipe):
+    """A stretch of a run on rows of one length."""
+
+    seq_len: PositiveInt
+    """Tokens in a row: ``--tokens`` has an artifact of such rows."""
+    steps: PositiveInt | None = None
+    """Optimizer steps; exactly one of ``steps`` and ``epochs``."""
+    epochs: PositiveFloat | None = None
+    """Passes over the training rows of this length."""
+    rows_per_step: PositiveInt | None = None
+    """By default the run's. Long rows usually come with fewer of them."""
+
+    @model_validator(mode="after")
+    def _length(self) -> Self:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("write steps = N or epochs = N, exactly one of them, in every phase")
+        return self
+
+
 class Training(Recipe):
     """A training run of a masked language model, with or without a teacher."""
 
@@ -165,6 +186,9 @@ class Training(Recipe):
     """Optimizer steps; exactly one of ``steps`` and ``epochs``."""
     epochs: PositiveFloat | None = None
     """Passes over the training rows."""
+    phases: tuple[Phase, ...] = ()
+    """In place of ``steps`` and ``epochs``: stretches of the run on rows of different lengths, one after the other
+    (Devlin et al. 2018, appendix A.2: 128 for most steps, then 512). The learning rate spans them all."""
     rows_per_step: PositiveInt = 4096
     """Rows in one optimizer step, over all workers and accumulation (paper, section 3: up to 4K)."""
     precision: Precision = "fp32"
@@ -173,18 +197,32 @@ class Training(Recipe):
     """Held-out rows of a validation, or all there are."""
     placement: Placement = Placement()
 
+    def by_phase(self) -> tuple[Self, ...]:
+        """The run as runs on rows of one length each, one for every phase; without phases the run itself."""
+        return tuple(map(self._phase, self.phases)) or (self,)
+
+    def _phase(self, phase: Phase) -> Self:
+        placement = self.placement
+        if placement.rows_per_device != "auto":
+            rows = max(1, placement.rows_per_device * self.phases[0].seq_len // phase.seq_len)
+            placement = placement.model_copy(update={"rows_per_device": rows})
+        rows_per_step = phase.rows_per_step or self.rows_per_step
+        own = {"steps": phase.steps, "epochs": phase.epochs, "rows_per_step": rows_per_step, "placement": placement}
+        return self.model_copy(update={"phases": (), **own})
+
     def total_steps(self, train_rows: int) -> int:
-        """Optimizer steps of the run on so many training rows."""
+        """Optimizer steps of a run without phases on so many training rows."""
         if self.steps is not None:
             return self.steps
         assert self.epochs is not None
         return max(1, round(self.epochs * train_rows / self.rows_per_step))
 
     def worker_counts(self) -> list[int]:
-        """The numbers of workers that a range allows: those that divide ``rows_per_step``, smallest first."""
+        """The numbers of workers that a range allows: those that divide every ``rows_per_step``, smallest first."""
         workers = self.placement.workers
         assert isinstance(workers, WorkerRange)
-        return [count for count in range(workers.min, workers.max + 1) if self.rows_per_step % count == 0]
+        shared = math.gcd(*(phase.rows_per_step for phase in self.by_phase()))
+        return [count for count in range(workers.min, workers.max + 1) if shared % count == 0]
 
     def check_divides(self, workers: int) -> None:
         """Rows of a step must fall evenly on the workers.
@@ -209,7 +247,10 @@ class Training(Recipe):
 
     @model_validator(mode="after")
     def _length(self) -> Self:
-        if (self.steps is None) == (self.epochs is None):
+        given = [key for key in ("steps", "epochs") if getattr(self, key) is not None]
+        if self.phases and given:
+            raise ValueError(f"{given[0]} and phases do not go together: write {given[0]} in every phase instead")
+        if not self.phases and len(given) != 1:
             raise ValueError("write steps = N or epochs = N, exactly one of them")
         return self
 
@@ -217,9 +258,11 @@ class Training(Recipe):
     def _some_count_divides(self) -> Self:
         workers = self.placement.workers
         if isinstance(workers, WorkerRange) and not self.worker_counts():
+            sizes = sorted({phase.rows_per_step for phase in self.by_phase()})
+            near = (max(1, round(size / workers.max)) * workers.max for size in sizes)
             raise ValueError(
-                f"rows_per_step {self.rows_per_step} divides by no number of workers from {workers.min} to "
-                f"{workers.max}: write {max(1, round(self.rows_per_step / workers.max)) * workers.max}"
+                f"rows_per_step {' and '.join(map(str, sizes))} divides by no number of workers from {workers.min} to "
+                f"{workers.max}: write {' and '.join(map(str, near))}"
             )
         return self
 

@@ -218,8 +218,7 @@ class Engine:
         with _quiet():
             self._engine, *_ = deepspeed.initialize(model=module, optimizer=self._optimizer, config=configuration)
         self._prime()
-        self.micro_rows = training.micro_rows(workers.world_size)
-        self.accumulation = training.rows_per_step // (self.micro_rows * workers.world_size)
+        self.begin(training.rows_per_step, training.micro_rows(workers.world_size))
         self._micros = 0
         self._coalescing = contextlib.ExitStack()
         self._sums: dict[str, Tensor] = {}
@@ -228,6 +227,11 @@ class Engine:
         self._losses = torch.zeros((), device=workers.device)
         # A float, as fused AdamW wants it: at 1 it leaves weights, moments and its count of steps as they are.
         self._optimizer.found_inf = torch.zeros((), device=workers.device)  # type: ignore[attr-defined]
+
+    def begin(self, rows_per_step: int, micro_rows: int) -> None:
+        """From the next step on, steps of so many rows in micro-batches of so many."""
+        self.micro_rows = micro_rows
+        self.accumulation = rows_per_step // (micro_rows * torch.distributed.get_world_size())
 
     def __call__(self, *inputs: Any) -> Any:
         return self._engine(*inputs)

@@ -42,7 +42,7 @@ tokenizer = AutoTokenizer.from_pretrained("this folder")
 
 | | |
 |---|---|
-| optimizer steps | {steps:,} of {rows_per_step:,} rows |
+| optimizer steps | {steps:,} of {rows} |
 | tokens seen | {tokens:,} |
 | precision | {precision} |
 | workers | {world_size} × {device} |
@@ -58,8 +58,9 @@ tokenizer = AutoTokenizer.from_pretrained("this folder")
 | masked-word accuracy | {accuracy} | {teacher_accuracy} |
 | top word agrees with the teacher's | {agreement} | |
 
-Measured on rows that training never saw ({validation_rows} at most), the same masks for both. The student knows what
-its corpus said, errors and prejudice included; fine-tuned scores are in the report of the pipeline that made it.
+Measured on rows that training never saw ({validation_rows} at most{of_length}), the same masks for both. The student
+knows what its corpus said, errors and prejudice included; fine-tuned scores are in the report of the pipeline that
+made it.
 """
 
 
@@ -109,18 +110,28 @@ def _checkpoint(source: Run, step: int | None) -> Checkpoint:
 
 def _card(facts: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
     validation = {key: _number(value) for key, value in facts["validation"].items()}
+    length = facts["validation"].get("seq_len")
     loss = recipe["loss"]
     terms = " + ".join(f"{loss[term]:g} · {term}" for term in ("soft", "masked", "cosine"))
     return _CARD.format(
         **{key: facts[key] for key in ("architecture", "layers", "parameters", "steps", "tokens", "device")},
-        **{key: recipe[key] for key in ("rows_per_step", "precision", "validation_rows")},
+        **{key: recipe[key] for key in ("precision", "validation_rows")},
+        rows=_rows(recipe),
         **validation,
+        of_length=f", of {length:,} tokens" if length else "",
         weights=f"; loss {terms}, temperature {loss['temperature']:g}",
         world_size=facts["world_size"],
         device_hours=facts["device_hours"],
         teacher=facts["lineage"]["teacher"][:12],
-        token_rows=facts["lineage"]["tokens"][:12],
+        token_rows="`, `".join(known[:12] for known in stage.several("tokens", facts["lineage"]).values()),
     )
+
+
+def _rows(recipe: Mapping[str, Any]) -> str:
+    """Rows of a step, phase by phase."""
+    default = f"{recipe['rows_per_step']:,} rows"
+    counts = ((phase["rows_per_step"] or recipe["rows_per_step"], phase["seq_len"]) for phase in recipe["phases"])
+    return ", then ".join(f"{rows:,} rows of {length:,} tokens" for rows, length in counts) or default
 
 
 def _number(value: float | None) -> str:

@@ -12,7 +12,6 @@ from typing import Any
 import psutil
 import torch
 
-from cluster.rows import TokenSet
 from cluster.telemetry import say
 from distill import costs, prediction, shapes
 from distill.costs import Shape
@@ -20,6 +19,7 @@ from distill.distillation import Training
 from distill.engine import Workers
 from distill.forecast import checkpoints_kept, lacks_kernels
 from distill.hardware import Cluster, Device
+from distill.phases import Schedule
 from distill.prediction import Layout
 from distill.wording import size
 
@@ -59,7 +59,7 @@ class Machine:
         return cls("cuda", torch.cuda.get_device_name(device), total, reserved, free, checkpoints, capability)
 
 
-def check_worker(training: Training, teacher: Any, model: Any, tokens: TokenSet, workers: Workers, out: Path) -> None:
+def check_worker(schedule: Schedule, teacher: Any, model: Any, workers: Workers, out: Path) -> None:
     """Refuse a run that cannot work here; say what may not. ``teacher`` and ``model`` are ``transformers`` models.
 
     Raises:
@@ -68,8 +68,12 @@ def check_worker(training: Training, teacher: Any, model: Any, tokens: TokenSet,
     taught = shapes.of_config(teacher.config.to_dict(), "the teacher") if teacher is not None else None
     student = shapes.of_config(model.config.to_dict(), "the student")
     machine = Machine.of(workers.device, out)
-    warnings = check(training, taught, student, machine, workers.world_size, tokens.seq_len)
-    warnings += check_disk(training, student, machine, training.total_steps(len(tokens.train)))
+    found = []
+    for phase in schedule.phases:
+        phase.training.check_divides(workers.world_size)
+        found.append(check(phase.training, taught, student, machine, workers.world_size, phase.seq_len))
+    # Micro-batches of later phases have no more tokens than the first one's, whose rows placement counts.
+    warnings = found[0] + check_disk(schedule.first.training, student, machine, schedule.steps)
     if workers.leads:
         for warning in warnings:
             say(f"warning: {warning}")

@@ -23,20 +23,13 @@ from distill.distillation import Training
 from distill.engine import Engine, EngineError, Workers
 from distill.losses import TERMS
 from distill.nonfinite import RowsOf
+from distill.phases import OpenPhase, Schedule
 from distill.run import Run
 from distill.saving import Saver, agreed, from_first
 
 
 class TrainingError(ValueError):
     """Training cannot go on: the loss left the numbers."""
-
-
-@dataclass(frozen=True)
-class Length:
-    """How long a run is."""
-
-    steps: int
-    tokens_per_step: int
 
 
 @dataclass(frozen=True)
@@ -59,8 +52,8 @@ class Recorder:
     until the last checkpoint was on the disk.
     """
 
-    def __init__(self, run: Run, training: Training, length: Length, workers: Workers) -> None:
-        self._run, self._training, self._length, self._workers = run, training, length, workers
+    def __init__(self, run: Run, training: Training, schedule: Schedule, workers: Workers) -> None:
+        self._run, self._training, self._schedule, self._workers = run, training, schedule, workers
         self._fp16 = training.precision == "fp16"
         self._step = 0
         self._device_seconds = 0.0
@@ -110,7 +103,7 @@ class Recorder:
         self._log = telemetry.MetricsLog(self._run.metrics, self._step)
         self._open.callback(self._log.close)
         self._saver = self._open.enter_context(contextlib.closing(Saver(self._run, self._training.placement)))
-        what, steps = f"{self._run.path.name}: training", self._length.steps
+        what, steps = f"{self._run.path.name}: training", self._schedule.steps
         self._progress = self._open.enter_context(telemetry.Progress(what, steps, "steps", self._step))
         telemetry.STEPS.set(steps)
         if (port := self._training.placement.metrics_port) is not None:
@@ -167,24 +160,26 @@ class Recorder:
         self._skipped_in_a_row = self._skipped_in_a_row + skipped if skipped else 0
         if self._log is None:
             return
-        rate = self._length.tokens_per_step / seconds
+        phase = self._phase()
+        rate = phase.tokens_per_step / seconds
         line: dict[str, Any] = {
             "kind": "train",
             "step": self._step,
-            "steps": self._length.steps,
+            "steps": self._schedule.steps,
             **losses,
             "learning_rate": step.learning_rate,
             "gradient_norm": norm,
             "loss_scale": step.loss_scale,
             "skipped_steps": step.skipped_steps,
             "skipped_in_a_row": self._skipped_in_a_row,
-            "tokens": self._step * self._length.tokens_per_step,
+            "seq_len": phase.seq_len,
+            "tokens": self._schedule.tokens_after(self._step),
             "step_seconds": seconds,
             "tokens_per_second": rate,
         }
         self._log.write(**line)
         telemetry.record_step(self._step, losses, step.learning_rate, norm, step.loss_scale, seconds)
-        telemetry.TOKENS.inc(self._length.tokens_per_step)
+        telemetry.TOKENS.inc(phase.tokens_per_step)
         telemetry.RATE.set(rate)
         telemetry.SKIPPED.inc(skipped)
         self._progress.advance(note=telemetry.training_note(line))
@@ -208,6 +203,7 @@ class Recorder:
 
     def validated(self, values: dict[str, float | None]) -> None:
         """Record a validation of the weights as they are after the last drained step."""
+        values = {"seq_len": self._phase().seq_len, **values}
         self._validation = {name: telemetry.finite(value) for name, value in values.items()}
         self._validated_at = self._step
         if self._log is not None:
@@ -227,7 +223,7 @@ class Recorder:
             self._saver.start(
                 state,
                 self._step,
-                tokens=self._step * self._length.tokens_per_step,
+                tokens=self._schedule.tokens_after(self._step),
                 device_seconds=self._device_seconds,
                 skipped_steps=self._skipped,
                 world_size=self._workers.world_size,
@@ -237,6 +233,10 @@ class Recorder:
             )
         self._started = time.monotonic()
         telemetry.CHECKPOINT_SECONDS.labels("blocked").set(self._started - started)
+
+    def _phase(self) -> OpenPhase:
+        """The phase of the last drained step."""
+        return self._schedule.at(self._step - 1)
 
     def _tell(self, failure: str | None) -> None:
         """Let every worker know what the first one knows of its checkpoints.

@@ -13,13 +13,14 @@ import torch
 from pydantic import PositiveFloat, PositiveInt, model_validator
 from transformers import BertConfig, BertForMaskedLM
 
-from cluster import stage, vocabulary
+from cluster import artifact, stage, vocabulary
 from cluster.recipe import Recipe
 from cluster.rows import TokenSet, open_tokens
 from distill import masked_lm, preflight
 from distill.distillation import Training
 from distill.engine import join
 from distill.masked_lm import MaskedLM, ModelError
+from distill.phases import Schedule
 from distill.run import Run
 from distill.train import fit
 
@@ -80,10 +81,11 @@ class Teacher(Recipe):
 
 def run(recipe: Teacher, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
     """Write a teacher."""
-    tokens = open_tokens(inputs["tokens"]) if "tokens" in inputs else None
+    given = [open_tokens(path) for path in stage.several("tokens", inputs).values()]
+    tokens = given[0] if given else None
     model, tokenizer_folder = _untrained(recipe, tokens)
     tokenizer = vocabulary.load(tokenizer_folder)
-    _check_reads(model, tokenizer, tokenizer_folder, tokens)
+    _check_reads(model, tokenizer, tokenizer_folder, given)
     facts: dict[str, Any] = {
         "source": recipe.source or "trained here",
         "vocabulary": vocabulary.vocabulary_digest(tokenizer),
@@ -91,7 +93,8 @@ def run(recipe: Teacher, inputs: Mapping[str, Path], out: Path) -> dict[str, Any
     if recipe.train is not None:
         if tokens is None:
             raise stage.StageError("a teacher with a table [train] needs --tokens DIR")
-        _train(model, recipe, recipe.train, tokens, out / RUN)
+        identities = {role: artifact.read(path).identity for role, path in inputs.items()}
+        _train(model, recipe, Schedule(recipe.train, given), identities, out / RUN)
     if int(os.environ.get("RANK", "0")) != 0:
         return {}  # the first worker alone writes
     if recipe.train is not None:
@@ -137,33 +140,34 @@ def _untrained(recipe: Teacher, tokens: TokenSet | None) -> tuple[Any, str | Pat
         return BertForMaskedLM(config), tokens.path
 
 
-def _check_reads(model: Any, tokenizer: Any, folder: str | Path, tokens: TokenSet | None) -> None:
+def _check_reads(model: Any, tokenizer: Any, folder: str | Path, given: list[TokenSet]) -> None:
     """The tokenizer must be the tokens' and fit the model's embeddings; rows must fit its positions."""
     if len(tokenizer) > model.config.vocab_size:
         raise ModelError(
             f"{folder} has {len(tokenizer)} words for {model.config.vocab_size} embeddings: they do not fit"
         )
-    if tokens is None:
-        return
-    if tokens.artifact.facts["vocabulary"] != vocabulary.vocabulary_digest(tokenizer):
-        raise ModelError(
-            f"tokens {tokens.path} and teacher {folder} have different vocabularies: make the tokens with "
-            f"--tokenizer {folder}"
-        )
-    if tokens.seq_len > masked_lm.longest_row(model):
-        raise ModelError(f"rows of {tokens.seq_len} tokens, but the teacher reads {masked_lm.longest_row(model)}")
+    for tokens in given:
+        if tokens.artifact.facts["vocabulary"] != vocabulary.vocabulary_digest(tokenizer):
+            raise ModelError(
+                f"tokens {tokens.path} and teacher {folder} have different vocabularies: make the tokens with "
+                f"--tokenizer {folder}"
+            )
+        if tokens.seq_len > masked_lm.longest_row(model):
+            raise ModelError(f"rows of {tokens.seq_len} tokens, but the teacher reads {masked_lm.longest_row(model)}")
 
 
-def _train(model: Any, recipe: Teacher, training: Training, tokens: TokenSet, folder: Path) -> None:
+def _train(model: Any, recipe: Teacher, schedule: Schedule, identities: dict[str, str], folder: Path) -> None:
     """Masked-word training, by all workers together."""
+    training = recipe.train
+    assert training is not None
     if recipe.trains == "head":
         model.base_model.requires_grad_(False)
     workers = join(training.placement.threads)
-    preflight.check_worker(training, None, model, tokens, workers, folder)
+    preflight.check_worker(schedule, None, model, workers, folder)
     if workers.leads:
-        Run(folder).claim(recipe.identity(), {"tokens": tokens.artifact.identity})
+        Run(folder).claim(recipe.identity(), identities)
     torch.distributed.barrier()
-    fit(model, None, tokens, training, Run(folder), workers)
+    fit(model, None, schedule, training, Run(folder), workers)
 
 
 def _trained(recipe: Teacher, tokens: TokenSet | None, folder: Path) -> tuple[Any, Mapping[str, Any]]:
@@ -181,7 +185,7 @@ def _trained(recipe: Teacher, tokens: TokenSet | None, folder: Path) -> tuple[An
 STAGE = stage.Stage(
     run=run,
     recipe=Teacher,
-    inputs={"tokens": stage.Role(("tokens",), optional=True)},
+    inputs={"tokens": stage.Role(("tokens",), optional=True, several_by="seq_len")},
     produces="teacher",
 )
 

@@ -2,7 +2,7 @@
 
 Started by torchrun, by Ray (``distill.launch``) or alone; it reads ``RANK`` and ``WORLD_SIZE`` and knows neither::
 
-    torchrun --nproc-per-node 8 -m distill.train RECIPE --tokens DIR --teacher DIR --out RUN
+    torchrun --nproc-per-node 8 -m distill.train RECIPE --tokens DIR [DIR …] --teacher DIR --out RUN
 
 Started again on the same run folder, it goes on from the newest checkpoint, whatever the workers or ZeRO stage were.
 """
@@ -15,14 +15,14 @@ from typing import Any
 import torch
 
 from cluster import artifact, stage
-from cluster.rows import TokenSet, open_tokens
+from cluster.rows import TokenSet
 from distill import masked_lm, preflight, student
-from distill.batches import Batches, Masker
 from distill.distillation import Distillation, Training
 from distill.engine import Engine, Frozen, Workers, join
 from distill.learner import Learner, head_for
 from distill.masked_lm import MaskedLM, ModelError
-from distill.recorder import Length, Recorder
+from distill.phases import Schedule
+from distill.recorder import Recorder
 from distill.run import Run
 from distill.stopping import StoppedError, Stopping
 from distill.validation import Validation
@@ -30,22 +30,22 @@ from distill.validation import Validation
 
 def run(recipe: Distillation, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
     """Train a student from a teacher into the run folder ``out``."""
-    tokens = open_tokens(inputs["tokens"])
+    schedule = Schedule.of(recipe, stage.several("tokens", inputs).values())
     taught = artifact.read(inputs["teacher"], "teacher")
-    check_vocabularies(tokens, taught)
-    identities = {"tokens": tokens.artifact.identity, "teacher": taught.identity}
+    check_vocabularies(schedule.first.tokens, taught)
+    identities = {role: artifact.read(path).identity for role, path in inputs.items()}
     workers = join(recipe.placement.threads)
     teacher, _ = masked_lm.load(taught.path)
-    if tokens.seq_len > masked_lm.longest_row(teacher):
-        raise ModelError(f"rows of {tokens.seq_len} tokens, but the teacher reads {masked_lm.longest_row(teacher)}")
+    if schedule.longest > masked_lm.longest_row(teacher):
+        raise ModelError(f"rows of {schedule.longest} tokens, but the teacher reads {masked_lm.longest_row(teacher)}")
     model = student.make(teacher, recipe.student, recipe.seed)
-    masked_lm.choose_attention(teacher, workers.device.type, tokens.seq_len)
-    preflight.check_worker(recipe, teacher, model, tokens, workers, out)
+    masked_lm.choose_attention(teacher, workers.device.type, schedule.longest)
+    preflight.check_worker(schedule, teacher, model, workers, out)
     if workers.leads:
         Run(out).claim(recipe.identity(), identities)
-        masked_lm.save_shape(model, tokens.path, out)
+        masked_lm.save_shape(model, schedule.first.tokens.path, out)
     torch.distributed.barrier()
-    fit(model, Frozen(MaskedLM(teacher), recipe, workers), tokens, recipe, Run(out), workers)
+    fit(model, Frozen(MaskedLM(teacher), recipe, workers), schedule, recipe, Run(out), workers)
     return {}
 
 
@@ -62,7 +62,7 @@ def check_vocabularies(tokens: TokenSet, teacher: artifact.Artifact) -> None:
         )
 
 
-def fit(model: Any, teacher: Frozen | None, tokens: TokenSet, training: Training, run: Run, workers: Workers) -> None:
+def fit(model: Any, teacher: Frozen | None, schedule: Schedule, training: Training, run: Run, workers: Workers) -> None:
     """Train ``model`` to the last step of ``training``, going on from the newest checkpoint of ``run``.
 
     Every worker calls this. ``teacher`` may be None when no loss term needs one.
@@ -70,41 +70,43 @@ def fit(model: Any, teacher: Frozen | None, tokens: TokenSet, training: Training
     Raises:
         StoppedError: it was asked to stop, and has written a checkpoint.
     """
-    steps = training.total_steps(len(tokens.train))
-    masked_lm.choose_attention(model, workers.device.type, tokens.seq_len)
+    steps = schedule.steps
+    masked_lm.choose_attention(model, workers.device.type, schedule.longest)
     placement = training.placement
-    engine = Engine(Learner(model, training.loss, head_for(training, tokens.vocab_size, workers)), training, workers)
-    batches = Batches(tokens.train, Masker(tokens, training), training)
-    validation = Validation(tokens, training, teacher, engine.micro_rows, workers)
+    head = head_for(training, schedule.first.tokens.vocab_size, workers)
+    micro_rows = [phase.training.micro_rows(workers.world_size) for phase in schedule.phases]
+    engine = Engine(Learner(model, training.loss, head), schedule.first.training, workers)
+    validations = [Validation(phase.tokens, training, teacher, workers) for phase in schedule.phases]
     asked = teacher if training.loss.needs_teacher else None
     projection = asked.projection if asked else None
-    length = Length(steps, training.rows_per_step * tokens.seq_len)
     stop = None
-    with Stopping(workers) as stopping, Recorder(run, training, length, workers) as recorder:
+    with Stopping(workers) as stopping, Recorder(run, training, schedule, workers) as recorder:
         first_step = recorder.resume(engine)
         # --------------------------------------------------------------------------------------------------------------
         for step in range(first_step, steps):
+            phase = schedule.at(step)
+            if step in (first_step, phase.first_step):
+                engine.begin(phase.training.rows_per_step, micro_rows[phase.number])
             for micro in range(engine.accumulation):
                 first = (micro * workers.world_size + workers.rank) * engine.micro_rows
-                batch = batches.take(step, first, engine.micro_rows).to(workers.device)
+                batch = phase.batches.take(step, first, engine.micro_rows).to(workers.device)
                 taught = asked(batch) if asked else None
                 losses = engine(batch, taught, projection).losses
                 engine.backward(losses.total)
-                recorder.add(
-                    losses.stack() / engine.accumulation, partial(batches.rows, step, first, engine.micro_rows)
-                )
+                rows = partial(phase.batches.rows, step, first, engine.micro_rows)
+                recorder.add(losses.stack() / engine.accumulation, rows)
             learning_rate = training.optimizer.learning_rate_at(step, steps)
             engine.step(learning_rate)
             recorder.end_step(learning_rate)
             done = step + 1
             last = done == steps
-            validates = done % placement.validate_every == 0 or last
+            validates = done % placement.validate_every == 0 or done == phase.end
             stop = None if last else stopping.agreed()
             saves = done % placement.save_every == 0 or last or stop is not None
             if done % placement.log_every == 0 or validates or saves:
                 recorder.drain()
             if validates:
-                recorder.validated(validation.measure(engine))
+                recorder.validated(validations[phase.number].measure(engine))
             if saves:
                 recorder.save()
             if stop is not None:
@@ -117,7 +119,7 @@ def fit(model: Any, teacher: Frozen | None, tokens: TokenSet, training: Training
 STAGE = stage.Stage(
     run=run,
     recipe=Distillation,
-    inputs={"tokens": stage.Role(("tokens",)), "teacher": stage.Role(("teacher",))},
+    inputs={"tokens": stage.Role(("tokens",), several_by="seq_len"), "teacher": stage.Role(("teacher",))},
     produces="run",
     grows=True,
 )

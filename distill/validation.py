@@ -26,15 +26,12 @@ _WORDS_ONLY = Loss(soft=0.0, cosine=0.0)
 class Validation:
     """Measures a model on held-out rows; every worker takes its share."""
 
-    def __init__(
-        self, tokens: TokenSet, training: Training, teacher: Frozen | None, micro_rows: int, workers: Workers
-    ) -> None:
+    def __init__(self, tokens: TokenSet, training: Training, teacher: Frozen | None, workers: Workers) -> None:
         self._rows, self._teacher = tokens.heldout, teacher
         # Soft targets are compared here even where training gives them no weight.
         compared = training.loss.model_copy(update={"soft": 1.0})
         self._masker = Masker(tokens, training.model_copy(update={"loss": compared}))
         self._training, self._workers = training, workers
-        self._micro_rows = micro_rows
         self._count = min(training.validation_rows, len(self._rows))
 
     @torch.no_grad()
@@ -44,7 +41,7 @@ class Validation:
         What needs a teacher is None without one. ``teacher_masked`` and ``teacher_accuracy`` are the teacher's own.
         """
         sums = torch.zeros(len(NAMES), dtype=torch.float64, device=self._workers.device)
-        for batch, weight in self._shares():
+        for batch, weight in self._shares(engine.micro_rows):
             taught = self._teacher(batch) if self._teacher is not None else None
             projection = self._teacher.projection if self._teacher is not None else None
             sums += weight * self._measured(engine(batch, taught, projection), taught, batch)
@@ -56,17 +53,17 @@ class Validation:
         total = sum(getattr(weights, term) * (values[term] or 0.0) for term in ("soft", "masked", "cosine"))
         return {"total": total, **values}
 
-    def _shares(self) -> Iterator[tuple[Batch, int]]:
+    def _shares(self, micro_rows: int) -> Iterator[tuple[Batch, int]]:
         """This worker's batches and the rows they count for.
 
         Workers with fewer batches repeat one for nothing: under ZeRO-3 all must run forward equally often.
         """
-        starts = list(range(0, self._count, self._micro_rows))
+        starts = list(range(0, self._count, micro_rows))
         turns = -(-len(starts) // self._workers.world_size)
         for turn in range(turns):
             place = turn * self._workers.world_size + self._workers.rank
             start = starts[min(place, len(starts) - 1)]
-            rows = np.arange(start, min(start + self._micro_rows, self._count), dtype=np.int64)
+            rows = np.arange(start, min(start + micro_rows, self._count), dtype=np.int64)
             batch = self._masker.mask(self._rows.take(rows), rows, np.full_like(rows, VALIDATION_EPOCH))
             yield batch.to(self._workers.device), len(rows) if place < len(starts) else 0
 
