@@ -27,6 +27,16 @@ class Planned:
     train_rows: int | None = None
     prefix: str = ""
     """What ``--set`` writes before ``placement``: ``train.`` in a pipeline."""
+    later: tuple["Planned", ...] = ()
+    """What comes after the first phase of a run that has several, which this is then."""
+
+    @property
+    def phases(self) -> "tuple[Planned, ...]":
+        return (self, *self.later)
+
+    @property
+    def all_steps(self) -> int:
+        return sum(phase.steps for phase in self.phases)
 
     @property
     def steps(self) -> int:
@@ -37,6 +47,16 @@ class Planned:
 
     def predict(self, cluster: Cluster, layout: prediction.Layout | None = None) -> Prediction:
         return prediction.predict(self.training, self.teacher, self.student, self.seq_len, cluster, layout)
+
+    def follow(self, step: Prediction, cluster: Cluster) -> list[Prediction]:
+        """A step of every phase, when one of the first is laid out like this."""
+        return [step, *(phase.predict(cluster, phase.like(step.layout, self.seq_len)) for phase in self.later)]
+
+    def like(self, layout: prediction.Layout, seq_len: int) -> prediction.Layout:
+        """The layout of another phase, of rows of ``seq_len``, for this one: micro-batches of no more tokens."""
+        rows = max(1, round(self.training.rows_per_step / layout.workers))
+        most = max(1, layout.micro_rows * seq_len // self.seq_len)
+        return replace(layout, micro_rows=max(size for size in prediction.divisors(rows) if size <= most))
 
     def best(self, cluster: Cluster) -> Prediction:
         return prediction.best(self.training, self.teacher, self.student, self.seq_len, cluster)
@@ -62,8 +82,9 @@ class Forecast:
         return self.written if self.written.fits else self.best
 
     def hours_of(self, step: Prediction) -> float:
-        """The whole run with this step, validations included."""
-        return (self.planned.steps * step.step_seconds + self.validation_seconds) / 3600
+        """The whole run with this step, that of the first phase; validations included."""
+        phases = zip(self.planned.phases, self.planned.follow(step, self.cluster), strict=True)
+        return (sum(phase.steps * found.step_seconds for phase, found in phases) + self.validation_seconds) / 3600
 
     @property
     def hours(self) -> float:
@@ -82,13 +103,16 @@ class Forecast:
         """Bytes, by what takes them; tokens only where their number is known."""
         planned = self.planned
         found = {
-            "checkpoints": checkpoints_kept(planned.training, planned.steps) * costs.checkpoint_bytes(planned.student)
+            "checkpoints": checkpoints_kept(planned.training, planned.all_steps)
+            * costs.checkpoint_bytes(planned.student)
         }
         shapes = [shape for shape in (planned.teacher, planned.student) if shape]
         found["models"] = sum(4 * shape.parameters for shape in shapes)
-        if planned.train_rows is not None:
-            found["tokens"] = costs.tokens_bytes(planned.train_rows, planned.seq_len, planned.student.vocabulary)
-        return found
+        rows = {phase.seq_len: phase.train_rows for phase in planned.phases}
+        known = [
+            costs.tokens_bytes(count, length, planned.student.vocabulary) for length, count in rows.items() if count
+        ]
+        return found | ({"tokens": sum(known)} if known else {})
 
 
 def forecast(planned: Planned, cluster: Cluster) -> Forecast:
@@ -99,7 +123,7 @@ def forecast(planned: Planned, cluster: Cluster) -> Forecast:
         cluster=cluster,
         written=written,
         best=best,
-        validation_seconds=_validation_seconds(planned, cluster, written),
+        validation_seconds=sum(_validation_seconds(phase, cluster, written) for phase in planned.phases),
         refusals=tuple(_refusals(planned, cluster, written, best)),
         warnings=tuple(_warnings(planned, cluster, written)),
     )
@@ -156,29 +180,35 @@ def _refusals(planned: Planned, cluster: Cluster, written: Prediction, best: Pre
     training, device = planned.training, cluster.device
     place = f"{planned.prefix}placement"
     found = []
-    workers = written.layout.workers
     if written.precision != training.precision:
         found.append(
             f'{device.name} has no {training.precision}: write {planned.prefix}precision = "{written.precision}" '
             "(planned with it)"
         )
-    if training.rows_per_step % workers:
-        near = max(1, round(training.rows_per_step / workers)) * workers
-        found.append(
-            f"rows_per_step {training.rows_per_step} does not divide by {workers} workers: write "
-            f"{planned.prefix}rows_per_step = {near} (planned with it)"
-        )
+    # Phases may share what is wrong with their rows; that they fit, all share: later micro-batches have no more tokens.
+    refused = (text for phase in planned.phases for text in _refused_rows(phase, written.layout.workers))
+    found += dict.fromkeys(refused)
     asked = training.placement.workers
     least = asked.min if isinstance(asked, WorkerRange) else 0 if asked == "auto" else asked
     if least > cluster.workers:
         found.append(f'{place}.workers asks for {least}, there are {cluster.workers}: write "auto" or fewer')
-    reads = planned.student.positions - (2 if planned.student.family == "roberta" else 0)
-    if planned.seq_len > reads:
-        found.append(
-            f"rows of {planned.seq_len} tokens, but {planned.student.name} reads {reads}: write a shorter seq_len"
-        )
     if not written.fits:
         found.append(_does_not_fit(place, written, best))
+    return found
+
+
+def _refused_rows(phase: Planned, workers: int) -> list[str]:
+    """What a phase is refused for by its rows alone."""
+    training, student, found = phase.training, phase.student, []
+    if training.rows_per_step % workers:
+        near = max(1, round(training.rows_per_step / workers)) * workers
+        found.append(
+            f"rows_per_step {training.rows_per_step} does not divide by {workers} workers: write "
+            f"{phase.prefix}rows_per_step = {near} (planned with it)"
+        )
+    reads = student.positions - (2 if student.family == "roberta" else 0)
+    if phase.seq_len > reads:
+        found.append(f"rows of {phase.seq_len} tokens, but {student.name} reads {reads}: write a shorter seq_len")
     return found
 
 

@@ -7,7 +7,7 @@
 Runs on the cluster at ``RAY_ADDRESS`` (``ray job submit -- python -m distill.launch …``), or starts one on this
 machine for as long as it runs. Everything lands below ``--out``, which all nodes must see::
 
-    corpus/ tokens/ teacher/                     artifacts
+    corpus/ tokens/ teacher/                     artifacts; tokens-<seq_len>/ where phases read other lengths
     runs/<name>/  students/<name>/               training runs, and the students exported from them
     finetune/<model>/<task>/                     scores
     exports/<model>/onnx|int8/  latency/         exports, and how fast they are
@@ -24,6 +24,7 @@ from pathlib import Path
 from cluster import artifact, jobs, ray_cluster, recipe, stage
 from cluster.jobs import Job, Outcome
 from cluster.telemetry import say
+from distill.phases import Schedule
 from distill.pipeline import MAIN, Pipeline, Plan
 from distill.places import LaunchError
 from distill.run import Run
@@ -75,7 +76,7 @@ def train_teacher(plan: Plan) -> None:
     """Make the teacher: where it trains, on the workers; where it is taken as it is, here."""
     out = plan.out / "teacher"
     teacher = Teacher.of(plan.pipeline.teacher, "teacher")
-    inputs = {"tokens": plan.out / "tokens"} if teacher.train else {}
+    inputs = plan.rows_of(teacher.train) if teacher.train else {}
     if teacher.train is None or (out / artifact.MANIFEST).is_file():
         stage.execute(stage.find("distill.teacher"), teacher, inputs, out)
     else:
@@ -86,10 +87,11 @@ def train_teacher(plan: Plan) -> None:
 def train_student(plan: Plan, name: str) -> None:
     """Train one student on the workers and export it; a finished run is left as it is."""
     distillation = plan.distillation(name)
-    inputs = {"tokens": plan.out / "tokens", "teacher": plan.out / "teacher"}
+    rows = plan.rows_of(distillation)
+    inputs = {**rows, "teacher": plan.out / "teacher"}
     run = Run(plan.out / "runs" / name)
     train = stage.find("distill.train")
-    total = distillation.total_steps(int(artifact.read(inputs["tokens"]).facts["train_rows"]))
+    total = Schedule.of(distillation, rows.values()).steps
     newest = run.newest()
     if newest is None or newest.step < total:
         on_workers(Call("distill.train", distillation.resolved(), inputs, run.path), distillation, run)

@@ -14,7 +14,7 @@ from pydantic import Field, PositiveInt, model_validator
 from cluster import recipe, stage
 from cluster.jobs import Job
 from cluster.recipe import Recipe
-from distill.distillation import Distillation
+from distill.distillation import Distillation, Training
 
 MAIN = "student"
 PROVENANCE = "provenance"
@@ -148,14 +148,39 @@ class Plan:
     out: Path
 
     def text(self) -> list[Job]:
-        """Corpus and tokens."""
+        """Corpus and tokens; rows of other lengths for the phases that read them."""
         corpus = Job("corpus", "cluster.corpus", self.pipeline.corpus, {}, self.out / "corpus")
         # Tokens hold no CPU themselves: their actors do.
         inputs = {"corpus": corpus.out}
         tokens = Job(
             "tokens", "cluster.tokens", self.pipeline.token_recipe(), inputs, self.out / "tokens", ("corpus",), cpus=0
         )
-        return [corpus, tokens]
+        teacher = stage.find("distill.teacher").recipe.of(self.pipeline.teacher, "[teacher]").train
+        trainings = [*map(self.distillation, self.pipeline.students()), *([teacher] if teacher else [])]
+        lengths = sorted({phase.seq_len for training in trainings for phase in training.phases} - {self._seq_len})
+        return [corpus, tokens, *(self._other_rows(tokens, length) for length in lengths)]
+
+    def _other_rows(self, tokens: Job, seq_len: int) -> Job:
+        """The same text in rows of another length, in the words of the first: a vocabulary is learned only once."""
+        recipe = {key: value for key, value in tokens.recipe.items() if key != "tokenizer"} | {"seq_len": seq_len}
+        inputs = {**tokens.inputs, "tokenizer": tokens.out}
+        out = self._rows(seq_len)
+        return Job(out.name, tokens.module, recipe, inputs, out, (*tokens.after, tokens.name), cpus=0)
+
+    def rows_of(self, training: Training) -> dict[str, Path]:
+        """Inputs of a training: the tokens of every length it reads."""
+        lengths = sorted({phase.seq_len for phase in training.phases} or {self._seq_len})
+        if len(lengths) == 1:
+            return {"tokens": self._rows(lengths[0])}
+        return {f"tokens-{length}": self._rows(length) for length in lengths}
+
+    def _rows(self, seq_len: int) -> Path:
+        return self.out / ("tokens" if seq_len == self._seq_len else f"tokens-{seq_len}")
+
+    @property
+    def _seq_len(self) -> int:
+        found: int = stage.find("cluster.tokens").recipe.of(self.pipeline.token_recipe(), "[tokens]").seq_len
+        return found
 
     def distillation(self, name: str) -> Distillation:
         """The training recipe of a student."""

@@ -12,6 +12,7 @@ instead of reading a description. Nothing is downloaded.
 import argparse
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,22 +58,34 @@ class Request:
         ]
         if "train" in pipeline.teacher:
             training = Training.of(pipeline.teacher["train"], "[teacher.train]")
-            rows = self._rows(training, seq_len)
-            found.append(Planned("teacher", training, None, teacher, seq_len, rows, "teacher.train."))
+            found.append(self._phased("teacher", training, None, teacher, seq_len, "teacher.train."))
         return found
 
     def _distillation(self, distillation: Distillation) -> Planned:
         teacher = self._teacher({}, None)
-        if not self._facts and self._options.seq_len is None:
+        if not self._facts and self._options.seq_len is None and not distillation.phases:
             self.assumed.append("rows of 128 tokens: give --tokens DIR or --seq-len N")
-        return self._student(MAIN, distillation, teacher, self._seq_len(128), "")
+        written = distillation.phases[0].seq_len if distillation.phases else 128
+        return self._student(MAIN, distillation, teacher, self._seq_len(written), "")
 
     def _student(self, name: str, training: Distillation, teacher: Shape, seq_len: int, prefix: str) -> Planned:
         student = costs.student_of(teacher, len(chosen_layers(training.student.layers, teacher.layers)))
         taught = teacher if training.loss.needs_teacher else None
         if name not in (MAIN, "teacher"):
             prefix = f"ablations.{name}."
-        return Planned(name, training, taught, student, seq_len, self._rows(training, seq_len), prefix)
+        return self._phased(name, training, taught, student, seq_len, prefix)
+
+    def _phased(
+        self, name: str, training: Training, taught: Shape | None, student: Shape, seq_len: int, prefix: str
+    ) -> Planned:
+        """A run by its phases; the rows of a length come from those of ``seq_len``, as they hold the same text."""
+        lengths = [phase.seq_len for phase in training.phases] or [seq_len]
+        found = []
+        for length, alone in zip(lengths, training.by_phase(), strict=True):
+            rows = self._rows(alone, seq_len)
+            of_length = None if rows is None else max(1, rows * seq_len // length)
+            found.append(Planned(name, alone, taught, student, length, of_length, prefix))
+        return replace(found[0], later=tuple(found[1:]))
 
     def _seq_len(self, written: int) -> int:
         return int(self._facts.get("seq_len", self._options.seq_len or written))
@@ -143,7 +156,11 @@ def as_json(request: Request, forecasts: list[Forecast]) -> dict[str, Any]:
 def _run_json(found: Forecast) -> dict[str, Any]:
     return {
         "name": found.planned.name,
-        "steps": found.planned.steps,
+        "steps": found.planned.all_steps,
+        "phases": [
+            {"seq_len": phase.seq_len, "steps": phase.steps, **_step_json(step)}
+            for phase, step in zip(found.planned.phases, found.planned.follow(found.chosen, found.cluster), strict=True)
+        ],
         "hours": found.hours,
         "device_hours": found.device_hours,
         "planned": _step_json(found.chosen),

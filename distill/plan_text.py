@@ -63,20 +63,31 @@ def _model(shape: Shape) -> str:
 
 
 def _what(planned: Planned, step: Prediction) -> list[str]:
+    lines = [line("teacher", f"{planned.teacher.name}: {_model(planned.teacher)}")] if planned.teacher else []
+    lines.append(line("student", _model(planned.student)))
+    for number, phase in enumerate(planned.phases):
+        lines.append(line("then" if number else "training", f"{_length(phase)}, {step.precision}"))
+    return lines
+
+
+def _length(planned: Planned) -> str:
     length = f"{planned.steps:,} steps of {planned.training.rows_per_step:,} rows of {planned.seq_len} tokens"
     if planned.training.epochs is not None and planned.train_rows is not None:
         length += f" ({planned.training.epochs:g} passes over {planned.train_rows:,} rows)"
-    lines = [line("teacher", f"{planned.teacher.name}: {_model(planned.teacher)}")] if planned.teacher else []
-    return [*lines, line("student", _model(planned.student)), line("training", f"{length}, {step.precision}")]
+    return length
 
 
 def _time(forecasts: Sequence[Forecast]) -> list[str]:
     found = forecasts[0]
+    planned = found.planned
     unit = f"{found.cluster.unit}-hours"
     lines = [
         "Time",
         line("whole run", f"{hours(found.hours)}, of them {hours(found.validation_seconds / 3600)} for validation"),
-        line("a step", _step(found.chosen)),
+        *(
+            line(f"a step, {phase.seq_len} tokens" if planned.later else "a step", _step(step))
+            for phase, step in zip(planned.phases, planned.follow(found.chosen, found.cluster), strict=True)
+        ),
         line(unit, f"{_hours_of_devices(found)} ({_published()})"),
     ]
     for other in forecasts[1:]:
@@ -120,7 +131,7 @@ def _memory(found: Forecast) -> list[str]:
 
 def _disk_and_network(found: Forecast) -> list[str]:
     planned, step, cluster = found.planned, found.chosen, found.cluster
-    kept = checkpoints_kept(planned.training, planned.steps)
+    kept = checkpoints_kept(planned.training, planned.all_steps)
     details = {
         "checkpoints": f" ({kept} of {gb(checkpoint_bytes(planned.student))}, one of them while it is written)",
         "models": " (teacher and student)" if planned.teacher else "",

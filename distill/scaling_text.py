@@ -21,8 +21,9 @@ def section(found: Forecast) -> list[str]:
     per_node = cluster.of_workers(SCALES[-1]).devices_per_node
     across = cluster.of_workers(2 * per_node).gb_per_second
     overhead = cluster.device.overhead_seconds
+    where = f" (a step of rows of {planned.seq_len} tokens)" if planned.later else ""
     lines = [
-        f"Scaling to n {cluster.unit}s, each in its best placement",
+        f"Scaling to n {cluster.unit}s, each in its best placement{where}",
         line("a step", "operations / (n x rate) + micro-batches x overhead + memory traffic + sent / link"),
         line("operations", f"{first.tokens:,} tokens x {first.flops / first.tokens / 1e9:.3f} GFLOP"),
         line("rate", f"{_rate(planned, cluster)} = {rate / 1e12:,.4g} TFLOP/s"),
@@ -62,7 +63,8 @@ def _rate(planned: Planned, cluster: Cluster) -> str:
 
 def _scaled_row(planned: Planned, cluster: Cluster, step: Prediction, first: Prediction) -> list[str]:
     count = step.layout.workers
-    taken = planned.steps * step.step_seconds / 3600
+    phases = zip(planned.phases, planned.follow(step, cluster.of_workers(count)), strict=True)
+    taken = sum(phase.steps * found.step_seconds for phase, found in phases) / 3600
     ideal = first.step_seconds * first.layout.workers / count
     return [
         f"{count:,}".rjust(len(cluster.unit) + 1),

@@ -2,7 +2,7 @@
 
 ::
 
-    OUT/corpus OUT/tokens OUT/teacher    artifacts
+    OUT/corpus OUT/tokens OUT/teacher    artifacts; OUT/tokens-<seq_len> where phases read other lengths
     OUT/runs/<name>/                     recipe.json, metrics.jsonl
     OUT/students/<name>/                 student artifacts; "student" is the main one, others are ablations
     OUT/finetune/<model>/<task>/         scores.json
@@ -43,6 +43,7 @@ FORMS = {
 _PLACES = (
     ("corpus", "corpus"),
     ("tokens", "tokens"),
+    ("tokens-*", "tokens"),
     ("teacher", "teacher"),
     ("students/*", "student"),
     ("finetune/*/*", "finetune"),

@@ -254,7 +254,7 @@ def cost(report: Report) -> Table:
     for run in report["runs"]:
         texts = (
             run["name"], run["device"] or NOT_MEASURED, amount(run["workers"], "d"), run["precision"] or NOT_MEASURED,
-            amount(run["rows_per_step"], ",d"), amount(run["steps"], ",d"), millions(run["tokens"]),
+            _rows_a_step(run), amount(run["steps"], ",d"), millions(run["tokens"]),
             amount(run["tokens_per_second"], ",.0f"), amount(run["device_hours"], ".2f"),
         )  # fmt: skip
         rows.append(Row(cells(texts), "main" if run["name"] == STUDENT else ""))
@@ -270,6 +270,12 @@ def cost(report: Report) -> Table:
         "English Wikipedia and the Toronto Book Corpus. Tokens/s is the median over the logged steps.",
     )
     return Table(columns, tuple(rows), frozenset({"Run", "Device", "Precision"}), notes=notes)
+
+
+def _rows_a_step(run: Mapping[str, Any]) -> str:
+    """Phase by phase, where a run has phases."""
+    sizes = [phase["rows_per_step"] or run["rows_per_step"] for phase in run["recipe"].get("phases", ())]
+    return " → ".join(amount(size, ",d") for size in sizes or [run["rows_per_step"]])
 
 
 def descent(report: Report) -> Table:

@@ -15,32 +15,39 @@ SEQ_LEN = 32
 def make(folder: Path, *, documents: int = 1200, heldout: int = 40) -> Path:
     """A tokens artifact of recombined sentences, and beside it ``teacher``, a BERT of four layers that reads it."""
     model = tiny.bert_teacher(folder / "bert", layers=4)
+    tokens = of_length(folder / "tokens", model, SEQ_LEN, documents, heldout)
+    tokenizer = vocabulary.load(model)
+    with artifact.create(folder / "teacher", kind="teacher", inputs={}, recipe={}) as draft:
+        for file in model.iterdir():
+            shutil.copy(file, draft.path)
+        draft.facts.update(vocabulary=vocabulary.vocabulary_digest(tokenizer), layers=4)
+    return tokens
+
+
+def of_length(out: Path, model: Path, seq_len: int, documents: int = 1200, heldout: int = 40) -> Path:
+    """Rows of ``seq_len`` tokens in the words of the tokenizer in ``model``."""
     tokenizer = vocabulary.load(model)
     special = vocabulary.special_ids(tokenizer)
     choice = random.Random(5)
     stream: list[int] = []
     for _ in range(documents):
         stream += [*tokenizer.encode(choice.choice(tiny.ENGLISH), add_special_tokens=False), special.sep]
-    count = len(stream) // (SEQ_LEN - 1)
-    packed = np.array(stream[: count * (SEQ_LEN - 1)]).reshape(count, SEQ_LEN - 1)
+    count = len(stream) // (seq_len - 1)
+    packed = np.array(stream[: count * (seq_len - 1)]).reshape(count, seq_len - 1)
     table = np.hstack([np.full((count, 1), special.cls), packed])
     size = vocabulary.vocab_size(tokenizer)
-    with artifact.create(folder / "tokens", kind="tokens", inputs={}, recipe={}) as draft:
+    with artifact.create(out, kind="tokens", inputs={}, recipe={}) as draft:
         for part, taken in ((rows.HELDOUT, table[:heldout]), (rows.TRAIN, table[heldout:])):
-            rows.write(draft.path / f"{part}-00000.arrow", [taken], seq_len=SEQ_LEN, vocab_size=size)
+            rows.write(draft.path / f"{part}-00000.arrow", [taken], seq_len=seq_len, vocab_size=size)
         np.save(draft.path / rows.COUNTS, np.bincount(table[heldout:].reshape(-1), minlength=size))
         tokenizer.save_pretrained(draft.path)
         draft.facts.update(
             vocab_size=size,
-            seq_len=SEQ_LEN,
+            seq_len=seq_len,
             train_rows=count - heldout,
             mask_id=special.mask,
             pad_id=special.pad,
             special_ids=list(special.all),
             vocabulary=vocabulary.vocabulary_digest(tokenizer),
         )
-    with artifact.create(folder / "teacher", kind="teacher", inputs={}, recipe={}) as draft:
-        for file in model.iterdir():
-            shutil.copy(file, draft.path)
-        draft.facts.update(vocabulary=vocabulary.vocabulary_digest(tokenizer), layers=4)
-    return folder / "tokens"
+    return out
