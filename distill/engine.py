@@ -52,8 +52,10 @@ warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distri
 
 # Shared-memory reduction would be compiled on first use and spins for ever when a peer dies; gloo raises.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-# ZeRO-3 waits for the device at every step to see whether the norm is finite; Engine sees to that without waiting.
-deepspeed.runtime.zero.stage3.is_invalid_grad_norm = lambda norm: False
+# ZeRO-3 waits for the device while it finds the gradient's norm, and to see whether it is finite; Engine does both
+# without waiting.
+deepspeed.runtime.zero.stage3.DeepSpeedZeroOptimizer_Stage3._get_norm_groups = lambda optimizer: []
+deepspeed.runtime.zero.stage3.combine_grad_norm_groups = lambda norms: 0.0
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 MOMENTS = ("exp_avg", "exp_avg_sq")

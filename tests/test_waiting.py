@@ -1,0 +1,194 @@
+"""Nothing in an optimizer step waits for the device: no number is read from it, and none is brought to it in passing.
+
+On a GPU torch itself says what waits. On a CPU nothing ever does, but the operations that would are called there too:
+training takes the same road through this code, through torch and through DeepSpeed, and they are watched for.
+
+Watching begins behind the second step: in the first ones ZeRO-3 finds out in which order weights are needed, and makes
+sure that all workers found the same.
+
+Neither sees an explicit ``synchronize``. DeepSpeed 0.19.8 has some on a GPU, under ZeRO-3 alone: behind the last
+backward pass of a step, and where it gathers its small parameters behind the update.
+"""
+
+import contextlib
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tokens_artifact
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from trainings import RECIPE
+
+from cluster import stage
+from distill import engine, train
+from distill.batches import Batches
+from distill.distillation import Distillation
+from distill.engine import Engine
+from distill.recorder import Recorder
+from distill.stopping import Stopping
+
+STEPS, UNWATCHED = 4, 2
+CUDA = torch.cuda.is_available()
+
+_ATEN = torch.ops.aten
+_WAITING = {
+    # Read a number.
+    *(_ATEN._local_scalar_dense, _ATEN.equal, _ATEN.is_nonzero),
+    # Have a result whose shape depends on numbers.
+    *(_ATEN.nonzero, _ATEN.masked_select, _ATEN._unique2, _ATEN.unique_dim),
+    # Copy numbers of the program to the device: torch.tensor(...).
+    _ATEN.lift_fresh,
+}
+
+
+class Watch(TorchDispatchMode):
+    """Notes the operations that would wait for a GPU."""
+
+    def __init__(self, waits: list[str]) -> None:
+        super().__init__()
+        self._waits = waits
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        packet = func.overloadpacket
+        if packet in _WAITING or (packet in (_ATEN.index, _ATEN.index_put_) and _by_mask(args[1])):
+            self._waits.append(f"{packet} at {_caller()}")
+        return func(*args, **(kwargs or {}))
+
+
+def _by_mask(places: Sequence[torch.Tensor | None]) -> bool:
+    return any(place is not None and place.dtype in (torch.bool, torch.uint8) for place in places)
+
+
+def _caller() -> str:
+    """Innermost line that is not torch's own."""
+    own = str(Path(torch.__file__).parent)
+    frame = next(frame for frame in reversed(traceback.extract_stack()[:-2]) if not frame.filename.startswith(own))
+    return f"{Path(frame.filename).name}:{frame.lineno}"
+
+
+@contextlib.contextmanager
+def watched(waits: list[str]) -> Iterator[None]:
+    """Adds to ``waits`` what waits for the GPU in this block, or would if there were one."""
+    if not CUDA:
+        with Watch(waits):
+            yield
+        return
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            yield
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    waits += [str(warning.message) for warning in caught if "synchronizing CUDA operation" in str(warning.message)]
+
+
+class Loop:
+    """Watches the training loop up to where it reads what was measured, behind the last step."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.waits: list[str] = []
+        self._open = contextlib.ExitStack()
+        self._steps = 0
+        patch.setattr(Recorder, "end_step", self._begins(Recorder.end_step))
+        may_wait: list[tuple[type, str]] = [
+            (Recorder, "drain"),
+            # These are busy with tensors of the processor, which only a CPU's run has no way to tell from the device's.
+            *([] if CUDA else [(Batches, "take"), (Stopping, "agreed")]),
+        ]
+        for owner, name in may_wait:
+            patch.setattr(owner, name, self._may_wait(getattr(owner, name)))
+
+    def _begins(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(*args: Any) -> Any:
+            function(*args)
+            self._steps += 1
+            if self._steps == UNWATCHED:
+                self._open.enter_context(watched(self.waits))
+
+        return wrapped
+
+    def _may_wait(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(*args: Any) -> Any:
+            self._open.close()
+            found = function(*args)
+            if UNWATCHED <= self._steps < STEPS:
+                self._open.enter_context(watched(self.waits))
+            return found
+
+        return wrapped
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    found = tmp_path_factory.mktemp("waiting")
+    tokens_artifact.make(found)
+    return found
+
+
+def waits_of(folder: Path, out: Path, patch: pytest.MonkeyPatch, precision: str, **placement: Any) -> list[str]:
+    """What the watched steps of a run, of four micro-batches each, wait for."""
+    rare = {"log_every": STEPS, "save_every": STEPS, "validate_every": STEPS}
+    changes = {"steps": STEPS, "precision": precision, "placement": {"rows_per_device": 2, **rare, **placement}}
+    inputs = {"tokens": folder / "tokens", "teacher": folder / "teacher"}
+    with patch.context() as inner:
+        loop = Loop(inner)
+        stage.execute(train.STAGE, Distillation.of({**RECIPE, **changes}), inputs, out)
+    return loop.waits
+
+
+@pytest.mark.parametrize(
+    ("precision", "zero_stage"),
+    [*(("fp32", zero_stage) for zero_stage in range(4)), *(("bf16", zero_stage) for zero_stage in range(1, 4))],
+)
+def test_no_step_waits_for_the_device(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, zero_stage: int
+) -> None:
+    assert waits_of(folder, tmp_path / "run", monkeypatch, precision, zero_stage=zero_stage) == []
+
+
+@pytest.mark.parametrize("zero_stage", [1, 2, 3])
+def test_a_step_in_fp16_reads_one_flag(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zero_stage: int
+) -> None:
+    """Whether a gradient overflowed decides, in DeepSpeed, whether there is an update at all."""
+    monkeypatch.setattr(engine.deepspeed.accelerator.get_accelerator(), "is_fp16_supported", lambda: True)
+    waits = waits_of(folder, tmp_path / "run", monkeypatch, "fp16", zero_stage=zero_stage)
+    assert len(waits) == STEPS - UNWATCHED
+    assert CUDA or all(wait.startswith("aten._local_scalar_dense at stage") for wait in waits)
+
+
+@pytest.mark.parametrize("teacher", ["sharded", "offloaded"])
+def test_a_teacher_that_is_not_a_replica_waits_for_nothing_either(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, teacher: str
+) -> None:
+    assert waits_of(folder, tmp_path / "run", monkeypatch, "fp32", teacher=teacher) == []
+
+
+@pytest.mark.parametrize(
+    ("usual", "operation"),
+    [
+        (lambda loss: loss.item(), "_local_scalar_dense"),
+        (lambda loss: torch.tensor(1.0, device=loss.device), "lift_fresh"),
+        (lambda loss: loss.reshape(1)[loss.reshape(1) > 0], "index"),
+    ],
+)
+def test_what_usual_loops_do_in_a_step_is_seen(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, usual: Callable[..., Any], operation: str
+) -> None:
+    backward = Engine.backward
+
+    def looking(made: Engine, loss: torch.Tensor) -> None:
+        usual(loss)
+        backward(made, loss)
+
+    monkeypatch.setattr(Engine, "backward", looking)
+    waits = waits_of(folder, tmp_path / "run", monkeypatch, "fp32")
+    assert len(waits) == (STEPS - UNWATCHED) * 4
+    assert CUDA or all(wait.startswith(f"aten.{operation} at {Path(__file__).name}") for wait in waits)
