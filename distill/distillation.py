@@ -234,15 +234,15 @@ class Training(Recipe):
             near = max(1, round(self.rows_per_step / workers)) * workers
             raise ValueError(f"rows_per_step {self.rows_per_step} does not divide by {workers} workers: write {near}")
 
-    def micro_rows(self, workers: int, most: int | None = None) -> int:
+    def micro_rows(self, workers: int) -> int:
         """Rows in a micro-batch: the largest count that divides the step evenly over workers and accumulation.
 
-        ``most`` is what was measured where ``placement.rows_per_device`` is ``auto``.
+        Where ``placement.rows_per_device`` is ``auto``, the most that measuring may find: a worker's whole step.
         """
         self.check_divides(workers)
         rows = self.rows_per_step // workers
         given = self.placement.rows_per_device
-        largest = most or (rows if given == "auto" else given)
+        largest = rows if given == "auto" else given
         return max(n for n in range(1, min(rows, largest) + 1) if rows % n == 0)
 
     @model_validator(mode="after")

@@ -21,6 +21,7 @@ from distill.batches import Batch
 from distill.distillation import Training
 from distill.engine import DTYPES, Frozen, Workers
 from distill.learner import Learner
+from distill.phases import OpenPhase
 
 # Memory that stays free: a prediction is a straight line through few points, and fragments take their share.
 _MARGIN = 0.15
@@ -43,19 +44,26 @@ class Trial:
         return self.rows / self.seconds
 
 
+def rows(phase: OpenPhase, learner: Learner, teacher: Frozen | None, workers: Workers) -> int:
+    """Rows of a micro-batch in this phase: what the recipe says, or what was measured to train fastest.
+
+    Called by all workers together.
+    """
+    training = phase.training
+    if training.placement.rows_per_device != "auto":
+        return training.micro_rows(workers.world_size)
+    return measure(learner, teacher, lambda count: phase.batches.take(phase.first_step, 0, count), training, workers)
+
+
 def measure(
-    learner: Learner,
-    teacher: Frozen | None,
-    take: Callable[[int], Batch],
-    training: Training,
-    rows_per_step: int,
-    workers: Workers,
+    learner: Learner, teacher: Frozen | None, take: Callable[[int], Batch], training: Training, workers: Workers
 ) -> int:
     """Rows of the micro-batch that trains fastest; divides a worker's rows of a step. Called by all workers together.
 
     ``take(n)`` gives a batch of ``n`` rows.
     """
-    sizes = candidates(rows_per_step // workers.world_size)
+    training.check_divides(workers.world_size)
+    sizes = candidates(training.rows_per_step // workers.world_size)
     # A copy: DeepSpeed wants the weights as they are, in fp32.
     probe = copy.deepcopy(learner).to(device=workers.device, dtype=DTYPES[training.precision])
     reserve = _still_to_come(probe, training, workers)

@@ -16,7 +16,7 @@ import torch
 
 from cluster import artifact, stage
 from cluster.rows import TokenSet
-from distill import masked_lm, preflight, student
+from distill import masked_lm, microbatch, preflight, student
 from distill.distillation import Distillation, Training
 from distill.engine import Engine, Frozen, Workers, join
 from distill.learner import Learner, head_for
@@ -74,10 +74,11 @@ def fit(model: Any, teacher: Frozen | None, schedule: Schedule, training: Traini
     masked_lm.choose_attention(model, workers.device.type, schedule.longest)
     placement = training.placement
     head = head_for(training, schedule.first.tokens.vocab_size, workers)
-    micro_rows = [phase.training.micro_rows(workers.world_size) for phase in schedule.phases]
-    engine = Engine(Learner(model, training.loss, head), schedule.first.training, workers)
+    learner = Learner(model, training.loss, head)
     validations = [Validation(phase.tokens, training, teacher, workers) for phase in schedule.phases]
     asked = teacher if training.loss.needs_teacher else None
+    micro_rows = [microbatch.rows(phase, learner, asked, workers) for phase in schedule.phases]
+    engine = Engine(learner, schedule.first.training, workers)
     projection = asked.projection if asked else None
     stop = None
     with Stopping(workers) as stopping, Recorder(run, training, schedule, workers) as recorder:

@@ -81,7 +81,7 @@ def test_a_real_measurement_leaves_the_model_as_it_was(workers: Workers, tmp_pat
         return batches.take(0, 0, rows)
 
     frozen = Frozen(MaskedLM(teacher), training, workers)
-    found = microbatch.measure(learner, frozen, take, training, training.rows_per_step, workers)
+    found = microbatch.measure(learner, frozen, take, training, workers)
     assert found in candidates(32)
     assert set(asked) <= set(candidates(32))
     assert len(np.unique(asked)) >= 3
