@@ -1,22 +1,28 @@
 """DeepSpeed's settings and the engine's own behaviour: accumulation, precision, loss scaling, state."""
 
+import itertools
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
+import crew
 import pytest
 import tiny
 import torch
+from torch import Tensor
 
 from distill import engine, masked_lm, student
 from distill.batches import Batch
 from distill.distillation import Loss, Optimizer, Placement, Student, Training
-from distill.engine import Engine, EngineError, Workers, check_precision, settings
+from distill.engine import Engine, EngineError, State, Workers, check_precision, settings
 from distill.learner import Head, Learner
 
 GOLDEN = Path(__file__).parent / "golden" / "deepspeed"
 ROWS, LENGTH = 8, 16
+
+Spoil: TypeAlias = Callable[[Tensor], Tensor]
 
 
 @pytest.fixture(scope="module")
@@ -40,13 +46,17 @@ def started(folder: Path, recipe: Training, workers: Workers) -> Engine:
     return Engine(Learner(model, Loss(soft=0.0, masked=1.0, cosine=0.0), Head("fused", 64)), recipe, workers)
 
 
-def one_step(made: Engine, seed: int = 0, scale: float = 1.0) -> float:
+def one_step(made: Engine, seed: int = 0, spoil: Spoil | None = None) -> float:
+    """A step on rows drawn from ``seed``; ``spoil`` changes the loss of one micro-batch of the last worker."""
     rows = torch.randint(5, 300, (ROWS, LENGTH), generator=torch.Generator().manual_seed(seed))
+    workers = engine.join(1)
     total = 0.0
     for micro in range(made.accumulation):
-        part = rows[micro * made.micro_rows : (micro + 1) * made.micro_rows]
-        batch = Batch(part, torch.arange(part.numel()), part.flatten())
-        loss = made(batch, None, None).losses.total * scale
+        first = (micro * workers.world_size + workers.rank) * made.micro_rows
+        part = rows[first : first + made.micro_rows]
+        loss = made(Batch(part, torch.arange(part.numel()), part.flatten()), None, None).losses.total
+        if spoil and workers.rank == workers.world_size - 1 and micro == made.accumulation // 2:
+            loss = spoil(loss)
         made.backward(loss)
         total += loss.item() / made.accumulation
     made.step(1e-3)
@@ -129,36 +139,125 @@ def test_a_state_comes_back_as_it_was_given(folder: Path, workers: Workers, zero
     assert one_step(made, seed=1) == pytest.approx(one_step(fresh, seed=1), rel=1e-6)
 
 
-@pytest.mark.parametrize("zero_stage", [1, 2, 3])
-def test_fp16_overflow_skips_the_step_halves_the_scale_and_recovers(
-    folder: Path, workers: Workers, zero_stage: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """On a CPU, fp16 is slow but there; only DeepSpeed's capability check says otherwise."""
-    monkeypatch.setattr(engine.deepspeed.accelerator.get_accelerator(), "is_fp16_supported", lambda: True)
-    made = started(folder, training("fp16", zero_stage), workers)
-    assert made.loss_scale == 2**16
+def quarter() -> int:
+    """Rows of a micro-batch of which every worker takes four in a step."""
+    return ROWS // engine.join(1).world_size // 4
+
+
+def overflowing(loss: Tensor) -> Tensor:
+    return loss * 1e9
+
+
+SPOILS: dict[str, Spoil] = {
+    "loss": lambda loss: loss * float("nan"),
+    # The same loss, with a gradient that is no number.
+    "gradient": lambda loss: loss + (loss - loss).sqrt(),
+}
+
+
+def same(one: State, other: State) -> bool:
+    """Whether weights, moments and AdamW's count of steps are equal, bit for bit."""
+    pairs = [(one.weights, other.weights), (one.moments, other.moments)]
+    return one.optimizer_steps == other.optimizer_steps and all(
+        torch.equal(mine[name], theirs[name]) for mine, theirs in pairs for name in mine
+    )
+
+
+def overflow_for_ever(made: Engine) -> None:
+    for _ in range(20):
+        one_step(made, spoil=overflowing)
+
+
+def overflows(folder: str, zero_stage: int) -> dict[str, Any]:
+    """A run in fp16: a good step, two that overflow, a good one, and then overflows to the end.
+
+    On a CPU, fp16 is slow but there; only DeepSpeed's capability check says otherwise.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine.deepspeed.accelerator.get_accelerator(), "is_fp16_supported", lambda: True)
+        made = started(Path(folder), training("fp16", zero_stage, rows_per_device=quarter()), engine.join(1))
     one_step(made)
-    before = made.state(keep=True).weights
-    skipped = made.skipped_steps
-    # Hysteresis is two: the first overflow only skips, the second halves the scale as well.
+    before, scales = made.state(keep=True), [made.loss_scale]
     for _ in range(2):
-        one_step(made, scale=1e9)
-    assert made.skipped_steps == skipped + 2
-    assert made.loss_scale == 2**15
-    after = made.state(keep=True).weights
-    assert all(torch.equal(before[name], after[name]) for name in before)
+        one_step(made, spoil=overflowing)
+        scales.append(made.loss_scale)
+    kept = same(before, made.state(keep=True))
     one_step(made, seed=2)
-    assert made.skipped_steps == skipped + 2
-    moved = made.state(keep=True).weights
-    assert all(bool(value.isfinite().all()) for value in moved.values())
-    assert any(not torch.equal(before[name], moved[name]) for name in before)
+    after, skipped = made.state(keep=True), made.skipped_steps
+    with pytest.raises(EngineError, match=r"loss scale cannot fall further: start a new --out with a lower"):
+        overflow_for_ever(made)
+    return {
+        "accumulation": made.accumulation,
+        "scales": scales,
+        "kept": kept,
+        "skipped": skipped,
+        "moved": not same(before, after) and all(bool(value.isfinite().all()) for value in after.weights.values()),
+        "steps": after.optimizer_steps,
+        "kept to the end": same(after, made.state(keep=True)),
+    }
+
+
+def losses_lost(folder: str, precision: str, zero_stage: int, what: str) -> list[bool]:
+    """Whether a good step changes the state, then one whose loss or gradient is no number, then a good one."""
+    made = started(Path(folder), training(precision, zero_stage, rows_per_device=quarter()), engine.join(1))
+    states = [made.state(keep=True)]
+    for seed, spoil in enumerate((None, SPOILS[what], None)):
+        one_step(made, seed, spoil)
+        states.append(made.state(keep=True))
+    return [not same(before, after) for before, after in itertools.pairwise(states)]
+
+
+LOST = [("fp32", 0), *((precision, zero_stage) for precision in ("fp32", "bf16") for zero_stage in (1, 2, 3))]
+
+
+def all_spoiled(folder: str) -> dict[str, Any]:
+    """Every case, by name."""
+    found: dict[str, Any] = {f"fp16 {zero_stage}": overflows(folder, zero_stage) for zero_stage in (1, 2, 3)}
+    for precision, zero_stage in LOST:
+        for what in SPOILS:
+            found[f"{what} {precision} {zero_stage}"] = losses_lost(folder, precision, zero_stage, what)
+    return found
+
+
+@pytest.fixture(scope="module", params=[1, pytest.param(2, marks=pytest.mark.long)])
+def spoiled(request: pytest.FixtureRequest, folder: Path) -> list[dict[str, Any]]:
+    """What came of every case, on one worker and on two of which the second alone has a bad micro-batch."""
+    if request.param == 1:
+        return [all_spoiled(str(folder))]
+    return crew.together(request.param, all_spoiled, str(folder))
+
+
+@pytest.mark.parametrize("zero_stage", [1, 2, 3])
+def test_an_fp16_overflow_of_one_micro_batch_skips_the_step_halves_the_scale_and_recovers(
+    spoiled: list[dict[str, Any]], zero_stage: int
+) -> None:
+    for case in spoiled:
+        assert case[f"fp16 {zero_stage}"] == {
+            "accumulation": 4,
+            # Hysteresis is two: the first overflow only skips, the second halves the scale as well.
+            "scales": [2**16, 2**16, 2**15],
+            "kept": True,
+            "skipped": 2,
+            "moved": True,
+            "steps": 2,
+            "kept to the end": True,
+        }
+
+
+@pytest.mark.parametrize("what", SPOILS)
+@pytest.mark.parametrize(("precision", "zero_stage"), LOST)
+def test_nothing_moves_the_weights_from_a_number_that_is_none_on(
+    spoiled: list[dict[str, Any]], precision: str, zero_stage: int, what: str
+) -> None:
+    for case in spoiled:
+        assert case[f"{what} {precision} {zero_stage}"] == [True, False, False]
 
 
 def test_the_loss_scale_is_part_of_the_state(folder: Path, workers: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine.deepspeed.accelerator.get_accelerator(), "is_fp16_supported", lambda: True)
     made = started(folder, training("fp16", 1), workers)
     for _ in range(3):
-        one_step(made, scale=1e9)
+        one_step(made, spoil=overflowing)
     fresh = started(folder, training("fp16", 2), workers)
     fresh.restore(made.state(keep=True))
     assert fresh.loss_scale == made.loss_scale < 2**16
