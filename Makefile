@@ -12,7 +12,7 @@ READY := .venv/.ready
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test test-long test-all check format install clean help
+.PHONY: demo test test-long test-all bench check format install clean help
 
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
@@ -31,6 +31,10 @@ test-long: $(READY)
 
 ## make test-all   both
 test-all: test test-long
+
+## make bench      speed and memory, measured here: a table and build/bench.json (BENCH="step data" for some of it)
+bench: $(READY)
+	$(BIN)/python tests/benching.py $(BENCH)
 
 ## make check      format, lint and strict types
 check: $(READY)

@@ -1,0 +1,120 @@
+"""How much of training goes to logging, metrics and checkpoints: a real run, with a clock around what is not training.
+
+Logs are as often as by default; checkpoints are far more often, so that some fall into a minute.
+"""
+
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import documents
+import torch
+from benching import Row, quick
+from contenders import Pace, Process
+from transformers import BertConfig, BertForMaskedLM
+
+from cluster import artifact, vocabulary
+from distill.distillation import Distillation, Placement
+
+_STEPS, _SAVE_EVERY = (6, 3) if quick() else (41, 20)
+_ROWS, _SEQ_LEN, _THREADS = 16, 128, 2
+_RECORDING = ("add", "end_step", "drain", "save", "validated")
+_SHAPE = {"num_hidden_layers": 4, "hidden_size": 256, "num_attention_heads": 4, "intermediate_size": 1024}
+
+
+def rows() -> Iterator[Row]:
+    with tempfile.TemporaryDirectory() as folder:
+        _prepare(Path(folder))
+        with Process("bench_telemetry", folder) as run:
+            found = run.ask("train")
+    total = found["total"]
+    background = found["writing"] / _THREADS
+    blocked = sum(found[name] for name in _RECORDING)
+    default = Placement().save_every
+    rare = (blocked - found["save"] + (found["save"] + background) * _SAVE_EVERY / default) / total
+    yield Row(
+        "telemetry_share",
+        (blocked + background) / total,
+        "share",
+        f"smaller is better; {_STEPS - 1} steps of {total / (_STEPS - 1):.2f} s, a log line every "
+        f"{Placement().log_every}, a checkpoint ({found['bytes'] / 1e6:.0f} MB) every {_SAVE_EVERY}: blocked "
+        f"{blocked:.3f} s (checkpoints "
+        f"{found['save']:.3f} s, reading and logging {blocked - found['save']:.3f} s), processor time of the writing "
+        f"thread {found['writing']:.2f} s on {_THREADS} cores, of {total:.1f} s without validation; with a checkpoint "
+        f"every {default} steps as by default the share would be {rare:.5f}; BERT of 4 x 256 to 2 layers, vocabulary "
+        f"30,522, bf16, {_ROWS} x {_SEQ_LEN} tokens; without the first step and the wait for the last checkpoint",
+    )
+
+
+def _prepare(folder: Path) -> None:
+    config = BertConfig(**_SHAPE)
+    drawn = documents.draw(_STEPS * _ROWS * _SEQ_LEN // 4 + 20 * _SEQ_LEN, config.vocab_size)
+    documents.tokens_artifact(folder / "tokens", documents.packed(drawn, _SEQ_LEN), config.vocab_size)
+    with artifact.create(folder / "teacher", kind="teacher", inputs={}, recipe={}) as draft:
+        BertForMaskedLM(config).save_pretrained(draft.path)
+        tokenizer = documents.tokenizer(draft.path, config.vocab_size)
+        draft.facts.update(vocabulary=vocabulary.vocabulary_digest(tokenizer), layers=config.num_hidden_layers)
+
+
+class Clock:
+    """Seconds spent in some functions, and when they were first called."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+        self.moments: dict[str, float] = {}
+
+    def around(self, owner: Any, name: str, clock: Callable[[], float] = time.perf_counter) -> None:
+        """Measure every call of ``owner.name`` from now on."""
+        inner = getattr(owner, name)
+
+        def timed(*given: Any, **named: Any) -> Any:
+            started = clock()
+            self.moments.setdefault(f"{name} begins", time.perf_counter())
+            try:
+                return inner(*given, **named)
+            finally:
+                self.seconds[name] += clock() - started
+
+        setattr(owner, name, timed)
+
+
+def _train(folder: Path) -> dict[str, float]:
+    """The run, in a process of its own."""
+    from distill import train
+    from distill.recorder import Recorder
+    from distill.saving import Saver
+    from distill.validation import Validation
+
+    clock = Clock()
+    for name in (*_RECORDING, "__exit__"):
+        clock.around(Recorder, name)
+    clock.around(Validation, "measure")
+    clock.around(Saver, "_write", time.thread_time)
+    recipe = Distillation(
+        steps=_STEPS,
+        rows_per_step=_ROWS,
+        precision="bf16",
+        validation_rows=8,
+        placement=Placement(threads=_THREADS, rows_per_device=_ROWS, save_every=_SAVE_EVERY, validate_every=10**6),
+    )
+    torch.manual_seed(0)
+    train.run(recipe, {"tokens": folder / "tokens", "teacher": folder / "teacher"}, folder / "run")
+    # From the end of the first step, which prepares much that the others need.
+    whole = clock.moments["__exit__ begins"] - clock.moments["end_step begins"]
+    newest = max((folder / "run" / "checkpoints").glob("step_*"))
+    return {
+        **{name: clock.seconds[name] for name in _RECORDING},
+        "writing": clock.seconds["_write"],
+        "total": whole - clock.seconds["measure"],
+        "bytes": float(sum(file.stat().st_size for file in newest.iterdir())),
+    }
+
+
+if __name__ == "__main__":
+    pace = Pace("cpu")
+    sys.stdin.readline()
+    pace.answer(_train(Path(sys.argv[1])))

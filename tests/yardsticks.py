@@ -1,0 +1,98 @@
+"""What measurements are held against, in processes of their own: the fastest matrix product here, and the plan.
+
+A child like those of ``contenders``: told its work, it answers every order.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+import torch
+from contenders import Pace, Process, Work
+
+TEACHER = "bert-base-uncased"
+LAYERS = 6
+
+_SHAPES = {
+    "cpu": ((1024, 768, 3072), (1024, 3072, 768), (512, 768, 30_522), (2048, 2048, 2048)),
+    "cuda": ((16_384, 768, 3072), (16_384, 3072, 768), (2048, 768, 30_522), (8192, 8192, 8192)),
+}
+"""Rows, inner size and columns: the products of a step, and large squares."""
+_SECONDS = 0.4
+"""Of repeating one shape."""
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Yardstick(Process):
+    """``peak`` or ``plan`` at some work."""
+
+    def __init__(self, what: str, work: Work) -> None:
+        # As in our own training: products are fastest in large pages.
+        super().__init__("yardsticks", what, json.dumps(asdict(work)), large_pages=True, cuda=work.device == "cuda")
+
+    def measure(self) -> Any:
+        return self.ask("measure")
+
+
+def peak(work: Work) -> float:
+    """Operations per second of the fastest matrix product of some shapes, in the work's precision."""
+    torch.set_num_threads(work.threads)
+    dtype = _DTYPES[work.precision]
+    best = 0.0
+    for rows, inner, columns in _SHAPES[work.device]:
+        # The second factor lies as a layer's weight does: transposed.
+        left = torch.randn(rows, inner, device=work.device).to(dtype)
+        right = torch.randn(columns, inner, device=work.device).to(dtype).t()
+        product = partial(torch.mm, left, right, out=left @ right)
+        best = max(best, 2 * rows * inner * columns / _fastest(product, work))
+    return best
+
+
+def _fastest(product: Callable[[], object], work: Work) -> float:
+    """Seconds of a call, the least of as many as fit into some tenths of a second."""
+    best, until = float("inf"), time.perf_counter() + _SECONDS
+    repeat = 10 if work.device == "cuda" else 1
+    while time.perf_counter() < until:
+        _wait(work)
+        started = time.perf_counter()
+        for _ in range(repeat):
+            product()
+        _wait(work)
+        best = min(best, (time.perf_counter() - started) / repeat)
+    return best
+
+
+def _wait(work: Work) -> None:
+    if work.device == "cuda":
+        torch.cuda.synchronize()
+
+
+def plan(work: Work) -> dict[str, float]:
+    """What ``distill.plan --hardware here`` says of this work: seconds of a step, bytes of a worker."""
+    from distill import calibration, prediction, shapes
+    from distill.costs import student_of
+    from distill.hardware import Cluster
+
+    recipe, teacher = work.recipe(), shapes.find(TEACHER)
+    student = student_of(teacher, LAYERS)
+    device = calibration.measure(recipe, teacher, student, work.seq_len)
+    found = prediction.predict(recipe, teacher, student, work.seq_len, Cluster(device))
+    return {
+        "seconds": found.step_seconds,
+        "bytes": float(found.used_bytes),
+        "reserved": device.reserved_gib * 2**30,
+        "efficiency": device.efficiency[work.precision],
+    }
+
+
+YARDSTICKS: dict[str, Callable[[Work], Any]] = {"peak": peak, "plan": plan}
+
+if __name__ == "__main__":
+    chosen, given = YARDSTICKS[sys.argv[1]], Work(**json.loads(sys.argv[2]))
+    pace = Pace(given.device)
+    while sys.stdin.readline():
+        pace.answer(chosen(given))
