@@ -104,13 +104,13 @@ def tokenizer(folder: Path, vocab_size: int) -> PreTrainedTokenizerFast:
 
 
 def tokens_artifact(folder: Path, table: I64, vocab_size: int, heldout: int = 8) -> Path:
-    """A tokens artifact of rows ``table``, the first of them held out."""
+    """A tokens artifact of rows ``table``, the first of them held out; at most 65,536 words."""
     seq_len = table.shape[1]
     with artifact.create(folder, kind="tokens", inputs={}, recipe={}) as draft:
         for part, taken in ((rows.HELDOUT, table[:heldout]), (rows.TRAIN, table[heldout:])):
             rows.write(
                 draft.path / f"{part}-00000.arrow",
-                [taken.astype(np.uint16 if vocab_size <= 2**16 else np.uint32)],
+                [taken.astype(np.uint16)],
                 seq_len=seq_len,
                 vocab_size=vocab_size,
             )
