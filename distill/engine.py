@@ -297,7 +297,7 @@ class Engine:
             if self._micros == 1:
                 self._sums[name] = parameter.grad.float()
             else:
-                self._sums[name] += parameter.grad
+                fused.accumulate(self._sums[name], parameter.grad)
             parameter.grad = self._sums.pop(name).to(parameter.dtype) if last else None
 
     def _judge(self) -> None:
@@ -306,7 +306,8 @@ class Engine:
             gradients = [parameter.grad for _, parameter in self._trained()]
         else:
             gradients = [part for group in self._engine.optimizer.averaged_gradients.values() for part in group]
-        squares = torch.stack([gradient.float().square().sum() for gradient in gradients if gradient is not None]).sum()
+        norms = [torch.linalg.vector_norm(part, dtype=torch.float32) for part in gradients if part is not None]
+        squares = torch.stack(norms).square().sum()
         bad = (~self._losses.isfinite()).float()
         self._losses = torch.zeros_like(self._losses)
         found = torch.stack([squares, bad])

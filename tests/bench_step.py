@@ -35,9 +35,9 @@ def rows() -> Iterator[Row]:
         work = Work(
             folder=folder,
             precision="bf16",
-            rows=2 if quick() else 8,
+            rows=2 if quick() else 16,
             seq_len=128,
-            accumulation=2 if quick() else 6,
+            accumulation=2 if quick() else 4,
             threads=_THREADS,
         )
         prepare(work)
