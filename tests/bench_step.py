@@ -16,6 +16,7 @@ import documents
 import torch
 from benching import Row, Spread, not_measured, quick, ratios
 from contenders import Contender, Taken, Work
+from safetensors.torch import save_file
 from transformers import BertConfig, BertForMaskedLM
 from yardsticks import LAYERS, TEACHER, Yardstick
 
@@ -52,7 +53,9 @@ def prepare(work: Work) -> None:
     drawn = documents.draw(work.tokens * (_ROUNDS + 3), config.vocab_size)
     documents.tokens_artifact(folder / "tokens", documents.packed(drawn, work.seq_len), config.vocab_size)
     batches = documents.padded(drawn, work.seq_len, work.rows * work.seq_len)
-    torch.save([(batch.input_ids, batch.lengths) for batch in batches], folder / "batches.pt")
+    ids = {f"ids.{number}": batch.input_ids.contiguous() for number, batch in enumerate(batches)}
+    lengths = {f"lengths.{number}": batch.lengths.contiguous() for number, batch in enumerate(batches)}
+    save_file({**ids, **lengths}, folder / "batches.safetensors")
     torch.manual_seed(0)
     with artifact.create(folder / "teacher", kind="teacher", inputs={}, recipe={}) as draft:
         BertForMaskedLM(config).save_pretrained(draft.path)

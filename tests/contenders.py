@@ -27,6 +27,7 @@ from typing import Any, NoReturn, Self
 import torch
 from benching import BenchError
 from documents import Padded
+from safetensors.torch import load_file
 
 from distill.distillation import Distillation, Precision
 
@@ -39,7 +40,7 @@ class Work:
     """What both sides do: one optimizer step of a teacher's student."""
 
     folder: str
-    """With ``teacher`` and ``tokens`` (artifacts) and ``batches.pt`` (the same documents, padded)."""
+    """With ``teacher`` and ``tokens`` (artifacts) and ``batches.safetensors`` (the same documents, padded)."""
     precision: Precision
     rows: int
     """In a micro-batch, full ones."""
@@ -255,7 +256,8 @@ def usual(work: Work, pace: Pace) -> None:
     words = Words(torch.from_numpy(tokens.counts), tokens.special_ids, tokens.mask_id)
     learner = student.make(teacher, recipe.student, recipe.seed)
     loop = UsualLoop(teacher, learner, words, recipe, torch.device(work.device))
-    ragged = [Padded(*pair) for pair in torch.load(folder / "batches.pt", weights_only=True)]
+    saved = load_file(folder / "batches.safetensors")
+    ragged = [Padded(saved[f"ids.{number}"], saved[f"lengths.{number}"]) for number in range(len(saved) // 2)]
     table = torch.from_numpy(tokens.train.take(torch.arange(work.rows).numpy()))
     full = [Padded(table, torch.full((work.rows,), work.seq_len))] * 2
     orders = {
