@@ -4,7 +4,6 @@ Takes some seconds. What is timed are the models and losses that train, two laye
 """
 
 import os
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,10 +20,10 @@ from distill.engine import DTYPES, check_precision, compile_layers
 from distill.fused import chunk_positions
 from distill.hardware import Device
 from distill.learner import Head, Learner
-from distill.masked_lm import MaskedLM, Outputs
+from distill.masked_lm import MaskedLM, Outputs, choose_attention
 
 _LAYERS = 2
-_REPEATS = 3
+_REPEATS = 5
 _TOKENS = {"cpu": 1024, "cuda": 16_384}
 """Most tokens of a micro-batch that is timed."""
 _SIDE = {"cpu": 2048, "cuda": 8192}
@@ -124,6 +123,8 @@ class _Sample:
             layers = Student(start="random", layers=tuple(range(few.layers)))
             trained = student.make(source, layers, seed=0)
             teacher = MaskedLM(source).eval().requires_grad_(False).to(place, DTYPES[training.precision])
+        for model in (trained, *([teacher.model] if teacher else [])):
+            choose_attention(model, place.type, self._seq_len)
         compiled = training.placement.compiles(place.type)
         bytes_per_logit = costs.VALUE_BYTES[training.precision]
         chunk = chunk_positions(few.vocabulary, bytes_per_logit, _memory(place)[0], place.type)
@@ -168,7 +169,7 @@ def _peak(precision: Precision, place: torch.device) -> float:
     """Operations per second of large matrix products, the best of several."""
     side = _SIDE[place.type]
     left, right = (torch.randn(side, side, device=place).to(DTYPES[precision]) for _ in range(2))
-    return 2 * side**3 / _seconds(lambda: left @ right, place, fastest=True)
+    return 2 * side**3 / _seconds(lambda: left @ right, place)
 
 
 def _adam_bytes_per_second(place: torch.device) -> float:
@@ -179,8 +180,8 @@ def _adam_bytes_per_second(place: torch.device) -> float:
     return 28 * weights.numel() / _seconds(optimizer.step, place)
 
 
-def _seconds(work: Callable[[], object], place: torch.device, fastest: bool = False) -> float:
-    """Seconds of a call: the median of some, or the fastest, after one to warm up."""
+def _seconds(work: Callable[[], object], place: torch.device) -> float:
+    """Seconds of a call: the fastest of some, after one to warm up; whatever else the machine does only slows one."""
     taken = []
     for _ in range(1 + _REPEATS):
         _wait(place)
@@ -188,7 +189,7 @@ def _seconds(work: Callable[[], object], place: torch.device, fastest: bool = Fa
         work()
         _wait(place)
         taken.append(time.perf_counter() - started)
-    return min(taken[1:]) if fastest else statistics.median(taken[1:])
+    return min(taken[1:])
 
 
 def _wait(place: torch.device) -> None:
