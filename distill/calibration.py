@@ -12,7 +12,7 @@ import psutil
 import torch
 from transformers import BertConfig, BertForMaskedLM, RobertaConfig, RobertaForMaskedLM
 
-from distill import costs, student
+from distill import costs, memory, student
 from distill.batches import Batch
 from distill.costs import Shape
 from distill.distillation import Precision, Student, Training
@@ -202,4 +202,4 @@ def _memory(place: torch.device) -> tuple[int, int]:
     if place.type == "cuda":
         free, total = torch.cuda.mem_get_info(place)
         return total, total - free - torch.cuda.memory_reserved(place)
-    return psutil.virtual_memory().total, psutil.Process(os.getpid()).memory_info().rss
+    return memory.total(), psutil.Process(os.getpid()).memory_info().rss

@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import psutil
 import torch
 from torch import Tensor, nn
 
@@ -41,7 +40,7 @@ with warnings.catch_warnings():
         safe_set_local_optimizer_state,
     )
 
-from distill import fused
+from distill import fused, memory
 from distill.batches import Batch
 from distill.distillation import Precision, Training
 from distill.masked_lm import MaskedLM, Outputs, Projection
@@ -88,7 +87,7 @@ class Workers:
         """Bytes of memory there are for this worker: its GPU's, or its share of the machine's."""
         if self.device.type == "cuda":
             return int(torch.cuda.get_device_properties(self.device).total_memory)
-        return int(psutil.virtual_memory().total) // self.local_world_size
+        return memory.total() // self.local_world_size
 
     @property
     def local_world_size(self) -> int:

@@ -17,6 +17,7 @@ import psutil
 import torch
 
 from cluster import telemetry
+from distill import memory
 from distill.batches import Batch
 from distill.distillation import Training
 from distill.engine import DTYPES, Frozen, Workers
@@ -156,7 +157,7 @@ def _limit(workers: Workers) -> int:
     """Bytes that may be taken beside what is taken now."""
     if workers.device.type == "cuda":
         return int(torch.cuda.mem_get_info(workers.device)[0])
-    return int(psutil.virtual_memory().available) // workers.local_world_size
+    return memory.available() // workers.local_world_size
 
 
 def _reset_peak(workers: Workers) -> int:

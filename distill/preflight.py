@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 
 from cluster.telemetry import say
-from distill import costs, prediction, shapes
+from distill import costs, memory, prediction, shapes
 from distill.costs import Shape
 from distill.distillation import Training
 from distill.engine import Workers
@@ -51,8 +50,8 @@ class Machine:
         free, checkpoints = shutil.disk_usage(disk).free, len([*out.glob("checkpoints/step_*")])
         if device.type == "cpu":
             shared = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-            memory = psutil.virtual_memory().available // shared
-            return cls("cpu", "this machine's CPU", memory, 0, free, checkpoints)
+            free_memory = memory.available() // shared
+            return cls("cpu", "this machine's CPU", free_memory, 0, free, checkpoints)
         available, total = torch.cuda.mem_get_info(device)
         reserved = total - available - torch.cuda.memory_reserved(device)
         capability = torch.cuda.get_device_capability(device)
