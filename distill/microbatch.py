@@ -76,7 +76,8 @@ def measure(
         for parameter in probe.parameters():
             parameter.grad = None
 
-    trials = search(sizes, lambda rows: _tried(once, rows, workers), _limit(workers) - reserve, workers)
+    held = in_use(workers)
+    trials = search(sizes, lambda rows: tried(once, rows, held, workers), _limit(workers) - reserve, workers)
     del probe
     gc.collect()
     if workers.device.type == "cuda":
@@ -123,9 +124,13 @@ def choose(trials: list[Trial]) -> Trial:
     return next(trial for trial in trials if trial.rows_per_second * _GAIN >= best)
 
 
-def _tried(once: Callable[[int], None], rows: int, workers: Workers) -> Trial:
+def tried(once: Callable[[int], None], rows: int, held: int, workers: Workers) -> Trial:
+    """What a micro-batch takes beside the ``held`` bytes that were in use before the first trial.
+
+    Not before this one: much of what a trial frees stays with the process, on a CPU, and is still taken.
+    """
     once(rows)  # compiles, and warms caches
-    before = _reset_peak(workers)
+    _reset_peak(workers)
     seconds = []
     for _ in range(_REPEATS):
         started = time.perf_counter()
@@ -133,7 +138,7 @@ def _tried(once: Callable[[int], None], rows: int, workers: Workers) -> Trial:
         if workers.device.type == "cuda":
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - started)
-    found = torch.tensor([statistics.median(seconds), float(_peak(workers) - before)], dtype=torch.float64)
+    found = torch.tensor([statistics.median(seconds), float(_peak(workers) - held)], dtype=torch.float64)
     found = found.to(workers.device)
     torch.distributed.all_reduce(found, op=torch.distributed.ReduceOp.MAX)
     slowest, peak = found.tolist()
@@ -160,14 +165,20 @@ def _limit(workers: Workers) -> int:
     return memory.available() // workers.local_world_size
 
 
-def _reset_peak(workers: Workers) -> int:
-    """Forget the peak so far; returns the bytes in use."""
+def in_use(workers: Workers) -> int:
+    """Bytes of device memory this worker uses."""
+    if workers.device.type == "cuda":
+        return int(torch.cuda.memory_allocated(workers.device))
+    return int(psutil.Process().memory_info().rss)
+
+
+def _reset_peak(workers: Workers) -> None:
+    """Forget the peak so far."""
+    gc.collect()
     if workers.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(workers.device)
-        return int(torch.cuda.memory_allocated(workers.device))
-    gc.collect()
-    _PEAK_RESET.write_text("5")
-    return int(psutil.Process().memory_info().rss)
+    else:
+        _PEAK_RESET.write_text("5")
 
 
 def _peak(workers: Workers) -> int:

@@ -15,7 +15,7 @@ from distill.distillation import Distillation, Placement, Student
 from distill.engine import Frozen, Workers
 from distill.learner import Learner, head_for
 from distill.masked_lm import MaskedLM
-from distill.microbatch import Trial, candidates, choose, predicted_peak, search
+from distill.microbatch import Trial, candidates, choose, in_use, predicted_peak, search, tried
 
 GIB = 2**30
 
@@ -64,6 +64,18 @@ def test_a_prediction_is_a_straight_line_through_what_was_measured() -> None:
     assert predicted_peak([Trial(2, 1.0, 10)], 8) == 40
     assert predicted_peak([Trial(2, 1.0, 10), Trial(4, 1.0, 14)], 8) == 22
     assert predicted_peak([Trial(2, 1.0, 10), Trial(4, 1.0, 9)], 8) == 9
+
+
+def test_memory_that_a_trial_does_not_give_back_counts(workers: Workers) -> None:
+    kept: list[torch.Tensor] = []
+
+    def once(rows: int) -> None:
+        if len(kept) < rows:
+            kept.append(torch.ones(2**24))
+
+    held = in_use(workers)
+    assert tried(once, 1, held, workers).peak >= 2**26
+    assert tried(once, 2, held, workers).peak >= 2 * 2**26
 
 
 def test_a_real_measurement_leaves_the_model_as_it_was(workers: Workers, tmp_path: Path) -> None:
