@@ -84,8 +84,14 @@ def check(
     """Warnings for a worker's device.
 
     Raises:
-        PreflightError: no kernels for it, no such precision, or not enough memory whatever the micro-batch.
+        PreflightError: not the device asked for, no kernels for it, no such precision, or not enough memory whatever
+            the micro-batch.
     """
+    if machine.kind == "cuda" and training.placement.device == "cpu":
+        raise PreflightError(
+            f'placement.device is "cpu", and this process would train on {machine.name}: start it with '
+            'CUDA_VISIBLE_DEVICES= (distill.launch does that itself), or write placement.device = "auto"'
+        )
     if machine.capability is not None:
         if lacking := lacks_kernels(machine.capability):
             raise PreflightError(f"{machine.name}: {lacking}")

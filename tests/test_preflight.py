@@ -34,6 +34,12 @@ def test_a_gpu_this_torch_has_no_kernels_for_is_refused(monkeypatch: pytest.Monk
         preflight.check(_training(precision="fp16"), BERT, HALF, V100, 8, 512)
 
 
+def test_a_gpu_nobody_asked_for_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_70"])
+    with pytest.raises(PreflightError, match=r"CUDA_VISIBLE_DEVICES= .*placement.device = \"auto\""):
+        preflight.check(_training(precision="fp16", placement={"device": "cpu"}), BERT, HALF, V100, 8, 512)
+
+
 def test_bf16_on_a_v100_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_70"])
     assert preflight.check(_training(precision="fp16"), BERT, HALF, V100, 8, 512) == []
