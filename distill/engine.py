@@ -461,6 +461,8 @@ def _teacher_settings(training: Training, kind: str) -> dict[str, Any]:
 
 def compile_layers(module: MaskedLM) -> None:
     """Compile the transformer layers in place: one graph for all of them, as all have the same shapes."""
+    # Torch's own limit is 8, and beyond it layers would run as they are, in silence.
+    torch._dynamo.config.recompile_limit = fused.MOST_GRAPHS
     for layer in module.layers():
         layer.compile(dynamic=False)
 

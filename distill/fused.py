@@ -27,6 +27,9 @@ from distill.masked_lm import Projection
 _CACHED_POSITIONS = 16
 _CACHED_ELEMENTS = 2**18
 
+MOST_GRAPHS = 64
+"""Graphs of a compiled function, one for every shape: trials of micro-batches, training, validations, every phase."""
+
 
 class HeadLosses(NamedTuple):
     """Losses of the head, in nats; ``weighted`` alone has a gradient."""
@@ -291,5 +294,5 @@ def _losses_and_gradient(
 @functools.cache
 def _compiled() -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
     # A graph for every shape: whole chunks and the ends of labels and of positions, for every phase of a run.
-    torch._dynamo.config.recompile_limit = 64
+    torch._dynamo.config.recompile_limit = MOST_GRAPHS
     return torch.compile(_losses_and_gradient, dynamic=False)
