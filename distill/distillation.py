@@ -116,7 +116,7 @@ class Placement(Recipe):
     threads: PositiveInt = 1
     """CPU threads per worker."""
     zero_stage: Literal[0, 1, 2, 3] = 1
-    """DeepSpeed ZeRO stage of the student: what is sharded over the workers. In bf16, 1 runs as 2 (see the engine)."""
+    """DeepSpeed ZeRO stage of the student: what is sharded over the workers. In half precision at least 1."""
     teacher: Literal["replica", "sharded", "offloaded"] = "replica"
     """A copy of the teacher on every worker, one copy sharded over them (ZeRO-3), or that copy in CPU memory."""
     rows_per_device: PositiveInt | Literal["auto"] = 16

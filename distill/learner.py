@@ -55,8 +55,8 @@ class Learner(MaskedLM):
     def forward(self, batch: Batch, taught: Outputs | None, teacher: Projection | None) -> Learned:  # type: ignore[override]
         """Losses of a batch; ``taught`` may be None only when no term of the loss needs a teacher.
 
-        In training a term of weight 0 is not computed and comes back as 0. Without gradients, every term that can be
-        measured is.
+        In training, a soft or cosine term of weight 0 is not computed and comes back as 0. Without gradients, every
+        term that can be measured is.
         """
         learns = torch.is_grad_enabled()
         outputs: Outputs = super().forward(batch.input_ids, batch.positions)
