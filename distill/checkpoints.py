@@ -110,8 +110,9 @@ class Checkpoint:
 
 
 def find(folder: Path) -> list[Checkpoint]:
-    """The checkpoints of a folder, oldest first, damaged ones among them."""
-    return sorted((Checkpoint(path) for path in folder.glob("step_*")), key=lambda found: found.step)
+    """The checkpoints of a folder, oldest first, damaged ones among them; copies under names like theirs are not."""
+    named = (path for path in folder.glob("step_*") if path.name.removeprefix("step_").isdecimal())
+    return sorted(map(Checkpoint, named), key=lambda found: found.step)
 
 
 def write(folder: Path, state: State, step: int, **facts: Any) -> Checkpoint:

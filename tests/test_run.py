@@ -80,6 +80,17 @@ def test_the_newest_and_every_nth_are_kept(tmp_path: Path, newest: int, every: i
     assert names(run) == {f"step_{step:08d}" for step in kept}
 
 
+def test_a_copy_beside_the_checkpoints_is_none_of_them(tmp_path: Path) -> None:
+    run = saved(tmp_path, 1, 2)
+    copies = [run.checkpoint(2).path.with_name(name) for name in ("step_00000002.bak", "step_2 (copy)")]
+    for copy in copies:
+        copy.mkdir()
+    assert steps(run) == [1, 2]
+    saved(tmp_path, 3, keep_checkpoints=1)
+    assert steps(run) == [3]
+    assert all(copy.is_dir() for copy in copies)
+
+
 def test_what_somebody_reads_is_not_deleted_under_their_hands(tmp_path: Path) -> None:
     run = saved(tmp_path, 1, 2)
     with run.checkpoint(1).reading():
