@@ -395,7 +395,7 @@ class Engine:
         else:
             found = safe_get_full_optimizer_state(parameter, moment)
         assert found is not None, "DeepSpeed holds no state of a trained parameter"
-        return found.detach().float().cpu().clone()
+        return found.detach().to("cpu", torch.float32, copy=True)
 
     def _set(self, parameter: nn.Parameter, value: Tensor, moment: str | None) -> None:
         value = value.to(self._engine.device)
