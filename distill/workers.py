@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+import torch
 from ray.exceptions import RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
@@ -129,8 +130,8 @@ def _listen(asked: Places, done: threading.Event) -> None:
 
 
 def _environment(gpu: bool) -> dict[str, Any]:
-    """Hides the GPUs of a cluster from workers that were not given one; Ray does not."""
-    hide = not gpu and ray.cluster_resources().get("GPU", 0)
+    """Hides GPUs from workers that were not given one, also those a cluster was told not to count; Ray does not."""
+    hide = not gpu and (ray.cluster_resources().get("GPU", 0) or torch.cuda.is_available())
     return {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}} if hide else {}
 
 
