@@ -20,7 +20,7 @@ from cluster import telemetry
 from distill import memory
 from distill.batches import Batch
 from distill.distillation import Training
-from distill.engine import DTYPES, Frozen, Workers
+from distill.engine import DTYPES, Frozen, Workers, compile_layers
 from distill.learner import Learner
 from distill.phases import OpenPhase
 
@@ -67,6 +67,8 @@ def measure(
     sizes = candidates(training.rows_per_step // workers.world_size)
     # A copy: DeepSpeed wants the weights as they are, in fp32.
     probe = copy.deepcopy(learner).to(device=workers.device, dtype=DTYPES[training.precision])
+    if training.placement.compiles(workers.device.type):
+        compile_layers(probe)
     reserve = _still_to_come(probe, training, workers)
 
     def once(rows: int) -> None:
