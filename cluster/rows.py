@@ -11,7 +11,7 @@ corpus of any size needs no memory of its own.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Self, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -35,19 +35,38 @@ def token_type(vocab_size: int) -> type[np.uint16] | type[np.uint32]:
     return np.uint16 if vocab_size <= 2**16 else np.uint32
 
 
+class RowWriter:
+    """One row file, written batch by batch; used as a context manager."""
+
+    def __init__(self, path: Path, *, seq_len: int, vocab_size: int) -> None:
+        self._dtype = token_type(vocab_size)
+        self._column = pa.list_(pa.field("item", pa.from_numpy_dtype(self._dtype), nullable=False), seq_len)
+        self._schema = pa.schema([pa.field(COLUMN, self._column, nullable=False)])
+        self._sink = pa.OSFile(str(path), "wb")
+        self._writer = pa.ipc.new_file(self._sink, self._schema)
+        self.num_rows = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._writer.close()
+        self._sink.close()
+
+    def write(self, batch: Tokens) -> None:
+        """Append token ids ``[rows, seq_len]`` as one record batch."""
+        values = pa.array(np.ascontiguousarray(batch, dtype=self._dtype).reshape(-1))
+        rows = pa.FixedSizeListArray.from_arrays(values, type=self._column)
+        self._writer.write_batch(pa.record_batch([rows], schema=self._schema))
+        self.num_rows += len(batch)
+
+
 def write(path: Path, batches: Iterable[Tokens], *, seq_len: int, vocab_size: int) -> int:
     """Write batches ``[rows, seq_len]`` of token ids to one file; returns the number of rows."""
-    dtype = token_type(vocab_size)
-    column = pa.list_(pa.field("item", pa.from_numpy_dtype(dtype), nullable=False), seq_len)
-    schema = pa.schema([pa.field(COLUMN, column, nullable=False)])
-    num_rows = 0
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+    with RowWriter(path, seq_len=seq_len, vocab_size=vocab_size) as writer:
         for batch in batches:
-            values = pa.array(np.ascontiguousarray(batch, dtype=dtype).reshape(-1))
-            rows = pa.FixedSizeListArray.from_arrays(values, type=column)
-            writer.write_batch(pa.record_batch([rows], schema=schema))
-            num_rows += len(batch)
-    return num_rows
+            writer.write(batch)
+    return writer.num_rows
 
 
 class Rows:

@@ -199,7 +199,7 @@ def training_workers(processes: list[psutil.Process]) -> list[psutil.Process]:
 
 
 def await_that(
-    holds: Callable[[], bool], process: "subprocess.Popen[bytes] | None" = None, seconds: float = 120
+    holds: Callable[[], bool], process: "subprocess.Popen[bytes] | None" = None, seconds: float = 600
 ) -> None:
     """Return as soon as ``holds`` does; fails when ``process`` ends before, or after so many seconds."""
     deadline = time.monotonic() + seconds
