@@ -27,7 +27,7 @@ test: $(READY)
 
 ## make test-long  the tests that take minutes each
 test-long: $(READY)
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m long
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m long --timeout 900
 
 ## make test-all   both
 test-all: test test-long

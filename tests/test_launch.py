@@ -120,13 +120,12 @@ def test_a_pipeline_whose_driver_was_killed_goes_on_where_it_was(tmp_path: Path)
     values["train"]["placement"] = {**values["train"]["placement"], "save_every": 20}
     pipeline, out = pipelines.write(tmp_path / "pipeline.toml", values), tmp_path / "out"
     command = [sys.executable, "-m", "distill.launch", str(pipeline), "--out", str(out)]
-    driver = subprocess.Popen(
-        command, env=pipelines.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
     run = Run(out / "runs" / "student")
-    await_that(lambda: saved(run, 40), driver)
-    driver.send_signal(signal.SIGKILL)
-    driver.wait()
+    with (tmp_path / "driver.log").open("wb") as log:
+        driver = subprocess.Popen(command, env=pipelines.environment(), stdout=log, stderr=log)
+        await_that(lambda: saved(run, 40), driver)
+        driver.send_signal(signal.SIGKILL)
+        driver.wait()
     teacher = artifact.read(out / "teacher").identity
     assert not (out / "students").exists()
     again = launched(pipeline, out)
@@ -157,6 +156,7 @@ def call(folder: Path, out: Path, **changes: object) -> tuple[Call, Distillation
     return Call("distill.train", values, inputs, out), Distillation.of(values)
 
 
+@pytest.mark.long
 def test_a_killed_worker_ends_in_a_finished_run_with_the_same_curve(
     folder: Path, tmp_path: Path, embedded: None
 ) -> None:
