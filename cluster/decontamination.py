@@ -1,0 +1,195 @@
+"""Documents that overlap evaluation data, found by runs of 13 words, so that scores can be trusted.
+
+A document that shares a run of 13 words with a text of a named task is left out, as in GPT-3 (Brown et al. 2020,
+appendix C); words are those of :mod:`cluster.word_grams`, without case and punctuation. A shorter evaluation text
+counts whole when it has ``min_words`` words; what is shorter still (a phrase of SST-2, a title) would be found by
+chance all over a corpus, and is counted as ignored.
+
+A task is a folder, a glob or a file. Of a folder, files count whose name, or the name of a folder they lie in, says
+``dev``, ``test`` or ``validation``; every string in them is text of the task, whatever its column is called. Labels are
+numbers, or too short.
+"""
+
+import functools
+import hashlib
+import json
+import re
+from collections import Counter
+from dataclasses import dataclass
+from glob import has_magic
+from pathlib import PurePosixPath
+from typing import Annotated, Self
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field, PositiveInt, model_validator
+
+from cluster import evaluation_texts, storage, word_grams
+from cluster.recipe import Recipe
+from cluster.stage import StageError
+
+U64 = npt.NDArray[np.uint64]
+U16 = npt.NDArray[np.uint16]
+
+# Places in the rough table for each run of the evaluation data: at most one lookup in sixteen goes on to the exact one.
+_PLACES_PER_RUN = 16
+
+
+class Decontamination(Recipe):
+    """Which evaluation data a corpus must not contain."""
+
+    tasks: Annotated[tuple[str, ...], Field(min_length=1)]  # folders, globs or files, by path or URL
+    files: Annotated[tuple[str, ...], Field(min_length=1)] = ("dev", "test", "valid", "validation", "eval")
+    words: PositiveInt = 13  # in a run
+    min_words: PositiveInt = 8  # of a shorter evaluation text that counts whole
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if self.min_words > self.words:
+            raise ValueError(f"min_words {self.min_words} is above words {self.words}: lower it")
+        return self
+
+
+@dataclass(frozen=True)
+class TaskFile:
+    """A file of evaluation data and the task it belongs to."""
+
+    task: str
+    info: storage.FileInfo
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What documents are compared with: runs of words as numbers, and whose they are."""
+
+    tasks: tuple[str, ...]
+    lengths: tuple[int, ...]
+    """How many words the runs have: 13, and as many as the shorter texts that count whole."""
+    runs: U64
+    """``[runs]``, ascending, each once."""
+    owners: U16
+    """``[runs]``: which of ``tasks``; the first where several share a run."""
+    counts: dict[str, dict[str, int]]
+    """What was read for each task: files, texts (each once), ignored (texts that are too short), runs."""
+
+    @classmethod
+    def load(cls, recipe: Decontamination) -> Self:
+        """Read the evaluation data.
+
+        Raises:
+            StageError: nothing there, no evaluation file in a folder, or a file that cannot be read.
+        """
+        texts: dict[str, set[str]] = {}
+        files = Counter[str]()
+        for file in listing(recipe):
+            texts.setdefault(file.task, set()).update(evaluation_texts.read(file.info.location))
+            files[file.task] += 1
+        tasks = tuple(texts)
+        parts, lengths = [], set[int]()
+        counts: dict[str, dict[str, int]] = {}
+        for task in tasks:
+            runs = [_runs(text, recipe) for text in texts[task]]
+            lengths.update(length for length, found in runs if len(found))
+            parts.append(np.unique(np.concatenate([found for _, found in runs])))
+            ignored = sum(not len(found) for _, found in runs)
+            counts[task] = {"files": files[task], "texts": len(runs), "ignored": ignored, "runs": len(parts[-1])}
+        return cls(tasks, tuple(sorted(lengths)), *_merge(parts), counts)
+
+    def overlap(self, text: str) -> str | None:
+        """The first task that shares a run of words with a text; None where no task does."""
+        words = word_grams.words(text)
+        owners = [self._owners(found) for found in word_grams.grams_of_lengths(words, self.lengths)]
+        first = min((int(found.min()) for found in owners if len(found)), default=None)
+        return None if first is None else self.tasks[first]
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of everything that decides which documents overlap."""
+        digest = hashlib.sha256(repr((self.tasks, self.lengths)).encode())
+        digest.update(self.runs.tobytes())
+        digest.update(self.owners.tobytes())
+        return digest.hexdigest()
+
+    def save(self, place: storage.Location) -> None:
+        """Write it as one file, for processes that did not load it."""
+        header = json.dumps({"tasks": self.tasks, "lengths": self.lengths, "counts": self.counts})
+        with storage.writing(place) as path, path.open("wb") as file:
+            np.savez(file, header=np.array(header), runs=self.runs, owners=self.owners)
+
+    @classmethod
+    def open(cls, place: storage.Location) -> Self:
+        """Read what :meth:`save` wrote."""
+        with storage.open_read(place) as file, np.load(file, allow_pickle=False) as arrays:
+            header = json.loads(str(arrays["header"]))
+            tasks, lengths = tuple(header["tasks"]), tuple(header["lengths"])
+            return cls(tasks, lengths, arrays["runs"], arrays["owners"], header["counts"])
+
+    def _owners(self, runs: U64) -> U16:
+        """Owners of those runs that are evaluation data."""
+        table = self._table
+        rough = runs[table[runs & np.uint64(len(table) - 1)]]
+        places = np.minimum(np.searchsorted(self.runs, rough), len(self.runs) - 1)
+        owners: U16 = self.owners[places[self.runs[places] == rough]]
+        return owners
+
+    @functools.cached_property
+    def _table(self) -> npt.NDArray[np.bool_]:
+        """Whether any run ends in these bits: answers nearly every question from the cache of the processor."""
+        size = 2 ** (len(self.runs) * _PLACES_PER_RUN).bit_length()
+        table = np.zeros(size, np.bool_)
+        table[self.runs & np.uint64(size - 1)] = True
+        return table
+
+
+def listing(recipe: Decontamination) -> list[TaskFile]:
+    """The files that are evaluation data, in order of the recipe's tasks and of their names.
+
+    Raises:
+        StageError: nothing at a path, or nothing in a folder that is evaluation data.
+    """
+    return [file for text in recipe.tasks for file in _files(text, recipe.files)]
+
+
+def _files(text: str, splits: tuple[str, ...]) -> list[TaskFile]:
+    place = storage.location(text)
+    if has_magic(text) or storage.is_file(place):
+        found = [TaskFile(info.location.parent.name, info) for info in storage.files(text)]
+        if not found:
+            raise StageError(f"decontamination task {text}: nothing matches this glob")
+        return found
+    below = {PurePosixPath(name): info for name, info in storage.listing(place).items()}
+    readable = {name: info for name, info in below.items() if name.suffix in evaluation_texts.SUFFIXES}
+    chosen = [_of_folder(place.name, name, info, splits) for name, info in readable.items() if _is_split(name, splits)]
+    if not chosen:
+        there = ", ".join(sorted({name.name for name in below})[:5]) or "nothing"
+        raise StageError(
+            f"decontamination task {text}: no file there says {', '.join(splits)} in its name and is one of "
+            f"{', '.join(evaluation_texts.SUFFIXES)} (there is {there}): name files or a glob, or add a word of their "
+            "names to decontamination.files"
+        )
+    return chosen
+
+
+def _of_folder(folder: str, name: PurePosixPath, info: storage.FileInfo, splits: tuple[str, ...]) -> TaskFile:
+    """A task is named by its folders, those left out that say which split lies in them."""
+    parents = [part for part in name.parent.parts if not _is_split(PurePosixPath(part), splits)]
+    return TaskFile("/".join([folder, *parents]), info)
+
+
+def _is_split(name: PurePosixPath, splits: tuple[str, ...]) -> bool:
+    """Whether a path says in a word of its own that it is evaluation data: ``dev-v1.1.json``, not ``latest.json``."""
+    return not set(re.findall("[a-z]+", str(name).lower())).isdisjoint(splits)
+
+
+def _runs(text: str, recipe: Decontamination) -> tuple[int, U64]:
+    """Words in a run, and the runs of one evaluation text; none of a text that is too short."""
+    words = word_grams.words(text)
+    length = min(recipe.words, len(words))
+    return length, word_grams.grams(words, length) if length >= recipe.min_words else words[:0]
+
+
+def _merge(parts: list[U64]) -> tuple[U64, U16]:
+    """Runs of all tasks, each once, and the first task that has it."""
+    owners = np.repeat(np.arange(len(parts), dtype=np.uint16), [len(part) for part in parts])
+    runs, firsts = np.unique(np.concatenate(parts), return_index=True)
+    return runs, owners[firsts]

@@ -1,0 +1,175 @@
+"""Near-duplicates by MinHash (Broder 1997) and locality-sensitive hashing (Indyk and Motwani 1998).
+
+A document is the set of its runs of words. A signature has one number per band; two documents share a band with
+probability ``s ** rows`` at Jaccard similarity ``s``. Documents that share a band are connected, and of every connected
+group the first in order stays. With the default recipe (9 bands of 13 rows) a pair is found with probability 0.01 at
+similarity 0.6, 0.08 at 0.7, 0.40 at 0.8, 0.93 at 0.9 and 0.998 at 0.95.
+
+Permutations, signatures and the number of bands are datasketch's.
+"""
+
+import functools
+from collections.abc import Iterable
+from typing import Annotated, Self
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+from datasketch import MinHash, MinHashLSH
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+
+from cluster import word_grams
+from cluster.recipe import Recipe
+
+U64 = npt.NDArray[np.uint64]
+I64 = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
+
+# Runs of words permuted at once: [512, permutations] of 32 bits stay in the cache, whatever the document's length.
+_RUNS = 512
+
+_BLOCK = 2**20
+"""Documents looked at together where a whole column at once would need another column of memory."""
+
+
+class NearDuplicates(Recipe):
+    """What counts as nearly the same document."""
+
+    threshold: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.8  # Jaccard similarity of the sets of runs of words
+    permutations: Annotated[int, Field(ge=2, le=4096)] = 128  # at most so many; more make the threshold sharper
+    words: PositiveInt = 5  # in a run
+    seed: NonNegativeInt = 1
+
+    @model_validator(mode="after")
+    def _has_bands(self) -> Self:
+        bands(self)
+        return self
+
+
+@functools.cache
+def bands(recipe: NearDuplicates) -> tuple[int, int]:
+    """Bands, and rows in each, that miss and mistake the least around the threshold.
+
+    Raises:
+        ValueError: so few permutations for so high or low a threshold that there is only one band.
+    """
+    try:
+        index = MinHashLSH(threshold=recipe.threshold, num_perm=recipe.permutations)
+    except ValueError:
+        raise ValueError(
+            f"{recipe.permutations} permutations make no two bands at threshold {recipe.threshold}: raise permutations"
+        ) from None
+    return index.b, index.r
+
+
+def signature(text: str, recipe: NearDuplicates) -> U64:
+    """One number per band, ``[bands]``; documents that share one are near-duplicates, most probably."""
+    num_bands, num_rows = bands(recipe)
+    table = minhash(text, recipe).reshape(num_bands, num_rows).astype(np.uint64)
+    # Of all runs of rows, those that begin where a band does.
+    return word_grams.grams(table.reshape(-1), num_rows)[::num_rows]
+
+
+def minhash(text: str, recipe: NearDuplicates) -> npt.NDArray[np.uint32]:
+    """The smallest number of any run under each permutation, ``[bands * rows]``."""
+    sketch = _empty(recipe).copy()
+    runs = _runs(text, recipe.words)
+    for start in range(0, len(runs), _RUNS):
+        sketch.update_batch([runs[start : start + _RUNS]])
+    return np.asarray(sketch.hashvalues, np.uint32)
+
+
+def repeated(columns: Iterable[U64], eligible: Mask) -> Mask:
+    """Which documents go: all of a connected group but the first, ``[documents]``.
+
+    ``columns`` are the bands, ``[documents]`` each, one held at a time and in any order; documents that are not
+    ``eligible`` connect nothing and are not marked. Needs 16 bytes a document beside the column.
+    """
+    parents = np.arange(len(eligible), dtype=np.int64)
+    for column in columns:
+        _unite(parents, *_links(column, eligible))
+    marked: Mask = parents != np.arange(len(eligible))
+    return marked
+
+
+@functools.cache
+def _empty(recipe: NearDuplicates) -> MinHash:
+    """A sketch of nothing, whose copies share the permutations; values come as arrays and hash to themselves."""
+    num_bands, num_rows = bands(recipe)
+    return MinHash(num_perm=num_bands * num_rows, seed=recipe.seed, hashfunc=lambda runs: runs, scheme="affine32")
+
+
+def _runs(text: str, length: int) -> npt.NDArray[np.uint32]:
+    """The set of runs of words; a shorter text is one run, and one without words is like its equals only."""
+    found = word_grams.words(text)
+    if not len(found):
+        return np.array([xxhash.xxh32_intdigest(text.encode())], np.uint32)
+    return word_grams.grams(found, min(length, len(found))).astype(np.uint32)
+
+
+def _links(column: U64, eligible: Mask) -> tuple[I64, I64]:
+    """Pairs of eligible documents with equal numbers: the first of them, and each of the others."""
+    places = _sharing(column, eligible)
+    order = np.argsort(column[places], kind="stable")
+    values, places = column[places][order], places[order]
+    starts = np.flatnonzero(np.diff(values, prepend=values[:1] ^ np.uint64(1)))
+    firsts = np.repeat(places[starts], np.diff(starts, append=len(values)))
+    return firsts, places
+
+
+def _sharing(column: U64, eligible: Mask) -> I64:
+    """Eligible documents whose number another one has as well, in order.
+
+    Sorting numbers is several times faster than sorting documents by number, and few numbers occur twice: so first
+    the numbers, then the documents that have one of them, by a table of their lowest bits and then exactly.
+    """
+    values = column[eligible]
+    values.sort()
+    several = np.unique(values[1:][values[1:] == values[:-1]])
+    del values
+    if not len(several):
+        return np.empty(0, np.int64)
+    bits = np.uint64(2 ** max(10, int(len(several) * 16).bit_length()) - 1)
+    table = np.zeros(int(bits) + 1, np.bool_)
+    table[several & bits] = True
+    found: list[I64] = []
+    for start in range(0, len(column), _BLOCK):
+        block = column[start : start + _BLOCK]
+        places = np.flatnonzero(table[block & bits] & eligible[start : start + _BLOCK])
+        nearest = np.minimum(np.searchsorted(several, block[places]), len(several) - 1)
+        found.append(places[several[nearest] == block[places]] + start)
+    return np.concatenate(found)
+
+
+def _unite(parents: I64, ones: I64, others: I64) -> None:
+    """Connect pairs of documents. A parent is an earlier document of the same group, so a root is a group's first.
+
+    Every round hangs each root that has an earlier neighbour under the earliest of them; at least every second root
+    goes, so rounds are few.
+    """
+    while True:
+        ones, others = _root(parents, ones), _root(parents, others)
+        apart = ones != others
+        if not apart.any():
+            return
+        ones, others = ones[apart], others[apart]
+        lower, higher = np.minimum(ones, others), np.maximum(ones, others)
+        np.minimum.at(parents, higher, lower)
+        _shorten(parents, np.unique(higher))
+
+
+def _root(parents: I64, places: I64) -> I64:
+    while True:
+        above = parents[places]
+        if np.array_equal(above, places):
+            return places
+        places = above
+
+
+def _shorten(parents: I64, places: I64) -> None:
+    """Halve paths until they are one step long: a chain of a million documents takes twenty rounds."""
+    while True:
+        above = parents[parents[places]]
+        if np.array_equal(above, parents[places]):
+            return
+        parents[places] = above
