@@ -40,6 +40,14 @@ def connect(cpus: int | None = None) -> Iterator[None]:
         ray.shutdown()
 
 
+def is_connected() -> bool:
+    """Whether this process is part of a Ray cluster, or will be as soon as it connects."""
+    import ray
+
+    address = os.environ.get(ADDRESS, "")
+    return bool(ray.is_initialized() or (address and address != "local"))
+
+
 def _join(address: str) -> None:
     import ray
 

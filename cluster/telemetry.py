@@ -42,6 +42,13 @@ CHECKPOINT_SECONDS = Gauge(
 )
 FAILED_CHECKPOINTS = Counter("stillhouse_failed_checkpoints_total", "Checkpoints that could not be written")
 
+UNITS = Counter("stillhouse_units_total", "Units of work finished by the actors of a task: files of a corpus", ["task"])
+UNIT_BYTES = Counter("stillhouse_unit_bytes_total", "Bytes of input in finished units of work", ["task"])
+DOCUMENTS = Counter("stillhouse_documents_total", "Documents by what became of them", ["task", "outcome"])
+TOKENS_MADE = Counter("stillhouse_tokens_made_total", "Tokens written to row files")
+ACTORS = Gauge("stillhouse_actors", "Actors that are up", ["task"])
+ACTOR_DEATHS = Counter("stillhouse_actor_deaths_total", "Actors that died, their nodes' deaths included", ["task"])
+
 PLAIN_SECONDS = 10.0
 
 T = TypeVar("T")

@@ -22,7 +22,7 @@ DOORS = {
     "ray": (
         "cluster/jobs.py",
         "cluster/ray_cluster.py",
-        "cluster/tokenizing.py",
+        "cluster/pool.py",
         "distill/deaths.py",
         "distill/places.py",
         "distill/workers.py",

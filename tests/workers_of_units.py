@@ -1,0 +1,65 @@
+"""Workers for the tests of the pool, in a module that actors can import."""
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+from cluster.pool import Attempt
+from cluster.stage import StageError
+
+
+class Doubler:
+    """Doubles a number; notes every attempt in a folder of its unit."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def work(self, payload: int, attempt: Attempt) -> dict[str, Any]:
+        with (self._folder / f"{payload}.log").open("a") as log:
+            log.write(f"{os.getpid()} {attempt.deaths}\n")
+        return {"number": 2 * payload, "pid": os.getpid(), "deaths": attempt.deaths}
+
+
+class Mortal(Doubler):
+    """Dies at the numbers whose file says how often it shall."""
+
+    def work(self, payload: int, attempt: Attempt) -> dict[str, Any]:
+        found = super().work(payload, attempt)
+        deadly = self._folder / f"{payload}.deadly"
+        if deadly.exists() and attempt.deaths < int(deadly.read_text()):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return found
+
+
+class Refusing(Doubler):
+    def work(self, payload: int, attempt: Attempt) -> dict[str, Any]:
+        if payload == 3:
+            raise StageError("three is refused: leave it out")
+        if payload == 4:
+            raise RuntimeError("a bug")
+        return super().work(payload, attempt)
+
+
+class Together(Doubler):
+    """Waits until so many workers are at work at the same time."""
+
+    def work(self, payload: int, attempt: Attempt) -> dict[str, Any]:
+        found = super().work(payload, attempt)
+        while len({line.split()[0] for log in self._folder.glob("*.log") for line in log.read_text().splitlines()}) < 2:
+            time.sleep(0.02)
+        return found
+
+
+class Unpicklable:
+    """Can be sent to an actor, and not be made there."""
+
+    def __call__(self, folder: Path) -> Doubler:
+        return Doubler(folder)
+
+    def __setstate__(self, state: object) -> None:
+        raise RuntimeError("an actor takes no such thing")
+
+    def __getstate__(self) -> dict[str, int]:
+        return {"one": 1}
