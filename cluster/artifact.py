@@ -11,44 +11,50 @@ While a stage works, its files lie in ``.tokens.partial`` beside the place where
 everything is there the manifest is written and the directory renamed, so a directory with a manifest is always
 whole. An artifact is never overwritten; a partial directory left by a crash is continued by the same stage with
 the same recipe and inputs, and cleared by any other.
+
+An artifact may also lie in an object store, ``s3://bucket/tokens``: its files are put in their place at once, and the
+manifest, written last and only where there is none, says that they are all there. A lease keeps two makers apart.
 """
 
 import contextlib
 import functools
-import hashlib
 import importlib.metadata
 import json
 import os
-import re
-import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import filelock
+from upath import UPath
+
+from cluster import attempt, storage
+from cluster.attempt import MANIFEST as MANIFEST
+from cluster.attempt import ArtifactError as ArtifactError
+from cluster.attempt import staging as staging
+from cluster.storage import Location
+from cluster.storage import file_sha256 as file_sha256
+from cluster.storage import write_json as write_json
 
 FORMAT = 1
-MANIFEST = "manifest.json"
-
-_DRAFT = ".draft.json"
-_LOCK = ".lock"
-_TEMPORARY = re.compile(r"\..*\.tmp")
-
-
-class ArtifactError(ValueError):
-    """An artifact is missing, incomplete, of another kind, altered, or would be overwritten."""
 
 
 @dataclass(frozen=True)
 class Artifact:
     """A complete artifact as :func:`read` found it."""
 
-    path: Path
+    location: Location
     manifest: Mapping[str, Any]
+
+    @property
+    def path(self) -> Path:
+        """Its directory, where it lies on this machine."""
+        return _path(self.location)
 
     @property
     def kind(self) -> str:
@@ -68,54 +74,40 @@ class Artifact:
         return dict(self.manifest["inputs"])
 
     @property
+    def files(self) -> Mapping[str, Mapping[str, Any]]:
+        """Name to ``bytes`` and ``sha256`` of every file."""
+        return dict(self.manifest["files"])
+
+    @property
     def identity(self) -> str:
         """SHA-256 of the canonical manifest without times and hosts: equal means the same thing, made the same way."""
         return digest({key: value for key, value in self.manifest.items() if key != "made"})
 
     @property
     def bytes(self) -> int:
-        return sum(entry["bytes"] for entry in self.manifest["files"].values())
+        return sum(entry["bytes"] for entry in self.files.values())
 
 
 @dataclass
 class Draft:
-    """An artifact in the making: a directory to write into and the facts its manifest will state."""
+    """An artifact in the making: a place to write into and the facts its manifest will state."""
 
-    path: Path
+    location: Location
     facts: dict[str, Any] = field(default_factory=dict)
 
-
-def staging(out: Path) -> Path:
-    """Where the files of an artifact lie until it is complete."""
-    return out.with_name(f".{out.name}.partial")
+    @property
+    def path(self) -> Path:
+        """Its directory, where it lies on this machine."""
+        return _path(self.location)
 
 
 def digest(value: Any) -> str:
     """SHA-256 of a JSON value in canonical form (sorted keys, no white space, UTF-8)."""
     canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    return hashlib.sha256(canonical.encode()).hexdigest()
+    return sha256(canonical.encode()).hexdigest()
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file whole or not at all: readers never see half of it.
-
-    Raises:
-        ValueError: a number that JSON does not have (NaN, infinity).
-    """
-    text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def read(path: Path | str, kind: str | None = None) -> Artifact:
+def read(path: Location | str, kind: str | None = None) -> Artifact:
     """The complete artifact at ``path``, of ``kind`` when one is named.
 
     Cheap: compares file sizes, not contents; :func:`verify` compares contents.
@@ -123,33 +115,34 @@ def read(path: Path | str, kind: str | None = None) -> Artifact:
     Raises:
         ArtifactError: missing, incomplete, of another kind or format, or with files of other sizes.
     """
-    path = Path(path)
+    place = storage.location(path)
     expected = f"a {kind} artifact" if kind else "an artifact"
-    if not path.exists():
-        raise ArtifactError(f"{path} does not exist: expected {expected} there; run the stage that makes it first")
-    if not (path / MANIFEST).is_file():
-        raise ArtifactError(f"{path} is not {expected}: it has no {MANIFEST}; run the stage that makes it (again)")
-    manifest = _parse(path / MANIFEST)
+    if not storage.is_file(place / MANIFEST):
+        if not storage.exists(place):
+            raise ArtifactError(f"{place} does not exist: expected {expected} there; run the stage that makes it first")
+        raise ArtifactError(f"{place} is not {expected}: it has no {MANIFEST}; run the stage that makes it (again)")
+    manifest = attempt.parse(place / MANIFEST)
     if manifest["kind"] != kind and kind is not None:
-        raise ArtifactError(f"{path} is a {manifest['kind']} artifact, expected {expected}: name another directory")
+        raise ArtifactError(f"{place} is a {manifest['kind']} artifact, expected {expected}: name another directory")
     if (found := manifest.get("format")) != FORMAT:
-        raise ArtifactError(f"{path} has artifact format {found}, this is {FORMAT}: make it again")
+        raise ArtifactError(f"{place} has artifact format {found}, this is {FORMAT}: make it again")
+    sizes = _sizes(place, manifest["files"])
     for name, entry in manifest["files"].items():
-        _check_size(path / name, int(entry["bytes"]))
-    return Artifact(path, manifest)
+        _check_size(place / name, sizes.get(name), int(entry["bytes"]))
+    return Artifact(place, manifest)
 
 
-def verify(path: Path | str, kind: str | None = None) -> Artifact:
+def verify(path: Location | str, kind: str | None = None) -> Artifact:
     """:func:`read`, and compare the SHA-256 of every file with the manifest.
 
     Raises:
         ArtifactError: as :func:`read`, or a file has other contents than when it was made.
     """
     artifact = read(path, kind)
-    for name, entry in artifact.manifest["files"].items():
-        if file_sha256(artifact.path / name) != entry["sha256"]:
+    for name, entry in artifact.files.items():
+        if file_sha256(artifact.location / name) != entry["sha256"]:
             raise ArtifactError(
-                f"{artifact.path / name} was changed after it was made: delete {path} and make it again"
+                f"{artifact.location / name} was changed after it was made: delete {path} and make it again"
             )
     return artifact
 
@@ -168,7 +161,7 @@ def folder_identity(path: Path) -> str:
 
 @contextlib.contextmanager
 def create(
-    out: Path | str, *, kind: str, inputs: Mapping[str, str], recipe: Mapping[str, Any], **made: Any
+    out: Location | str, *, kind: str, inputs: Mapping[str, str], recipe: Mapping[str, Any], **made: Any
 ) -> Iterator[Draft]:
     """Make the artifact ``out``: yields a draft to fill, completes it when the block ends without an exception.
 
@@ -177,42 +170,51 @@ def create(
 
     Raises:
         ArtifactError: something is already at ``out``, or another process is making it right now.
+        LeaseError: the same, of an artifact in an object store.
     """
-    out = Path(out).absolute()
-    _refuse_existing(out)
-    partial = staging(out)
-    intent = json.loads(json.dumps({"kind": kind, "inputs": dict(inputs), "recipe": dict(recipe)}))
+    out = storage.location(out)
+    intent = _intent(kind, inputs, recipe)
     started = time.time()
-    partial.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(partial / _LOCK)
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        raise ArtifactError(
-            f"another process is making {out} right now: wait for it, or choose another --out"
-        ) from None
-    try:
-        _refuse_existing(out)  # again: it may have been completed between the first look and the lock
-        if not (partial / _DRAFT).is_file() or _parse(partial / _DRAFT) != intent:
-            _clear(partial)
-            write_json(partial / _DRAFT, intent)
-        draft = Draft(partial)
+    with attempt.alone(out, intent) as check:
+        draft = Draft(staging(out))
         yield draft
         manifest = {
             **intent,
             "format": FORMAT,
             "facts": draft.facts,
-            "files": {name: _entry(partial / name) for name in _names(partial)},
+            "files": attempt.entries(draft.location),
             "code": code(),
             "made": {"at": started, "seconds": time.time() - started, "host": socket.gethostname(), **made},
         }
-        write_json(partial / MANIFEST, manifest)
-        (partial / _DRAFT).unlink()
-        partial.rename(out)
-        (out / _LOCK).unlink(missing_ok=True)
-        _sync(out.parent)
-    finally:
-        lock.release()
+        check()
+        attempt.complete(out, manifest)
+
+
+@contextlib.contextmanager
+def publishing(
+    out: UPath, *, kind: str, inputs: Mapping[str, str], recipe: Mapping[str, Any]
+) -> Iterator[Callable[[Artifact], None]]:
+    """Be the only one who makes ``out``, on this machine: yields what copies it to the object store when it is there.
+
+    The manifest is copied last. What an interrupted copy has left in the store is not copied again.
+
+    Raises:
+        ArtifactError: something is already at ``out``.
+        LeaseError: another process is making it right now.
+    """
+    intent = _intent(kind, inputs, recipe)
+    with attempt.alone(out, intent) as check:
+
+        def publish(made: Artifact) -> None:
+            there = storage.listing(out)
+            left = [name for name, entry in made.files.items() if not _same(there.get(name), entry)]
+            with ThreadPoolExecutor(storage.TRANSFERS) as transfers:
+                for _ in transfers.map(lambda name: storage.upload(made.path / name, out / name), left):
+                    pass
+            check()
+            attempt.complete(out, made.manifest)
+
+        yield publish
 
 
 def difference(artifact: Artifact, *, inputs: Mapping[str, str], recipe: Mapping[str, Any]) -> str | None:
@@ -237,11 +239,6 @@ def first_difference(ours: Any, theirs: Any, where: str = "") -> str | None:
     return None if ours == theirs else f"{where}: {json.dumps(ours)} there, {json.dumps(theirs)} asked for"
 
 
-def file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 @functools.cache
 def code() -> dict[str, str]:
     """Version and commit of the running code; the commit is empty outside a checkout and outside an image."""
@@ -253,54 +250,30 @@ def code() -> dict[str, str]:
     return {"version": importlib.metadata.version("stillhouse"), "commit": commit}
 
 
-def _parse(path: Path) -> dict[str, Any]:
-    try:
-        parsed = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ArtifactError(f"{path} cannot be read ({error}): delete {path.parent} and make it again") from None
-    if not isinstance(parsed, dict) or not parsed.keys() >= {"kind", "inputs", "recipe"}:
-        raise ArtifactError(f"{path} is not a manifest: delete {path.parent} and make it again")
-    return parsed
+def _intent(kind: str, inputs: Mapping[str, str], recipe: Mapping[str, Any]) -> dict[str, Any]:
+    return dict(json.loads(json.dumps({"kind": kind, "inputs": dict(inputs), "recipe": dict(recipe)})))
 
 
-def _refuse_existing(out: Path) -> None:
-    if out.exists():
-        raise ArtifactError(f"{out} exists and is never overwritten: choose another --out, or move it away")
+def _path(place: Location) -> Path:
+    assert isinstance(place, Path), f"{place} is in an object store: a stage that works there has remote=True"
+    return place
 
 
-def _check_size(path: Path, expected: int) -> None:
-    found = path.stat().st_size if path.is_file() else None
+def _sizes(place: Location, names: Iterable[str]) -> dict[str, int]:
+    """Bytes of the files that are there, by name: in an object store with one listing instead of a request for each."""
+    if isinstance(place, Path):
+        return {name: (place / name).stat().st_size for name in names if (place / name).is_file()}
+    return {name: info.bytes for name, info in storage.listing(place).items()}
+
+
+def _check_size(path: Location, found: int | None, expected: int) -> None:
     if found == expected:
         return
     state = "is missing" if found is None else f"has {found} bytes, its manifest says {expected}: it was cut or changed"
     raise ArtifactError(f"{path} {state}; delete {path.parent} and make it again")
 
 
-def _names(staging: Path) -> list[str]:
-    files = (path for path in staging.rglob("*") if path.is_file())
-    ours = (_LOCK, _DRAFT, MANIFEST)
-    names = (str(path.relative_to(staging)) for path in files if not _TEMPORARY.fullmatch(path.name))
-    return sorted(name for name in names if name not in ours)
-
-
-def _entry(path: Path) -> dict[str, Any]:
-    _sync(path)  # a manifest on disk must not outlive files that were still in memory when the power went
-    return {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
-
-
-def _clear(staging: Path) -> None:
-    for entry in staging.iterdir():
-        if entry.name == _LOCK:
-            continue
-        if entry.is_dir():
-            shutil.rmtree(entry)
-        else:
-            entry.unlink()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _same(there: storage.FileInfo | None, entry: Mapping[str, Any]) -> bool:
+    return (
+        there is not None and there.bytes == entry["bytes"] and storage.stated_sha256(there.location) == entry["sha256"]
+    )

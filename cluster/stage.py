@@ -9,6 +9,9 @@ a constant ``STAGE``; the command line, the job queue and the tests all go throu
 turns one thing into another without choices takes that thing in the place of the recipe (``subject``)::
 
     python -m distill.export RUN --out DIR
+
+Inputs and ``--out`` may be URLs of an object store (:mod:`cluster.storage`). A stage need not know: it is given copies
+in the cache, and what it made on this machine is published when it is complete.
 """
 
 import argparse
@@ -17,16 +20,19 @@ import errno
 import importlib
 import logging
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 from safetensors import SafetensorError
+from upath import UPath
 
-from cluster import artifact
+from cluster import artifact, attempt, cache, storage
 from cluster.recipe import PLACEMENT, Recipe, load
+from cluster.storage import Location
 
 logger = logging.getLogger("stillhouse")
 
@@ -71,6 +77,9 @@ class Stage(Generic[R]):
     ``identify`` gives a role its own identity where hashing every file of a folder would be wrong: a folder that
     also holds checkpoints, logs or the very artifact being made. A stage that ``grows`` works in ``out`` itself: a run
     folder, which is no artifact and looks after its own identity.
+
+    A ``remote`` stage reads its inputs and writes ``out`` where they are, with :mod:`cluster.storage`: what it is given
+    are locations, and ``out`` in an object store is the artifact's own place.
     """
 
     run: Callable[[R, Mapping[str, Path], Path], dict[str, Any]]
@@ -79,6 +88,7 @@ class Stage(Generic[R]):
     inputs: Mapping[str, Role] = field(default_factory=dict)
     subject: str | None = None
     grows: bool = False
+    remote: bool = False
     identify: Mapping[str, Callable[[Path], str]] = field(default_factory=dict)
 
     @property
@@ -104,7 +114,7 @@ def find(module: str) -> Stage[Any]:
     return found.STAGE  # type: ignore[no-any-return]
 
 
-def identities(stage: Stage[Any], inputs: Mapping[str, Path]) -> dict[str, str]:
+def identities(stage: Stage[Any], inputs: Mapping[str, Location]) -> dict[str, str]:
     """Role to identity of what a stage was given.
 
     Raises:
@@ -117,7 +127,9 @@ def identities(stage: Stage[Any], inputs: Mapping[str, Path]) -> dict[str, str]:
         given = several(role, inputs) if accepts.several_by else {name: inputs[name] for name in inputs if name == role}
         if not given and not accepts.optional:
             raise StageError(f"{stage.module} needs --{role} DIR ({' or '.join(accepts.kinds)})")
-        found |= {name: known(path) if known else _identity(path, accepts) for name, path in given.items()}
+        found |= {
+            name: known(cache.fetch(place)) if known else _identity(place, accepts) for name, place in given.items()
+        }
     if unknown := [name for name in inputs if name not in found]:
         raise StageError(f"{stage.module} has no input {unknown[0]}: it takes {', '.join(stage.inputs) or 'none'}")
     return found
@@ -128,7 +140,7 @@ def several(role: str, inputs: Mapping[str, T]) -> dict[str, T]:
     return {name: value for name, value in inputs.items() if name == role or name.startswith(f"{role}-")}
 
 
-def named(role: str, accepts: Role, paths: Sequence[Path]) -> dict[str, Path]:
+def named(role: str, accepts: Role, paths: Sequence[Location]) -> dict[str, Location]:
     """Inputs of a role by name, from what was given for it.
 
     Raises:
@@ -137,7 +149,7 @@ def named(role: str, accepts: Role, paths: Sequence[Path]) -> dict[str, Path]:
     """
     if len(paths) == 1 or accepts.several_by is None:
         return {role: paths[0]}
-    found: dict[str, Path] = {}
+    found: dict[str, Location] = {}
     for path in paths:
         name = f"{role}-{artifact.read(path, accepts.kinds[0]).facts[accepts.several_by]}"
         if name in found:
@@ -146,7 +158,7 @@ def named(role: str, accepts: Role, paths: Sequence[Path]) -> dict[str, Path]:
     return found
 
 
-def execute(stage: Stage[R], recipe: R, inputs: Mapping[str, Path], out: Path) -> artifact.Artifact | None:
+def execute(stage: Stage[R], recipe: R, inputs: Mapping[str, Location], out: Location) -> artifact.Artifact | None:
     """Make the artifact ``out``, or return it when it is already there, made from the same recipe and inputs.
 
     Returns None where there is no artifact to return: from a stage that grows, and on ranks other than 0, which work on
@@ -155,22 +167,23 @@ def execute(stage: Stage[R], recipe: R, inputs: Mapping[str, Path], out: Path) -
     Raises:
         ArtifactError: ``out`` holds something else, or an input is not a complete artifact of its kind.
         StageError: an input is absent or unknown, or what the stage itself refuses.
+        StorageError: a URL that cannot be reached.
     """
-    inputs = {role: Path(path).absolute() for role, path in inputs.items()}
-    out = Path(out).absolute()
+    inputs = {role: storage.location(place) for role, place in inputs.items()}
+    out = storage.location(out)
     given = identities(stage, inputs)
     if stage.grows:
-        stage.run(recipe, inputs, out)
+        if not isinstance(out, Path):
+            raise StageError(
+                f"{out}: a {stage.produces} grows while it is made, which object stores cannot do: name a folder"
+            )
+        stage.run(recipe, _at_hand(inputs), out)
         return None
-    if out.exists():
+    if attempt.present(out):
         return _existing(stage, recipe, given, out)
-    if int(os.environ.get("RANK", "0")) != 0:
-        stage.run(recipe, inputs, artifact.staging(out))
-        return None
-    made = {PLACEMENT: recipe.resolved().get(PLACEMENT), "paths": {role: str(path) for role, path in inputs.items()}}
-    with artifact.create(out, kind=stage.produces, inputs=given, recipe=recipe.identity(), **made) as draft:
-        draft.facts.update(stage.run(recipe, inputs, draft.path))
-    return artifact.read(out, stage.produces)
+    if stage.remote or isinstance(out, Path):
+        return _make(stage, recipe, inputs, given, out)
+    return _publish(stage, recipe, inputs, given, out)
 
 
 def main(stage: Stage[Any], arguments: Sequence[str] | None = None) -> None:
@@ -179,13 +192,13 @@ def main(stage: Stage[Any], arguments: Sequence[str] | None = None) -> None:
     stage = find(stage.module)
     options = parser_for(stage).parse_args(arguments)
     with errors_for_people():
-        inputs: dict[str, Path] = {}
+        inputs: dict[str, Location] = {}
         for role, accepts in stage.inputs.items():
             if (given := getattr(options, role)) is not None:
-                inputs |= named(role, accepts, given)
+                inputs |= named(role, accepts, [storage.location(text) for text in given])
         recipe = load(stage.recipe, "default" if stage.subject else options.recipe, options.set)
-        execute(stage, recipe, inputs, Path(options.out))
-    if int(os.environ.get("RANK", "0")) == 0:
+        execute(stage, recipe, inputs, storage.location(options.out))
+    if _rank() == 0:
         print(options.out)
 
 
@@ -195,13 +208,13 @@ def parser_for(stage: Stage[Any]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=f"python -m {stage.module}", description=summary)
     if stage.subject:
         metavar = stage.subject.upper()
-        parser.add_argument(stage.subject, metavar=metavar, nargs=1, type=Path, help="directory to work on")
+        parser.add_argument(stage.subject, metavar=metavar, nargs=1, help="directory to work on")
     else:
         parser.add_argument("recipe", metavar="RECIPE", help="TOML file, FILE#table, a shipped recipe, or 'default'")
     for role, accepts in stage.inputs.items():
         if role != stage.subject:
             help_text = " or ".join(accepts.kinds)
-            many: dict[str, Any] = {"nargs": "+" if accepts.several_by else 1, "action": "extend", "type": Path}
+            many: dict[str, Any] = {"nargs": "+" if accepts.several_by else 1, "action": "extend"}
             parser.add_argument(f"--{role}", metavar="DIR", required=not accepts.optional, help=help_text, **many)
     parser.add_argument("--out", metavar="DIR", required=True, help=f"where the {stage.produces} will be")
     parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="override a recipe value")
@@ -250,21 +263,61 @@ def explain(error: BaseException | None) -> str | None:
     # Files of weights are written by a library with an error type of its own, a full disk included.
     if isinstance(error, ValueError | SafetensorError):
         return " ".join(str(error).split())
-    return None
+    return storage.explain(error) if error else None
 
 
-def _identity(path: Path, accepts: Role) -> str:
-    if (path / artifact.MANIFEST).is_file() or FOLDER not in accepts.kinds:
+def _make(
+    stage: Stage[R], recipe: R, inputs: Mapping[str, Location], given: Mapping[str, str], out: Location
+) -> artifact.Artifact | None:
+    # A remote stage takes locations; the type of run is that of all the others, for which paths are enough.
+    hands = cast(Mapping[str, Path], inputs) if stage.remote else _at_hand(inputs)
+    if _rank() != 0:
+        stage.run(recipe, hands, cast(Path, artifact.staging(out)))
+        return None
+    made = {PLACEMENT: recipe.resolved().get(PLACEMENT), "paths": {role: str(place) for role, place in inputs.items()}}
+    with artifact.create(out, kind=stage.produces, inputs=given, recipe=recipe.identity(), **made) as draft:
+        draft.facts.update(stage.run(recipe, hands, cast(Path, draft.location)))
+    return artifact.read(out, stage.produces)
+
+
+def _publish(
+    stage: Stage[R], recipe: R, inputs: Mapping[str, Location], given: Mapping[str, str], out: UPath
+) -> artifact.Artifact | None:
+    """Make an artifact on this machine, then copy it to where it is wanted."""
+    work = cache.workplace(out)
+    if _rank() != 0:
+        return _make(stage, recipe, inputs, given, work)
+    with artifact.publishing(out, kind=stage.produces, inputs=given, recipe=recipe.identity()) as publish:
+        if work.exists() and artifact.difference(artifact.read(work), inputs=given, recipe=recipe.identity()):
+            shutil.rmtree(work)  # complete, but never published, and no longer what is wanted
+        made = artifact.read(work) if work.exists() else _make(stage, recipe, inputs, given, work)
+        assert made is not None, "rank 0 completes what it makes"
+        logger.info("copying %s bytes to %s", f"{made.bytes:,}", out)
+        publish(made)
+    cache.keep(made, out)
+    return artifact.read(out, stage.produces)
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK", "0"))
+
+
+def _at_hand(inputs: Mapping[str, Location]) -> dict[str, Path]:
+    return {role: cache.fetch(place) for role, place in inputs.items()}
+
+
+def _identity(path: Location, accepts: Role) -> str:
+    if storage.is_file(path / artifact.MANIFEST) or FOLDER not in accepts.kinds:
         kind = accepts.kinds[0] if len(accepts.kinds) == 1 and FOLDER not in accepts.kinds else None
         found = artifact.read(path, kind)
         if found.kind not in accepts.kinds and FOLDER not in accepts.kinds:
             expected = " or ".join(accepts.kinds)
             raise artifact.ArtifactError(f"{path} is a {found.kind} artifact, expected {expected}")
         return found.identity
-    return artifact.folder_identity(path)
+    return artifact.folder_identity(cache.fetch(path))
 
 
-def _existing(stage: Stage[Any], recipe: Recipe, given: Mapping[str, str], out: Path) -> artifact.Artifact:
+def _existing(stage: Stage[Any], recipe: Recipe, given: Mapping[str, str], out: Location) -> artifact.Artifact:
     found = artifact.read(out, stage.produces)
     if (changed := artifact.difference(found, inputs=given, recipe=recipe.identity())) is not None:
         raise artifact.ArtifactError(

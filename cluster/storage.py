@@ -40,6 +40,10 @@ _SHA256 = "sha256"
 _CHUNK = 2**20
 
 
+TRANSFERS = 8
+"""Files copied to or from an object store at a time."""
+
+
 class StorageError(ValueError):
     """A location cannot be understood, reached, read or written."""
 
@@ -107,7 +111,7 @@ def files(text: str | Location, suffixes: tuple[str, ...] = ("",)) -> list[FileI
         return [_local_info(path) for path in sorted(found)]
     with _told(place):
         entries = _remote_files(place, suffixes)
-        return [_remote_info(place, name, entries[name]) for name in sorted(entries)]
+        return [_remote_info(place, name, entries[name]) for name in sorted(entries, key=_parts)]
 
 
 def listing(folder: Location) -> dict[str, FileInfo]:
@@ -117,7 +121,7 @@ def listing(folder: Location) -> dict[str, FileInfo]:
     with _told(folder):
         entries = _objects_below(folder, ("",))
     start = len(folder.path.rstrip("/")) + 1
-    return {name[start:]: _remote_info(folder, name, entries[name]) for name in sorted(entries)}
+    return {name[start:]: _remote_info(folder, name, entries[name]) for name in sorted(entries, key=_parts)}
 
 
 def open_read(place: Location) -> BinaryIO:
@@ -354,6 +358,11 @@ def _carried(place: UPath, sha256: str) -> dict[str, Any]:
     if place.protocol in ("s3", "s3a"):
         return {"Metadata": {_SHA256: sha256}}
     return {"metadata": {_SHA256: sha256}} if place.protocol in ("gs", "gcs") else {}
+
+
+def _parts(name: str) -> list[str]:
+    """Objects are sorted as paths are: ``a/b`` before ``a-b``."""
+    return name.split("/")
 
 
 def _one_line(error: BaseException) -> str:
