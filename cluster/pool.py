@@ -195,6 +195,7 @@ class _Pool:
         try:
             answer = ray.get(reference)
         except ray.exceptions.RayTaskError as error:
+            self._idle.append(actor)
             raise error.cause from error
         except ray.exceptions.RayActorError as error:
             self._died(actor, error)
