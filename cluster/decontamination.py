@@ -31,8 +31,8 @@ from cluster.stage import StageError
 U64 = npt.NDArray[np.uint64]
 U16 = npt.NDArray[np.uint16]
 
-# Places in the rough table for each run of the evaluation data: at most one lookup in sixteen goes on to the exact one.
-_PLACES_PER_RUN = 16
+# Bits of the rough table for each run of the evaluation data: at most one lookup in sixteen goes on to the exact one.
+_BITS_PER_RUN = 16
 
 
 class Decontamination(Recipe):
@@ -69,6 +69,8 @@ class Evaluation:
     """``[runs]``, ascending, each once."""
     owners: U16
     """``[runs]``: which of ``tasks``; the first where several share a run."""
+    heads: U64
+    """``[heads]``, ascending: the first ``lengths[0]`` words of every run."""
     counts: dict[str, dict[str, int]]
     """What was read for each task: files, texts (each once), ignored (texts that are too short), runs."""
 
@@ -84,21 +86,23 @@ class Evaluation:
         for file in listing(recipe):
             texts.setdefault(file.task, set()).update(evaluation_texts.read(file.info.location))
             files[file.task] += 1
-        tasks = tuple(texts)
-        parts, lengths = [], set[int]()
-        counts: dict[str, dict[str, int]] = {}
-        for task in tasks:
-            runs = [_runs(text, recipe) for text in texts[task]]
-            lengths.update(length for length, found in runs if len(found))
-            parts.append(np.unique(np.concatenate([found for _, found in runs])))
-            ignored = sum(not len(found) for _, found in runs)
-            counts[task] = {"files": files[task], "texts": len(runs), "ignored": ignored, "runs": len(parts[-1])}
-        return cls(tasks, tuple(sorted(lengths)), *_merge(parts), counts)
+        found = {task: [_Runs.of(text, recipe) for text in texts[task]] for task in texts}
+        counts = {task: {"files": files[task], **_counts(found[task])} for task in found}
+        used = [[runs for runs in found[task] if len(runs.numbers)] for task in found]
+        lengths = sorted({runs.length for part in used for runs in part})
+        if not lengths:
+            raise StageError(
+                f"decontamination: no text of {', '.join(texts)} has {recipe.min_words} words: lower min_words"
+            )
+        heads = np.unique(np.concatenate([runs.heads(lengths[0]) for part in used for runs in part]))
+        numbers = [np.unique(np.concatenate([runs.numbers for runs in part] or [heads[:0]])) for part in used]
+        return cls(tuple(texts), tuple(lengths), *_merge(numbers), heads, counts)
 
     def overlap(self, text: str) -> str | None:
         """The first task that shares a run of words with a text; None where no task does."""
         words = word_grams.words(text)
-        owners = [self._owners(found) for found in word_grams.grams_of_lengths(words, self.lengths)]
+        starts = self._starts(word_grams.grams(words, self.lengths[0]))
+        owners = [self._owners(word_grams.grams_at(words, starts, length)) for length in self.lengths if len(starts)]
         first = min((int(found.min()) for found in owners if len(found)), default=None)
         return None if first is None else self.tasks[first]
 
@@ -114,7 +118,7 @@ class Evaluation:
         """Write it as one file, for processes that did not load it."""
         header = json.dumps({"tasks": self.tasks, "lengths": self.lengths, "counts": self.counts})
         with storage.writing(place) as path, path.open("wb") as file:
-            np.savez(file, header=np.array(header), runs=self.runs, owners=self.owners)
+            np.savez(file, header=np.array(header), runs=self.runs, owners=self.owners, heads=self.heads)
 
     @classmethod
     def open(cls, place: storage.Location) -> Self:
@@ -122,23 +126,46 @@ class Evaluation:
         with storage.open_read(place) as file, np.load(file, allow_pickle=False) as arrays:
             header = json.loads(str(arrays["header"]))
             tasks, lengths = tuple(header["tasks"]), tuple(header["lengths"])
-            return cls(tasks, lengths, arrays["runs"], arrays["owners"], header["counts"])
+            return cls(tasks, lengths, arrays["runs"], arrays["owners"], arrays["heads"], header["counts"])
 
-    def _owners(self, runs: U64) -> U16:
+    def _starts(self, heads: U64) -> npt.NDArray[np.int64]:
+        """Where in a text a run of the evaluation data may begin: nearly nowhere, so little is left to compare."""
+        bits = heads & np.uint64(len(self._table) * 8 - 1)
+        rough = np.flatnonzero(self._table[bits >> np.uint64(3)] >> (bits & np.uint64(7)).astype(np.uint8) & 1)
+        return rough[_find(self.heads, heads[rough])[1]]
+
+    def _owners(self, numbers: U64) -> U16:
         """Owners of those runs that are evaluation data."""
-        table = self._table
-        rough = runs[table[runs & np.uint64(len(table) - 1)]]
-        places = np.minimum(np.searchsorted(self.runs, rough), len(self.runs) - 1)
-        owners: U16 = self.owners[places[self.runs[places] == rough]]
+        places, equal = _find(self.runs, numbers)
+        owners: U16 = self.owners[places[equal]]
         return owners
 
     @functools.cached_property
-    def _table(self) -> npt.NDArray[np.bool_]:
-        """Whether any run ends in these bits: answers nearly every question from the cache of the processor."""
-        size = 2 ** (len(self.runs) * _PLACES_PER_RUN).bit_length()
-        table = np.zeros(size, np.bool_)
-        table[self.runs & np.uint64(size - 1)] = True
-        return table
+    def _table(self) -> npt.NDArray[np.uint8]:
+        """Whether any head ends in these bits, eight to a byte: small enough for the cache of a processor."""
+        size = 2 ** max(3, (len(self.heads) * _BITS_PER_RUN).bit_length())
+        bits = np.zeros(size, np.bool_)
+        bits[self.heads & np.uint64(size - 1)] = True
+        return np.packbits(bits, bitorder="little")
+
+
+@dataclass(frozen=True)
+class _Runs:
+    """The runs of one evaluation text."""
+
+    words: U64
+    length: int
+    numbers: U64
+    """``[runs]``; none of a text that is too short."""
+
+    @classmethod
+    def of(cls, text: str, recipe: Decontamination) -> Self:
+        words = word_grams.words(text)
+        length = min(recipe.words, len(words))
+        return cls(words, length, word_grams.grams(words, length) if length >= recipe.min_words else words[:0])
+
+    def heads(self, length: int) -> U64:
+        return word_grams.grams(self.words, length)[: len(self.numbers)]
 
 
 def listing(recipe: Decontamination) -> list[TaskFile]:
@@ -181,11 +208,16 @@ def _is_split(name: PurePosixPath, splits: tuple[str, ...]) -> bool:
     return not set(re.findall("[a-z]+", str(name).lower())).isdisjoint(splits)
 
 
-def _runs(text: str, recipe: Decontamination) -> tuple[int, U64]:
-    """Words in a run, and the runs of one evaluation text; none of a text that is too short."""
-    words = word_grams.words(text)
-    length = min(recipe.words, len(words))
-    return length, word_grams.grams(words, length) if length >= recipe.min_words else words[:0]
+def _counts(found: list[_Runs]) -> dict[str, int]:
+    ignored = sum(not len(runs.numbers) for runs in found)
+    distinct = np.unique(np.concatenate([runs.numbers for runs in found]))
+    return {"texts": len(found), "ignored": ignored, "runs": len(distinct)}
+
+
+def _find(ascending: U64, wanted: U64) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+    """Where each number would stand, and whether it does."""
+    places = np.minimum(np.searchsorted(ascending, wanted), len(ascending) - 1)
+    return places, ascending[places] == wanted
 
 
 def _merge(parts: list[U64]) -> tuple[U64, U16]:

@@ -9,7 +9,7 @@ Permutations, signatures and the number of bands are datasketch's.
 """
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Annotated, Self
 
 import numpy as np
@@ -28,8 +28,10 @@ Mask = npt.NDArray[np.bool_]
 # Runs of words permuted at once: [512, permutations] of 32 bits stay in the cache, whatever the document's length.
 _RUNS = 512
 
-_BLOCK = 2**20
-"""Documents looked at together where a whole column at once would need another column of memory."""
+# A sixteenth of all numbers is sorted at a time, and looked for block by block: that needs little memory of its own, also
+# where everything is a duplicate.
+_PARTS, _PART_SHIFT = 16, np.uint64(60)
+_BLOCK = 2**16
 
 
 class NearDuplicates(Recipe):
@@ -83,11 +85,12 @@ def repeated(columns: Iterable[U64], eligible: Mask) -> Mask:
     """Which documents go: all of a connected group but the first, ``[documents]``.
 
     ``columns`` are the bands, ``[documents]`` each, one held at a time and in any order; documents that are not
-    ``eligible`` connect nothing and are not marked. Needs 16 bytes a document beside the column.
+    ``eligible`` connect nothing and are not marked. Beside the column it needs 16 bytes a document, 22 at its worst.
     """
     parents = np.arange(len(eligible), dtype=np.int64)
     for column in columns:
-        _unite(parents, *_links(column, eligible))
+        for ones, others in _links(column, eligible):
+            _unite(parents, ones, others)
     marked: Mask = parents != np.arange(len(eligible))
     return marked
 
@@ -107,38 +110,30 @@ def _runs(text: str, length: int) -> npt.NDArray[np.uint32]:
     return word_grams.grams(found, min(length, len(found))).astype(np.uint32)
 
 
-def _links(column: U64, eligible: Mask) -> tuple[I64, I64]:
-    """Pairs of eligible documents with equal numbers: the first of them, and each of the others."""
-    places = _sharing(column, eligible)
-    order = np.argsort(column[places], kind="stable")
-    values, places = column[places][order], places[order]
-    starts = np.flatnonzero(np.diff(values, prepend=values[:1] ^ np.uint64(1)))
-    firsts = np.repeat(places[starts], np.diff(starts, append=len(values)))
-    return firsts, places
+def _links(column: U64, eligible: Mask) -> Iterator[tuple[I64, I64]]:
+    """Pairs of eligible documents with equal numbers: the first of them, and each of them."""
+    for part in range(_PARTS):
+        places = _places(column, eligible, part)
+        values = column[places]
+        order = np.argsort(values)
+        values, places = values[order], places[order]
+        again = values[1:] == values[:-1]
+        if again.any():
+            shared = np.append(again, False) | np.append(False, again)
+            values, places = values[shared], places[shared]
+            starts = np.flatnonzero(np.append(True, values[1:] != values[:-1]))
+            firsts = np.minimum.reduceat(places, starts)
+            yield np.repeat(firsts, np.diff(starts, append=len(values))), places
 
 
-def _sharing(column: U64, eligible: Mask) -> I64:
-    """Eligible documents whose number another one has as well, in order.
-
-    Sorting numbers is several times faster than sorting documents by number, and few numbers occur twice: so first
-    the numbers, then the documents that have one of them, by a table of their lowest bits and then exactly.
-    """
-    values = column[eligible]
-    values.sort()
-    several = np.unique(values[1:][values[1:] == values[:-1]])
-    del values
-    if not len(several):
-        return np.empty(0, np.int64)
-    bits = np.uint64(2 ** max(10, int(len(several) * 16).bit_length()) - 1)
-    table = np.zeros(int(bits) + 1, np.bool_)
-    table[several & bits] = True
+def _places(column: U64, eligible: Mask, part: int) -> I64:
+    """Eligible documents whose number lies in one part of all numbers."""
     found: list[I64] = []
     for start in range(0, len(column), _BLOCK):
-        block = column[start : start + _BLOCK]
-        places = np.flatnonzero(table[block & bits] & eligible[start : start + _BLOCK])
-        nearest = np.minimum(np.searchsorted(several, block[places]), len(several) - 1)
-        found.append(places[several[nearest] == block[places]] + start)
-    return np.concatenate(found)
+        block = slice(start, start + _BLOCK)
+        inside = (column[block] >> _PART_SHIFT == part) & eligible[block]
+        found.append(np.flatnonzero(inside) + start)
+    return np.concatenate(found) if found else np.empty(0, np.int64)
 
 
 def _unite(parents: I64, ones: I64, others: I64) -> None:

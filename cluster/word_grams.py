@@ -10,7 +10,6 @@ between actors and after a restart. Everything is array arithmetic: no loop over
 
 import functools
 import unicodedata
-from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -37,19 +36,17 @@ def words(text: str) -> U64:
 
 def grams(found: U64, length: int) -> U64:
     """Every run of ``length`` words in order, ``[max(0, words - length + 1)]``."""
-    return next(grams_of_lengths(found, (length,)))
+    if length > len(found):
+        return np.empty(0, np.uint64)
+    return mix(_sums(found, length) + np.uint64(length))
 
 
-def grams_of_lengths(found: U64, lengths: Sequence[int]) -> Iterator[U64]:
-    """:func:`grams` of several lengths, shortest first, for little more than the price of the longest."""
-    total = np.zeros(len(found), np.uint64)
-    factor = 1
-    for offset in range(max(lengths, default=0)):
-        count = max(0, len(found) - offset)
-        total = total[:count] + found[offset:] * np.uint64(factor)
-        factor = factor * _WORD_BASE % _MODULUS
-        if offset + 1 in lengths:
-            yield mix(total + np.uint64(offset + 1))
+def grams_at(found: U64, starts: npt.NDArray[np.int64], length: int) -> U64:
+    """The runs of ``length`` words that begin at these places, those left out that would end behind the last word."""
+    starts = starts[starts + length <= len(found)]
+    factors = np.array([pow(_WORD_BASE, place, _MODULUS) for place in range(length)], np.uint64)
+    sums: U64 = (found[starts[:, None] + np.arange(length)] * factors).sum(axis=1, dtype=np.uint64)
+    return mix(sums + np.uint64(length))
 
 
 def mix(numbers: U64) -> U64:
@@ -60,48 +57,60 @@ def mix(numbers: U64) -> U64:
 
 
 def _parts(text: str) -> list[tuple[int, int]]:
-    """Where to cut a text: at the last blank of every part, or hard where there is none."""
+    """Where to cut a text: at the last blank or line end of every part, or hard where there is none."""
     found: list[tuple[int, int]] = []
     start = 0
     while start < len(text):
         end = start + _PART
-        if end < len(text) and (blank := text.rfind(" ", start + 1, end)) > 0:
-            end = blank
+        if end < len(text):
+            border = max(text.rfind(" ", start + 1, end), text.rfind("\n", start + 1, end))
+            end = border if border > 0 else end
         found.append((start, end))
         start = end
     return found
 
 
+def _sums(found: U64, length: int) -> U64:
+    """Polynomials in the words of every run, put together from two runs of half the length."""
+    if length == 1:
+        return found
+    half = length // 2
+    front = _sums(found, half)
+    sums: U64 = front[: len(front) - half] + front[half:] * np.uint64(pow(_WORD_BASE, half, _MODULUS))
+    if length % 2:
+        sums = sums[:-1] + found[length - 1 :] * np.uint64(pow(_WORD_BASE, length - 1, _MODULUS))
+    return sums
+
+
 def _words(part: str) -> U64:
     """Words as polynomials in their characters, by differences of one running sum over the whole part."""
-    codes = np.frombuffer(part.encode("utf-32-le", "surrogatepass"), np.uint32)
-    values = _characters()[np.minimum(codes, 0xFFFF)]
+    # In UTF-16 a character beyond the basic plane is two units, each in the table as part of a word.
+    units = np.frombuffer(part.encode("utf-16-le", "surrogatepass"), np.uint16)
+    values = np.zeros(len(units) + 2, np.uint64)
+    values[1:-1] = _characters()[units]
     inside = values != 0
-    borders = np.flatnonzero(np.diff(inside.view(np.int8), prepend=0, append=0))
+    borders = np.flatnonzero(inside[1:] != inside[:-1])
     starts, ends = borders[::2], borders[1::2]
     powers, inverses = _powers()
-    # Astral characters are all one to the table of the basic plane, so each brings its own number along.
-    if len(codes) and codes.max() > 0xFFFF:
-        values = np.where(codes > 0xFFFF, mix(codes.astype(np.uint64)), values)
-    sums = np.zeros(len(codes) + 1, np.uint64)
-    np.cumsum(values * powers[: len(codes)], out=sums[1:])
+    sums = np.zeros(len(units) + 1, np.uint64)
+    np.cumsum(values[1:-1] * powers[: len(units)], out=sums[1:])
     return mix((sums[ends] - sums[starts]) * inverses[starts])
 
 
 @functools.cache
 def _characters() -> U64:
-    """A number for every character of the basic plane, that of its lower case; 0 for what separates words."""
-    kept = [chr(code) if unicodedata.category(chr(code))[0] in "LMN" else "" for code in range(2**16)]
-    lower = np.array([ord(character.lower()[0]) if character else 0 for character in kept], np.uint64)
-    values = np.where(lower != 0, mix(lower * np.uint64(_CHARACTER_BASE)), np.uint64(0))
-    values[0xFFFF] = 1  # stands for all characters beyond the plane; itself it is none
+    """A number for every unit of UTF-16, that of its lower case; 0 for what separates words."""
+    kinds = [unicodedata.category(chr(unit)) for unit in range(2**16)]
+    lower = [ord(chr(unit).lower()[0]) if kind[0] in "LMN" or kind == "Cs" else 0 for unit, kind in enumerate(kinds)]
+    codes = np.array(lower, np.uint64)
+    values: U64 = np.where(codes != 0, mix(codes * np.uint64(_CHARACTER_BASE)), np.uint64(0))
     return values
 
 
 @functools.cache
 def _powers() -> tuple[U64, U64]:
-    """Powers of the base, and of its inverse, for every place of a part."""
+    """Powers of the base, and of its inverse, for every unit of a part."""
     bases = (_CHARACTER_BASE, pow(_CHARACTER_BASE, -1, _MODULUS))
     ones = np.ones(1, np.uint64)
-    powers, inverses = (np.cumprod(np.concatenate([ones, np.full(_PART, base, np.uint64)])) for base in bases)
+    powers, inverses = (np.cumprod(np.concatenate([ones, np.full(2 * _PART, base, np.uint64)])) for base in bases)
     return powers, inverses
