@@ -12,6 +12,7 @@ from typing import Literal, Self
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from cluster.recipe import Recipe
+from cluster.rows import Check
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
@@ -127,6 +128,9 @@ class Placement(Recipe):
     """Vocabulary projection and losses in chunks, or the reference: all logits of both models at once."""
     execution: Literal["auto", "eager", "compiled"] = "auto"
     """With ``torch.compile`` or without; ``auto`` compiles on a GPU."""
+    verify: Check = "sizes"
+    """How the files of rows are compared with their manifest before the first step: by size, or by hash as well, which
+    reads all of them once on every node."""
     log_every: PositiveInt = 10
     save_every: PositiveInt = 500
     validate_every: PositiveInt = 500
@@ -191,6 +195,9 @@ class Training(Recipe):
     (Devlin et al. 2018, appendix A.2: 128 for most steps, then 512). The learning rate spans them all."""
     rows_per_step: PositiveInt = 4096
     """Rows in one optimizer step, over all workers and accumulation (paper, section 3: up to 4K)."""
+    order: Literal["rows", "blocks"] = "rows"
+    """Rows of an epoch in any order, each read from anywhere; or blocks of consecutive rows (2 MiB) in any order, and
+    rows mixed within 32 of them: for rows on spinning or network disks that do not fit into memory."""
     precision: Precision = "fp32"
     seed: int = Field(1, ge=0)
     validation_rows: PositiveInt = 512

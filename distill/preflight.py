@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from cluster import artifact
 from cluster.telemetry import say
 from distill import costs, memory, prediction, shapes
 from distill.costs import Shape
@@ -63,6 +64,7 @@ def check_worker(schedule: Schedule, teacher: Any, model: Any, workers: Workers,
 
     Raises:
         PreflightError: the device, its memory or the disk cannot do it.
+        ArtifactError: rows that placement has verified were changed.
     """
     taught = shapes.of_config(teacher.config.to_dict(), "the teacher") if teacher is not None else None
     student = shapes.of_config(model.config.to_dict(), "the student")
@@ -76,6 +78,9 @@ def check_worker(schedule: Schedule, teacher: Any, model: Any, workers: Workers,
     if workers.leads:
         for warning in warnings:
             say(f"warning: {warning}")
+    if schedule.first.training.placement.verify == "hashes" and workers.local_rank == 0:
+        for path in {phase.tokens.path for phase in schedule.phases}:
+            artifact.verify(path, "tokens")
 
 
 def check(

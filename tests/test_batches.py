@@ -6,7 +6,7 @@ import tokens_artifact
 import torch
 
 from cluster.rows import TokenSet, open_tokens
-from distill.batches import Batches, Masker, shuffled
+from distill.batches import BLOCK_BYTES, WINDOW_BLOCKS, Batches, Masker, shuffled, shuffled_in_blocks
 from distill.distillation import Loss, Masking, Training
 
 SEED = 7
@@ -33,6 +33,45 @@ def test_the_order_is_not_the_rows_own() -> None:
     order = shuffled(np.arange(10_000), 10_000, SEED, 0)
     assert abs(np.corrcoef(np.arange(10_000), order)[0, 1]) < 0.05
     assert len(np.unique(np.diff(order))) > 5_000
+
+
+@pytest.mark.parametrize("block", [1, 7, 100])
+def test_an_epoch_in_blocks_sees_every_row_once_and_two_epochs_differ(block: int) -> None:
+    for size in (1, 2, 31, 100, 224, 3200, 3201, 10_007):
+        first, second = (shuffled_in_blocks(np.arange(size), size, block, SEED, epoch) for epoch in (0, 1))
+        assert sorted(first) == list(range(size))
+        assert size < 16 or (first != second).any()
+
+
+def test_rows_in_blocks_come_from_few_places_at_a_time_and_from_everywhere_in_the_end() -> None:
+    size, block = 1_000_000, 1000
+    order = shuffled_in_blocks(np.arange(size), size, block, SEED, 0)
+    window = order[: block * WINDOW_BLOCKS]
+    # Blocks are cut anywhere, so each touches two thousands of rows.
+    assert len(np.unique(window // block)) <= 2 * WINDOW_BLOCKS
+    assert len(np.unique(order[:: block * WINDOW_BLOCKS] // (size // 10))) > 5
+    # A step's worth already has rows of nearly every block of its window, in no order of their own.
+    assert len(np.unique(order[:200] // block)) > WINDOW_BLOCKS
+    assert abs(np.corrcoef(np.arange(len(window)), window)[0, 1]) < 0.05
+    other = shuffled_in_blocks(np.arange(size), size, block, SEED, 1)
+    assert len(np.intersect1d(window, other[: len(window)])) < len(window) / 5
+
+
+def test_a_run_in_blocks_goes_on_from_its_step_alone(tokens: TokenSet) -> None:
+    """Its order is that of the formula, whole or in parts, across the borders of epochs."""
+    blocks = training(50, order="blocks")
+    batches = Batches(tokens.train, Masker(tokens, blocks), blocks)
+    size, block = len(tokens.train), BLOCK_BYTES // tokens.train.row_bytes
+    epochs = [shuffled_in_blocks(np.arange(size), size, block, SEED, epoch) for epoch in range(3)]
+    first_step, count = size // 50, 3
+    parts = [
+        batches.rows(step, first, 10)[0] for step in range(first_step, first_step + count) for first in range(0, 50, 10)
+    ]
+    np.testing.assert_array_equal(np.concatenate(parts), np.concatenate(epochs)[first_step * 50 :][: 50 * count])
+
+
+def test_the_order_is_part_of_what_is_trained() -> None:
+    assert training().identity() != training(order="blocks").identity()
 
 
 def test_any_number_of_workers_sees_the_same_rows_with_the_same_masks(tokens: TokenSet) -> None:

@@ -9,6 +9,7 @@ import pytest
 import tokens_artifact
 import torch
 
+from cluster.artifact import ArtifactError
 from distill import costs, preflight, shapes, train
 from distill.distillation import Distillation
 from distill.preflight import Machine, PreflightError
@@ -93,4 +94,17 @@ def test_training_asks_before_it_claims_a_folder(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
     with pytest.raises(PreflightError, match=r"0\.00 GB are free at --out"):
         train.run(recipe, inputs, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_rows_are_read_whole_before_training_where_that_is_asked_for(tmp_path: Path) -> None:
+    tokens = tokens_artifact.make(tmp_path, documents=400)
+    inputs = {"tokens": tokens, "teacher": tmp_path / "teacher"}
+    rows = tokens / "train-00000.arrow"
+    content = bytearray(rows.read_bytes())
+    content[len(content) // 2] ^= 1
+    rows.write_bytes(content)
+    recipe = {"steps": 1, "rows_per_step": 8, "placement": {"device": "cpu", "verify": "hashes"}}
+    with pytest.raises(ArtifactError, match=f"{rows} was changed after it was made"):
+        train.run(Distillation.of(recipe), inputs, tmp_path / "run")
     assert not (tmp_path / "run").exists()
