@@ -17,7 +17,7 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 from glob import has_magic
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Self
 
 import numpy as np
@@ -184,6 +184,8 @@ def _files(text: str, splits: tuple[str, ...]) -> list[TaskFile]:
         if not found:
             raise StageError(f"decontamination task {text}: nothing matches this glob")
         return found
+    if not storage.exists(place):
+        raise StageError(f"decontamination task {text}: nothing is there; relative paths start at {Path.cwd()}")
     below = {PurePosixPath(name): info for name, info in storage.listing(place).items()}
     readable = {name: info for name, info in below.items() if name.suffix in evaluation_texts.SUFFIXES}
     chosen = [_of_folder(place.name, name, info, splits) for name, info in readable.items() if _is_split(name, splits)]

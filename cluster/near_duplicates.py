@@ -28,8 +28,8 @@ Mask = npt.NDArray[np.bool_]
 # Runs of words permuted at once: [512, permutations] of 32 bits stay in the cache, whatever the document's length.
 _RUNS = 512
 
-# A sixteenth of all numbers is sorted at a time, and looked for block by block: that needs little memory of its own, also
-# where everything is a duplicate.
+# A sixteenth of all numbers is sorted at a time, and looked for block by block: that needs little memory of its own,
+# also where everything is a duplicate.
 _PARTS, _PART_SHIFT = 16, np.uint64(60)
 _BLOCK = 2**16
 

@@ -1,8 +1,9 @@
 """Words and runs of words as 64-bit numbers: what near-duplicates and overlaps with evaluation data are found by.
 
-A word is a run of letters, marks and digits in lower case; everything else separates words. So ``It's``, ``it 's``
-and ``(IT) S`` are the same two words, and a text is found again in other punctuation, case or line breaks. Languages
-that put nothing between their words make one word of a clause: there these numbers find only whole equal clauses.
+A word is a run of letters, marks and digits in lower case, and of whatever lies beyond the basic plane of Unicode (rare
+scripts, emoji); everything else separates words. So ``It's``, ``it 's`` and ``(IT) S`` are the same two words, and a
+text is found again in other punctuation, case or line breaks. Languages that put nothing between their words make one
+word of a clause: there these numbers find only whole equal clauses.
 
 The numbers depend on the text alone, not on the machine, the process or a version of a library: they are compared
 between actors and after a restart. Everything is array arithmetic: no loop over characters or words.
