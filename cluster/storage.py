@@ -80,7 +80,7 @@ def location(text: str | Path | UPath) -> Location:
     except (ImportError, ValueError) as error:
         extra = _EXTRAS.get(scheme)
         advice = f"pip install 'stillhouse[{extra}]'" if extra else "use a path, s3:// or gs://"
-        raise StorageError(f"{text}: {_one_line(error).rstrip('.')}: {advice}") from None
+        raise StorageError(f"{text}: {_one_line(error)}: {advice}") from None
     # Listings are never remembered: other processes and machines write to the same places.
     return UPath(f"{scheme}://{rest}", use_listings_cache=False)
 
@@ -272,7 +272,7 @@ def sync(path: Path) -> None:
 def explain(error: BaseException) -> str | None:
     """The one line for an error of an object store's library; None for any other."""
     if type(error).__module__.partition(".")[0] in _LIBRARIES:
-        return _one_line(error).rstrip(".")
+        return _one_line(error)
     return None
 
 
@@ -366,4 +366,4 @@ def _parts(name: str) -> list[str]:
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    return " ".join(str(error).split()).rstrip(".") or type(error).__name__

@@ -6,6 +6,9 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import pytest
+import s3fs
+
 SERVER = """
 import sys
 from moto.server import ThreadedMotoServer
@@ -35,17 +38,33 @@ def environment(port: int) -> dict[str, str]:
 
 
 @contextmanager
-def serving() -> Iterator[int]:
-    """The port of a server that lives as long as the block."""
-    quiet = {**os.environ, "MOTO_S3_DEFAULT_KEY_BUFFER_SIZE": str(2**20)}
-    command = [sys.executable, "-c", SERVER]
+def serving(**settings: str) -> Iterator[int]:
+    """The port of a server that lives as long as the block; ``settings`` are moto's environment variables."""
     with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=quiet
+        [sys.executable, "-c", SERVER],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env={**os.environ, **settings},
     ) as server:
         assert server.stdout
         assert server.stdin
         try:
-            yield int(server.stdout.readline())
+            port = int(server.stdout.readline())
+            s3fs.S3FileSystem.clear_instance_cache()  # what is there talks to another test's server
+            yield port
         finally:
             server.stdin.close()
             server.wait()
+
+
+def use(port: int, monkeypatch: pytest.MonkeyPatch) -> s3fs.S3FileSystem:
+    """Make this process, and those it starts, talk to the server; its bucket, emptied, as s3fs sees it."""
+    for name, value in environment(port).items():
+        monkeypatch.setenv(name, value)
+    files = s3fs.S3FileSystem(use_listings_cache=False)
+    if files.exists(BUCKET):
+        files.rm(BUCKET, recursive=True)
+    files.mkdir(BUCKET)
+    return files

@@ -1,0 +1,247 @@
+"""Artifacts in an object store: the manifest last, one maker at a time, and what was made is gone on with."""
+
+import contextlib
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import s3_server
+import s3fs
+from upath import UPath
+
+from cluster import artifact, lease, storage
+from cluster.artifact import Artifact, ArtifactError
+from cluster.lease import LeaseError
+
+RECIPE = {"seed": 1}
+
+KILLED = """
+import os, signal, sys
+from cluster import artifact, storage
+
+with artifact.create(sys.argv[1], kind="tokens", inputs={}, recipe={"seed": 1}) as draft:
+    storage.write_json(draft.location / "first.json", 1)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+HELD = """
+import sys
+from cluster import artifact, storage
+
+with artifact.create(sys.argv[1], kind="tokens", inputs={}, recipe={"seed": 1}) as draft:
+    storage.write_json(draft.location / "rows.json", "first")
+    print("held", flush=True)
+    sys.stdin.readline()
+"""
+
+
+class CrashError(Exception):
+    """What ends an attempt."""
+
+
+@pytest.fixture(scope="module")
+def port() -> Iterator[int]:
+    with s3_server.serving() as port:
+        yield port
+
+
+@pytest.fixture
+def bucket(port: int, monkeypatch: pytest.MonkeyPatch) -> s3fs.S3FileSystem:
+    return s3_server.use(port, monkeypatch)
+
+
+@pytest.fixture
+def out(bucket: s3fs.S3FileSystem) -> UPath:
+    found = storage.location("s3://barrel/made/tokens")
+    assert isinstance(found, UPath)
+    return found
+
+
+def _make(out: storage.Location, text: str = "rows", **given: Any) -> Artifact:
+    with artifact.create(out, **{"kind": "tokens", "inputs": {}, "recipe": RECIPE, **given}) as draft:
+        storage.write_json(draft.location / "rows.json", text)
+        storage.write_json(draft.location / "shards" / "0.json", {})
+        draft.facts["rows"] = 3
+    return artifact.read(out)
+
+
+def _interrupt(out: UPath, name: str, **given: Any) -> list[str]:
+    """An attempt that ends with an exception; what it found of earlier attempts."""
+    found: list[str] = []
+    call = {"kind": "tokens", "inputs": {}, "recipe": RECIPE, **given}
+    with contextlib.suppress(CrashError), artifact.create(out, **call) as draft:
+        found += [name for name in storage.listing(draft.location) if not name.startswith(".")]
+        storage.write_json(draft.location / name, name)
+        raise CrashError
+    return found
+
+
+def test_an_artifact_is_the_same_in_a_folder_and_in_an_object_store(out: UPath, tmp_path: Path) -> None:
+    there, here = _make(out), _make(tmp_path / "tokens")
+    assert artifact.verify(out, "tokens") == there
+    assert there.identity == here.identity
+    assert there.files == here.files
+    assert [*storage.listing(out)] == ["manifest.json", "rows.json", "shards/0.json"]
+
+
+def test_until_its_manifest_is_there_it_is_no_artifact(out: UPath) -> None:
+    with artifact.create(out, kind="tokens", inputs={}, recipe=RECIPE) as draft:
+        storage.write_json(draft.location / "rows.json", 1)
+        with pytest.raises(
+            ArtifactError, match=r"s3://barrel/made/tokens is not an artifact: it has no manifest\.json"
+        ):
+            artifact.read(out)
+    assert artifact.read(out).kind == "tokens"
+
+
+def test_an_interrupted_attempt_is_continued_and_another_one_clears_it(out: UPath) -> None:
+    assert _interrupt(out, "first.json") == []
+    assert _interrupt(out, "second.json") == ["first.json"]
+    assert _interrupt(out, "third.json", recipe={"seed": 2}) == []
+    assert sorted(_make(out, recipe={"seed": 2}).files) == ["rows.json", "shards/0.json", "third.json"]
+
+
+def test_what_exists_is_never_overwritten(out: UPath, bucket: s3fs.S3FileSystem) -> None:
+    before = _make(out)
+    with pytest.raises(ArtifactError, match="never overwritten"):
+        _make(out, "other")
+    assert artifact.verify(out) == before
+    bucket.pipe_file("barrel/notes/mine.txt", b"mine")
+    with pytest.raises(ArtifactError, match="never overwritten"):
+        _make(out.parent.parent / "notes")
+    assert bucket.find("barrel/notes") == ["barrel/notes/mine.txt"]
+
+
+def test_a_killed_maker_is_known_to_be_dead_at_once(out: UPath) -> None:
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(out)], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert any(lease.NAME.fullmatch(name) for name in storage.listing(out))
+    assert _interrupt(out, "second.json") == ["first.json"]
+    assert [name for name in storage.listing(out) if lease.NAME.fullmatch(name)] == []
+
+
+def test_two_processes_never_make_one_artifact_at_once(out: UPath) -> None:
+    command = [sys.executable, "-c", HELD, str(out)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdout
+        assert first.stdout.readline() == "held\n"
+        with pytest.raises(LeaseError, match=rf"another process is making {out} right now \(on ") as refused:
+            _make(out)
+        first.communicate("\n")
+    assert "\n" not in str(refused.value)
+    assert first.returncode == 0
+    assert storage.read_json(artifact.verify(out).location / "rows.json") == "first"
+
+
+ELSEWHERE = {"host": "elsewhere", "machine": "another", "process": os.getpid(), "started": 1, "beat": 0}
+
+
+def test_a_maker_on_another_machine_that_is_not_heard_of_is_followed(
+    out: UPath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr(lease, "POLL_SECONDS", 0.05)
+    _interrupt(out, "first.json")
+    storage.write_json(out / ".lease-00007", ELSEWHERE)
+    assert _interrupt(out, "second.json") == ["first.json"]
+
+
+def test_a_maker_on_another_machine_that_is_heard_of_is_left_alone(out: UPath, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "POLL_SECONDS", 0.05)
+    ended = threading.Event()
+
+    def live() -> None:
+        for beat in itertools.count():
+            storage.write_json(out / ".lease-00001", {**ELSEWHERE, "beat": beat})
+            if ended.wait(0.05):
+                return
+
+    _interrupt(out, "first.json")
+    holder = threading.Thread(target=live)
+    holder.start()
+    try:
+        while not storage.exists(out / ".lease-00001"):
+            continue
+        with pytest.raises(LeaseError, match=r"another process is making .* \(on elsewhere\)"):
+            _make(out)
+    finally:
+        ended.set()
+        holder.join()
+
+
+def test_a_maker_that_was_followed_completes_nothing(out: UPath) -> None:
+    making = artifact.create(out, kind="tokens", inputs={}, recipe=RECIPE)
+    making.__enter__()
+    storage.remove(out / ".lease-00001")
+    storage.write_json(out / ".lease-00002", ELSEWHERE)
+    with pytest.raises(LeaseError, match="another process went on with"):
+        making.__exit__(None, None, None)
+    assert not storage.exists(out / artifact.MANIFEST)
+
+
+def test_a_manifest_that_is_there_already_stays(out: UPath) -> None:
+    making = artifact.create(out, kind="tokens", inputs={}, recipe=RECIPE)
+    making.__enter__()
+    (out / artifact.MANIFEST).write_bytes(b"theirs")
+    with pytest.raises(ArtifactError, match="was completed by another process"):
+        making.__exit__(None, None, None)
+    assert (out / artifact.MANIFEST).read_bytes() == b"theirs"
+
+
+def test_damage_is_refused_by_name_in_one_line(out: UPath, bucket: s3fs.S3FileSystem) -> None:
+    _make(out)
+    bucket.pipe_file("barrel/made/tokens/rows.json", b'"swor"\n')
+    artifact.read(out)
+    with pytest.raises(ArtifactError, match=r"s3://barrel/made/tokens/rows\.json was changed after it was made"):
+        artifact.verify(out)
+    bucket.pipe_file("barrel/made/tokens/rows.json", b"cut")
+    with pytest.raises(ArtifactError, match=r"rows\.json has 3 bytes, its manifest says 7: it was cut or changed"):
+        artifact.read(out)
+    bucket.rm("barrel/made/tokens/rows.json")
+    with pytest.raises(ArtifactError, match=r"rows\.json is missing"):
+        artifact.read(out)
+    bucket.pipe_file("barrel/made/tokens/manifest.json", b'{"kind"')
+    with pytest.raises(ArtifactError, match=r"manifest\.json cannot be read"):
+        artifact.read(out)
+    with pytest.raises(ArtifactError, match="s3://barrel/none does not exist: expected a corpus artifact there"):
+        artifact.read("s3://barrel/none", "corpus")
+
+
+def test_publishing_goes_on_where_it_was_interrupted(out: UPath, bucket: s3fs.S3FileSystem, tmp_path: Path) -> None:
+    made = _make(tmp_path / "tokens")
+    bucket.make_bucket_versioned("barrel", True)
+    versions = s3fs.S3FileSystem(version_aware=True, skip_instance_cache=True)
+    out = out / tmp_path.name
+    given = {"kind": made.kind, "inputs": made.inputs, "recipe": made.recipe}
+    with contextlib.suppress(CrashError), artifact.publishing(out, **given):
+        storage.upload(made.path / "rows.json", out / "rows.json")
+        bucket.pipe_file((out / "shards" / "0.json").path, b"{")
+        raise CrashError
+    with artifact.publishing(out, **given) as publish:
+        publish(made)
+    assert artifact.verify(out).manifest == made.manifest
+    assert len(versions.object_version_info((out / "rows.json").path)) == 1, "copied once"
+    assert len(versions.object_version_info((out / "shards" / "0.json").path)) == 2, "what was wrong, again"
+
+
+def test_a_copy_that_fails_leaves_no_manifest(out: UPath, tmp_path: Path) -> None:
+    made = _make(tmp_path / "tokens")
+    (made.path / "shards" / "0.json").unlink()
+    publishing = artifact.publishing(out, kind=made.kind, inputs=made.inputs, recipe=made.recipe)
+    with pytest.raises(FileNotFoundError), publishing as publish:
+        publish(made)
+    assert [*storage.listing(out)] == [".draft.json", "rows.json"]
+
+
+def test_a_manifest_holds_no_secret(out: UPath) -> None:
+    text = json.dumps(dict(_make(out).manifest))
+    assert s3_server.SECRET not in text
+    assert s3_server.KEY not in text
