@@ -4,24 +4,13 @@ Every document is followed by [SEP], and all of them make one stream; a row is [
 tokens of the stream. Documents run on across rows, so nothing is padded and nothing is cut but the stream's tail.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 
 from cluster.rows import Tokens, token_type
-
-
-@dataclass(frozen=True)
-class Packed:
-    """What became of a stream."""
-
-    rows: Tokens
-    """``[rows, seq_len]``"""
-    tail_tokens: int
-    """Tokens at the end that filled no row."""
-    special_rows: int
-    """Rows left out because more than half of each was special tokens."""
 
 
 @dataclass(frozen=True)
@@ -34,19 +23,39 @@ class Packing:
     sep_id: int
     special_ids: tuple[int, ...]
 
-    def pack(self, documents: Sequence[Tokens]) -> Packed:
-        """Rows of a stream of documents, each ``[tokens]``.
+
+class Stream:
+    """A stream of documents that becomes rows as it goes on: only what fills no row yet is held."""
+
+    def __init__(self, packing: Packing) -> None:
+        self._packing = packing
+        self._dtype = token_type(packing.vocab_size)
+        self._separator = self._dtype(packing.sep_id).tobytes()
+        self._special = np.zeros(packing.vocab_size, dtype=bool)
+        self._special[list(packing.special_ids)] = True
+        self._left = b""
+        self.special_rows = 0
+        """Rows left out because more than half of each was special tokens."""
+
+    @property
+    def tail_tokens(self) -> int:
+        """Tokens at the end that fill no row so far."""
+        return len(self._left) // np.dtype(self._dtype).itemsize
+
+    def add(self, documents: Iterable[bytes]) -> Tokens:
+        """The rows ``[rows, seq_len]`` that are filled now, by these documents of token ids.
 
         Training needs words to mask, so a row of which more than half is special tokens ([UNK] is one) is left out.
         """
-        dtype = token_type(self.vocab_size)
-        separator = np.array([self.sep_id], dtype=dtype)
-        stream = np.concatenate([separator[:0], *(piece for document in documents for piece in (document, separator))])
-        width = self.seq_len - 1
-        num_rows, tail = divmod(len(stream), width)
-        rows = np.full((num_rows, self.seq_len), self.cls_id, dtype=dtype)
+        parts = [self._left]
+        for document in documents:
+            parts += (document, self._separator)
+        stream = np.frombuffer(b"".join(parts), dtype=self._dtype)
+        width = self._packing.seq_len - 1
+        num_rows = len(stream) // width
+        self._left = stream[num_rows * width :].tobytes()
+        rows = np.full((num_rows, self._packing.seq_len), self._packing.cls_id, dtype=self._dtype)
         rows[:, 1:] = stream[: num_rows * width].reshape(num_rows, width)
-        special = np.zeros(self.vocab_size, dtype=bool)
-        special[list(self.special_ids)] = True
-        trainable = 2 * special[rows].sum(axis=1) <= self.seq_len
-        return Packed(rows[trainable], tail_tokens=tail, special_rows=int((~trainable).sum()))
+        trainable = 2 * np.count_nonzero(self._special[rows], axis=1) <= self._packing.seq_len
+        self.special_rows += int(num_rows - trainable.sum())
+        return cast(Tokens, rows if trainable.all() else rows[trainable])

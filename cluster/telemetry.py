@@ -4,6 +4,7 @@
 its name (base units, ``_total`` for counters), and everything that draws or alerts uses names declared here.
 """
 
+import datetime
 import errno
 import json
 import logging
@@ -161,6 +162,21 @@ def say(line: str) -> None:
         logger.info("%s", line)
 
 
+class Rates:
+    """Amounts per second since it was made, in words for people."""
+
+    def __init__(self) -> None:
+        self._started = time.monotonic()
+        self._amounts: dict[str, float] = {}
+
+    def add(self, **amounts: float) -> dict[str, str]:
+        """Count what came just now; returns the rates so far: ``{"tokens/s": "3.10 M", "bytes/s": "12.5 M"}``."""
+        for name, amount in amounts.items():
+            self._amounts[name] = self._amounts.get(name, 0.0) + amount
+        seconds = max(time.monotonic() - self._started, 1e-9)
+        return {f"{name}/s": f"{amount / seconds / 1e6:,.3g} M" for name, amount in self._amounts.items()}
+
+
 class Progress:
     """A bar on a terminal, a plain line every ten seconds elsewhere.
 
@@ -199,7 +215,14 @@ class Progress:
             self._said = time.monotonic()
             words = "".join(f", {key} {value}" for key, value in (note or {}).items())
             share = f" of {self._total:,}" if self._total else ""
-            logger.info("%s: %s%s %s%s", self._what, f"{self._done:,}", share, self._unit, words)
+            logger.info("%s: %s%s %s%s%s", self._what, f"{self._done:,}", share, self._unit, words, self._left())
+
+    def _left(self) -> str:
+        """How long the rest will take at the pace so far, where a total is known."""
+        if not self._total or self._done == self._first:
+            return ""
+        seconds = (time.monotonic() - self._started) * (self._total - self._done) / (self._done - self._first)
+        return f", {datetime.timedelta(seconds=round(seconds))} left"
 
 
 def progress(items: Iterable[T], what: str, total: int, unit: str) -> Iterator[T]:

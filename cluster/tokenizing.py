@@ -1,56 +1,71 @@
-"""Shards of a corpus to files of rows, each by itself, on a pool of Ray actors."""
+"""One shard of a corpus to files of rows, as an actor of the pool does it."""
 
+import contextlib
 import functools
 import hashlib
-import logging
 import os
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from tokenizers import Tokenizer
 
-from cluster import artifact, corpus, rows, telemetry
-from cluster.packing import Packing
-from cluster.ray_cluster import connect
+from cluster import corpus, rows, storage
+from cluster.encoding import Encoder, load_encoder
+from cluster.packing import Packing, Stream
+from cluster.pool import Attempt
 from cluster.stage import StageError
-
-logger = logging.getLogger("stillhouse")
+from cluster.storage import Location
 
 GROUP_CHARACTERS = 2**20
 """Text encoded at once: the library keeps some 80 bytes per token until the call returns."""
 
-WAIT_SECONDS = 60.0
-_BATCH = 64
+BATCH_TOKENS = 2**22
+"""Tokens of a record batch: readers want few of them, writers little memory."""
+
+SUSPICIOUS_DEATHS = 2
+"""Actors that have died on a shard, from which on its texts are encoded in a process of their own."""
+
+EXAMPLES = 5
+_READ_AT_ONCE = 64
+_SHOWN_CHARACTERS = 60
+
+Encode: TypeAlias = Callable[[Sequence[str]], list[bytes | None]]
+"""Ids of texts as bytes; None for a text on which the tokenizer fails."""
 
 
 @dataclass(frozen=True)
 class Shard:
     """One file of the corpus and where its rows go."""
 
-    source: Path
+    source: Location
     number: int
-    out: Path
+    out: Location
     """Folder of the row files."""
-    work: Path
+    work: Location
     """Folder for what is known of finished shards."""
     packing: Packing
     heldout: float
 
     @property
-    def done(self) -> Path:
+    def done(self) -> Location:
         """Written last: numbers of documents, rows and dropped tokens."""
         return self.work / f"{self.number:05}.json"
 
     @property
-    def counts(self) -> Path:
+    def counts(self) -> Location:
         """Occurrences of each id in the training rows, ``[vocab_size]``."""
         return self.work / f"{self.number:05}.npy"
+
+    def rows(self, part: str) -> Location:
+        return self.out / f"{part}-{self.number:05}.arrow"
 
 
 def is_heldout(text: str, share: float) -> bool:
@@ -59,7 +74,7 @@ def is_heldout(text: str, share: float) -> bool:
     return int.from_bytes(digest, "big") < share * 2**64
 
 
-def read_texts(source: Path) -> Iterator[list[str]]:
+def read_texts(source: Location) -> Iterator[list[str]]:
     """The documents of a shard in groups of about :data:`GROUP_CHARACTERS`.
 
     Raises:
@@ -68,8 +83,8 @@ def read_texts(source: Path) -> Iterator[list[str]]:
     group: list[str] = []
     size = 0
     try:
-        with pq.ParquetFile(source) as file:
-            for batch in file.iter_batches(_BATCH, columns=[corpus.TEXT]):
+        with storage.local(source) as path, pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(_READ_AT_ONCE, columns=[corpus.TEXT]):
                 for text in batch.column(0).to_pylist():
                     group.append(text)
                     size += len(text)
@@ -85,113 +100,130 @@ def read_texts(source: Path) -> Iterator[list[str]]:
         yield group
 
 
-def tokenize(shard: Shard, tokenizer: Tokenizer) -> None:
-    """Write the rows of one shard, then the file that says it is done."""
-    packing, dtype = shard.packing, rows.token_type(shard.packing.vocab_size)
-    documents: dict[str, list[rows.Tokens]] = {rows.TRAIN: [], rows.HELDOUT: []}
-    for texts in read_texts(shard.source):
-        for text, encoding in zip(texts, tokenizer.encode_batch_fast(texts, add_special_tokens=False), strict=True):
-            part = rows.HELDOUT if is_heldout(text, shard.heldout) else rows.TRAIN
-            documents[part].append(cast(rows.Tokens, np.array(encoding.ids, dtype=dtype)))
-    packed = {part: packing.pack(stream) for part, stream in documents.items()}
-    for part, found in packed.items():
-        if len(found.rows):
-            target = shard.out / f"{part}-{shard.number:05}.arrow"
-            temporary = target.with_suffix(".tmp")
-            rows.write(temporary, [found.rows], seq_len=packing.seq_len, vocab_size=packing.vocab_size)
-            temporary.replace(target)
-    np.save(shard.counts, np.bincount(packed[rows.TRAIN].rows.reshape(-1), minlength=packing.vocab_size))
-    facts = {f"{part}_rows": len(found.rows) for part, found in packed.items()}
-    facts |= {f"{part}_documents": len(found) for part, found in documents.items()}
-    facts |= {"tail_tokens": sum(found.tail_tokens for found in packed.values())}
-    facts |= {"special_rows": sum(found.special_rows for found in packed.values())}
-    artifact.write_json(shard.done, facts)
+def tokenize(shard: Shard, encode: Encode) -> dict[str, Any]:
+    """Write the rows of one shard, then the file that says it is done and what was in it."""
+    facts: dict[str, Any] = {"bytes": 0, "failed": 0, "examples": []}
+    with contextlib.ExitStack() as stack:
+        parts = {part: _Part(shard, part, stack) for part in (rows.TRAIN, rows.HELDOUT)}
+        for texts in read_texts(shard.source):
+            documents: dict[str, list[bytes]] = {part: [] for part in parts}
+            for text, ids in zip(texts, encode(texts), strict=True):
+                facts["bytes"] += len(text.encode())
+                if ids is None:
+                    facts["failed"] += 1
+                    facts["examples"] = [*facts["examples"], text[:_SHOWN_CHARACTERS]][:EXAMPLES]
+                else:
+                    documents[rows.HELDOUT if is_heldout(text, shard.heldout) else rows.TRAIN].append(ids)
+            for name, part in parts.items():
+                part.add(documents[name])
+        for part in parts.values():
+            part.flush()
+    for name, part in parts.items():
+        facts |= {f"{name}_rows": part.num_rows, f"{name}_documents": part.num_documents}
+    facts["tail_tokens"] = sum(part.stream.tail_tokens for part in parts.values())
+    facts["special_rows"] = sum(part.stream.special_rows for part in parts.values())
+    save_array(shard.counts, parts[rows.TRAIN].counts)
+    storage.write_json(shard.done, facts)
+    return facts
 
 
-class Worker:
-    """An actor: it loads the tokenizer once and takes one shard after another."""
+class _Part:
+    """Training or held-out rows of a shard, on their way into a file that is made when the first row is there."""
 
-    def __init__(self, tokenizer_file: Path) -> None:
-        self._file = tokenizer_file
+    def __init__(self, shard: Shard, name: str, stack: contextlib.ExitStack) -> None:
+        self._shard, self._name, self._stack = shard, name, stack
+        self._writer: rows.RowWriter | None = None
+        self._waiting: list[rows.Tokens] = []
+        self.stream = Stream(shard.packing)
+        self.counts = np.zeros(shard.packing.vocab_size, dtype=np.int64)
+        self.num_rows = self.num_documents = 0
 
-    def ready(self) -> None:
-        """Returns as soon as the actor has been given its CPU."""
+    def add(self, documents: Sequence[bytes]) -> None:
+        self.num_documents += len(documents)
+        filled = self.stream.add(documents)
+        if not len(filled):
+            return
+        self.counts += np.bincount(filled.reshape(-1), minlength=len(self.counts))
+        self.num_rows += len(filled)
+        self._waiting.append(filled)
+        if sum(map(np.size, self._waiting)) >= BATCH_TOKENS:
+            self.flush()
 
-    def tokenize(self, shard: Shard) -> int:
-        """Returns the shard's number."""
-        tokenize(shard, self._tokenizer)
-        return shard.number
+    def flush(self) -> None:
+        if not self._waiting:
+            return
+        if self._writer is None:
+            path = self._stack.enter_context(storage.writing(self._shard.rows(self._name)))
+            packing = self._shard.packing
+            writer = rows.RowWriter(path, seq_len=packing.seq_len, vocab_size=packing.vocab_size)
+            self._writer = self._stack.enter_context(writer)
+        self._writer.write(cast(rows.Tokens, np.concatenate(self._waiting)))
+        self._waiting = []
+
+
+def save_array(place: Location, values: np.typing.NDArray[Any]) -> None:
+    """Write a .npy file whole or not at all."""
+    with storage.writing(place) as temporary, temporary.open("wb") as file:
+        np.save(file, values)
+
+
+class Tokenizing:
+    """The worker: it loads the tokenizer once and takes one shard after another."""
+
+    def __init__(self, tokenizer_file: Location, vocab_size: int) -> None:
+        self._file, self._vocab_size = tokenizer_file, vocab_size
+
+    def work(self, payload: Shard, attempt: Attempt) -> dict[str, Any]:
+        if attempt.deaths < SUSPICIOUS_DEATHS:
+            return tokenize(payload, self._encoder.encode)
+        with storage.local(self._file) as file, _Apart(file, self._vocab_size) as apart:
+            return tokenize(payload, apart.encode)
 
     @functools.cached_property
-    def _tokenizer(self) -> Tokenizer:
-        if not self._file.exists():
+    def _encoder(self) -> Encoder:
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"  # an actor has one CPU
+        if not storage.exists(self._file):
             raise StageError(
                 f"{self._file} is not there on {socket.gethostname()}: put the corpus and --out on shared storage"
             )
-        os.environ["TOKENIZERS_PARALLELISM"] = "false"  # an actor has one CPU
-        return load_encoder(self._file)
+        with storage.local(self._file) as file:
+            return Encoder(load_encoder(file), self._vocab_size)
 
 
-def load_encoder(file: Path) -> Tokenizer:
-    """The tokenizer of a tokenizer.json as a plain text encoder.
+class _Apart:
+    """Encodes in a process of its own, which texts may kill: those that do it alone, and twice, count as failed."""
 
-    It neither truncates nor pads, and the name of a special token inside a text is text: no document can write [SEP].
-    """
-    tokenizer = Tokenizer.from_file(str(file))
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    tokenizer.encode_special_tokens = True
-    return tokenizer
+    def __init__(self, tokenizer_file: Path, vocab_size: int) -> None:
+        self._arguments = (tokenizer_file, vocab_size)
+        self._process: ProcessPoolExecutor | None = None
 
+    def __enter__(self) -> "_Apart":
+        return self
 
-def tokenize_all(shards: Sequence[Shard], tokenizer_file: Path, actors: int | Literal["auto"], done: int = 0) -> None:
-    """Tokenise shards on so many actors; ``done`` others were finished earlier.
+    def __exit__(self, *_: object) -> None:
+        if self._process:
+            self._process.shutdown()
 
-    Raises:
-        StageError: actors keep dying, or what a shard is refused for.
-    """
-    import ray  # after connect has settled its environment
+    def encode(self, texts: Sequence[str]) -> list[bytes | None]:
+        for _ in range(2 if len(texts) == 1 else 1):
+            with contextlib.suppress(BrokenProcessPool):
+                return self._ask(texts)
+            self._process = None
+        if len(texts) == 1:
+            return [None]
+        half = len(texts) // 2
+        return self.encode(texts[:half]) + self.encode(texts[half:])
 
-    with (
-        connect(None if actors == "auto" else actors),
-        telemetry.Progress("tokens", done + len(shards), "shards", done) as shown,
-    ):
-        cpus = int(ray.cluster_resources().get("CPU", 1)) if actors == "auto" else actors
-        remote: Any = ray.remote(num_cpus=1, max_restarts=3, max_task_retries=3)(Worker)
-        pool = [remote.remote(tokenizer_file) for _ in range(max(1, min(cpus, len(shards))))]
-        try:
-            for _ in _finished(pool, shards):
-                shown.advance()
-        except ray.exceptions.RayTaskError as error:
-            raise error.cause from error
-        except ray.exceptions.RayActorError as error:
-            raise StageError(
-                f"an actor died four times ({str(error).partition(chr(10))[0]}): look for memory running out, lower "
-                "shard_bytes in the corpus recipe if so, and run the same command again to continue"
-            ) from None
-        finally:
-            for actor in pool:
-                ray.kill(actor)
+    def _ask(self, texts: Sequence[str]) -> list[bytes | None]:
+        if self._process is None:
+            self._process = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+        return self._process.submit(_encoded, *self._arguments, texts).result()
 
 
-def _finished(pool: Sequence[Any], shards: Sequence[Shard]) -> Iterator[int]:
-    """Numbers of shards as they are finished; one shard in flight for each actor.
+def _encoded(tokenizer_file: Path, vocab_size: int, texts: Sequence[str]) -> list[bytes | None]:
+    return _loaded(tokenizer_file, vocab_size).encode(texts)
 
-    An actor gets its first shard when it is up, so those for which the cluster has no CPU hold nothing back.
-    """
-    import ray
 
-    waiting, left = list(reversed(shards)), len(shards)
-    busy = {actor.ready.remote(): actor for actor in pool}
-    while left:
-        results, _ = ray.wait(list(busy), timeout=WAIT_SECONDS)
-        if not results:
-            logger.info("tokens: %d shards left, waiting for actors or for a free CPU", left)
-            continue
-        actor = busy.pop(results[0])
-        number = ray.get(results[0])
-        if number is not None:
-            left -= 1
-            yield number
-        if waiting:
-            busy[actor.tokenize.remote(waiting.pop())] = actor
+@functools.cache
+def _loaded(tokenizer_file: Path, vocab_size: int) -> Encoder:
+    return Encoder(load_encoder(tokenizer_file), vocab_size)

@@ -10,27 +10,33 @@
 
 A shard of the corpus is the unit of work: its rows depend on nothing but itself and the tokenizer, so they are the
 same whatever the number of actors, and an interrupted attempt goes on with the shards that are not yet there. Actors
-on other machines read the corpus and write the rows at the same paths: both lie on shared storage then.
+on other machines read the corpus and write the rows at the same places: both lie on shared storage then, folders or
+``s3://``. A document on which the tokenizer fails, or dies, is counted and left out.
 """
 
-import json
 import shutil
+import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
 import numpy as np
 from pydantic import Field, PositiveInt
 
-from cluster import artifact, corpus, rows, stage, telemetry, vocabulary, wordpiece
+from cluster import artifact, corpus, pool, rows, stage, storage, telemetry, vocabulary, wordpiece
 from cluster.packing import Packing
 from cluster.recipe import Recipe
-from cluster.tokenizing import Shard, is_heldout, read_texts, tokenize_all
+from cluster.storage import Location
+from cluster.tokenizing import EXAMPLES, Shard, Tokenizing, is_heldout, read_texts, save_array
 
 WORK = "shards"
 """Folder of what is known of finished shards, in the artifact while it is being made."""
+
+_TOKENIZER_FILES = (".json", ".txt", ".model")
+"""What a tokenizer may be made of; the weights beside it are not fetched."""
 
 
 class Pretrained(Recipe):
@@ -52,48 +58,46 @@ class TrainedWordPiece(Recipe):
 AnyTokenizer: TypeAlias = Annotated[Pretrained | TrainedWordPiece, Field(discriminator="kind")]
 
 
-class Placement(Recipe):
-    """Where the work is done; the rows are the same everywhere."""
-
-    actors: PositiveInt | Literal["auto"] = "auto"  # auto: one for each CPU of the cluster
-
-
 class Tokens(Recipe):
     """How documents become rows."""
 
     seq_len: Annotated[int, Field(ge=8)] = 128
     heldout: Annotated[float, Field(gt=0, lt=1)] = 0.01  # share of documents kept from training, chosen by their text
     tokenizer: AnyTokenizer | None = None  # or --tokenizer DIR
-    placement: Placement = Placement()
+    max_bad_share: Annotated[float, Field(ge=0, le=1)] = (
+        0.01  # of documents on which the tokenizer fails; more end the run
+    )
+    placement: pool.Placement = pool.Placement()
 
 
-def run(recipe: Tokens, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
+def run(recipe: Tokens, inputs: Mapping[str, Location], out: Location) -> dict[str, Any]:
     """Tokenise every shard of the corpus that an interrupted attempt has not left here already.
 
     Raises:
-        StageError: no tokenizer or two, one without the special tokens, or too little text for a row of each part.
+        StageError: no tokenizer or two, one without the special tokens, one that fails on too many documents, or too
+            little text for a row of each part.
     """
-    sources = sorted(inputs["corpus"].glob(corpus.SHARDS))
+    texts = artifact.read(inputs["corpus"], "corpus")
+    sources = [found.location for found in storage.files(texts.path / corpus.SHARDS)]
     tokenizer = _tokenizer(recipe, sources, inputs.get("tokenizer"), out)
     special, vocab_size = vocabulary.special_ids(tokenizer), vocabulary.vocab_size(tokenizer)
     packing = Packing(recipe.seq_len, vocab_size, special.cls, special.sep, special.all)
     shards = [Shard(source, number, out, out / WORK, packing, recipe.heldout) for number, source in enumerate(sources)]
-    if left := [shard for shard in shards if not shard.done.exists()]:
-        tokenize_all(left, out / "tokenizer.json", recipe.placement.actors, done=len(shards) - len(left))
-    totals = Counter[str]()
-    for shard in shards:
-        totals.update(json.loads(shard.done.read_text(encoding="utf-8")))
-    _check(totals, recipe)
-    np.save(out / rows.COUNTS, sum((np.load(shard.counts) for shard in shards), np.zeros(vocab_size, dtype=np.int64)))
-    shutil.rmtree(out / WORK)
+    totals = _Totals(int(texts.facts["documents"]), recipe.max_bad_share)
+    _tokenize_all(shards, totals, recipe.placement, partial(Tokenizing, out / "tokenizer.json", vocab_size))
+    found = totals.numbers
+    _check(found, recipe)
+    save_array(out / rows.COUNTS, sum(map(_counts, shards), np.zeros(vocab_size, dtype=np.int64)))
+    storage.remove_tree(out / WORK)
     return {
         "seq_len": recipe.seq_len,
-        "train_rows": totals["train_rows"],
-        "heldout_rows": totals["heldout_rows"],
-        "tokens": (totals["train_rows"] + totals["heldout_rows"]) * recipe.seq_len,
-        "documents": totals["train_documents"] + totals["heldout_documents"],
-        "heldout_documents": totals["heldout_documents"],
-        "dropped": {key: totals[key] for key in ("tail_tokens", "special_rows")},
+        "train_rows": found["train_rows"],
+        "heldout_rows": found["heldout_rows"],
+        "tokens": (found["train_rows"] + found["heldout_rows"]) * recipe.seq_len,
+        "documents": found["train_documents"] + found["heldout_documents"],
+        "heldout_documents": found["heldout_documents"],
+        "bytes": found["bytes"],
+        "dropped": {"failed_documents": found["failed"]} | {key: found[key] for key in ("tail_tokens", "special_rows")},
         "vocab_size": vocab_size,
         "vocabulary": vocabulary.vocabulary_digest(tokenizer),
         "special_ids": list(special.all),
@@ -101,28 +105,98 @@ def run(recipe: Tokens, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]
     }
 
 
-def _tokenizer(recipe: Tokens, sources: Sequence[Path], given: Path | None, out: Path) -> Any:
+class _Totals:
+    """Numbers of all shards finished so far; refuses when too many documents have failed."""
+
+    def __init__(self, documents: int, max_bad_share: float) -> None:
+        self.numbers = Counter[str]()
+        self._examples: list[str] = []
+        self._documents, self._max_bad_share = documents, max_bad_share
+
+    def add(self, facts: Mapping[str, Any]) -> None:
+        self.numbers.update({key: value for key, value in facts.items() if key != "examples"})
+        self._examples += facts["examples"]
+        if (failed := self.numbers["failed"]) > self._max_bad_share * self._documents:
+            examples = "; ".join(repr(text) for text in self._examples[:EXAMPLES])
+            raise stage.StageError(
+                f"the tokenizer fails on {failed:,} of {self._documents:,} documents so far, more than max_bad_share "
+                f"= {self._max_bad_share}: look at them, or raise it; they begin {examples}"
+            )
+
+
+def _tokenize_all(shards: Sequence[Shard], totals: _Totals, placement: pool.Placement, worker: Any) -> None:
+    """Tokenise what is not done yet, on the pool."""
+    known = {found.location.name for found in storage.files(shards[0].work, (".json",))} if shards else set()
+    done = [shard for shard in shards if shard.done.name in known]
+    for shard in done:
+        totals.add(storage.read_json(shard.done))
+    left = [shard for shard in shards if shard.done.name not in known]
+    units = [pool.Unit(shard.source.name, shard, shard.source.stat().st_size) for shard in left]
+    with telemetry.Progress("tokens", len(shards), "shards", len(done)) as shown:
+        rate = telemetry.Rates()
+        for _, facts in pool.each("tokens", worker, units, placement):
+            totals.add(facts)
+            tokens = (facts["train_rows"] + facts["heldout_rows"]) * shards[0].packing.seq_len
+            _export(facts, tokens)
+            shown.advance(note=rate.add(tokens=tokens, bytes=facts["bytes"]))
+
+
+def _export(facts: Mapping[str, Any], tokens: int) -> None:
+    telemetry.TOKENS_MADE.inc(tokens)
+    for outcome, count in (
+        ("train", facts["train_documents"]),
+        ("heldout", facts["heldout_documents"]),
+        ("failed", facts["failed"]),
+    ):
+        telemetry.DOCUMENTS.labels("tokens", outcome).inc(count)
+
+
+def _counts(shard: Shard) -> Any:
+    with storage.local(shard.counts) as path:
+        return np.load(path, allow_pickle=False)
+
+
+def _tokenizer(recipe: Tokens, sources: Sequence[Location], given: Location | None, out: Location) -> Any:
     """The tokenizer, saved in ``out``; or the one that an interrupted attempt has saved there."""
-    ready = out / WORK / "vocabulary.json"
-    if ready.exists():
-        return vocabulary.load(out)
+    ready = out / WORK / "vocabulary.ready"
+    if storage.exists(ready):
+        return _load(out)
     wanted = recipe.tokenizer
     if given is not None and wanted is not None:
         raise stage.StageError("two tokenizers: leave out either --tokenizer or the table [tokenizer] of the recipe")
     if isinstance(wanted, TrainedWordPiece):
         tokenizer = _train(wanted, recipe.heldout, sources)
-    elif name := wanted.name if wanted else given:
-        tokenizer = vocabulary.load(name)
+    elif given is not None:
+        tokenizer = _load(given)
+    elif wanted is not None:
+        tokenizer = _load(storage.location(wanted.name)) if "://" in wanted.name else vocabulary.load(wanted.name)
     else:
         raise stage.StageError("no tokenizer: give --tokenizer DIR, or a table [tokenizer] in the recipe")
     vocabulary.special_ids(tokenizer)  # refuses before anything is written
-    tokenizer.save_pretrained(out)
-    ready.parent.mkdir(exist_ok=True)
-    artifact.write_json(ready, vocabulary.vocabulary_digest(tokenizer))
+    _save(tokenizer, out)
+    storage.write_json(ready, vocabulary.vocabulary_digest(tokenizer))
     return tokenizer
 
 
-def _train(recipe: TrainedWordPiece, share: float, sources: Sequence[Path]) -> Any:
+def _load(folder: Location) -> Any:
+    if isinstance(folder, Path):
+        return vocabulary.load(folder)
+    with tempfile.TemporaryDirectory(prefix="stillhouse-") as copy:
+        for found in storage.files(folder, _TOKENIZER_FILES):
+            with storage.local(found.location) as path:
+                shutil.copy(path, copy)
+        return vocabulary.load(copy)
+
+
+def _save(tokenizer: Any, out: Location) -> None:
+    with tempfile.TemporaryDirectory(prefix="stillhouse-") as folder:
+        tokenizer.save_pretrained(folder)
+        for path in sorted(Path(folder).iterdir()):
+            with storage.writing(out / path.name) as temporary:
+                temporary.write_bytes(path.read_bytes())
+
+
+def _train(recipe: TrainedWordPiece, share: float, sources: Sequence[Location]) -> Any:
     """A vocabulary of the documents that are not held out."""
 
     def training_texts() -> Iterator[list[str]]:
@@ -154,6 +228,7 @@ STAGE = stage.Stage(
     recipe=Tokens,
     inputs={"corpus": stage.Role(("corpus",)), "tokenizer": stage.Role((stage.FOLDER,), optional=True)},
     produces="tokens",
+    remote=True,
 )
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from cluster import artifact, corpus, rows, stage, vocabulary, wordpiece
-from cluster.packing import Packing
+from cluster.packing import Packing, Stream
 from cluster.ray_cluster import connect
 from cluster.tokenizing import is_heldout
 from cluster.tokens import STAGE, WORK, Tokens
@@ -223,14 +223,24 @@ def test_a_cluster_that_does_not_answer_ends_in_one_line(tmp_path: Path, texts: 
 
 
 def test_rows_of_mostly_unknown_words_are_dropped_and_counted() -> None:
-    packing = Packing(seq_len=9, vocab_size=20, cls_id=2, sep_id=3, special_ids=(0, 1, 2, 3, 4))
-    words, unknown = np.full(7, 10, np.uint16), np.full(7, 1, np.uint16)
-    half = np.array([10, 11, 12, 13, 1, 1, 1, 10], np.uint16)  # with [CLS] 4 of 9 are special
-    packed = packing.pack([words, unknown, half, np.array([12], np.uint16)])
-    np.testing.assert_array_equal(packed.rows, [[2, *[10] * 7, 3], [2, 10, 11, 12, 13, 1, 1, 1, 10]])
-    assert packed.special_rows == 1
-    assert packed.tail_tokens == 3
-    assert packing.pack([]).rows.shape == (0, 9)
+    stream = Stream(Packing(seq_len=9, vocab_size=20, cls_id=2, sep_id=3, special_ids=(0, 1, 2, 3, 4)))
+    words, unknown, half = [10] * 7, [1] * 7, [10, 11, 12, 13, 1, 1, 1, 10]  # with [CLS] 4 of 9 are special
+    found = stream.add([np.array(ids, np.uint16).tobytes() for ids in (words, unknown, half, [12])])
+    np.testing.assert_array_equal(found, [[2, *[10] * 7, 3], [2, 10, 11, 12, 13, 1, 1, 1, 10]])
+    assert stream.special_rows == 1
+    assert stream.tail_tokens == 3
+    assert stream.add([]).shape == (0, 9)
+
+
+def test_a_stream_has_the_same_rows_in_whatever_pieces_it_comes() -> None:
+    packing = Packing(seq_len=9, vocab_size=70_000, cls_id=2, sep_id=3, special_ids=(0, 1, 2, 3, 4))
+    draw = np.random.default_rng(0)
+    documents = [draw.integers(5, 70_000, draw.integers(0, 30), dtype=np.uint32).tobytes() for _ in range(50)]
+    at_once, stream = Stream(packing), Stream(packing)
+    expected = at_once.add(documents)
+    assert len(expected) > 50
+    np.testing.assert_array_equal(np.concatenate([stream.add([document]) for document in documents]), expected)
+    assert stream.tail_tokens == at_once.tail_tokens
 
 
 def _without_mask(folder: Path) -> Path:
@@ -253,6 +263,7 @@ def _without_mask(folder: Path) -> Path:
         (["heldout=0.999999"], "bert", "train documents fill no row of 32 tokens"),
         (["heldout=1.0"], "bert", "heldout: input should be less than 1"),
         (["placement.actors=0"], "bert", "placement.actors"),
+        (["max_bad_share=2"], "bert", "max_bad_share: input should be less than or equal to 1"),
     ],
 )
 def test_what_makes_no_tokens_is_refused_in_one_line(
@@ -282,3 +293,51 @@ def test_what_makes_no_tokens_is_refused_in_one_line(
 def test_a_folder_that_is_no_corpus_is_refused(tmp_path: Path, bert: Path) -> None:
     with pytest.raises(artifact.ArtifactError, match="corpus"):
         _make(tmp_path / "out", bert, bert)
+
+
+def _failing(folder: Path) -> Path:
+    """A tokenizer that has no token for unknown words, and fails on them."""
+    words = {word for line in tiny.ENGLISH for word in line.split()}
+    names = {"cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
+    known = {word: number for number, word in enumerate([*names.values(), *sorted(words)])}
+    core = Tokenizer(models.WordLevel(known, unk_token="[UNK]"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(tokenizer_object=core, **names).save_pretrained(folder / "failing")
+    return folder / "failing"
+
+
+def test_documents_on_which_the_tokenizer_fails_are_counted_and_the_others_are_not_touched(tmp_path: Path) -> None:
+    tokenizer = _failing(tmp_path)
+    (tmp_path / "good").mkdir()
+    (tmp_path / "bad").mkdir()
+    good = [f"{line} {other}" for line in tiny.ENGLISH for other in tiny.ENGLISH[:4]]
+    bad = [f"{line} unheard-of" for line in tiny.ENGLISH[:2]]
+    expected = _make(tmp_path / "expected", _corpus(tmp_path / "good", good), tokenizer)
+    texts = _corpus(tmp_path / "bad", [*bad[:1], *good, *bad[1:]])
+    found = _make(tmp_path / "found", texts, tokenizer, max_bad_share=0.05)
+    assert found.facts["dropped"]["failed_documents"] == 2
+    assert found.facts["documents"] == len(good)
+    assert _contents(found) == _contents(expected)
+    with pytest.raises(stage.StageError, match=r"fails on 2 of 194 documents .*max_bad_share = 0.001") as refused:
+        _make(tmp_path / "refused", texts, tokenizer, max_bad_share=0.001)
+    assert bad[0][:60] in str(refused.value)
+
+
+@pytest.mark.long
+def test_a_document_that_kills_the_process_is_counted_and_the_others_are_not_touched(
+    tmp_path: Path, bert: Path
+) -> None:
+    (tmp_path / "good").mkdir()
+    (tmp_path / "bad").mkdir()
+    lines = [f"{number} {line}" for number in range(4) for line in tiny.ENGLISH]
+    expected = _make(tmp_path / "expected", _corpus(tmp_path / "good", lines, shard_bytes=2_000), bert)
+    texts = _corpus(tmp_path / "bad", [*lines, "kill the encoder"], shard_bytes=2_000)
+    command = ["default", texts, tmp_path / "found", "--tokenizer", bert, "--set", f"seq_len={SEQ_LEN}"]
+    arguments = [*map(str, command[3:]), "--set", f"heldout={SHARE}", "--set", "max_bad_share=0.02"]
+    deadly = Path(__file__).parent / "deadly"
+    done = _command("default", texts, tmp_path / "found", *arguments, PYTHONPATH=str(deadly))
+    assert done.returncode == 0, done.stderr
+    found = artifact.read(tmp_path / "found", "tokens")
+    assert found.facts["dropped"]["failed_documents"] == 1
+    assert _contents(found) == _contents(expected)
+    assert "a worker at documents-" in done.stderr
