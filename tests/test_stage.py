@@ -1,20 +1,26 @@
 """The one command line of every stage: what it prints, how it ends, and what it never destroys."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
+import s3_server
+import s3fs
 import toy_stage
 from toy_stage import Toy
+from upath import UPath
 
-from cluster import artifact, stage
+from cluster import artifact, cache, stage, storage
 from cluster.artifact import ArtifactError
 from cluster.recipe import RecipeError
 from cluster.stage import StageError
+from cluster.storage import Location
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), str(Path.cwd())])}
 
@@ -261,3 +267,119 @@ def test_errors_for_people_and_bugs_are_told_apart() -> None:
     assert stage.explain(OSError("out of luck")) == "out of luck"
     assert stage.explain(KeyError("key")) is None
     assert stage.explain(None) is None
+
+
+@pytest.fixture(scope="module")
+def port() -> Iterator[int]:
+    with s3_server.serving() as port:
+        yield port
+
+
+@pytest.fixture
+def bucket(port: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> s3fs.S3FileSystem:
+    monkeypatch.setenv(cache.VARIABLE, str(tmp_path / "cache"))
+    return s3_server.use(port, monkeypatch)
+
+
+def test_a_stage_that_knows_nothing_of_urls_reads_and_writes_them(bucket: s3fs.S3FileSystem, tmp_path: Path) -> None:
+    corpus = "s3://barrel/corpus"
+    with artifact.create(corpus, kind="corpus", inputs={}, recipe={}) as draft:
+        storage.write_json(draft.location / "text.json", "text")
+    bucket.pipe_file("barrel/task/dev.tsv", b"1")
+    arguments = ["default", "--corpus", corpus, "--folder", "s3://barrel/task", "--out", "s3://barrel/made"]
+    first = subprocess.run(_command(*arguments), cwd=tmp_path, env=_here(), capture_output=True, text=True, check=False)
+    assert (first.returncode, first.stdout) == (0, "the toy says toy\ns3://barrel/made\n"), first.stderr
+    made = artifact.verify("s3://barrel/made", "dataset")
+    assert made.facts["attempts"] == 1
+    task = tmp_path / "task"
+    task.mkdir()
+    (task / "dev.tsv").write_text("1")
+    assert made.inputs == {"corpus": artifact.read(corpus).identity, "folder": artifact.folder_identity(task)}
+    assert made.manifest["made"]["paths"] == {"corpus": corpus, "folder": "s3://barrel/task"}
+    told = json.dumps(dict(made.manifest)) + first.stdout + first.stderr
+    assert s3_server.SECRET not in told
+    assert s3_server.KEY not in told
+    assert {path.name for path in tmp_path.iterdir()} == {"cache", "task"}, "nothing but the cache was written here"
+    # The copy made here is an entry of the cache now: it is not fetched back.
+    kept = cache.fetch(made.location)
+    assert artifact.verify(kept).manifest == made.manifest
+    assert not any((tmp_path / "cache" / "making").iterdir())
+
+    again = subprocess.run(_command(*arguments), cwd=tmp_path, env=_here(), capture_output=True, text=True, check=False)
+    assert (again.returncode, again.stderr) == (0, "s3://barrel/made is already complete\n")
+    other = [*arguments, "--set", "text=other"]
+    refused = subprocess.run(_command(*other), cwd=tmp_path, env=_here(), capture_output=True, text=True, check=False)
+    assert refused.returncode == 1
+    assert refused.stderr.startswith("error: s3://barrel/made was made differently (recipe value text: ")
+
+
+def _here() -> dict[str, str]:
+    """The environment as the fixtures have set it."""
+    return {**ENVIRONMENT, **{key: os.environ[key] for key in os.environ if key.startswith(("AWS_", "STILLHOUSE_"))}}
+
+
+@pytest.mark.usefixtures("bucket")
+def test_an_interrupted_stage_is_continued_and_then_published(corpus: Path) -> None:
+    out = storage.location("s3://barrel/made")
+    with pytest.raises(RuntimeError, match="a bug in the toy"):
+        stage.execute(toy_stage.STAGE, Toy(behaviour="bug"), {"corpus": corpus}, out)
+    with pytest.raises(ArtifactError, match="is not an artifact: it has no"):
+        artifact.read(out)
+    with pytest.raises(RuntimeError):
+        stage.execute(toy_stage.STAGE, Toy(behaviour="bug"), {"corpus": corpus}, out)
+    work = cache.workplace(cast(UPath, out))
+    assert (artifact.staging(work) / "attempts.txt").read_text() == "xx"
+    made = stage.execute(toy_stage.STAGE, Toy(), {"corpus": corpus}, out)
+    assert made is not None
+    assert made.facts["attempts"] == 1, "another recipe starts anew"
+
+
+@pytest.mark.usefixtures("bucket")
+def test_what_was_made_but_not_published_is_published_unless_it_is_no_longer_wanted(corpus: Path) -> None:
+    for recipe in (Toy(), Toy(text="other")):
+        out = storage.location(f"s3://barrel/{recipe.text}")
+        before = stage.execute(toy_stage.STAGE, Toy(), {"corpus": corpus}, cache.workplace(cast(UPath, out)))
+        made = stage.execute(toy_stage.STAGE, recipe, {"corpus": corpus}, out)
+        assert before is not None
+        assert made is not None
+        assert made.recipe["text"] == recipe.text
+        assert (made.manifest == before.manifest) == (recipe == Toy())
+
+
+@pytest.mark.usefixtures("bucket")
+def test_a_remote_stage_works_where_things_are() -> None:
+    def run(recipe: Toy, inputs: Mapping[str, Location], out: Location) -> dict[str, Any]:
+        there = storage.read_json(inputs["corpus"] / "text.json")
+        found = [name for name in storage.listing(out) if not name.startswith(".")]
+        storage.write_json(out / f"copy-{len(found)}.json", there)
+        if recipe.behaviour == "bug":
+            raise RuntimeError
+        return {"found": found}
+
+    inputs = {"corpus": stage.Role(("corpus",))}
+    working = stage.Stage(run=run, recipe=Toy, inputs=inputs, produces="dataset", remote=True)
+    given = {"corpus": storage.location("s3://barrel/corpus")}
+    with artifact.create(given["corpus"], kind="corpus", inputs={}, recipe={}) as draft:
+        storage.write_json(draft.location / "text.json", "text")
+    out = storage.location("s3://barrel/made")
+    with pytest.raises(RuntimeError):
+        stage.execute(working, Toy(behaviour="bug"), given, out)
+    with pytest.raises(RuntimeError):
+        stage.execute(working, Toy(behaviour="bug"), given, out)
+    made = stage.execute(working, Toy(), given, out)
+    assert made is not None
+    assert made.facts == {"found": []}, "another recipe starts anew"
+    assert [*storage.listing(out)] == ["copy-0.json", "manifest.json"]
+    assert storage.read_json(out / "copy-0.json") == "text"
+    assert not cache.root().exists(), "nothing was copied to this machine"
+
+
+@pytest.mark.usefixtures("bucket")
+def test_a_run_folder_cannot_be_in_an_object_store(capsys: pytest.CaptureFixture[str], corpus: Path) -> None:
+    growing = stage.Stage(run=toy_stage.run, recipe=Toy, produces="run", grows=True)
+    with pytest.raises(StageError, match="s3://barrel/run: a run grows while it is made"):
+        stage.execute(growing, Toy(), {}, storage.location("s3://barrel/run"))
+    line = _refusal(capsys, "default", "--corpus", "s3://barrel/none", "--out", corpus.with_name("made"))
+    assert line.startswith("s3://barrel/none does not exist")
+    line = _refusal(capsys, "default", "--corpus", corpus, "--out", "s3://key:word@barrel/made")
+    assert line.startswith("s3://…@barrel/made holds a password")

@@ -1,0 +1,177 @@
+"""The cache: filled once, checked on the way in and when something has changed, mended by what is wrong alone."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import s3_server
+import s3fs
+import tokens_artifact
+import trainings
+from trainings import curve, train
+
+from cluster import artifact, cache, storage
+from cluster.artifact import ArtifactError
+
+FILES = {f"rows-{number}.arrow": bytes([number]) * 1000 for number in range(6)}
+
+FETCH = """
+import json, sys
+from cluster import cache, storage
+
+print("ready", flush=True)
+sys.stdin.readline()
+path = cache.fetch(storage.location(sys.argv[1]))
+print(json.dumps({"path": str(path), **{file.name: file.stat().st_ino for file in path.iterdir()}}))
+"""
+
+
+@pytest.fixture(scope="module")
+def port() -> Iterator[int]:
+    with s3_server.serving() as port:
+        yield port
+
+
+@pytest.fixture
+def bucket(port: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> s3fs.S3FileSystem:
+    monkeypatch.setenv(cache.VARIABLE, str(tmp_path / "cache"))
+    return s3_server.use(port, monkeypatch)
+
+
+@pytest.fixture
+def tokens(bucket: s3fs.S3FileSystem) -> storage.Location:
+    """An artifact in the object store."""
+    out = storage.location("s3://barrel/tokens")
+    with artifact.create(out, kind="tokens", inputs={}, recipe={}) as draft:
+        for name, content in FILES.items():
+            with storage.writing(draft.location / name) as temporary:
+                temporary.write_bytes(content)
+    return out
+
+
+def _inodes(folder: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_ino for path in folder.iterdir()}
+
+
+def test_an_artifact_in_the_cache_is_that_in_the_store(tokens: storage.Location, tmp_path: Path) -> None:
+    path = cache.fetch(tokens)
+    assert path.is_relative_to(tmp_path / "cache")
+    assert path.name == "tokens"
+    assert artifact.verify(path, "tokens").manifest == artifact.read(tokens).manifest
+    assert {name: (path / name).read_bytes() for name in FILES} == FILES
+    before = _inodes(path)
+    assert cache.fetch(tokens) == path
+    assert _inodes(path) == before, "nothing is fetched twice"
+    assert cache.fetch(tmp_path) == tmp_path, "a path is its own"
+
+
+def test_two_processes_fill_an_entry_once(tokens: storage.Location) -> None:
+    command = [sys.executable, "-c", FETCH, str(tokens)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes) as one, subprocess.Popen(command, **pipes) as other:  # type: ignore[call-overload]
+        for process in (one, other):
+            assert process.stdout.readline() == "ready\n"
+        for process in (one, other):
+            process.stdin.write("\n")
+            process.stdin.flush()
+        found = [process.communicate()[0] for process in (one, other)]
+    assert one.returncode == other.returncode == 0
+    assert found[0] == found[1], "a file that was fetched again would have another inode"
+    assert len(artifact.verify(cache.fetch(tokens)).files) == len(FILES)
+
+
+def test_what_was_damaged_in_the_cache_is_fetched_again_and_nothing_else(tokens: storage.Location) -> None:
+    path = cache.fetch(tokens)
+    before = _inodes(path)
+    (path / "rows-1.arrow").write_bytes(b"x" * 1000)
+    with (path / "rows-2.arrow").open("r+b") as file:
+        file.truncate(10)
+    (path / "rows-3.arrow").unlink()
+    os.utime(path / "rows-4.arrow")  # changed by its time alone: looked at, found right, kept
+    (path / artifact.MANIFEST).write_text("{}")
+    assert cache.fetch(tokens) == path
+    assert artifact.verify(path, "tokens").manifest == artifact.read(tokens).manifest
+    after = _inodes(path)
+    assert {name for name in FILES if after[name] == before[name]} == {"rows-0.arrow", "rows-4.arrow", "rows-5.arrow"}
+
+
+def test_an_interrupted_fetch_is_continued(tokens: storage.Location) -> None:
+    """What a killed process leaves: files in place, one half of a file, and nothing that says all was verified."""
+    path = cache.fetch(tokens)
+    (path.parent / ".verified.json").unlink()
+    (path / artifact.MANIFEST).unlink()
+    (path / "rows-5.arrow").rename(path / ".rows-5.arrow.0123.tmp")
+    before = _inodes(path)
+    assert cache.fetch(tokens) == path
+    after = _inodes(artifact.verify(path).path)
+    assert {name for name in before if before[name] == after.get(name)} == {
+        f"rows-{number}.arrow" for number in range(5)
+    }
+    assert set(after) == {*FILES, artifact.MANIFEST}
+
+
+def test_what_was_damaged_in_the_store_is_refused_in_one_line(
+    tokens: storage.Location, bucket: s3fs.S3FileSystem
+) -> None:
+    bucket.pipe_file("barrel/tokens/rows-3.arrow", b"x" * 1000)
+    for _ in range(2):
+        with pytest.raises(ArtifactError, match=r"s3://barrel/tokens/rows-3\.arrow is not what it was") as refused:
+            cache.fetch(tokens)
+        assert "\n" not in str(refused.value)
+    kept = [path for path in cache.root().rglob("*.arrow") if path.read_bytes() not in FILES.values()]
+    assert kept == []
+    assert [*cache.root().rglob(artifact.MANIFEST)] == []
+
+
+def test_another_artifact_at_the_same_url_is_another_entry(tokens: storage.Location) -> None:
+    first = cache.fetch(tokens)
+    storage.remove_tree(tokens)
+    with artifact.create(tokens, kind="tokens", inputs={}, recipe={"seed": 2}) as draft:
+        storage.write_json(draft.location / "rows-0.arrow", "new")
+    second = cache.fetch(tokens)
+    assert first != second
+    assert artifact.verify(second).recipe == {"seed": 2}
+    assert artifact.verify(first).recipe == {}
+
+
+def test_folders_and_files_that_are_no_artifacts_follow_the_store(bucket: s3fs.S3FileSystem) -> None:
+    bucket.pipe({"barrel/task/dev.tsv": b"1", "barrel/task/deep/train.tsv": b"2", "barrel/task-2/dev.tsv": b"3"})
+    folder = storage.location("s3://barrel/task")
+    first = cache.fetch(folder)
+    assert {str(path.relative_to(first)) for path in first.rglob("*") if path.is_file()} == {
+        "dev.tsv",
+        "deep/train.tsv",
+    }
+    assert cache.fetch(folder) == first
+    bucket.pipe_file("barrel/task/dev.tsv", b"4")
+    second = cache.fetch(folder)
+    assert (second / "dev.tsv").read_bytes() == b"4"
+    assert artifact.folder_identity(first) != artifact.folder_identity(second)
+    one = cache.fetch(folder / "dev.tsv")
+    assert (one.name, one.read_bytes()) == ("dev.tsv", b"4")
+    with pytest.raises(ArtifactError, match="s3://barrel/none does not exist"):
+        cache.fetch(storage.location("s3://barrel/none"))
+
+
+@pytest.mark.long
+def test_training_on_two_workers_reads_rows_and_teacher_by_their_urls(
+    bucket: s3fs.S3FileSystem, tmp_path: Path
+) -> None:
+    tokens_artifact.make(tmp_path)
+    assert train(tmp_path, tmp_path / "local", 2).returncode == 0
+    for name in ("tokens", "teacher"):
+        bucket.put(str(tmp_path / name), f"barrel/{name}", recursive=True)
+    command = trainings.command(tmp_path, tmp_path / "remote", 2)
+    for name in ("tokens", "teacher"):
+        command[command.index(str(tmp_path / name))] = f"s3://barrel/{name}"
+        shutil.rmtree(tmp_path / name)
+    ended = subprocess.run(command, capture_output=True, text=True, env=trainings.environment(), check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stderr.count("fetching s3://barrel/tokens: ") == 1, "one rank fetched, the other waited"
+    assert curve(tmp_path / "remote") == curve(tmp_path / "local")
+    told = ended.stdout + ended.stderr + (tmp_path / "remote" / "recipe.json").read_text()
+    assert s3_server.SECRET not in told
