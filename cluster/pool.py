@@ -25,6 +25,7 @@ from cluster.stage import StageError
 logger = logging.getLogger("stillhouse")
 
 WAIT_SECONDS = 5.0
+"""How often the cluster is looked at for CPUs that have come."""
 SAY_SECONDS = 60.0
 PATIENCE = 4
 """Deaths of workers, their nodes' deaths left aside, after which a unit is given up."""
@@ -127,7 +128,7 @@ class _Pool:
         self._deaths: dict[Unit, int] = {}
         self._failed_starts = 0
         """Actors in a row that died before they got a unit."""
-        self._said = time.monotonic()
+        self._said = self._looked = time.monotonic()
 
     def finished(self, units: Iterator[Unit]) -> Iterator[tuple[Unit, dict[str, Any]]]:
         import ray
@@ -150,7 +151,7 @@ class _Pool:
                 coming = next(units, None)
             if not (coming or self._again):
                 self._release()
-            elif not ready:
+            elif time.monotonic() - self._looked >= WAIT_SECONDS:
                 self._grow()
                 self._say_waiting()
 
@@ -165,6 +166,7 @@ class _Pool:
         """Ask for the actors that are wanted and not there."""
         import ray
 
+        self._looked = time.monotonic()
         wanted = self._actors if self._actors != "auto" else max(1, int(ray.cluster_resources().get("CPU", 1)))
         remote: Any = ray.remote(num_cpus=1, max_restarts=0, scheduling_strategy="SPREAD")(_Host)
         for _ in range(wanted - len(self._busy) - len(self._idle)):

@@ -64,11 +64,15 @@ class Node:
     def kill(self) -> None:
         """The node is gone from one moment to the next: its network, then all of its processes."""
         if self.isolated:
-            _ip("link", "set", _cable(self.number), "down")
+            self.cut()
         for process in self.processes():
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         self.process.wait()
+
+    def cut(self) -> None:
+        """Its network is gone; its processes know nothing of it and work on."""
+        _ip("link", "set", _cable(self.number), "down")
 
     def drain(self) -> None:
         """SIGTERM, as Kubernetes or a cloud sends it before it takes a node away."""
@@ -196,6 +200,16 @@ def training_workers(processes: list[psutil.Process]) -> list[psutil.Process]:
             if any("RayTrainWorker" in part for part in process.cmdline()):
                 found.append(process)
     return sorted(found, key=lambda process: not any(f.path.endswith("metrics.jsonl") for f in process.open_files()))
+
+
+def actors(processes: list[psutil.Process]) -> list[psutil.Process]:
+    """Those of the processes that are actors of a pool and have a unit of work."""
+    found = []
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if any("_Host.work" in part for part in process.cmdline()):
+                found.append(process)
+    return found
 
 
 def await_that(

@@ -1,0 +1,168 @@
+"""Actors, nodes, networks and drivers that truly die while a corpus becomes tokens: the bytes are the same."""
+
+import os
+import random
+import signal
+import string
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import clusters
+import pipelines
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import tiny
+from clusters import Cluster, Node, await_that
+
+from cluster import artifact, corpus
+from cluster.tokens import WORK
+
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(540)]
+
+SHARDS = 24
+SETTINGS = ("heldout=0.05", "seq_len=64")
+SHARED = pytest.mark.skipif(not clusters.namespaces_work(), reason="only root can give nodes networks of their own")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A corpus of words that are mostly new, which take their time, and a tokenizer."""
+    found = tmp_path_factory.mktemp("faults")
+    draw = random.Random(0)
+    with artifact.create(found / "corpus", kind="corpus", inputs={}, recipe={}) as draft:
+        for number in range(SHARDS):
+            words = ["".join(draw.choices(string.ascii_lowercase, k=draw.randint(2, 12))) for _ in range(120_000)]
+            texts = [" ".join(words[start : start + 60]) for start in range(0, len(words), 60)]
+            columns = [pa.array(["made up"] * len(texts)).dictionary_encode(), pa.array(texts, pa.large_string())]
+            pq.write_table(pa.table(columns, schema=corpus.SCHEMA), draft.path / f"documents-{number:05}.parquet")
+        draft.facts["documents"] = SHARDS * 2_000
+    (found / "tokenizer").mkdir()
+    tiny.wordpiece(found / "tokenizer")
+    return found
+
+
+class Driver:
+    """A process that tokenises on the cluster of its environment."""
+
+    def __init__(self, folder: Path, out: Path, environment: dict[str, str]) -> None:
+        self._work = out.with_name(f".{out.name}.partial") / WORK
+        self._errors = out.with_name("driver.log")
+        command = [sys.executable, "-m", "cluster.tokens", "default", "--corpus", str(folder / "corpus")]
+        command += ["--tokenizer", str(folder / "tokenizer"), "--out", str(out)]
+        command += [word for setting in SETTINGS for word in ("--set", setting)]
+        with self._errors.open("a") as errors:
+            self.process = subprocess.Popen(command, env=environment, stdout=errors, stderr=errors)
+
+    def done(self) -> dict[str, int]:
+        """Finished shards, and when each was."""
+        return {path.name: path.stat().st_mtime_ns for path in self._work.glob("[0-9]*.json")}
+
+    def await_that(self, holds: Callable[[], bool]) -> None:
+        try:
+            await_that(holds, self.process)
+        except AssertionError as error:
+            raise AssertionError(f"{error}: {self.said()}") from None
+
+    def await_shards(self, count: int) -> None:
+        self.await_that(lambda: len(self.done()) >= count)
+        assert len(self.done()) < SHARDS, "too late for anything to happen"
+
+    def said(self) -> str:
+        return self._errors.read_text()
+
+    def finish(self) -> str:
+        self.process.wait(timeout=400)
+        assert self.process.returncode == 0, self.said()
+        return self.said()
+
+
+def _contents(path: Path) -> dict[str, str]:
+    found = artifact.verify(path, "tokens")
+    return {name: entry["sha256"] for name, entry in found.manifest["files"].items()}
+
+
+@pytest.fixture(scope="module")
+def whole(folder: Path) -> dict[str, str]:
+    """Files of the run nothing happened to."""
+    Driver(folder, folder / "whole", pipelines.environment()).finish()
+    return _contents(folder / "whole")
+
+
+def _working(processes: list[psutil.Process]) -> list[psutil.Process]:
+    return clusters.actors(processes)
+
+
+def _hosts(cluster: Cluster) -> Node:
+    """A node whose actor has work."""
+    return next(node for node in cluster.nodes[1:] if _working(node.processes()))
+
+
+def test_an_actor_that_is_killed(folder: Path, tmp_path: Path, whole: dict[str, str]) -> None:
+    driver = Driver(folder, tmp_path / "tokens", pipelines.environment())
+    driver.await_shards(4)
+    family = psutil.Process(driver.process.pid)
+    driver.await_that(lambda: bool(_working(family.children(recursive=True))))
+    _working(family.children(recursive=True))[0].kill()
+    said = driver.finish()
+    assert said.count(" died: its unit is replaced") == 1
+    assert _contents(tmp_path / "tokens") == whole
+
+
+@SHARED
+@pytest.mark.parametrize("how", ["killed", "cut off"])
+def test_a_node_that_is_lost(folder: Path, tmp_path: Path, whole: dict[str, str], how: str) -> None:
+    with clusters.running(tmp_path, nodes=2, isolated=True) as cluster:
+        driver = Driver(folder, tmp_path / "tokens", cluster.environment)
+        driver.await_shards(4)
+        driver.await_that(lambda: all(_working(node.processes()) for node in cluster.nodes[1:]))
+        lost = cluster.nodes[2]
+        if how == "killed":
+            lost.kill()
+        else:
+            lost.cut()
+        said = driver.finish()
+    assert "the node of a worker at documents-" in said
+    assert _contents(tmp_path / "tokens") == whole
+
+
+@SHARED
+def test_a_node_that_comes_later_is_put_to_work(folder: Path, tmp_path: Path, whole: dict[str, str]) -> None:
+    with clusters.running(tmp_path, nodes=1, isolated=True) as cluster:
+        driver = Driver(folder, tmp_path / "tokens", cluster.environment)
+        driver.await_shards(2)
+        late = cluster.add()
+        driver.await_that(lambda: bool(_working(late.processes())))
+        driver.finish()
+    assert _contents(tmp_path / "tokens") == whole
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT], ids=["killed", "interrupted"])
+def test_a_driver_that_is_stopped_and_started_again(
+    folder: Path, tmp_path: Path, whole: dict[str, str], number: signal.Signals
+) -> None:
+    with clusters.running(tmp_path, nodes=2, isolated=clusters.namespaces_work()) as cluster:
+        driver = Driver(folder, tmp_path / "tokens", cluster.environment)
+        driver.await_shards(4)
+        os.kill(driver.process.pid, number)
+        driver.process.wait()
+        assert driver.process.returncode != 0
+        assert not (tmp_path / "tokens").exists()
+        before = driver.done()
+        again = Driver(folder, tmp_path / "tokens", cluster.environment)
+        again.await_that(lambda: len(again.done()) > len(before) + 2 or (tmp_path / "tokens").exists())
+        written = {name: (_rows(tmp_path, name).stat().st_mtime_ns) for name in before}
+        said = again.finish()
+        rewritten = [name for name in before if _rows(tmp_path, name).stat().st_mtime_ns != written[name]]
+    assert rewritten == [], "shards that were finished are not done again"
+    assert f"{SHARDS} shards" in said
+    assert _contents(tmp_path / "tokens") == whole
+
+
+def _rows(folder: Path, done: str) -> Path:
+    """The row file of a finished shard, wherever the artifact is by now."""
+    name = f"train-{Path(done).stem}.arrow"
+    return next(place for place in (folder / "tokens" / name, folder / ".tokens.partial" / name) if place.exists())
