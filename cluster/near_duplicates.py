@@ -38,7 +38,7 @@ class NearDuplicates(Recipe):
     """What counts as nearly the same document."""
 
     threshold: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.8  # Jaccard similarity of the sets of runs of words
-    permutations: Annotated[int, Field(ge=2, le=4096)] = 128  # at most so many; more make the threshold sharper
+    permutations: Annotated[int, Field(ge=2, le=1024)] = 128  # at most so many; more make the threshold sharper
     words: PositiveInt = 5  # in a run
     seed: NonNegativeInt = 1
 
@@ -111,7 +111,7 @@ def _runs(text: str, length: int) -> npt.NDArray[np.uint32]:
 
 
 def _links(column: U64, eligible: Mask) -> Iterator[tuple[I64, I64]]:
-    """Pairs of eligible documents with equal numbers: the first of them, and each of them."""
+    """Pairs of eligible documents with equal numbers: one of them, and each of them."""
     for part in range(_PARTS):
         places = _places(column, eligible, part)
         values = column[places]
@@ -122,8 +122,7 @@ def _links(column: U64, eligible: Mask) -> Iterator[tuple[I64, I64]]:
             shared = np.append(again, False) | np.append(False, again)
             values, places = values[shared], places[shared]
             starts = np.flatnonzero(np.append(True, values[1:] != values[:-1]))
-            firsts = np.minimum.reduceat(places, starts)
-            yield np.repeat(firsts, np.diff(starts, append=len(values))), places
+            yield np.repeat(places[starts], np.diff(starts, append=len(values))), places
 
 
 def _places(column: U64, eligible: Mask, part: int) -> I64:

@@ -121,7 +121,7 @@ def test_c4_keeps_the_lines_that_end_like_sentences() -> None:
         "Too short.",
         "Please enable JavaScript to see this page.",
         'She asked: "When will it be ready?"',
-        "Read on, there is much more…",
+        "Read on, there is much more...",
         "It was ready before the night came!  ",
     )
     judged = Cleaner(Cleaning.of({"c4": {}})).judge(page)
@@ -151,7 +151,7 @@ def test_lengths_are_those_of_what_c4_leaves() -> None:
 
 
 def test_a_text_is_told_by_its_middle() -> None:
-    assert language_of(GERMAN + "\n" + PROSE * 12 + "\n" + GERMAN)[0] == "en"
+    assert language_of(GERMAN * 8 + "\n" + PROSE * 4 + "\n" + GERMAN * 8)[0] == "en"
 
 
 @pytest.mark.parametrize(
