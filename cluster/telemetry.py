@@ -219,7 +219,7 @@ class Progress:
 
     def _left(self) -> str:
         """How long the rest will take at the pace so far, where a total is known."""
-        if not self._total or self._done == self._first:
+        if not self._total or self._done in (self._first, self._total):
             return ""
         seconds = (time.monotonic() - self._started) * (self._total - self._done) / (self._done - self._first)
         return f", {datetime.timedelta(seconds=round(seconds))} left"

@@ -23,6 +23,7 @@ UNITS = ("_seconds", "_bytes", "_ratio", "_nats", "_per_second")
 DIMENSIONLESS = {
     "stillhouse_step",
     "stillhouse_steps",
+    "stillhouse_actors",
     "stillhouse_learning_rate",
     "stillhouse_gradient_norm",
     "stillhouse_loss_scale",
@@ -150,11 +151,11 @@ def test_what_is_recorded_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_progress_in_a_log_is_plain_lines() -> None:
     shown = subprocess.run([sys.executable, "-c", SHOWING], stderr=subprocess.PIPE, text=True, check=True).stderr
     assert re.sub(r"\d+\.\d s", "T s", shown).splitlines() == [
-        "rows: 1 of 3 rows, loss 0.5",
+        "rows: 1 of 3 rows, loss 0.5, 0:00:00 left",
         "in between",
         "rows: 3 of 3 rows",
         "rows: 3 rows in T s",
-        "shards: 1 of 2 shards",
+        "shards: 1 of 2 shards, 0:00:00 left",
         "shards: 2 of 2 shards",
         "shards: 2 shards in T s",
     ]
@@ -188,5 +189,5 @@ def test_progress_on_a_terminal_is_a_bar() -> None:
 
 def test_a_dumb_terminal_gets_plain_lines() -> None:
     shown = _on_terminal("dumb")
-    assert "rows: 1 of 3 rows, loss 0.5\r\n" in shown
+    assert "rows: 1 of 3 rows, loss 0.5, 0:00:00 left\r\n" in shown
     assert "%" not in shown
