@@ -6,158 +6,211 @@
 
     documents-00000.parquet    source: dictionary<string>    text: large_string
 
-Texts are UTF-8 in NFC without control characters; none is empty, none is there twice. Documents pass through one at
-a time: a corpus needs about a hundred bytes of memory per document, whatever its size. The same input gives the same
-shards, byte for byte.
+Texts are UTF-8 in NFC without control characters; none is empty, none is there twice. The sources are cut into pieces,
+which a pool of actors reads, cleans and judges document by document (:mod:`cluster.scanning`); then one process
+decides what stays, over numbers alone (:mod:`cluster.choice`); then actors write the files (:mod:`cluster.shards`).
+The same sources give the same files, byte for byte, whatever the number of actors. An interrupted attempt goes on with
+the pieces and files that are not there yet; when a source has changed meanwhile, it starts over.
 """
 
-import hashlib
-import re
-import unicodedata
-from collections import Counter
-from collections.abc import Iterator, Mapping
-from pathlib import Path
-from types import TracebackType
+import functools
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from hashlib import sha256
 from typing import Annotated, Any, Self
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-from pydantic import Field, NonNegativeInt, PositiveInt
+import numpy as np
+from pydantic import Field, PositiveInt, model_validator
 
-from cluster import stage, telemetry
+from cluster import artifact, choice, faults, pieces, pool, shards, stage, storage, telemetry
+from cluster.choice import Choice, Scanned
+from cluster.cleaning import Cleaning
+from cluster.decontamination import Decontamination, Evaluation
+from cluster.ledger import Ledger
+from cluster.near_duplicates import NearDuplicates
+from cluster.pieces import Piece, Span
 from cluster.recipe import Recipe
-from cluster.sources import AnySource, Document, read
+from cluster.scanning import Question, Scanner, marker_of
+from cluster.shards import ShardWriter
+from cluster.sources import AnySource
+from cluster.storage import Location
 
-SOURCE, TEXT = "source", "text"
-SHARDS = "documents-*.parquet"
-SCHEMA = pa.schema([pa.field(SOURCE, pa.dictionary(pa.int32(), pa.string())), pa.field(TEXT, pa.large_string())])
+SOURCE, TEXT, SHARDS, SCHEMA = shards.SOURCE, shards.TEXT, shards.PATTERN, shards.SCHEMA
 
-ROW_GROUP_BYTES = 2**22
+WORK = "pieces"
+"""Folder of what is known of the sources, in the artifact while it is being made."""
+EVALUATION = "evaluation.npz"
+FINISHED = ".corpus.tmp"
+"""The facts, for when an attempt is interrupted while everything is there and is being hashed; no artifact lists it."""
 
-# Control characters (newline stays), lone surrogates, which UTF-8 cannot hold, and the byte order mark.
-_UNWANTED = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufeff]")
+logger = logging.getLogger("stillhouse")
 
 
 class Corpus(Recipe):
-    """Which texts make up a corpus, and how they are cut into files."""
+    """Which texts make up a corpus, what is asked of them, and how they are cut into files."""
 
     sources: Annotated[tuple[AnySource, ...], Field(min_length=1)]
-    min_characters: NonNegativeInt = 0  # shorter documents are dropped
+    cleaning: Cleaning = Cleaning()
+    near_duplicates: NearDuplicates | None = None
+    decontamination: Decontamination | None = None
+    max_bad_share: Annotated[float, Field(ge=0, le=1)] = 0.01  # of the documents read that are no usable text
     shard_bytes: PositiveInt = 64_000_000  # of text; a shard is also the unit of work of the next stage
+    placement: pool.Placement = pool.Placement()
+
+    @model_validator(mode="after")
+    def _weights(self) -> Self:
+        without = [source.kind for source in self.sources if source.weight is None]
+        if without and len(without) < len(self.sources):
+            raise ValueError(
+                f"a source of kind {without[0]} has no weight and others have: give all of them one, or none"
+            )
+        return self
 
 
-def clean(text: str) -> str:
-    """NFC, Unix line ends, blanks for tabs, no control characters, no white space around it."""
-    text = text.replace("\r\n", "\n").replace("\r", "\n").replace("\t", " ")
-    return unicodedata.normalize("NFC", _UNWANTED.sub("", text)).strip()
-
-
-def run(recipe: Corpus, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
+def run(recipe: Corpus, inputs: Mapping[str, Location], out: Location) -> dict[str, Any]:
     """Write the shards; facts count documents and bytes by label, and everything dropped by reason.
 
     Raises:
-        StageError: a source cannot be read, or no document is left.
+        StageError: a source cannot be read, too many documents are bad, or no document is left.
     """
-    for left in out.glob(SHARDS):  # by an interrupted attempt; reading is quick, so it starts again
-        left.unlink()
-    kept, num_bytes, dropped = Counter[str](), Counter[str](), Counter[str]()
-    with Shards(out, recipe.shard_bytes) as shards, telemetry.Progress("corpus", 0, "documents") as shown:
-        for document in _documents(recipe, dropped):
-            size = shards.add(document)
-            kept[document.source] += 1
-            num_bytes[document.source] += size
-            shown.advance()
-    if not kept:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(dropped.items()))
-        raise stage.StageError(f"the corpus is empty (dropped: {reasons or 'nothing'}): give sources with text")
+    wanted = pieces.cut(recipe.sources)
+    evaluation = Evaluation.load(recipe.decontamination) if recipe.decontamination else None
+    listing = {"pieces": [piece.plain() for piece in wanted], "evaluation": evaluation and evaluation.fingerprint}
+    if (facts := _resume(listing, out)) is not None:
+        return facts
+    if evaluation is not None:
+        evaluation.save(out / WORK / EVALUATION)
+    scanned = _scan(recipe, wanted, out)
+    chosen = choice.choose(scanned, recipe.sources, recipe.near_duplicates, out / WORK)
+    if not chosen.kept.any():
+        examples = [example for _, facts in _read_spans(scanned) for example in facts["examples"]]
+        raise stage.StageError(
+            f"the corpus is empty (dropped: {faults.counted(chosen.dropped)}{faults.shown(examples)}): give sources "
+            "with text"
+        )
+    num_shards = _write(recipe, scanned, chosen, out)
+    facts = _facts(recipe, scanned, chosen) | {"shards": num_shards}
+    if evaluation is not None:
+        facts["evaluation"] = evaluation.counts
+    storage.write_json(out / FINISHED, {"listing": artifact.digest(listing), "facts": facts})
+    storage.remove_tree(out / WORK)
+    return facts
+
+
+def _resume(listing: dict[str, Any], out: Location) -> dict[str, Any] | None:
+    """The facts, where an interrupted attempt at the same files had come to its end. Otherwise what it left stays where
+    the sources are the same, and goes where they are not."""
+    there = storage.listing(out)
+    if FINISHED in there:
+        finished = storage.read_json(out / FINISHED)
+        if finished["listing"] == artifact.digest(listing):
+            storage.remove_tree(out / WORK)
+            return dict(finished["facts"])
+    record = f"{WORK}/listing.json"
+    if record in there and storage.read_json(out / record) == listing:
+        return None
+    if record in there or FINISHED in there:
+        logger.info("corpus: the sources have changed since the last attempt: it starts over")
+    # The record goes first: what an interrupted clearing leaves behind belongs to nothing.
+    storage.remove(out / record)
+    storage.remove_tree(out / WORK)
+    for name, info in there.items():
+        if name == FINISHED or name.startswith("documents-"):
+            storage.remove(info.location)
+    storage.write_json(out / record, listing)
+    return None
+
+
+def _scan(recipe: Corpus, wanted: Sequence[Piece], out: Location) -> Sequence[Scanned]:
+    """Read the pieces that no earlier attempt has read; what is needed of all, in order."""
+    folder = out / WORK
+    ledger = Ledger(wanted, recipe.sources, recipe.max_bad_share)
+    there = storage.listing(folder)
+    for piece in wanted:
+        if (marker := marker_of(folder, piece.number)).name in there:
+            ledger.add(piece.number, storage.read_json(marker)["spans"])
+    evaluation = folder / EVALUATION if recipe.decontamination else None
+    question = Question(recipe.sources, recipe.cleaning, recipe.near_duplicates, evaluation)
+    worker = functools.partial(Scanner, question, folder)
+    with telemetry.Progress("corpus", 0, "documents read") as shown:
+        for unit, result in pool.each("corpus", worker, ledger.wanted(), recipe.placement):
+            ledger.add(unit.payload.number, result["spans"])
+            for facts in result["spans"]:
+                shown.advance(facts["rows"])
+                telemetry.DOCUMENTS.labels("corpus", "passed").inc(facts["passed"])
+                telemetry.DOCUMENTS.labels("corpus", "dropped").inc(facts["rows"] - facts["passed"])
+    return ledger.used
+
+
+def _write(recipe: Corpus, scanned: Sequence[Scanned], chosen: Choice, out: Location) -> int:
+    """Write the files that no earlier attempt has written; returns how many there are of all."""
+    there = storage.listing(out)
+    planned = list(shards.plan(scanned, chosen, recipe.shard_bytes))
+    missing = [(shard, size) for shard, size in planned if shard.name not in there]
+    worker = functools.partial(ShardWriter, out / WORK, out)
+    # One server of metrics is enough for both halves.
+    placement = recipe.placement.model_copy(update={"metrics_port": None})
+    with telemetry.Progress("corpus", len(planned), "files", len(planned) - len(missing)) as shown:
+        for _, result in pool.each("corpus", worker, shards.units(iter(missing)), placement):
+            shown.advance(result["shards"])
+    return len(planned)
+
+
+def _read_spans(scanned: Sequence[Scanned]) -> Iterator[tuple[Span, dict[str, Any]]]:
+    return ((span, facts) for found in scanned for span, facts in zip(found.piece.spans, found.spans, strict=True))
+
+
+def _facts(recipe: Corpus, scanned: Sequence[Scanned], chosen: Choice) -> dict[str, Any]:
+    sizes, codes = chosen.sizes[chosen.kept], chosen.codes[chosen.kept]
+    documents = np.bincount(codes, minlength=len(chosen.labels))
+    num_bytes = np.bincount(codes, weights=sizes, minlength=len(chosen.labels))
+    by_label: dict[str, dict[str, Any]] = {}
+    for (number, label), count, size in zip(chosen.labels, documents.tolist(), num_bytes.tolist(), strict=True):
+        if count:
+            source = recipe.sources[number]
+            entry = by_label.setdefault(label, {"documents": 0, "bytes": 0, "licence": "", "weight": source.weight})
+            entry["documents"] += count
+            entry["bytes"] += int(size)
+            entry["licence"] = "; ".join(sorted({entry["licence"], source.licence} - {""}))
     return {
-        "documents": kept.total(),
-        "bytes": num_bytes.total(),
-        "shards": shards.count,
-        "sources": {label: {"documents": kept[label], "bytes": num_bytes[label]} for label in sorted(kept)},
-        "dropped": dict(dropped),
+        "documents": int(documents.sum()),
+        "bytes": int(sizes.sum(dtype=np.int64)),
+        "read": chosen.read,
+        "sources": by_label,
+        "dropped": dict(chosen.dropped),
+        "duplicates": {
+            "exact": chosen.dropped[choice.REPEATED],
+            "near": chosen.dropped[choice.NEAR],
+            "overlap": choice.overlaps(chosen.dropped),
+        },
+        "examples": _examples(scanned),
+        "files": _fingerprints(scanned),
     }
 
 
-def _documents(recipe: Corpus, dropped: Counter[str]) -> Iterator[Document]:
-    """Cleaned documents of all sources, each text once, within the limits of each source."""
-    seen: set[bytes] = set()
-    for source in recipe.sources:
-        taken = taken_bytes = 0
-        for document in read(source, dropped):
-            text = clean(document.text)
-            digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
-            if reason := _reason_to_drop(text, digest in seen, recipe.min_characters):
-                dropped[reason] += 1
-                continue
-            taken_bytes += len(text.encode())
-            if source.max_bytes is not None and taken_bytes > source.max_bytes:
-                break
-            seen.add(digest)
-            yield Document(document.source, text)
-            taken += 1
-            if taken == source.limit:
-                break
+def _examples(scanned: Sequence[Scanned]) -> list[dict[str, str]]:
+    """The first bad documents, of files by their names below the source: where that lies is no part of the corpus."""
+    kept = ("where", "reason", "text")
+    found = [
+        {"file": span.name, **{key: example[key] for key in kept}}
+        for span, facts in _read_spans(scanned)
+        for example in facts["examples"]
+    ]
+    return found[: faults.EXAMPLES]
 
 
-def _reason_to_drop(text: str, repeated: bool, min_characters: int) -> str | None:
-    if not text:
-        return "empty"
-    if len(text) < min_characters:
-        return "short"
-    return "repeated" if repeated else None
+def _fingerprints(scanned: Sequence[Scanned]) -> list[dict[str, Any]]:
+    """Every file that was read, and a digest of the documents in it."""
+    digests: dict[tuple[int, str], list[str]] = {}
+    for span, facts in _read_spans(scanned):
+        digests.setdefault((span.source, span.name), []).append(facts["fingerprint"])
+    return [
+        {"source": source, "name": name, "sha256": sha256("".join(found).encode()).hexdigest()}
+        for (source, name), found in digests.items()
+    ]
 
 
-class Shards:
-    """Parquet files filled one after the other, a new one where a document would exceed the budget of text."""
-
-    def __init__(self, out: Path, shard_bytes: int) -> None:
-        self.count = 0
-        self._out, self._shard_bytes = out, shard_bytes
-        self._writer: pq.ParquetWriter | None = None
-        self._waiting: list[Document] = []
-        self._waiting_bytes = self._bytes = 0
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        if error is None:
-            self._flush()
-        self._close()
-
-    def add(self, document: Document) -> int:
-        """Append a document; returns the UTF-8 bytes of its text."""
-        size = len(document.text.encode())
-        if self._bytes and self._bytes + size > self._shard_bytes:
-            self._flush()
-            self._close()
-        self._waiting.append(document)
-        self._waiting_bytes += size
-        self._bytes += size
-        if self._waiting_bytes >= ROW_GROUP_BYTES:
-            self._flush()
-        return size
-
-    def _flush(self) -> None:
-        if not self._waiting:
-            return
-        if self._writer is None:
-            path = self._out / f"documents-{self.count:05}.parquet"
-            self._writer = pq.ParquetWriter(path, SCHEMA, compression="zstd", use_dictionary=[SOURCE])
-            self.count += 1
-        labels = pa.array([document.source for document in self._waiting], pa.string()).dictionary_encode()
-        texts = pa.array([document.text for document in self._waiting], pa.large_string())
-        self._writer.write_table(pa.table([labels, texts], schema=SCHEMA))
-        self._waiting, self._waiting_bytes = [], 0
-
-    def _close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
-        self._writer, self._bytes = None, 0
-
-
-STAGE = stage.Stage(run=run, recipe=Corpus, produces="corpus")
+STAGE = stage.Stage(run=run, recipe=Corpus, produces="corpus", remote=True)
 
 if __name__ == "__main__":
     stage.main(STAGE)

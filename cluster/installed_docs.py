@@ -5,13 +5,16 @@ labelled with the package it comes from. The files are parsed, never imported.
 """
 
 import ast
+import hashlib
+import sys
 import sysconfig
 import warnings
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from cluster.faults import Fault
 from cluster.prose import paragraphs
+from cluster.stage import StageError
 
 STDLIB = "stdlib"
 MAX_CHARACTERS = 20_000
@@ -22,25 +25,42 @@ _SKIPPED = frozenset({"__pycache__", "test", "tests", "idle_test", "site-package
 _VENDORED = frozenset({"vendor", "_vendor", "vendored", "_vendored", "third_party", "thirdparty", "thirdparty_files"})
 
 
-def documents(wanted: Sequence[str], dropped: Counter[str]) -> Iterator[tuple[str, str]]:
+def documents(wanted: Sequence[str]) -> Iterator[tuple[str, str | Fault]]:
     """Package and text of each document: the prose of one module, no paragraph twice.
 
     Packages repeat themselves (generated classes share whole docstrings), so of equal paragraphs the first stays.
-    ``wanted`` names packages, none means all. What is left out is counted in ``dropped`` by reason.
+    ``wanted`` names packages, none means all.
 
     Raises:
-        ValueError: a wanted package is not installed.
+        StageError: a wanted package is not installed.
     """
+    seen: set[str] = set()
+    for package, roots in _chosen(wanted).items():
+        for module in (module for root in roots for module in modules(root)):
+            found = _paragraphs_of(module)
+            if isinstance(found, Fault):
+                yield package, found
+                continue
+            fresh = [text for text in found if text not in seen]
+            seen.update(fresh)
+            yield from ((package, text) for text in _split(list(dict.fromkeys(fresh))))
+
+
+def stamp(wanted: Sequence[str]) -> str:
+    """What changes when one of the packages is installed anew.
+
+    Raises:
+        StageError: a wanted package is not installed.
+    """
+    roots = [(str(root), root.stat().st_mtime_ns) for roots in _chosen(wanted).values() for root in roots]
+    return hashlib.sha256(repr((sys.version, roots)).encode()).hexdigest()
+
+
+def _chosen(wanted: Sequence[str]) -> dict[str, list[Path]]:
     installed = packages()
     if unknown := sorted({*wanted} - installed.keys()):
-        raise ValueError(f"package {unknown[0]} is not installed: name top-level import packages, or {STDLIB!r}")
-    seen: set[str] = set()
-    for package in sorted(wanted) or installed:
-        for root in installed[package]:
-            for module in modules(root):
-                fresh = [text for text in _paragraphs_of(module, dropped) if text not in seen]
-                seen.update(fresh)
-                yield from ((package, text) for text in _split(list(dict.fromkeys(fresh))))
+        raise StageError(f"package {unknown[0]} is not installed: name top-level import packages, or {STDLIB!r}")
+    return {package: installed[package] for package in sorted(wanted) or installed}
 
 
 def packages() -> dict[str, list[Path]]:
@@ -86,13 +106,12 @@ def docstrings(source: bytes) -> Iterator[str]:
         waiting.extend(reversed(inner))
 
 
-def _paragraphs_of(module: Path, dropped: Counter[str]) -> list[str]:
+def _paragraphs_of(module: Path) -> list[str] | Fault:
     try:
         return [text for docstring in docstrings(module.read_bytes()) for text in paragraphs(docstring)]
     except (SyntaxError, ValueError, RecursionError):
         # Packages carry templates and files for other versions of Python; a dangling link is no module either.
-        dropped["unparsable modules"] += 1
-        return []
+        return Fault("unparsable modules", str(module), "")
 
 
 def _split(texts: list[str]) -> Iterator[str]:

@@ -1,5 +1,6 @@
 """The corpus: every kind of source, cleaning and deduplication with counts, equal shards every time, clear refusals."""
 
+import gzip
 import json
 import os
 import subprocess
@@ -14,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import tiny
 
-from cluster import artifact, corpus, prose, stage
+from cluster import artifact, cleaning, corpus, prose, stage
 from cluster.corpus import STAGE, Corpus
 
 REAL_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -57,19 +58,23 @@ def test_documents_are_cleaned_and_everything_dropped_is_counted_by_reason(tmp_p
     hidden = decomposed.replace("e\u0300", "e\x00\u0300")
     repeated = [composed, decomposed, hidden, "One\ttwo\r\nthree\x00\x1b\x85\ufeff.", "  One two\nthree. "]
     texts = [*repeated, None, "", " \n\t\x07", "Hi.", "Half a pair \ud800 is not text."]
-    made = _make(tmp_path / "out", _json_lines(tmp_path / "in.jsonl", texts), min_characters=5)
+    made = _make(tmp_path / "out", _json_lines(tmp_path / "in.jsonl", texts), cleaning={"min_characters": 5})
     assert _texts(made) == ["Crème brûlée.", "One two\nthree.", "Half a pair  is not text."]
     assert made.facts["dropped"] == {"repeated": 3, "missing": 1, "empty": 2, "short": 1}
-    assert made.facts["documents"] == 3
+    assert made.facts["duplicates"] == {"exact": 3, "near": 0, "overlap": {}}
+    assert (made.facts["read"], made.facts["documents"]) == (10, 3)
     assert made.facts["bytes"] == sum(len(text.encode()) for text in _texts(made))
 
 
 def test_repeated_documents_are_dropped_across_sources_and_the_first_label_stays(tmp_path: Path) -> None:
-    first = {**_json_lines(tmp_path / "a.jsonl", ["Same.", "Only a."]), "name": "first"}
+    first = {**_json_lines(tmp_path / "a.jsonl", ["Same.", "Only a."]), "name": "first", "licence": "CC BY-SA 4.0"}
     second = _json_lines(tmp_path / "b.jsonl", ["Only b.", "Same."])
     made = _make(tmp_path / "out", first, second)
     assert _documents(made) == [("first", "Same."), ("first", "Only a."), ("b", "Only b.")]
-    assert made.facts["sources"] == {"first": {"documents": 2, "bytes": 12}, "b": {"documents": 1, "bytes": 7}}
+    assert made.facts["sources"] == {
+        "first": {"documents": 2, "bytes": 12, "licence": "CC BY-SA 4.0", "weight": None},
+        "b": {"documents": 1, "bytes": 7, "licence": "", "weight": None},
+    }
 
 
 def test_parquet_is_read_from_a_file_a_folder_and_a_glob_in_sorted_order(tmp_path: Path) -> None:
@@ -105,10 +110,15 @@ def test_plain_text_by_file_line_and_paragraph(tmp_path: Path, documents: str, e
     assert _texts(made) == expected
 
 
-def test_limits_count_kept_documents_and_bytes(tmp_path: Path) -> None:
-    source = _json_lines(tmp_path / "a.jsonl", ["", "Aa.", "Aa.", "Bb.", "Cc.", "Dd."])
-    assert _texts(_make(tmp_path / "limit", {**source, "limit": 2})) == ["Aa.", "Bb."]
-    assert _texts(_make(tmp_path / "bytes", {**source, "max_bytes": 10})) == ["Aa.", "Bb.", "Cc."]
+def test_limits_count_documents_that_pass_the_filters_repeated_ones_too(tmp_path: Path) -> None:
+    source = _json_lines(tmp_path / "a.jsonl", ["", "Aa.", "Aa.", "Bb.", "Cc.", "", "Dd."])
+    limited = _make(tmp_path / "limit", {**source, "limit": 3})
+    assert _texts(limited) == ["Aa.", "Bb."]
+    assert limited.facts["dropped"] == {"empty": 1, "repeated": 1}
+    assert limited.facts["read"] == 4
+    short = _make(tmp_path / "bytes", {**source, "max_bytes": 13})
+    assert _texts(short) == ["Aa.", "Bb.", "Cc."]
+    assert short.facts["dropped"] == {"empty": 2, "repeated": 1}
 
 
 def test_shards_keep_their_budget_their_schema_and_their_bytes(tmp_path: Path) -> None:
@@ -125,15 +135,6 @@ def test_shards_keep_their_budget_their_schema_and_their_bytes(tmp_path: Path) -
         assert (first.path / name).read_bytes() == (second.path / name).read_bytes()
     assert first.identity == second.identity
     assert len(_texts(first)) == 20 * len(tiny.ENGLISH)
-
-
-def test_an_interrupted_attempt_leaves_no_shard_behind(tmp_path: Path) -> None:
-    source = _json_lines(tmp_path / "a.jsonl", [*tiny.ENGLISH, 3])
-    with pytest.raises(stage.StageError, match=f"line {len(tiny.ENGLISH) + 1}: text holds 3"):
-        _make(tmp_path / "out", source, shard_bytes=200)
-    assert len(list((tmp_path / ".out.partial").glob(corpus.SHARDS))) > 5
-    _json_lines(tmp_path / "a.jsonl", tiny.ENGLISH[:2])
-    assert _texts(_make(tmp_path / "out", source, shard_bytes=200)) == tiny.ENGLISH[:2]
 
 
 DOCSTRING = """Return the *smallest* of the `values` that are given to :func:`~statistics.smallest`.
@@ -242,7 +243,7 @@ def test_installed_docs_are_read_without_importing_and_labelled_by_package(
 
 def test_installed_docs_of_real_packages_are_prose(tmp_path: Path) -> None:
     source = {"kind": "installed-docs", "packages": ["packaging", "filelock", "jinja2"]}
-    made = _make(tmp_path / "out", source, min_characters=200)
+    made = _make(tmp_path / "out", source, cleaning={"min_characters": 200})
     labels = [label for label, _ in _documents(made)]
     assert labels == sorted(labels)
     assert {*labels} == {"filelock", "jinja2", "packaging"}
@@ -274,12 +275,12 @@ def _latin(path: Path) -> str:
 
 
 def _cut_line(path: Path) -> str:
-    (path / "in.jsonl").write_text('{"text": "One."}\n\n{"text": "Tw', encoding="utf-8")
+    (path / "in.jsonl").write_text('\n{"text": "Tw', encoding="utf-8")
     return '{ kind = "jsonl", path = "in.jsonl" }'
 
 
 def _line_without_column(path: Path) -> str:
-    (path / "in.jsonl").write_text('{"text": "One."}\n{"body": "Two."}\n', encoding="utf-8")
+    (path / "in.jsonl").write_text('{"body": "Two."}\n', encoding="utf-8")
     return '{ kind = "jsonl", path = "in.jsonl" }'
 
 
@@ -295,8 +296,18 @@ def _huge_file(path: Path) -> str:
 
 
 def _nothing_left(path: Path) -> str:
-    (path / "in.txt").write_text(" \n \n", encoding="utf-8")
+    (path / "in.txt").write_text("\x00\n \n\x07\n", encoding="utf-8")
     return '{ kind = "text", path = "in.txt", documents = "line" }'
+
+
+def _cut_gzip(path: Path) -> str:
+    (path / "in.jsonl.gz").write_bytes(gzip.compress(b'{"text": "One."}\n' * 1000)[:-20])
+    return '{ kind = "jsonl", path = "in.jsonl.gz" }'
+
+
+def _not_bzip2(path: Path) -> str:
+    (path / "in.jsonl.bz2").write_bytes(b'{"text": "One."}\n')
+    return '{ kind = "jsonl", path = "in.jsonl.bz2" }'
 
 
 def _empty_folder(path: Path) -> str:
@@ -308,17 +319,20 @@ REFUSALS = {
     _broken_parquet: "in.parquet is not a readable Parquet file",
     _no_such_column: "in.parquet has no column text: set column to one of body, id",
     _numbers: "in.parquet: column id holds int64, expected strings",
-    _latin: "in.txt: line 3 is not UTF-8 (byte 3 of the line)",
-    _cut_line: "in.jsonl: line 3 is not JSON",
-    _line_without_column: "in.jsonl: line 2 has no column text: set column to one of body",
-    _no_object: "in.jsonl: line 1 is no JSON object",
-    _huge_file: "set documents to 'paragraph' or 'line'",
-    _nothing_left: "the corpus is empty (dropped: 2 empty)",
+    _latin: "in.txt: line 3 is not UTF-8: 'Cr\\\\xe8me.'",
+    _cut_line: 'in.jsonl: line 2 is not JSON: \'{"text": "Tw\'',
+    _line_without_column: 'in.jsonl: line 1 is no column: \'{"body"',
+    _no_object: "in.jsonl: line 1 is no object: '[\"One.\"]'",
+    _huge_file: "in.txt: the file is oversize",
+    _nothing_left: "the corpus is empty (dropped: 2 empty, for example",
+    _cut_gzip: "in.jsonl.gz cannot be read (Truncated compressed stream): it is cut or damaged",
+    _not_bzip2: "in.jsonl.bz2 cannot be read (bz2 decompress failed",
     _empty_folder: "source path in: no *.txt file below the folder",
     lambda path: '{ kind = "text", path = "absent/*.txt" }': "source path absent/*.txt: no such file",
     lambda path: '{ kind = "installed-docs", packages = ["absent"] }': "package absent is not installed",
     lambda path: '{ kind = "text", path = "in.txt", document = "line" }': "did you mean",
     lambda path: '{ kind = "text", path = "in.txt", limit = 0 }': "greater than 0",
+    lambda path: '{ kind = "text", path = "a", weight = 1.0 }, { kind = "text", path = "b" }': "give all of them one",
 }
 
 
@@ -348,7 +362,7 @@ def _command(folder: Path, source: str) -> subprocess.CompletedProcess[str]:
 
 def test_a_hub_source_reads_a_local_folder(tmp_path: Path) -> None:
     _parquet(tmp_path / "local" / "train.parquet", tiny.ENGLISH)
-    done = _command(tmp_path, 'kind = "hub"\ndataset = "./local"\nname = "local"\nreading = "stream"\nlimit = 40')
+    done = _command(tmp_path, 'kind = "hub"\ndataset = "./local"\nname = "local"\nlimit = 40')
     assert done.returncode == 0, done.stderr
     assert (tmp_path / done.stdout.strip()).samefile(tmp_path / "out")
     assert _documents(artifact.read(tmp_path / "out", "corpus")) == [("local", line) for line in tiny.ENGLISH[:40]]
@@ -371,4 +385,4 @@ def test_real_articles_and_novels_pass_whole(tmp_path: Path) -> None:
         "wikipedia": 300,
         "novels": 3,
     }
-    assert all(text == corpus.clean(text) for text in _texts(made))
+    assert all(text == cleaning.clean(text) for text in _texts(made))
