@@ -149,7 +149,7 @@ def _unite(parents: I64, ones: I64, others: I64) -> None:
         ones, others = ones[apart], others[apart]
         lower, higher = np.minimum(ones, others), np.maximum(ones, others)
         np.minimum.at(parents, higher, lower)
-        _shorten(parents, np.unique(higher))
+        _shorten(parents, higher)
 
 
 def _root(parents: I64, places: I64) -> I64:

@@ -245,7 +245,11 @@ def test_what_cannot_be_read_is_refused_by_name(tmp_path: Path, make: Callable[[
 
 @pytest.mark.parametrize(
     ("values", "message"),
-    [({"tasks": []}, "tasks"), ({"tasks": ["x"], "min_words": 14}, "min_words 14 is above words 13")],
+    [
+        ({"tasks": []}, "tasks"),
+        ({"tasks": ["x"], "min_words": 14}, "min_words 14 is above words 13"),
+        ({"tasks": ["x"], "files": ["dev_matched"]}, "files.0"),
+    ],
 )
 def test_impossible_recipes_are_refused(values: dict[str, object], message: str) -> None:
     with pytest.raises(RecipeError, match=message):
