@@ -1,7 +1,6 @@
 """Decontamination: a run of a task's words is found wherever it stands, in every form tasks come in."""
 
 import json
-import pickle
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -179,11 +178,10 @@ def test_what_one_process_loaded_others_open(tmp_path: Path) -> None:
     loaded = _load(_task(tmp_path / "whisky", LONG, SHORT))
     loaded.save(tmp_path / "made" / "evaluation.npz")
     opened = Evaluation.open(tmp_path / "made" / "evaluation.npz")
-    for evaluation in (opened, pickle.loads(pickle.dumps(loaded))):
-        assert evaluation.overlap(SHORT) == "whisky"
-        assert evaluation.overlap(TINY) is None
-        assert evaluation.fingerprint == loaded.fingerprint
-        assert evaluation.counts == loaded.counts
+    assert opened.overlap(SHORT) == "whisky"
+    assert opened.overlap(TINY) is None
+    assert opened.fingerprint == loaded.fingerprint
+    assert opened.counts == loaded.counts
     assert _load(_task(tmp_path / "whisky", LONG)).fingerprint != loaded.fingerprint
 
 
