@@ -92,8 +92,13 @@ def each(
     Raises:
         StageError: what a worker refused, or a unit on which ``patience`` workers died.
     """
-    if placement.metrics_port is not None:
-        telemetry.serve(placement.metrics_port)
+    with telemetry.serving(placement.metrics_port):
+        yield from _each(task, worker, units, placement, patience)
+
+
+def _each(
+    task: str, worker: Callable[[], Worker], units: Iterable[Unit], placement: Placement, patience: int
+) -> Iterator[tuple[Unit, dict[str, Any]]]:
     waiting = iter(units)
     first = list(itertools.islice(waiting, 2))
     if len(first) < 2 and not is_connected():

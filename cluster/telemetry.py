@@ -4,6 +4,7 @@
 its name (base units, ``_total`` for counters), and everything that draws or alerts uses names declared here.
 """
 
+import contextlib
 import datetime
 import errno
 import json
@@ -62,6 +63,25 @@ def serve(port: int) -> None:
         OSError: the port is taken.
     """
     start_http_server(port, registry=REGISTRY)
+
+
+@contextlib.contextmanager
+def serving(port: int | None) -> Iterator[None]:
+    """Serve all metrics of this process on ``/metrics`` inside the block; with no port, nothing.
+
+    Raises:
+        OSError: the port is taken.
+    """
+    if port is None:
+        yield
+        return
+    server, thread = start_http_server(port, registry=REGISTRY)
+    try:
+        yield
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
 
 
 def record_step(

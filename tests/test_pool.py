@@ -1,6 +1,10 @@
 """The pool of actors: every unit once, done again where an actor dies, drawn only as they are needed."""
 
+import socket
+import subprocess
+import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -90,6 +94,45 @@ def test_units_are_drawn_as_they_are_needed_and_results_come_before_the_next_is(
         results.append(result["number"])
     assert sorted(results) == [2 * number for number in drawn]
     assert 6 <= len(drawn) <= 6 + 4  # 0 + 2 + 4 + 6 + 8 + 10, and what was in flight or drawn meanwhile
+
+
+def test_actors_without_a_cpu_are_demand_for_an_autoscaler(tmp_path: Path) -> None:
+    found = each("test", partial(workers.Doubler, tmp_path), _units(40), Placement(actors=5))
+    next(found)
+    status = [sys.executable, "-m", "ray.scripts.scripts", "status", "--address"]
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        said = subprocess.run([*status, ray.get_runtime_context().gcs_address], capture_output=True, text=True).stdout
+        if "{'CPU': 1.0}: 3+ pending tasks/actors" in said:
+            break
+    else:
+        pytest.fail(said)
+    assert len(list(found)) == 39
+
+
+def test_metrics_are_served_while_the_work_lasts(tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    for task in ("first", "second"):  # the same port again
+        found = each(task, partial(workers.Doubler, tmp_path), _units(4), Placement(actors=2, metrics_port=port))
+        next(found)
+        next(found)
+        lines = _scraped(port)
+        assert lines[f'stillhouse_units_total{{task="{task}"}}'] >= 2
+        assert lines[f'stillhouse_unit_bytes_total{{task="{task}"}}'] >= 2
+        assert lines[f'stillhouse_actors{{task="{task}"}}'] in (1, 2)
+        list(found)
+    with pytest.raises(OSError, match="refused"):
+        _scraped(port)
+
+
+def _scraped(port: int) -> dict[str, float]:
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+        text = answer.read().decode()
+    pairs = (line.rsplit(" ", 1) for line in text.splitlines() if line.startswith("stillhouse_"))
+    return {name: float(value) for name, value in pairs}
 
 
 def test_actors_are_gone_when_the_work_is_done_or_left(tmp_path: Path) -> None:
