@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cluster import corpus, rows, storage
+from cluster import corpus, faults, rows, storage
 from cluster.encoding import Encoder, load_encoder
 from cluster.packing import Packing, Stream
 from cluster.pool import Attempt
@@ -33,9 +33,7 @@ BATCH_TOKENS = 2**22
 SUSPICIOUS_DEATHS = 2
 """Actors that have died on a shard, from which on its texts are encoded in a process of their own."""
 
-EXAMPLES = 5
 _READ_AT_ONCE = 64
-_SHOWN_CHARACTERS = 60
 
 Encode: TypeAlias = Callable[[Sequence[str]], list[bytes | None]]
 """Ids of texts as bytes; None for a text on which the tokenizer fails."""
@@ -111,7 +109,7 @@ def tokenize(shard: Shard, encode: Encode) -> dict[str, Any]:
                 facts["bytes"] += len(text.encode())
                 if ids is None:
                     facts["failed"] += 1
-                    facts["examples"] = [*facts["examples"], text[:_SHOWN_CHARACTERS]][:EXAMPLES]
+                    facts["examples"] = [*facts["examples"], faults.excerpt(text)][: faults.EXAMPLES]
                 else:
                     documents[rows.HELDOUT if is_heldout(text, shard.heldout) else rows.TRAIN].append(ids)
             for name, part in parts.items():

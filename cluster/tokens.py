@@ -26,11 +26,11 @@ from typing import Annotated, Any, Literal, TypeAlias
 import numpy as np
 from pydantic import Field, PositiveInt
 
-from cluster import artifact, corpus, pool, rows, stage, storage, telemetry, vocabulary, wordpiece
+from cluster import artifact, corpus, faults, pool, rows, stage, storage, telemetry, vocabulary, wordpiece
 from cluster.packing import Packing
 from cluster.recipe import Recipe
 from cluster.storage import Location
-from cluster.tokenizing import EXAMPLES, Shard, Tokenizing, is_heldout, read_texts, save_array
+from cluster.tokenizing import Shard, Tokenizing, is_heldout, read_texts, save_array
 
 WORK = "shards"
 """Folder of what is known of finished shards, in the artifact while it is being made."""
@@ -116,8 +116,8 @@ class _Totals:
     def add(self, facts: Mapping[str, Any]) -> None:
         self.numbers.update({key: value for key, value in facts.items() if key != "examples"})
         self._examples += facts["examples"]
-        if (failed := self.numbers["failed"]) > self._max_bad_share * self._documents:
-            examples = "; ".join(repr(text) for text in self._examples[:EXAMPLES])
+        if (failed := self.numbers["failed"]) > max(faults.FEW, self._max_bad_share * self._documents):
+            examples = "; ".join(repr(text) for text in self._examples[: faults.EXAMPLES])
             raise stage.StageError(
                 f"the tokenizer fails on {failed:,} of {self._documents:,} documents so far, more than max_bad_share "
                 f"= {self._max_bad_share}: look at them, or raise it; they begin {examples}"
