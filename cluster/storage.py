@@ -1,51 +1,36 @@
-"""Where files lie: folders of this machine and object stores, by path or URL, behind one set of functions.
-
-A location is a :class:`pathlib.Path` for what this machine can open (``/data/text``, ``file:///data/text``) and a
-``UPath`` for everything else (``s3://bucket/text``, ``gs://bucket/text``). Credentials and endpoints come from the
-environment, as the libraries of the stores read them (``AWS_ACCESS_KEY_ID``, ``AWS_ENDPOINT_URL``,
-``GOOGLE_APPLICATION_CREDENTIALS``), never from a URL: URLs stand in recipes, manifests and messages.
+"""Where files lie: folders of this machine and object stores behind one set of functions.
 
 A file is put in place whole or not at all. An object carries the SHA-256 of what was meant to be written, so that
-whoever lists it later need not read it again.
+whoever lists it later need not read it again. Listings are never remembered.
 """
 
 import contextlib
-import errno
 import glob
 import hashlib
 import json
 import os
-import re
 import shutil
 import tempfile
-import urllib.request
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, TypeAlias
+from typing import Any, BinaryIO
 
-import fsspec
 from upath import UPath
 
-Location: TypeAlias = Path | UPath
-
-_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
-_SIGNED = ("http", "https")
-_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs"}
-_LIBRARIES = {"aiobotocore", "aiohttp", "botocore", "gcsfs", "google", "requests", "s3fs"}
-"""Where the errors of object stores come from that are no OSError: credentials, endpoints, broken connections."""
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-_SHA256 = "sha256"
-_CHUNK = 2**20
-
+from cluster.location import Location as Location
+from cluster.location import StorageError as StorageError
+from cluster.location import explain as explain
+from cluster.location import is_local as is_local
+from cluster.location import location as location
+from cluster.location import told
 
 TRANSFERS = 8
 """Files copied to or from an object store at a time."""
 
-
-class StorageError(ValueError):
-    """A location cannot be understood, reached, read or written."""
+_SHA256 = "sha256"
+_CHUNK = 2**20
 
 
 @dataclass(frozen=True)
@@ -58,45 +43,14 @@ class FileInfo:
     """What changes when the file does: its time of change in nanoseconds, or its ETag."""
 
 
-def location(text: str | Path | UPath) -> Location:
-    """What a path or URL means; relative paths start at the working directory.
-
-    Raises:
-        StorageError: a URL of a store whose library is not installed, one that holds a secret, or one that has lost a
-            slash on its way through a path.
-    """
-    if isinstance(text, UPath):
-        return text if text.protocol not in ("", "file", "local") else Path(text.path).absolute()
-    if (url := _URL.fullmatch(str(text))) is None or isinstance(text, Path):
-        if re.match(r"[a-z][a-z0-9]+:/", str(text)):
-            raise StorageError(f"{text} is neither a path nor a URL: write two slashes after the colon")
-        return Path(text).absolute()
-    scheme, rest = url[1].lower(), url[2]
-    if scheme in ("file", "local"):
-        return Path(urllib.request.url2pathname(rest.removeprefix("localhost"))).absolute()
-    _refuse_secrets(scheme, rest)
-    try:
-        fsspec.get_filesystem_class(scheme)
-    except (ImportError, ValueError) as error:
-        extra = _EXTRAS.get(scheme)
-        advice = f"pip install 'stillhouse[{extra}]'" if extra else "use a path, s3:// or gs://"
-        raise StorageError(f"{text}: {_one_line(error)}: {advice}") from None
-    # Listings are never remembered: other processes and machines write to the same places.
-    return UPath(f"{scheme}://{rest}", use_listings_cache=False)
-
-
-def is_local(place: Location) -> bool:
-    return isinstance(place, Path)
-
-
 def exists(place: Location) -> bool:
     """Whether a file or a folder is there; in an object store a folder is there while something lies in it."""
-    with _told(place):
+    with told(place):
         return place.exists()
 
 
 def is_file(place: Location) -> bool:
-    with _told(place):
+    with told(place):
         return place.is_file()
 
 
@@ -109,7 +63,7 @@ def files(text: str | Location, suffixes: tuple[str, ...] = ("",)) -> list[FileI
     if isinstance(place, Path):
         found = _local_files(place, suffixes)
         return [_local_info(path) for path in sorted(found)]
-    with _told(place):
+    with told(place):
         entries = _remote_files(place, suffixes)
         return [_remote_info(place, name, entries[name]) for name in sorted(entries, key=_parts)]
 
@@ -118,7 +72,7 @@ def listing(folder: Location) -> dict[str, FileInfo]:
     """Every file below a folder by its name relative to it, sorted; nothing there gives nothing."""
     if isinstance(folder, Path):
         return {path.relative_to(folder).as_posix(): _local_info(path) for path in sorted(_below(folder, ("",)))}
-    with _told(folder):
+    with told(folder):
         entries = _objects_below(folder, ("",))
     start = len(folder.path.rstrip("/")) + 1
     return {name[start:]: _remote_info(folder, name, entries[name]) for name in sorted(entries, key=_parts)}
@@ -126,7 +80,7 @@ def listing(folder: Location) -> dict[str, FileInfo]:
 
 def open_read(place: Location) -> BinaryIO:
     """The file opened for reading at any position; the caller closes it."""
-    with _told(place):
+    with told(place):
         return place.open("rb")
 
 
@@ -145,7 +99,7 @@ def local(place: Location) -> Iterator[Path]:
 
 def download(place: UPath, path: Path) -> None:
     """Copy an object to a local path, which is not there in whole before this returns."""
-    with _told(place):
+    with told(place):
         place.fs.get_file(place.path, str(path))
 
 
@@ -171,14 +125,11 @@ def writing(place: Location) -> Iterator[Path]:
         upload(temporary, place)
 
 
-def upload(path: Path, place: UPath, mode: str = "overwrite") -> None:
-    """Make an object of a local file, with its SHA-256 beside it.
-
-    Raises:
-        FileExistsError: with mode ``create``, when the object is there already.
-    """
-    with _told(place):
-        place.fs.put_file(str(path), place.path, mode=mode, **_carried(place, file_sha256(path)))
+def upload(path: Path, place: UPath) -> None:
+    """Make an object of a local file, with its SHA-256 beside it."""
+    carried = _carried(place, file_sha256(path))
+    with told(place):
+        place.fs.put_file(str(path), place.path, **carried)
 
 
 def create_text(place: UPath, text: str) -> None:
@@ -187,7 +138,7 @@ def create_text(place: UPath, text: str) -> None:
     Raises:
         FileExistsError: it is there already.
     """
-    with _told(place):
+    with told(place):
         place.fs.pipe_file(place.path, text.encode(), mode="create")
 
 
@@ -217,19 +168,19 @@ def read_json(place: Location) -> Any:
     Raises:
         ValueError: it is not JSON in UTF-8.
     """
-    with _told(place):
+    with told(place):
         return json.loads(place.read_bytes().decode("utf-8"))
 
 
 def remove(place: Location) -> None:
     """Remove a file; none there is as good."""
-    with _told(place), contextlib.suppress(FileNotFoundError):
+    with told(place), contextlib.suppress(FileNotFoundError):
         place.unlink()
 
 
 def remove_tree(folder: Location) -> None:
     """Remove a folder and all below it; none there is as good."""
-    with _told(folder), contextlib.suppress(FileNotFoundError):
+    with told(folder), contextlib.suppress(FileNotFoundError):
         if isinstance(folder, Path):
             shutil.rmtree(folder)
         else:
@@ -242,7 +193,7 @@ def file_sha256(place: Location) -> str:
         with place.open("rb") as opened:
             return hashlib.file_digest(opened, "sha256").hexdigest()
     digest = hashlib.sha256()
-    with _told(place), open_read(place) as file:
+    with told(place), open_read(place) as file:
         while chunk := file.read(_CHUNK):
             digest.update(chunk)
     return digest.hexdigest()
@@ -252,7 +203,7 @@ def stated_sha256(place: Location) -> str:
     """SHA-256 of what was written there: as the object carries it, else from its contents."""
     if isinstance(place, Path):
         return file_sha256(place)
-    with _told(place):
+    with told(place):
         if place.protocol in ("s3", "s3a"):
             carried = place.fs.metadata(place.path)
         else:
@@ -267,52 +218,6 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def explain(error: BaseException) -> str | None:
-    """The one line for an error of an object store's library; None for any other."""
-    if type(error).__module__.partition(".")[0] in _LIBRARIES:
-        return _one_line(error)
-    return None
-
-
-@contextlib.contextmanager
-def _told(place: Location) -> Iterator[None]:
-    """Makes one line of what the library of an object store raises: where, what, and what to do."""
-    try:
-        yield
-    except (FileNotFoundError, FileExistsError) as error:
-        if is_local(place) or isinstance(error, FileExistsError):
-            raise
-        if "bucket" in str(error).lower():
-            raise StorageError(f"{place}: {_one_line(error)}: create the bucket, or name another") from None
-        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(place)) from None
-    except Exception as error:
-        if is_local(place) or (isinstance(error, OSError) and error.errno in _FULL):
-            raise
-        if (line := explain(error)) is None and not isinstance(error, OSError):
-            raise
-        raise StorageError(f"{place}: {line or _one_line(error)}: {_advice(place)}") from None
-
-
-def _advice(place: Location) -> str:
-    known = {"s3": "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY", "gs": "GOOGLE_APPLICATION_CREDENTIALS"}
-    extra = _EXTRAS.get(getattr(place, "protocol", ""), "")
-    return f"check the address, the network and the credentials{f' ({known[extra]})' if extra else ''}"
-
-
-def _refuse_secrets(scheme: str, rest: str) -> None:
-    user, at, _ = rest.partition("/")[0].rpartition("@")
-    if at and ":" in user:
-        place = rest.partition("@")[2]
-        raise StorageError(
-            f"{scheme}://…@{place} holds a password: leave it out, credentials come from the environment"
-        )
-    if scheme in _SIGNED and "?" in rest:
-        place = rest.partition("?")[0]
-        raise StorageError(
-            f"{scheme}://{place}?… is signed or has parameters, and would be kept in manifests: fetch it"
-        )
 
 
 def _local_files(place: Path, suffixes: tuple[str, ...]) -> list[Path]:
@@ -363,7 +268,3 @@ def _carried(place: UPath, sha256: str) -> dict[str, Any]:
 def _parts(name: str) -> list[str]:
     """Objects are sorted as paths are: ``a/b`` before ``a-b``."""
     return name.split("/")
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()).rstrip(".") or type(error).__name__

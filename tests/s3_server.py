@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import s3fs
@@ -13,9 +14,9 @@ SERVER = """
 import sys
 from moto.server import ThreadedMotoServer
 
-server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=True)
 server.start()
-print(server.get_host_and_port()[1], flush=True)
+print("port", server.get_host_and_port()[1], flush=True)
 sys.stdin.read()
 server.stop()
 """
@@ -38,20 +39,26 @@ def environment(port: int) -> dict[str, str]:
 
 
 @contextmanager
-def serving(**settings: str) -> Iterator[int]:
-    """The port of a server that lives as long as the block; ``settings`` are moto's environment variables."""
-    with subprocess.Popen(
-        [sys.executable, "-c", SERVER],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        env={**os.environ, **settings},
-    ) as server:
+def serving(log: Path, **settings: str) -> Iterator[int]:
+    """The port of a server that lives as long as the block and writes a line about every request to ``log``.
+
+    ``settings`` are moto's environment variables.
+    """
+    with (
+        log.open("w") as lines,
+        subprocess.Popen(
+            [sys.executable, "-c", SERVER],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=lines,
+            text=True,
+            env={**os.environ, **settings},
+        ) as server,
+    ):
         assert server.stdout
         assert server.stdin
         try:
-            port = int(server.stdout.readline())
+            port = int(next(line for line in server.stdout if line.startswith("port ")).split()[1])
             s3fs.S3FileSystem.clear_instance_cache()  # what is there talks to another test's server
             yield port
         finally:

@@ -48,8 +48,8 @@ class CrashError(Exception):
 
 
 @pytest.fixture(scope="module")
-def port() -> Iterator[int]:
-    with s3_server.serving() as port:
+def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    with s3_server.serving(tmp_path_factory.mktemp("server") / "requests.log") as port:
         yield port
 
 
@@ -236,8 +236,9 @@ def test_a_copy_that_fails_leaves_no_manifest(out: UPath, tmp_path: Path) -> Non
     made = _make(tmp_path / "tokens")
     (made.path / "shards" / "0.json").unlink()
     publishing = artifact.publishing(out, kind=made.kind, inputs=made.inputs, recipe=made.recipe)
-    with pytest.raises(FileNotFoundError), publishing as publish:
+    with pytest.raises(FileNotFoundError) as missing, publishing as publish:
         publish(made)
+    assert missing.value.filename == str(made.path / "shards" / "0.json")
     assert [*storage.listing(out)] == [".draft.json", "rows.json"]
 
 

@@ -1,9 +1,11 @@
 """The cache: filled once, checked on the way in and when something has changed, mended by what is wrong alone."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,19 +22,25 @@ from cluster.artifact import ArtifactError
 FILES = {f"rows-{number}.arrow": bytes([number]) * 1000 for number in range(6)}
 
 FETCH = """
-import json, sys
-from cluster import cache, storage
+import sys
+from cluster import artifact, cache
 
+found = artifact.read(sys.argv[1])  # libraries and connections are ready then
 print("ready", flush=True)
 sys.stdin.readline()
-path = cache.fetch(storage.location(sys.argv[1]))
-print(json.dumps({"path": str(path), **{file.name: file.stat().st_ino for file in path.iterdir()}}))
+print(cache.fetch(found.location))
 """
 
 
 @pytest.fixture(scope="module")
-def port() -> Iterator[int]:
-    with s3_server.serving() as port:
+def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the server was asked for."""
+    return tmp_path_factory.mktemp("server") / "requests.log"
+
+
+@pytest.fixture(scope="module")
+def port(log: Path) -> Iterator[int]:
+    with s3_server.serving(log) as port:
         yield port
 
 
@@ -53,6 +61,11 @@ def tokens(bucket: s3fs.S3FileSystem) -> storage.Location:
     return out
 
 
+def _fetched(log: Path) -> Counter[str]:
+    """How often the server sent each row file."""
+    return Counter(re.findall(r'"GET /barrel/tokens/(rows-\d\.arrow)', log.read_text()))
+
+
 def _inodes(folder: Path) -> dict[str, int]:
     return {path.name: path.stat().st_ino for path in folder.iterdir()}
 
@@ -69,7 +82,8 @@ def test_an_artifact_in_the_cache_is_that_in_the_store(tokens: storage.Location,
     assert cache.fetch(tmp_path) == tmp_path, "a path is its own"
 
 
-def test_two_processes_fill_an_entry_once(tokens: storage.Location) -> None:
+def test_two_processes_fill_an_entry_once(tokens: storage.Location, log: Path) -> None:
+    before = _fetched(log)
     command = [sys.executable, "-c", FETCH, str(tokens)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, **pipes) as one, subprocess.Popen(command, **pipes) as other:  # type: ignore[call-overload]
@@ -80,7 +94,8 @@ def test_two_processes_fill_an_entry_once(tokens: storage.Location) -> None:
             process.stdin.flush()
         found = [process.communicate()[0] for process in (one, other)]
     assert one.returncode == other.returncode == 0
-    assert found[0] == found[1], "a file that was fetched again would have another inode"
+    assert found[0] == found[1]
+    assert _fetched(log) - before == dict.fromkeys(FILES, 1)
     assert len(artifact.verify(cache.fetch(tokens)).files) == len(FILES)
 
 

@@ -21,8 +21,8 @@ TREE = ("a/b.jsonl", "a-b.jsonl", "a/c/d.jsonl.gz", "notes.txt", "z.jsonl")
 
 
 @pytest.fixture(scope="module")
-def port() -> Iterator[int]:
-    with s3_server.serving() as port:
+def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    with s3_server.serving(tmp_path_factory.mktemp("server") / "requests.log") as port:
         yield port
 
 
@@ -75,7 +75,9 @@ def test_paths_and_file_urls_are_paths_and_other_urls_are_not(monkeypatch: pytes
         ("abfs://box/text", "Install adlfs"),
         ("nowhere://box/text", "use a path, s3:// or gs://"),
         (Path("s3://barrel/text"), "s3:/barrel/text is neither a path nor a URL"),
-        ("s3://AKIA1:hunter2@barrel/text", "s3://…@barrel/text holds a password"),
+        ("s3://AKIA1:hunter2@barrel/text", "the s3:// URL holds a password"),
+        ("s3://AKIA1:hun/hunter2@barrel/text", "the s3:// URL holds a password"),
+        ("sftp://me:hunter2@host/text", "the sftp:// URL holds a password"),
         ("https://host/text.gz?X-Amz-Signature=hunter2", "https://host/text.gz?… is signed"),
     ],
 )
@@ -223,8 +225,10 @@ def _refusal(environment: dict[str, str], url: str) -> str:
     return ended.stderr
 
 
-def test_wrong_credentials_and_none_are_one_line() -> None:
-    with s3_server.serving(INITIAL_NO_AUTH_ACTION_COUNT="0") as port:  # a server that looks at credentials
+def test_wrong_credentials_and_none_are_one_line(tmp_path: Path) -> None:
+    with s3_server.serving(
+        tmp_path / "requests.log", INITIAL_NO_AUTH_ACTION_COUNT="0"
+    ) as port:  # a server that looks at credentials
         known = s3_server.environment(port)
         wrong = _refusal(known, "s3://barrel/a")
         absent = _refusal({key: known[key] for key in known if "KEY" not in key}, "s3://barrel/a")
