@@ -86,7 +86,8 @@ def _spans(number: int, source: AnySource) -> Iterator[tuple[Span, int]]:
         for info in _files(source):
             name = info.location.as_posix()[start:] or info.location.name
             for begin, end, text in _ranges(source, info):
-                yield Span(number, str(info.location), name, begin, end, info.stamp, info.bytes), text
+                span = Span(number, str(info.location), name, begin, end, info.stamp, info.bytes)
+                yield span, min(text, source.max_bytes or text)
 
 
 def _ranges(source: AnyFiles, info: FileInfo) -> Iterator[tuple[int, int, int]]:

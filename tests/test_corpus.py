@@ -1,6 +1,7 @@
 """The corpus: every kind of source, cleaning and deduplication with counts, equal shards every time, clear refusals."""
 
 import gzip
+import hashlib
 import json
 import os
 import subprocess
@@ -14,9 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tiny
+from prometheus_client import REGISTRY
 
-from cluster import artifact, cleaning, corpus, prose, stage
+from cluster import artifact, cleaning, corpus, pieces, prose, stage
 from cluster.corpus import STAGE, Corpus
+from cluster.ray_cluster import connect
 
 REAL_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -380,9 +383,141 @@ def test_a_hub_source_out_of_reach_ends_in_one_line(tmp_path: Path) -> None:
 def test_real_articles_and_novels_pass_whole(tmp_path: Path) -> None:
     articles = {"kind": "parquet", "path": str(REAL_DATA / "corpus" / "wikipedia_en-00000-of-00008.parquet")}
     novels = {"kind": "parquet", "path": str(REAL_DATA / "corpus" / "novels_en.parquet"), "limit": 3, "name": "novels"}
+    novels["max_bytes"] = 30_000_000  # so little that all fits into one piece, and no cluster is started
     made = _make(tmp_path / "out", {**articles, "limit": 300, "name": "wikipedia"}, novels, shard_bytes=2_000_000)
     assert {label: kept["documents"] for label, kept in made.facts["sources"].items()} == {
         "wikipedia": 300,
         "novels": 3,
     }
     assert all(text == cleaning.clean(text) for text in _texts(made))
+
+
+@pytest.fixture
+def _small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pieces, "PIECE_BYTES", 2_000)
+
+
+def _rich(path: Path) -> dict[str, Any]:
+    """A recipe that asks for everything, of sources in many pieces."""
+    path.mkdir()
+    long = [" ".join(tiny.ENGLISH[start : start + 4]) for start in range(40)]
+    near = [f"{text} Once more with an ending." for text in long[:10]]
+    (path / "task").mkdir()
+    (path / "task" / "dev.jsonl").write_text(json.dumps({"question": tiny.ENGLISH[5], "label": 1}), encoding="utf-8")
+    lines = [json.dumps({"text": text}) for text in [*long, *long[5:15], *near, "", None]]
+    (path / "a.jsonl").write_text("\n".join([*lines[:7], '{"text": "cut', *lines[7:]]), encoding="utf-8")
+    (path / "b.txt").write_text("\n".join(f"{number} {line}" for line in tiny.ENGLISH for number in range(9)), "utf-8")
+    return {
+        "sources": [
+            {"kind": "jsonl", "path": str(path / "a.jsonl"), "weight": 2.0},
+            {"kind": "text", "path": str(path / "b.txt"), "documents": "line", "limit": 150, "weight": 1.0},
+        ],
+        "near_duplicates": {"threshold": 0.7},
+        "decontamination": {"tasks": [str(path / "task")]},
+        "shard_bytes": 900,
+    }
+
+
+def test_filters_across_documents_are_counted_by_reason(tmp_path: Path) -> None:
+    made = stage.execute(STAGE, Corpus.of(_rich(tmp_path / "in")), {}, tmp_path / "out")
+    assert made is not None
+    dropped = made.facts["dropped"]
+    assert made.facts["duplicates"] == {
+        "exact": dropped["repeated"],
+        "near": dropped["nearly repeated"],
+        "overlap": {"task": dropped["overlap with task"]},
+    }
+    assert dropped["empty"] == dropped["missing"] == dropped["not JSON"] == 1
+    # The sentence is in the long texts 2 to 5, in one of the repeated and four of the nearly repeated ones, in 9 lines.
+    texts = _texts(made)
+    assert dropped["overlap with task"] == 4 + 1 + 4 + 9
+    assert dropped["repeated"] == 9
+    assert not [text for text in texts if tiny.ENGLISH[5] in text]
+    assert dropped["nearly repeated"] >= 5
+    assert made.facts["read"] == made.facts["documents"] + sum(dropped.values())
+    sizes = {label: found["bytes"] for label, found in made.facts["sources"].items()}
+    assert sizes["a"] / sizes["b"] == pytest.approx(2, rel=0.2)  # to a document
+    assert made.facts["evaluation"] == {"task": {"files": 1, "texts": 1, "ignored": 0, "runs": 3}}
+    assert made.facts["examples"][0] == {
+        "file": "a.jsonl",
+        "where": "line 8",
+        "reason": "not JSON",
+        "text": '{"text": "cut',
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.usefixtures("_small_pieces")
+def test_the_bytes_are_the_same_for_any_number_of_actors_and_nothing_is_read_twice(tmp_path: Path) -> None:
+    recipe = _rich(tmp_path / "in")
+    broken = _parquet(tmp_path / "in" / "c.parquet", tiny.ENGLISH)
+    recipe["sources"].append({"kind": "parquet", "path": str(broken), "weight": 1.0})
+    whole, found = broken.read_bytes(), broken.stat()
+    units: list[float] = []
+
+    def make(name: str, actors: int) -> artifact.Artifact:
+        before = REGISTRY.get_sample_value("stillhouse_units_total", {"task": "corpus"}) or 0.0
+        made = stage.execute(STAGE, Corpus.of(recipe | {"placement": {"actors": actors}}), {}, tmp_path / name)
+        units.append((REGISTRY.get_sample_value("stillhouse_units_total", {"task": "corpus"}) or 0.0) - before)
+        assert made is not None
+        return made
+
+    with connect(2):
+        one = make("one", 1)
+        broken.write_bytes(whole[:-8] + bytes(8))
+        os.utime(broken, ns=(found.st_atime_ns, found.st_mtime_ns))
+        with pytest.raises(stage.StageError, match="not a readable Parquet file"):
+            make("two", 2)
+        left = len(list((tmp_path / ".two.partial" / "pieces").glob("0*.json")))
+        broken.write_bytes(whole)
+        os.utime(broken, ns=(found.st_atime_ns, found.st_mtime_ns))
+        two = make("two", 2)
+    assert left > 5
+    assert units[1] == units[0] - left
+    assert one.facts["shards"] > 5
+    assert one.identity == two.identity
+
+
+def test_a_changed_source_starts_over_and_a_finished_attempt_is_not_made_again(tmp_path: Path) -> None:
+    source = _json_lines(tmp_path / "a.jsonl", tiny.ENGLISH)
+    recipe = Corpus.of({"sources": [source], "shard_bytes": 400})
+    (tmp_path / "out" / "documents-00003.parquet").mkdir(parents=True)  # no file can be put there
+    with pytest.raises(IsADirectoryError):
+        corpus.run(recipe, {}, tmp_path / "out")
+    marker, shard = tmp_path / "out" / "pieces" / "00000.json", tmp_path / "out" / "documents-00001.parquet"
+    written = (shard.stat().st_ino, shard.stat().st_mtime_ns)
+    (tmp_path / "out" / "documents-00003.parquet").rmdir()
+    known = json.loads(marker.read_text())
+    known["spans"][0]["fingerprint"] = "as it was left"
+    marker.write_text(json.dumps(known))
+    facts = corpus.run(recipe, {}, tmp_path / "out")
+    assert facts["files"][0]["sha256"] == hashlib.sha256(b"as it was left").hexdigest()
+    assert not marker.exists()
+    assert corpus.run(recipe, {}, tmp_path / "out") == facts
+    assert (shard.stat().st_ino, shard.stat().st_mtime_ns) == written
+    _json_lines(tmp_path / "a.jsonl", tiny.ENGLISH[:12])
+    assert corpus.run(recipe, {}, tmp_path / "out")["documents"] == 12
+    assert len(list((tmp_path / "out").glob(corpus.SHARDS))) == 3
+
+
+def test_more_than_a_set_share_of_bad_documents_stops_the_run_with_examples(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    fine = [json.dumps({"text": f"Number {number}."}).encode() for number in range(1_200)]
+    bad = [b'{"text": "\xff"}', b'{"text": 3}', b'{"text": ""}'] * 5
+    path.write_bytes(b"\n".join([*fine[:100], *bad[:12], *fine[100:]]))
+    made = _make(tmp_path / "fine", {"kind": "jsonl", "path": str(path)})
+    assert made.facts["dropped"] == {"not UTF-8": 4, "no string": 4, "empty": 4}
+    assert [example["where"] for example in made.facts["examples"]] == [f"line {n}" for n in (101, 102)] + [
+        "document 103",
+        "line 104",
+        "line 105",
+    ]
+    path.write_bytes(b"\n".join([*fine[:100], *bad, *fine[100:]]))
+    with pytest.raises(
+        stage.StageError, match=r"15 of the first 1,215 documents are bad .* max_bad_share = 0\.01, for"
+    ):
+        _make(tmp_path / "bad", {"kind": "jsonl", "path": str(path)})
+    assert (
+        _make(tmp_path / "kept", {"kind": "jsonl", "path": str(path)}, max_bad_share=0.02).facts["documents"] == 1_200
+    )
