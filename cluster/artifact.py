@@ -25,7 +25,6 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -207,10 +206,10 @@ def publishing(
 
         def publish(made: Artifact) -> None:
             there = storage.listing(out)
-            left = [name for name, entry in made.files.items() if not _same(there.get(name), entry)]
-            with ThreadPoolExecutor(storage.TRANSFERS) as transfers:
-                for _ in transfers.map(lambda name: storage.upload(made.path / name, out / name), left):
-                    pass
+            left = {
+                name: int(entry["bytes"]) for name, entry in made.files.items() if not _same(there.get(name), entry)
+            }
+            storage.transfer(f"copying to {out}", lambda name: storage.upload(made.path / name, out / name), left)
             check()
             attempt.complete(out, made.manifest)
 

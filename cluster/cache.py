@@ -18,8 +18,7 @@ the folders that are no longer needed.
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,26 +111,11 @@ def _fill(entry: Path, wanted: _Wanted) -> None:
         telemetry.say(f"{folder / changed[0]} has changed since it was fetched: it is looked through, and mended")
     for stray in entry.rglob(".*.tmp"):
         stray.unlink()
-    _fetch_files(folder, wanted, [name for name in changed if name != MANIFEST])
+    sizes = {name: int(wanted.files[name]["bytes"]) for name in changed if name != MANIFEST}
+    storage.transfer(f"fetching {wanted.place}", lambda name: _fetch_file(folder / name, wanted, name), sizes)
     if wanted.manifest:
         storage.write_json(folder / MANIFEST, wanted.manifest)
     storage.write_json(entry / _VERIFIED, {name: _stamp(folder / name) for name in names})
-
-
-def _fetch_files(folder: Path, wanted: _Wanted, names: Sequence[str]) -> None:
-    total = sum(wanted.files[name]["bytes"] for name in names)
-    with (
-        telemetry.Progress(f"fetching {wanted.place}", total, "bytes") as shown,
-        ThreadPoolExecutor(storage.TRANSFERS) as transfers,
-    ):
-        waiting = [transfers.submit(_fetch_file, folder / name, wanted, name) for name in names]
-        try:
-            for name, transfer in zip(names, waiting, strict=True):
-                transfer.result()
-                shown.advance(wanted.files[name]["bytes"])
-        except BaseException:
-            transfers.shutdown(wait=False, cancel_futures=True)
-            raise
 
 
 def _fetch_file(path: Path, wanted: _Wanted, name: str) -> None:

@@ -292,7 +292,6 @@ def _publish(
             shutil.rmtree(work)  # complete, but never published, and no longer what is wanted
         made = artifact.read(work) if work.exists() else _make(stage, recipe, inputs, given, work)
         assert made is not None, "rank 0 completes what it makes"
-        logger.info("copying %s bytes to %s", f"{made.bytes:,}", out)
         publish(made)
     cache.keep(made, out)
     return artifact.read(out, stage.produces)

@@ -12,13 +12,15 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from upath import UPath
 
+from cluster import telemetry
 from cluster.location import Location as Location
 from cluster.location import StorageError as StorageError
 from cluster.location import explain as explain
@@ -101,6 +103,19 @@ def download(place: UPath, path: Path) -> None:
     """Copy an object to a local path, which is not there in whole before this returns."""
     with told(place):
         place.fs.get_file(place.path, str(path))
+
+
+def transfer(what: str, copy: Callable[[str], None], sizes: Mapping[str, int]) -> None:
+    """Copy files, several at a time, showing the bytes done; the first that fails ends it."""
+    with telemetry.Progress(what, sum(sizes.values()), "bytes") as shown, ThreadPoolExecutor(TRANSFERS) as transfers:
+        running = {name: transfers.submit(copy, name) for name in sizes}
+        try:
+            for name, copied in running.items():
+                copied.result()
+                shown.advance(sizes[name])
+        except BaseException:
+            transfers.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 @contextlib.contextmanager
