@@ -5,8 +5,8 @@
     $STILLHOUSE_CACHE/  (~/.cache/stillhouse)
       4f1c…/                    the start of the identity of an artifact
         .lock                   held by the process that fills or looks through the entry
-        .verified.json          size and time of change of every file when its SHA-256 was last found right
         tokens/                 the files, under the name they have in the store
+        .tokens.verified.json   size and time of change of every file when its SHA-256 was last found right
       making/                   artifacts that are published when they are complete
 
 An entry is filled once, whatever the number of processes that want it. The files of an artifact are compared with
@@ -33,7 +33,6 @@ from cluster.storage import Location
 VARIABLE = "STILLHOUSE_CACHE"
 
 _LOCK = ".lock"
-_VERIFIED = ".verified.json"
 _LETTERS = 16
 """Of an identity in the name of an entry."""
 
@@ -66,12 +65,12 @@ def workplace(out: UPath) -> Path:
 def keep(made: Artifact, published: UPath) -> None:
     """Make an entry of an artifact that was published from its workplace: it need not be fetched back."""
     entry = root() / made.identity[:_LETTERS]
-    names = [*made.files, MANIFEST]
+    folder = entry / published.name
     with _alone(entry, published):
-        if not (entry / _VERIFIED).exists():
-            shutil.rmtree(entry / published.name, ignore_errors=True)
-            made.path.rename(entry / published.name)
-            storage.write_json(entry / _VERIFIED, {name: _stamp(entry / published.name / name) for name in names})
+        if not _verified(folder).exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            made.path.rename(folder)
+            storage.write_json(_verified(folder), {name: _stamp(folder / name) for name in [*made.files, MANIFEST]})
     shutil.rmtree(made.path.parent)
 
 
@@ -102,7 +101,7 @@ def _wanted(place: UPath) -> _Wanted:
 def _fill(entry: Path, wanted: _Wanted) -> None:
     """Fetch what is not there, and what is not as it was when it was verified."""
     folder = entry / wanted.place.name
-    verified = storage.read_json(entry / _VERIFIED) if (entry / _VERIFIED).exists() else {}
+    verified = storage.read_json(_verified(folder)) if _verified(folder).exists() else {}
     names = [*wanted.files, *([MANIFEST] if wanted.manifest else [])]
     changed = [name for name in names if _stamp(folder / name) != verified.get(name, ())]
     if not changed:
@@ -115,7 +114,11 @@ def _fill(entry: Path, wanted: _Wanted) -> None:
     storage.transfer(f"fetching {wanted.place}", lambda name: _fetch_file(folder / name, wanted, name), sizes)
     if wanted.manifest:
         storage.write_json(folder / MANIFEST, wanted.manifest)
-    storage.write_json(entry / _VERIFIED, {name: _stamp(folder / name) for name in names})
+    storage.write_json(_verified(folder), {name: _stamp(folder / name) for name in names})
+
+
+def _verified(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.verified.json")
 
 
 def _fetch_file(path: Path, wanted: _Wanted, name: str) -> None:

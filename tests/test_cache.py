@@ -117,7 +117,7 @@ def test_what_was_damaged_in_the_cache_is_fetched_again_and_nothing_else(tokens:
 def test_an_interrupted_fetch_is_continued(tokens: storage.Location) -> None:
     """What a killed process leaves: files in place, one half of a file, and nothing that says all was verified."""
     path = cache.fetch(tokens)
-    (path.parent / ".verified.json").unlink()
+    (path.parent / ".tokens.verified.json").unlink()
     (path / artifact.MANIFEST).unlink()
     (path / "rows-5.arrow").rename(path / ".rows-5.arrow.0123.tmp")
     before = _inodes(path)
@@ -151,6 +151,18 @@ def test_another_artifact_at_the_same_url_is_another_entry(tokens: storage.Locat
     assert first != second
     assert artifact.verify(second).recipe == {"seed": 2}
     assert artifact.verify(first).recipe == {}
+
+
+def test_one_artifact_under_two_names_is_kept_under_both(
+    tokens: storage.Location, bucket: s3fs.S3FileSystem, log: Path
+) -> None:
+    bucket.copy("barrel/tokens", "barrel/copy", recursive=True)
+    copy = storage.location("s3://barrel/copy")
+    first, second = cache.fetch(tokens), cache.fetch(copy)
+    assert (first.name, second.name) == ("tokens", "copy")
+    before = log.read_text().count(".arrow")
+    assert (cache.fetch(tokens), cache.fetch(copy)) == (first, second)
+    assert log.read_text().count(".arrow") == before
 
 
 def test_folders_and_files_that_are_no_artifacts_follow_the_store(bucket: s3fs.S3FileSystem) -> None:
