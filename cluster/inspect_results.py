@@ -1,0 +1,122 @@
+"""What is in a data set, a benchmark or a report."""
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from cluster import storage
+from cluster.artifact import Artifact
+from cluster.inspect_findings import (
+    Bars,
+    Block,
+    Findings,
+    Pairs,
+    Section,
+    Table,
+    Words,
+    count,
+    flat,
+    share,
+    size,
+)
+from cluster.inspect_text import Text, described, samples
+
+_BUSY = 0.5
+"""Load for each core from which on times are worth a remark."""
+
+
+def dataset(found: Artifact, num_samples: int) -> Findings:
+    """Examples by label, what their texts are like, and texts that are in both parts."""
+    texts, parts, labels = Text(), dict[str, set[str]](), dict[str, Counter[str]]()
+    names = _label_names(found)
+    for name in sorted(name for name in found.files if name.endswith(".parquet")):
+        with storage.open_read(found.location / name) as source, pq.ParquetFile(source) as file:
+            table = file.read()
+        part = name.removesuffix(".parquet")
+        columns = [field.name for field in table.schema if str(field.type) in ("string", "large_string")]
+        rows = [
+            " · ".join(filter(None, values)) for values in zip(*(table[c].to_pylist() for c in columns), strict=True)
+        ]
+        parts[part] = set(rows)
+        answers = table["label"].to_pylist() if "label" in table.column_names else [None] * len(rows)
+        written = [str(names.get(answer, answer)) for answer in answers]
+        labels[part] = Counter(written)
+        for label, row in zip(written, rows, strict=True):
+            texts.add(label, row, num_samples)
+    first, *others = parts.values()
+    shared = sum(len(first & other) for other in others)
+    remarks = [f"{shared:,} texts are in two of the parts {', '.join(parts)}: scores say too much"] if shared else []
+    sections = [
+        Section("EXAMPLES", [Pairs(flat(found.facts)), *_labels(labels)]),
+        Section("TEXT", described(texts)),
+        Section("SAMPLES", samples(texts, num_samples)),
+    ]
+    return Findings("", "", "", remarks, sections)
+
+
+def _label_names(found: Artifact) -> Mapping[Any, str]:
+    if "labels.json" not in found.files:
+        return {}
+    return dict(enumerate(storage.read_json(found.location / "labels.json")))
+
+
+def _labels(labels: Mapping[str, Counter[str]]) -> list[Block]:
+    return [
+        Bars(
+            f"Labels of {part}: {numbers.total():,} examples",
+            "examples",
+            dict(numbers.most_common()),
+            {label: f"{number:,}  {share(number, numbers.total())}" for label, number in numbers.items()},
+        )
+        for part, numbers in labels.items()
+    ]
+
+
+def benchmark(found: Artifact, num_samples: int) -> Findings:
+    """Times by model and length, and the machine they hold for."""
+    facts = found.facts
+    rows = [
+        (
+            row["model"],
+            row["runtime"],
+            f"{row['length']:,}",
+            *(f"{row[key]:.3g}" for key in ("p50_ms", "p90_ms", "p99_ms")),
+            size(row["bytes"]),
+            f"{row['ratio_to_teacher']:.2f}×" if row["ratio_to_teacher"] else "–",
+        )
+        for row in facts["rows"]
+    ]
+    head = ("model", "runtime", "tokens", "p50 ms", "p90 ms", "p99 ms", "size", "speed")
+    blocks: list[Block] = [Table(head, rows, texts=2)]
+    for length in sorted({row["length"] for row in facts["rows"]}):
+        times = {row["model"]: row["p50_ms"] for row in facts["rows"] if row["length"] == length}
+        shown = {model: f"{time:.3g} ms" for model, time in times.items()}
+        blocks.append(Bars(f"Median time of a text of {length} tokens", "ms", times, shown))
+    machine = facts["machine"]
+    remarks = []
+    if (load := max(machine["load_average"])) > _BUSY * machine["cores"]:
+        remarks.append(f"the machine was busy with other work: load {load:g} on {machine['cores']} cores")
+    return Findings("", "", "", remarks, [Section("TIMES", blocks), Section("MACHINE", [Pairs(flat(machine))])])
+
+
+def report(found: Artifact, num_samples: int) -> Findings:
+    """The report's own summary."""
+    with storage.open_read(found.location / "summary.txt") as file:
+        summary = file.read().decode()
+    remarks = [f"{found.facts['failed_jobs']:,} jobs failed"] if found.facts["failed_jobs"] else []
+    return Findings("", "", "", remarks, [Section("REPORT", [Words(summary)])])
+
+
+def pipeline(found: Mapping[str, Artifact], runs: list[str], jobs: list[dict[str, Any]]) -> list[Section]:
+    """The artifacts and runs of an output folder."""
+    rows = [(place, one.kind, one.identity[:12], size(one.bytes)) for place, one in found.items()]
+    rows += [(place, "run", "", "") for place in runs]
+    sections = [Section("HERE", [Table(("place", "kind", "identity", "size"), sorted(rows), texts=3)])]
+    if jobs:
+        states = Counter(job["state"] for job in jobs)
+        failed = [(job["name"], job["error"] or "") for job in jobs if job["state"] == "failed"]
+        told = Pairs([("jobs", ", ".join(f"{count(number)} {state}" for state, number in states.items()))])
+        sections.append(Section("JOBS", [told, Table(("failed", "because"), failed, texts=2)] if failed else [told]))
+    return sections

@@ -1,0 +1,452 @@
+"""What an inspection says: the numbers are the data's, what is wrong comes first, and any reader can take it."""
+
+import json
+import shutil
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import tiny
+import tokens_artifact
+import torch
+from safetensors.torch import load_file, save_file
+
+from cluster import (
+    artifact,
+    corpus,
+    inspect_models,
+    inspect_picture,
+    inspect_rows,
+    rows,
+    shards,
+    stage,
+    storage,
+    tokens,
+)
+from cluster.artifact import Artifact, ArtifactError
+from cluster.inspect import look
+from cluster.inspect_findings import Bars, Curves, Findings, Histogram, InspectError, Section, Table
+from cluster.inspect_page import Page
+from cluster.inspect_terminal import width_of
+from distill import masked_lm
+
+FOOTER = "Read more of our stories on the front page of this site."
+
+
+def _page(found: Findings, width: int = 100) -> str:
+    return "\n".join(Page(width, colours=False).lines(found))
+
+
+def _look(path: Path, num_samples: int = 2, verify: bool = False) -> Findings:
+    return look(storage.location(path), num_samples, verify)
+
+
+def _corpus(out: Path, texts: dict[str, list[str]], **facts: Any) -> Path:
+    """A corpus artifact with these texts by source."""
+    with artifact.create(
+        out, kind="corpus", inputs={}, recipe={"near_duplicates": None, "decontamination": {}}
+    ) as draft:
+        names = [label for label, own in texts.items() for _ in own]
+        labels = pa.array(names, pa.string()).dictionary_encode()
+        column = pa.array([text for several in texts.values() for text in several], pa.large_string())
+        pq.write_table(pa.table([labels, column], schema=shards.SCHEMA), draft.path / "documents-00000.parquet")
+        sources = {
+            label: {"documents": len(own), "bytes": len("".join(own)), "licence": "CC BY", "weight": None}
+            for label, own in texts.items()
+        }
+        draft.facts.update(
+            documents=len(column),
+            bytes=sum(len("".join(own)) for own in texts.values()),
+            read=len(column),
+            sources=sources,
+            dropped={},
+            duplicates={"exact": 0, "near": 0, "overlap": {}},
+            examples=[],
+            files=[],
+        )
+        draft.facts.update(facts)
+    return out
+
+
+def _english(count: int, seed: int = 0) -> list[str]:
+    choice = np.random.default_rng(seed)
+    return [" ".join(choice.choice(tiny.ENGLISH, 4)) + f" {number}." for number in range(count)]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with tokens and the teacher that reads them."""
+    folder = tmp_path_factory.mktemp("made")
+    tokens_artifact.make(folder, documents=300)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def teacher(made: Path) -> Path:
+    """A teacher artifact as stages make them, made from the tokens beside it."""
+    source, found = made / "bert", artifact.read(made / "tokens")
+    model, _ = masked_lm.load(source)
+    paths = {"tokens": str(found.path)}
+    inputs = {"tokens": found.identity}
+    with artifact.create(made / "full", kind="teacher", inputs=inputs, recipe={"source": "x"}, paths=paths) as draft:
+        for path in source.iterdir():
+            shutil.copy(path, draft.path)
+        draft.facts.update(masked_lm.facts(model))
+    return made / "full"
+
+
+def test_a_corpus_shows_its_sources_what_was_left_out_and_texts(tmp_path: Path) -> None:
+    example = {"file": "a.jsonl", "where": "line 61", "reason": "not UTF-8", "text": r"caf\xe9"}
+    path = _corpus(
+        tmp_path / "corpus",
+        {"wiki": _english(30), "books": _english(10, seed=1)},
+        read=100,
+        dropped={"short": 50, "overlap with rte": 9, "not UTF-8": 1},
+        duplicates={"exact": 3, "near": 0, "overlap": {"rte": 9}},
+        examples=[example],
+    )
+    found = _look(path)
+    page = _page(found)
+    assert found.remarks == ["60.0 % of the documents read were left out, most of them as short"]
+    for line in (
+        r"not UTF-8   a.jsonl: line 61  caf\xe9",
+        "short             50  50.0 %",
+        "exact duplicates  3",
+        "near duplicates   not looked for: no table [near_duplicates]",
+    ):
+        assert line in page
+    table = next(block for section in found.sections for block in section.blocks if isinstance(block, Table))
+    assert [row[:3] for row in table.rows] == [("wiki", "CC BY", "30"), ("books", "CC BY", "10")]
+    assert "wiki, " in page
+    assert "books, " in page, "a sample of each source"
+    histogram = next(panel for panel in found.panels if isinstance(panel, Histogram))
+    assert {name: int(counts.sum()) for name, counts in histogram.counts.items()} == {"wiki": 30, "books": 10}
+
+
+def test_a_corpus_that_is_not_what_it_should_be_is_remarked_on(tmp_path: Path) -> None:
+    texts = {"web": [f"{text}\n{FOOTER}" for text in _english(30)], "tables": ["1 | 2 | 3"] * 40}
+    remarks = "\n".join(_look(_corpus(tmp_path / "corpus", texts)).remarks)
+    assert "39 documents are there twice" in remarks
+    assert "half of the documents have no more than 9 characters" in remarks
+    assert f"a line stands in 30 of 30 documents of web: '{FOOTER}'" in remarks
+
+
+def test_an_artifact_of_an_older_version_is_refused_with_what_it_lacks(tmp_path: Path) -> None:
+    with artifact.create(tmp_path / "old", kind="corpus", inputs={}, recipe={}) as draft:
+        draft.facts.update(documents=1, bytes=10)
+        shutil.copy(_corpus(tmp_path / "new", {"a": ["text"]}) / "documents-00000.parquet", draft.path)
+    with pytest.raises(InspectError, match=r"old has no fact sources.* make it again"):
+        _look(tmp_path / "old")
+
+
+def test_tokens_show_rows_with_their_special_tokens(made: Path) -> None:
+    found = _look(made / "tokens", num_samples=3)
+    page = _page(found)
+    assert page.count("    [CLS] ") == 3
+    assert "[SEP]" in page.partition("ROWS")[2]
+    assert "  [UNK]       0 (0 %)" in page
+    assert "tokens" in found.headline
+    often = next(panel for panel in found.panels if isinstance(panel, Bars))
+    counts = np.load(made / "tokens" / rows.COUNTS)
+    assert next(iter(often.values.values())) == pytest.approx(100 * np.sort(counts[5:])[-1] / counts.sum())
+
+
+def _tokens(out: Path, table: np.ndarray[Any, Any], heldout: np.ndarray[Any, Any], model: Path) -> Path:
+    """A tokens artifact with these rows, two rows to a record batch."""
+    with artifact.create(out, kind="tokens", inputs={}, recipe={}) as draft:
+        facts = dict(artifact.read(model).facts)
+        size = facts["vocab_size"]
+        for part, taken in ((rows.TRAIN, table), (rows.HELDOUT, heldout)):
+            batches = np.split(taken, range(2, len(taken), 2))
+            rows.write(draft.path / f"{part}-00000.arrow", batches, seq_len=table.shape[1], vocab_size=size)
+        np.save(draft.path / rows.COUNTS, np.bincount(table.reshape(-1), minlength=size))
+        shutil.copy(model / "tokenizer.json", draft.path)
+        draft.facts.update(facts, seq_len=table.shape[1], train_rows=len(table), heldout_rows=len(heldout))
+    return out
+
+
+def test_tokens_that_are_not_what_they_should_be_are_remarked_on(tmp_path: Path, made: Path) -> None:
+    facts = artifact.read(made / "tokens").facts
+    table = np.full((6, 8), facts["unk_id"])
+    table[:, 0] = facts["cls_id"]
+    table[0, 1:] = np.arange(20, 27)
+    table[1, 0] = 30
+    remarks = "\n".join(_look(_tokens(tmp_path / "tokens", table, table[:1], made / "tokens")).remarks)
+    assert "of the tokens are unknown to the tokenizer" in remarks
+    assert "1 rows do not begin with the start token" in remarks
+    assert "3 of 6 (50.0 %) training rows repeat another one" in remarks
+    assert "1 of 1 (100 %) held-out rows are training rows as well" in remarks
+    assert "of the vocabulary never occur" in remarks
+
+
+def test_lengths_of_documents_are_found_across_rows_and_record_batches(
+    tmp_path: Path, made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts = artifact.read(made / "tokens").facts
+    lengths = [3, 0, 20, 7, 1, 33, 2, 2, 16]
+    stream = [token for length in lengths for token in [*[50] * length, facts["sep_id"]]]
+    width = 7
+    table = np.full((len(stream) // width, width + 1), facts["cls_id"])
+    table[:, 1:] = np.array(stream[: len(table) * width]).reshape(-1, width)
+    path = _tokens(tmp_path / "tokens", table, table[:1], made / "tokens")
+    complete = int((table == facts["sep_id"]).sum())
+    seen = inspect_rows.look(artifact.read(path), rows.TRAIN, 1)
+    assert (seen.whole, seen.lengths) == (True, lengths[:complete])
+    # Where record batches are left out, documents that run into the gap are not taken for short ones.
+    monkeypatch.setattr(inspect_rows, "BUDGET", 3 * 2 * (width + 1))
+    part = inspect_rows.look(artifact.read(path), rows.TRAIN, 1)
+    assert not part.whole
+    assert part.rows < len(table)
+    assert set(part.lengths) <= set(lengths)
+
+
+def test_weights_are_read_as_torch_reads_them_and_broken_ones_are_named(tmp_path: Path, teacher: Path) -> None:
+    weights = load_file(teacher / "model.safetensors")
+    half = {name: tensor.to(torch.bfloat16) for name, tensor in weights.items()}
+    save_file(half, tmp_path / "half.safetensors")
+    for tensor in inspect_models.read(tmp_path / "half.safetensors"):
+        np.testing.assert_array_equal(tensor.values, half[tensor.name].float().flatten().numpy())
+    page = _page(_look(teacher))
+    assert f"{sum(tensor.numel() for tensor in weights.values()):,} numbers in model.safetensors" in page
+    parts = [line.partition("  ")[0] for line in page.partition("WEIGHTS")[2].replace("\n  ", "\n").splitlines()]
+    assert parts[3:9] == ["embeddings", "layer 0", "layer 1", "layer 2", "layer 3", "head"]
+    name = next(name for name in weights if "layer.2" in name and name.endswith("query.weight"))
+    weights[name][0, :3] = float("nan")
+    broken = tmp_path / "broken"
+    facts = dict(artifact.read(teacher).facts)
+    with artifact.create(broken, kind="teacher", inputs={}, recipe={}) as draft:
+        save_file(weights, draft.path / "model.safetensors")
+        shutil.copy(teacher / "config.json", draft.path)
+        draft.facts.update(facts)
+    assert _look(broken).remarks == [f"3 of 1,024 weights of {name} are no finite numbers"]
+
+
+def test_descent_follows_inputs_where_they_are_and_says_where_they_are_not(tmp_path: Path, teacher: Path) -> None:
+    place = tmp_path / "out"
+    shutil.copytree(teacher.parent / "tokens", place / "tokens")
+    shutil.copytree(teacher, place / "teacher")
+    tokens_there = artifact.read(place / "tokens")
+    assert str(tokens_there.path.parent.parent) not in str(teacher)
+    identity = tokens_there.identity[:12]
+    # Made from what lies somewhere else; that is followed first.
+    assert f"tokens  {identity}: " in _page(_look(place / "teacher"))
+    moved = dict(artifact.read(place / "teacher").manifest) | {
+        "made": {"at": 0, "host": "h", "seconds": 1.0, "paths": {}}
+    }
+    (place / "teacher" / "manifest.json").write_text(json.dumps(moved))
+    assert str(place / "tokens") in _page(_look(place / "teacher"), 300), "found beside it"
+    shutil.rmtree(place / "tokens")
+    assert "not to be found near here" in _page(_look(place / "teacher"))
+    moved["made"]["paths"] = {"tokens": str(place / "tokens")}
+    (place / "teacher" / "manifest.json").write_text(json.dumps(moved))
+    assert "no longer there" in _page(_look(place / "teacher"))
+    _corpus(place / "tokens", {"a": _english(3)})
+    assert "another corpus is there now" in _page(_look(place / "teacher"))
+
+
+def _run(folder: Path, losses: list[float], identity: str) -> Path:
+    folder.mkdir()
+    (folder / "recipe.json").write_text(json.dumps({"recipe": {"steps": 30}, "inputs": {"tokens": identity}}))
+    numbers = {"soft": 0.1, "masked": 2.0, "cosine": None, "learning_rate": 1e-3, "gradient_norm": 1.0}
+    numbers |= {"loss_scale": 1.0, "skipped_steps": 0, "step_seconds": 2.0, "tokens_per_second": 512.0, "steps": 30}
+    lines = [
+        json.dumps({"kind": "train", "step": step, "total": loss, "tokens": 1024 * step, **numbers})
+        for step, loss in enumerate(losses, 1)
+    ]
+    lines.append(
+        json.dumps({"kind": "validation", "step": len(losses), "total": 2.5, "accuracy": 0.25, "agreement": None})
+    )
+    (folder / "metrics.jsonl").write_text("\n".join([*lines, '{"kind": "train", "st']))
+    checkpoint = folder / "checkpoints" / "step_00000010"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "weights.safetensors").write_bytes(b"weights")
+    digest = artifact.file_sha256(checkpoint / "weights.safetensors")
+    facts = {"step": 10, "tokens": 10_240, "files": {"weights.safetensors": digest}}
+    (checkpoint / "checkpoint.json").write_text(json.dumps(facts))
+    return folder
+
+
+def test_a_run_shows_how_far_it_got_and_what_it_can_go_on_from(tmp_path: Path, made: Path) -> None:
+    shutil.copytree(made / "tokens", tmp_path / "tokens")
+    identity = artifact.read(made / "tokens").identity
+    folder = _run(tmp_path / "run", [9.0 - 0.2 * step for step in range(20)], identity)
+    found = _look(folder, verify=True)
+    page = _page(found, 300)
+    assert found.remarks == []
+    assert "20 of 30 steps (66.7 %)" in found.headline
+    assert "20 of 30, 20 s left" in page
+    assert "accuracy 0.25" in page
+    assert "step_00000010  hashes compared" in page
+    assert str(tmp_path / "tokens") in page
+    assert [type(panel) for panel in found.panels] == [Curves, Curves, Curves]
+    (folder / "checkpoints" / "step_00000010" / "weights.safetensors").write_bytes(b"weightz")
+    assert "weights.safetensors is damaged or missing" in _look(folder, verify=True).remarks[0]
+
+
+@pytest.mark.parametrize(
+    ("losses", "says"),
+    [([3.0, float("nan"), 3.0], "no finite number at step 2"), ([2.0] * 5 + [9.0] * 12, "it has risen again")],
+)
+def test_a_run_that_went_wrong_is_remarked_on(tmp_path: Path, losses: list[float], says: str) -> None:
+    assert says in _look(_run(tmp_path / "run", losses, "0" * 64)).remarks[0]
+
+
+def _results(folder: Path) -> dict[str, Path]:
+    """A data set, a benchmark, a fine-tuned model's scores and a report."""
+    paths = {kind: folder / kind for kind in ("dataset", "benchmark", "report")}
+    with artifact.create(paths["dataset"], kind="dataset", inputs={}, recipe={}) as draft:
+        for part, words in (("train", ["a good film", "a bad film"]), ("dev", ["a good film"])):
+            pq.write_table(pa.table({"sentence": words, "label": [0, 1][: len(words)]}), draft.path / f"{part}.parquet")
+        (draft.path / "labels.json").write_text('["good", "bad"]')
+    row = {"model": "student", "runtime": "PyTorch", "length": 30, "p50_ms": 4.0, "p90_ms": 5.0, "p99_ms": 6.0}
+    machine = {"load_average": [0.1, 5.0], "cores": 2, "processor": "x"}
+    with artifact.create(paths["benchmark"], kind="benchmark", inputs={}, recipe={}) as draft:
+        draft.facts.update(machine=machine, rows=[row | {"bytes": 4000, "ratio_to_teacher": 1.76}])
+    with artifact.create(paths["report"], kind="report", inputs={}, recipe={}) as draft:
+        (draft.path / "summary.txt").write_text("The student keeps 97 %.\n")
+        draft.facts.update(sentence="The student keeps 97 %.", failed_jobs=2)
+    return paths
+
+
+def test_data_sets_benchmarks_and_reports_say_what_is_in_them(tmp_path: Path) -> None:
+    found = {kind: _look(path) for kind, path in _results(tmp_path).items()}
+    assert found["dataset"].remarks == ["1 texts are in two of the parts dev, train: scores say too much"]
+    assert "bad   1  50.0 %" in _page(found["dataset"])
+    assert found["benchmark"].remarks == ["the machine was busy with other work: load 5 on 2 cores"]
+    assert "student  PyTorch      30       4       5       6  4 kB  1.76×" in _page(found["benchmark"])
+    assert "  The student keeps 97 %." in _page(found["report"])
+    assert found["report"].remarks == ["2 jobs failed"]
+    with pytest.raises(InspectError, match="nothing to draw"):
+        inspect_picture.draw(found["report"], tmp_path / "report.png")
+    pipeline = _look(tmp_path)
+    assert pipeline.headline.startswith("3 artifacts and 0 runs")
+
+
+def test_a_folder_without_anything_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InspectError, match="neither an artifact nor a run"):
+        _look(tmp_path)
+    with pytest.raises(ArtifactError, match="does not exist"):
+        _look(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("width", [40, 77, 110])
+def test_every_line_fits_and_nothing_reaches_the_terminal_that_moves_a_cursor(
+    tmp_path: Path, made: Path, teacher: Path, width: int
+) -> None:
+    strange = [f"日本語のテキスト {number} \x1b[31mred\x07 \u202eleft " + "long" * 60 for number in range(9)]
+    folder = _corpus(tmp_path / ("deep" * 40) / "corpus", {"名前" * 30: strange, "b": _english(9)})
+    for found in (
+        _look(folder),
+        _look(made / "tokens"),
+        _look(teacher),
+        *map(_look, _results(tmp_path / "r").values()),
+    ):
+        page = _page(found, width)
+        assert max(map(width_of, page.splitlines())) <= width
+        assert page.replace("\n", "").isprintable()
+
+
+def test_a_picture_shows_any_text_without_a_warning(tmp_path: Path) -> None:
+    texts = {"$a_b$ 名": ["日本 $x^2$ " * 20 + str(number) for number in range(30)], "b": _english(30)}
+    found = _look(_corpus(tmp_path / "corpus", texts))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        inspect_picture.draw(found, tmp_path / "corpus.png")
+    start = (tmp_path / "corpus.png").read_bytes()[:24]
+    assert start[:8] == b"\x89PNG\r\n\x1a\n"
+    assert int.from_bytes(start[16:20], "big") > 1500
+
+
+def test_an_artifact_in_an_object_store_is_looked_at_by_its_url(tmp_path: Path, made: Path) -> None:
+    store = fsspec.filesystem("memory")
+    try:
+        for path in (made / "tokens").iterdir():
+            store.pipe_file(f"/bucket/tokens/{path.name}", path.read_bytes())
+        here, there = _look(made / "tokens"), look(storage.location("memory://bucket/tokens"), 2, verify=True)
+        assert there.place == "memory://bucket/tokens"
+        assert (there.title, there.headline, there.remarks) == (here.title, here.headline, here.remarks)
+        wanted = [section for section in here.sections if section.title in ("DOCUMENTS", "TOKENS", "ROWS")]
+        assert [_page(Findings("", "", sections=[section])) for section in wanted] == [
+            _page(Findings("", "", sections=[section]))
+            for section in there.sections
+            if section.title in _titles(wanted)
+        ]
+    finally:
+        store.rm("/bucket", recursive=True)
+
+
+def _titles(sections: list[Section]) -> list[str]:
+    return [section.title for section in sections]
+
+
+def test_verifying_names_a_file_that_was_changed(tmp_path: Path, made: Path) -> None:
+    path = tmp_path / "tokens"
+    shutil.copytree(made / "tokens", path)
+    counts = np.load(path / rows.COUNTS)
+    counts[10:12] += [1, -1]
+    np.save(path / rows.COUNTS, counts)
+    assert "hashes not compared" in _page(_look(path))
+    with pytest.raises(ArtifactError, match=f"{path / rows.COUNTS} was changed"):
+        _look(path, verify=True)
+
+
+def _command(*arguments: str, pipe: str = "") -> subprocess.CompletedProcess[str]:
+    command = " ".join([f"{sys.executable} -m cluster.inspect", *arguments, pipe])
+    root = Path(artifact.__file__).parents[1]
+    return subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {command}"], cwd=root, capture_output=True, text=True, check=False
+    )
+
+
+def test_the_command_can_be_piped_and_its_reader_may_go(tmp_path: Path, made: Path) -> None:
+    closed = _command(str(made / "tokens"), "--picture", str(tmp_path / "a.png"), pipe="| head -n 1")
+    assert closed.returncode == 141
+    assert closed.stdout.startswith("tokens ")
+    assert "\x1b" not in closed.stdout
+    assert "Traceback" not in closed.stderr
+    assert "Broken pipe" not in closed.stderr
+    assert (tmp_path / "a.png").stat().st_size > 10_000
+
+
+def test_errors_of_the_command_are_one_line(tmp_path: Path) -> None:
+    missing = _command(str(tmp_path / "nowhere"))
+    assert (missing.returncode, missing.stderr.count("\n"), missing.stdout) == (1, 1, "")
+    assert missing.stderr.startswith(f"error: {tmp_path / 'nowhere'} does not exist")
+    usage = _command(str(tmp_path), "--picture", "a.jpg")
+    assert usage.returncode == 2
+    assert "a.jpg does not end in .png" in usage.stderr
+
+
+def test_the_name_of_the_module_hides_nothing_of_python() -> None:
+    script = "import cluster.inspect, inspect; assert inspect.signature; print(inspect.__file__)"
+    root = Path(artifact.__file__).parents[1]
+    told = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True, check=True).stdout
+    assert "cluster" not in Path(told).parts
+
+
+def test_what_the_stages_make_has_all_that_is_looked_for(tmp_path: Path) -> None:
+    """A real corpus and real tokens: their facts are the ones read here."""
+    texts, model = tiny.corpus(tmp_path / "texts", documents=400), tmp_path / "model"
+    tiny.wordpiece(model)
+    recipe = {"sources": [{"kind": "jsonl", "path": str(texts)}], "placement": {"actors": 1}}
+    stage.execute(corpus.STAGE, corpus.Corpus.of(recipe), {}, tmp_path / "corpus")
+    given = {"corpus": tmp_path / "corpus", "tokenizer": model}
+    wanted = tokens.Tokens.of({"seq_len": 32, "heldout": 0.1, "placement": {"actors": 1}})
+    made = stage.execute(tokens.STAGE, wanted, given, tmp_path / "tokens")
+    assert isinstance(made, Artifact)
+    assert "400 documents" in _page(_look(tmp_path / "corpus", verify=True))
+    found = _look(tmp_path / "tokens", verify=True)
+    page = _page(found)
+    # Texts of recombined sentences repeat themselves; nothing else is wrong with them.
+    assert [remark for remark in found.remarks if "repeat" not in remark and "as well" not in remark] == []
+    assert f"{artifact.read(tmp_path / 'corpus').identity[:12]}: corpus of 400 documents" in page
+    lengths = next(panel for panel in found.panels if isinstance(panel, Histogram))
+    seen, documents = int(sum(counts.sum() for counts in lengths.counts.values())), made.facts["documents"]
+    assert documents - made.facts["heldout_documents"] - 2 <= seen <= documents
