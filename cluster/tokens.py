@@ -78,7 +78,7 @@ def run(recipe: Tokens, inputs: Mapping[str, Location], out: Location) -> dict[s
             little text for a row of each part.
     """
     texts = artifact.read(inputs["corpus"], "corpus")
-    sources = [found.location for found in storage.files(texts.path / corpus.SHARDS)]
+    sources = [found.location for found in storage.files(texts.location / corpus.SHARDS)]
     tokenizer = _tokenizer(recipe, sources, inputs.get("tokenizer"), out)
     special, vocab_size = vocabulary.special_ids(tokenizer), vocabulary.vocab_size(tokenizer)
     packing = Packing(recipe.seq_len, vocab_size, special.cls, special.sep, special.all)
