@@ -4,7 +4,7 @@ import json
 import re
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,37 +102,53 @@ def _as_float(values: npt.NDArray[Any], dtype: str) -> npt.NDArray[np.float32]:
 
 def _weights(path: Path) -> tuple[Section, list[str]]:
     parts: dict[str, list[Tensor]] = defaultdict(list)
-    rows: dict[str, list[str]] = {}
-    numbers, spreads, types, remarks = Counter[str](), {}, Counter[str](), list[str]()
+    types, remarks = Counter[str](), list[str]()
     for tensor in telemetry.progress(read(path), "weights", 0, "tensors"):
         parts[tensor.part].append(tensor)
         types[tensor.dtype] += tensor.values.size
-        if not np.isfinite(tensor.values).all():
-            broken = int((~np.isfinite(tensor.values)).sum())
-            remarks.append(f"{broken:,} of {tensor.values.size:,} weights of {tensor.name} are no finite numbers")
-        elif tensor.values.ndim and not tensor.values.any() and tensor.name.endswith("weight"):
-            remarks.append(f"all weights of {tensor.name} are 0")
-    for part in sorted(parts, key=_place):
-        weights = [tensor.values for tensor in parts[part] if tensor.name.endswith("weight")]
-        values = np.concatenate(weights or [np.zeros(1, dtype=np.float32)])
-        numbers[part] = sum(tensor.values.size for tensor in parts[part])
-        spreads[part] = float(values.std())
-        rows[part] = [f"{spreads[part]:.3g}", f"{np.abs(values).max():.3g}"]
-    total = numbers.total()
-    table = Table(
-        ("part", "tensors", "parameters", "share", "spread", "largest"),
-        [
-            (part, str(len(parts[part])), count(numbers[part]), share(numbers[part], total), *rows[part])
-            for part in rows
-        ],
-    )
-    blocks: list[Block] = [table]
-    blocks.append(
-        Bars("Parameters by part", "parameters", numbers, {part: count(number) for part, number in numbers.items()})
-    )
-    blocks.append(Bars("Spread of the weights by part", "standard deviation", spreads))
+        remarks += _broken(tensor)
+    ordered = {part: parts[part] for part in sorted(parts, key=_place)}
+    numbers = {part: sum(tensor.values.size for tensor in tensors) for part, tensors in ordered.items()}
+    spreads = {part: _spread(tensors) for part, tensors in ordered.items()}
+    total = sum(numbers.values())
+    rows = [
+        (
+            part,
+            str(len(tensors)),
+            count(numbers[part]),
+            share(numbers[part], total),
+            *map("{:.3g}".format, spreads[part]),
+        )
+        for part, tensors in ordered.items()
+    ]
+    blocks: list[Block] = [
+        Table(("part", "tensors", "parameters", "share", "spread", "largest"), rows),
+        Bars("Parameters by part", "parameters", numbers, {part: count(number) for part, number in numbers.items()}),
+        Bars(
+            "Spread of the weights by part",
+            "standard deviation",
+            {part: spread for part, (spread, _) in spreads.items()},
+        ),
+    ]
     kinds = ", ".join(f"{count(number)} {dtype}" for dtype, number in types.most_common())
     return Section("WEIGHTS", blocks, f"{count(total)} numbers in {path.name} ({kinds})."), remarks
+
+
+def _broken(tensor: Tensor) -> list[str]:
+    """What is wrong with a tensor."""
+    if broken := int((~np.isfinite(tensor.values)).sum()):
+        return [f"{broken:,} of {tensor.values.size:,} weights of {tensor.name} are no finite numbers"]
+    if tensor.name.endswith("weight") and not tensor.values.any():
+        return [f"all weights of {tensor.name} are 0"]
+    return []
+
+
+def _spread(tensors: Sequence[Tensor]) -> tuple[float, float]:
+    """Standard deviation and largest absolute value of the weights; biases are apart from them."""
+    weights = [tensor.values for tensor in tensors if tensor.name.endswith("weight")]
+    values = np.concatenate(weights or [np.zeros(1, dtype=np.float32)])
+    with np.errstate(invalid="ignore"):
+        return float(values.std()), float(np.abs(values).max())
 
 
 def _place(part: str) -> tuple[int, int]:

@@ -51,7 +51,8 @@ class Page:
             yield self._paint(f"! {first}", "33;1")
             yield from (self._paint(f"  {line}", "33;1") for line in others)
         for section in found.sections:
-            yield from self._section(section)
+            if section.blocks or section.note:
+                yield from self._section(section)
 
     def _section(self, section: Section) -> Iterator[str]:
         yield ""

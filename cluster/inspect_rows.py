@@ -55,26 +55,24 @@ def look(found: Artifact, part: str, num_samples: int) -> Part:
     seen = Part(whole=len(names) <= _FILES)
     chosen = evenly(names, _FILES)
     for name in telemetry.progress(chosen, f"{part} rows", len(chosen), "files"):
-        with storage.open_read(found.location / name) as source:
-            _look_into(seen, name, source, BUDGET // len(chosen), found, num_samples)
+        try:
+            with storage.open_read(found.location / name) as source:
+                _look_into(seen, name, source, BUDGET // len(chosen), found, num_samples)
+        except pa.ArrowException as error:
+            reason = str(error).partition("\n")[0]
+            raise InspectError(f"{found.location / name} cannot be read ({reason}): make the tokens again") from None
     return seen
 
 
 def _look_into(seen: Part, name: str, source: Any, budget: int, found: Artifact, num_samples: int) -> None:
-    try:
-        file = pa.ipc.open_file(pa.PythonFile(source, mode="r"))
-        numbers = list(range(file.num_record_batches))
-        batches = (file.get_batch(number).column(0) for number in numbers)
-        first = next(batches, None)
-    except (pa.ArrowException, OSError) as error:
-        raise InspectError(f"{found.location / name} cannot be read ({error}): make the tokens again") from None
-    if first is None:
-        return
-    wanted = evenly(numbers, max(1, budget // max(1, len(first.values))))
+    file = pa.ipc.open_file(pa.PythonFile(source, mode="r"))
+    numbers, seq_len = list(range(file.num_record_batches)), int(found.facts["seq_len"])
+    rows_each = file.get_batch(0).num_rows if numbers else 0
+    wanted = evenly(numbers, max(1, budget // max(1, rows_each * seq_len)))
     seen.whole &= len(wanted) == len(numbers)
     stream, last = _Lengths(int(found.facts["sep_id"]), seen.lengths), -1
     for number in wanted:
-        table = file.get_batch(number).column(0).flatten().to_numpy().reshape(-1, first.type.list_size)
+        table = file.get_batch(number).column(0).flatten().to_numpy().reshape(-1, seq_len)
         if number != last + 1:
             stream.interrupt()
         last = number

@@ -119,6 +119,8 @@ def _words(found: Artifact, counts: npt.NDArray[np.int64], tokenizer: Tokenizer)
 
 
 def _rarest(counts: npt.NDArray[np.int64], words: list[int], tokenizer: Tokenizer) -> str:
+    if not words:
+        return "there is nothing but special tokens"
     least = [number for number in words if counts[number] == counts[words[-1]]]
     some = "  ".join(_written(tokenizer, number) for number in evenly(least, _RARE))
     return f"{len(least):,} that occur {counts[least[0]]:,}×: {some}"
