@@ -19,6 +19,7 @@ from cluster.near_duplicates import NearDuplicates
 from cluster.pieces import Piece
 from cluster.scanning import BYTES, HIGH, LOW, OVERLAP, REASON, SOURCE
 from cluster.sources import AnySource
+from cluster.stage import StageError
 from cluster.storage import Location
 
 Mask = npt.NDArray[np.bool_]
@@ -62,7 +63,11 @@ class Choice:
 def choose(
     scanned: Sequence[Scanned], sources: Sequence[AnySource], near: NearDuplicates | None, folder: Location
 ) -> Choice:
-    """Decide for every document of the scanned pieces, which come in order."""
+    """Decide for every document of the scanned pieces, which come in order.
+
+    Raises:
+        StageError: nothing is left of a source with a weight.
+    """
     choice, high, low = _gather(scanned, sources, folder)
     _drop(choice, repeated(high, low, choice.kept), REPEATED)
     if near is not None:
@@ -95,11 +100,16 @@ def superfluous(
 
     The source that has the least for its weight stays whole. Of the others those go whose text has the largest hash:
     a fair sample, the same in any order.
+
+    Raises:
+        StageError: a source has no text.
     """
     found = np.zeros(len(eligible), np.bool_)
     places = {owner: np.flatnonzero(eligible & (owners == owner)) for owner in range(len(weights))}
     there = {owner: int(sizes[at].sum(dtype=np.int64)) for owner, at in places.items()}
-    total = min((there[owner] / weight for owner, weight in enumerate(weights)), default=0.0)
+    if empty := [owner for owner, size in there.items() if not size]:
+        raise StageError(f"source {empty[0] + 1} has a weight, and no text is left of it: see why, or leave it out")
+    total = min(there[owner] / weight for owner, weight in enumerate(weights))
     for owner, at in places.items():
         ordered = at[np.argsort(hashes[at], kind="stable")]
         # Half a byte, so that the source that stays whole does not lose a document to rounding.

@@ -72,8 +72,9 @@ def _columnar(span: Span, kind: str) -> Iterator[Any]:
     place = storage.location(span.place)
     try:
         if storage.is_local(place):
-            with pa.memory_map(span.place) as mapped:
-                yield mapped
+            # Mapped, record batches need no memory of their own; row groups are read through a small buffer.
+            with pa.memory_map(span.place) if kind == "Arrow" else pa.OSFile(span.place) as file:
+                yield file
         else:
             with storage.open_read(place) as raw:
                 yield pa.PythonFile(raw, "r")

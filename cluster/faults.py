@@ -76,5 +76,5 @@ def counted(reasons: Mapping[str, int]) -> str:
 
 def shown(examples: list[dict[str, Any]]) -> str:
     """Examples as part of a line, or nothing."""
-    lines = [f"{one['place']}: {one['where']} is {one['reason']}: {one['text']!r}" for one in examples[:EXAMPLES]]
+    lines = [f"{one['place']}: {one['where']}: {one['reason']}: {one['text']!r}" for one in examples[:EXAMPLES]]
     return f", for example {'; '.join(lines)}" if lines else ""

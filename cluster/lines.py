@@ -49,7 +49,7 @@ def of_range(stream: Any, start: int, end: int | None) -> Iterator[Line]:
     if start:
         # The byte before says whether a line begins exactly here.
         stream.seek(start - 1)
-        rest, offset = _after_newline(stream, start - 1)
+        rest, offset = _after_newline(stream, start - 1, end)
     while end is None or offset < end:
         block = stream.read(BLOCK)
         found = (rest + block).split(b"\n")
@@ -63,7 +63,7 @@ def of_range(stream: Any, start: int, end: int | None) -> Iterator[Line]:
             break
         if len(rest) > MAX_BYTES and (end is None or offset < end):
             yield offset, rest[: MAX_BYTES + 1]
-            rest, offset = _after_newline(stream, offset + len(rest))
+            rest, offset = _after_newline(stream, offset + len(rest), end)
     if rest and (end is None or offset < end):
         yield offset, rest
 
@@ -76,9 +76,9 @@ def head(stream: Any) -> bytes:
     return data
 
 
-def _after_newline(stream: Any, offset: int) -> tuple[bytes, int]:
-    """What was read behind the next end of line, and where that is in the stream."""
-    while block := stream.read(BLOCK):
+def _after_newline(stream: Any, offset: int, end: int | None) -> tuple[bytes, int]:
+    """What was read behind the next end of line, and where that is in the stream; beyond ``end`` none is looked for."""
+    while (end is None or offset < end) and (block := stream.read(BLOCK)):
         if (found := block.find(b"\n")) >= 0:
             return block[found + 1 :], offset + found + 1
         offset += len(block)

@@ -55,7 +55,7 @@ class SpanFacts:
     passed_bytes: int = 0
     bad: dict[str, int] = field(default_factory=dict)
     examples: list[dict[str, Any]] = field(default_factory=list)
-    """Of bad documents: file, row, where, reason and how it begins."""
+    """Of bad documents: file, where in it, reason, and how they begin."""
     fingerprint: str = ""
     """Digest of what was read, document by document."""
 
@@ -220,8 +220,13 @@ def _signatures(rows: Sequence[Row], bands: int) -> npt.NDArray[np.uint64]:
 
 
 def _example(row: int, span: Span, document: Document, reason: str) -> dict[str, Any]:
-    where, text = (document.where, document.text) if isinstance(document, Fault) else ("", faults.excerpt(document))
-    return {"place": span.place, "row": row, "where": where or f"document {row + 1}", "reason": reason, "text": text}
+    if isinstance(document, Fault):
+        where, text = document.where, document.text
+    else:
+        where = f"document {row + 1}{f' behind byte {span.start}' if span.size and span.start else ''}"
+        text = faults.excerpt(document)
+    place = span.place if span.size else f"{span.place} {span.name}".strip()
+    return {"place": place, "where": where, "reason": reason, "text": text}
 
 
 def band(number: int) -> str:

@@ -70,6 +70,8 @@ def test_weights_are_shares_of_the_text_and_one_source_stays_whole() -> None:
     order = rng.permutation(30_000)
     again = choice.superfluous(sizes[order], owners[order], hashes[order], eligible[order], [3.0, 1.0, 0.5])
     assert (again == gone[order]).all()
+    with pytest.raises(StageError, match="source 2 has a weight, and no text is left of it"):
+        choice.superfluous(sizes, owners, hashes, eligible & (owners != 1), [3.0, 1.0, 0.5])
 
 
 def _pieces(*owners: tuple[int, ...]) -> list[Piece]:
@@ -80,7 +82,7 @@ def _pieces(*owners: tuple[int, ...]) -> list[Piece]:
 
 
 def _facts(passed: int, bad: int = 0) -> dict[str, Any]:
-    example = {"place": "in.txt", "row": 0, "where": "line 1", "reason": "not UTF-8", "text": "x"}
+    example = {"place": "in.txt", "where": "line 1", "reason": "not UTF-8", "text": "x"}
     spans = {"rows": passed + bad, "passed": passed, "passed_bytes": 10 * passed, "fingerprint": ""}
     return {**spans, "bad": {"not UTF-8": bad} if bad else {}, "examples": [example] * min(bad, faults.EXAMPLES)}
 
@@ -113,11 +115,35 @@ def _add_all(ledger: Ledger, facts: list[dict[str, Any]], order: list[int]) -> N
         ledger.add(number, [facts[number]])
 
 
+def test_a_slow_piece_of_a_limited_source_does_not_let_all_the_others_be_read() -> None:
+    ledger = Ledger(_pieces(*[(0,)] * 50), _sources(25), 0.5)
+    asked = []
+    for unit in ledger.wanted():
+        asked.append(unit.payload.number)
+        if unit.payload.number:
+            ledger.add(unit.payload.number, [_facts(20)])
+    assert asked == [0, 1, 2]
+    ledger.add(0, [_facts(4)])
+    assert [found.piece.number for found in ledger.used] == [0, 1, 2]
+
+
+def test_pieces_an_earlier_attempt_has_read_further_on_do_not_replace_those_before_them() -> None:
+    ledger = Ledger(_pieces(*[(0,)] * 6), _sources(50), 0.5)
+    for number in (1, 4, 5):
+        ledger.add(number, [_facts(20)])
+    asked = []
+    for unit in ledger.wanted():
+        asked.append(unit.payload.number)
+        ledger.add(unit.payload.number, [_facts(20)])
+    assert asked == [0, 2]
+    assert [found.piece.number for found in ledger.used] == [0, 1, 2]
+
+
 @pytest.mark.parametrize("order", [[0, 1, 2], [2, 1, 0]])
 def test_too_many_bad_documents_in_a_row_of_pieces_stop_a_run(order: list[int]) -> None:
     ledger = Ledger(_pieces((0,), (0,), (0,)), _sources(None), 0.02)
     facts = [_facts(1_000, bad=15), _facts(1_000, bad=30), _facts(100_000)]
-    bad = r"45 of the first 2,045 documents are bad \(45 not UTF-8\), more than max_bad_share = 0.02, for example in.txt"
+    bad = r"45 of the first 2,045 documents are bad \(45 not UTF-8\), more than max_bad_share = 0.02, for example in"
     with pytest.raises(StageError, match=bad):
         _add_all(ledger, facts, order)
 

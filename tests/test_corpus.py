@@ -322,11 +322,11 @@ REFUSALS = {
     _broken_parquet: "in.parquet is not a readable Parquet file",
     _no_such_column: "in.parquet has no column text: set column to one of body, id",
     _numbers: "in.parquet: column id holds int64, expected strings",
-    _latin: "in.txt: line 3 is not UTF-8: 'Cr\\\\xe8me.'",
-    _cut_line: 'in.jsonl: line 2 is not JSON: \'{"text": "Tw\'',
-    _line_without_column: 'in.jsonl: line 1 is no column: \'{"body"',
-    _no_object: "in.jsonl: line 1 is no object: '[\"One.\"]'",
-    _huge_file: "in.txt: the file is oversize",
+    _latin: "in.txt: line 3: not UTF-8: 'Cr\\\\xe8me.'",
+    _cut_line: 'in.jsonl: line 2: not JSON: \'{"text": "Tw\'',
+    _line_without_column: 'in.jsonl: line 1: no column: \'{"body"',
+    _no_object: "in.jsonl: line 1: no object: '[\"One.\"]'",
+    _huge_file: "in.txt: the file: oversize",
     _nothing_left: "the corpus is empty (dropped: 2 empty, for example",
     _cut_gzip: "in.jsonl.gz cannot be read (Truncated compressed stream): it is cut or damaged",
     _not_bzip2: "in.jsonl.bz2 cannot be read (bz2 decompress failed",
@@ -451,8 +451,9 @@ def test_filters_across_documents_are_counted_by_reason(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("_small_pieces")
 def test_the_bytes_are_the_same_for_any_number_of_actors_and_nothing_is_read_twice(tmp_path: Path) -> None:
     recipe = _rich(tmp_path / "in")
-    broken = _parquet(tmp_path / "in" / "c.parquet", tiny.ENGLISH)
+    broken = _parquet(tmp_path / "in" / "c.parquet", [text[::-1] for text in tiny.ENGLISH])
     recipe["sources"].append({"kind": "parquet", "path": str(broken), "weight": 1.0})
+    del recipe["sources"][1]["limit"]  # so that every attempt needs every piece
     whole, found = broken.read_bytes(), broken.stat()
     units: list[float] = []
 
