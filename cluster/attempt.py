@@ -118,6 +118,7 @@ def complete(out: Location, manifest: Mapping[str, Any]) -> None:
         partial = staging(out)
         storage.write_json(partial / MANIFEST, manifest)
         (partial / _DRAFT).unlink()
+        _remove_temporary(partial)
         partial.rename(out)
         (out / _LOCK).unlink(missing_ok=True)
         storage.sync(out.parent)
@@ -127,6 +128,14 @@ def complete(out: Location, manifest: Mapping[str, Any]) -> None:
     except FileExistsError:
         raise ArtifactError(f"{out} was completed by another process meanwhile: its artifact stays") from None
     storage.remove(out / _DRAFT)
+    _remove_temporary(out)
+
+
+def _remove_temporary(place: Location) -> None:
+    """Remove what no manifest lists: notes of the attempt, and halves of files left by processes that died."""
+    for info in storage.listing(place).values():
+        if _TEMPORARY.fullmatch(info.location.name):
+            storage.remove(info.location)
 
 
 @contextlib.contextmanager

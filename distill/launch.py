@@ -21,7 +21,7 @@ import sys
 import time
 from pathlib import Path
 
-from cluster import artifact, jobs, ray_cluster, recipe, stage
+from cluster import artifact, jobs, ray_cluster, recipe, stage, storage
 from cluster.jobs import Job, Outcome
 from cluster.telemetry import say
 from distill.phases import Schedule
@@ -40,9 +40,18 @@ def main() -> None:
     parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="override a recipe value")
     options = parser.parse_args()
     with stage.errors_for_people():
-        failed = launch(recipe.load(Pipeline, options.pipeline, options.set), Path(options.out))
+        failed = launch(recipe.load(Pipeline, options.pipeline, options.set), _folder(options.out))
     if failed:
         sys.exit(1)
+
+
+def _folder(text: str) -> Path:
+    place = storage.location(text)
+    if not isinstance(place, Path):
+        raise LaunchError(
+            f"--out {text}: runs grow in a folder, so a pipeline is made in one: name a folder that all nodes see"
+        )
+    return place
 
 
 def launch(pipeline: Pipeline, out: Path) -> list[Outcome]:

@@ -271,3 +271,10 @@ def test_a_json_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
         artifact.write_json(path, {"a": float("inf")})
     assert path.read_bytes() == before
     assert [entry.name for entry in tmp_path.iterdir()] == ["facts.json"]
+
+
+def test_notes_of_an_attempt_and_halves_of_files_do_not_stay(tmp_path: Path) -> None:
+    with artifact.create(tmp_path / "made", kind="tokens", inputs={}, recipe={}) as draft:
+        (draft.path / "rows").write_text("rows")
+        (draft.path / ".rows.77.tmp").write_text("ro")
+    assert sorted(path.name for path in (tmp_path / "made").iterdir()) == ["manifest.json", "rows"]

@@ -113,6 +113,18 @@ def test_a_pipeline_that_makes_no_sense_is_refused_before_anything_runs(tmp_path
     assert not (tmp_path / "out").exists()
 
 
+def test_a_pipeline_is_made_in_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    pipeline = pipelines.write(tmp_path / "pipeline.toml", pipelines.values(tmp_path))
+    monkeypatch.setattr(sys, "argv", ["launch", str(pipeline), "--out", "s3://barrel/out"])
+    with pytest.raises(SystemExit, match="1"):
+        launch.main()
+    assert capsys.readouterr().err.startswith("error: --out s3://barrel/out: runs grow in a folder")
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith("s3")]
+
+
 @pytest.mark.long
 def test_a_pipeline_whose_driver_was_killed_goes_on_where_it_was(tmp_path: Path) -> None:
     values = pipelines.values(tmp_path)
