@@ -1,0 +1,151 @@
+"""Actors, nodes and drivers that truly die while documents are read and judged: the corpus is the same."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import clusters
+import numpy as np
+import pipelines
+import psutil
+import pytest
+import tiny
+from clusters import await_that
+
+from cluster import artifact
+from cluster.corpus import WORK
+
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(540)]
+
+RECIPE = """
+sources = [{{ kind = "jsonl", path = "{folder}/*.jsonl", name = "made up" }}]
+shard_bytes = 3000000
+[cleaning]
+languages = ["en"]
+min_language_score = 0.1
+[cleaning.gopher]
+max_repeated_lines = 1.0
+[near_duplicates]
+"""
+BAD = 6
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recipe for 40 MB of documents with repeats and a few bad lines, all of which take their time."""
+    found = tmp_path_factory.mktemp("texts")
+    words = np.array(" ".join(tiny.ENGLISH).split(), dtype=object)
+    draw = np.random.default_rng(0)
+    for number in range(20):
+        with (found / f"{number:02}.jsonl").open("w") as file:
+            for line in range(600):
+                text = " ".join(words[draw.integers(0, len(words), 600)])
+                file.write(json.dumps({"text": text}) + "\n")
+                if line % 100 == number:
+                    file.write(json.dumps({"text": text}) + "\n")
+            if number < BAD:
+                file.write("no json\n")
+    (found / "recipe.toml").write_text(RECIPE.format(folder=found))
+    return found / "recipe.toml"
+
+
+class Driver:
+    """A process that makes the corpus on the cluster of its environment."""
+
+    def __init__(self, recipe: Path, out: Path, environment: dict[str, str]) -> None:
+        self._work = out.with_name(f".{out.name}.partial") / WORK
+        self._errors = out.with_name("driver.log")
+        command = [sys.executable, "-m", "cluster.corpus", str(recipe), "--out", str(out)]
+        with self._errors.open("a") as errors:
+            self.process = subprocess.Popen(command, env=environment, stdout=errors, stderr=errors)
+
+    def done(self) -> dict[str, int]:
+        """Pieces that were read, and when."""
+        return {path.name: path.stat().st_mtime_ns for path in self._work.glob("[0-9]*.json")}
+
+    def await_that(self, holds: Callable[[], bool]) -> None:
+        try:
+            await_that(holds, self.process)
+        except AssertionError as error:
+            raise AssertionError(f"{error}: {self.said()}") from None
+
+    def said(self) -> str:
+        return self._errors.read_text()
+
+    def finish(self) -> str:
+        self.process.wait(timeout=400)
+        assert self.process.returncode == 0, self.said()
+        return self.said()
+
+
+def _environment(**more: str) -> dict[str, str]:
+    path = os.pathsep.join([str(Path(__file__).parent / "small_pieces"), os.environ.get("PYTHONPATH", "")])
+    return pipelines.environment(PYTHONPATH=path, **more)
+
+
+@pytest.fixture(scope="module")
+def whole(recipe: Path) -> artifact.Artifact:
+    """The corpus nothing happened to."""
+    Driver(recipe, recipe.parent / "whole", _environment()).finish()
+    found = artifact.verify(recipe.parent / "whole", "corpus")
+    assert found.facts["dropped"]["not JSON"] == BAD
+    assert found.facts["duplicates"]["exact"] == 6 * 20
+    return found
+
+
+def _same(path: Path, whole: artifact.Artifact) -> None:
+    found = artifact.verify(path, "corpus")
+    assert found.facts == whole.facts
+    assert found.files == whole.files
+
+
+def test_an_actor_that_is_killed(recipe: Path, tmp_path: Path, whole: artifact.Artifact) -> None:
+    driver = Driver(recipe, tmp_path / "corpus", _environment())
+    driver.await_that(lambda: len(driver.done()) >= 10)
+    family = psutil.Process(driver.process.pid)
+    driver.await_that(lambda: bool(clusters.actors(family.children(recursive=True))))
+    clusters.actors(family.children(recursive=True))[0].kill()
+    said = driver.finish()
+    assert said.count(" died: its unit is replaced") == 1
+    _same(tmp_path / "corpus", whole)
+
+
+@pytest.mark.skipif(not clusters.namespaces_work(), reason="only root can give nodes networks of their own")
+@pytest.mark.parametrize("how", ["killed", "cut off"])
+def test_a_node_that_is_lost(recipe: Path, tmp_path: Path, whole: artifact.Artifact, how: str) -> None:
+    with clusters.running(tmp_path, isolated=True) as cluster:
+        cluster.environment["PYTHONPATH"] = _environment()["PYTHONPATH"]
+        for _ in range(2):
+            cluster.add()
+        driver = Driver(recipe, tmp_path / "corpus", cluster.environment)
+        driver.await_that(lambda: len(driver.done()) >= 10)
+        driver.await_that(lambda: all(clusters.actors(node.processes()) for node in cluster.nodes[1:]))
+        if how == "killed":
+            cluster.nodes[2].kill()
+        else:
+            cluster.nodes[2].cut()
+        said = driver.finish()
+    assert "the node of a worker at " in said
+    _same(tmp_path / "corpus", whole)
+
+
+def test_a_driver_that_is_killed_and_started_again(recipe: Path, tmp_path: Path, whole: artifact.Artifact) -> None:
+    driver = Driver(recipe, tmp_path / "corpus", _environment())
+    driver.await_that(lambda: len(driver.done()) >= 10)
+    family = psutil.Process(driver.process.pid).children(recursive=True)
+    driver.process.send_signal(signal.SIGKILL)
+    driver.process.wait()
+    for left in family:  # Ray of that machine
+        with contextlib.suppress(psutil.NoSuchProcess):
+            left.kill()
+    before = driver.done()
+    again = Driver(recipe, tmp_path / "corpus", _environment())
+    again.await_that(lambda: len(again.done()) > len(before) + 5)
+    assert {name: when for name, when in again.done().items() if name in before} == before
+    again.finish()
+    _same(tmp_path / "corpus", whole)
