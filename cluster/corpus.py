@@ -13,6 +13,7 @@ The same sources give the same files, byte for byte, whatever the number of acto
 the pieces and files that are not there yet; when a source has changed meanwhile, it starts over.
 """
 
+import contextlib
 import functools
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +23,7 @@ from typing import Annotated, Any, Self
 import numpy as np
 from pydantic import Field, PositiveInt, model_validator
 
-from cluster import artifact, choice, faults, pieces, pool, shards, stage, storage, telemetry
+from cluster import artifact, choice, faults, pieces, pool, ray_cluster, shards, stage, storage, telemetry
 from cluster.choice import Choice, Scanned
 from cluster.cleaning import Cleaning
 from cluster.decontamination import Decontamination, Evaluation
@@ -80,15 +81,13 @@ def run(recipe: Corpus, inputs: Mapping[str, Location], out: Location) -> dict[s
         return facts
     if evaluation is not None:
         evaluation.save(out / WORK / EVALUATION)
-    scanned = _scan(recipe, wanted, out)
-    chosen = choice.choose(scanned, recipe.sources, recipe.near_duplicates, out / WORK)
-    if not chosen.kept.any():
-        examples = [example for _, facts in _read_spans(scanned) for example in facts["examples"]]
-        raise stage.StageError(
-            f"the corpus is empty (dropped: {faults.counted(chosen.dropped)}{faults.shown(examples)}): give sources "
-            "with text"
-        )
-    num_shards = _write(recipe, scanned, chosen, out)
+    # One cluster for both halves, where one is needed at all.
+    cpus = None if recipe.placement.actors == "auto" else recipe.placement.actors
+    with ray_cluster.connect(cpus) if len(wanted) > 1 else contextlib.nullcontext():
+        scanned = _scan(recipe, wanted, out)
+        chosen = choice.choose(scanned, recipe.sources, recipe.near_duplicates, out / WORK)
+        _refuse_nothing(scanned, chosen)
+        num_shards = _write(recipe, scanned, chosen, out)
     facts = _facts(recipe, scanned, chosen) | {"shards": num_shards}
     if evaluation is not None:
         facts["evaluation"] = evaluation.counts
@@ -142,16 +141,21 @@ def _scan(recipe: Corpus, wanted: Sequence[Piece], out: Location) -> Sequence[Sc
     return ledger.used
 
 
+def _refuse_nothing(scanned: Sequence[Scanned], chosen: Choice) -> None:
+    if not chosen.kept.any():
+        examples = [example for _, facts in _read_spans(scanned) for example in facts["examples"]]
+        dropped = f"{faults.counted(chosen.dropped)}{faults.shown(examples)}"
+        raise stage.StageError(f"the corpus is empty (dropped: {dropped}): give sources with text")
+
+
 def _write(recipe: Corpus, scanned: Sequence[Scanned], chosen: Choice, out: Location) -> int:
     """Write the files that no earlier attempt has written; returns how many there are of all."""
     there = storage.listing(out)
     planned = list(shards.plan(scanned, chosen, recipe.shard_bytes))
     missing = [(shard, size) for shard, size in planned if shard.name not in there]
     worker = functools.partial(ShardWriter, out / WORK, out)
-    # One server of metrics is enough for both halves.
-    placement = recipe.placement.model_copy(update={"metrics_port": None})
     with telemetry.Progress("corpus", len(planned), "files", len(planned) - len(missing)) as shown:
-        for _, result in pool.each("corpus", worker, shards.units(iter(missing)), placement):
+        for _, result in pool.each("corpus", worker, shards.units(iter(missing)), recipe.placement):
             shown.advance(result["shards"])
     return len(planned)
 

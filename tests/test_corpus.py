@@ -14,10 +14,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import s3_server
 import tiny
 from prometheus_client import REGISTRY
 
-from cluster import artifact, cleaning, corpus, pieces, prose, stage
+from cluster import artifact, cleaning, corpus, pieces, prose, stage, storage
 from cluster.corpus import STAGE, Corpus
 from cluster.ray_cluster import connect
 
@@ -522,3 +523,24 @@ def test_more_than_a_set_share_of_bad_documents_stops_the_run_with_examples(tmp_
     assert (
         _make(tmp_path / "kept", {"kind": "jsonl", "path": str(path)}, max_bad_share=0.02).facts["documents"] == 1_200
     )
+
+
+@pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.usefixtures("_small_pieces")
+def test_sources_and_corpus_may_be_in_an_object_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    local = _rich(tmp_path / "in")
+    with s3_server.serving(tmp_path / "requests.log") as port:
+        store = s3_server.use(port, monkeypatch)
+        store.put(f"{tmp_path}/in/", f"{s3_server.BUCKET}/in/", recursive=True)
+        remote = json.loads(json.dumps(local).replace(str(tmp_path), f"s3://{s3_server.BUCKET}"))
+        with connect(2):
+            here, there = (
+                stage.execute(STAGE, Corpus.of(recipe), {}, storage.location(out))
+                for recipe, out in ((local, tmp_path / "out"), (remote, f"s3://{s3_server.BUCKET}/out"))
+            )
+        assert here is not None
+        assert there is not None
+        assert there.files == here.files
+        assert there.facts == here.facts
+        assert not store.exists(f"{s3_server.BUCKET}/out/pieces")
