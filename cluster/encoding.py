@@ -9,6 +9,7 @@ kinds get whole texts. Ids travel as bytes: each an unsigned integer of the type
 
 import json
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from cluster.rows import token_type
 
 KEPT_WORDS = 2**19
 """Words whose ids are kept; when there are more, all are forgotten. Some 200 bytes each."""
+KEPT_CHARACTERS = 100
+"""Longer words are not kept: in some texts a whole line, or all of it, is one."""
 
 _SEPARATOR = "\ue000\uf8ff"
 _NEW_WORDS = 4096
@@ -84,6 +87,8 @@ class Encoder:
 
 def _is_failure(error: BaseException) -> bool:
     """Whether the tokenizer gave up; a panic of the library is no Exception."""
+    if isinstance(error, MemoryError):  # says nothing of the text: elsewhere it would stay
+        return False
     return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 
@@ -91,7 +96,8 @@ def _words(tokenizer: Tokenizer, dtype: np.dtype[Any]) -> "_Words | None":
     """What remembers words for this tokenizer; None where it looks across blanks, or nobody knows."""
     definition = json.loads(tokenizer.to_str())
     added = [token for token in definition["added_tokens"] if not token["special"]]
-    if any(re.search(r"\s", token["content"]) for token in added):
+    # NFKC makes a blank and a mark of some characters, such as the acute accent.
+    if any(re.search(r"\s", unicodedata.normalize("NFKC", token["content"])) for token in added):
         return None
     normalizers, pre_tokenizer = _steps(definition["normalizer"]), definition["pre_tokenizer"] or {}
     if {step["type"] for step in normalizers} <= _BLIND_TO_NEIGHBOURS and pre_tokenizer.get("type") in _SPLIT_AT_BLANKS:
@@ -154,9 +160,13 @@ class _WordPieces:
     def encode(self, word: str) -> bytes:
         """Ids of a word of printable ASCII characters."""
         known, found = self._parts, b""
+        if len(known) > KEPT_WORDS:
+            self.forget()
         for part in _PART.findall(word.lower() if self._lowercase else word):
             if (ids := known.get(part)) is None:
-                ids = known[part] = self._pieces(part)
+                ids = self._pieces(part)
+                if len(part) <= KEPT_CHARACTERS:
+                    known[part] = ids
             found += ids
         return found
 
@@ -187,7 +197,9 @@ class _Known(dict[str, bytes | bytearray]):
 
     def __missing__(self, word: str) -> bytes | bytearray:
         if self._pieces and word.isascii() and word.isprintable():
-            ids = self[word] = self._pieces.encode(word)
+            ids = self._pieces.encode(word)
+            if len(word) <= KEPT_CHARACTERS:
+                self[word] = ids
             return ids
         later = self[word] = bytearray()
         self._waiting.append((word, later))
@@ -198,7 +210,10 @@ class _Known(dict[str, bytes | bytearray]):
         waiting, self._waiting = self._waiting, []
         for (word, later), ids in zip(waiting, self._new_words.encode([word for word, _ in waiting]), strict=True):
             later[:] = ids
-            self[word] = ids
+            if len(word) <= KEPT_CHARACTERS:
+                self[word] = ids
+            else:
+                del self[word]
 
     def forget(self) -> None:
         self.clear()

@@ -20,6 +20,7 @@ _CHARACTERS = [
     *"abcXYZ0159", *" " * 12, *"\n\n\t\r\x0b\x1c\x85\xa0\u2003\u2028\u3000\u200b\u200d\ufeff\x00\x07\x7f\ufffd",
     *".,;:!?'\"()[]{}-_/\\@#$%^&*+=<>|~`", *"éÉßİıΣσςñ\u0301\u0327\u030a", *"中文日本語한국어", *"“”‘’—…•¿", *"🙂👩‍👧",
     *"\ue000\uf8ff", "[SEP]", "[MASK]", "##ing", "don't", "  ", " \n", "Straße", "ﬁ", "ΟΔΟΣ", "a" * 101,
+    "´", "b \u0301",
 ]  # fmt: skip
 
 
@@ -65,6 +66,12 @@ def _with_an_added_phrase(folder: Path) -> Tokenizer:
     return found
 
 
+def _with_an_added_accent(folder: Path) -> Tokenizer:
+    found = _word_level(folder)
+    found.add_tokens(["´"])  # normalized, it is a blank and a mark: so are two words of some texts
+    return found
+
+
 def _word_level(_: Path) -> Tokenizer:
     found = Tokenizer(models.WordLevel(unk_token="[UNK]"))
     found.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
@@ -91,6 +98,7 @@ def _metaspace(_: Path) -> Tokenizer:
         (_roberta, "_LedWords"),
         (_roberta_with_prefix, "_LedWords"),
         (_with_an_added_phrase, "NoneType"),
+        (_with_an_added_accent, "NoneType"),
         (_metaspace, "NoneType"),
     ],
 )
@@ -117,6 +125,28 @@ def test_what_is_kept_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     for number in range(40):
         encoder.encode([f"word{number} {number}é other{number}" for number in range(number, number + 20)])
         assert len(encoder._words._known) <= 50 + 60 + 1  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("make", [_bert, _word_level, _roberta])
+def test_long_words_are_not_kept(tmp_path: Path, make: Callable[[Path], Tokenizer]) -> None:
+    tokenizer = make(tmp_path)
+    expected = Encoder(Tokenizer.from_str(tokenizer.to_str()), 500)._whole
+    encoder = Encoder(tokenizer, 500)
+    texts = [text for word in ("ab", "é,", "a \n") for text in [word * 1_000 + "x"] * 2]
+    assert encoder.encode(texts) == encoder.encode(texts) == expected(texts)
+    assert encoder._words is not None
+    assert sum(len(word) for word in encoder._words._known) <= 10
+
+
+def test_memory_that_runs_out_is_no_fault_of_a_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = Encoder(_bert(tmp_path), 500)
+
+    def full(_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(encoder._words, "encode", full)
+    with pytest.raises(MemoryError):
+        encoder.encode(["the"])
 
 
 def test_a_text_on_which_the_tokenizer_fails_is_none_and_its_neighbours_are_not(tmp_path: Path) -> None:
