@@ -149,8 +149,8 @@ class Plan:
 
     def text(self) -> list[Job]:
         """Corpus and tokens; rows of other lengths for the phases that read them."""
-        corpus = Job("corpus", "cluster.corpus", self.pipeline.corpus, {}, self.out / "corpus")
-        # Tokens hold no CPU themselves: their actors do.
+        # Corpus and tokens hold no CPU themselves: their actors do.
+        corpus = Job("corpus", "cluster.corpus", self.pipeline.corpus, {}, self.out / "corpus", cpus=0)
         inputs = {"corpus": corpus.out}
         tokens = Job(
             "tokens", "cluster.tokens", self.pipeline.token_recipe(), inputs, self.out / "tokens", ("corpus",), cpus=0

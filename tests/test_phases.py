@@ -297,6 +297,7 @@ def test_a_pipeline_makes_the_rows_its_phases_read(tmp_path: Path) -> None:
     assert made.rows_of(alone) == {"tokens": out / "tokens-16"}
     plain = Plan(Pipeline.of(pipelines.values(tmp_path)), out)
     assert [job.name for job in plain.text()] == ["corpus", "tokens"]
+    assert [job.cpus for job in plain.text()] == [0, 0]  # what holds a CPU keeps it from its own actors
     assert plain.rows_of(plain.distillation("student")) == {"tokens": out / "tokens"}
 
 
