@@ -125,17 +125,19 @@ def _scan(recipe: Corpus, wanted: Sequence[Piece], out: Location) -> Sequence[Sc
     folder = out / WORK
     ledger = Ledger(wanted, recipe.sources, recipe.max_bad_share)
     there = storage.listing(folder)
-    for piece in wanted:
-        if (marker := marker_of(folder, piece.number)).name in there:
-            ledger.add(piece.number, storage.read_json(marker)["spans"])
+    done = [piece for piece in wanted if marker_of(folder, piece.number).name in there]
+    for piece in done:
+        ledger.add(piece.number, storage.read_json(marker_of(folder, piece.number))["spans"])
     evaluation = folder / EVALUATION if recipe.decontamination else None
     question = Question(recipe.sources, recipe.cleaning, recipe.near_duplicates, evaluation)
     worker = functools.partial(Scanner, question, folder)
-    with telemetry.Progress("corpus", 0, "documents read") as shown:
+    with telemetry.Progress("corpus", len(wanted), "pieces read", len(done)) as shown:
+        rates = telemetry.Rates()
         for unit, result in pool.each("corpus", worker, ledger.wanted(), recipe.placement):
             ledger.add(unit.payload.number, result["spans"])
+            text = sum(facts["passed_bytes"] for facts in result["spans"])
+            shown.advance(note=rates.add(documents=sum(facts["rows"] for facts in result["spans"]), bytes=text))
             for facts in result["spans"]:
-                shown.advance(facts["rows"])
                 telemetry.DOCUMENTS.labels("corpus", "passed").inc(facts["passed"])
                 telemetry.DOCUMENTS.labels("corpus", "dropped").inc(facts["rows"] - facts["passed"])
     return ledger.used
@@ -169,11 +171,15 @@ def _facts(recipe: Corpus, scanned: Sequence[Scanned], chosen: Choice) -> dict[s
     documents = np.bincount(codes, minlength=len(chosen.labels))
     num_bytes = np.bincount(codes, weights=sizes, minlength=len(chosen.labels))
     by_label: dict[str, dict[str, Any]] = {}
+    owners: dict[str, set[int]] = {}
     for (number, label), count, size in zip(chosen.labels, documents.tolist(), num_bytes.tolist(), strict=True):
         if count:
             source = recipe.sources[number]
             entry = by_label.setdefault(label, {"documents": 0, "bytes": 0, "licence": "", "weight": source.weight})
             entry["documents"] += count
+            if number not in owners.setdefault(label, {number}):
+                owners[label].add(number)
+                entry["weight"] = source.weight and entry["weight"] + source.weight
             entry["bytes"] += int(size)
             entry["licence"] = "; ".join(sorted({entry["licence"], source.licence} - {""}))
     return {

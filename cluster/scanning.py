@@ -33,7 +33,8 @@ from cluster.faults import Document, Fault
 from cluster.near_duplicates import NearDuplicates
 from cluster.pieces import Piece, Span
 from cluster.pool import Attempt
-from cluster.sources import AnySource
+from cluster.sources import AnyFiles, AnySource
+from cluster.stage import StageError
 from cluster.storage import Location
 
 SOURCE, TEXT, REASON, BYTES, HIGH, LOW, BAND = "source", "text", "reason", "bytes", "high", "low", "band"
@@ -110,6 +111,8 @@ class Scanner:
                 table.add(row)
             if left.nothing:
                 break
+        if isinstance(self._question.sources[span.source], AnyFiles):
+            _refuse_changed(span)
         facts.fingerprint = digest.hexdigest()
         return facts
 
@@ -136,6 +139,19 @@ class Scanner:
             if len(facts.examples) < faults.EXAMPLES:
                 facts.examples.append(_example(facts.rows, span, document, row.reason))
         facts.rows += 1
+
+
+def _refuse_changed(span: Span) -> None:
+    """A corpus of two versions of a file would be of neither."""
+    try:
+        now = storage.info(storage.location(span.place))
+    except FileNotFoundError:
+        now = None
+    if now is None or (now.bytes, now.stamp) != (span.size, span.stamp):
+        raise StageError(
+            f"{span.place} was {'changed' if now else 'removed'} while the corpus was made from it: leave it alone, "
+            "and run the same command again, which starts over"
+        )
 
 
 @dataclass(slots=True)

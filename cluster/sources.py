@@ -30,7 +30,7 @@ class Source(Recipe):
 class Files(Source):
     """Files by path, folder, glob or URL."""
 
-    path: str
+    path: Annotated[str, Field(min_length=1)]
     name: str = ""  # label of the documents; that of the file or folder by default
 
 

@@ -80,6 +80,18 @@ def listing(folder: Location) -> dict[str, FileInfo]:
     return {name[start:]: _remote_info(folder, name, entries[name]) for name in sorted(entries, key=_parts)}
 
 
+def info(place: Location) -> FileInfo:
+    """One file as a listing would show it now.
+
+    Raises:
+        FileNotFoundError: it is not there.
+    """
+    if isinstance(place, Path):
+        return _local_info(place)
+    with told(place):
+        return _remote_info(place, place.path, place.fs.info(place.path))
+
+
 def open_read(place: Location) -> BinaryIO:
     """The file opened for reading at any position; the caller closes it."""
     with told(place):

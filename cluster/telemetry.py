@@ -70,12 +70,15 @@ def serving(port: int | None) -> Iterator[None]:
     """Serve all metrics of this process on ``/metrics`` inside the block; with no port, nothing.
 
     Raises:
-        OSError: the port is taken.
+        ValueError: the port cannot be had.
     """
     if port is None:
         yield
         return
-    server, thread = start_http_server(port, registry=REGISTRY)
+    try:
+        server, thread = start_http_server(port, registry=REGISTRY)
+    except OSError as error:
+        raise ValueError(f"placement.metrics_port {port}: {error.strerror}: choose another, or leave it out") from None
     try:
         yield
     finally:
@@ -190,11 +193,18 @@ class Rates:
         self._amounts: dict[str, float] = {}
 
     def add(self, **amounts: float) -> dict[str, str]:
-        """Count what came just now; returns the rates so far: ``{"tokens/s": "3.10 M", "bytes/s": "12.5 M"}``."""
+        """Count what came just now; returns the rates so far: ``{"tokens/s": "3.1 M", "bytes/s": "12.5 M"}``."""
         for name, amount in amounts.items():
             self._amounts[name] = self._amounts.get(name, 0.0) + amount
         seconds = max(time.monotonic() - self._started, 1e-9)
-        return {f"{name}/s": f"{amount / seconds / 1e6:,.3g} M" for name, amount in self._amounts.items()}
+        return {f"{name}/s": _short(amount / seconds) for name, amount in self._amounts.items()}
+
+
+def _short(number: float) -> str:
+    for size, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if number >= size:
+            return f"{number / size:.3g}{unit}"
+    return f"{number:.3g}"
 
 
 class Progress:

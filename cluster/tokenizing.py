@@ -35,8 +35,11 @@ SUSPICIOUS_DEATHS = 2
 
 _READ_AT_ONCE = 64
 
-Encode: TypeAlias = Callable[[Sequence[str]], list[bytes | None]]
-"""Ids of texts as bytes; None for a text on which the tokenizer fails."""
+FAILS, KILLS = "tokenizer fails", "tokenizer dies"
+"""Why a document is left out: an error of the library, or the end of the process it runs in."""
+
+Encode: TypeAlias = Callable[[Sequence[str]], Sequence[bytes | str]]
+"""Ids of texts as bytes, or why there are none."""
 
 
 @dataclass(frozen=True)
@@ -100,16 +103,17 @@ def read_texts(source: Location) -> Iterator[list[str]]:
 
 def tokenize(shard: Shard, encode: Encode) -> dict[str, Any]:
     """Write the rows of one shard, then the file that says it is done and what was in it."""
-    facts: dict[str, Any] = {"bytes": 0, "failed": 0, "examples": []}
+    facts: dict[str, Any] = {"bytes": 0, "failed": {}, "examples": []}
     with contextlib.ExitStack() as stack:
         parts = {part: _Part(shard, part, stack) for part in (rows.TRAIN, rows.HELDOUT)}
         for texts in read_texts(shard.source):
             documents: dict[str, list[bytes]] = {part: [] for part in parts}
             for text, ids in zip(texts, encode(texts), strict=True):
                 facts["bytes"] += len(text.encode())
-                if ids is None:
-                    facts["failed"] += 1
-                    facts["examples"] = [*facts["examples"], faults.excerpt(text)][: faults.EXAMPLES]
+                if isinstance(ids, str):
+                    facts["failed"][ids] = facts["failed"].get(ids, 0) + 1
+                    example = {"file": shard.source.name, "reason": ids, "text": faults.excerpt(text)}
+                    facts["examples"] = [*facts["examples"], example][: faults.EXAMPLES]
                 else:
                     documents[rows.HELDOUT if is_heldout(text, shard.heldout) else rows.TRAIN].append(ids)
             for name, part in parts.items():
@@ -173,7 +177,7 @@ class Tokenizing:
 
     def work(self, payload: Shard, attempt: Attempt) -> dict[str, Any]:
         if attempt.deaths < SUSPICIOUS_DEATHS:
-            return tokenize(payload, self._encoder.encode)
+            return tokenize(payload, functools.partial(_named, self._encoder))
         with storage.local(self._file) as file, _Apart(file, self._vocab_size) as apart:
             return tokenize(payload, apart.encode)
 
@@ -202,24 +206,28 @@ class _Apart:
         if self._process:
             self._process.shutdown()
 
-    def encode(self, texts: Sequence[str]) -> list[bytes | None]:
+    def encode(self, texts: Sequence[str]) -> Sequence[bytes | str]:
         for _ in range(2 if len(texts) == 1 else 1):
             with contextlib.suppress(BrokenProcessPool):
                 return self._ask(texts)
             self._process = None
         if len(texts) == 1:
-            return [None]
+            return [KILLS]
         half = len(texts) // 2
-        return self.encode(texts[:half]) + self.encode(texts[half:])
+        return [*self.encode(texts[:half]), *self.encode(texts[half:])]
 
-    def _ask(self, texts: Sequence[str]) -> list[bytes | None]:
+    def _ask(self, texts: Sequence[str]) -> Sequence[bytes | str]:
         if self._process is None:
             self._process = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
         return self._process.submit(_encoded, *self._arguments, texts).result()
 
 
-def _encoded(tokenizer_file: Path, vocab_size: int, texts: Sequence[str]) -> list[bytes | None]:
-    return _loaded(tokenizer_file, vocab_size).encode(texts)
+def _named(encoder: Encoder, texts: Sequence[str]) -> Sequence[bytes | str]:
+    return [FAILS if ids is None else ids for ids in encoder.encode(texts)]
+
+
+def _encoded(tokenizer_file: Path, vocab_size: int, texts: Sequence[str]) -> Sequence[bytes | str]:
+    return _named(_loaded(tokenizer_file, vocab_size), texts)
 
 
 @functools.cache

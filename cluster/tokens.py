@@ -97,7 +97,9 @@ def run(recipe: Tokens, inputs: Mapping[str, Location], out: Location) -> dict[s
         "documents": found["train_documents"] + found["heldout_documents"],
         "heldout_documents": found["heldout_documents"],
         "bytes": found["bytes"],
-        "dropped": {"failed_documents": found["failed"]} | {key: found[key] for key in ("tail_tokens", "special_rows")},
+        "dropped": {"failed_documents": totals.failed.total()}
+        | {key: found[key] for key in ("tail_tokens", "special_rows")},
+        "failed": {"reasons": dict(sorted(totals.failed.items())), "examples": totals.examples},
         "vocab_size": vocab_size,
         "vocabulary": vocabulary.vocabulary_digest(tokenizer),
         "special_ids": list(special.all),
@@ -109,19 +111,26 @@ class _Totals:
     """Numbers of all shards finished so far; refuses when too many documents have failed."""
 
     def __init__(self, documents: int, max_bad_share: float) -> None:
-        self.numbers = Counter[str]()
-        self._examples: list[str] = []
+        self.numbers, self.failed = Counter[str](), Counter[str]()
+        self._found: dict[str, list[dict[str, str]]] = {}
         self._documents, self._max_bad_share = documents, max_bad_share
 
     def add(self, facts: Mapping[str, Any]) -> None:
-        self.numbers.update({key: value for key, value in facts.items() if key != "examples"})
-        self._examples += facts["examples"]
-        if (failed := self.numbers["failed"]) > max(faults.FEW, self._max_bad_share * self._documents):
-            examples = "; ".join(repr(text) for text in self._examples[: faults.EXAMPLES])
+        self.numbers.update({key: value for key, value in facts.items() if isinstance(value, int)})
+        self.failed.update(facts["failed"])
+        for example in facts["examples"]:
+            self._found.setdefault(example["file"], []).append(example)
+        if (failed := self.failed.total()) > max(faults.FEW, self._max_bad_share * self._documents):
+            examples = "; ".join(f"{one['file']}: {one['text']!r}" for one in self.examples)
             raise stage.StageError(
                 f"the tokenizer fails on {failed:,} of {self._documents:,} documents so far, more than max_bad_share "
                 f"= {self._max_bad_share}: look at them, or raise it; they begin {examples}"
             )
+
+    @property
+    def examples(self) -> list[dict[str, str]]:
+        """The first documents that failed, in the order of the corpus."""
+        return [example for name in sorted(self._found) for example in self._found[name]][: faults.EXAMPLES]
 
 
 def _tokenize_all(shards: Sequence[Shard], totals: _Totals, placement: pool.Placement, worker: Any) -> None:
@@ -146,7 +155,7 @@ def _export(facts: Mapping[str, Any], tokens: int) -> None:
     for outcome, count in (
         ("train", facts["train_documents"]),
         ("heldout", facts["heldout_documents"]),
-        ("failed", facts["failed"]),
+        ("failed", sum(facts["failed"].values())),
     ):
         telemetry.DOCUMENTS.labels("tokens", outcome).inc(count)
 

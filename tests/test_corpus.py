@@ -544,3 +544,43 @@ def test_sources_and_corpus_may_be_in_an_object_store(tmp_path: Path, monkeypatc
         assert there.files == here.files
         assert there.facts == here.facts
         assert not store.exists(f"{s3_server.BUCKET}/out/pieces")
+
+
+def test_a_file_that_changes_while_it_is_read_ends_the_run_and_the_next_one_starts_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text("".join(json.dumps({"text": f"document {number}"}) + "\n" for number in range(100)))
+    whole, read = texts.read_text(), cleaning.Cleaner.judge
+    touched: list[str] = []
+
+    def judge(cleaner: cleaning.Cleaner, text: str) -> cleaning.Judged:
+        if not touched:
+            touched.append(text)
+            texts.write_text(whole + whole.replace("document", "another"))
+        return read(cleaner, text)
+
+    monkeypatch.setattr(cleaning.Cleaner, "judge", judge)
+    with pytest.raises(stage.StageError, match=r"texts.jsonl was changed while the corpus was made from it"):
+        _make(tmp_path / "out", {"kind": "jsonl", "path": str(texts)})
+    assert _make(tmp_path / "out", {"kind": "jsonl", "path": str(texts)}).facts["documents"] == 200
+
+
+def test_labels_that_several_sources_share_have_the_sum_of_their_weights(tmp_path: Path) -> None:
+    sources = []
+    for number in range(2):
+        path = tmp_path / f"{number}.txt"
+        path.write_text("".join(f"text {line} of {number}\n" for line in range(50)))
+        sources.append({"kind": "text", "path": str(path), "name": "both", "documents": "line", "weight": 1.5})
+    made = _make(tmp_path / "out", *sources)
+    assert made.facts["sources"]["both"] == {
+        "documents": 100,
+        "bytes": made.facts["bytes"],
+        "licence": "",
+        "weight": 3.0,
+    }
+
+
+def test_a_source_without_a_path_is_refused() -> None:
+    with pytest.raises(ValueError, match="path"):
+        Corpus.of({"sources": [{"kind": "text", "path": ""}]})

@@ -140,7 +140,9 @@ def test_a_node_that_comes_later_is_put_to_work(folder: Path, tmp_path: Path, wh
     assert _contents(tmp_path / "tokens") == whole
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT], ids=["killed", "interrupted"])
+@pytest.mark.parametrize(
+    "number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM], ids=["killed", "interrupted", "terminated"]
+)
 def test_a_driver_that_is_stopped_and_started_again(
     folder: Path, tmp_path: Path, whole: dict[str, str], number: signal.Signals
 ) -> None:
@@ -149,7 +151,9 @@ def test_a_driver_that_is_stopped_and_started_again(
         driver.await_shards(4)
         os.kill(driver.process.pid, number)
         driver.process.wait()
-        assert driver.process.returncode != 0
+        if number != signal.SIGKILL:
+            assert driver.process.returncode == 130, driver.said()
+            assert driver.said().splitlines()[-1] == "interrupted: run the same command again to continue"
         assert not (tmp_path / "tokens").exists()
         before = driver.done()
         again = Driver(folder, tmp_path / "tokens", cluster.environment)

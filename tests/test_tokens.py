@@ -316,6 +316,8 @@ def test_documents_on_which_the_tokenizer_fails_are_counted_and_the_others_are_n
     texts = _corpus(tmp_path / "bad", [*bad[:1], *good, *bad[1:]])
     found = _make(tmp_path / "found", texts, tokenizer, max_bad_share=0.1)
     assert found.facts["dropped"]["failed_documents"] == 12
+    assert found.facts["failed"]["reasons"] == {"tokenizer fails": 12}
+    assert found.facts["failed"]["examples"][0]["text"] == bad[0][:40]
     assert found.facts["documents"] == len(good)
     assert _contents(found) == _contents(expected)
     with pytest.raises(stage.StageError, match=r"fails on 12 of 204 documents .*max_bad_share = 0.05") as refused:
@@ -339,5 +341,7 @@ def test_a_document_that_kills_the_process_is_counted_and_the_others_are_not_tou
     assert done.returncode == 0, done.stderr
     found = artifact.read(tmp_path / "found", "tokens")
     assert found.facts["dropped"]["failed_documents"] == 1
+    assert found.facts["failed"]["reasons"] == {"tokenizer dies": 1}
+    assert found.facts["failed"]["examples"][0]["text"] == "kill the encoder"
     assert _contents(found) == _contents(expected)
     assert "a worker at documents-" in done.stderr
