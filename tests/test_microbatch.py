@@ -74,8 +74,9 @@ def test_memory_that_a_trial_does_not_give_back_counts(workers: Workers) -> None
             kept.append(torch.ones(2**24))
 
     held = in_use(workers)
-    assert tried(once, 1, held, workers).peak >= 2**26
-    assert tried(once, 2, held, workers).peak >= 1.9 * 2**26  # something else may have been given back meanwhile
+    # Not all of it: what tests before this one left may be given back meanwhile.
+    assert tried(once, 1, held, workers).peak >= 0.8 * 2**26
+    assert tried(once, 2, held, workers).peak >= 1.8 * 2**26
 
 
 def test_a_real_measurement_leaves_the_model_as_it_was(workers: Workers, tmp_path: Path) -> None:
