@@ -73,8 +73,7 @@ class Encoder:
         return [self._alone(text) for text in texts]
 
     def _whole(self, texts: Sequence[str]) -> list[bytes | None]:
-        encoded = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [np.array(encoding.ids, dtype=self.dtype).tobytes() for encoding in encoded]
+        return [*_each(self._tokenizer, texts, self.dtype)]
 
     def _alone(self, text: str) -> bytes | None:
         try:
@@ -83,6 +82,12 @@ class Encoder:
             if not _is_failure(error):
                 raise
             return None
+
+
+def _each(tokenizer: Tokenizer, texts: Sequence[str], dtype: np.dtype[Any]) -> list[bytes]:
+    """Ids of each text by the library alone."""
+    encoded = tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+    return [np.array(encoding.ids, dtype=dtype).tobytes() for encoding in encoded]
 
 
 def _is_failure(error: BaseException) -> bool:
@@ -133,8 +138,7 @@ class _NewWords:
     def _cut(self, words: Sequence[str]) -> list[bytes]:
         joined = _SEPARATOR.join(words)
         if joined.count(_SEPARATOR) != len(words) - 1 or "" in words:
-            encoded = self._alone.encode_batch_fast(list(words), add_special_tokens=False)
-            return [np.array(encoding.ids, dtype=self._dtype).tobytes() for encoding in encoded]
+            return _each(self._alone, words, self._dtype)
         (whole,) = self._cutting.encode_batch_fast([joined], add_special_tokens=False)
         ids = np.array(whole.ids, dtype=np.uint32)
         cuts = np.flatnonzero(ids == self._separator)
@@ -232,12 +236,15 @@ class _Words:
         if len(self._known) > KEPT_WORDS:
             self.forget()
         known = self._known.__getitem__
-        found = [list(map(known, text.replace("\n", " ").split(" "))) for text in texts]
+        found = [list(map(known, self._split(text))) for text in texts]
         self._known.settle()
         return map(b"".join, found)
 
     def forget(self) -> None:
         self._known.forget()
+
+    def _split(self, text: str) -> list[str]:
+        return text.replace("\n", " ").split(" ")
 
 
 class _LedWords(_Words):
@@ -245,13 +252,6 @@ class _LedWords(_Words):
 
     They also look at the second of two blanks, and at a blank at an end: texts with such are words of their own.
     """
-
-    def encode(self, texts: Sequence[str]) -> Iterable[bytes]:
-        if len(self._known) > KEPT_WORDS:
-            self.forget()
-        found = [list(map(self._known.__getitem__, self._split(text))) for text in texts]
-        self._known.settle()
-        return map(b"".join, found)
 
     def _split(self, text: str) -> list[str]:
         if _BLANK_BESIDE_SPACE.search(text):

@@ -29,6 +29,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from cluster import storage
 from cluster.artifact import digest, file_sha256, write_json
 from distill.engine import State
 
@@ -133,9 +134,9 @@ def write(folder: Path, state: State, step: int, **facts: Any) -> Checkpoint:
         # As JSON gives them back: keys are strings there, and the hash is taken of what will be read.
         facts = json.loads(json.dumps(facts))
         write_json(staging / CHECKPOINT, {**facts, "sha256": digest(facts)})
-        _sync(staging)
+        storage.sync(staging)
         staging.rename(path)
-        _sync(folder)
+        storage.sync(folder)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
@@ -176,15 +177,7 @@ def _save(tensors: dict[str, Tensor], path: Path) -> None:
         if (found := re.search(r"os error (\d+)", str(error))) is None:
             raise
         raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from None
-    _sync(path)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    storage.sync(path)
 
 
 def _hidden(path: Path) -> Path:

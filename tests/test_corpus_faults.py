@@ -4,9 +4,6 @@ import contextlib
 import json
 import os
 import signal
-import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import clusters
@@ -15,7 +12,7 @@ import pipelines
 import psutil
 import pytest
 import tiny
-from clusters import await_that
+from drivers import StageDriver
 
 from cluster import artifact
 from cluster.corpus import WORK
@@ -54,44 +51,19 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return found / "recipe.toml"
 
 
-class Driver:
-    """A process that makes the corpus on the cluster of its environment."""
-
-    def __init__(self, recipe: Path, out: Path, environment: dict[str, str]) -> None:
-        self._work = out.with_name(f".{out.name}.partial") / WORK
-        self._errors = out.with_name("driver.log")
-        command = [sys.executable, "-m", "cluster.corpus", str(recipe), "--out", str(out)]
-        with self._errors.open("a") as errors:
-            self.process = subprocess.Popen(command, env=environment, stdout=errors, stderr=errors)
-
-    def done(self) -> dict[str, int]:
-        """Pieces that were read, and when."""
-        return {path.name: path.stat().st_mtime_ns for path in self._work.glob("[0-9]*.json")}
-
-    def await_that(self, holds: Callable[[], bool]) -> None:
-        try:
-            await_that(holds, self.process)
-        except AssertionError as error:
-            raise AssertionError(f"{error}: {self.said()}") from None
-
-    def said(self) -> str:
-        return self._errors.read_text()
-
-    def finish(self) -> str:
-        self.process.wait(timeout=400)
-        assert self.process.returncode == 0, self.said()
-        return self.said()
+def _driver(recipe: Path, out: Path, environment: dict[str, str]) -> StageDriver:
+    return StageDriver(["cluster.corpus", str(recipe)], out, WORK, environment)
 
 
-def _environment(**more: str) -> dict[str, str]:
+def _environment() -> dict[str, str]:
     path = os.pathsep.join([str(Path(__file__).parent / "small_pieces"), os.environ.get("PYTHONPATH", "")])
-    return pipelines.environment(PYTHONPATH=path, **more)
+    return pipelines.environment(PYTHONPATH=path)
 
 
 @pytest.fixture(scope="module")
 def whole(recipe: Path) -> artifact.Artifact:
     """The corpus nothing happened to."""
-    Driver(recipe, recipe.parent / "whole", _environment()).finish()
+    _driver(recipe, recipe.parent / "whole", _environment()).finish()
     found = artifact.verify(recipe.parent / "whole", "corpus")
     assert found.facts["dropped"]["not JSON"] == BAD
     assert found.facts["duplicates"]["exact"] == 6 * 20
@@ -105,7 +77,7 @@ def _same(path: Path, whole: artifact.Artifact) -> None:
 
 
 def test_an_actor_that_is_killed(recipe: Path, tmp_path: Path, whole: artifact.Artifact) -> None:
-    driver = Driver(recipe, tmp_path / "corpus", _environment())
+    driver = _driver(recipe, tmp_path / "corpus", _environment())
     driver.await_that(lambda: len(driver.done()) >= 10)
     family = psutil.Process(driver.process.pid)
     driver.await_that(lambda: bool(clusters.actors(family.children(recursive=True))))
@@ -122,7 +94,7 @@ def test_a_node_that_is_lost(recipe: Path, tmp_path: Path, whole: artifact.Artif
         cluster.environment["PYTHONPATH"] = _environment()["PYTHONPATH"]
         for _ in range(2):
             cluster.add()
-        driver = Driver(recipe, tmp_path / "corpus", cluster.environment)
+        driver = _driver(recipe, tmp_path / "corpus", cluster.environment)
         driver.await_that(lambda: len(driver.done()) >= 10)
         driver.await_that(lambda: all(clusters.actors(node.processes()) for node in cluster.nodes[1:]))
         if how == "killed":
@@ -135,7 +107,7 @@ def test_a_node_that_is_lost(recipe: Path, tmp_path: Path, whole: artifact.Artif
 
 
 def test_a_driver_that_is_killed_and_started_again(recipe: Path, tmp_path: Path, whole: artifact.Artifact) -> None:
-    driver = Driver(recipe, tmp_path / "corpus", _environment())
+    driver = _driver(recipe, tmp_path / "corpus", _environment())
     driver.await_that(lambda: len(driver.done()) >= 10)
     family = psutil.Process(driver.process.pid).children(recursive=True)
     driver.process.send_signal(signal.SIGKILL)
@@ -144,7 +116,7 @@ def test_a_driver_that_is_killed_and_started_again(recipe: Path, tmp_path: Path,
         with contextlib.suppress(psutil.NoSuchProcess):
             left.kill()
     before = driver.done()
-    again = Driver(recipe, tmp_path / "corpus", _environment())
+    again = _driver(recipe, tmp_path / "corpus", _environment())
     again.await_that(lambda: len(again.done()) > len(before) + 5)
     assert {name: when for name, when in again.done().items() if name in before} == before
     again.finish()

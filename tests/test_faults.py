@@ -2,10 +2,7 @@
 
 import json
 import os
-import subprocess
-import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +11,8 @@ import pipelines
 import psutil
 import pytest
 import tokens_artifact
-from clusters import Cluster, await_that, training_workers
+from clusters import Cluster, training_workers
+from drivers import Driver
 from trainings import RECIPE, curve, train
 
 from cluster.telemetry import read_metrics
@@ -63,25 +61,15 @@ def whole(folder: Path) -> list[float]:
     return curve(folder / "whole")
 
 
-class Driver:
+class TrainingDriver(Driver):
     """A process that trains on the cluster of its environment, and the folder it trains in."""
 
     def __init__(self, folder: Path, out: Path, environment: dict[str, str], **placement: Any) -> None:
         self.run = Run(out)
-        self._errors = out.with_name("driver.log")
         module = "faulty_training" if "FAULT" in environment else "distill.train"
         values = {**VALUES, "placement": {**PLACEMENT, **placement}}
         call = json.dumps([module, values, str(folder), str(out)])
-        with self._errors.open("w") as errors:
-            self.process = subprocess.Popen(
-                [sys.executable, "-c", DRIVER, call], env=environment, stdout=errors, stderr=errors
-            )
-
-    def await_that(self, holds: Callable[[], bool]) -> None:
-        try:
-            await_that(holds, self.process)
-        except AssertionError as error:
-            raise AssertionError(f"{error}: {self.said()}") from None
+        super().__init__(["-c", DRIVER, call], out.with_name("driver.log"), environment)
 
     def await_step(self, step: int, workers: int | None = None) -> None:
         """Until a checkpoint of this step or a later one is there, written by so many workers."""
@@ -98,9 +86,6 @@ class Driver:
         self.await_that(lambda: last_step(self.run) > step)
         return time.monotonic() - started
 
-    def said(self) -> str:
-        return self._errors.read_text()
-
     def finish(self) -> str:
         """Wait for its end; what it said."""
         self.process.wait(timeout=300)
@@ -114,7 +99,7 @@ def last_step(run: Run) -> int:
 
 @pytest.mark.parametrize("victim", [0, 1], ids=["the-first-worker", "another-worker"])
 def test_a_worker_that_is_killed(folder: Path, tmp_path: Path, whole: list[float], victim: int) -> None:
-    driver = Driver(folder, tmp_path / "run", pipelines.environment(), workers=2)
+    driver = TrainingDriver(folder, tmp_path / "run", pipelines.environment(), workers=2)
     driver.await_step(20)
     found = training_workers(psutil.Process(driver.process.pid).children(recursive=True))
     assert len(found) == 2
@@ -133,7 +118,7 @@ def test_a_node_that_is_killed_and_replaced(folder: Path, tmp_path: Path, whole:
     """Two workers on two nodes, then one, then two again."""
     with clusters.running(tmp_path, nodes=2, isolated=isolated) as cluster:
         elastic = {"workers": {"min": 1, "max": 2}, "replace_seconds": 2.0}
-        driver = Driver(folder, tmp_path / "run", cluster.environment, **elastic)
+        driver = TrainingDriver(folder, tmp_path / "run", cluster.environment, **elastic)
         driver.await_step(20, workers=2)
         cluster.nodes[2].kill()
         before = last_step(driver.run)
@@ -156,7 +141,7 @@ def test_a_node_that_is_drained(folder: Path, tmp_path: Path, whole: list[float]
     """The checkpoint is written before the deadline, though none was due, and another node goes on from there."""
     with clusters.running(tmp_path, nodes=2, isolated=isolated) as cluster:
         # No checkpoint is due before the end, and no death is forgiven.
-        driver = Driver(folder, tmp_path / "run", cluster.environment, workers=1, restarts=0, save_every=1000)
+        driver = TrainingDriver(folder, tmp_path / "run", cluster.environment, workers=1, restarts=0, save_every=1000)
         driver.await_that(lambda: last_step(driver.run) >= 10)
         leaving = hosts(cluster)
         leaving.drain()
@@ -184,7 +169,7 @@ def hosts(cluster: Cluster) -> clusters.Node:
 @NETWORKS
 def test_a_lost_node_that_nobody_replaces_is_a_clear_stop(folder: Path, tmp_path: Path, isolated: bool) -> None:
     with clusters.running(tmp_path, nodes=1, isolated=isolated) as cluster:
-        driver = Driver(folder, tmp_path / "run", cluster.environment, workers=1, replace_seconds=2.0)
+        driver = TrainingDriver(folder, tmp_path / "run", cluster.environment, workers=1, replace_seconds=2.0)
         driver.await_step(10)
         cluster.nodes[1].kill()
         said = driver.finish()
@@ -203,7 +188,7 @@ def test_a_lost_node_that_nobody_replaces_is_a_clear_stop(folder: Path, tmp_path
 def test_a_step_that_dies_twice_is_not_tried_again(folder: Path, tmp_path: Path, fault: str, line: str) -> None:
     path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
     environment = pipelines.environment(FAULT=fault, PYTHONPATH=path)
-    driver = Driver(folder, tmp_path / "run", environment, workers=2, restarts=50)
+    driver = TrainingDriver(folder, tmp_path / "run", environment, workers=2, restarts=50)
     said = driver.finish()
     assert driver.process.returncode == 1
     assert said.count("starting again from the newest checkpoint") == 1, said

@@ -4,9 +4,6 @@ import os
 import random
 import signal
 import string
-import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import clusters
@@ -16,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tiny
-from clusters import Cluster, Node, await_that
+from drivers import StageDriver
 
 from cluster import artifact, corpus
 from cluster.tokens import WORK
@@ -45,39 +42,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return found
 
 
-class Driver:
-    """A process that tokenises on the cluster of its environment."""
+def _driver(folder: Path, out: Path, environment: dict[str, str]) -> StageDriver:
+    command = ["cluster.tokens", "default", "--corpus", str(folder / "corpus")]
+    command += ["--tokenizer", str(folder / "tokenizer")]
+    command += [word for setting in SETTINGS for word in ("--set", setting)]
+    return StageDriver(command, out, WORK, environment)
 
-    def __init__(self, folder: Path, out: Path, environment: dict[str, str]) -> None:
-        self._work = out.with_name(f".{out.name}.partial") / WORK
-        self._errors = out.with_name("driver.log")
-        command = [sys.executable, "-m", "cluster.tokens", "default", "--corpus", str(folder / "corpus")]
-        command += ["--tokenizer", str(folder / "tokenizer"), "--out", str(out)]
-        command += [word for setting in SETTINGS for word in ("--set", setting)]
-        with self._errors.open("a") as errors:
-            self.process = subprocess.Popen(command, env=environment, stdout=errors, stderr=errors)
 
-    def done(self) -> dict[str, int]:
-        """Finished shards, and when each was."""
-        return {path.name: path.stat().st_mtime_ns for path in self._work.glob("[0-9]*.json")}
-
-    def await_that(self, holds: Callable[[], bool]) -> None:
-        try:
-            await_that(holds, self.process)
-        except AssertionError as error:
-            raise AssertionError(f"{error}: {self.said()}") from None
-
-    def await_shards(self, count: int) -> None:
-        self.await_that(lambda: len(self.done()) >= count)
-        assert len(self.done()) < SHARDS, "too late for anything to happen"
-
-    def said(self) -> str:
-        return self._errors.read_text()
-
-    def finish(self) -> str:
-        self.process.wait(timeout=400)
-        assert self.process.returncode == 0, self.said()
-        return self.said()
+def _await_shards(driver: StageDriver, count: int) -> None:
+    driver.await_that(lambda: len(driver.done()) >= count)
+    assert len(driver.done()) < SHARDS, "too late for anything to happen"
 
 
 def _contents(path: Path) -> dict[str, str]:
@@ -88,25 +62,16 @@ def _contents(path: Path) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def whole(folder: Path) -> dict[str, str]:
     """Files of the run nothing happened to."""
-    Driver(folder, folder / "whole", pipelines.environment()).finish()
+    _driver(folder, folder / "whole", pipelines.environment()).finish()
     return _contents(folder / "whole")
 
 
-def _working(processes: list[psutil.Process]) -> list[psutil.Process]:
-    return clusters.actors(processes)
-
-
-def _hosts(cluster: Cluster) -> Node:
-    """A node whose actor has work."""
-    return next(node for node in cluster.nodes[1:] if _working(node.processes()))
-
-
 def test_an_actor_that_is_killed(folder: Path, tmp_path: Path, whole: dict[str, str]) -> None:
-    driver = Driver(folder, tmp_path / "tokens", pipelines.environment())
-    driver.await_shards(4)
+    driver = _driver(folder, tmp_path / "tokens", pipelines.environment())
+    _await_shards(driver, 4)
     family = psutil.Process(driver.process.pid)
-    driver.await_that(lambda: bool(_working(family.children(recursive=True))))
-    _working(family.children(recursive=True))[0].kill()
+    driver.await_that(lambda: bool(clusters.actors(family.children(recursive=True))))
+    clusters.actors(family.children(recursive=True))[0].kill()
     said = driver.finish()
     assert said.count(" died: its unit is replaced") == 1
     assert _contents(tmp_path / "tokens") == whole
@@ -116,9 +81,9 @@ def test_an_actor_that_is_killed(folder: Path, tmp_path: Path, whole: dict[str, 
 @pytest.mark.parametrize("how", ["killed", "cut off"])
 def test_a_node_that_is_lost(folder: Path, tmp_path: Path, whole: dict[str, str], how: str) -> None:
     with clusters.running(tmp_path, nodes=2, isolated=True) as cluster:
-        driver = Driver(folder, tmp_path / "tokens", cluster.environment)
-        driver.await_shards(4)
-        driver.await_that(lambda: all(_working(node.processes()) for node in cluster.nodes[1:]))
+        driver = _driver(folder, tmp_path / "tokens", cluster.environment)
+        _await_shards(driver, 4)
+        driver.await_that(lambda: all(clusters.actors(node.processes()) for node in cluster.nodes[1:]))
         lost = cluster.nodes[2]
         if how == "killed":
             lost.kill()
@@ -132,10 +97,10 @@ def test_a_node_that_is_lost(folder: Path, tmp_path: Path, whole: dict[str, str]
 @SHARED
 def test_a_node_that_comes_later_is_put_to_work(folder: Path, tmp_path: Path, whole: dict[str, str]) -> None:
     with clusters.running(tmp_path, nodes=1, isolated=True) as cluster:
-        driver = Driver(folder, tmp_path / "tokens", cluster.environment)
-        driver.await_shards(2)
+        driver = _driver(folder, tmp_path / "tokens", cluster.environment)
+        _await_shards(driver, 2)
         late = cluster.add()
-        driver.await_that(lambda: bool(_working(late.processes())))
+        driver.await_that(lambda: bool(clusters.actors(late.processes())))
         driver.finish()
     assert _contents(tmp_path / "tokens") == whole
 
@@ -147,8 +112,8 @@ def test_a_driver_that_is_stopped_and_started_again(
     folder: Path, tmp_path: Path, whole: dict[str, str], number: signal.Signals
 ) -> None:
     with clusters.running(tmp_path, nodes=2, isolated=clusters.namespaces_work()) as cluster:
-        driver = Driver(folder, tmp_path / "tokens", cluster.environment)
-        driver.await_shards(4)
+        driver = _driver(folder, tmp_path / "tokens", cluster.environment)
+        _await_shards(driver, 4)
         os.kill(driver.process.pid, number)
         driver.process.wait()
         if number != signal.SIGKILL:
@@ -156,7 +121,7 @@ def test_a_driver_that_is_stopped_and_started_again(
             assert driver.said().splitlines()[-1] == "interrupted: run the same command again to continue"
         assert not (tmp_path / "tokens").exists()
         before = driver.done()
-        again = Driver(folder, tmp_path / "tokens", cluster.environment)
+        again = _driver(folder, tmp_path / "tokens", cluster.environment)
         again.await_that(lambda: len(again.done()) > len(before) + 2 or (tmp_path / "tokens").exists())
         written = {name: (_rows(tmp_path, name).stat().st_mtime_ns) for name in before}
         said = again.finish()
