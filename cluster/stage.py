@@ -80,6 +80,9 @@ class Stage(Generic[R]):
 
     A ``remote`` stage reads its inputs and writes ``out`` where they are, with :mod:`cluster.storage`: what it is given
     are locations, and ``out`` in an object store is the artifact's own place.
+
+    ``halved`` gives the recipe with half the micro-batch, which changes its placement alone, or None where there is
+    nothing left to halve: what the job queue tries once after memory ran out.
     """
 
     run: Callable[[R, Mapping[str, Path], Path], dict[str, Any]]
@@ -90,6 +93,7 @@ class Stage(Generic[R]):
     grows: bool = False
     remote: bool = False
     identify: Mapping[str, Callable[[Path], str]] = field(default_factory=dict)
+    halved: Callable[[R], R | None] | None = None
 
     @property
     def module(self) -> str:
