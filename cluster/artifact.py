@@ -9,7 +9,8 @@ An artifact is a directory of files plus ``manifest.json``, which is written las
 
 While a stage works, its files lie in ``.tokens.partial`` beside the place where the artifact will be. When
 everything is there the manifest is written and the directory renamed, so a directory with a manifest is always
-whole. An artifact is never overwritten; a partial directory left by a crash is continued by the same stage with
+whole. A ``README.md`` beside it is words about the artifact and no part of it: it may be changed, everything else
+may not. An artifact is never overwritten; a partial directory left by a crash is continued by the same stage with
 the same recipe and inputs, and cleared by any other.
 
 An artifact may also lie in an object store, ``s3://bucket/tokens``: its files are put in their place at once, and the
@@ -33,6 +34,7 @@ from typing import Any
 from upath import UPath
 
 from cluster import attempt, storage
+from cluster.attempt import CARD as CARD
 from cluster.attempt import MANIFEST as MANIFEST
 from cluster.attempt import ArtifactError as ArtifactError
 from cluster.attempt import staging as staging
@@ -209,6 +211,8 @@ def publishing(
             left = {
                 name: int(entry["bytes"]) for name, entry in made.files.items() if not _same(there.get(name), entry)
             }
+            if (made.path / CARD).is_file():
+                left[CARD] = (made.path / CARD).stat().st_size
             storage.transfer(f"copying to {out}", lambda name: storage.upload(made.path / name, out / name), left)
             check()
             attempt.complete(out, made.manifest)

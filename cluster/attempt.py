@@ -27,6 +27,8 @@ from cluster import lease, storage
 from cluster.storage import Location
 
 MANIFEST = "manifest.json"
+CARD = "README.md"
+"""Words about an artifact, for people: no part of it, so that they may be filled in or corrected later."""
 
 _DRAFT = ".draft.json"
 _LOCK = ".lock"
@@ -93,7 +95,7 @@ def alone(out: Location, intent: Mapping[str, Any]) -> Iterator[Callable[[], Non
 
 def entries(partial: Location) -> dict[str, dict[str, Any]]:
     """Name to ``bytes`` and ``sha256`` of what the manifest will list."""
-    ours = (_LOCK, _DRAFT, MANIFEST)
+    ours = (_LOCK, _DRAFT, MANIFEST, CARD)
     found = {
         name: info
         for name, info in storage.listing(partial).items()
