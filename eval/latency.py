@@ -8,8 +8,10 @@ Teacher and student run in PyTorch (eager, fp32), their exports in ONNX Runtime.
 before the next repeat starts, so a machine that grows warm or busy does it to all of them alike. Token ids are drawn
 from a seed and are the same for all models; tokenisation is not in the times. ``latency.json``::
 
-    {"machine": {"processor": …, "flags": […], "pinned_cores": [1], "load_average": [0.1, 0.9], …},
+    {"machine": {"processor": …, "flags": […], "pinned_cores": [1], "load_average": [0.1, 0.9],
+                 "others_share_of_machine": 0.01, "others_share_of_pinned_cores": 0.0, …},
      "settings": {"lengths": [30, 128], "threads": 1, …},
+     "fit": true, "unfit": null,                                  or why not: the machine was not quiet
      "rows": [{"model": "student", "runtime": "PyTorch 2.13.0", "length": 30, "p50_ms": …, "p90_ms": …, "p99_ms": …,
                "mean_ms": …, "min_ms": …, "first_ms": …, "load_seconds": …, "parameters": …, "bytes": …,
                "ratio_to_teacher": …}]}
@@ -143,20 +145,19 @@ def measure(recipe: Latency, runners: Mapping[str, Runner]) -> list[dict[str, An
 
 
 def run(recipe: Latency, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
-    threads_before, load_before = torch.get_num_threads(), machine.load_average()
+    threads_before = torch.get_num_threads()
     try:
         with machine.pinned(recipe.threads) as cores:
             runners = load(inputs, recipe.threads)
+            watch = machine.Watch(recipe.threads, cores)
             rows = measure(recipe, runners)
+            conditions = watch.conditions()
     finally:
         torch.set_num_threads(threads_before)
-    about = {
-        **machine.describe(),
-        "pinned_cores": cores,
-        "load_average": [load_before, machine.load_average()],
-    }
-    artifact.write_json(out / FILE, {"machine": about, "settings": recipe.resolved(), "rows": rows})
-    return {"machine": about, "rows": rows}
+    about = {**machine.describe(), "pinned_cores": cores, **conditions.facts()}
+    facts = {"machine": about, **conditions.verdict(), "rows": rows}
+    artifact.write_json(out / FILE, {"settings": recipe.resolved(), **facts})
+    return facts
 
 
 PYTORCH = stage.Role((stage.FOLDER,), optional=True)

@@ -10,7 +10,6 @@ from transformers import AutoModelForSequenceClassification
 
 from cluster import artifact, stage
 from cluster.recipe import load
-from eval import machine
 from eval.latency import STAGE, Latency, summarise
 from eval.runners import OnnxRunner, PyTorchRunner, runner_for
 
@@ -73,6 +72,9 @@ def test_the_file_holds_the_conditions(measured):
     assert about["libraries"]["torch"] == torch.__version__
     assert about["processor"]
     assert len(about["load_average"]) == 2
+    assert said["fit"] == (said["unfit"] is None)
+    assert [said[key] for key in ("fit", "unfit")] == [measured.facts[key] for key in ("fit", "unfit")]
+    assert about["others_share_of_machine"] is None or 0 <= about["others_share_of_machine"] <= 1
     if hasattr(os, "sched_getaffinity"):
         assert len(about["pinned_cores"]) == QUICK.threads
 
@@ -103,35 +105,6 @@ def test_percentiles_by_hand():
     times = [50.0, 40.0, 30.0, *range(1, 102)]
     numbers = summarise([float(value) for value in times], warmup=2)
     assert numbers == {"p50_ms": 51, "p90_ms": 91, "p99_ms": 100, "mean_ms": 51, "min_ms": 1, "first_ms": 50}
-
-
-@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system does not pin threads to cores")
-def test_pinning_is_undone_even_after_an_error():
-    before = os.sched_getaffinity(0)
-
-    def measure_and_fail() -> None:
-        with machine.pinned(1) as cores:
-            assert os.sched_getaffinity(0) == set(cores)
-            assert len(cores) == 1
-            raise KeyError("measuring failed")
-
-    with pytest.raises(KeyError):
-        measure_and_fail()
-    assert os.sched_getaffinity(0) == before
-    with pytest.raises(stage.StageError, match=r"may use .* cores"), machine.pinned(len(before) + 1):
-        pass
-
-
-def test_instructions_are_read_from_the_processors_own_list(tmp_path):
-    x86 = (
-        "processor\t: 0\nmodel name\t: Xeon 8\nflags\t\t: fpu avx2 avx512_vnni\n\nprocessor\t: 1\nmodel name\t: other\n"
-    )
-    (tmp_path / "x86").write_text(x86)
-    about = machine.describe(tmp_path / "x86")
-    assert (about["processor"], about["flags"]) == ("Xeon 8", ["avx2", "avx512_vnni"])
-    (tmp_path / "arm").write_text("processor\t: 0\nFeatures\t: fp asimd asimddp i8mm\n")
-    assert machine.describe(tmp_path / "arm")["flags"] == ["asimddp", "i8mm"]
-    assert machine.describe(tmp_path / "none")["flags"] == []
 
 
 def test_both_runners_answer_as_the_model_does(folders):
