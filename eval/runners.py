@@ -81,6 +81,8 @@ class PyTorchRunner:
                 f"{folder}: its weights lack {sorted(loading['missing_keys'])[0]}: save the whole model there"
             )
         self._model = model.eval()
+        self.takes_types = getattr(config, "type_vocab_size", 1) > 1
+        """Whether it tells the second text of a pair from the first by token types: BERT does, RoBERTa does not."""
         self.loaded = Loaded(
             runtime=f"PyTorch {torch.__version__}",
             parameters=model.num_parameters(),
