@@ -1,4 +1,4 @@
-"""Examples of a task: from a folder of files or the Hugging Face hub, checked row by row; as batches.
+"""Examples of a task: from a folder of files or the Hugging Face hub, checked row by row.
 
 A folder holds one file per split, or its shards; GLUE's original TSVs and downloads from the hub have this form::
 
@@ -26,9 +26,6 @@ from eval.tasks import Task
 
 LABEL_NAMES = "labels.json"
 SUBSET = "_subset"
-
-# Batches within a window of this many are sorted by length, which saves padding and still mixes the examples.
-WINDOW_BATCHES = 50
 
 
 @dataclass(frozen=True)
@@ -62,6 +59,11 @@ class TaskData:
     task: Task
     train: Examples
     dev: tuple[Examples, ...]
+
+    def sample(self, train_limit: int | None, dev_limit: int | None) -> "TaskData":
+        """At most so many examples of each set."""
+        dev = tuple(examples.sample(dev_limit) for examples in self.dev)
+        return TaskData(self.task, self.train.sample(train_limit), dev)
 
 
 def from_folder(task: Task, folder: Path) -> TaskData:
@@ -98,32 +100,6 @@ def from_hub(task: Task, name: str) -> TaskData:
     return TaskData(
         task, _hub_split(task, found, name, task.train), tuple(_hub_split(task, found, name, dev) for dev in task.dev)
     )
-
-
-def encode(tokenizer: Any, examples: Examples, max_length: int) -> list[dict[str, list[int]]]:
-    """Each example as the model's own tokenizer reads it, unpadded; a pair is cut at the longer text first."""
-    columns = [list(column) for column in examples.texts]
-    encoded = tokenizer(*columns, truncation="longest_first", max_length=max_length)
-    return [{key: values[row] for key, values in encoded.items()} for row in range(len(examples))]
-
-
-def training_batches(lengths: Sequence[int], batch: int, seed: int, epoch: int) -> list[npt.NDArray[np.int64]]:
-    """Row numbers of each batch of one epoch: a shuffle by (seed, epoch), sorted by length within windows."""
-    chance = np.random.default_rng((seed, epoch))
-    order = chance.permutation(len(lengths))
-    window = batch * WINDOW_BATCHES
-    batches: list[npt.NDArray[np.int64]] = []
-    for start in range(0, len(order), window):
-        rows = order[start : start + window]
-        rows = rows[np.argsort(np.asarray(lengths)[rows], kind="stable")]
-        batches.extend(rows[first : first + batch] for first in range(0, len(rows), batch))
-    return [batches[index] for index in chance.permutation(len(batches))]
-
-
-def scoring_batches(lengths: Sequence[int], batch: int) -> list[npt.NDArray[np.int64]]:
-    """Row numbers of each batch, by length: every row once, as little padding as can be."""
-    order = np.argsort(lengths, kind="stable")
-    return [order[first : first + batch] for first in range(0, len(order), batch)]
 
 
 def _named(task: Task, folder: Path) -> Task:

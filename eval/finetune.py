@@ -6,7 +6,8 @@ Teacher and student go through the same lines, so that "per cent of the teacher"
       config.json model.safetensors tokenizer.json …     the model of the median seed
       scores.json                                        median, range and every seed, in percent
 
-Finished seeds survive an interruption: the same command goes on with the next one.
+With ``[second_step]`` in the recipe and a fine-tuned model as ``--teacher`` the labels are not the only teacher
+(:mod:`eval.second_step`). Finished seeds survive an interruption: the same command goes on with the next one.
 """
 
 import json
@@ -18,16 +19,21 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import torch
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 
-from cluster import stage
+from cluster import artifact, stage
 from cluster.artifact import write_json
 from cluster.recipe import Recipe
-from eval.classifier import Classifier, ClassifierError, Encoded, Settings, Source, open_source
-from eval.examples import TaskData, encode, from_folder, from_hub
-from eval.scores import headline, majority, measure
+from eval.classification import prepare
+from eval.early_stopping import EarlyStopping, Watch, divide
+from eval.examples import from_folder, from_hub
+from eval.heads import ModelError, Source, device, open_source, save
+from eval.scores import headline
+from eval.second_step import SecondStep
 from eval.tasks import TASKS, Task
+from eval.training import Precision, Problem, Settings, Trainer, check_precision
 
 SCORES = "scores.json"
 SEEDS = "seeds"
@@ -36,6 +42,8 @@ SEEDS = "seeds"
 class Placement(Recipe):
     threads: PositiveInt | Literal["auto"] = 1
     """Threads of PyTorch on a CPU; ``auto`` leaves its own choice, one a core."""
+    micro_batch: PositiveInt | None = None
+    """Examples that go through the model at once; the whole batch where left out. Fewer need less memory."""
 
 
 class Finetune(Recipe):
@@ -50,13 +58,20 @@ class Finetune(Recipe):
     batch: PositiveInt | None = None
     max_length: Annotated[int, Field(ge=8)] | None = None
     """Tokens of an example, special ones included; the task's standard is lowered to what the model can read."""
+    stride: PositiveInt | None = None
+    """Tokens by which a window of a long passage begins after the one before it; for tasks of answers only."""
     train_limit: PositiveInt | None = None
     """At most this many training examples, the same ones for every seed."""
+    dev_limit: PositiveInt | None = None
+    """At most this many examples of each dev set, the same ones for every seed and model."""
     warmup: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.06
     """Share of the steps in which the learning rate rises from 0."""
     weight_decay: NonNegativeFloat = 0.01
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Of the matrix products of training; weights, optimizer and scoring stay fp32."""
+    precision: Precision = "fp32"
+    """Of the matrix products of training; weights, optimizer and scoring stay fp32. fp16 is scaled, and for GPUs."""
+    early_stopping: EarlyStopping | None = None
+    second_step: SecondStep | None = None
+    """A fine-tuned teacher (``--teacher``) teaches beside the labels."""
     placement: Placement = Placement()
 
     @field_validator("task")
@@ -76,22 +91,28 @@ class Finetune(Recipe):
 
 @dataclass(frozen=True)
 class Prepared:
-    """What all seeds share: the model to start from, the data, also as tokens, and how to train."""
+    """What all seeds share: the task as this model reads it, and how it is trained."""
 
+    recipe: Finetune
     source: Source
-    data: TaskData
-    train: Encoded
-    dev: tuple[Encoded, ...]
+    problem: Problem
     settings: Settings
+    taught_by: str | None
+    """Identity of the teacher of a second step."""
+
+    @property
+    def micro_batch(self) -> int:
+        return self.recipe.placement.micro_batch or self.settings.batch
 
 
 def run(recipe: Finetune, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
     """Fine-tune once per seed; keep the model of the median seed.
 
     Raises:
-        StageError: not exactly one of ``--data`` and the recipe's ``data``.
+        StageError: not exactly one of ``--data`` and the recipe's ``data``; a second step without a teacher, or a
+            teacher without a second step.
         ExamplesError: the data is not what the task needs.
-        ClassifierError: the model is incomplete, or training diverged.
+        ModelError: a model is incomplete, the precision is not for this device, or training diverged.
     """
     if recipe.placement.threads != "auto":
         torch.set_num_threads(recipe.placement.threads)
@@ -101,30 +122,60 @@ def run(recipe: Finetune, inputs: Mapping[str, Path], out: Path) -> dict[str, An
     median = sorted(results, key=lambda result: float(result["score"]))[(len(results) - 1) // 2]
     for path in (out / SEEDS / f"{median['seed']}").iterdir():
         path.rename(out / path.name)
-    facts = _facts(recipe, prepared, results, median)
+    facts = _facts(prepared, results, median)
     write_json(out / SCORES, {**facts, "seeds": results})
     shutil.rmtree(out / SEEDS)
     return facts
 
 
+def halved(recipe: Finetune) -> Finetune | None:
+    """The recipe with half the micro-batch, which makes the same thing with less memory; None of a single example."""
+    micro_batch = recipe.placement.micro_batch or recipe.batch or TASKS[recipe.task].batch
+    if micro_batch == 1:
+        return None
+    placement = recipe.placement.model_copy(update={"micro_batch": (micro_batch + 1) // 2})
+    return recipe.model_copy(update={"placement": placement})
+
+
 def _prepare(recipe: Finetune, inputs: Mapping[str, Path]) -> Prepared:
+    _check_inputs(recipe, inputs)
+    check_precision(recipe.precision, device())
+    task = TASKS[recipe.task]
+    source = open_source(inputs["model"])
+    settings = _settings(recipe, task, source.positions)
+    data = from_hub(task, recipe.data) if recipe.data is not None else from_folder(task, inputs["data"])
+    data = data.sample(recipe.train_limit, recipe.dev_limit)
+    teacher, identity = _teacher(task, inputs["teacher"]) if "teacher" in inputs else (None, None)
+    micro_batch = recipe.placement.micro_batch or settings.batch
+    problem = prepare(source, data, settings.max_length, recipe.second_step, teacher, micro_batch)
+    return Prepared(recipe, source, problem, settings, identity)
+
+
+def _check_inputs(recipe: Finetune, inputs: Mapping[str, Path]) -> None:
     if ("data" in inputs) == (recipe.data is not None):
         raise stage.StageError(
             f"{recipe.task} takes its examples from exactly one place: give either --data DIR or the recipe's data = "
             '"owner/name:configuration"'
         )
-    source = open_source(inputs["model"])
-    task = TASKS[recipe.task]
-    settings = _settings(recipe, task, source.positions)
-    data = from_hub(task, recipe.data) if recipe.data is not None else from_folder(task, inputs["data"])
-    data = TaskData(data.task, data.train.sample(recipe.train_limit), data.dev)
-    train, *dev = (encode(source.tokenizer, part, settings.max_length) for part in (data.train, *data.dev))
-    return Prepared(source, data, train, tuple(dev), settings)
+    if recipe.second_step is not None and "teacher" not in inputs:
+        raise stage.StageError(
+            f"second_step needs a teacher fine-tuned on {recipe.task}: make one with python -m eval.finetune and give "
+            "it with --teacher DIR, or leave second_step out"
+        )
+    if recipe.second_step is None and "teacher" in inputs:
+        raise stage.StageError("--teacher teaches only in a second step: write [second_step], or leave --teacher out")
+
+
+def _teacher(task: Task, path: Path) -> tuple[Source, str]:
+    found = artifact.read(path, "finetune")
+    if found.facts["task"] != task.name:
+        raise stage.StageError(f"{path} was fine-tuned on {found.facts['task']}: give a teacher of {task.name}")
+    return open_source(path), found.identity
 
 
 def _settings(recipe: Finetune, task: Task, positions: int) -> Settings:
     if recipe.max_length is not None and recipe.max_length > positions:
-        raise ClassifierError(
+        raise ModelError(
             f"max_length = {recipe.max_length}, but the model reads {positions} tokens: write at most that"
         )
     return Settings(
@@ -144,66 +195,85 @@ def _result_of(seed: int, prepared: Prepared, folder: Path) -> dict[str, Any]:
     if finished.is_file():
         return dict(json.loads(finished.read_text(encoding="utf-8")))
     started = time.monotonic()
-    classifier = Classifier.load(prepared.source, prepared.data.task, seed)
-    classifier.train(prepared.train, prepared.data.train.labels, prepared.settings, seed)
-    measured = _score(classifier, prepared)
-    classifier.save(folder)
+    problem = prepared.problem
+    model = problem.start(seed)
+    epochs = _train(model, prepared, seed)
+    save(model, prepared.source, folder)
+    measured = problem.measure(model, prepared.micro_batch, folder)
     result = {
         "seed": seed,
-        "score": headline(prepared.data.task, measured),
+        "score": headline(problem.task, measured),
         "metrics": measured,
+        "epochs": epochs,
         "seconds": round(time.monotonic() - started, 3),
-        "parameters": classifier.parameters,
-        "device": torch.cuda.get_device_name() if classifier.model.device.type == "cuda" else "cpu",
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "device": torch.cuda.get_device_name() if model.device.type == "cuda" else "cpu",
     }
     # Last, because it says that the seed is finished.
     write_json(finished, result)
     return result
 
 
-def _score(classifier: Classifier, prepared: Prepared) -> dict[str, float]:
-    """All metrics in percent; those of a second dev set carry its name (``mismatched_accuracy``)."""
-    task = prepared.data.task
-    measured: dict[str, float] = {}
-    for names, examples, encoded in zip(task.dev, prepared.data.dev, prepared.dev, strict=True):
-        prefix = f"{names[0].partition('_')[2]}_" if measured else ""
-        found = measure(task, classifier.predict(encoded), examples.labels)
-        measured |= {prefix + name: value for name, value in found.items()}
-    return measured
+def _train(model: Any, prepared: Prepared, seed: int) -> int:
+    """Returns the epochs that the model has behind it."""
+    problem, stopping, settings = prepared.problem, prepared.recipe.early_stopping, prepared.settings
+    trainer = Trainer(model, problem.forward, problem.train, problem.loss, settings, prepared.micro_batch)
+    what = f"{problem.task.name}, seed {seed}"
+    if stopping is None:
+        trainer.train(np.arange(len(problem.train)), seed, what)
+        return settings.epochs
+    rows, held = divide(problem.units, stopping.held_out)
+    watch = Watch(trainer, held, stopping.patience)
+    trainer.train(rows, seed, what, watch.ended)
+    watch.restore()
+    return watch.best_epoch
 
 
-def _facts(
-    recipe: Finetune, prepared: Prepared, results: Sequence[Mapping[str, Any]], median: Mapping[str, Any]
-) -> dict[str, Any]:
+def _facts(prepared: Prepared, results: Sequence[Mapping[str, Any]], median: Mapping[str, Any]) -> dict[str, Any]:
     """What the manifest and ``scores.json`` state; ``score`` and ``majority`` are on the first dev set."""
-    task, train, dev = prepared.data.task, prepared.data.train, prepared.data.dev
-    scores = [result["score"] for result in results]
+    recipe, problem = prepared.recipe, prepared.problem
+    task, (train, *dev) = problem.task, problem.parts
+    score, most_frequent = _over_seeds([result["score"] for result in results]), problem.majority()
+    limited = recipe.train_limit is not None or recipe.dev_limit is not None
     return {
         "task": task.name,
         "task_version": task.version,
         "metric": task.metric,
-        "score": statistics.median(scores),
-        "low": min(scores),
-        "high": max(scores),
-        "metrics": median["metrics"],
+        "score": score["median"],
+        "low": score["low"],
+        "high": score["high"],
+        "metrics": {name: _over_seeds([result["metrics"][name] for result in results]) for name in median["metrics"]},
         "median_seed": median["seed"],
-        "majority": majority(task, train.labels, dev[0].labels),
+        "majority": most_frequent,
+        "below_majority": score["median"] < most_frequent,
         "train_examples": len(train),
         "train_files": list(train.files),
         "dev_examples": len(dev[0]),
         "dev_files": [name for examples in dev for name in examples.files],
-        "subset": recipe.train_limit is not None or any(examples.is_subset for examples in (train, *dev)),
+        "subset": limited or any(examples.is_subset for examples in problem.parts),
         "parameters": median["parameters"],
         "device": median["device"],
-        "settings": asdict(prepared.settings),
+        "settings": asdict(prepared.settings)
+        | {"early_stopping": recipe.early_stopping and recipe.early_stopping.resolved()},
+        "second_step": recipe.second_step and {**recipe.second_step.resolved(), "teacher": prepared.taught_by},
+        "seconds": round(sum(result["seconds"] for result in results), 3),
     }
+
+
+def _over_seeds(values: Sequence[float]) -> dict[str, float]:
+    return {"median": statistics.median(values), "low": min(values), "high": max(values)}
 
 
 STAGE = stage.Stage(
     run=run,
     recipe=Finetune,
-    inputs={"model": stage.Role((stage.FOLDER,)), "data": stage.Role((stage.FOLDER,), optional=True)},
+    inputs={
+        "model": stage.Role((stage.FOLDER,)),
+        "data": stage.Role((stage.FOLDER,), optional=True),
+        "teacher": stage.Role(("finetune",), optional=True),
+    },
     produces="finetune",
+    halved=halved,
 )
 
 if __name__ == "__main__":

@@ -54,11 +54,12 @@ METRICS: dict[Metric, Callable[[Values, Values], float]] = {
 
 
 def measure(task: Task, predictions: Values, labels: Values) -> dict[str, float]:
-    """All metrics of a task, in percent.
+    """All metrics of a task, in percent, and the mean that is its headline (``accuracy_f1``) where it is a mean.
 
     ``predictions`` and ``labels`` are ``[examples]``: class numbers, or scores of a regression task.
     """
-    return {name: 100.0 * METRICS[name](predictions, labels) for name in task.metrics}
+    found: dict[str, float] = {name: 100.0 * METRICS[name](predictions, labels) for name in task.metrics}
+    return found | {task.headline_name: headline(task, found)}
 
 
 def headline(task: Task, measured: dict[str, float]) -> float:

@@ -37,11 +37,18 @@ class Task:
     batch: int = 32
     max_length: int = 128
     version: int = 1
+    note: str | None = None
+    """What a reader of its score must know."""
 
     @property
     def outputs(self) -> int:
         """Width of the classification head."""
         return len(self.label_names) or 1
+
+    @property
+    def headline_name(self) -> str:
+        """Name of the headline among the metrics: ``matthews``, ``accuracy_f1``."""
+        return "_".join(self.headline)
 
     @property
     def metric(self) -> str:
@@ -112,6 +119,8 @@ ALL_TASKS = (
         columns=(("sentence1",), ("sentence2",)),
         label_names=("not_entailment", "entailment"),
         epochs=SMALL_SET_EPOCHS,
+        note="Development sentences stand in the training set with the opposite label: a model that learns something "
+        "scores below the majority class.",
     ),
     Task(
         name="imdb",

@@ -8,10 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import tiny
 
 from cluster.recipe import ROOT
-from eval.examples import encode, from_folder, from_hub, scoring_batches, training_batches
+from eval.examples import from_folder, from_hub
 from eval.readers import ExamplesError
 from eval.tasks import TASKS
 
@@ -200,42 +199,6 @@ def test_a_data_set_that_cannot_be_fetched_is_one_line(tmp_path: Path, monkeypat
     assert "\n" not in str(error.value)
     with pytest.raises(ExamplesError, match=r"made here by python -m eval.provenance"):
         from_hub(TASKS["provenance"], "nyu-mll/glue")
-
-
-def test_pairs_are_cut_at_the_longer_text_and_carry_types(tmp_path: Path) -> None:
-    tokenizer = tiny.wordpiece(tmp_path / "model")
-    write_tsv(tmp_path, "train", "sentence1\tsentence2\tlabel", f"{'the ' * 50}\triver mill\t0", "mill\triver\t1")
-    write_tsv(tmp_path, "dev", "sentence1\tsentence2\tlabel", "mill\triver\t1")
-    found = from_folder(TASKS["wnli"], tmp_path)
-    long, short = encode(tokenizer, found.train, max_length=16)
-    assert len(long["input_ids"]) == 16
-    assert tokenizer.decode(long["input_ids"]).endswith("[SEP] river mill [SEP]")
-    assert len(short["input_ids"]) == 5
-    assert short["token_type_ids"] == [0, 0, 0, 1, 1]
-
-
-def test_training_batches_are_seeded_shuffles_that_save_padding() -> None:
-    lengths = np.random.default_rng(3).integers(5, 128, size=3000).tolist()
-    batches = training_batches(lengths, 16, seed=1, epoch=0)
-    assert sorted(np.concatenate(batches).tolist()) == list(range(3000))
-    assert {len(rows) for rows in batches} == {16, 3000 % 16}
-    padded = sum(len(rows) * max(lengths[row] for row in rows) for rows in batches)
-    assert padded < 1.1 * sum(lengths)
-
-    def order(seed: int, epoch: int) -> list[int]:
-        return np.concatenate(training_batches(lengths, 16, seed, epoch)).tolist()
-
-    assert order(1, 0) == order(1, 0)
-    assert order(1, 0) != order(2, 0)
-    assert order(1, 0) != order(1, 1)
-    # Neither short nor long batches come first.
-    firsts = [max(lengths[row] for row in rows) for rows in batches[: len(batches) // 2]]
-    assert 40 < np.mean(firsts) < 95
-
-
-def test_scoring_batches_see_every_row_once() -> None:
-    batches = scoring_batches([9, 3, 5, 3, 8], 2)
-    assert [rows.tolist() for rows in batches] == [[1, 3], [2, 4], [0]]
 
 
 def test_a_sample_is_the_same_for_everybody(tmp_path: Path) -> None:

@@ -77,7 +77,9 @@ def test_regression_learns_a_score(tmp_path: Path) -> None:
     scores = finetune(model, tmp_path / "data", tmp_path / "out", task="stsb", epochs=8)
     assert scores["score"] > 70.0
     assert scores["majority"] == 0.0
-    assert scores["score"] == pytest.approx((scores["metrics"]["pearson"] + scores["metrics"]["spearman"]) / 2)
+    metrics = {name: each["median"] for name, each in scores["metrics"].items()}
+    assert scores["score"] == pytest.approx((metrics["pearson"] + metrics["spearman"]) / 2)
+    assert metrics["pearson_spearman"] == scores["score"]
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["problem_type"] == "regression"
 
@@ -90,7 +92,7 @@ def test_mnli_is_scored_on_both_sets_and_the_first_leads(tmp_path: Path) -> None
     model = tiny.distilbert(tmp_path / "model")
     scores = finetune(model, tmp_path / "data", tmp_path / "out", task="mnli", epochs=1)
     assert set(scores["metrics"]) == {"accuracy", "mismatched_accuracy"}
-    assert scores["score"] == scores["metrics"]["accuracy"]
+    assert scores["score"] == scores["metrics"]["accuracy"]["median"]
     assert scores["dev_examples"] == 7
     assert scores["dev_files"] == ["dev_matched.jsonl", "dev_mismatched_subset.jsonl"]
     assert scores["subset"] is True

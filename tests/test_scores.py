@@ -47,7 +47,7 @@ def test_nearly_constant_scores_are_constant() -> None:
 def test_headline_is_the_mean_the_paper_takes_in_percent() -> None:
     labels = np.array([1, 1, 1, 0])
     measured = measure(TASKS["mrpc"], np.array([1, 1, 0, 0]), labels)
-    assert measured == pytest.approx({"accuracy": 75.0, "f1": 80.0})
+    assert measured == pytest.approx({"accuracy": 75.0, "f1": 80.0, "accuracy_f1": 77.5})
     assert headline(TASKS["mrpc"], measured) == pytest.approx(77.5)
     # CoLA records accuracy too, which is not part of its headline.
     measured = measure(TASKS["cola"], labels, labels)

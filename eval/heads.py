@@ -1,0 +1,123 @@
+"""A model folder opened for a task: its tokenizer, and its encoder under the task's head.
+
+BERT, DistilBERT and RoBERTa go through the same lines; a head that is not in the file is drawn from the seed.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+
+from cluster import vocabulary
+from eval.features import Inputs
+from eval.tasks import Task
+
+# What a masked-language model does not bring along; anything else that is missing is a damaged model.
+HEAD = ("classifier.", "pre_classifier.", "pooler.", "bert.pooler.")
+
+
+class ModelError(ValueError):
+    """A model cannot be fine-tuned: it is not one, its weights are incomplete, or training diverged."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """The folder of a model in Hugging Face layout, its configuration and its tokenizer."""
+
+    path: Path
+    config: Any
+    tokenizer: Any
+
+    @property
+    def positions(self) -> int:
+        """Longest input, in tokens. RoBERTa counts positions from its padding id + 1."""
+        offset = self.config.pad_token_id + 1 if self.config.model_type == "roberta" else 0
+        return int(self.config.max_position_embeddings) - offset
+
+
+def open_source(path: Path) -> Source:
+    """Read a model's configuration and tokenizer.
+
+    Raises:
+        ModelError: the folder lacks a file that every model has.
+    """
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        if not (path / name).is_file():
+            raise ModelError(f"{path} has no {name}: give a teacher or student artifact, or a Hugging Face folder")
+    config = transformers.AutoConfig.from_pretrained(path)
+    return Source(path, config, transformers.AutoTokenizer.from_pretrained(path))
+
+
+def device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def start(source: Source, task: Task, seed: int) -> Any:
+    """The encoder of ``source`` with a head for ``task`` drawn from ``seed``, or with the one it has where that fits.
+
+    Raises:
+        ModelError: weights other than a head's are missing.
+    """
+    model, absent = _load(source, task, seed)
+    if damaged := sorted(name for name in absent if not name.startswith(HEAD)):
+        raise ModelError(
+            f"{source.path} lacks {len(damaged)} weights of its encoder, {damaged[0]} first: it is damaged, or of "
+            "another architecture than its config.json says; make or get it again"
+        )
+    return model
+
+
+def trained(source: Source, task: Task) -> Any:
+    """A model that was fine-tuned on ``task``, in evaluation mode.
+
+    Raises:
+        ModelError: it lacks weights, or its labels are others.
+    """
+    names = list(task.label_names) or ["score"]
+    if (found := [source.config.id2label.get(number) for number in range(len(names))]) != names:
+        raise ModelError(
+            f"{source.path} has the labels {', '.join(map(str, found))}, {task.name} here has {', '.join(names)}: "
+            "fine-tune the teacher on the same data"
+        )
+    model, absent = _load(source, task, seed=0)
+    if absent:
+        raise ModelError(f"{source.path} lacks {len(absent)} weights, {min(absent)} first: make it again")
+    return model.eval()
+
+
+def save(model: Any, source: Source, folder: Path) -> None:
+    """Write model and tokenizer in Hugging Face layout."""
+    with vocabulary.quiet():
+        model.save_pretrained(folder)
+        source.tokenizer.save_pretrained(folder)
+
+
+def logits(model: Any, inputs: Inputs) -> Tensor:
+    """``[rows, outputs]``."""
+    found: Tensor = model(**inputs).logits
+    return found
+
+
+def _load(source: Source, task: Task, seed: int) -> tuple[Any, set[str]]:
+    """The model on its device, and the names of its weights that are not in the file, or there in other sizes."""
+    torch.manual_seed(seed)
+    names = dict(enumerate(task.label_names)) or {0: "score"}
+    with vocabulary.quiet():
+        model, loaded = transformers.AutoModelForSequenceClassification.from_pretrained(
+            source.path,
+            num_labels=task.outputs,
+            id2label=names,
+            label2id={name: number for number, name in names.items()},
+            problem_type="single_label_classification" if task.label_range is None else "regression",
+            # Half-precision files (a teacher's, usually) are trained from in fp32.
+            dtype=torch.float32,
+            use_safetensors=True,
+            # A model fine-tuned on another task is a fair start: its head is replaced.
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+    absent = {*loaded["missing_keys"], *(key for key, *_ in loaded["mismatched_keys"])}
+    return model.to(device()), absent
