@@ -17,6 +17,10 @@ class Cell:
 
     text: str
     detail: str = ""
+    source: str | None = None
+    """Path of the artifact it was read from, below the results."""
+    tone: str = ""
+    """``passed``, ``missed`` or ``unclear``, for what is judged."""
 
     def __str__(self) -> str:
         return f"{self.text} ({self.detail})" if self.detail else self.text
@@ -47,6 +51,11 @@ class Table:
         rows = tuple(Row(tuple(row.cells[place] for place in kept), row.kind) for row in self.rows)
         return Table(tuple(self.columns[place] for place in kept), rows, self.words)
 
+    def without(self, *columns: str) -> "Table":
+        """The same table without these columns."""
+        left = self.only(*(column for column in self.columns if column not in columns))
+        return Table(left.columns, left.rows, self.words, self.findings, self.notes)
+
 
 def amount(value: Any, form: str, unit: str = "", scale: float = 1, absent: str = NOT_MEASURED) -> str:
     """``value * scale`` in a format specification and a unit; the words for it where it is None."""
@@ -64,6 +73,11 @@ def megabytes(value: int | None) -> str:
 def millions(value: float | None, absent: str = NOT_MEASURED) -> str:
     """With as many decimals as keep a small model or a short run from reading 0.0 M."""
     return amount(value, ".1f" if value is None or value >= 1e6 else ".3f", " M", 1e-6, absent)
+
+
+def signed(value: float | None, form: str = ".1f", unit: str = "", absent: str = NOT_MEASURED) -> str:
+    """With its sign, which is a minus and no hyphen."""
+    return amount(value, f"+{form}", unit, absent=absent).replace("-", "\N{MINUS SIGN}")
 
 
 def ratio(value: float | None, absent: str = NOT_MEASURED) -> str:

@@ -1,5 +1,6 @@
 """The report as pages: HTML in one file, Markdown with its pictures beside it."""
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,9 +10,11 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from eval import tables
-from eval.cells import NOT_MEASURED, Row, amount, percent, ratio
-from eval.plots import Plot
+from cluster.artifact import MANIFEST
+from eval import paper_tables, tables
+from eval.cells import NOT_MEASURED, Cell, Row, amount, percent, ratio
+from eval.comparison import failed
+from eval.drawing import Plot
 from eval.tables import Report
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -20,23 +23,90 @@ UNIT = re.compile(r"(?<=\d) (?=(?:%|MB|M|ms|nats|hours)\b|%)")
 
 
 @dataclass(frozen=True)
-class Figure:
-    """A key number; ``verdict`` is ``good`` or ``short`` of its aim, or empty where there is none."""
+class Page:
+    """A report to be shown; ``way`` leads from where it lies to the results, None where nothing does."""
+
+    report: Report
+    plots: Sequence[Plot]
+    way: str | None
+
+    def html(self) -> str:
+        """One page without any outside resource: styles and pictures are in it."""
+        return self._render("report.html", {plot.name: Markup(plot.inline()) for plot in self.plots})
+
+    def markdown(self) -> str:
+        """GitHub-flavoured Markdown; pictures lie in ``plots/`` beside it."""
+        return self._render(
+            "report.md", {plot.name: f"![{plot.title}]({PLOTS}/{plot.name}.svg)" for plot in self.plots}
+        )
+
+    def link(self, source: str | None) -> str:
+        """Where a reader finds what an artifact says of itself: its manifest, or its line on this page."""
+        if source is None:
+            return ""
+        return f"#{anchor(source)}" if self.way is None else f"{self.way}/{source}/{MANIFEST}"
+
+    def line(self, row: Row) -> str:
+        """A row of a Markdown table; the rows that matter most in bold."""
+        bold = row.kind in ("main", "total")
+        return f"| {' | '.join(f'**{text}**' if bold else text for text in map(self._cell, row.cells))} |"
+
+    def _cell(self, cell: Cell) -> str:
+        text = escaped(cell.text)
+        linked = f"[{text}]({self.link(cell.source)})" if cell.source and self.way is not None else text
+        return f"{linked} ({escaped(cell.detail)})" if cell.detail else linked
+
+    def _render(self, template: str, drawings: Mapping[str, str]) -> str:
+        is_html = template.endswith(".html")
+        environment = jinja2.Environment(
+            loader=jinja2.FileSystemLoader(TEMPLATES),
+            autoescape=is_html,
+            undefined=jinja2.StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+            finalize=_unbroken if is_html else None,
+        )
+        environment.filters |= {"escaped": escaped, "line": self.line, "link": self.link, "anchor": anchor}
+        environment.filters["json"] = lambda value: json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False)
+        return environment.get_template(template).render(
+            sentence=sentence(self.report),
+            cards=cards(self.report),
+            failed=failed(self.report),
+            report=self.report,
+            tables=tables,
+            paper_tables=paper_tables,
+            not_measured=NOT_MEASURED,
+            pictures=[(plot.section, drawings[plot.name]) for plot in self.plots],
+        )
+
+
+@dataclass(frozen=True)
+class Card:
+    """A key number, what it is, what the paper has, and how it fared."""
 
     value: str
     label: str
+    paper: str = ""
     verdict: str = ""
+    reason: str = ""
 
 
-def html(report: Report, plots: Sequence[Plot]) -> str:
-    """One page without any outside resource: styles and pictures are in it."""
-    pictures = [Markup(plot.inline()) for plot in plots]
-    return _render("report.html", report, pictures)
-
-
-def markdown(report: Report, plots: Sequence[Plot]) -> str:
-    """GitHub-flavoured Markdown; pictures lie in ``plots/`` beside it."""
-    return _render("report.md", report, [f"![{plot.title}]({PLOTS}/{plot.name}.svg)" for plot in plots])
+def cards(report: Report) -> list[Card]:
+    """The paper's claims, and what the fastest form of the student brings."""
+    found = []
+    for row in paper_tables.claims(report).rows:
+        claim, here, paper, verdict = row.cells
+        found.append(Card(here.text, str(claim), f"paper {paper.text}", verdict.text, verdict.detail))
+    fastest = report["headline"]["fastest"]
+    label = "The teacher's speed in PyTorch, at best"
+    if fastest is None:
+        return [*found, Card(NOT_MEASURED, label)]
+    label = f"{label}: {fastest['form']}, {fastest['length']} tokens"
+    unfit = "" if report["headline"]["fit"] else "unclear"
+    return [
+        *found,
+        Card(ratio(fastest["ratio_to_teacher"]), label, "", unfit, "the machine was not quiet" if unfit else ""),
+    ]
 
 
 def sentence(report: Report) -> str:
@@ -51,6 +121,7 @@ def sentence(report: Report) -> str:
         begin = f"The student has {' and '.join(shape)}; the share it keeps of the teacher's score is {NOT_MEASURED}"
     else:
         tasks = f"{len(told['tasks'])} tasks" if len(told["tasks"]) > 1 else told["tasks"][0]
+        tasks += " (in part on subsets)" if told["subset"] else ""
         begin = (
             f"The student keeps {percent(told['kept'])} of the teacher's score on {tasks} with {' and '.join(shape)}"
         )
@@ -68,68 +139,17 @@ def _speed(told: Mapping[str, Any]) -> str:
         words += (
             f", its {fastest['form']} export {ratio(fastest['ratio_to_teacher'])} (the export's score is not measured)"
         )
-    return words
+    return words if told["fit"] else f"{words}, on a machine that was not quiet"
 
 
-def figures(report: Report) -> list[Figure]:
-    """The key numbers, measured or not."""
-    told = report["headline"]
-    target = report["paper"]["target_percent"]
-    verdict = "" if told["kept"] is None else "good" if told["kept"] >= target else "short"
-    tasks = f" on {', '.join(told['tasks'])}" if told["tasks"] else ""
-    layers = None if told["student_layers"] is None else f"{told['student_layers']} of {told['teacher_layers'] or '?'}"
-    same, fastest = told["same_form"] or {}, told["fastest"] or {}
-    same_label = f": {same['form']}, {same['length']} tokens" if same else ""
-    fastest_label = f": {fastest['form']} against PyTorch, {fastest['length']} tokens" if fastest else ""
-    ablation = told["ablation"] or {}
-    gain = ablation.get("gain")
-    return [
-        Figure(percent(told["kept"]), f"of the teacher's score kept{tasks}; the aim is {target:.0f} %", verdict),
-        Figure(
-            amount(gain, "+.3f", scale=-1).replace("-", "\N{MINUS SIGN}"),
-            f"nats of MLM loss against {ablation.get('name', 'a student trained otherwise')}",
-            "" if gain is None else "good" if gain > 0 else "short",
-        ),
-        Figure(layers or NOT_MEASURED, "of the teacher's layers"),
-        Figure(amount(told["parameter_share"], ".0f", " %"), "of the teacher's parameters"),
-        Figure(ratio(same.get("ratio_same_form")), f"the teacher's speed in the same runtime{same_label}"),
-        Figure(ratio(fastest.get("ratio_to_teacher")), f"the teacher's speed at best{fastest_label}"),
-    ]
-
-
-def _render(template: str, report: Report, pictures: Sequence[str]) -> str:
-    is_html = template.endswith(".html")
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=is_html,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=_unbroken if is_html else None,
-    )
-    environment.filters["escaped"] = escaped
-    environment.filters["line"] = line
-    return environment.get_template(template).render(
-        sentence=sentence(report),
-        figures=figures(report),
-        failed=[job for job in report["jobs"] if job["state"] == "failed"],
-        report=report,
-        tables=tables,
-        not_measured=NOT_MEASURED,
-        pictures=pictures,
-    )
+def anchor(source: str) -> str:
+    """The name of an artifact's place on the page."""
+    return source.replace("/", "-")
 
 
 def _unbroken(value: Any) -> Any:
     """A number and its unit stay on one line."""
     return UNIT.sub("\N{NO-BREAK SPACE}", value) if type(value) is str else value
-
-
-def line(row: Row) -> str:
-    """A row of a Markdown table; the rows that matter most in bold."""
-    texts = [escaped(str(cell)) for cell in row.cells]
-    bold = row.kind in ("main", "total")
-    return f"| {' | '.join(f'**{text}**' if bold else text for text in texts)} |"
 
 
 def escaped(text: str) -> str:

@@ -1,26 +1,20 @@
-"""Loss curves as SVG, one small picture a quantity, drawn so that they can be read at any width.
+"""Training as pictures: loss curves, one small picture a quantity, and scores of checkpoints, one a task."""
 
-Text and axes are drawn in one ink and the ground in white; a page that has a dark side replaces the two
-(:meth:`Plot.inline`).
-"""
-
-import io
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-import matplotlib
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
-INK, GROUND = "#27303c", "#fefefe"
-COLOURS = ("#2f7de1", "#e0710c", "#1a9c5b", "#a45ee5", "#d6478a", "#0f93a3", "#a37a12", "#7b8794")
-STYLES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.3)), (0, (6, 2, 1, 2)))
+from eval.drawing import COLOURS, INK, STYLES, Plot, canvas, legend
+
 POINTS = 240
 LONG = 40
+FEW = 3
 
 Curve: TypeAlias = list[tuple[float, float]]
+Runs: TypeAlias = Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -38,35 +32,26 @@ PANELS = (
     Panel("train", "soft", "Training: soft-target loss, nats"),
     Panel("train", "masked", "Training: masked-word loss, nats"),
     Panel("train", "cosine", "Training: cosine loss"),
-    Panel("validation", "masked", "Held-out: masked-LM loss, nats", teacher="teacher_masked"),
+    Panel("validation", "masked", "Held-out: masked-word loss, nats", teacher="teacher_masked"),
     Panel("validation", "accuracy", "Held-out: masked-word accuracy, %", percent=True, teacher="teacher_accuracy"),
     Panel("validation", "agreement", "Held-out: agreement with the teacher, %", percent=True),
 )
 
 
-@dataclass(frozen=True)
-class Plot:
-    """One picture; ``name`` is its file's stem."""
+def draw(runs: Runs, scores: Mapping[str, Mapping[str, float]]) -> list[Plot]:
+    """A picture for every quantity that any run logged, and for every task its checkpoints were probed on.
 
-    name: str
-    title: str
-    svg: str
-
-    def inline(self) -> str:
-        """The picture as an element of a page: its ink is the page's text colour, its ground the page's."""
-        drawing = self.svg[self.svg.index("<svg ") :].replace(INK, "currentColor").replace(GROUND, "none")
-        return drawing.replace("<svg ", f'<svg role="img" aria-label="{self.title}" ', 1)
-
-
-def draw(runs: Sequence[Mapping[str, Any]]) -> list[Plot]:
-    """A picture for every quantity that any run logged."""
-    plots = []
+    ``scores`` are the finished models' by task, for the level that a probe grows towards.
+    """
+    plots: list[Plot] = []
     for panel in PANELS:
         curves = {run["name"]: _curve(run[panel.kind], panel) for run in runs}
         if any(curves.values()):
-            svg = _svg(panel, curves, _level(runs, panel))
-            plots.append(Plot(f"{panel.kind}-{panel.key}", panel.title, svg))
-    return plots
+            # Many names would hide the curves: then the first picture has them for all.
+            names = len(runs) <= FEW or not plots
+            plots.append(_losses(panel, curves, _level(runs, panel), names))
+    tasks = sorted({probe["task"] for run in runs for probe in run["probes"]})
+    return [*plots, *(_probes(task, runs, scores.get(task, {})) for task in tasks)]
 
 
 def _curve(lines: Sequence[Mapping[str, Any]], panel: Panel) -> Curve:
@@ -78,54 +63,32 @@ def _curve(lines: Sequence[Mapping[str, Any]], panel: Panel) -> Curve:
     return [(statistics.fmean(x for x, _ in part), statistics.fmean(y for _, y in part)) for part in stretches]
 
 
-def _level(runs: Sequence[Mapping[str, Any]], panel: Panel) -> float | None:
+def _level(runs: Runs, panel: Panel) -> float | None:
     """The teacher's own value on the held-out rows."""
     key = panel.teacher
     found = [line[key] for run in runs for line in run["validation"] if line.get(key) is not None]
     return found[-1] * (100.0 if panel.percent else 1.0) if found else None
 
 
-def _svg(panel: Panel, curves: Mapping[str, Curve], level: float | None) -> str:
-    settings: dict[Any, Any] = {
-        # Ids hashed with the title: several pictures in one page must not share a clip path.
-        "svg.hashsalt": panel.title,
-        "svg.fonttype": "none",
-        "font.family": "sans-serif",
-        "font.size": 9,
-    }
-    with matplotlib.rc_context(settings):
-        figure = Figure(figsize=(4.2, 2.7), layout="constrained", facecolor=GROUND)
-        axes = figure.add_subplot(facecolor=GROUND)
+def _losses(panel: Panel, curves: Mapping[str, Curve], level: float | None, names: bool) -> Plot:
+    """One quantity of all runs; ``names`` puts the legend into this picture."""
+    with canvas(panel.title, across="step") as made:
         for number, (name, points) in enumerate(curves.items()):
-            if points:
-                _line(axes, number, name, points)
+            colour, style = COLOURS[number % len(COLOURS)], STYLES[number % len(STYLES)]
+            steps, values = zip(*points, strict=True) if points else ((), ())
+            marker = "o" if 0 < len(points) < 3 else ""
+            made.axes.plot(steps, values, color=colour, linestyle=style, linewidth=1.6, marker=marker, label=name)
         if level is not None:
-            axes.axhline(level, color=INK, linewidth=1, linestyle=(0, (2, 2)), label="teacher")
-        _dress(axes, panel.title)
+            made.axes.axhline(level, color=INK, linewidth=1, linestyle=(0, (2, 2)))
+            made.axes.annotate(
+                "teacher", (1, level), (0, 2), xycoords=("axes fraction", "data"), textcoords="offset points",
+                ha="right", color=INK, fontsize=8,
+            )  # fmt: skip
+        if names:
+            legend(made.axes)
         if not panel.percent:
-            _spare_the_start(axes, [points for points in curves.values() if points])
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    return buffer.getvalue()
-
-
-def _line(axes: Axes, number: int, name: str, points: Curve) -> None:
-    steps, values = zip(*points, strict=True)
-    colour, style = COLOURS[number % len(COLOURS)], STYLES[number % len(STYLES)]
-    marker = "o" if len(points) < 3 else ""
-    axes.plot(steps, values, color=colour, linestyle=style, linewidth=1.6, marker=marker, label=name)
-
-
-def _dress(axes: Axes, title: str) -> None:
-    axes.set_title(title, loc="left", color=INK, fontsize=10, fontweight="bold")
-    axes.set_xlabel("step", color=INK)
-    axes.tick_params(colors=INK, labelcolor=INK, length=3)
-    axes.grid(color=INK, alpha=0.13, linewidth=0.6)
-    for side, spine in axes.spines.items():
-        spine.set_visible(side in ("left", "bottom"))
-        spine.set_color(INK)
-        spine.set_alpha(0.5)
-    axes.legend(frameon=False, labelcolor=INK, fontsize=8)
+            _spare_the_start(made.axes, [points for points in curves.values() if points])
+        return Plot(f"{panel.kind}-{panel.key}", panel.title, "curves", made.svg())
 
 
 def _spare_the_start(axes: Axes, curves: Sequence[Curve]) -> None:
@@ -135,3 +98,25 @@ def _spare_the_start(axes: Axes, curves: Sequence[Curve]) -> None:
     top = max(sorted(value for _, value in points)[int(0.97 * len(points))] for points in curves)
     bottom, highest = axes.get_ylim()
     axes.set_ylim(bottom, min(highest, top + 0.05 * (top - bottom)))
+
+
+def _probes(task: str, runs: Runs, scores: Mapping[str, float]) -> Plot:
+    """A task's score, with its range over the seeds, at every checkpoint that was probed."""
+    known = [probe for run in runs for probe in run["probes"] if probe["task"] == task]
+    title = f"Probe: {task}, {known[0]['metric']}, %"
+    with canvas(title, across="step") as made:
+        for number, run in enumerate(runs):
+            points = [probe for probe in run["probes"] if probe["task"] == task]
+            if not points:
+                continue
+            colour = COLOURS[number % len(COLOURS)]
+            steps = [probe["step"] for probe in points]
+            made.axes.plot(
+                steps, [probe["score"] for probe in points], "o-", color=colour, markersize=4, label=run["name"]
+            )
+            low, high = ([probe[side] for probe in points] for side in ("low", "high"))
+            made.axes.fill_between(steps, low, high, color=colour, alpha=0.16, linewidth=0)
+        for (name, score), style in zip(sorted(scores.items(), reverse=True), STYLES[1:], strict=False):
+            made.axes.axhline(score, color=INK, linewidth=1, linestyle=style, label=name)
+        legend(made.axes)
+        return Plot(f"probe-{task}", title, "probes", made.svg())

@@ -1,4 +1,4 @@
-"""Stage: a pipeline's output folder -> one report that sets every number beside the teacher's and the paper's.
+"""Stage: a folder of results -> one report that sets every number beside the teacher's and the paper's.
 
 ::
 
@@ -6,17 +6,18 @@
 
 Writes ``report.html`` (self-contained), ``report.md`` with ``plots/``, ``report.json`` (everything, for machines) and
 ``summary.txt`` (for a terminal). What was not measured is called so; a damaged artifact is an error that names it.
+Below the results, every number links to the manifest of the artifact it was read from.
 """
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from cluster import artifact, stage
 from cluster.recipe import Recipe
-from eval import pages
-from eval.comparison import compare
-from eval.plots import draw
+from eval import pages, pictures, plots
+from eval.comparison import compare, failed
 from eval.results import collect, identity
 from eval.summary import summary
 
@@ -27,22 +28,33 @@ class Report(Recipe):
 
 def run(recipe: Report, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
     """Write the report of what lies in the input ``results``; facts are its headline numbers."""
-    results = collect(inputs["results"])
-    report = compare(results)
-    plots = draw(report["runs"])
+    report = compare(collect(inputs["results"]))
+    finished = {row["task"]: row["scores"] for row in report["tables"]["1"]["rows"] + report["other_tasks"]}
+    levels = {
+        task: {name: scores[name] for name in ("teacher",) if name in scores} for task, scores in finished.items()
+    }
+    drawn = [*pictures.draw(report), *plots.draw(report["runs"], levels)]
+    page = pages.Page(report, drawn, _way(out, inputs["results"]))
     artifact.write_json(out / "report.json", report)
     (out / pages.PLOTS).mkdir(exist_ok=True)
-    for plot in plots:
+    for plot in drawn:
         (out / pages.PLOTS / f"{plot.name}.svg").write_text(plot.svg, encoding="utf-8")
-    (out / "report.md").write_text(pages.markdown(report, plots), encoding="utf-8")
-    (out / "report.html").write_text(pages.html(report, plots), encoding="utf-8")
+    (out / "report.md").write_text(page.markdown(), encoding="utf-8")
+    (out / "report.html").write_text(page.html(), encoding="utf-8")
     (out / "summary.txt").write_text(summary(report), encoding="utf-8")
     return {
         "sentence": pages.sentence(report),
         "kept_percent": report["headline"]["kept"],
         "tasks": report["headline"]["tasks"],
-        "failed_jobs": sum(job.state == "failed" for job in results.jobs),
+        "claims": {claim["claim"]: claim["verdict"]["state"] for claim in report["claims"]},
+        "failed_jobs": len(failed(report)),
     }
+
+
+def _way(out: Path, results: Path) -> str | None:
+    """The way from a report to its results; None for a report that does not lie below them and may go anywhere."""
+    here, there = out.resolve(), results.resolve()
+    return os.path.relpath(there, here) if here.is_relative_to(there) else None
 
 
 STAGE = stage.Stage(

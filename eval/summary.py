@@ -1,53 +1,82 @@
-"""The report for a terminal: models, scores and latency in at most a hundred columns of plain text."""
+"""The report for a terminal: the claims, models, scores and speed in at most a hundred columns of plain text."""
 
+import re
 import textwrap
 
-from eval import tables
+from eval import paper_tables, tables
 from eval.cells import NOT_MEASURED, Row, Table
+from eval.comparison import failed
 from eval.pages import sentence
-from eval.results import STUDENT, TEACHER
 from eval.tables import Report
 
 WIDTH = 100
 _MISSING = "?"
-_SHORT = {"BERT-base (paper)": "BERT-base*", "DistilBERT (paper)": "DistilBERT*", "Kept (paper)": "Kept*"}
+_PAPER = re.compile(r" \(paper\)$")
 
 
 def summary(report: Report) -> str:
     """What a person wants to see when the pipeline ends."""
     parts = _wrapped(sentence(report))
+    parts += _section("The paper's claims", paper_tables.claims(report))
     models = tables.models(report)
     shown = ("Model", "Layers", "Parameters", "Weights", "MLM loss", "MLM accuracy", "Agreement", "Device hours")
     parts += _section("Models", models.only(*shown))
     parts += [line for finding in models.findings for line in _wrapped(finding, indent="  ")]
-    parts += _section("Scores (percent, median over seeds)", _scores(report))
-    if report["scores"]["tasks"]:
-        parts.append(f"  * {report['paper']['source']}")
+    parts += _scores(report)
+    shown = ("Model", "Weights", "Parameters", "Pass, s", "ms a pair", "× BERT-base", "× BERT-base (paper)", "Verdict")
+    baselines = paper_tables.size_and_speed(report)
+    parts += _measured("Table 3: one pass over STS-B", baselines, baselines.only(*shown), ("× BERT-base",))
+    ablations = paper_tables.ablations(report)
+    parts += _measured("Table 4: ablations", ablations, ablations.without("Difference"), ("Change",))
+    parts += _latency(report)
+    lost = failed(report)
+    if lost:
+        parts += ["", f"{len(lost)} of {len(report['jobs'])} jobs failed"]
+    for job in lost:
+        parts += _wrapped(f"{job['name']}: {job['error'] or 'no error recorded'}", indent="  ")
+    if any(line.split().count(_MISSING) for line in parts):
+        parts += ["", f"{_MISSING} {NOT_MEASURED}"]
+    if any("*" in line for line in parts):
+        parts += ["", f"* {report['paper']['source']}"]
+    return "\n".join(line.rstrip() for line in parts) + "\n"
+
+
+def _scores(report: Report) -> list[str]:
+    shown = (
+        "Task", "Teacher", "Student", "Student (D)", "Kept", "Verdict", "BERT-base (paper)", "DistilBERT (paper)",
+        "Kept (paper)",
+    )  # fmt: skip
+    parts = []
+    for title, table in (
+        ("Table 1: GLUE, percent, median over seeds", paper_tables.glue(report)),
+        ("Table 2: IMDb and SQuAD", paper_tables.downstream(report)),
+        ("Other tasks", paper_tables.other_tasks(report)),
+    ):
+        if table.rows:
+            parts += _measured(title, table, table.only(*shown), ("Teacher", "Student"))
+    return parts
+
+
+def _latency(report: Report) -> list[str]:
+    table = tables.latency(report)
     shown = ("Tokens", "Model", "Runtime", "p50 ms", "p90 ms", "Size", "× same runtime", "× PyTorch teacher")
     settings = (report["latency"] or {"settings": {}})["settings"]
     conditions = [f"{key} {settings[key]}" for key in ("batch", "threads") if key in settings]
     title = f"Latency ({', '.join(conditions)})" if conditions else "Latency"
-    parts += _section(title, tables.latency(report).only(*shown))
-    failed = [job for job in report["jobs"] if job["state"] == "failed"]
-    if failed:
-        parts += ["", f"{len(failed)} of {len(report['jobs'])} jobs failed"]
-    for job in failed:
-        parts += _wrapped(f"{job['name']}: {job['error'] or 'no error recorded'}", indent="  ")
-    if any(line.split().count(_MISSING) for line in parts):
-        parts += ["", f"{_MISSING} {NOT_MEASURED}"]
-    return "\n".join(line.rstrip() for line in parts) + "\n"
+    return _measured(title, table, table.only(*shown), ("p50 ms",))
 
 
-def _scores(report: Report) -> Table:
-    """The score table with as many ablations as there is room for."""
-    whole = tables.scores(report)
-    others = [name for name in report["scores"]["models"] if name not in (TEACHER, STUDENT)]
-    for count in range(len(others), -1, -1):
-        table = whole.only("Task", "Teacher", "Student", "Kept", *others[:count], "Majority", *_SHORT)
-        short = Table(tuple(_SHORT.get(column, column) for column in table.columns), table.rows, table.words)
-        if _width(_widths(short)) <= WIDTH:
-            break
-    return short
+def _measured(title: str, table: Table, shown: Table, columns: tuple[str, ...]) -> list[str]:
+    """The section, or that nothing in these columns was measured; then what a reader should see in it."""
+    told = [cell.text for row in table.only(*columns).rows for cell in row.cells]
+    if all(text == NOT_MEASURED for text in told):
+        return _section(title, Table((), ()))
+    short = Table(
+        tuple(_PAPER.sub("*", column) for column in shown.columns),
+        shown.rows,
+        frozenset(_PAPER.sub("*", column) for column in shown.words),
+    )
+    return _section(title, short) + [line for finding in table.findings for line in _wrapped(finding, indent="  ")]
 
 
 def _section(title: str, table: Table) -> list[str]:
@@ -60,9 +89,11 @@ def _section(title: str, table: Table) -> list[str]:
         widths[max(words, key=lambda place: widths[place])] -= 1
     rule = "  " + "  ".join("─" * width for width in widths)
     lines = ["", title, _line(table, list(table.columns), widths), rule]
+    before = ""
     for row in table.rows:
-        lines += [rule] if row.kind in ("group", "total") else []
+        lines += [rule] if row.kind == "group" or (row.kind == "total" != before) else []
         lines.append(_line(table, _texts(row), widths))
+        before = row.kind
     return lines
 
 

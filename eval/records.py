@@ -1,0 +1,205 @@
+"""The files a suite leaves, as they are read: shapes that refuse what is no result.
+
+A number that is not there is None and was not measured. Scores are percent, times milliseconds or seconds as named.
+"""
+
+import json
+import typing
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pydantic
+from pydantic.dataclasses import dataclass as checked
+
+TEACHER, STUDENT = "teacher", "student"
+
+# Roles of the latency stage, as whose weights they are and in which form.
+FORMS = {
+    "teacher": (TEACHER, "PyTorch"),
+    "student": (STUDENT, "PyTorch"),
+    "teacher_onnx": (TEACHER, "ONNX"),
+    "onnx": (STUDENT, "ONNX"),
+    "teacher_int8": (TEACHER, "ONNX int8"),
+    "int8": (STUDENT, "ONNX int8"),
+}
+
+T = TypeVar("T")
+
+
+@checked(frozen=True)
+class Spread:
+    """One metric over the seeds, in percent."""
+
+    median: pydantic.FiniteFloat
+    low: pydantic.FiniteFloat
+    high: pydantic.FiniteFloat
+
+
+@checked(frozen=True)
+class Seed:
+    """One fine-tuning; ``metrics`` are in percent."""
+
+    seed: int
+    score: pydantic.FiniteFloat
+    metrics: dict[str, float] = pydantic.Field(default_factory=dict)
+    seconds: float | None = None
+
+
+@checked(frozen=True)
+class Score:
+    """``scores.json``: one model on one task; ``score`` is the median over seeds of the task's one number."""
+
+    task: str
+    metric: str
+    score: pydantic.FiniteFloat
+    low: pydantic.FiniteFloat
+    high: pydantic.FiniteFloat
+    metrics: dict[str, Spread]
+    seeds: list[Seed]
+    dev_examples: int
+    train_examples: int | None = None
+    dev_files: list[str] | None = None
+    subset: bool = False
+    majority: float | None = None
+    below_majority: bool = False
+    device: str | None = None
+    settings: dict[str, Any] = pydantic.Field(default_factory=dict)
+    second_step: dict[str, Any] | None = None
+    seconds: float | None = None
+
+
+@checked(frozen=True)
+class Timing:
+    """One row of ``latency.json``: one model in one runtime at one length in tokens; ``model`` is its role there."""
+
+    model: str
+    runtime: str
+    length: int
+    p50_ms: pydantic.PositiveFloat
+    p90_ms: float | None = None
+    p99_ms: float | None = None
+    mean_ms: float | None = None
+    first_ms: float | None = None
+    load_seconds: float | None = None
+    parameters: int | None = None
+    bytes: int | None = None
+    ratio_to_teacher: float | None = None
+    """The teacher's PyTorch median at this length over this one."""
+
+    @property
+    def who(self) -> str:
+        """Whose weights these are: teacher, student, or the role itself where it is another one."""
+        return FORMS.get(self.model, (self.model, ""))[0]
+
+    @property
+    def form(self) -> str:
+        """``PyTorch``, ``ONNX`` or ``ONNX int8``: the same form is the same runtime and the same precision."""
+        return FORMS.get(self.model, ("", "PyTorch"))[1]
+
+
+@checked(frozen=True)
+class Latency:
+    """``latency.json``: rows, and the conditions without which they are no result."""
+
+    machine: dict[str, Any]
+    settings: dict[str, Any]
+    rows: list[Timing]
+    fit: bool
+    """Whether the machine was quiet enough for the times to be believed; ``unfit`` says why it was not."""
+    unfit: str | None = None
+
+
+@checked(frozen=True)
+class Baseline:
+    """One row of ``baselines.json``: one architecture over ``pairs`` sentence pairs of STS-B, one at a time."""
+
+    model: str
+    weights: typing.Literal["random", "given", "own"]
+    parameters: int
+    bytes: int
+    pairs: pydantic.PositiveInt
+    seconds: pydantic.PositiveFloat
+    title: str | None = None
+    tokenizer: str | None = None
+    tokenise_seconds: float | None = None
+    p50_ms: float | None = None
+    p90_ms: float | None = None
+    p99_ms: float | None = None
+    runtime: str | None = None
+    ratio_to_bert_base: float | None = None
+
+
+@checked(frozen=True)
+class Baselines:
+    """``baselines.json``."""
+
+    machine: dict[str, Any]
+    settings: dict[str, Any]
+    rows: list[Baseline]
+    fit: bool
+    unfit: str | None = None
+
+
+@checked(frozen=True)
+class Probe:
+    """One line of ``probes.jsonl``: a checkpoint of a run, fine-tuned on a task while training went on."""
+
+    step: int
+    task: str
+    metric: str
+    score: pydantic.FiniteFloat
+    low: pydantic.FiniteFloat
+    high: pydantic.FiniteFloat
+    seeds: int
+    artifact: str | None = None
+
+
+@checked(frozen=True)
+class Job:
+    """One entry of ``jobs.json``."""
+
+    name: str
+    state: typing.Literal["done", "skipped", "failed", "cancelled"]
+    error: str | None = None
+    seconds: float | None = None
+    attempts: int | None = None
+    failure: str | None = None
+
+
+@checked(frozen=True)
+class Ablations:
+    """Students that were trained otherwise, and the one they are compared with."""
+
+    reference: str
+    students: list[str]
+
+
+@checked(frozen=True)
+class Suite:
+    """``suite.json``: which models there are, and which of them are compared how."""
+
+    models: dict[str, str] = pydantic.Field(default_factory=dict)
+    ablations: Ablations | None = None
+    second_step: str | None = None
+
+
+def parse(path: Path, contents: bytes | str, shape: type[T]) -> T:
+    """The contents of a JSON file as ``shape``.
+
+    Raises:
+        ValueError: they are not; it names the file and the first wrong place.
+    """
+    try:
+        return pydantic.TypeAdapter(shape).validate_python(json.loads(contents, parse_constant=_refuse))
+    except pydantic.ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise ValueError(
+            f"{path}: {place or 'contents'}: {first['msg'].lower()}; delete it and make it again"
+        ) from None
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read ({error}); delete it and make it again") from None
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no result")

@@ -1,0 +1,290 @@
+"""Folders of results as pipelines and suites leave them, made of real artifacts in a moment."""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cluster import artifact, telemetry
+
+PARAMETERS = {"teacher": 22_700_000, "student": 17_400_000}
+LAYERS = {"teacher": 6, "student": 3}
+
+
+def _of(known: Mapping[str, int], name: str) -> int:
+    """A student trained otherwise has the main student's size."""
+    return known.get(name, known["student"])
+
+
+def make(path: Path, kind: str, facts: Mapping[str, Any], files: Mapping[str, Any], **inputs: Path) -> None:
+    """A complete artifact with these facts and files; a file's contents are bytes or a JSON value."""
+    given = {role: artifact.read(place).identity for role, place in inputs.items()}
+    with artifact.create(path, kind=kind, inputs=given, recipe={"of": path.name}) as draft:
+        draft.facts.update(facts)
+        for name, contents in files.items():
+            data = contents if isinstance(contents, bytes) else json.dumps(contents).encode()
+            (draft.path / name).write_bytes(data)
+
+
+def make_model(out: Path, name: str, kind: str, validation: Mapping[str, Any] | None, **inputs: Path) -> None:
+    facts = {
+        "architecture": "BertForMaskedLM" if kind == "teacher" else "DistilBertForMaskedLM",
+        "parameters": _of(PARAMETERS, name),
+        "layers": _of(LAYERS, name),
+        "hidden": 384,
+    }
+    if kind == "teacher":
+        facts |= {"source": "models/minilm-l6-mlm"}
+    else:
+        trained = {"steps": 600, "tokens": 19_660_800, "device_hours": 1.84, "world_size": 2, "device": "EPYC, 1 core"}
+        lineage = {role: artifact.read(place).identity for role, place in inputs.items()}
+        facts |= {**trained, "validation": validation, "lineage": lineage}
+    # As distill.export makes it: the input is a run, the artifacts behind it are in the facts.
+    make(out, kind, facts, {"config.json": {}, "model.safetensors": b"\0" * (_of(PARAMETERS, name) // 1000)})
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    return {"median": sorted(values)[len(values) // 2], "low": min(values), "high": max(values)}
+
+
+def scores(task: str, seeds: list[float], **changed: Any) -> dict[str, Any]:
+    """``scores.json`` as fine-tuning writes it."""
+    return {
+        "task": task,
+        "task_version": 1,
+        "metric": "accuracy",
+        "score": sorted(seeds)[len(seeds) // 2],
+        "low": min(seeds),
+        "high": max(seeds),
+        "metrics": {"accuracy": spread(seeds)},
+        "seeds": [{"seed": number, "score": score, "seconds": 360.0} for number, score in enumerate(seeds)],
+        "train_examples": 2490,
+        "dev_examples": 277,
+        "dev_files": ["dev.parquet"],
+        "subset": False,
+        "majority": 52.7,
+        "below_majority": False,
+        "device": "cpu",
+        "settings": {"epochs": 3, "learning_rate": 5e-05, "batch": 32},
+        "second_step": None,
+        **changed,
+    }
+
+
+def write_run(folder: Path, teacher: bool) -> None:
+    folder.mkdir(parents=True)
+    recipe = {
+        "recipe": {"precision": "bf16", "rows_per_step": 256, "loss": {"soft": 5.0 if teacher else 0.0}},
+        "inputs": {},
+    }
+    (folder / "recipe.json").write_text(json.dumps(recipe))
+    log = telemetry.MetricsLog(folder / "metrics.jsonl")
+    for step in range(10, 610, 10):
+        masked = 3.9 + 5 * math.exp(-step / 90) + (0 if teacher else 0.35) + 0.03 * math.sin(step)
+        soft, cosine = (masked * 0.8, 0.1 + math.exp(-step / 120)) if teacher else (None, None)
+        total = 5 * masked * 0.8 + 2 * masked + 0.1 if teacher else masked
+        terms = {"total": total, "soft": soft, "masked": masked, "cosine": cosine}
+        log.write(kind="train", step=step, **terms, tokens=step * 32768, tokens_per_second=5900.0 + step % 7)
+        if step % 100 == 0:
+            rated = {
+                "accuracy": 0.42 - 0.06 * (masked - 3.9),
+                "agreement": 0.62 - 0.05 * (masked - 3.9) if teacher else None,
+            }
+            taught = {"teacher_masked": 3.44, "teacher_accuracy": 0.45} if teacher else {}
+            log.write(kind="validation", step=step, **terms, **rated, **taught)
+    log.close()
+
+
+def timing(role: str, length: int, p50: float, teacher: float) -> dict[str, Any]:
+    onnx = role.removeprefix("teacher_") in ("onnx", "int8")
+    owner = "teacher" if role.startswith("teacher") else "student"
+    return {
+        "model": role,
+        "runtime": "ONNX Runtime 1.31.1" if onnx else "PyTorch 2.13.0",
+        "length": length,
+        "p50_ms": p50,
+        "p90_ms": p50 * 1.05,
+        "p99_ms": p50 * 1.2,
+        "mean_ms": p50 * 1.01,
+        "min_ms": p50 * 0.97,
+        "first_ms": p50 * 3,
+        "load_seconds": 0.61,
+        "parameters": PARAMETERS[owner],
+        "bytes": PARAMETERS[owner] * (1 if "int8" in role else 4),
+        "ratio_to_teacher": teacher / p50,
+    }
+
+
+def latency() -> dict[str, Any]:
+    machine = {
+        "processor": "AMD EPYC 9R14",
+        "cores": 2,
+        "flags": ["avx2", "avx512f", "avx512_vnni", "avx512_bf16"],
+        "governor": None,
+        "libraries": {"torch": "2.13.0", "onnxruntime": "1.31.1"},
+        "load_average": [0.1, 0.9],
+    }
+    speeds = {
+        30: {"teacher": 10.0, "student": 5.0, "onnx": 4.0, "int8": 1.6},
+        128: {"teacher": 40.0, "student": 21.0, "onnx": 17.5, "int8": 7.25},
+    }
+    rows = [
+        timing(role, length, p50, found["teacher"]) for length, found in speeds.items() for role, p50 in found.items()
+    ]
+    settings = {"lengths": [30, 128], "batch": 1, "threads": 1, "warmup": 5, "repeats": 50, "seed": 0}
+    return {"machine": machine, "settings": settings, "rows": rows, "fit": True, "unfit": None}
+
+
+JOBS: list[dict[str, Any]] = [
+    {"name": "corpus", "state": "done", "error": None, "seconds": 12.5, "log": "logs/corpus.log"},
+    {"name": "train student", "state": "skipped", "error": None, "seconds": 0.0, "log": "logs/student.log"},
+    {
+        "name": "finetune no-teacher on mrpc",
+        "state": "failed",
+        "error": "the loss is nan by step 40 | lower <learning_rate>",
+        "seconds": 40.2,
+        "log": "logs/mrpc.log",
+    },
+]
+
+
+def pipeline(out: Path) -> Path:
+    """What a small pipeline leaves: two tasks measured for teacher and student, one of them for another student too."""
+    make(out / "corpus", "corpus", {}, {"part-00000.parquet": b"x" * 900})
+    make(out / "tokens", "tokens", {}, {"train-00000.arrow": b"x" * 800}, corpus=out / "corpus")
+    make_model(out / "teacher", "teacher", "teacher", None)
+    parents = {"teacher": out / "teacher", "tokens": out / "tokens"}
+    taught = {"masked": 3.912, "accuracy": 0.412, "teacher_masked": 3.44, "teacher_accuracy": 0.45}
+    make_model(out / "students/student", "student", "student", {**taught, "agreement": 0.604}, **parents)
+    alone = {"masked": 4.263, "accuracy": 0.371, "agreement": None}
+    make_model(out / "students/no-teacher", "no-teacher", "student", alone, tokens=out / "tokens")
+    measured = {
+        "teacher": {"rte": [66.0, 67.0, 68.0], "sst2": [91.0]},
+        "student": {"rte": [63.0, 64.0, 66.0], "sst2": [89.0]},
+        "no-teacher": {"rte": [55.0, 56.0, 58.0]},
+    }
+    for model, tasks in measured.items():
+        source = out / "teacher" if model == "teacher" else out / "students" / model
+        for task, seeds in tasks.items():
+            found = scores(task, seeds, subset=task == "sst2")
+            make(out / "finetune" / model / task, "finetune", {}, {"scores.json": found}, model=source)
+    for form, size in (("onnx", 69_700_000), ("int8", 17_600_000)):
+        parity = {"max_abs": 0.0081, "relative": 0.0034, "agreement": 0.996}
+        facts = {"format": form, "bytes": size, "parity": parity}
+        make(out / "exports/student" / form, "export", facts, {"model.onnx": b"x"}, model=out / "students/student")
+    make(out / "latency", "benchmark", {}, {"latency.json": latency()})
+    write_run(out / "runs/student", teacher=True)
+    write_run(out / "runs/no-teacher", teacher=False)
+    (out / "jobs.json").write_text(json.dumps(JOBS))
+    return out
+
+
+# Teacher, student, student of the second step: about what a six-layer teacher of 22 M and its half score.
+GLUE = {
+    "cola": (47.1, 38.2, 39.0),
+    "mnli": (80.4, 76.9, 77.8),
+    "mrpc": (86.9, 84.8, 85.3),
+    "qnli": (88.0, 84.1, 85.0),
+    "qqp": (87.2, 85.9, 86.4),
+    "rte": (62.5, 58.1, 59.9),
+    "sst2": (90.8, 88.2, 88.9),
+    "stsb": (86.4, 83.7, 84.6),
+    "wnli": (53.5, 56.3, 56.3),
+}
+ABLATIONS = {"no-soft": -2.2, "no-cosine": -0.9, "no-masked": 0.1, "random-start": -6.4, "no-teacher": -8.8}
+ARCHITECTURES = {
+    "elmo": ("ELMo", 179_000_000, 3.1),
+    "bert_base": ("BERT-base", 109_482_240, 2.0),
+    "distilbert": ("DistilBERT", 66_362_880, 1.03),
+    "roberta_base": ("RoBERTa-base", 124_645_632, 2.02),
+    "distilroberta": ("DistilRoBERTa", 82_118_400, 1.05),
+}
+SUITE = {
+    "models": {"teacher": "teacher", "student": "students/student"},
+    "ablations": {"reference": "all-losses", "students": list(ABLATIONS)},
+    "second_step": "student-second-step",
+}
+
+
+def seeds_around(score: float, step: float = 0.4) -> list[float]:
+    """Five seeds whose median is ``score``."""
+    return [round(score + step * offset, 3) for offset in (-1.5, -0.5, 0.0, 0.75, 1.25)]
+
+
+def suite(out: Path) -> Path:
+    """Everything that can be measured, measured: nine tasks, IMDb, SQuAD, second step, ablations, baselines, probes."""
+    pipeline(out)
+    artifact.write_json(out / "suite.json", SUITE)
+    for task, (teacher, student, taught) in GLUE.items():
+        majority = {"wnli": 56.3, "cola": 0.0, "stsb": 0.0}.get(task, 52.7)
+        for model, score in (("teacher", teacher), ("student", student), ("student-second-step", taught)):
+            place = out / "finetune" / model / task
+            if not place.exists():
+                told = {"majority": majority, "below_majority": score < majority, "subset": task in ("mnli", "qqp")}
+                make(place, "finetune", {}, {"scores.json": scores(task, seeds_around(score), **told)})
+    for model, imdb, exact, f1 in (
+        ("teacher", 91.3, 72.4, 81.5),
+        ("student", 90.1, 68.0, 77.9),
+        ("student-second-step", 90.5, 69.8, 79.3),
+    ):
+        make(out / f"finetune/{model}/imdb", "finetune", {}, {"scores.json": scores("imdb", [imdb])})
+        found = {"exact": spread(seeds_around(exact)), "f1": spread(seeds_around(f1))}
+        told = {"metric": "f1", "metrics": found, "majority": 0.0}
+        make(
+            out / f"finetune/{model}/squad", "finetune", {}, {"scores.json": scores("squad", seeds_around(f1), **told)}
+        )
+    for name, change in {"all-losses": 0.0, **ABLATIONS}.items():
+        masked = {"masked": 4.1 - change / 20, "accuracy": 0.39}
+        if name != "no-teacher":
+            make_model(out / "students" / name, name, "student", masked, tokens=out / "tokens")
+            write_run(out / "runs" / name, teacher=True)
+        for task in ("rte", "mrpc", "stsb", "cola"):
+            place = out / "finetune" / name / task
+            if not place.exists():
+                found = scores(task, seeds_around(GLUE[task][1] - 2 + change))
+                make(place, "finetune", {}, {"scores.json": found})
+    make(out / "baselines", "benchmark", {}, {"baselines.json": baselines()})
+    write_probes(out / "runs/student", {"rte": 58.1, "mrpc": 84.8, "stsb": 83.7})
+    return out
+
+
+def baselines(**changed: Any) -> dict[str, Any]:
+    """``baselines.json`` of a quiet machine and a whole pass."""
+    rows = []
+    for model, (title, parameters, rate) in ARCHITECTURES.items():
+        rows.append(
+            {
+                "model": model,
+                "title": title,
+                "weights": "random",
+                "tokenizer": "own",
+                "parameters": parameters,
+                "bytes": 4 * parameters,
+                "runtime": "PyTorch 2.13.0",
+                "pairs": 1500,
+                "seconds": 70 * rate,
+                "tokenise_seconds": 0.4,
+                "p50_ms": 46 * rate,
+                "p90_ms": 52 * rate,
+                "p99_ms": 71 * rate,
+                "ratio_to_bert_base": 2.0 / rate,
+            }
+        )
+    found = latency()
+    return {
+        **{key: found[key] for key in ("machine", "fit", "unfit")},
+        "settings": {"threads": 1},
+        "rows": rows,
+    } | changed
+
+
+def write_probes(run: Path, scored: Mapping[str, float]) -> None:
+    """Scores of six checkpoints that grow towards the finished student's."""
+    with (run / "probes.jsonl").open("w") as lines:
+        for step in range(100, 700, 100):
+            for task, score in scored.items():
+                now = score - 9 * math.exp(-step / 180)
+                found = {"metric": "accuracy", "score": now, "low": now - 0.8, "high": now + 0.7, "seeds": 3}
+                place = f"probes/student/step-{step:08d}/{task}"
+                lines.write(json.dumps({"step": step, "task": task, **found, "artifact": place}) + "\n")
