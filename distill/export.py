@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import PositiveInt
 
 from cluster import stage, vocabulary
-from cluster.artifact import digest
+from cluster.artifact import CARD, digest
 from cluster.recipe import Recipe
 from distill import masked_lm
 from distill.checkpoints import Checkpoint
@@ -58,9 +58,15 @@ tokenizer = AutoTokenizer.from_pretrained("this folder")
 | masked-word accuracy | {accuracy} | {teacher_accuracy} |
 | top word agrees with the teacher's | {agreement} | |
 
-Measured on rows that training never saw ({validation_rows} at most{of_length}), the same masks for both. The student
-knows what its corpus said, errors and prejudice included; fine-tuned scores are in the report of the pipeline that
-made it.
+Measured on rows that training never saw ({validation_rows} at most{of_length}), the same masks for both.
+
+## Results
+
+Not measured yet: `python -m eval.card REPORT --student DIR` fills this section, and the metadata above, from a report.
+
+## Limits
+
+The student knows what its corpus said, errors and prejudice included, and is meant to be fine-tuned.
 """
 
 
@@ -89,7 +95,7 @@ def run(recipe: Export, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]
         "validation": dict.fromkeys(("total", *NAMES)) | checkpoint.facts["validation"],
         "lineage": described["inputs"],
     }
-    (out / "README.md").write_text(_card(facts, described["recipe"]), encoding="utf-8")
+    (out / CARD).write_text(_card(facts, described["recipe"]), encoding="utf-8")
     return facts
 
 

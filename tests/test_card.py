@@ -1,0 +1,162 @@
+"""The model card: filled from a real report, read back by the library that the Hub itself uses."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+from result_folders import make, pipeline, suite
+from safetensors.numpy import save_file
+
+from cluster import artifact, stage
+from cluster.artifact import CARD, ArtifactError
+from eval.card import Told, fill
+from eval.report import STAGE, Report
+
+BEFORE = """---
+library_name: transformers
+pipeline_tag: fill-mask
+tags:
+- distillation
+license: mit
+---
+
+# DistilBertForMaskedLM, 3 layers
+
+A student.
+
+## Results
+
+Not measured yet.
+
+## Limits
+
+What a person wrote.
+"""
+
+
+def reported(out: Path) -> Path:
+    made = stage.execute(STAGE, Report(), {"results": out}, out / "report")
+    assert made is not None
+    return made.path
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = suite(tmp_path_factory.mktemp("card") / "out")
+    reported(folder)
+    return folder
+
+
+@pytest.fixture
+def student(out: Path) -> Path:
+    (out / "students/student" / CARD).write_text(BEFORE)
+    return out / "students/student"
+
+
+def test_the_hub_s_library_reads_every_score(out: Path, student: Path) -> None:
+    assert fill(out / "report", student, Told()) == student / CARD
+    data = ModelCard.load(student / CARD).data
+    results = {(r.dataset_config or r.dataset_type, r.dataset_split, r.metric_type): r for r in data.eval_results}
+    assert results["rte", "validation", "accuracy"].metric_value == 64.0
+    assert results["rajpurkar/squad", "validation", "exact_match"].metric_value == 68.0
+    assert results["stanfordnlp/imdb", "test", "accuracy"].metric_name == "accuracy, %, median of 1 seed"
+    assert results["mnli", "validation_matched", "accuracy"].dataset_name == "GLUE MNLI (subset)"
+    assert {r.task_type for r in data.eval_results} == {"text-classification", "question-answering"}
+    assert data.model_name == "student"
+    assert (data.library_name, data.pipeline_tag, data.language) == ("transformers", "fill-mask", ["en"])
+    assert data.metrics == ["accuracy", "exact_match", "f1"]
+    # The same once more, without the library that wrote it.
+    front = yaml.safe_load((student / CARD).read_text().split("---\n")[1])
+    assert len(front["model-index"][0]["results"]) == 11
+
+
+def test_what_people_wrote_stays_and_what_they_say_comes_first(out: Path, student: Path) -> None:
+    fill(out / "report", student, Told())
+    card = ModelCard.load(student / CARD)
+    assert (card.data.license, card.data.tags) == ("mit", ["distillation"])
+    assert "base_model" not in card.data.to_dict()
+    assert "Not measured yet" not in card.text
+    assert card.text.index("A student.") < card.text.index("## Results") < card.text.index("What a person wrote.")
+    told = Told("apache-2.0", ("en", "de"), "google-bert/bert-base-uncased", ("wikimedia/wikipedia",))
+    fill(out / "report", student, told)
+    data = ModelCard.load(student / CARD).data
+    assert (data.license, data.language) == ("apache-2.0", ["en", "de"])
+    assert (data.base_model, data.datasets) == ("google-bert/bert-base-uncased", ["wikimedia/wikipedia"])
+    first = (student / CARD).read_text()
+    fill(out / "report", student, Told())
+    assert (student / CARD).read_text() == first
+
+
+def test_scores_stand_beside_the_teacher_s(out: Path, student: Path) -> None:
+    fill(out / "report", student, Told())
+    text = (student / CARD).read_text()
+    assert "| RTE | accuracy | 64.0 | 63.0–66.0 | 67.0 | 95.5 % | 277 |" in text
+    assert "| SQuAD 1.1, EM | exact | 68.0 | 67.4–68.5 | 72.4 | 93.9 % | 277 |" in text
+    assert "| **Mean, all nine** | **9 tasks** | **73.7** | **–** | **76.4** | **96.4 %** | **–** |" in text
+    assert "| 30 | student | ONNX int8 | 1.60 | 1.92 | 17.4 MB | not measured | 6.25× |" in text
+    assert "processor AMD EPYC 9R14" in text
+
+
+def test_the_student_is_still_the_artifact_it_was(out: Path, student: Path) -> None:
+    before = artifact.verify(student).identity
+    fill(out / "report", student, Told())
+    assert artifact.verify(student).identity == before
+    assert CARD not in artifact.read(student).files
+    # And the report is still of these results.
+    reported(out)
+
+
+def test_another_student_has_its_own_numbers(out: Path) -> None:
+    fill(out / "report", out / "students/no-soft", Told())
+    card = ModelCard.load(out / "students/no-soft" / CARD)
+    values = {result.dataset_config: result.metric_value for result in card.data.eval_results}
+    assert values == {"cola": 34.0, "mrpc": 80.6, "rte": 53.9, "stsb": 79.5}
+    assert card.data.license == "unknown"
+    assert "### Speed" not in card.text
+
+
+def test_a_plain_folder_gets_a_card_of_its_own(tmp_path: Path) -> None:
+    out = pipeline(tmp_path / "out")
+    folder = tmp_path / "small-bert"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"architectures": ["DistilBertForMaskedLM"], "n_layers": 3}))
+    save_file({"weight": numpy.zeros((30, 7), numpy.float32)}, folder / "model.safetensors")
+    models = {"teacher": "teacher", "student": str(folder)}
+    artifact.write_json(out / "suite.json", {"models": models, "ablations": None, "second_step": None})
+    fill(reported(out), folder, Told())
+    card = ModelCard.load(folder / CARD)
+    assert card.data.model_name == "small-bert"
+    assert card.text.strip().startswith("# DistilBertForMaskedLM\n\nA student of 3 layers")
+
+
+def test_a_report_of_another_student_is_refused(out: Path, student: Path, tmp_path: Path) -> None:
+    make(tmp_path / "other", "student", {"parameters": 1}, {"config.json": {}, "model.safetensors": b"1"})
+    with pytest.raises(ArtifactError, match=r"the report is not of .*other \(it is of teacher, student, all-losses"):
+        fill(out / "report", tmp_path / "other", Told())
+    assert not (tmp_path / "other" / CARD).exists()
+    with pytest.raises(ArtifactError, match="expected a report artifact"):
+        fill(student, student, Told())
+
+
+def test_command_line(out: Path, student: Path, tmp_path: Path) -> None:
+    copied = tmp_path / "copied"
+    shutil.copytree(student, copied)
+    command = [
+        sys.executable,
+        "-m",
+        "eval.card",
+        str(out / "report"),
+        "--student",
+        str(copied),
+        "--license",
+        "apache-2.0",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str(copied / CARD)
+    assert ModelCard.load(copied / CARD).data.license == "apache-2.0"
