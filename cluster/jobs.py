@@ -1,222 +1,273 @@
-"""Jobs: stage calls with resources and an order, run as Ray tasks.
+"""The job queue on Ray: submit, wait, look, cancel, retry.
 
-A job is done when its artifact is complete, so running the same jobs again runs only what is missing. Jobs start in
-the order they are given, as soon as what they come after is done and the cluster has room; a failed job stops only
-those that come after it. What the cluster broke (a worker or node died) is tried again; what the user broke is not.
+::
+
+    python -m cluster.jobs start --ledger DIR
+    python -m cluster.jobs submit MODULE RECIPE --<role> DIR … --out DIR [--after ID] [--gpus 1] …
+    python -m cluster.jobs list | show ID | logs ID | wait ID … | cancel ID … | retry ID … | drain
+
+A job is one stage call and what it needs of a node. It is done when its artifact is complete, so asking for the same
+again runs only what is missing, and asking for what waits or runs already is joining in. A failed job stops only those
+that come after it. What the cluster broke (a worker or node died) is tried again; what the user broke is not.
+
+The queue is an actor of the cluster: it outlives whoever submitted, and its ledger on shared storage outlives the
+cluster.
 """
 
-import contextlib
-import io
 import os
-import sys
 import time
-import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import ray
+from ray.exceptions import ActorDiedError, RayActorError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from cluster import artifact, stage, telemetry
+from cluster import job_nodes, ray_cluster, stage, telemetry
+from cluster.job import OPEN as OPEN
+from cluster.job import Job as Job
+from cluster.job import Outcome as Outcome
+from cluster.job import settle
+from cluster.job_crew import NAMESPACE
+from cluster.job_failures import Patience
+from cluster.job_queue import JobQueue
+from cluster.job_worker import working_in as working_in
 
-RETRIES = 2
-POLL_SECONDS = 1.0
+LEDGER = "STILLHOUSE_JOBS"
+"""The environment variable that names the ledger where no option does."""
 
-
-@dataclass(frozen=True)
-class Job:
-    """One stage call: module, recipe values, inputs by role, where its artifact will be, and what it needs."""
-
-    name: str
-    module: str
-    recipe: Mapping[str, Any]
-    inputs: Mapping[str, Path]
-    out: Path
-    after: tuple[str, ...] = ()
-    """Names of jobs that must be done first."""
-    cpus: float = 1
-    gpus: float = 0
-    alone: bool = False
-    """Nothing else of these jobs runs meanwhile: for measurements of time."""
-    cwd: Path = field(default_factory=Path.cwd)
-    """Where relative paths in the recipe start, on nodes that have this folder."""
+_NAME = "job-queue"
+_LOOK_SECONDS = (0.1, 1.0)
+"""Between looks at what is waited for, at first and when nothing has happened for a while."""
+_PATIENCE_SECONDS = 120.0
+"""For a queue that is being started again."""
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """How a job ended. ``skipped``: its artifact was complete before."""
-
-    name: str
-    state: Literal["done", "skipped", "failed"]
-    seconds: float = 0.0
-    error: str | None = None
-    log: str | None = None
-
-    def resolved(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-def run(jobs: Sequence[Job], logs: Path) -> list[Outcome]:
+def run(jobs: Sequence[Job], ledger: Path) -> list[Outcome]:
     """Run all jobs on the connected Ray cluster; one outcome each, in the order given.
 
+    They join the queue of the cluster where there is one, whatever its ledger; otherwise one is started with this.
+
     Raises:
-        StageError: a job needs more than the cluster has, or comes after a job that is not before it.
+        StageError: a job needs more than a node of the cluster has, comes after a job that is not before it, or would
+            make something else where another job is at work.
     """
-    _check(jobs)
-    queue = _Queue(list(jobs), logs)
+    if not jobs:
+        return []
+    found = queue(ledger)
+    ids = found.submit(jobs)
+    names = dict(zip(ids, (job.name for job in jobs), strict=True))
+    ended: dict[str, Outcome] = {}
     with telemetry.Progress("jobs", len(jobs), "jobs") as shown:
-        for outcome in queue.outcomes():
+        for outcome in found.follow(names):
+            ended[outcome.id] = outcome
             shown.advance()
-            telemetry.say(_sentence(outcome))
-    return [queue.ended[job.name] for job in jobs]
+            telemetry.say(sentence(outcome))
+    return [ended[name] for name in ids]
 
 
-@dataclass
-class _Queue:
-    waiting: list[Job]
-    logs: Path
-    ended: dict[str, Outcome] = field(default_factory=dict)
-    running: dict[Any, Job] = field(default_factory=dict)
-    shown: dict[str, int] = field(default_factory=dict)
-    """Characters of each log that were shown."""
+def queue(ledger: Path | None = None) -> "Queue":
+    """The queue of the connected cluster.
 
-    def outcomes(self) -> Iterator[Outcome]:
-        """Outcomes as they come, until there is nothing left to run."""
-        while self.waiting or self.running:
-            for outcome in self._start_what_can():
-                yield self._end(outcome)
-            finished, _ = (
-                ray.wait(list(self.running), num_returns=1, timeout=POLL_SECONDS) if self.running else ([], [])
-            )
-            self._show_logs()
-            for reference in finished:
-                yield self._end(_collected(self.running.pop(reference), reference))
+    Without one it is started with this ledger, or that of ``STILLHOUSE_JOBS``.
 
-    def _show_logs(self) -> None:
-        """Repeat what the running jobs have written to their logs since the last look."""
-        for job in self.running.values():
-            log = _log(self.logs, job)
-            text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
-            end = text.rfind("\n") + 1
-            for line in filter(str.strip, text[self.shown[job.name] : end].splitlines()):
-                telemetry.say(f"[{job.name}] {line}")
-            self.shown[job.name] = end
-
-    def _end(self, outcome: Outcome) -> Outcome:
-        self.ended[outcome.name] = outcome
-        return outcome
-
-    def _start_what_can(self) -> Iterator[Outcome]:
-        for job in list(self.waiting):
-            before = [self.ended[name] for name in job.after if name in self.ended]
-            if (lost := next((outcome for outcome in before if outcome.state == "failed"), None)) is not None:
-                self.waiting.remove(job)
-                yield Outcome(job.name, "failed", error=f"{lost.name} failed, which comes before it")
-            elif len(before) == len(job.after):
-                if not self._fits(job):
-                    # Strict order: nothing overtakes a job that is ready but waits for room.
-                    return
-                self.waiting.remove(job)
-                self.running[self._submit(job)] = job
-
-    def _fits(self, job: Job) -> bool:
-        if not self.running:
-            return True  # and where a node has left meanwhile, Ray waits for it to come back
-        if job.alone or any(other.alone for other in self.running.values()):
-            return False
-        free = ray.cluster_resources()
-        cpus = sum(other.cpus for other in self.running.values()) + job.cpus
-        gpus = sum(other.gpus for other in self.running.values()) + job.gpus
-        return bool(cpus <= free.get("CPU", 0) and gpus <= free.get("GPU", 0))
-
-    def _submit(self, job: Job) -> Any:
-        log = _log(self.logs, job)
-        log.parent.mkdir(parents=True, exist_ok=True)
-        # What an earlier attempt wrote stays in the log, but is not shown again.
-        self.shown[job.name] = len(log.read_text(encoding="utf-8", errors="replace")) if log.exists() else 0
-        options = {"num_cpus": job.cpus, "num_gpus": job.gpus, "max_retries": RETRIES, "name": job.name}
-        # A worker that had a GPU ends with its job: it would keep the memory, and Ray would call the GPU free.
-        work = ray.remote(max_calls=1)(_work) if job.gpus else ray.remote(_work)
-        return work.options(**options).remote(job, str(log))
+    Raises:
+        StageError: no queue runs and no ledger is named.
+    """
+    if (found := _running()) is not None:
+        return found
+    asked = ledger or (Path(named) if (named := os.environ.get(LEDGER)) else None)
+    if asked is None:
+        raise stage.StageError(
+            f"no job queue runs on this cluster: start one with python -m cluster.jobs start --ledger DIR, or set "
+            f"{LEDGER} to a folder that all nodes see"
+        )
+    return start(asked)
 
 
-def _log(logs: Path, job: Job) -> Path:
-    return logs / f"{job.name.replace('/', '-')}.log"
+def start(ledger: Path, patience: Patience | None = None) -> "Queue":
+    """Start the queue of the connected cluster, which takes up what its ledger says; one that runs is joined.
 
-
-def _check(jobs: Sequence[Job]) -> None:
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    names = set[str]()
-    for job in jobs:
-        if job.name in names:
-            raise stage.StageError(f"two jobs are called {job.name}: give every job a name of its own")
-        if unknown := sorted({*job.after} - names):
-            raise stage.StageError(f"job {job.name} comes after {unknown[0]}, which is not among the jobs before it")
-        names.add(job.name)
-        if not any(job.cpus <= node.get("CPU", 0) and job.gpus <= node.get("GPU", 0) for node in nodes):
-            have = ", ".join(f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in nodes)
-            raise stage.StageError(
-                f"job {job.name} needs {job.cpus:g} CPUs and {job.gpus:g} GPUs on one node, the nodes have {have}: "
-                "ask for less, or start a larger node"
-            )
-
-
-def _work(job: Job, log: str) -> Outcome:
-    """Run a job in this worker, everything it prints going to its log."""
-    if not job.gpus:
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # left unset, a job without a GPU would take one all the same
-    started = time.monotonic()
-    complete = (job.out / artifact.MANIFEST).is_file()
-    error = None
-    with Path(log).open("a", encoding="utf-8") as file, _printing_to(file), working_in(job.cwd):
-        try:
-            called = stage.find(job.module)
-            stage.execute(called, called.recipe.of(job.recipe, job.name), job.inputs, job.out)
-        except Exception as raised:  # one failed job never stops the others; the report lists it
-            error = stage.explain(raised) or f"{type(raised).__name__}: {raised} (a bug: see {log})"
-            traceback.print_exc(file=file)
-    seconds = time.monotonic() - started
-    state: Literal["done", "skipped", "failed"] = "failed" if error else "skipped" if complete else "done"
-    return Outcome(job.name, state, seconds, error, log)
-
-
-def _collected(job: Job, reference: Any) -> Outcome:
+    Raises:
+        StageError: the ledger cannot be kept, or the queue that runs has another one.
+    """
+    ledger = ledger.absolute()
+    head = job_nodes.head()
+    remote: Any = ray.remote(JobQueue)
+    handle = remote.options(
+        name=_NAME,
+        namespace=NAMESPACE,
+        lifetime="detached",
+        get_if_exists=True,
+        max_restarts=-1,
+        max_task_retries=0,
+        num_cpus=0,
+        max_concurrency=32,
+        scheduling_strategy=NodeAffinitySchedulingStrategy(head, soft=True) if head else "DEFAULT",
+    ).remote(str(ledger), ray_cluster.is_private(), patience or Patience())
     try:
-        found: Outcome = ray.get(reference)
-    except ray.exceptions.RayError as error:
-        reason = str(error).splitlines()[0]
-        return Outcome(job.name, "failed", error=f"its worker died {RETRIES + 1} times: {reason}")
+        found = Queue(handle)
+    except stage.StageError:
+        ray.kill(handle)  # it could keep no ledger; the next one to start it may name a better one
+        raise
+    if found.ledger != ledger:
+        raise stage.StageError(f"the queue of this cluster has the ledger {found.ledger}, not {ledger}: name that one")
     return found
 
 
-@contextlib.contextmanager
-def working_in(folder: Path) -> Iterator[None]:
-    """Inside the block, relative paths mean what they mean to whoever started the work, where that folder exists."""
-    with contextlib.chdir(folder) if folder.is_dir() else contextlib.nullcontext():
-        yield
+def stop() -> bool:
+    """End the queue, not its jobs: the next one to be started finds them; whether there was one."""
+    if (found := _handle()) is None:
+        return False
+    ray.kill(found)
+    return True
 
 
-@contextlib.contextmanager
-def _printing_to(file: io.TextIOWrapper) -> Iterator[None]:
-    """Send stdout and stderr to ``file``, those of libraries written in C too."""
-    saved = [os.dup(descriptor) for descriptor in (1, 2)]
-    sys.stdout.flush()
-    sys.stderr.flush()
-    for descriptor in (1, 2):
-        os.dup2(file.fileno(), descriptor)
+def sentence(outcome: Outcome) -> str:
+    """An outcome for people."""
+    if outcome.state in ("failed", "cancelled"):
+        return f"{outcome.name}: {outcome.state}: {outcome.error}"
+    tries = f", attempt {outcome.attempts}" if outcome.attempts > 1 else ""
+    done = "already complete" if outcome.state == "skipped" else f"done in {outcome.seconds:.1f} s{tries}"
+    return f"{outcome.name}: {done}"
+
+
+class Queue:
+    """The queue of a cluster, seen from outside. Waits for it where it is being started again."""
+
+    def __init__(self, handle: Any) -> None:
+        self._handle = handle
+        self.ledger = Path(self.about()["ledger"])
+
+    def about(self) -> dict[str, Any]:
+        """Its ledger, limits, counts of jobs by state, whether it is drained, and what troubles it."""
+        return dict(self._ask("about"))
+
+    def submit(self, jobs: Sequence[Job]) -> Sequence[str]:
+        """Submit jobs, all or none; their ids in the order given.
+
+        Raises:
+            StageError: as :func:`run`.
+        """
+        return tuple(self._ask("submit", [request.resolved() for request in settle(jobs)]))
+
+    def follow(self, names: Mapping[str, str]) -> Iterator[Outcome]:
+        """Outcomes of jobs as they end, repeating what the running ones print; ``names`` by id stand before the lines.
+
+        What earlier attempts have printed is not shown again.
+        """
+        offsets: dict[str, int | None] = dict.fromkeys(names)
+        pause = _LOOK_SECONDS[0]
+        while offsets:
+            found = self._ask("look", offsets)
+            news = False
+            for name, seen in found.items():
+                news |= _show(names[name], seen["text"])
+                offsets[name] = seen["offset"]
+                if seen["outcome"] is not None and not seen["text"]:
+                    del offsets[name]
+                    news = True
+                    yield Outcome(**{**seen["outcome"], "name": names[name]})
+            pause = _LOOK_SECONDS[0] if news else min(pause * 1.5, _LOOK_SECONDS[1])
+            if offsets:
+                time.sleep(pause)
+
+    def ended(self, ids: Sequence[str]) -> dict[str, Outcome]:
+        """Outcomes of those of the jobs that have ended, by id."""
+        found = self._ask("look", dict.fromkeys(ids))
+        return {name: Outcome(**seen["outcome"]) for name, seen in found.items() if seen["outcome"] is not None}
+
+    def wait(self, ids: Sequence[str]) -> Sequence[Outcome]:
+        """Outcomes of jobs when all have ended, in the order given."""
+        found = self.ended(ids)
+        pause = _LOOK_SECONDS[0]
+        while left := [name for name in ids if name not in found]:
+            time.sleep(pause)
+            pause = min(pause * 1.5, _LOOK_SECONDS[1])
+            found |= self.ended(left)
+        return [found[name] for name in ids]
+
+    def list(self) -> Sequence[dict[str, Any]]:
+        """Every job in the order of submission, in short."""
+        return tuple(self._ask("listing"))
+
+    def show(self, job: str) -> dict[str, Any]:
+        """Everything about one job, its history included."""
+        return dict(self._ask("show", job))
+
+    def log(self, job: str, offset: int = 0) -> dict[str, Any]:
+        """Part of what a job printed, from an offset on (negative: from the end), and the ``offset`` behind it."""
+        return dict(self._ask("log", job, offset))
+
+    def id_of(self, text: str) -> str:
+        """The id that a text means: an id, how one begins, or the name of one job."""
+        return str(self._ask("log", text, -1)["id"])
+
+    def cancel(self, jobs: Sequence[str]) -> Sequence[str]:
+        """End jobs, waiting or running; ids of those that had not ended."""
+        return tuple(self._ask("cancel", [*jobs]))
+
+    def retry(self, jobs: Sequence[str]) -> Sequence[str]:
+        """Try failed and cancelled jobs again, with those that failed because of them; ids of all of these."""
+        return tuple(self._ask("retry", [*jobs]))
+
+    def drain(self, on: bool = True) -> None:
+        """Start nothing new while what runs ends; off, go on again."""
+        self._ask("drain", on)
+
+    def limit(self, users: Mapping[str, int], kinds: Mapping[str, int]) -> None:
+        """How many jobs of a user, or of a kind, may run at a time, instead of all limits before; ``*``: of any."""
+        self._ask("limit", dict(users), dict(kinds))
+
+    def serve(self, port: int) -> None:
+        """Serve the queue's metrics on this port of the node it is on."""
+        self._ask("serve", port)
+
+    def _ask(self, method: str, *arguments: Any) -> Any:
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        while True:
+            try:
+                return ray.get(getattr(self._handle, method).remote(*arguments))
+            except RayTaskError as error:
+                raise error.cause from None
+            except RayActorError as error:
+                if time.monotonic() > deadline:
+                    raise stage.StageError(f"the job queue does not answer: {error}") from None
+                time.sleep(_LOOK_SECONDS[1])
+                if isinstance(error, ActorDiedError):
+                    self._handle = _again()
+
+
+def _running() -> Queue | None:
+    handle = _handle()
+    return None if handle is None else Queue(handle)
+
+
+def _handle() -> Any:
     try:
-        with stage.logging_to_stderr():
-            yield
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        for descriptor, before in zip((1, 2), saved, strict=True):
-            os.dup2(before, descriptor)
-            os.close(before)
+        return ray.get_actor(_NAME, namespace=NAMESPACE)
+    except ValueError:
+        return None
 
 
-def _sentence(outcome: Outcome) -> str:
-    if outcome.state == "failed":
-        return f"{outcome.name}: failed: {outcome.error}"
-    return f"{outcome.name}: {'already complete' if outcome.state == 'skipped' else f'done in {outcome.seconds:.1f} s'}"
+def _again() -> Any:
+    """The queue that was started in the place of one that was stopped."""
+    if (handle := _handle()) is None:
+        raise stage.StageError(
+            "the job queue was stopped; its jobs go on: python -m cluster.jobs start --ledger DIR takes them up again"
+        )
+    return handle
+
+
+def _show(name: str, text: str) -> bool:
+    """Repeat what a job has printed; whether that was anything."""
+    for line in filter(str.strip, text.splitlines()):
+        telemetry.say(f"[{name}] {line}")
+    return bool(text)
+
+
+if __name__ == "__main__":
+    from cluster.job_commands import main
+
+    main()

@@ -48,6 +48,11 @@ def is_connected() -> bool:
     return bool(ray.is_initialized() or (address and address != "local"))
 
 
+def is_private() -> bool:
+    """Whether the cluster this process is connected to was started by :func:`connect`, and ends with its block."""
+    return os.environ.get(ADDRESS, "") in ("", "local")
+
+
 def _join(address: str) -> None:
     import ray
 

@@ -196,14 +196,26 @@ def main(stage: Stage[Any], arguments: Sequence[str] | None = None) -> None:
     stage = find(stage.module)
     options = parser_for(stage).parse_args(arguments)
     with errors_for_people():
-        inputs: dict[str, Location] = {}
-        for role, accepts in stage.inputs.items():
-            if (given := getattr(options, role)) is not None:
-                inputs |= named(role, accepts, [storage.location(text) for text in given])
-        recipe = load(stage.recipe, "default" if stage.subject else options.recipe, options.set)
-        execute(stage, recipe, inputs, storage.location(options.out))
+        execute(stage, *asked(stage, options))
     if _rank() == 0:
         print(options.out)
+
+
+def asked(stage: Stage[R], options: argparse.Namespace) -> tuple[R, dict[str, Location], Location]:
+    """Recipe, inputs and place of the artifact that a command line asks for.
+
+    Raises:
+        RecipeError: the recipe cannot be read.
+        ArtifactError: one of several inputs of a role is no complete artifact.
+        StageError: two inputs of a role that nothing tells apart.
+        StorageError: a URL that cannot be understood.
+    """
+    inputs: dict[str, Location] = {}
+    for role, accepts in stage.inputs.items():
+        if (given := getattr(options, role)) is not None:
+            inputs |= named(role, accepts, [storage.location(text) for text in given])
+    recipe = load(stage.recipe, "default" if stage.subject else options.recipe, options.set)
+    return recipe, inputs, storage.location(options.out)
 
 
 def parser_for(stage: Stage[Any]) -> argparse.ArgumentParser:

@@ -21,6 +21,9 @@ DOORS = {
     "deepspeed": ("distill/engine.py",),
     "ray": (
         "cluster/jobs.py",
+        "cluster/job_crew.py",
+        "cluster/job_nodes.py",
+        "cluster/job_queue.py",
         "cluster/ray_cluster.py",
         "cluster/pool.py",
         "distill/deaths.py",

@@ -24,6 +24,8 @@ DIMENSIONLESS = {
     "stillhouse_step",
     "stillhouse_steps",
     "stillhouse_actors",
+    "stillhouse_jobs_waiting",
+    "stillhouse_jobs_running",
     "stillhouse_learning_rate",
     "stillhouse_gradient_norm",
     "stillhouse_loss_scale",

@@ -1,0 +1,117 @@
+"""Why a job did not end well, and what follows from it.
+
+The cluster's fault (its worker or its node died) is tried again, later and later, so often; the user's fault (recipe,
+data, an exception in the stage) is not. Where memory ran out the job is tried once more with half the micro-batch.
+Where another process is making the same artifact, the job waits for that.
+"""
+
+import resource
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import filelock
+import psutil
+
+from cluster import lease
+
+Cause: TypeAlias = Literal["death", "node", "memory", "busy"]
+"""Why an attempt came to nothing: its worker died, its node was lost, memory ran out, or another process was at it."""
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How often and when an attempt that came to nothing is repeated."""
+
+    deaths: int = 5
+    """Attempts whose workers died while their nodes lived, after which a job is given up."""
+    losses: int = 20
+    """Attempts whose nodes were lost, after which a job is given up: more, because nodes are seldom lost to a job."""
+    first: float = 5.0
+    """Seconds before the second attempt; doubled for every further one."""
+    longest: float = 300.0
+
+    def seconds(self, times: int) -> float:
+        """How long to wait after an attempt came to nothing for the so-manieth time."""
+        return float(min(self.first * 2 ** min(times - 1, 30), self.longest))
+
+
+def after(cause: Cause, detail: str, times: int, patience: Patience) -> tuple[float, None] | tuple[None, str]:
+    """What follows after an attempt came to nothing: the seconds to wait before the next one, or why there is none.
+
+    ``times`` is how often that has happened to the job, this time included.
+    """
+    if cause == "memory" and times > 1:
+        return None, f"ran out of memory twice, the second time with half the micro-batch where it has one: {detail}"
+    if cause == "death" and times >= patience.deaths:
+        return None, f"its worker died {times} times: {detail}"
+    if cause == "node" and times >= patience.losses:
+        return None, f"its node was lost {times} times: {detail}"
+    return patience.seconds(times), None
+
+
+def is_memory(error: BaseException) -> bool:
+    """Whether an exception says that the memory of the machine or of a GPU ran out."""
+    return any(_says_memory(link) for link in _chain(error))
+
+
+def is_busy(error: BaseException) -> bool:
+    """Whether an exception says that another process is making the artifact right now."""
+    return any(isinstance(link, filelock.Timeout | lease.LeaseError) for link in _chain(error, hidden=True))
+
+
+def memory_numbers() -> str:
+    """What this process and its machine had of memory, in words."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    words = f"its worker had up to {_gib(peak)}, {node_memory()}"
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return words
+    free, total = torch.cuda.mem_get_info()
+    return f"{words}, {_gib(free)} of {_gib(total)} on its GPU"
+
+
+def node_memory() -> str:
+    """What the machine has of memory, in words."""
+    machine = psutil.virtual_memory()
+    return f"{_gib(machine.available)} of {_gib(machine.total)} are free on the node"
+
+
+def memory_kills() -> int | None:
+    """How many processes the kernel has killed in this container because memory ran out; None where it does not say."""
+    try:
+        group = Path("/proc/self/cgroup").read_text(encoding="utf-8").strip().rpartition(":")[2].lstrip("/")
+        for folder in (Path("/sys/fs/cgroup") / group, Path("/sys/fs/cgroup")):
+            if (folder / "memory.events").is_file():
+                return _counter(folder / "memory.events")
+        return _counter(Path("/proc/vmstat"))
+    except (OSError, ValueError):
+        return None
+
+
+def _counter(path: Path) -> int | None:
+    lines = (line.split() for line in path.read_text(encoding="utf-8").splitlines())
+    return next((int(words[1]) for words in lines if words[0] == "oom_kill"), None)
+
+
+def _chain(error: BaseException, hidden: bool = False) -> Iterator[BaseException]:
+    """The exception and those that caused it; ``hidden``, also those it was raised in place of."""
+    link: BaseException | None = error
+    while link is not None:
+        yield link
+        link = link.__cause__ or (link.__context__ if hidden or not link.__suppress_context__ else None)
+
+
+def _says_memory(error: BaseException) -> bool:
+    torch: Any = sys.modules.get("torch")
+    if isinstance(error, MemoryError) or (torch is not None and isinstance(error, torch.OutOfMemoryError)):
+        return True
+    # These are plain RuntimeErrors: torch's allocator on a CPU, and the libraries below it on a GPU.
+    words = ("can't allocate memory", "CUDA out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDA error: out of memory")
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+
+
+def _gib(count: float) -> str:
+    return f"{count / 2**30:.1f} GiB"

@@ -1,0 +1,219 @@
+"""What the queue does without being asked: hears from workers, ends what is overdue, starts what can start.
+
+An event is in the ledger before it is true for anybody: first it is written, then the book takes it over, then workers
+are told. Where nothing can be written (a full disk) nothing is done either, and it is tried again.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cluster import job_failures, telemetry
+from cluster.job import Failure
+from cluster.job_book import Book, Entry, Event
+from cluster.job_crew import Answer, Crew, Placed, Task, job_of, key_of
+from cluster.job_failures import Patience
+from cluster.job_ledger import Ledger, log_path
+from cluster.job_nodes import Nodes
+from cluster.job_worker import Call
+from cluster.scheduling import choose
+
+
+class Keeper:
+    """The queue's ledger, book and workers; used by one thread at a time.
+
+    ``private``: the cluster was started for one command and ends with it. What an earlier such command has left undone
+    is then not taken up: the command that is running now asks for what it wants.
+    """
+
+    def __init__(self, folder: Path, cluster: str, private: bool, patience: Patience) -> None:
+        self._folder, self._patience = folder, patience
+        self._ledger = Ledger(folder, cluster)
+        self.book = Book(self._ledger.events)
+        self.crew, self._nodes = Crew(), Nodes()
+        self.promised: dict[str, str] = {}
+        self._heard: list[Answer | Placed] = []
+        """What workers said and what is not in the ledger yet."""
+        before = [event["cluster"] for event in self._ledger.events if event["event"] == "opened"]
+        if private and before and before[-1] != cluster:
+            left = list(self.book.open.values())
+            self.write(
+                [ended(entry, "cancelled", "the command that wanted it was interrupted", None) for entry in left]
+            )
+        self._find_workers()
+
+    def write(self, events: Sequence[Event]) -> None:
+        """Make events true.
+
+        Raises:
+            OSError: they cannot be written, and are not true.
+            SupersededError: another queue keeps the ledger now.
+        """
+        if not events:
+            return
+        stamped = [{"at": time.time(), **event} for event in events]
+        self._ledger.append(stamped)
+        for event in stamped:
+            self.book.apply(event)
+            self._count(event)
+
+    def hear(self, ready: Sequence[Any]) -> None:
+        """Take in what workers have answered."""
+        self._heard += self.crew.hear(ready)
+
+    def turn(self) -> None:
+        """Do all there is to do now."""
+        self._ledger.check()
+        self._heard += [self._missing(entry) for entry in self.book.running() if not self.crew.has(entry.worker)]
+        self.write([event for heard in self._heard if (event := self._event(heard)) is not None])
+        self._heard = []
+        self._end_overdue()
+        self._end_orphans()
+        if not self.book.draining:
+            self._start()
+        self.crew.end_idle()
+        self._show_counts()
+
+    def stop(self, entries: Sequence[Entry], state: str, error: str, failure: Failure | None) -> None:
+        """End jobs that wait or run, with their workers."""
+        workers = [entry.worker for entry in entries if entry.state == "running"]
+        self.write([ended(entry, state, error, failure) for entry in entries])
+        for worker in filter(self.crew.has, workers):
+            self.crew.stop(worker)
+
+    def close(self) -> None:
+        self._ledger.close()
+
+    def _find_workers(self) -> None:
+        """Take over the workers of running jobs; end those that no job needs any more."""
+        for entry in self.book.running():
+            self.crew.adopt(entry.worker, self._task(entry, entry.node), entry.about)
+        last = {entry.worker: entry for entry in self.book.entries.values() if entry.worker}
+        for name in self.crew.strays():
+            known = last.get(name)
+            if known and known.about and self.crew.adopt(name, self._task(known, known.node), known.about):
+                self.crew.stop(name)
+            else:
+                self.crew.dismiss(name)
+
+    def _missing(self, entry: Entry) -> Answer:
+        """For a job that runs, says the ledger, but whose worker went with its cluster, or was never made."""
+        return Answer(_key(entry), cause="node", detail="its worker was gone when the queue looked for it")
+
+    def _event(self, heard: Answer | Placed) -> Event | None:
+        """What follows from what a worker said; nothing from what belongs to an attempt that is over."""
+        entry = self.book.open.get(job_of(heard.key))
+        if entry is None or entry.state != "running" or _key(entry) != heard.key:
+            return None
+        if isinstance(heard, Placed):
+            return {"event": "placed", "id": entry.id, "about": dict(heard.about)}
+        if heard.ended is None:
+            assert heard.cause is not None, "an attempt has ended or come to nothing"
+            return self._stopped(entry, heard.cause, heard.detail)
+        result, error = heard.ended.result, heard.ended.error
+        if result in ("memory", "busy"):
+            return self._stopped(entry, result, error or "", heard.ended.seconds)
+        if result == "user":
+            return ended(entry, "failed", error, "user", heard.ended.seconds)
+        return ended(entry, result, None, None, heard.ended.seconds)
+
+    def _stopped(self, entry: Entry, cause: job_failures.Cause, detail: str, seconds: float = 0.0) -> Event:
+        times = entry.causes[cause] + 1
+        wait, final = job_failures.after(cause, detail, times, self._patience)
+        if final is not None:
+            return ended(entry, "failed", final, "memory" if cause == "memory" else "cluster", seconds)
+        why = {"memory": "memory ran out: ", "node": "", "death": "", "busy": ""}[cause] + detail
+        return {"event": "stopped", "id": entry.id, "cause": cause, "why": why, "until": time.time() + (wait or 0.0)}
+
+    def _end_overdue(self) -> None:
+        for entry in self.book.overdue(time.time()):
+            limit = f"{entry.request.job.deadline:g} s"
+            what = "ran" if entry.state == "running" else f"waited ({entry.why})" if entry.why else "waited"
+            self.stop([entry], "failed", f"it still {what} at its deadline, {limit} after its submission", "deadline")
+
+    def _end_orphans(self) -> None:
+        while orphans := list(self.book.orphans()):
+            events = []
+            for entry, before in orphans:
+                what = "was cancelled" if before.state == "cancelled" else "failed"
+                error = f"{before.request.job.name} {what}, which comes before it"
+                events.append(ended(entry, "failed", error, "dependency"))
+            self.write(events)
+
+    def _start(self) -> None:
+        stopping = self.crew.stopping()
+        ready = [entry for entry in self.book.ready(time.time()) if entry.id not in stopping]
+        if not ready:
+            self.promised = {}
+            return
+        line = ((entry.id, entry.need) for entry in self.book.within_limits(ready))
+        nodes = self._nodes.look(self.crew.held())
+        plan = choose(line, nodes, self.promised)
+        self.promised = plan.promised
+        begun: list[tuple[str, Task]] = []
+        events: list[Event] = []
+        for name, node in plan.starts:
+            entry = self.book.entries[name]
+            task = Task(self._call(entry, entry.attempts + 1), node, entry.need.on(nodes[node]), entry.need)
+            begun.append((self.crew.pick(node, entry.need.shape), task))
+            events.append({"event": "started", "id": name, "worker": begun[-1][0], "node": node, "takes": task.amounts})
+        self.write(events)
+        placed = [self.crew.give(worker, task) for worker, task in begun]
+        self._heard += [one for one in placed if one is not None]
+
+    def _task(self, entry: Entry, node: str) -> Task:
+        """What a running or ended job's worker was given."""
+        return Task(self._call(entry, entry.attempts), node, entry.takes, entry.need)
+
+    def _call(self, entry: Entry, attempt: int) -> Call:
+        job = entry.request.job
+        return Call(
+            key=key_of(entry.id, entry.number, attempt),
+            name=job.name,
+            module=job.module,
+            recipe=job.recipe,
+            inputs={role: str(place) for role, place in job.inputs.items()},
+            out=str(job.out),
+            cwd=str(job.cwd),
+            log=str(log_path(self._folder, entry.id)),
+            gpus=job.gpus,
+            halves=entry.causes["memory"] > 0,
+            first=attempt == 1,
+        )
+
+    def _count(self, event: Event) -> None:
+        if event["event"] in ("started", "ended"):
+            entry = self.book.entries[event["id"]]
+            if event["event"] == "started":
+                telemetry.JOB_ATTEMPTS.labels(entry.request.job.kind).inc()
+            else:
+                telemetry.JOBS_ENDED.labels(entry.request.job.kind, entry.state).inc()
+
+    def _show_counts(self) -> None:
+        for gauge, state in ((telemetry.JOBS_WAITING, "waiting"), (telemetry.JOBS_RUNNING, "running")):
+            counts = Counter(entry.request.job.kind for entry in self.book.open.values() if entry.state == state)
+            for kind in {*self._kinds(), *counts}:
+                gauge.labels(kind).set(counts[kind])
+
+    def _kinds(self) -> set[str]:
+        return {entry.request.job.kind for entry in self.book.entries.values()}
+
+
+def ended(entry: Entry, state: str, error: str | None, failure: Failure | None, seconds: float | None = None) -> Event:
+    """That a job has ended; without ``seconds`` it had no attempt, or one that was cut short."""
+    if seconds is None:
+        seconds = time.time() - entry.started if entry.state == "running" and entry.started else 0.0
+    return {
+        "event": "ended",
+        "id": entry.id,
+        "state": state,
+        "error": error,
+        "failure": failure,
+        "seconds": seconds,
+    }
+
+
+def _key(entry: Entry) -> str:
+    return key_of(entry.id, entry.number, entry.attempts)

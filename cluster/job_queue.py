@@ -1,0 +1,306 @@
+"""The queue itself: a named, detached, restartable actor that keeps the ledger and hands jobs to workers.
+
+Everything it knows is in the ledger before it is acted upon. When it dies, Ray starts it again, wherever there is a
+node; it reads the ledger, finds the workers of running jobs by their names, and goes on.
+"""
+
+import logging
+import os
+import threading
+import time
+import traceback
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from cluster import job_nodes, stage, telemetry
+from cluster.job import OPEN, Request
+from cluster.job_book import Entry, Event, difference
+from cluster.job_failures import Patience
+from cluster.job_keeper import Keeper
+from cluster.job_ledger import SupersededError, log_path
+
+logger = logging.getLogger("stillhouse")
+
+TICK_SECONDS = 0.2
+AGAIN_SECONDS = 5.0
+"""Between attempts at what cannot be had: the ledger, a port."""
+READ_BYTES = 2**16
+"""Of a log in one answer."""
+
+
+class JobQueue:
+    """The actor. Its thread does the work; its methods answer people, with plain JSON values."""
+
+    def __init__(self, folder: str, private: bool, patience: Patience) -> None:
+        self._folder, self._private, self._patience = Path(folder), private, patience
+        self._lock = threading.RLock()
+        self._keeper: Keeper | None = None
+        self._trouble = ""
+        self._served: int | None = None
+        with self._lock:
+            self._open()
+        threading.Thread(target=self._work, daemon=True, name="queue").start()
+
+    def about(self) -> dict[str, Any]:
+        """What queue this is and how it fares."""
+        with self._lock:
+            book = self._kept().book
+            return {
+                "ledger": str(self._folder),
+                "process": os.getpid(),
+                "draining": book.draining,
+                "limits": book.limits,
+                "metrics_port": book.port,
+                "trouble": self._trouble,
+                "counts": dict(Counter(entry.state for entry in book.entries.values())),
+            }
+
+    def submit(self, requests: Sequence[Mapping[str, Any]]) -> list[str]:
+        """Take jobs, all or none; ids in the order given. Those that wait or run already are the same ones.
+
+        Raises:
+            StageError: a job that could never run, or whose place another job is working at.
+        """
+        with self._lock:
+            keeper = self._kept()
+            wanted = [Request.of(values) for values in requests]
+            adopted = [request for request in wanted if request.id in keeper.book.open]
+            new = [request for request in wanted if request.id not in keeper.book.open]
+            known = {*keeper.book.entries}
+            nodes = job_nodes.alive()
+            for request in new:
+                self._check(keeper, request, known)
+                if (refusal := job_nodes.refusal(request.job, nodes)) is not None:
+                    raise stage.StageError(f"job {request.job.name} {refusal}: ask for less, or start a larger node")
+                known.add(request.id)
+            events: list[Event] = [
+                {"event": "raised", "id": request.id, "priority": request.job.priority}
+                for request in adopted
+                if request.job.priority > keeper.book.open[request.id].priority
+            ]
+            if new:
+                events.append({"event": "submitted", "requests": [request.resolved() for request in new]})
+            keeper.write(events)
+            return [request.id for request in wanted]
+
+    def look(self, offsets: Mapping[str, int | None]) -> dict[str, Any]:
+        """State of each job, its outcome where it has ended, and what it printed since an offset (None: nothing)."""
+        with self._lock:
+            entries = [self._entry(name) for name in offsets]
+            found: dict[str, Any] = {
+                entry.id: {"state": entry.state, "outcome": self._outcome(entry), "text": "", "offset": None}
+                for entry in entries
+            }
+        for name, offset in offsets.items():
+            if offset is None or found[name]["state"] != "waiting":
+                found[name] |= self._printed(name, offset)
+            else:
+                found[name]["offset"] = offset
+        return found
+
+    def listing(self) -> list[dict[str, Any]]:
+        """Every job in the order of submission, in short."""
+        with self._lock:
+            keeper, now, nodes = self._kept(), time.time(), job_nodes.alive()
+            return [self._line(keeper, entry, now, nodes) for entry in keeper.book.entries.values()]
+
+    def show(self, text: str) -> dict[str, Any]:
+        """Everything about one job."""
+        with self._lock:
+            keeper, entry = self._kept(), self._entry(text)
+            line = self._line(keeper, entry, time.time(), job_nodes.alive())
+            shown = {**line, "request": entry.request.resolved(), "history": entry.history}
+            return {**shown, "log": str(log_path(self._folder, entry.id)), "causes": dict(entry.causes)}
+
+    def log(self, text: str, offset: int) -> dict[str, Any]:
+        """What a job printed from an offset on; negative offsets count from the end."""
+        with self._lock:
+            entry = self._entry(text)
+            return {"id": entry.id, "state": entry.state, **self._printed(entry.id, offset)}
+
+    def cancel(self, texts: Sequence[str]) -> list[str]:
+        """End jobs, waiting or running; ids of those that had not ended."""
+        with self._lock:
+            entries = {entry.id: entry for entry in map(self._entry, texts) if entry.state in OPEN}
+            self._kept().stop(list(entries.values()), "cancelled", "it was cancelled", None)
+            return list(entries)
+
+    def retry(self, texts: Sequence[str]) -> list[str]:
+        """Try failed and cancelled jobs again, and those that failed because of them; ids of all of these."""
+        with self._lock:
+            keeper = self._kept()
+            again: dict[str, Entry] = {}
+            for entry in map(self._entry, texts):
+                if entry.state not in ("failed", "cancelled"):
+                    raise stage.StageError(f"{entry.id} ({entry.request.job.name}) is {entry.state}: nothing to retry")
+                again |= {one.id: one for one in [entry, *keeper.book.heirs(entry)]}
+            for entry in again.values():
+                _refuse_rival(keeper, entry.request)
+            requests = [entry.request.resolved() for entry in again.values()]
+            keeper.write([{"event": "submitted", "requests": requests}])
+            return list(again)
+
+    def drain(self, on: bool) -> None:
+        """Start nothing new, or go on again."""
+        with self._lock:
+            self._kept().write([{"event": "drained", "on": on}])
+
+    def limit(self, users: Mapping[str, int], kinds: Mapping[str, int]) -> None:
+        """How many jobs of a user, or of a kind, run at a time; ``*`` is anybody not named."""
+        with self._lock:
+            self._kept().write([{"event": "limited", "user": dict(users), "kind": dict(kinds)}])
+
+    def serve(self, port: int) -> None:
+        """Serve the metrics of the queue on this port of the machine it is on; also after it was started again."""
+        with self._lock:
+            self._kept().write([{"event": "served", "port": port}])
+
+    def _kept(self) -> Keeper:
+        if self._keeper is None:
+            raise stage.StageError(f"the queue cannot keep its ledger: {self._trouble}")
+        return self._keeper
+
+    def _entry(self, text: str) -> Entry:
+        """The job of this id, of an id that begins so, or of this name where no other has it."""
+        entries = self._kept().book.entries
+        if text in entries:
+            return entries[text]
+        found = [entry for entry in entries.values() if entry.id.startswith(text) or entry.request.job.name == text]
+        if len(found) == 1:
+            return found[0]
+        known = f"; {', '.join(entry.id for entry in found)} are: name one of them" if found else ""
+        raise stage.StageError(f"{text} is not the id of one job of the queue{known}")
+
+    def _check(self, keeper: Keeper, request: Request, known: set[str]) -> None:
+        job = request.job
+        for name in job.after:
+            if name not in known:
+                raise stage.StageError(
+                    f"job {job.name} comes after {name}, which is not among the jobs before it, nor the id of one that "
+                    "the queue has"
+                )
+        if keeper.book.circle(request):
+            raise stage.StageError(f"job {job.name} would wait for itself: leave out what it comes after")
+        _refuse_rival(keeper, request)
+
+    def _outcome(self, entry: Entry) -> dict[str, Any] | None:
+        return None if entry.state in OPEN else entry.outcome(str(log_path(self._folder, entry.id))).resolved()
+
+    def _printed(self, job: str, offset: int | None) -> dict[str, Any]:
+        """Whole lines of a log, as far as one answer goes."""
+        path = log_path(self._folder, job)
+        if not path.exists():
+            return {"text": "", "offset": 0}
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            start = size if offset is None else max(0, size + offset) if offset < 0 else min(offset, size)
+            file.seek(start)
+            data = file.read(READ_BYTES)
+        whole = data[: data.rfind(b"\n") + 1] or (data if len(data) == READ_BYTES or offset == 0 else b"")
+        return {"text": whole.decode("utf-8", errors="replace"), "offset": start + len(whole)}
+
+    def _line(
+        self, keeper: Keeper, entry: Entry, now: float, nodes: Mapping[str, Mapping[str, float]]
+    ) -> dict[str, Any]:
+        job = entry.request.job
+        return {
+            "id": entry.id,
+            "name": job.name,
+            "state": entry.state,
+            "why": self._waits_for(keeper, entry, now, nodes) if entry.state == "waiting" else entry.why,
+            "kind": job.kind,
+            "user": job.user,
+            "priority": entry.priority,
+            "attempts": entry.attempts,
+            "submitted": entry.at,
+            "started": entry.started,
+            "ended": entry.ended,
+            "due": entry.due,
+            "seconds": now - entry.started if entry.state == "running" and entry.started else entry.seconds,
+            "host": entry.about["host"] if entry.about else "",
+            "error": entry.error,
+            "failure": entry.failure,
+        }
+
+    def _waits_for(self, keeper: Keeper, entry: Entry, now: float, nodes: Mapping[str, Mapping[str, float]]) -> str:
+        """Why a job waits, in words."""
+        if (before := keeper.book.awaited(entry)) is not None:
+            return f"comes after {before.request.job.name}"
+        if entry.until > now:
+            return f"tried again in {entry.until - now:.0f} s: {entry.why}"
+        if entry.id in keeper.crew.stopping():
+            return "its last worker is being ended"
+        if keeper.book.draining:
+            return "the queue is drained"
+        if (limit := keeper.book.held_by(entry)) is not None:
+            return limit
+        if (refusal := job_nodes.refusal(entry.request.job, nodes)) is not None:
+            return refusal
+        return "next for its node" if entry.id in keeper.promised else "waits for room"
+
+    def _work(self) -> None:
+        """The thread."""
+        while True:
+            try:
+                if self._keeper is None:
+                    time.sleep(AGAIN_SECONDS)
+                    with self._lock:
+                        self._open()
+                else:
+                    self._turn(self._keeper)
+            except SupersededError as error:
+                logger.error("%s: this queue ends", error)
+                os._exit(1)  # Ray starts it again where it is still the one that should be there
+            except Exception as error:  # a cluster or a disk that is away for a moment must not end the queue
+                self._trouble = stage.explain(error) or f"{type(error).__name__}: {error}"
+                logger.error("the queue will try again: %s", traceback.format_exc())
+                time.sleep(1.0)
+
+    def _turn(self, keeper: Keeper) -> None:
+        with self._lock:
+            asked = keeper.crew.asked()
+        ready: list[Any] = []
+        if not asked:
+            time.sleep(TICK_SECONDS)
+        else:
+            ready, _ = ray.wait(asked, timeout=TICK_SECONDS)
+            if ready:
+                ready, _ = ray.wait(asked, num_returns=len(asked), timeout=0)
+        with self._lock:
+            keeper.hear(ready)
+            keeper.turn()
+            self._trouble = ""
+            self._serve(keeper)
+
+    def _open(self) -> None:
+        try:
+            cluster = ray.get_runtime_context().get_session_name()
+            self._keeper = Keeper(self._folder, cluster, self._private, self._patience)
+            self._trouble = ""
+        except (OSError, ValueError) as error:
+            self._trouble = str(stage.explain(error))
+
+    def _serve(self, keeper: Keeper) -> None:
+        """Serve metrics where people asked for them; a port that is taken is tried again."""
+        if keeper.book.port in (None, self._served):
+            return
+        assert keeper.book.port is not None
+        try:
+            telemetry.serve(keeper.book.port)
+            self._served = keeper.book.port
+        except OSError as error:
+            self._trouble = f"metrics port {keeper.book.port}: {error.strerror}"
+
+
+def _refuse_rival(keeper: Keeper, request: Request) -> None:
+    """Two jobs must not work at one place."""
+    if (rival := keeper.book.rival(request)) is not None:
+        job = rival.request.job
+        raise stage.StageError(
+            f"job {request.job.name}: {rival.id} ({job.name}, by {job.user}, {rival.state}) is to make {job.out} too, "
+            f"and differs ({difference(rival, request)}): wait for it, cancel it, or choose another out"
+        )
