@@ -14,7 +14,7 @@ from eval.examples import Examples, TaskData
 from eval.features import Features, Inputs, Rows, encode
 from eval.heads import Source, device, logits, start, trained
 from eval.scores import majority, measure
-from eval.second_step import SecondStep, soft_scores, soft_targets
+from eval.second_step import SecondStep, Teaching, soft_scores, soft_targets
 from eval.tasks import Task
 from eval.training import outputs
 
@@ -96,27 +96,24 @@ class Classification:
         return majority(self.data.task, self.data.train.labels, self.data.dev[0].labels)
 
 
-def prepare(
-    source: Source,
-    data: TaskData,
-    max_length: int,
-    second_step: SecondStep | None,
-    teacher: Source | None,
-    micro_batch: int,
-) -> Classification:
+def prepare(source: Source, data: TaskData, max_length: int, teaching: Teaching | None) -> Classification:
     """Encode a task for a model, and ask the teacher, who reads the same texts with a tokenizer of its own.
 
     Raises:
         ModelError: the teacher was trained on other labels, or lacks weights.
     """
     train, *dev = (encode(source.tokenizer, part.texts, max_length).to(device()) for part in (data.train, *data.dev))
-    taught = None
-    if teacher is not None:
-        texts = encode(teacher.tokenizer, data.train.texts, min(max_length, teacher.positions)).to(device())
-        taught = _outputs(trained(teacher, data.task), data.task, texts, micro_batch)
     labels = torch.from_numpy(data.train.labels).to(device())
-    loss = ClassLoss(data.task.label_range is not None, labels, taught, second_step)
+    taught = None if teaching is None else _teach(teaching, data, max_length)
+    loss = ClassLoss(data.task.label_range is not None, labels, taught, None if teaching is None else teaching.step)
     return Classification(source, data, train, tuple(dev), loss)
+
+
+def _teach(teaching: Teaching, data: TaskData, max_length: int) -> Tensor:
+    """The teacher's outputs for every training example, ``[examples, outputs]``."""
+    teacher = teaching.teacher
+    texts = encode(teacher.tokenizer, data.train.texts, min(max_length, teacher.positions)).to(device())
+    return _outputs(trained(teacher, data.task), data.task, texts, teaching.micro_batch)
 
 
 def predict(model: Any, task: Task, features: Features, micro_batch: int) -> npt.NDArray[Any]:

@@ -1,31 +1,21 @@
-"""Examples of a task: from a folder of files or the Hugging Face hub, checked row by row.
-
-A folder holds one file per split, or its shards; GLUE's original TSVs and downloads from the hub have this form::
-
-    rte/
-      train.parquet                     also .jsonl, .tsv (quoting off), .csv; also train-00000-of-00002.parquet
-      dev.parquet                       or validation.*
-      train_subset.parquet              in place of train: part of the official set, and recorded as such
-"""
+"""Labelled texts of a task, from a folder of files or the Hugging Face hub, checked row by row."""
 
 import dataclasses
 import json
 import math
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 import numpy.typing as npt
 
-from eval.readers import READERS, ExamplesError, Table
+from eval.layouts import SUBSET, Splits, hub, local
+from eval.readers import ExamplesError, Table
 from eval.tasks import Task
 
 LABEL_NAMES = "labels.json"
-SUBSET = "_subset"
 
 
 @dataclass(frozen=True)
@@ -41,7 +31,7 @@ class Examples:
 
     @property
     def is_subset(self) -> bool:
-        return any(SUBSET in name for name in self.files)
+        return any(map(SUBSET.search, self.files))
 
     def sample(self, limit: int | None) -> "Examples":
         """At most ``limit`` examples, drawn without regard to the seed of training: every seed sees the same ones."""
@@ -72,12 +62,7 @@ def from_folder(task: Task, folder: Path) -> TaskData:
     Raises:
         ExamplesError: a split or column is not there, or a row has no text or no label of this task.
     """
-    task = _named(task, folder)
-    return TaskData(
-        task,
-        _split(task, folder, task.train),
-        tuple(_split(task, folder, names) for names in task.dev),
-    )
+    return _data(_named(task, folder), local(task, folder))
 
 
 def from_hub(task: Task, name: str) -> TaskData:
@@ -86,20 +71,12 @@ def from_hub(task: Task, name: str) -> TaskData:
     Raises:
         ExamplesError: it cannot be fetched, or as :func:`from_folder`.
     """
-    path, _, configuration = name.partition(":")
-    if not task.label_names and task.label_range is None:
-        raise ExamplesError(f"{task.name} is made here by python -m eval.provenance: give its folder with --data DIR")
-    try:
-        found = datasets.load_dataset(path, configuration or None)
-    except (OSError, ValueError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ExamplesError(
-            f"data set {name} cannot be fetched ({reason}): check its name (GLUE is nyu-mll/glue:{task.name}) and the "
-            "network, or give local files with --data DIR"
-        ) from None
-    return TaskData(
-        task, _hub_split(task, found, name, task.train), tuple(_hub_split(task, found, name, dev) for dev in task.dev)
-    )
+    return _data(task, hub(task, name))
+
+
+def _data(task: Task, splits: Splits) -> TaskData:
+    train, *dev = (_examples(task, splits(names)) for names in (task.train, *task.dev))
+    return TaskData(task, train, tuple(dev))
 
 
 def _named(task: Task, folder: Path) -> Task:
@@ -113,39 +90,6 @@ def _named(task: Task, folder: Path) -> Task:
     if not isinstance(names, list) or len(names) < 2 or not all(isinstance(name, str) for name in names):
         raise ExamplesError(f"{path} is not a list of two or more label names: make it again")
     return dataclasses.replace(task, label_names=tuple(names))
-
-
-def _hub_split(task: Task, found: Any, name: str, names: Sequence[str]) -> Examples:
-    present = [each for each in names if each in found]
-    if not present:
-        raise ExamplesError(f"data set {name} has splits {', '.join(found)}: expected {' or '.join(names)}")
-    columns = {column: found[present[0]][column] for column in found[present[0]].column_names}
-    place = f"{name} {present[0]}"
-    return _examples(task, [Table(place, place, columns)])
-
-
-def _split(task: Task, folder: Path, names: Sequence[str]) -> Examples:
-    return _examples(task, [READERS[path.suffix](path, task.headerless) for path in _files(task, folder, names)])
-
-
-def _files(task: Task, folder: Path, names: Sequence[str]) -> list[Path]:
-    """The file of a split, or its shards in order; more than one form of it would be read twice, so is refused."""
-    form = re.compile(rf"(?P<split>(?:{'|'.join(names)})(?:{SUBSET})?)(?:[-_.]\d+(?:-of-\d+)?)?")
-    matches = [
-        (path, match["split"])
-        for path in sorted(folder.glob("*"))
-        if path.suffix in READERS and (match := form.fullmatch(path.stem))
-    ]
-    if not matches:
-        present = ", ".join(sorted(path.name for path in folder.glob("*"))) or "nothing"
-        raise ExamplesError(
-            f"{folder} has no {names[0]} file of {task.name}: expected {' or '.join(names)} with one of the endings "
-            f"{', '.join(READERS)}; found {present}"
-        )
-    if len({(split, path.suffix) for path, split in matches}) > 1:
-        listed = ", ".join(path.name for path, _ in matches)
-        raise ExamplesError(f"{folder} has more than one {names[0]} file of {task.name} ({listed}): keep one of them")
-    return [path for path, _ in matches]
 
 
 def _examples(task: Task, tables: Sequence[Table]) -> Examples:

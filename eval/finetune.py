@@ -5,6 +5,7 @@ Teacher and student go through the same lines, so that "per cent of the teacher"
     finetune/
       config.json model.safetensors tokenizer.json …     the model of the median seed
       scores.json                                        median, range and every seed, in percent
+      predictions.json nbest_predictions.json            SQuAD: that model's answers (2.0: null_odds.json, too)
 
 With ``[second_step]`` in the recipe and a fine-tuned model as ``--teacher`` the labels are not the only teacher
 (:mod:`eval.second_step`). Finished seeds survive an interruption: the same command goes on with the next one.
@@ -26,14 +27,17 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from cluster import artifact, stage
 from cluster.artifact import write_json
 from cluster.recipe import Recipe
+from eval.answering import prepare_questions
 from eval.classification import prepare
 from eval.early_stopping import EarlyStopping, Watch, divide
 from eval.examples import from_folder, from_hub
 from eval.heads import ModelError, Source, device, open_source, save
+from eval.questions import questions_from_folder, questions_from_hub
 from eval.scores import headline
-from eval.second_step import SecondStep
+from eval.second_step import SecondStep, Teaching
 from eval.tasks import TASKS, Task
 from eval.training import Precision, Problem, Settings, Trainer, check_precision
+from eval.windows import STRIDE
 
 SCORES = "scores.json"
 SEEDS = "seeds"
@@ -143,12 +147,34 @@ def _prepare(recipe: Finetune, inputs: Mapping[str, Path]) -> Prepared:
     task = TASKS[recipe.task]
     source = open_source(inputs["model"])
     settings = _settings(recipe, task, source.positions)
-    data = from_hub(task, recipe.data) if recipe.data is not None else from_folder(task, inputs["data"])
-    data = data.sample(recipe.train_limit, recipe.dev_limit)
     teacher, identity = _teacher(task, inputs["teacher"]) if "teacher" in inputs else (None, None)
     micro_batch = recipe.placement.micro_batch or settings.batch
-    problem = prepare(source, data, settings.max_length, recipe.second_step, teacher, micro_batch)
-    return Prepared(recipe, source, problem, settings, identity)
+    teaching = Teaching(recipe.second_step, teacher, micro_batch) if recipe.second_step and teacher else None
+    make = _classification if task.answers is None else _answering
+    return Prepared(recipe, source, make(recipe, inputs, source, settings, teaching), settings, identity)
+
+
+def _classification(
+    recipe: Finetune, inputs: Mapping[str, Path], source: Source, settings: Settings, teaching: Teaching | None
+) -> Problem:
+    if recipe.stride is not None:
+        raise stage.StageError(f"stride is for questions about passages, not for {recipe.task}: leave it out")
+    task = TASKS[recipe.task]
+    data = from_hub(task, recipe.data) if recipe.data is not None else from_folder(task, inputs["data"])
+    return prepare(source, data.sample(recipe.train_limit, recipe.dev_limit), settings.max_length, teaching)
+
+
+def _answering(
+    recipe: Finetune, inputs: Mapping[str, Path], source: Source, settings: Settings, teaching: Teaching | None
+) -> Problem:
+    task = TASKS[recipe.task]
+    data = (
+        questions_from_hub(task, recipe.data)
+        if recipe.data is not None
+        else questions_from_folder(task, inputs["data"])
+    )
+    data = data.sample(recipe.train_limit, recipe.dev_limit)
+    return prepare_questions(source, data, settings.max_length, recipe.stride or STRIDE, teaching)
 
 
 def _check_inputs(recipe: Finetune, inputs: Mapping[str, Path]) -> None:

@@ -16,7 +16,7 @@ from eval.features import Inputs
 from eval.tasks import Task
 
 # What a masked-language model does not bring along; anything else that is missing is a damaged model.
-HEAD = ("classifier.", "pre_classifier.", "pooler.", "bert.pooler.")
+HEAD = ("qa_outputs.", "classifier.", "pre_classifier.", "pooler.", "bert.pooler.")
 
 
 class ModelError(ValueError):
@@ -76,7 +76,7 @@ def trained(source: Source, task: Task) -> Any:
     Raises:
         ModelError: it lacks weights, or its labels are others.
     """
-    names = list(task.label_names) or ["score"]
+    names = list(task.label_names) or (["score"] if task.answers is None else [])
     if (found := [source.config.id2label.get(number) for number in range(len(names))]) != names:
         raise ModelError(
             f"{source.path} has the labels {', '.join(map(str, found))}, {task.name} here has {', '.join(names)}: "
@@ -101,17 +101,22 @@ def logits(model: Any, inputs: Inputs) -> Tensor:
     return found
 
 
+def span_logits(model: Any, inputs: Inputs) -> Tensor:
+    """``[rows, 2, longest]``: of each token to be the first of the answer, and to be the last."""
+    found = model(**inputs)
+    return torch.stack((found.start_logits, found.end_logits), dim=1)
+
+
 def _load(source: Source, task: Task, seed: int) -> tuple[Any, set[str]]:
     """The model on its device, and the names of its weights that are not in the file, or there in other sizes."""
     torch.manual_seed(seed)
-    names = dict(enumerate(task.label_names)) or {0: "score"}
+    kind = transformers.AutoModelForSequenceClassification
+    if task.answers is not None:
+        kind = transformers.AutoModelForQuestionAnswering
     with vocabulary.quiet():
-        model, loaded = transformers.AutoModelForSequenceClassification.from_pretrained(
+        model, loaded = kind.from_pretrained(
             source.path,
-            num_labels=task.outputs,
-            id2label=names,
-            label2id={name: number for number, name in names.items()},
-            problem_type="single_label_classification" if task.label_range is None else "regression",
+            **_labels(task),
             # Half-precision files (a teacher's, usually) are trained from in fp32.
             dtype=torch.float32,
             use_safetensors=True,
@@ -121,3 +126,16 @@ def _load(source: Source, task: Task, seed: int) -> tuple[Any, set[str]]:
         )
     absent = {*loaded["missing_keys"], *(key for key, *_ in loaded["mismatched_keys"])}
     return model.to(device()), absent
+
+
+def _labels(task: Task) -> dict[str, Any]:
+    """What a configuration says of a task's outputs."""
+    if task.answers is not None:
+        return {"num_labels": task.outputs}
+    names = dict(enumerate(task.label_names)) or {0: "score"}
+    return {
+        "num_labels": task.outputs,
+        "id2label": names,
+        "label2id": {name: number for number, name in names.items()},
+        "problem_type": "single_label_classification" if task.label_range is None else "regression",
+    }

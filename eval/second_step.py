@@ -5,12 +5,14 @@ the teacher's outputs are soft targets beside the labels. They are computed once
 are constants, and every epoch and seed uses the same ones.
 """
 
-import torch
+from dataclasses import dataclass
+
 from pydantic import NonNegativeFloat, PositiveFloat
 from torch import Tensor
 from torch.nn.functional import kl_div, log_softmax
 
 from cluster.recipe import Recipe
+from eval.heads import Source
 
 
 class SecondStep(Recipe):
@@ -20,6 +22,16 @@ class SecondStep(Recipe):
     """Softens teacher and student alike. Scores of a regression have no temperature."""
     soft: PositiveFloat = 0.5
     task: NonNegativeFloat = 0.5
+
+
+@dataclass(frozen=True)
+class Teaching:
+    """A second step and who teaches in it."""
+
+    step: SecondStep
+    teacher: Source
+    micro_batch: int
+    """Examples the student is trained on at once; of the teacher, who needs no gradients, see :func:`outputs`."""
 
 
 def soft_targets(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -33,4 +45,4 @@ def soft_targets(student: Tensor, teacher: Tensor, temperature: float) -> Tensor
 
 def soft_scores(student: Tensor, teacher: Tensor) -> Tensor:
     """Squared distance of two scores: ``[...]``."""
-    return torch.square(student - teacher)
+    return (student - teacher).square()

@@ -6,44 +6,17 @@ import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import tiny
 import torch
+from finetunes import BAD, GOOD, QUICK, finetune, sentiment, write_rows
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from cluster import artifact, stage
+from eval.early_stopping import divide
 from eval.finetune import STAGE, Finetune
-
-GOOD = ["warm", "clear", "honey", "spring", "green", "garden", "light", "bread", "gold", "river"]
-BAD = ["broken", "frozen", "flood", "fire", "loud", "dull", "leak", "snow", "black", "winter"]
-QUICK = {"epochs": 4, "learning_rate": 3e-3, "batch": 16, "max_length": 32}
-
-
-def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-
-
-def sentiment(folder: Path, rows: int = 240) -> Path:
-    """Sentences of good or of bad words: a label that any encoder can learn."""
-    chance = random.Random(5)
-    examples = []
-    for _ in range(rows):
-        label = chance.randrange(2)
-        words = chance.choices(GOOD if label else BAD, k=3) + chance.choices(["the", "and", "a"], k=4)
-        chance.shuffle(words)
-        examples.append({"sentence": " ".join(words), "label": label})
-    write_rows(folder / "train.jsonl", examples[: rows * 3 // 4])
-    write_rows(folder / "dev.jsonl", examples[rows * 3 // 4 :])
-    return folder
-
-
-def finetune(model: Path, data: Path, out: Path, **values: Any) -> dict[str, Any]:
-    """Run the stage; returns its scores.json."""
-    recipe = Finetune.of({**QUICK, **values})
-    stage.execute(STAGE, recipe, {"model": model, "data": data}, out)
-    return dict(json.loads((out / "scores.json").read_text(encoding="utf-8")))
 
 
 @pytest.mark.parametrize("build", [tiny.bert_teacher, tiny.distilbert, tiny.roberta_teacher], ids=lambda b: b.__name__)
@@ -166,10 +139,86 @@ def test_the_model_kept_is_the_one_of_the_median_seed(tmp_path: Path) -> None:
     assert all(torch.equal(kept[name], alone[name]) for name in alone)
 
 
-def test_train_limit_takes_fewer_and_says_subset(tmp_path: Path) -> None:
+def test_limits_take_fewer_and_say_subset(tmp_path: Path) -> None:
     model, data = tiny.distilbert(tmp_path / "model"), sentiment(tmp_path / "data")
     scores = finetune(model, data, tmp_path / "out", task="sst2", epochs=1, train_limit=20)
-    assert (scores["train_examples"], scores["subset"]) == (20, True)
+    assert (scores["train_examples"], scores["dev_examples"], scores["subset"]) == (20, 60, True)
+    scores = finetune(model, data, tmp_path / "fewer", task="sst2", epochs=1, dev_limit=10)
+    assert (scores["train_examples"], scores["dev_examples"], scores["subset"]) == (180, 10, True)
+
+
+def without_dropout(model: Path) -> Path:
+    """Dropout draws other numbers for other micro-batches: without it they can be compared."""
+    config = json.loads((model / "config.json").read_text())
+    config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    (model / "config.json").write_text(json.dumps(config))
+    return model
+
+
+def test_a_micro_batch_changes_nothing(tmp_path: Path) -> None:
+    model, data = without_dropout(tiny.bert_teacher(tmp_path / "model", layers=2)), sentiment(tmp_path / "data")
+    # 16 examples as 5, 5, 5 and 1: means of means would differ.
+    for name, micro_batch in (("whole", None), ("parts", 5)):
+        placement = {"micro_batch": micro_batch}
+        finetune(model, data, tmp_path / name, task="sst2", epochs=1, learning_rate=1e-3, placement=placement)
+    whole, parts = (safetensors.torch.load_file(tmp_path / name / "model.safetensors") for name in ("whole", "parts"))
+    for name in whole:
+        torch.testing.assert_close(whole[name], parts[name], atol=2e-4, rtol=0.0)
+    assert artifact.read(tmp_path / "whole").recipe == artifact.read(tmp_path / "parts").recipe
+
+
+def test_a_halved_recipe_makes_the_same_thing() -> None:
+    assert STAGE.halved is not None
+    recipe = Finetune.of({"task": "imdb", "placement": {"threads": 2}})
+    sizes = []
+    while (half := STAGE.halved(recipe)) is not None:
+        assert half.identity() == recipe.identity()
+        assert half.placement.threads == 2
+        sizes.append(half.placement.micro_batch)
+        recipe = half
+    assert sizes == [8, 4, 2, 1]
+
+
+def test_early_stopping_ends_and_keeps_the_best_epoch(tmp_path: Path) -> None:
+    model = tiny.distilbert(tmp_path / "model")
+    chance = random.Random(1)
+    # Labels by chance: the longer the training, the worse on what was not seen.
+    rows = [{"sentence": " ".join(chance.choices(GOOD + BAD, k=6)), "label": chance.randrange(2)} for _ in range(160)]
+    write_rows(tmp_path / "data" / "train.jsonl", rows)
+    write_rows(tmp_path / "data" / "dev.jsonl", rows[:4])
+    values = {"task": "sst2", "learning_rate": 1e-2, "epochs": 12}
+    stopping = {"patience": 2, "held_out": 0.25}
+    scores = finetune(model, tmp_path / "data", tmp_path / "out", early_stopping=stopping, **values)
+    assert scores["seeds"][0]["epochs"] < 12
+    assert scores["settings"]["early_stopping"] == stopping
+    assert scores["train_examples"] == 160
+
+
+def test_what_is_held_out_keeps_units_together() -> None:
+    units = np.repeat(np.arange(10), 3)
+    rows, held = divide(units, 0.3)
+    assert sorted([*rows, *held]) == list(range(30))
+    assert len(held) == 9
+    assert not {*units[rows]} & {*units[held]}
+
+
+def test_fp16_is_for_gpus(tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(ValueError, match='precision = "fp16" needs a GPU: write "bf16" or "fp32"'):
+        finetune(tmp_path, tmp_path, tmp_path / "out", task="sst2", precision="fp16")
+
+
+def test_scores_say_below_majority(tmp_path: Path) -> None:
+    data = sentiment(tmp_path / "data")
+    rows = [json.loads(line) for line in (data / "train.jsonl").read_text().splitlines()]
+    # WNLI's trap made plain: what was learned is wrong on the dev set.
+    turned = [{"sentence1": row["sentence"], "sentence2": "the mill", "label": 1 - row["label"]} for row in rows]
+    write_rows(tmp_path / "trap" / "dev.jsonl", turned[:60])
+    write_rows(tmp_path / "trap" / "train.jsonl", [{**row, "label": 1 - row["label"]} for row in turned])
+    scores = finetune(tiny.distilbert(tmp_path / "model"), tmp_path / "trap", tmp_path / "out", task="wnli")
+    assert scores["score"] < 20.0 < scores["majority"]
+    assert scores["below_majority"] is True
 
 
 def test_missing_encoder_weights_are_an_error(tmp_path: Path) -> None:

@@ -9,11 +9,10 @@ import pytest
 import safetensors.torch
 import tiny
 import torch
-from test_finetune import QUICK, sentiment, write_rows
+from finetunes import finetune, sentiment, write_rows
 
 from cluster import artifact, stage
 from eval.classification import ClassLoss
-from eval.finetune import STAGE, Finetune
 from eval.second_step import SecondStep, soft_targets
 
 
@@ -46,9 +45,7 @@ def test_the_loss_of_classes_and_of_scores_weighs_both_terms() -> None:
 
 
 def run(folder: Path, model: Path, data: Path, teacher: Path | None = None, **values: Any) -> dict[str, Any]:
-    inputs = {"model": model, "data": data} | ({"teacher": teacher} if teacher else {})
-    stage.execute(STAGE, Finetune.of({**QUICK, "task": "sst2", **values}), inputs, folder)
-    return dict(json.loads((folder / "scores.json").read_text(encoding="utf-8")))
+    return finetune(model, data, folder, teacher, **{"task": "sst2", **values})
 
 
 def test_a_student_learns_from_its_teacher_alone(tmp_path: Path) -> None:

@@ -1,0 +1,141 @@
+"""Questions about passages: what a head that finds answers learns, and how its answers are measured."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cluster import vocabulary
+from cluster.artifact import write_json
+from eval.answer_scores import Answered, scores_always, scores_sometimes
+from eval.features import Features, Inputs, Rows
+from eval.heads import ModelError, Source, device, span_logits, start, trained
+from eval.questions import QuestionData, Questions
+from eval.second_step import Teaching
+from eval.spans import Floats, Found, SpanLoss, find, probabilities
+from eval.tasks import Task
+from eval.training import outputs
+from eval.windows import Window, Windows, targets, windows
+
+PREDICTIONS = "predictions.json"
+NBEST = "nbest_predictions.json"
+NULL_ODDS = "null_odds.json"
+
+
+@dataclass(frozen=True)
+class Answering:
+    """A task of questions, encoded for one model: what :mod:`eval.training` trains and the stage reports."""
+
+    source: Source
+    data: QuestionData
+    encoded: Windows
+    dev: Windows
+    loss: SpanLoss
+
+    @property
+    def task(self) -> Task:
+        return self.data.task
+
+    @property
+    def parts(self) -> tuple[Questions, ...]:
+        return (self.data.train, self.data.dev)
+
+    @property
+    def train(self) -> Features:
+        return self.encoded.features
+
+    @property
+    def units(self) -> Rows:
+        """The question of each row: windows of one passage say the same."""
+        return self.encoded.questions
+
+    def start(self, seed: int) -> Any:
+        """The model before training, its head drawn from the seed."""
+        return start(self.source, self.task, seed)
+
+    def forward(self, model: Any, inputs: Inputs) -> Tensor:
+        return span_logits(model, inputs)
+
+    def measure(self, model: Any, micro_batch: int, folder: Path) -> dict[str, float]:
+        """All metrics in percent; the answers are written beside the model."""
+        found = answer(model, self.dev, self.data.dev, micro_batch)
+        answered = [
+            Answered(each.spans[0].text if each.spans else "", each.null_difference, question.answers)
+            for question, each in zip(self.data.dev.items, found, strict=True)
+        ]
+        names = [question.id for question in self.data.dev.items]
+        silent = self.task.answers == "sometimes"
+        said = ["" if silent and each.null_difference > 0.0 else each.best for each in answered]
+        write_json(folder / PREDICTIONS, dict(zip(names, said, strict=True)))
+        write_json(folder / NBEST, {name: _listed(each) for name, each in zip(names, found, strict=True)})
+        if not silent:
+            return scores_always(answered)
+        write_json(folder / NULL_ODDS, {name: each.null_difference for name, each in zip(names, answered, strict=True)})
+        return scores_sometimes(answered)
+
+    def majority(self) -> float:
+        """Score of never giving an answer, in percent."""
+        return 100.0 * sum(not question.answers for question in self.data.dev.items) / len(self.data.dev)
+
+
+def prepare_questions(
+    source: Source, data: QuestionData, max_length: int, stride: int, teaching: Teaching | None
+) -> Answering:
+    """Encode a task of questions for a model, and ask the teacher, who must read the very same tokens.
+
+    Raises:
+        ModelError: the teacher has another vocabulary, reads less, or lacks weights; or a question leaves no room.
+    """
+    train, dev = (
+        _on_device(windows(source.tokenizer, part.items, max_length, stride)) for part in (data.train, data.dev)
+    )
+    taught = None
+    if teaching is not None:
+        _check_teacher(source, teaching.teacher, max_length)
+        taught = _teach(trained(teaching.teacher, data.task), train.features, teaching.micro_batch)
+    places = torch.from_numpy(targets(train, data.train.items)).to(device())
+    loss = SpanLoss(train.features, places, taught, None if teaching is None else teaching.step)
+    return Answering(source, data, train, dev, loss)
+
+
+def answer(model: Any, encoded: Windows, questions: Questions, micro_batch: int) -> list[Found]:
+    """What the model finds for each question."""
+    seen: list[list[tuple[Window, Floats]]] = [[] for _ in questions.items]
+    for rows, logits in outputs(model, span_logits, encoded.features, micro_batch):
+        for row, of_row in zip(rows, logits.cpu().numpy(), strict=True):
+            window = encoded.windows[row]
+            seen[window.question].append((window, of_row))
+    return [find(question, of_question) for question, of_question in zip(questions.items, seen, strict=True)]
+
+
+def _check_teacher(source: Source, teacher: Source, max_length: int) -> None:
+    if vocabulary.vocabulary_digest(source.tokenizer) != vocabulary.vocabulary_digest(teacher.tokenizer):
+        raise ModelError(
+            f"{teacher.path} has another vocabulary than {source.path}: a teacher of answers says which tokens they "
+            "begin and end with, so give one that reads the same tokens"
+        )
+    if teacher.positions < max_length:
+        raise ModelError(f"max_length = {max_length}, but the teacher reads {teacher.positions} tokens: lower it")
+
+
+def _teach(teacher: Any, features: Features, micro_batch: int) -> Tensor:
+    """Its logits for every token, ``[tokens, 2]``."""
+    taught = torch.empty((len(features.ids), 2), device=features.ids.device)
+    for rows, logits in outputs(teacher, span_logits, features, micro_batch):
+        places, real = features.places(rows)
+        taught[places[real]] = logits.transpose(1, 2)[real]
+    return taught
+
+
+def _on_device(found: Windows) -> Windows:
+    return Windows(found.features.to(device()), found.windows)
+
+
+def _listed(found: Found) -> list[dict[str, Any]]:
+    shares = probabilities(found.spans)
+    return [
+        {"text": span.text, "probability": share, "logit": span.logit, "begin": span.begin}
+        for span, share in zip(found.spans, shares, strict=True)
+    ]
