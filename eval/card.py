@@ -26,6 +26,7 @@ from eval.scored_sets import METRICS, scored_set
 
 UNKNOWN = "unknown"
 """The Hub's own word for a license nobody has stated."""
+NO_DATA = "---\n\n---\n"
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def fill(report: Location, student: Location, told: Told) -> Location:
     values = storage.read_json(found.location / "report.json")
     name = _name(values, student)
     place = student / CARD
-    card = ModelCard(_read(place), ignore_metadata_errors=True)
+    card = ModelCard(_read(place) or NO_DATA, ignore_metadata_errors=True)
     data = _data(values, name, student.name, dict(card.data.to_dict()), told)  # type: ignore[no-untyped-call]
     results = card_text.results(values, name, found.identity)
     body = card_text.with_section(card.text.strip() or card_text.opening(values, name), card_text.RESULTS, results)

@@ -109,7 +109,7 @@ def _score_row(row: Mapping[str, Any]) -> Row:
         Cell(f"{paper['teacher']:.1f}", f"{paper['teacher_in_means']:.1f} meant" if misprint else ""),
         Cell(f"{paper['student']:.1f}", "" if paper["second_step"] is None else f"(D) {paper['second_step']:.1f}"),
         Cell(percent(paper["kept"])),
-        Cell(signed(row["difference"])),
+        Cell(signed(row["difference"], absent=NOTHING)),
     )
     return Row((*ours[:5], verdict(row["verdict"]), *published, *ours[5:]))
 
@@ -117,18 +117,20 @@ def _score_row(row: Mapping[str, Any]) -> Row:
 def _ours(row: Mapping[str, Any]) -> tuple[Cell, ...]:
     """Task, teacher, student, second step, share kept, majority, examples."""
     taught = row["kept_second_step"]
+    # Where nothing was measured it is said once, by the verdict.
+    absent = NOT_MEASURED if row["scores"] else NOTHING
     return (
         Cell(row["title"], row["metric"] if row["metric"] and row.get("key") == row["task"] else ""),
-        *(_score(row[side]) for side in ("teacher", "student", "second_step")),
-        Cell(percent(row["kept"]), "" if taught is None else f"(D) {percent(taught)}"),
+        *(_score(row[side], absent) for side in ("teacher", "student", "second_step")),
+        Cell(percent(row["kept"], absent), "" if taught is None else f"(D) {percent(taught)}"),
         Cell(amount(row["majority"], ".1f", absent=NOTHING)),
         Cell(amount(row["dev_examples"], ",d", absent=NOTHING), "subset" if row["subset"] else ""),
     )
 
 
-def _score(found: Mapping[str, Any] | None) -> Cell:
+def _score(found: Mapping[str, Any] | None, absent: str) -> Cell:
     if found is None:
-        return Cell(NOT_MEASURED)
+        return Cell(absent)
     spread = f"{found['low']:.1f}–{found['high']:.1f}" if found["seeds"] > 1 else "one seed"
     return Cell(f"{found['score']:.1f}", spread, found["source"])
 
@@ -139,12 +141,12 @@ def _mean_row(mean: Mapping[str, Any]) -> Row:
     taught = mean["kept_second_step"]
     found = (
         Cell(mean["title"], ", ".join(tasks)),
-        *(Cell(amount(mean[side], ".1f")) for side in ("teacher", "student", "second_step")),
-        Cell(percent(mean["kept"]), "" if taught is None else f"(D) {percent(taught)}"),
+        *(Cell(amount(mean[side], ".1f", absent=NOTHING)) for side in ("teacher", "student", "second_step")),
+        Cell(percent(mean["kept"], NOTHING), "" if taught is None else f"(D) {percent(taught)}"),
         verdict(mean["verdict"]),
         *(Cell(f"{paper[side]:.1f}") for side in ("teacher", "student")),
         Cell(percent(paper["kept"])),
-        Cell(signed(mean["difference"])),
+        Cell(signed(mean["difference"], absent=NOTHING)),
         Cell(NOTHING),
         Cell(NOTHING, "subset" if mean["subset"] and mean["student"] is not None else ""),
     )
@@ -189,7 +191,7 @@ def size_and_speed(report: Report) -> Table:
 def _speed_row(row: Mapping[str, Any], found: Mapping[str, Any]) -> Row:
     ours, paper = row["measured"], row["paper"] or {}
     if ours is None:
-        measured = (Cell(NOTHING), *(Cell(NOT_MEASURED) for _ in range(6)))
+        measured = (*(Cell(NOTHING) for _ in range(3)), Cell(NOT_MEASURED), *(Cell(NOTHING) for _ in range(3)))
     else:
         counted = f"{ours['pairs']:,} pairs" if ours["pairs"] != found["pairs"] else ""
         spoken = "" if ours["tokenise_seconds"] is None else f"+ {ours['tokenise_seconds']:.1f} s tokens"
@@ -221,12 +223,15 @@ def ablations(report: Report) -> Table:
         Row(
             (
                 Cell(row["title"], row["student"] if row["title"] != row["student"] else ""),
-                Cell(amount(row["score"], ".1f")),
-                Cell(signed(row["change"], ".2f"), "" if row["error"] is None else f"± {row['error']:.2f}"),
+                Cell(amount(row["score"], ".1f", absent=NOTHING)),
+                Cell(
+                    signed(row["change"], ".2f", absent=NOTHING),
+                    "" if row["error"] is None else f"± {row['error']:.2f}",
+                ),
                 Cell(signed(row["paper"], ".2f", absent=NOTHING)),
                 Cell(signed(row["difference"], ".2f", absent=NOTHING)),
                 verdict(row["verdict"]),
-                Cell(signed(row["masked_change"], ".3f")),
+                Cell(signed(row["masked_change"], ".3f", absent=NOTHING)),
             )
         )
         for row in found["rows"]

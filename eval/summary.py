@@ -4,7 +4,7 @@ import re
 import textwrap
 
 from eval import paper_tables, tables
-from eval.cells import NOT_MEASURED, Row, Table
+from eval.cells import NOT_MEASURED, NOTHING, Row, Table
 from eval.comparison import failed
 from eval.pages import sentence
 from eval.tables import Report
@@ -69,7 +69,7 @@ def _latency(report: Report) -> list[str]:
 def _measured(title: str, table: Table, shown: Table, columns: tuple[str, ...]) -> list[str]:
     """The section, or that nothing in these columns was measured; then what a reader should see in it."""
     told = [cell.text for row in table.only(*columns).rows for cell in row.cells]
-    if all(text == NOT_MEASURED for text in told):
+    if {*told} <= {NOT_MEASURED, NOTHING}:
         return _section(title, Table((), ()))
     short = Table(
         tuple(_PAPER.sub("*", column) for column in shown.columns),

@@ -210,7 +210,7 @@ def descent(entries: Iterable[Mapping[str, Any]]) -> Table:
         )  # fmt: skip
         rows.append(Row((Cell(entry["path"], source=entry["path"]), *cells(texts))))
     columns = ("Path", "Kind", "Identity", "Made from", "Code", "Made at (UTC)", "Seconds")
-    return Table(columns, tuple(rows), frozenset(columns[:-1]))
+    return Table(columns, tuple(rows), frozenset(columns[:4]))
 
 
 def jobs(report: Report) -> Table:
