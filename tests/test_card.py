@@ -8,10 +8,12 @@ from pathlib import Path
 
 import numpy
 import pytest
+import s3_server
 import yaml
 from huggingface_hub import ModelCard
 from result_folders import make, pipeline, suite
 from safetensors.numpy import save_file
+from upath import UPath
 
 from cluster import artifact, stage
 from cluster.artifact import CARD, ArtifactError
@@ -110,6 +112,21 @@ def test_the_student_is_still_the_artifact_it_was(out: Path, student: Path) -> N
     assert CARD not in artifact.read(student).files
     # And the report is still of these results.
     reported(out)
+
+
+def test_a_student_in_an_object_store_takes_its_card_along(
+    out: Path, student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = artifact.read(student)
+    with s3_server.serving(tmp_path / "requests.log") as port:
+        files = s3_server.use(port, monkeypatch)
+        place = UPath(f"s3://{s3_server.BUCKET}/student")
+        with artifact.publishing(place, kind=made.kind, inputs=made.inputs, recipe=made.recipe) as publish:
+            publish(made)
+        assert files.cat(f"{s3_server.BUCKET}/student/{CARD}").decode() == BEFORE
+        fill(out / "report", place, Told())
+        assert "| RTE | accuracy | 64.0 |" in files.cat(f"{s3_server.BUCKET}/student/{CARD}").decode()
+        assert artifact.verify(place).identity == made.identity
 
 
 def test_another_student_has_its_own_numbers(out: Path) -> None:
