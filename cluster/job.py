@@ -24,6 +24,10 @@ _LETTERS = 12
 """Of a digest in an id."""
 
 
+class JobsFailedError(stage.StageError):
+    """Some jobs of many have failed; what did not need them is done."""
+
+
 def login() -> str:
     """Who is asking, where the machine knows: containers often have a number and no name."""
     try:

@@ -9,27 +9,33 @@ machine for as long as it runs. Everything lands below ``--out``, which all node
 
     corpus/ tokens/ teacher/                     artifacts; tokens-<seq_len>/ where phases read other lengths
     runs/<name>/  students/<name>/               training runs, and the students exported from them
-    finetune/<model>/<task>/                     scores
-    exports/<model>/onnx|int8/  latency/         exports, and how fast they are
-    logs/  jobs.json  report/                    what happened, and what came of it
+    probes/<name>/                               scores of a run's checkpoints, while it trains
+    finetune/ exports/ latency/ baselines/       what :mod:`eval.suite` measures of them
+    queue/  jobs.json  report/                   what happened, and what came of it
 
 Run again, it skips what is complete and resumes what is not.
 """
 
 import argparse
+import contextlib
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from cluster import artifact, jobs, ray_cluster, recipe, stage, storage
+from cluster.job import GOOD, JobsFailedError
 from cluster.jobs import Job, Outcome
 from cluster.telemetry import say
 from distill.phases import Schedule
-from distill.pipeline import MAIN, Pipeline, Plan
+from distill.pipeline import MAIN, SUITE, Pipeline, Plan
 from distill.places import LaunchError
 from distill.run import Run
 from distill.teacher import RUN, Teacher
 from distill.workers import Call, on_workers
+
+JOBS = "jobs.json"
 
 
 def main() -> None:
@@ -54,26 +60,28 @@ def _folder(text: str) -> Path:
     return place
 
 
-def launch(pipeline: Pipeline, out: Path) -> list[Outcome]:
-    """Run a pipeline to its report; returns the outcomes of the jobs that failed.
+def launch(pipeline: Pipeline, out: Path) -> list[dict[str, Any]]:
+    """Run a pipeline to its report; returns the entries of ``jobs.json`` of the jobs that failed.
 
     Raises:
         ValueError: something the rest depends on (corpus, tokens, teacher, training) cannot be made.
     """
     out = out.absolute()
     plan = Plan(pipeline, out)
-    plan.check_data()
+    plan.check()
     out.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     with ray_cluster.connect(pipeline.cpus):
-        outcomes = _required(jobs.run(plan.text(), out / "logs"))
+        outcomes = _required(jobs.run(plan.text(), plan.ledger))
         train_teacher(plan)
-        train_student(plan, MAIN)
-        outcomes += [train_ablation(plan, name) for name in pipeline.ablations]
-        outcomes += jobs.run(plan.measurements(), out / "logs")
-        artifact.write_json(out / "jobs.json", [outcome.resolved() for outcome in outcomes])
-        outcomes += jobs.run([_report_job(plan)], out / "logs")
-    failed = [outcome for outcome in outcomes if outcome.state == "failed"]
+        outcomes += train_student(plan, MAIN)
+        for name in pipeline.ablations:
+            outcomes += train_ablation(plan, name)
+        artifact.write_json(out / JOBS, [outcome.resolved() for outcome in outcomes])
+        # Which jobs have failed is in their file, beside those from before.
+        with contextlib.suppress(JobsFailedError):
+            stage.execute(stage.find(SUITE), plan.suite, {}, out)
+    failed = [entry for entry in storage.read_json(out / JOBS) if entry["state"] not in GOOD]
     if (out / "report" / "summary.txt").is_file():
         print((out / "report" / "summary.txt").read_text(encoding="utf-8"))
         print(f"report: {out / 'report' / 'report.html'}")
@@ -93,52 +101,58 @@ def train_teacher(plan: Plan) -> None:
         on_workers(call, teacher.train, Run(artifact.staging(out) / RUN))
 
 
-def train_student(plan: Plan, name: str) -> None:
-    """Train one student on the workers and export it; a finished run is left as it is."""
+def train_student(plan: Plan, name: str) -> list[Outcome]:
+    """Train one student on the workers, its checkpoints probed meanwhile, and export it; returns the probes' outcome.
+
+    A finished run is left as it is.
+    """
     distillation = plan.distillation(name)
     rows = plan.rows_of(distillation)
     inputs = {**rows, "teacher": plan.out / "teacher"}
     run = Run(plan.out / "runs" / name)
-    train = stage.find("distill.train")
+    run.claim(distillation.identity(), stage.identities(stage.find("distill.train"), inputs))
     total = Schedule.of(distillation, rows.values()).steps
     newest = run.newest()
-    if newest is None or newest.step < total:
-        on_workers(Call("distill.train", distillation.resolved(), inputs, run.path), distillation, run)
-    else:
-        run.claim(distillation.identity(), stage.identities(train, inputs))
-        say(f"runs/{name}: already complete")
+    with _probed(plan.probes(name, total), plan.ledger) as probes:
+        if newest is None or newest.step < total:
+            on_workers(Call("distill.train", distillation.resolved(), inputs, run.path), distillation, run)
+        else:
+            say(f"runs/{name}: already complete")
     export = stage.find("distill.export")
     stage.execute(export, export.recipe(), {"run": run.path}, plan.out / "students" / name)
+    return jobs.run(probes, plan.ledger)
 
 
-def train_ablation(plan: Plan, name: str) -> Outcome:
+@contextlib.contextmanager
+def _probed(job: Job | None, ledger: Path) -> Iterator[list[Job]]:
+    """Have a run's checkpoints fine-tuned inside the block and after it; not after training that failed."""
+    probes = [] if job is None else [job]
+    queue = jobs.queue(ledger)
+    known = queue.submit(probes)
+    try:
+        yield probes
+    except BaseException:
+        for each in known:
+            queue.cancel(each)
+        raise
+
+
+def train_ablation(plan: Plan, name: str) -> list[Outcome]:
     """Train another student; that it cannot be made (it may diverge) is a result, and stops nothing else."""
     started = time.monotonic()
     try:
-        train_student(plan, name)
+        probes = train_student(plan, name)
     except ValueError as error:
         say(f"runs/{name}: failed: {error}")
-        return Outcome(f"runs/{name}", "failed", time.monotonic() - started, stage.explain(error))
-    return Outcome(f"runs/{name}", "done", time.monotonic() - started)
+        return [Outcome(f"runs/{name}", "failed", time.monotonic() - started, stage.explain(error))]
+    return [Outcome(f"runs/{name}", "done", time.monotonic() - started), *probes]
 
 
 def _required(outcomes: list[Outcome]) -> list[Outcome]:
     for outcome in outcomes:
-        if outcome.state == "failed":
+        if outcome.state not in GOOD:
             raise LaunchError(f"{outcome.name}: {outcome.error}")
     return outcomes
-
-
-def _report_job(plan: Plan) -> Job:
-    """The report of what is there now; an older report of something else is set aside, never overwritten."""
-    out = plan.out / "report"
-    report = stage.find("eval.report")
-    if out.exists():
-        found = artifact.read(out, "report")
-        given = stage.identities(report, {"results": plan.out})
-        if artifact.difference(found, inputs=given, recipe=report.recipe().identity()) is not None:
-            out.rename(out.with_name(f"report-{found.identity[:12]}"))
-    return Job(name="report", module="eval.report", recipe={}, inputs={"results": plan.out}, out=out)
 
 
 if __name__ == "__main__":

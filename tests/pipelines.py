@@ -44,15 +44,18 @@ def values(folder: Path) -> dict[str, Any]:
 
 
 def measured(folder: Path) -> dict[str, Any]:
-    """:func:`values` with an ablation, scores, exports and latency."""
+    """:func:`values` with an ablation, probes, scores, exports and latency."""
     return values(folder) | {
         "ablations": {"no-teacher": {"loss": {"soft": 0.0, "cosine": 0.0}, "student": {"start": "random"}}},
-        "scores": {
+        "suite": {
             "tasks": {"provenance": {}},
             "provenance": {"labels": 2, "passages_per_label": 10, "words": 8},
             "finetune": {"epochs": 1, "batch": 8},
+            "second_step": {},
+            "sweep": {},
+            "probes": {"tasks": ["provenance"]},
+            "exports": {"task": "provenance", "latency": {"lengths": [8], "repeats": 5, "warmup": 1}},
         },
-        "exports": {"task": "provenance", "latency": {"lengths": [8], "repeats": 5, "warmup": 1}},
     }
 
 

@@ -41,8 +41,10 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Output of a whole pipeline, one of its jobs made to fail."""
     folder = tmp_path_factory.mktemp("pipeline")
     values = pipelines.measured(folder)
-    values["scores"]["tasks"]["rte"] = {}
-    values["scores"]["data"] = str(folder / "{task}")
+    values["suite"]["tasks"]["rte"] = {}
+    values["suite"]["second_step"] = {"tasks": ["provenance"]}
+    values["suite"]["sweep"] = {"tasks": ["provenance"]}
+    values["suite"]["data"] = str(folder / "{task}")
     (folder / "rte").mkdir()
     (folder / "rte" / "train.jsonl").write_text('{"sentence1": "a", "sentence2": "b"}\n')
     (folder / "rte" / "dev.jsonl").write_text('{"sentence1": "a", "sentence2": "b"}\n')
@@ -61,6 +63,9 @@ def test_every_stage_left_its_artifact(done: Path) -> None:
         "students/no-teacher": "student",
         "finetune/teacher/provenance": "finetune",
         "finetune/student/provenance": "finetune",
+        "finetune/student-second-step/provenance": "finetune",
+        "finetune/no-teacher/provenance": "finetune",
+        "probes/student": "probes",
         "exports/student/onnx": "export",
         "exports/student/int8": "export",
         "exports/teacher/int8": "export",
@@ -236,23 +241,32 @@ def test_a_pipeline_submitted_to_a_cluster(head: dict[str, str], tmp_path: Path)
     assert refused.returncode != 0
 
 
-def test_jobs_of_a_pipeline_follow_from_its_recipe(tmp_path: Path) -> None:
+def test_trainings_of_a_pipeline_follow_from_its_recipe(tmp_path: Path) -> None:
     plan = Plan(Pipeline.of(pipelines.measured(tmp_path)), tmp_path / "out")
-    jobs = {job.name: job for job in plan.measurements()}
-    assert next(iter(jobs)) == "datasets/provenance"
-    assert jobs["exports/student/int8"].after == ("exports/student/onnx",)
-    assert jobs["exports/student/onnx"].after == ("finetune/student/provenance",)
-    assert jobs["latency"].alone
-    assert set(jobs["latency"].inputs) == {"teacher", "student", "onnx", "int8", "teacher_onnx", "teacher_int8"}
+    assert [job.name for job in plan.text()] == ["corpus", "tokens", "datasets/provenance"]
     assert plan.distillation("no-teacher").student.start == "random"
     assert plan.distillation("no-teacher").steps == plan.distillation("student").steps
+    probes = plan.probes("student", 4)
+    assert probes is not None
+    assert probes.recipe["steps"] == 4
+    assert probes.inputs == {"run": tmp_path / "out" / "runs" / "student"}
+    assert plan.probes("no-teacher", 4) is None
 
 
 def test_a_missing_task_folder_is_found_before_anything_runs(tmp_path: Path) -> None:
+    values = pipelines.values(tmp_path)
+    values["suite"] = {"tasks": {"rte": {}}, "data": str(tmp_path / "nowhere" / "{task}")}
+    with pytest.raises(StageError, match=r"rte: no folder .*nowhere/rte"):
+        launch.launch(Pipeline.of(values), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_reference_of_a_sweep_is_found_before_anything_runs(tmp_path: Path) -> None:
     values = pipelines.measured(tmp_path)
-    values["scores"] |= {"tasks": {"rte": {}}, "data": str(tmp_path / "nowhere" / "{task}")}
-    values["exports"]["task"] = "rte"
-    with pytest.raises(StageError, match=r"finetune/teacher/rte: no folder .*nowhere/rte"):
+    values["suite"]["sweep"] = {"reference": "all-losses"}
+    with pytest.raises(
+        StageError, match=r"sweep\.reference needs the model all-losses: there is teacher, student, no-te"
+    ):
         launch.launch(Pipeline.of(values), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -262,8 +276,8 @@ def test_an_ablation_that_diverges_stops_nothing_else(tmp_path: Path, embedded: 
     values = pipelines.values(tmp_path)
     values["ablations"] = {"wild": {"optimizer": {"learning_rate": 1e38, "clip": 1e38}}}
     failed = launch.launch(Pipeline.of(values), tmp_path / "out")
-    assert [outcome.name for outcome in failed] == ["runs/wild"]
-    assert "is not finite" in str(failed[0].error)
+    assert [entry["name"] for entry in failed] == ["runs/wild"]
+    assert "is not finite" in str(failed[0]["error"])
     artifact.verify(tmp_path / "out" / "students" / "student", "student")
     assert "runs/wild" in (tmp_path / "out" / "report" / "report.md").read_text()
 
@@ -279,13 +293,10 @@ def test_the_tokenizer_is_the_teachers_where_none_is_named(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("change", "line"),
     [
-        ({"scores": {"tasks": {"provenance": {}}, "models": ["teachr"]}}, "scores.models names teachr"),
-        ({"scores": {"tasks": {"rte": {}}}}, "no data for rte"),
-        ({"scores": {"tasks": {"rte": {"placement": {"threads": 4}}}, "data": "x"}}, "job_cpus and job_gpus"),
-        ({"exports": {"task": "rte"}}, "exports.task rte is not among scores.tasks"),
+        ({"suite": {"tasks": {"rte": {}}}}, "no data for rte"),
         ({"ablations": {"teacher": {}}}, "an ablation cannot be called student or teacher"),
         ({"ablations": {"x": {"loss": {"sofd": 1.0}}}}, r"\[ablations.x\]: unknown key loss.sofd"),
-        ({"scores": {"tasks": {"rted": {}}, "data": "x"}}, r"\[scores.tasks.rted\]: .*no task rted"),
+        ({"suite": {"tasks": {"rted": {}}, "data": "x"}}, r"\[tasks.rted\]: .*no task rted"),
     ],
 )
 def test_pipelines_that_are_refused(tmp_path: Path, change: dict[str, object], line: str) -> None:

@@ -25,7 +25,9 @@ STAGES = {
     "cluster/installed-docs": "cluster.corpus",
     "deploy/int8": "deploy.quantize",
     "deploy/onnx": "deploy.onnx_export",
+    "eval/baselines": "eval.baselines",
     "eval/finetune": "eval.finetune",
+    "eval/glue": "eval.suite",
     "eval/latency": "eval.latency",
     "eval/provenance": "eval.provenance",
 }

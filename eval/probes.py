@@ -1,0 +1,179 @@
+"""Stage: a run that is still training -> the scores of its checkpoints, fine-tuned as they appear.
+
+::
+
+    python -m eval.probes RECIPE --run RUN --out DIR
+
+Every new checkpoint becomes a student, and a job of the queue for each task fine-tunes it: a line of
+``RUN/probes.jsonl``, a point of the report's picture, a value of ``stillhouse_probe_score_percent``. Ends when the
+run's last step is scored::
+
+    DIR/probes.json                  all points
+    DIR/step-00000050/<task>/        manifest.json and scores.json of a fine-tuning; its weights are not kept
+"""
+
+import json
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, PositiveInt
+
+from cluster import artifact, jobs, ray_cluster, stage, telemetry
+from cluster.jobs import Job, Outcome
+from cluster.recipe import Recipe
+
+POINTS = "probes.jsonl"
+POLL_SECONDS = 2.0
+
+
+class Placement(Recipe):
+    cpus: PositiveInt = 1
+    gpus: float = Field(0.0, ge=0)
+    priority: int = 0
+    metrics_port: int | None = Field(None, ge=0, le=65535)
+    """Port of this process's ``/metrics``."""
+
+
+class Probe(Recipe):
+    """One task: values of ``eval.finetune``, and the folder of its examples where they are not on the hub."""
+
+    finetune: dict[str, Any]
+    folder: str | None = None
+
+
+class Probing(Recipe):
+    """Which checkpoints of a run are fine-tuned on which tasks."""
+
+    tasks: dict[str, Probe] = Field(min_length=1)
+    steps: PositiveInt
+    """Steps that the run will have: its last checkpoint ends the work."""
+    every: PositiveInt = 1
+    """Steps between probes at least; the last checkpoint is always one."""
+    placement: Placement = Placement()
+
+
+def run(recipe: Probing, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
+    """Probe every checkpoint up to the run's last; facts hold the points."""
+    source = inputs["run"]
+    with ray_cluster.connect(), telemetry.serving(recipe.placement.metrics_port):
+        watch = Watch(recipe, source, out, jobs.queue(out.parent / "queue"))
+        while not watch.is_over:
+            watch.look()
+            time.sleep(POLL_SECONDS)
+    points = telemetry.read_metrics(source / POINTS)
+    artifact.write_json(out / "probes.json", points)
+    return {"points": points}
+
+
+@dataclass
+class Watch:
+    """Checkpoints of one run on their way through the queue."""
+
+    recipe: Probing
+    source: Path
+    out: Path
+    queue: jobs.Queue
+    begun: set[int] = field(default_factory=set)
+    waiting: dict[str, tuple[int, Job]] = field(default_factory=dict)
+    """Jobs that are not scored yet, by their id, each with the step of its checkpoint."""
+
+    @property
+    def is_over(self) -> bool:
+        return self.recipe.steps in self.begun and not self.waiting
+
+    def look(self) -> None:
+        """Take up new checkpoints, and score what was fine-tuned meanwhile."""
+        for step in self._new():
+            self.begun.add(step)
+            for job in self._jobs(step):
+                self.waiting[self.queue.submit([job])[0]] = (step, job)
+        for known, outcome in self.queue.ended(list(self.waiting)).items():
+            self._score(*self.waiting.pop(known), outcome)
+
+    def _new(self) -> list[int]:
+        """Steps of checkpoints to take up now, oldest first."""
+        there = sorted(int(path.name.removeprefix("step_")) for path in self.source.glob("checkpoints/step_*[0-9]"))
+        found: list[int] = []
+        for step in there:
+            last = max((*self.begun, *found), default=-self.recipe.every)
+            if step not in self.begun and (step >= last + self.recipe.every or step == self.recipe.steps):
+                found.append(step)
+        return found
+
+    def _jobs(self, step: int) -> Iterator[Job]:
+        """One for each task that has no score of this step yet. The student is made at once: checkpoints are pruned."""
+        scored = {point["task"] for point in telemetry.read_metrics(self.source / POINTS) if point["step"] == step}
+        folder, placement = self.out / f"step-{step:08d}", self.recipe.placement
+        tasks = [task for task in self.recipe.tasks if task not in scored]
+        if tasks and not self._export(step, folder / "student"):
+            return
+        for task in tasks:
+            probe = self.recipe.tasks[task]
+            inputs = {"model": folder / "student"} | ({} if probe.folder is None else {"data": Path(probe.folder)})
+            yield Job(
+                name=f"{self.source.name} at step {step:,}: {task}",
+                module="eval.finetune",
+                recipe={**probe.finetune, "placement": {"threads": placement.cpus}},
+                inputs=inputs,
+                out=folder / task,
+                cpus=placement.cpus,
+                gpus=placement.gpus,
+                priority=placement.priority,
+            )
+
+    def _export(self, step: int, student: Path) -> bool:
+        """Make a student of a checkpoint; False where training has deleted it already."""
+        export = stage.find("distill.export")
+        try:
+            if not student.exists():
+                stage.execute(export, export.recipe(step=step), {"run": self.source}, student)
+        except ValueError as error:
+            if (self.source / "checkpoints" / f"step_{step:08d}").exists():
+                raise
+            telemetry.say(f"step {step:,} is not probed: {error}")
+            return False
+        return True
+
+    def _score(self, step: int, job: Job, outcome: Outcome) -> None:
+        """Record what a fine-tuned checkpoint is worth; that one could not be fine-tuned stops no other."""
+        if outcome.state not in ("done", "skipped"):
+            telemetry.say(f"{job.name}: {outcome.state}: {outcome.error}")
+            return
+        facts = artifact.read(job.out, "finetune").facts
+        task, name = facts["task"], self.source.name
+        point = {"step": step, **{key: facts[key] for key in ("task", "metric", "score", "low", "high")}}
+        # Where the artifact will be when this one is complete, relative to the folder of the pipeline.
+        place = f"probes/{name}/{job.out.parent.name}/{task}"
+        with (self.source / POINTS).open("a", encoding="utf-8") as file:
+            file.write(json.dumps({**point, "seeds": len(job.recipe.get("seeds", (1,))), "artifact": place}) + "\n")
+        telemetry.PROBE_STEP.labels(name, task).set(step)
+        telemetry.PROBE_SCORE.labels(name, task).set(facts["score"])
+        for path in job.out.iterdir():
+            if path.name not in ("manifest.json", "scores.json"):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if not any(waiting == step for waiting, _ in self.waiting.values()):
+            shutil.rmtree(job.out.parent / "student")
+
+
+def identity(path: Path) -> str:
+    """Identity of a run that grows: what is trained, not how far it got."""
+    recipe = path / "recipe.json"
+    if not recipe.is_file():
+        raise stage.StageError(f"{path} is not a run: it has no recipe.json; distill.train makes one")
+    return artifact.file_sha256(recipe)
+
+
+STAGE = stage.Stage(
+    run=run,
+    recipe=Probing,
+    inputs={"run": stage.Role((stage.FOLDER,))},
+    produces="probes",
+    identify={"run": identity},
+)
+
+if __name__ == "__main__":
+    stage.main(STAGE)

@@ -1,0 +1,230 @@
+"""What a suite measures: models against tasks, and what else is done with the fine-tuned models."""
+
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import Field, PositiveInt, model_validator
+
+from cluster import recipe, stage
+from cluster.recipe import Recipe
+from cluster.stage import StageError
+
+TEACHER, STUDENT = "teacher", "student"
+PROVENANCE = "provenance"
+PAIRS = "stsb"
+"""The task whose development set the paper times its models on (table 3)."""
+
+
+class Exports(Recipe):
+    """Which fine-tuned models are exported and timed."""
+
+    task: str
+    models: tuple[str, ...] = (TEACHER, STUDENT)
+    onnx: dict[str, Any] = Field(default_factory=dict)
+    int8: dict[str, Any] = Field(default_factory=dict)
+    latency: dict[str, Any] = Field(default_factory=dict)
+
+
+class SecondStep(Recipe):
+    """Fine-tuning the student once more, taught by the fine-tuned teacher (paper, section 4: "DistilBERT (D)")."""
+
+    tasks: tuple[str, ...] | None = None
+    """All tasks of the suite by default; the paper did SQuAD."""
+    finetune: dict[str, Any] = Field(default_factory=lambda: {"second_step": {}})
+    """What differs from the student's own fine-tuning: ``second_step`` at least."""
+
+
+class Baselines(Recipe):
+    """Sizes and speeds of published architectures beside teacher and student (paper, table 3)."""
+
+    folders: dict[str, str] = Field(default_factory=dict)
+    """Architecture to a folder that brings its tokenizer, and its weights where it has them."""
+    measure: dict[str, Any] = Field(default_factory=dict)
+    """Values of ``eval.baselines``."""
+
+
+class Probes(Recipe):
+    """Short fine-tunes of a run's checkpoints as they appear: how the scores grow with training."""
+
+    tasks: tuple[str, ...] = Field(min_length=1)
+    finetune: dict[str, Any] = Field(default_factory=dict)
+    """What differs from the suite's fine-tuning: few seeds, few examples."""
+    runs: tuple[str, ...] = (STUDENT,)
+    every: PositiveInt = 1
+    """Steps between probes at least; the last checkpoint is always one."""
+    metrics_port: int | None = Field(None, ge=0, le=65535)
+    """Port on which the scores so far are served to Prometheus."""
+
+
+class Sweep(Recipe):
+    """Students that were trained otherwise, on the same tasks as one that was not (paper, section 4.1, table 4)."""
+
+    reference: str = STUDENT
+    """The student the others are compared with: of the same length, with everything."""
+    tasks: tuple[str, ...] | None = None
+    """All tasks of the suite by default."""
+    finetune: dict[str, Any] = Field(default_factory=dict)
+    """What differs from the suite's fine-tuning, for the reference as for the others."""
+
+    @model_validator(mode="after")
+    def _compares_like_with_like(self) -> Self:
+        if self.finetune and self.reference == STUDENT:
+            raise ValueError(
+                f"sweep.finetune would measure the others otherwise than {STUDENT}: leave it out, or train a reference "
+                "for the sweep and name it"
+            )
+        return self
+
+
+class Suite(Recipe):
+    """A table of jobs: models times tasks, exports, speed, one report."""
+
+    tasks: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Task to what differs from ``finetune`` for it."""
+    data: str | None = None
+    """Folder of a task's files, with ``{task}`` where its name goes; ``provenance`` needs none."""
+    folders: dict[str, str] = Field(default_factory=dict)
+    """Folders of the tasks that lie elsewhere than ``data`` says."""
+    hub: str | None = None
+    """Data set of a task on the hub, ``nyu-mll/glue:{task}``, for tasks without ``data`` of their own."""
+    finetune: dict[str, Any] = Field(default_factory=dict)
+    """Values of ``eval.finetune`` for every task."""
+    models: dict[str, str] = Field(default_factory=dict)
+    """More models to score: name to folder."""
+    second_step: SecondStep | None = None
+    sweep: Sweep | None = None
+    probes: Probes | None = None
+    provenance: dict[str, Any] = Field(default_factory=dict)
+    """Values of ``eval.provenance``, which makes a task out of the corpus."""
+    exports: Exports | None = None
+    baselines: Baselines | None = None
+    """Timed on the development set of STS-B, which needs a folder."""
+    job_cpus: PositiveInt = 1
+    """CPUs, and threads, of a fine-tuning job."""
+    job_gpus: float = Field(0.0, ge=0)
+    """GPUs of a fine-tuning job; with a share, several run on one."""
+    priority: int = 0
+    """Of all jobs in the queue, before or after those of other people: higher goes first."""
+    deadline_hours: float | None = Field(None, gt=0)
+    """Jobs that are not done so long after the suite was started are given up."""
+
+    @model_validator(mode="after")
+    def _tasks_have_data(self) -> Self:
+        if self.data and self.hub:
+            raise ValueError("data and hub: write one of them")
+        for task in self.tasks:
+            if not (task in (PROVENANCE, *self.folders) or self.data or self.hub or "data" in self.tuning(task)):
+                raise ValueError(f'no data for {task}: write data = "folder/{{task}}" or hub, or {task} in folders')
+            if "placement" in self.tuning(task):
+                raise ValueError("fine-tuning is placed by job_cpus and job_gpus: write those instead of a placement")
+        return self
+
+    @model_validator(mode="after")
+    def _tasks_are_there(self) -> Self:
+        asked = [("folders", tuple(self.folders))]
+        asked += [("second_step.tasks", self.second_step.tasks or ())] if self.second_step else []
+        asked += [("sweep.tasks", self.sweep.tasks or ())] if self.sweep else []
+        asked += [("probes.tasks", self.probes.tasks)] if self.probes else []
+        asked += [("exports.task", (self.exports.task,))] if self.exports else []
+        for where, names in asked:
+            if unknown := [name for name in names if name not in self.tasks]:
+                raise ValueError(f"{where} names {unknown[0]}, which is not among tasks: {', '.join(self.tasks)}")
+        if self.exports and not {*self.exports.models} <= {TEACHER, STUDENT}:
+            raise ValueError(f"exports.models are {TEACHER} and {STUDENT}, which latency compares: leave others out")
+        if self.exports and STUDENT not in self.exports.models:
+            raise ValueError(f"exports.models must have {STUDENT} among them: latency compares the teacher with it")
+        return self
+
+    @model_validator(mode="after")
+    def _stages_accept(self) -> Self:
+        for module, values, where in self._tables():
+            stage.find(module).recipe.of(values, f"[{where}]")
+        return self
+
+    def tuning(self, task: str, *changes: Mapping[str, Any]) -> dict[str, Any]:
+        """Values of ``eval.finetune`` for a task, later changes last."""
+        values: dict[str, Any] = self.finetune
+        for change in (self.tasks[task], *changes):
+            values = recipe.merge(values, change)
+        return {**values, "task": task}
+
+    def folder(self, task: str) -> Path | None:
+        """Folder of a task's examples; None where they come from the hub, or are made from the corpus.
+
+        Raises:
+            StageError: it is not there.
+        """
+        place = self.folders.get(task)
+        if place is None and self.data is not None and task != PROVENANCE and "data" not in self.tuning(task):
+            place = self.data.format(task=task)
+        if place is None:
+            return None
+        if not Path(place).exists():
+            raise StageError(f"{task}: no folder {place}: point data or folders at the tasks, or leave the task out")
+        return Path(place).absolute()
+
+    def check(self, models: Collection[str]) -> None:
+        """Find out before anything runs that all that is named will be there.
+
+        Raises:
+            StageError: names the first folder or model that is not.
+        """
+        for task in self.tasks:
+            self.folder(task)
+        if self.baselines is not None and (PAIRS not in self.tasks or self.folder(PAIRS) is None):
+            raise StageError(f"baselines are timed on the pairs of {PAIRS}: name its folder in data or folders")
+        for name, place in (self.baselines.folders if self.baselines else {}).items():
+            if not Path(place).is_dir():
+                raise StageError(f"baselines.folders: no folder {place} for {name}: correct it, or leave it out")
+        asked = [("sweep.reference", self.sweep.reference)] if self.sweep else []
+        asked += [("exports.models", name) for name in (self.exports.models if self.exports else ())]
+        asked += [("second_step", name) for name in ((TEACHER, STUDENT) if self.second_step else ())]
+        for where, name in asked:
+            if name not in models and name not in self.models:
+                raise StageError(f"{where} needs the model {name}: there is {', '.join(models) or 'none'}")
+
+    def probing(self, run: str, steps: int, datasets: Path) -> dict[str, Any] | None:
+        """Values of ``eval.probes`` for a run of so many steps; None where it is not probed.
+
+        ``datasets`` is where tasks are that were made from the corpus.
+        """
+        probes = self.probes
+        if probes is None or run not in probes.runs:
+            return None
+        tasks = {}
+        for task in probes.tasks:
+            values = self.tuning(task, probes.finetune)
+            place = datasets / task if task == PROVENANCE else self.folder(task)
+            if place is None and self.hub is not None and "data" not in values:
+                values["data"] = self.hub.format(task=task)
+            tasks[task] = {"finetune": values, "folder": None if place is None else str(place)}
+        placement = {"cpus": self.job_cpus, "gpus": self.job_gpus, "priority": self.priority}
+        if probes.metrics_port is not None:
+            placement["metrics_port"] = probes.metrics_port
+        return {"tasks": tasks, "steps": steps, "every": probes.every, "placement": placement}
+
+    def swept(self) -> tuple[str, ...]:
+        """Tasks of the sweep."""
+        return () if self.sweep is None else self.sweep.tasks or tuple(self.tasks)
+
+    def taught(self) -> tuple[str, ...]:
+        """Tasks of the second step."""
+        return () if self.second_step is None else self.second_step.tasks or tuple(self.tasks)
+
+    def _tables(self) -> Iterator[tuple[str, Mapping[str, Any], str]]:
+        yield "eval.provenance", self.provenance, "provenance"
+        for task in self.tasks:
+            yield "eval.finetune", self.tuning(task), f"tasks.{task}"
+        for task in self.swept() if self.sweep else ():
+            yield "eval.finetune", self.tuning(task, self.sweep.finetune), "sweep.finetune"  # type: ignore[union-attr]
+        for task in self.taught() if self.second_step else ():
+            yield "eval.finetune", self.tuning(task, self.second_step.finetune), "second_step.finetune"  # type: ignore[union-attr]
+        for task in self.probes.tasks if self.probes else ():
+            yield "eval.finetune", self.tuning(task, self.probes.finetune), "probes.finetune"  # type: ignore[union-attr]
+        if self.exports:
+            yield "deploy.onnx_export", self.exports.onnx, "exports.onnx"
+            yield "deploy.quantize", self.exports.int8, "exports.int8"
+            yield "eval.latency", self.exports.latency, "exports.latency"
+        if self.baselines is not None:
+            yield "eval.baselines", self.baselines.measure, "baselines.measure"

@@ -1,0 +1,193 @@
+"""A suite as a table of jobs: what follows from its recipe and the models that are there, and what is refused."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.artifact import write_json
+from cluster.jobs import Outcome
+from cluster.recipe import RecipeError
+from cluster.stage import StageError
+from eval.suite import models, record
+from eval.suite_jobs import Plan
+from eval.suite_recipe import Suite
+
+TASKS: dict[str, Any] = {"rte": {}, "stsb": {"epochs": 2}, "provenance": {"seeds": [1]}}
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    for task in ("rte", "stsb"):
+        (tmp_path / "data" / task).mkdir(parents=True)
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    """What a pipeline with a sweep leaves for the suite."""
+    out = tmp_path / "out"
+    for name in (
+        "teacher",
+        "students/student",
+        "students/no-soft",
+        "students/all-losses",
+        "students/.no-cosine.partial",
+    ):
+        (out / name).mkdir(parents=True)
+    return out
+
+
+def _plan(data: Path, out: Path, **values: Any) -> Plan:
+    suite = Suite.of({"data": f"{data}/{{task}}", "tasks": TASKS, **values})
+    return Plan(suite, models(suite, {}, out), out)
+
+
+def _jobs(plan: Plan) -> dict[str, Any]:
+    found = {job.name: job for job in plan.jobs()}
+    assert len(found) == len(plan.jobs())
+    return found
+
+
+def test_every_model_meets_every_task_after_what_it_needs(data: Path, out: Path) -> None:
+    found = _jobs(_plan(data, out, finetune={"seeds": [1, 2]}, job_cpus=2, priority=3))
+    assert list(found) == [
+        "datasets/provenance",
+        *(f"finetune/{model}/{task}" for task in TASKS for model in ("teacher", "student")),
+    ]
+    job = found["finetune/student/stsb"]
+    assert job.recipe == {"task": "stsb", "seeds": [1, 2], "epochs": 2, "placement": {"threads": 2}}
+    assert job.inputs == {"model": out / "students" / "student", "data": data / "stsb"}
+    assert (job.out, job.cpus, job.priority, job.after) == (out / "finetune" / "student" / "stsb", 2, 3, ())
+    made = found["finetune/teacher/provenance"]
+    assert made.after == ("datasets/provenance",)
+    assert made.inputs["data"] == found["datasets/provenance"].out
+
+
+def test_the_second_step_is_taught_by_the_fine_tuned_teacher(data: Path, out: Path) -> None:
+    plan = _plan(data, out, second_step={"tasks": ["rte"]})
+    job = _jobs(plan)["finetune/student-second-step/rte"]
+    assert job.inputs["model"] == out / "students" / "student"
+    assert job.inputs["teacher"] == out / "finetune" / "teacher" / "rte"
+    assert job.after == ("finetune/teacher/rte",)
+    assert job.recipe["second_step"] == {}
+    assert plan.described()["second_step"] == "student-second-step"
+
+
+def test_a_sweep_measures_the_others_like_its_reference(data: Path, out: Path) -> None:
+    sweep = {"reference": "all-losses", "tasks": ["rte"], "finetune": {"seeds": [7]}}
+    plan = _plan(data, out, sweep=sweep)
+    found = _jobs(plan)
+    swept = [found[f"finetune/{name}/rte"] for name in ("all-losses", "no-soft")]
+    assert [job.recipe["seeds"] for job in swept] == [[7], [7]]
+    assert "seeds" not in found["finetune/student/rte"].recipe
+    assert "finetune/no-soft/stsb" not in found
+    assert plan.described() == {
+        "models": {
+            "teacher": "teacher",
+            "student": "students/student",
+            "all-losses": "students/all-losses",
+            "no-soft": "students/no-soft",
+        },
+        "ablations": {"reference": "all-losses", "students": ["no-soft"]},
+        "second_step": None,
+    }
+
+
+def test_what_is_timed_is_alone(data: Path, out: Path) -> None:
+    found = _jobs(_plan(data, out, exports={"task": "stsb"}, baselines={}))
+    assert [name for name, job in found.items() if job.alone] == ["latency", "baselines"]
+    assert set(found["latency"].inputs) == {"teacher", "student", "onnx", "int8", "teacher_onnx", "teacher_int8"}
+    assert found["exports/student/int8"].after == ("exports/student/onnx",)
+    assert found["exports/student/onnx"].after == ("finetune/student/stsb",)
+    assert found["baselines"].inputs["pairs"] == data / "stsb"
+    assert found["baselines"].after == ("finetune/teacher/stsb", "finetune/student/stsb")
+
+
+def test_models_may_be_given_or_named(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "large").mkdir()
+    (tmp_path / "mine").mkdir()
+    suite = Suite.of({"data": f"{data}/{{task}}", "tasks": {"rte": {}}, "models": {"large": str(tmp_path / "large")}})
+    plan = Plan(suite, models(suite, {"student": tmp_path / "mine"}, tmp_path / "out"), tmp_path / "out")
+    assert list(_jobs(plan)) == ["finetune/student/rte", "finetune/large/rte"]
+    assert plan.described()["models"] == {"large": str(tmp_path / "large"), "student": str(tmp_path / "mine")}
+    absent = Suite.of({"models": {"large": str(tmp_path / "nowhere")}})
+    with pytest.raises(StageError, match=r"the model large: no folder .*nowhere"):
+        models(absent, {}, tmp_path / "out")
+
+
+def test_tasks_from_the_hub_need_no_folder(out: Path) -> None:
+    suite = Suite.of({"hub": "nyu-mll/glue:{task}", "tasks": {"rte": {}, "imdb": {"data": "stanfordnlp/imdb"}}})
+    found = _jobs(Plan(suite, models(suite, {}, out), out))
+    assert found["finetune/student/rte"].recipe["data"] == "nyu-mll/glue:rte"
+    assert found["finetune/student/imdb"].recipe["data"] == "stanfordnlp/imdb"
+    assert set(found["finetune/student/rte"].inputs) == {"model"}
+
+
+def test_probes_are_told_all_they_need(data: Path, out: Path) -> None:
+    suite = Suite.of(
+        {
+            "data": f"{data}/{{task}}",
+            "tasks": TASKS,
+            "probes": {"tasks": ["rte", "provenance"], "finetune": {"train_limit": 10}, "every": 50, "metrics_port": 0},
+        }
+    )
+    assert suite.probing("no-soft", 100, out / "datasets") is None
+    assert suite.probing("student", 100, out / "datasets") == {
+        "tasks": {
+            "rte": {"finetune": {"train_limit": 10, "task": "rte"}, "folder": str(data / "rte")},
+            "provenance": {
+                "finetune": {"seeds": [1], "train_limit": 10, "task": "provenance"},
+                "folder": str(out / "datasets" / "provenance"),
+            },
+        },
+        "steps": 100,
+        "every": 50,
+        "placement": {"cpus": 1, "gpus": 0.0, "priority": 0, "metrics_port": 0},
+    }
+
+
+def test_endings_replace_those_of_the_suite_before_and_no_others(tmp_path: Path) -> None:
+    write_json(
+        tmp_path / "jobs.json", [{"name": "corpus"}, {"name": "finetune/student/cola"}, {"name": "runs/no-soft"}]
+    )
+    record(tmp_path, [Outcome("finetune/student/rte", "done"), Outcome("report", "failed", error="it rained")])
+    written = json.loads((tmp_path / "jobs.json").read_text())
+    assert [entry["name"] for entry in written] == ["corpus", "runs/no-soft", "finetune/student/rte", "report"]
+    assert written[-1]["error"] == "it rained"
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"tasks": {"rte": {}}}, "no data for rte"),
+        ({"tasks": {"rte": {}}, "data": "x", "hub": "y"}, "data and hub: write one of them"),
+        ({"tasks": {"rte": {"placement": {"threads": 4}}}, "data": "x"}, "job_cpus and job_gpus"),
+        ({"tasks": {"rted": {}}, "data": "x"}, r"\[tasks.rted\]: .*no task rted"),
+        ({"exports": {"task": "rte"}}, "exports.task names rte, which is not among tasks"),
+        ({"tasks": {"rte": {}}, "data": "x", "exports": {"task": "rte", "models": ["teacher"]}}, "must have student"),
+        ({"sweep": {"finetune": {"seeds": [1]}}}, "sweep.finetune would measure the others otherwise than student"),
+        ({"folders": {"squad": "x"}}, "folders names squad, which is not among tasks"),
+        ({"baselines": {"measure": {"pases": 2}}}, r"\[baselines.measure\]: unknown key pases; did you mean passes"),
+    ],
+)
+def test_suites_that_are_refused(change: dict[str, Any], line: str) -> None:
+    with pytest.raises(RecipeError, match=line):
+        Suite.of(change)
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"sweep": {"reference": "all"}}, "sweep.reference needs the model all: there is teacher, student"),
+        ({"folders": {"rte": "/nowhere/rte"}}, "rte: no folder /nowhere/rte"),
+        ({"baselines": {"folders": {"elmo": "/nowhere"}}}, "baselines.folders: no folder /nowhere for elmo"),
+        ({"baselines": {}, "tasks": {"rte": {}}}, "baselines are timed on the pairs of stsb"),
+    ],
+)
+def test_what_a_suite_needs_is_missed_before_anything_runs(
+    data: Path, out: Path, change: dict[str, Any], line: str
+) -> None:
+    with pytest.raises(StageError, match=line):
+        _plan(data, out, **change).jobs()
