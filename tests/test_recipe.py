@@ -274,8 +274,11 @@ def _resolved(name: str) -> dict[str, Any]:
     trained = {f"students/{student}": plan.distillation(student).resolved() for student in pipeline.students()}
     teacher = stage.find("distill.teacher").recipe.of(pipeline.teacher)
     stages: dict[str, Any] = {"teacher": teacher.resolved(), **trained}
-    for job in [*plan.text(), *plan.measurements()]:
+    for job in plan.text():
         stages[job.name] = stage.find(job.module).recipe.of(job.recipe).resolved()
+    finetune = stage.find("eval.finetune").recipe
+    stages |= {task: finetune.of(plan.suite.tuning(task)).resolved() for task in plan.suite.tasks}
+    stages["suite"] = plan.suite.resolved()
     return {"pipeline": pipeline.resolved(), "stages": _once(stages)}
 
 
