@@ -28,6 +28,9 @@ Loss: TypeAlias = Callable[[Tensor, Rows], Tensor]
 LOG_EVERY = 20
 SCORING_BATCH = 64
 CLIP_NORM = 1.0
+# Examples times length squared, which is what attention keeps: parts that stay in a CPU's caches. Windows of SQuAD (160
+# tokens on average) went through a 6-layer model 1.4 times as fast in parts of 8 as in parts of 32.
+CPU_SQUARES = 2**18
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -141,8 +144,9 @@ class Trainer:
         """Add the gradient of the mean loss over these examples; returns that loss, which stays on the device."""
         device = self.model.device
         total = torch.zeros((), device=device)
-        for first in range(0, len(rows), self.micro_batch):
-            part = rows[first : first + self.micro_batch]
+        size = self._part_size(rows)
+        for first in range(0, len(rows), size):
+            part = rows[first : first + size]
             with torch.autocast(device.type, DTYPES[self.settings.precision], self.settings.precision != "fp32"):
                 logits = self.forward(self.model, self.features.batch(part))
             # Sums over the examples of the step, so that parts of different sizes count by their examples.
@@ -150,6 +154,13 @@ class Trainer:
             scaler.scale(loss).backward()
             total += loss.detach()
         return total
+
+    def _part_size(self, rows: Rows) -> int:
+        """Examples of this batch that go through the model at once."""
+        if self.model.device.type != "cpu":
+            return self.micro_batch
+        longest = int(self.features.lengths[rows].max())
+        return min(self.micro_batch, max(1, CPU_SQUARES // longest**2))
 
     def _groups(self) -> list[dict[str, Any]]:
         # Biases and LayerNorm weights are not decayed: decay pulls towards 0, and a scale should stay near 1.

@@ -5,7 +5,8 @@ tokens, and each window begins ``stride`` tokens after the one before it. Every 
 characters, so that an answer is always text exactly as it stands there.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,8 +82,10 @@ def windows(tokenizer: Any, questions: Sequence[Question], max_length: int, stri
         ModelError: there is no room for a passage beside a question.
     """
     frame = Frame.of(tokenizer)
-    passages = _passages(tokenizer, questions)
-    asked = tokenizer([each.text for each in questions], add_special_tokens=False, return_attention_mask=False)
+    # Not verbose: that a passage is longer than the model reads is what windows are for.
+    plain = functools.partial(tokenizer, add_special_tokens=False, return_attention_mask=False, verbose=False)
+    passages = _passages(plain, questions)
+    asked = plain([each.text for each in questions])
     ids: list[list[int]] = []
     types: list[list[int]] = []
     found: list[Window] = []
@@ -130,8 +133,8 @@ def _firsts(tokens: int, room: int, stride: int) -> range:
     return range(0, max(tokens - room, 0) + stride, stride)
 
 
-def _passages(tokenizer: Any, questions: Sequence[Question]) -> dict[str, Passage]:
+def _passages(plain: Callable[..., Any], questions: Sequence[Question]) -> dict[str, Passage]:
     texts = list(dict.fromkeys(question.context for question in questions))
-    encoded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False)
+    encoded = plain(texts, return_offsets_mapping=True)
     found = zip(texts, encoded["input_ids"], encoded["offset_mapping"], strict=True)
     return {text: Passage(ids, np.array(places, dtype=np.int64).reshape(-1, 2)) for text, ids, places in found}
