@@ -10,7 +10,7 @@ Models are those given, those the recipe names, and those that a pipeline has le
     datasets/ finetune/<model>/<task>/ exports/<model>/<format>/ latency/ baselines/
     suite.json      which models there are, and which of them are compared how
     jobs.json       how every job ended
-    report/
+    report/         and the model cards of the students, filled from it
 
 Run again, it runs what is missing. The jobs go through the queue of the Ray cluster at ``RAY_ADDRESS``
 (:mod:`cluster.jobs`), or of one that is started on this machine for as long as the suite runs.
@@ -24,8 +24,9 @@ from typing import Any
 from cluster import artifact, jobs, ray_cluster, stage
 from cluster.job import GOOD, JobsFailedError
 from cluster.jobs import Job, Outcome
+from eval import card
 from eval.suite_jobs import Plan
-from eval.suite_recipe import STUDENT, TEACHER, Suite
+from eval.suite_recipe import STUDENT, TEACHER, Card, Suite
 
 LEDGER = "queue"
 SUITE, JOBS, REPORT = "suite.json", "jobs.json", "report"
@@ -51,6 +52,8 @@ def run(recipe: Suite, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
         record(out, outcomes)
         outcomes += jobs.run([_report_job(out)], out / LEDGER)
     record(out, outcomes)
+    if (out / REPORT).is_dir():
+        fill_cards(recipe, plan, out)
     if failed := [outcome.name for outcome in outcomes if outcome.state not in GOOD]:
         more = f" and {len(failed) - FEW} more" if len(failed) > FEW else ""
         raise JobsFailedError(
@@ -75,6 +78,15 @@ def models(recipe: Suite, inputs: Mapping[str, Path], out: Path) -> dict[str, Pa
         if not place.is_dir():
             raise stage.StageError(f"the model {name}: no folder {place}")
     return found
+
+
+def fill_cards(recipe: Suite, plan: Plan, out: Path) -> None:
+    """Write what was measured into the model card of every student that lies below ``out`` and was scored."""
+    told = card.Told(**{name: getattr(recipe.card, name) for name in Card.model_fields})
+    for name, place in plan.models.items():
+        scored = any((out / "finetune" / name).glob(f"*/{artifact.MANIFEST}"))
+        if scored and name != TEACHER and place.is_relative_to(out):
+            card.fill(out / REPORT, place, told)
 
 
 def record(out: Path, outcomes: Iterable[Outcome]) -> None:

@@ -57,6 +57,15 @@ class Probes(Recipe):
     """Port on which the scores so far are served to Prometheus."""
 
 
+class Card(Recipe):
+    """What only people know of a student, for its model card."""
+
+    license: str | None = None
+    language: tuple[str, ...] | None = None
+    base_model: str | None = None
+    datasets: tuple[str, ...] | None = None
+
+
 class Sweep(Recipe):
     """Students that were trained otherwise, on the same tasks as one that was not (paper, section 4.1, table 4)."""
 
@@ -100,6 +109,8 @@ class Suite(Recipe):
     exports: Exports | None = None
     baselines: Baselines | None = None
     """Timed on the development set of STS-B, which needs a folder."""
+    card: Card = Card()
+    """Filled, with the report's scores, into the README.md of every student below ``--out``."""
     job_cpus: PositiveInt = 1
     """CPUs, and threads, of a fine-tuning job."""
     job_gpus: float = Field(0.0, ge=0)

@@ -75,6 +75,7 @@ def test_every_stage_left_its_artifact(done: Path) -> None:
     for place, kind in kinds.items():
         artifact.verify(done / place, kind)
     assert artifact.read(done / "students/student").facts["layers"] == 2
+    assert "model-index" in (done / "students" / "student" / "README.md").read_text()
     for name in ("report.html", "report.md", "report.json", "summary.txt"):
         assert (done / "report" / name).stat().st_size > 0
 
