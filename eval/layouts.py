@@ -34,7 +34,7 @@ def local(task: Task, folder: Path) -> Splits:
     """
     folder = _home(task, folder)
     if (folder / "dataset_dict.json").is_file():
-        return _of_data_set(_saved(folder), str(folder))
+        return _of_data_set(_saved(folder), folder.name, str(folder))
     if task.text_folders and (folder / task.dev[0][0]).is_dir():
         return lambda names: [read_text_folders(folder / names[0], task.text_folders)]
     return lambda names: [READERS[path.suffix](path, task) for path in _files(task, folder, names)]
@@ -56,16 +56,17 @@ def hub(task: Task, name: str) -> Splits:
             f"data set {name} cannot be fetched ({_first_line(error)}): check its name ({task.name} is {task.hub}) and "
             "the network, or give local files with --data DIR"
         ) from None
-    return _of_data_set(found, name)
+    return _of_data_set(found, name, name)
 
 
-def _of_data_set(found: Mapping[str, Any], name: str) -> Splits:
+def _of_data_set(found: Mapping[str, Any], name: str, where: str) -> Splits:
+    # The name goes into facts, which say nothing of where things lie on one machine.
     def tables(names: Sequence[str]) -> list[Table]:
         present = [each for each in names if each in found]
         if not present:
-            raise ExamplesError(f"data set {name} has splits {', '.join(found)}: expected {' or '.join(names)}")
-        place = f"{name} {present[0]}"
-        return [Table(place, place, found[present[0]][:])]
+            raise ExamplesError(f"data set {where} has splits {', '.join(found)}: expected {' or '.join(names)}")
+        split = present[0]
+        return [Table(f"{name} {split}", f"{where} {split}", found[split][:])]
 
     return tables
 
