@@ -80,6 +80,7 @@ class Book:
         self.entries: dict[str, Entry] = {}
         self.open: dict[str, Entry] = {}
         """Those that wait or run, in the order of the line."""
+        self.kinds: set[str] = set()
         self.draining = False
         self.port: int | None = None
         """Where metrics are served."""
@@ -160,25 +161,28 @@ class Book:
         rivals = (entry for entry in self.open.values() if entry.id != request.id)
         return next((entry for entry in rivals if entry.request.makes["out"] == place), None)
 
-    def circle(self, request: Request) -> bool:
-        """Whether a job would wait for itself, by way of those that it comes after."""
+    def circle(self, request: Request, new: Mapping[str, Request]) -> bool:
+        """Whether a job would wait for itself, by way of those it comes after; ``new`` are about to come."""
         waiting, seen = list(request.job.after), set[str]()
         while waiting:
             name = waiting.pop()
             if name == request.id:
                 return True
-            if name not in seen and name in self.entries:
+            if name not in seen:
                 seen.add(name)
-                waiting += self.entries[name].request.job.after
+                known = new[name] if name in new else self.entries[name].request
+                waiting += known.job.after
         return False
 
     def heirs(self, entry: Entry) -> list[Entry]:
-        """Those that failed only because this one did, in order."""
-        found = [entry.id]
-        for other in self.entries.values():
-            if other.failure == "dependency" and set(other.request.job.after) & set(found):
-                found.append(other.id)
-        return [self.entries[name] for name in found[1:]]
+        """Those that failed only because this one did, each after those it comes after."""
+        left = [other for other in self.entries.values() if other.failure == "dependency"]
+        found = [entry]
+        for before in found:  # it grows
+            heirs = [other for other in left if before.id in other.request.job.after]
+            left = [other for other in left if other not in heirs]
+            found += heirs
+        return found[1:]
 
     def _add(self, request: Request, at: float) -> None:
         self._number += 1
@@ -187,6 +191,7 @@ class Book:
         entry = Entry(request, self._number, at, due, request.job.priority)
         entry.history = [*(before.history if before else ()), (at, f"submitted by {request.job.user}")]
         self.entries[request.id] = self.open[request.id] = entry
+        self.kinds.add(request.job.kind)
 
     def _order(self) -> None:
         line = sorted(self.open.values(), key=lambda entry: (-entry.priority, entry.number))

@@ -11,6 +11,7 @@ from any other. Answers go to stdout, progress and errors to stderr.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import re
@@ -40,7 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 f"no cluster is named: set {ray_cluster.ADDRESS} to its head's host:6379 (on a machine of the cluster) "
                 "or to ray://host:10001; without a cluster, run the stage itself with python -m MODULE"
             )
-        with ray_cluster.connect():
+        # Answers have stdout to themselves: there Ray tells whoever is connected what becomes of nodes and workers.
+        options.answers = sys.stdout
+        with contextlib.redirect_stdout(sys.stderr), ray_cluster.connect():
             good = options.command(options)
     if not good:
         sys.exit(1)
@@ -122,7 +125,7 @@ def _start(options: argparse.Namespace) -> bool:
         found.limit(dict(options.limit_user or ()), dict(options.limit_kind or ()))
     if options.metrics_port is not None:
         found.serve(options.metrics_port)
-    print(found.ledger)
+    print(found.ledger, file=options.answers)
     return True
 
 
@@ -145,11 +148,12 @@ def _submit(called: stage.Stage[Any], options: argparse.Namespace) -> bool:
         user=options.user,
     )
     found = _queue(options)
-    submitted = found.submit([job])[0]
-    print(submitted, flush=True)
+    printed = found.enter([job])
+    submitted = next(iter(printed))
+    print(submitted, file=options.answers, flush=True)
     if not options.wait:
         return True
-    outcome = next(iter(found.follow({submitted: job.name})))
+    outcome = next(found.follow({submitted: job.name}, printed))
     print(jobs.sentence(outcome), file=sys.stderr)
     return outcome.state in ("done", "skipped")
 
@@ -164,10 +168,10 @@ def _list(options: argparse.Namespace) -> bool:
         line for line in found.list() if (options.all or line["state"] in OPEN) and options.user in (None, line["user"])
     ]
     if options.json:
-        print(json.dumps(lines, indent=2, ensure_ascii=False))
+        print(json.dumps(lines, indent=2, ensure_ascii=False), file=options.answers)
         return True
     about = found.about()
-    print(table(lines, time.time()))
+    print(table(lines, time.time()), file=options.answers)
     counts = ", ".join(f"{count} {state}" for state, count in sorted(about["counts"].items())) or "no jobs yet"
     print(f"{counts}; ledger {about['ledger']}{'; drained' if about['draining'] else ''}", file=sys.stderr)
     if about["trouble"]:
@@ -179,9 +183,9 @@ def _show(options: argparse.Namespace) -> bool:
     found = _queue(options)
     shown = found.show(options.job)
     if options.json:
-        print(json.dumps(shown, indent=2, ensure_ascii=False))
+        print(json.dumps(shown, indent=2, ensure_ascii=False), file=options.answers)
     else:
-        print(details(shown, found.log(options.job, -_LAST_BYTES)["text"], time.time()))
+        print(details(shown, found.log(options.job, -_LAST_BYTES)["text"], time.time()), file=options.answers)
     return True
 
 
@@ -189,8 +193,8 @@ def _logs(options: argparse.Namespace) -> bool:
     found, offset = _queue(options), 0
     while True:
         part = found.log(options.job, offset)
-        sys.stdout.write(part["text"])
-        sys.stdout.flush()
+        options.answers.write(part["text"])
+        options.answers.flush()
         if not part["text"] and not (options.follow and part["state"] in OPEN):
             return True
         if not part["text"]:
@@ -202,19 +206,19 @@ def _wait(options: argparse.Namespace) -> bool:
     found = _queue(options)
     outcomes = found.wait([found.id_of(text) for text in options.jobs])
     for outcome in outcomes:
-        print(jobs.sentence(outcome))
+        print(jobs.sentence(outcome), file=options.answers)
     return all(outcome.state in ("done", "skipped") for outcome in outcomes)
 
 
 def _cancel(options: argparse.Namespace) -> bool:
     for name in _queue(options).cancel(options.jobs):
-        print(name)
+        print(name, file=options.answers)
     return True
 
 
 def _retry(options: argparse.Namespace) -> bool:
     for name in _queue(options).retry(options.jobs):
-        print(name)
+        print(name, file=options.answers)
     return True
 
 

@@ -42,7 +42,11 @@ class Keeper:
             self.write(
                 [ended(entry, "cancelled", "the command that wanted it was interrupted", None) for entry in left]
             )
-        self._find_workers()
+        try:
+            self._find_workers()
+        except BaseException:
+            self._ledger.close()
+            raise
 
     def write(self, events: Sequence[Event]) -> None:
         """Make events true.
@@ -66,7 +70,9 @@ class Keeper:
     def turn(self) -> None:
         """Do all there is to do now."""
         self._ledger.check()
-        self._heard += [self._missing(entry) for entry in self.book.running() if not self.crew.has(entry.worker)]
+        told = {heard.key for heard in self._heard}
+        lost = [entry for entry in self.book.running() if not self.crew.has(entry.worker) and _key(entry) not in told]
+        self._heard += map(self._missing, lost)
         self.write([event for heard in self._heard if (event := self._event(heard)) is not None])
         self._heard = []
         self._end_overdue()
@@ -82,9 +88,6 @@ class Keeper:
         self.write([ended(entry, state, error, failure) for entry in entries])
         for worker in filter(self.crew.has, workers):
             self.crew.stop(worker)
-
-    def close(self) -> None:
-        self._ledger.close()
 
     def _find_workers(self) -> None:
         """Take over the workers of running jobs; end those that no job needs any more."""
@@ -178,7 +181,9 @@ class Keeper:
             out=str(job.out),
             cwd=str(job.cwd),
             log=str(log_path(self._folder, entry.id)),
+            cpus=job.cpus,
             gpus=job.gpus,
+            alone=job.alone,
             halves=entry.causes["memory"] > 0,
             first=attempt == 1,
         )
@@ -194,11 +199,8 @@ class Keeper:
     def _show_counts(self) -> None:
         for gauge, state in ((telemetry.JOBS_WAITING, "waiting"), (telemetry.JOBS_RUNNING, "running")):
             counts = Counter(entry.request.job.kind for entry in self.book.open.values() if entry.state == state)
-            for kind in {*self._kinds(), *counts}:
+            for kind in self.book.kinds:
                 gauge.labels(kind).set(counts[kind])
-
-    def _kinds(self) -> set[str]:
-        return {entry.request.job.kind for entry in self.book.entries.values()}
 
 
 def ended(entry: Entry, state: str, error: str | None, failure: Failure | None, seconds: float | None = None) -> Event:

@@ -32,6 +32,10 @@ READ_BYTES = 2**16
 """Of a log in one answer."""
 
 
+class UnreadyError(stage.StageError):
+    """The queue has no ledger; it goes on trying to have it."""
+
+
 class JobQueue:
     """The actor. Its thread does the work; its methods answer people, with plain JSON values."""
 
@@ -44,6 +48,15 @@ class JobQueue:
         with self._lock:
             self._open()
         threading.Thread(target=self._work, daemon=True, name="queue").start()
+
+    def ledger(self) -> str:
+        """The folder of its ledger."""
+        return str(self._folder)
+
+    def unready(self) -> str:
+        """Why it has no ledger; empty when it has."""
+        with self._lock:
+            return self._trouble if self._keeper is None else ""
 
     def about(self) -> dict[str, Any]:
         """What queue this is and how it fares."""
@@ -59,8 +72,8 @@ class JobQueue:
                 "counts": dict(Counter(entry.state for entry in book.entries.values())),
             }
 
-    def submit(self, requests: Sequence[Mapping[str, Any]]) -> list[str]:
-        """Take jobs, all or none; ids in the order given. Those that wait or run already are the same ones.
+    def submit(self, requests: Sequence[Mapping[str, Any]]) -> list[tuple[str, int]]:
+        """Take jobs, all or none; for each its id and how long its log is by now. Those that wait or run are joined.
 
         Raises:
             StageError: a job that could never run, or whose place another job is working at.
@@ -70,13 +83,7 @@ class JobQueue:
             wanted = [Request.of(values) for values in requests]
             adopted = [request for request in wanted if request.id in keeper.book.open]
             new = [request for request in wanted if request.id not in keeper.book.open]
-            known = {*keeper.book.entries}
-            nodes = job_nodes.alive()
-            for request in new:
-                self._check(keeper, request, known)
-                if (refusal := job_nodes.refusal(request.job, nodes)) is not None:
-                    raise stage.StageError(f"job {request.job.name} {refusal}: ask for less, or start a larger node")
-                known.add(request.id)
+            self._check(keeper, new)
             events: list[Event] = [
                 {"event": "raised", "id": request.id, "priority": request.job.priority}
                 for request in adopted
@@ -85,7 +92,7 @@ class JobQueue:
             if new:
                 events.append({"event": "submitted", "requests": [request.resolved() for request in new]})
             keeper.write(events)
-            return [request.id for request in wanted]
+            return [(request.id, self._printed(request.id, None)["offset"]) for request in wanted]
 
     def look(self, offsets: Mapping[str, int | None]) -> dict[str, Any]:
         """State of each job, its outcome where it has ended, and what it printed since an offset (None: nothing)."""
@@ -161,7 +168,7 @@ class JobQueue:
 
     def _kept(self) -> Keeper:
         if self._keeper is None:
-            raise stage.StageError(f"the queue cannot keep its ledger: {self._trouble}")
+            raise UnreadyError(f"the job queue cannot keep its ledger: {self._trouble}")
         return self._keeper
 
     def _entry(self, text: str) -> Entry:
@@ -175,17 +182,27 @@ class JobQueue:
         known = f"; {', '.join(entry.id for entry in found)} are: name one of them" if found else ""
         raise stage.StageError(f"{text} is not the id of one job of the queue{known}")
 
-    def _check(self, keeper: Keeper, request: Request, known: set[str]) -> None:
-        job = request.job
-        for name in job.after:
-            if name not in known:
-                raise stage.StageError(
-                    f"job {job.name} comes after {name}, which is not among the jobs before it, nor the id of one that "
-                    "the queue has"
-                )
-        if keeper.book.circle(request):
-            raise stage.StageError(f"job {job.name} would wait for itself: leave out what it comes after")
-        _refuse_rival(keeper, request)
+    def _check(self, keeper: Keeper, requests: Sequence[Request]) -> None:
+        """Refuse new jobs that could never run, or that others are in the way of."""
+        known, places, taken = {*keeper.book.entries}, dict[str, Request](), dict[str, Request]()
+        nodes = job_nodes.alive()
+        for request in requests:
+            job = request.job
+            for name in job.after:
+                if name not in known:
+                    raise stage.StageError(
+                        f"job {job.name} comes after {name}, which is not among the jobs before it, nor the id of one "
+                        "that the queue has"
+                    )
+            taken[request.id] = request
+            if keeper.book.circle(request, taken):
+                raise stage.StageError(f"job {job.name} would wait for itself: leave out what it comes after")
+            if (refusal := job_nodes.refusal(job, nodes)) is not None:
+                raise stage.StageError(f"job {job.name} {refusal}: ask for less, or start a larger node")
+            if (twin := places.setdefault(request.makes["out"], request)) is not request:
+                raise stage.StageError(f"jobs {twin.job.name} and {job.name} differ, and are both to make {job.out}")
+            _refuse_rival(keeper, request)
+            known.add(request.id)
 
     def _outcome(self, entry: Entry) -> dict[str, Any] | None:
         return None if entry.state in OPEN else entry.outcome(str(log_path(self._folder, entry.id))).resolved()
@@ -211,7 +228,7 @@ class JobQueue:
             "id": entry.id,
             "name": job.name,
             "state": entry.state,
-            "why": self._waits_for(keeper, entry, now, nodes) if entry.state == "waiting" else entry.why,
+            "why": self._why(keeper, entry, now, nodes),
             "kind": job.kind,
             "user": job.user,
             "priority": entry.priority,
@@ -226,8 +243,10 @@ class JobQueue:
             "failure": entry.failure,
         }
 
-    def _waits_for(self, keeper: Keeper, entry: Entry, now: float, nodes: Mapping[str, Mapping[str, float]]) -> str:
-        """Why a job waits, in words."""
+    def _why(self, keeper: Keeper, entry: Entry, now: float, nodes: Mapping[str, Mapping[str, float]]) -> str:
+        """Why a job waits, in words; of others, why their last attempt but one came to nothing."""
+        if entry.state != "waiting":
+            return "its worker is being started" if entry.state == "running" and not entry.about else entry.why
         if (before := keeper.book.awaited(entry)) is not None:
             return f"comes after {before.request.job.name}"
         if entry.until > now:

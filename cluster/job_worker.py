@@ -36,7 +36,9 @@ class Call:
     out: str
     cwd: str
     log: str
+    cpus: float
     gpus: float
+    alone: bool
     halves: bool
     """Run with half the micro-batch, where the stage knows how."""
     first: bool
@@ -73,8 +75,7 @@ class Worker:
     def run(self, call: Call) -> Ended:
         """Run a call, everything it prints going to its log; the same call again is only answered."""
         if call.key not in self._ended:
-            if not call.gpus:
-                os.environ["CUDA_VISIBLE_DEVICES"] = ""  # left unset, a job without a GPU would take one all the same
+            _settle_environment(call)
             ended = attempt(call)
             left = psutil.Process().children(recursive=True)
             kill(left)
@@ -84,6 +85,14 @@ class Worker:
     def ended(self, key: str) -> Ended | None:
         """How a call ended; None for one that never came here."""
         return self._ended.get(key)
+
+
+def _settle_environment(call: Call) -> None:
+    if not call.gpus:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # left unset, a job without a GPU would take one all the same
+    if call.alone:
+        # It holds all CPUs of its node, so Ray tells it to use them all; it is to use what it asked for.
+        os.environ["OMP_NUM_THREADS"] = str(max(1, int(call.cpus)))
 
 
 def attempt(call: Call) -> Ended:
@@ -124,9 +133,8 @@ def _failed(call: Call, error: BaseException, seconds: float) -> Ended:
         return Ended("busy", seconds, plain)
     if is_memory(error):
         return Ended("memory", seconds, f"{' '.join(plain.split())}; {memory_numbers()}", fit=False)
-    if stage.explain(error) is None:
-        plain = f"{plain} (a bug: see {call.log})"
-    return Ended("user", seconds, plain, fit=False)
+    bug = stage.explain(error) is None
+    return Ended("user", seconds, f"{plain} (a bug: see {call.log})" if bug else plain, fit=not bug)
 
 
 def clear(worker: Mapping[str, Any]) -> str | None:

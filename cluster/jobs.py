@@ -31,7 +31,8 @@ from cluster.job import Outcome as Outcome
 from cluster.job import settle
 from cluster.job_crew import NAMESPACE
 from cluster.job_failures import Patience
-from cluster.job_queue import JobQueue
+from cluster.job_ledger import SupersededError
+from cluster.job_queue import JobQueue, UnreadyError
 from cluster.job_worker import working_in as working_in
 
 LEDGER = "STILLHOUSE_JOBS"
@@ -56,11 +57,12 @@ def run(jobs: Sequence[Job], ledger: Path) -> list[Outcome]:
     if not jobs:
         return []
     found = queue(ledger)
-    ids = found.submit(jobs)
+    printed = found.enter(jobs)
+    ids = list(printed)
     names = dict(zip(ids, (job.name for job in jobs), strict=True))
     ended: dict[str, Outcome] = {}
     with telemetry.Progress("jobs", len(jobs), "jobs") as shown:
-        for outcome in found.follow(names):
+        for outcome in found.follow(names, printed):
             ended[outcome.id] = outcome
             shown.advance()
             telemetry.say(sentence(outcome))
@@ -106,11 +108,10 @@ def start(ledger: Path, patience: Patience | None = None) -> "Queue":
         max_concurrency=32,
         scheduling_strategy=NodeAffinitySchedulingStrategy(head, soft=True) if head else "DEFAULT",
     ).remote(str(ledger), ray_cluster.is_private(), patience or Patience())
-    try:
-        found = Queue(handle)
-    except stage.StageError:
-        ray.kill(handle)  # it could keep no ledger; the next one to start it may name a better one
-        raise
+    found = Queue(handle)
+    if found.ledger == ledger and (trouble := found.trouble()):
+        ray.kill(handle)  # the next one to start it may name a better ledger
+        raise stage.StageError(f"the job queue cannot keep its ledger: {trouble}")
     if found.ledger != ledger:
         raise stage.StageError(f"the queue of this cluster has the ledger {found.ledger}, not {ledger}: name that one")
     return found
@@ -138,7 +139,11 @@ class Queue:
 
     def __init__(self, handle: Any) -> None:
         self._handle = handle
-        self.ledger = Path(self.about()["ledger"])
+        self.ledger = Path(str(self._ask("ledger")))
+
+    def trouble(self) -> str:
+        """Why it cannot keep its ledger; empty while it can."""
+        return str(self._ask("unready"))
 
     def about(self) -> dict[str, Any]:
         """Its ledger, limits, counts of jobs by state, whether it is drained, and what troubles it."""
@@ -150,14 +155,18 @@ class Queue:
         Raises:
             StageError: as :func:`run`.
         """
-        return tuple(self._ask("submit", [request.resolved() for request in settle(jobs)]))
+        return tuple(self.enter(jobs))
 
-    def follow(self, names: Mapping[str, str]) -> Iterator[Outcome]:
-        """Outcomes of jobs as they end, repeating what the running ones print; ``names`` by id stand before the lines.
+    def enter(self, jobs: Sequence[Job]) -> dict[str, int]:
+        """:meth:`submit`; id to the length of its log in bytes, which earlier attempts may have written to."""
+        return dict(self._ask("submit", [request.resolved() for request in settle(jobs)]))
 
-        What earlier attempts have printed is not shown again.
+    def follow(self, names: Mapping[str, str], printed: Mapping[str, int]) -> Iterator[Outcome]:
+        """Outcomes of jobs as they end, repeating what the running ones print behind what they have ``printed``.
+
+        ``names`` by id stand before the lines.
         """
-        offsets: dict[str, int | None] = dict.fromkeys(names)
+        offsets = dict(printed)
         pause = _LOOK_SECONDS[0]
         while offsets:
             found = self._ask("look", offsets)
@@ -230,13 +239,15 @@ class Queue:
             try:
                 return ray.get(getattr(self._handle, method).remote(*arguments))
             except RayTaskError as error:
-                raise error.cause from None
+                unready = isinstance(error.cause, UnreadyError | SupersededError)
+                if not unready or time.monotonic() > deadline:
+                    raise error.cause from None
+            except ActorDiedError:
+                self._handle = _again()
             except RayActorError as error:
                 if time.monotonic() > deadline:
                     raise stage.StageError(f"the job queue does not answer: {error}") from None
-                time.sleep(_LOOK_SECONDS[1])
-                if isinstance(error, ActorDiedError):
-                    self._handle = _again()
+            time.sleep(_LOOK_SECONDS[1])
 
 
 def _running() -> Queue | None:

@@ -98,15 +98,15 @@ class _Place:
         self._free = dict(node.free)
         self._running = [dict(amounts) for amounts in node.running]
         self._exclusive = node.exclusive
-        self._claimed: dict[str, float] = {}
-        """Sum of what is promised here; never more than could run at once."""
+        self._claims: list[dict[str, float]] = []
+        """What is promised here: to the first, to the first two …; never more than could run at once."""
         self._closed = False
         """Promised to a job that must be alone."""
         self._budget = dict(node.free)
         """What jobs behind those that were promised this node may take."""
 
     def fits(self, need: Need) -> bool:
-        if self._closed or self._exclusive or (need.alone and (self._running or self._claimed)):
+        if self._closed or self._exclusive or (need.alone and (self._running or self._claims)):
             return False
         return need.could_run_on(self._node) and _holds(self._budget, need.on(self._node))
 
@@ -124,35 +124,41 @@ class _Place:
 
     def could_promise(self, need: Need) -> bool:
         """Whether it will fit here, beside what is promised already, when enough jobs of the queue have ended."""
-        if self._closed or not need.could_run_on(self._node) or (need.alone and self._claimed):
+        if self._closed or not need.could_run_on(self._node) or (need.alone and self._claims):
             return False
         ours = _sum(self._running)
         reachable = {name: self._free.get(name, 0.0) + ours.get(name, 0.0) for name in {*self._free, *ours}}
-        return _holds(reachable, _sum([self._claimed, need.on(self._node)]))
+        return _holds(reachable, self._with(need))
 
     def endings(self, need: Need) -> tuple[int, bool]:
         """How many jobs have to end before it fits, the largest of them first."""
         if need.alone:
-            return len(self._running), bool(self._claimed)
-        wanted = _sum([self._claimed, need.amounts])
+            return len(self._running), bool(self._claims)
+        wanted = self._with(need)
         free, count = dict(self._free), 0
         for taken in sorted(self._running, key=lambda taken: -sum(taken.get(name, 0.0) for name in wanted)):
             if _holds(free, wanted):
                 break
             free, count = _sum([free, taken]), count + 1
-        return count, bool(self._claimed)
+        return count, bool(self._claims)
 
     def promise(self, need: Need) -> None:
-        self._claimed = _sum([self._claimed, need.on(self._node)])
+        self._claims.append(self._with(need))
         self._closed = need.alone
         self._settle()
+
+    def _with(self, need: Need) -> dict[str, float]:
+        """All that is promised here, and this."""
+        return _sum([*self._claims[-1:], need.on(self._node)])
 
     def _settle(self) -> None:
         """What may be taken by those behind without a delay for those ahead, whichever of the running jobs end."""
         self._budget = dict(self._free)
-        for name, claimed in self._claimed.items():
-            running = [taken[name] for taken in self._running if taken.get(name)]
-            self._budget[name] = min(self._free.get(name, 0.0), _slack(self._free.get(name, 0.0), running, claimed))
+        for claim in self._claims:
+            for name, claimed in claim.items():
+                running = [taken[name] for taken in self._running if taken.get(name)]
+                slack = _slack(self._free.get(name, 0.0), running, claimed)
+                self._budget[name] = min(self._budget.get(name, 0.0), slack)
 
 
 def _slack(free: float, running: Iterable[float], claimed: float) -> float:

@@ -52,13 +52,14 @@ UNIT_BYTES = Counter("stillhouse_unit_bytes_total", "Bytes of input in finished 
 DOCUMENTS = Counter("stillhouse_documents_total", "Documents by what became of them", ["task", "outcome"])
 TOKENS_MADE = Counter("stillhouse_tokens_made_total", "Tokens written to row files")
 ACTORS = Gauge("stillhouse_actors", "Actors that are up", ["task"])
+ACTOR_DEATHS = Counter("stillhouse_actor_deaths_total", "Actors that died, their nodes' deaths included", ["task"])
+
 JOBS_WAITING = Gauge(
     "stillhouse_jobs_waiting", "Jobs in the queue that wait: for room, for others, to be tried again", ["kind"]
 )
 JOBS_RUNNING = Gauge("stillhouse_jobs_running", "Jobs that run", ["kind"])
 JOBS_ENDED = Counter("stillhouse_jobs_ended_total", "Jobs that ended, by how", ["kind", "state"])
 JOB_ATTEMPTS = Counter("stillhouse_job_attempts_total", "Attempts at jobs that were begun", ["kind"])
-ACTOR_DEATHS = Counter("stillhouse_actor_deaths_total", "Actors that died, their nodes' deaths included", ["task"])
 
 PLAIN_SECONDS = 10.0
 

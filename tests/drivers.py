@@ -1,9 +1,11 @@
 """Stages in processes of their own, watched while they work, for the tests that kill what they run on."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from clusters import await_that
 
@@ -41,3 +43,54 @@ class StageDriver(Driver):
         self.process.wait(timeout=400)
         assert self.process.returncode == 0, self.said()
         return self.said()
+
+
+class RefusedError(Exception):
+    """What the job queue said to people."""
+
+
+class Asker:
+    """Somebody at the job queue of the cluster of an environment, in a process of his own (:mod:`asker`)."""
+
+    def __init__(self, log: Path, environment: dict[str, str]) -> None:
+        self._log = log
+        with log.open("a") as errors:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "asker"],
+                env=environment,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+            )
+
+    def say(self, method: str, *arguments: Any) -> None:
+        """Ask for something without waiting for the answer."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps([method, *arguments]) + "\n")
+        self.process.stdin.flush()
+
+    def hear(self) -> Any:
+        """The next answer.
+
+        Raises:
+            RefusedError: the queue refused.
+        """
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert line, f"the process ended: {self._log.read_text()}"
+        answer = json.loads(line)
+        if "error" in answer:
+            raise RefusedError(answer["error"])
+        return answer["answer"]
+
+    def ask(self, method: str, *arguments: Any) -> Any:
+        self.say(method, *arguments)
+        return self.hear()
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        for stream in (self.process.stdin, self.process.stdout):
+            assert stream is not None
+            stream.close()

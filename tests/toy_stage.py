@@ -3,6 +3,7 @@
 import hashlib
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Mapping
@@ -19,6 +20,8 @@ class Placement(Recipe):
     """Where it runs."""
 
     threads: PositiveInt = 1
+    rows: PositiveInt = 8
+    """Of a micro-batch."""
 
 
 class Toy(Recipe):
@@ -34,6 +37,14 @@ class Toy(Recipe):
     side: Literal["r", "w"] = "r"
     seconds: NonNegativeFloat = 0.0
     """How long it computes."""
+    room: PositiveInt = 8
+    """Rows of a micro-batch that memory is enough for."""
+    child: str = ""
+    """Where it writes the number of a process that it starts, and that would outlive it."""
+    gate: str = ""
+    """A file without which it does not end."""
+    tally: str = ""
+    """A file to which it adds its text when it ends well."""
     placement: Placement = Placement()
 
 
@@ -47,12 +58,33 @@ def run(recipe: Toy, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
     print(f"the toy says {recipe.text}")
     if attempt <= recipe.deaths:
         os.kill(os.getpid(), signal.SIGKILL)
+    if recipe.placement.rows > recipe.room:
+        raise MemoryError(f"no room for {recipe.placement.rows} rows")
+    if recipe.child:
+        _start_child(Path(recipe.child))
     _behave(recipe.behaviour)
     if recipe.meeting:
         Path(recipe.meeting).open(recipe.side).close()  # opens when both sides do
     while time.monotonic() - started < recipe.seconds:
         hashlib.sha256(b"\0" * 2**16)
-    return {"attempts": attempt, "started": started, "ended": time.monotonic()}
+    while recipe.gate and not Path(recipe.gate).exists():
+        time.sleep(0.02)
+    if recipe.tally:
+        with Path(recipe.tally).open("a") as tally:
+            tally.write(f"{recipe.text}\n")
+    facts = {"attempts": attempt, "rows": recipe.placement.rows, "threads": os.environ.get("OMP_NUM_THREADS")}
+    return {**facts, "started": started, "ended": time.monotonic()}
+
+
+def _start_child(note: Path) -> None:
+    child = subprocess.Popen(["sleep", "1000"], start_new_session=True)
+    note.with_suffix(".tmp").write_text(str(child.pid))
+    note.with_suffix(".tmp").replace(note)
+
+
+def halved(recipe: Toy) -> Toy | None:
+    rows = recipe.placement.rows // 2
+    return recipe.model_copy(update={"placement": Placement(rows=rows)}) if rows else None
 
 
 def _behave(behaviour: str) -> None:
@@ -73,6 +105,7 @@ STAGE = stage.Stage(
     recipe=Toy,
     inputs={"corpus": stage.Role(("corpus", "dataset")), "folder": stage.Role((stage.FOLDER,), optional=True)},
     produces="dataset",
+    halved=halved,
 )
 
 if __name__ == "__main__":

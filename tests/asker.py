@@ -1,0 +1,49 @@
+"""Somebody at the job queue: a process connected to a cluster that does what it is told, a line of JSON at a time."""
+
+import contextlib
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from cluster import jobs, ray_cluster, stage
+from cluster.job_failures import Patience
+
+
+def _job(values: dict[str, Any]) -> jobs.Job:
+    inputs = {role: Path(place) for role, place in values["inputs"].items()}
+    places = {"inputs": inputs, "out": Path(values["out"]), "after": tuple(values.get("after", ()))}
+    return jobs.Job(**{**values, **places})
+
+
+def _do(method: str, arguments: list[Any]) -> Any:
+    if method == "start":
+        return str(jobs.start(Path(arguments[0]), Patience(**arguments[1])).ledger)
+    if method == "stop":
+        return jobs.stop()
+    if method in ("submit", "run"):
+        wanted = [_job(values) for values in arguments[0]]
+        return jobs.queue().submit(wanted) if method == "submit" else jobs.run(wanted, Path(arguments[1]))
+    return getattr(jobs.queue(), method)(*arguments)
+
+
+def _plain(value: Any) -> Any:
+    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else str(value)
+
+
+def main() -> None:
+    """Answer every line of stdin with one on stdout."""
+    answers = sys.stdout  # to itself: Ray tells a driver on stdout what becomes of its nodes
+    with contextlib.redirect_stdout(sys.stderr), stage.logging_to_stderr(), ray_cluster.connect():
+        for line in sys.stdin:
+            method, *arguments = json.loads(line)
+            try:
+                answer = {"answer": _do(method, arguments)}
+            except ValueError as error:
+                answer = {"error": str(error)}
+            print(json.dumps(answer, default=_plain), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,193 @@
+"""The policy of the job queue: order, promises, what may pass, who is alone; by example and on random queues."""
+
+import random
+from collections.abc import Mapping, Sequence
+
+import pytest
+
+from cluster.scheduling import Need, Node, Plan, choose
+
+Case = tuple[str, Need, float]
+"""A job, what it needs, and how long it runs."""
+
+
+def cpus(count: float, gpus: float = 0, alone: bool = False) -> Need:
+    amounts = {"CPU": count, "GPU": gpus}
+    return Need({name: amount for name, amount in amounts.items() if amount}, alone)
+
+
+def node(total: Mapping[str, float], *running: Mapping[str, float], others: float = 0, exclusive: bool = False) -> Node:
+    free = {name: amount - sum(taken.get(name, 0) for taken in running) for name, amount in total.items()}
+    return Node(total, {**free, "CPU": free["CPU"] - others}, running, exclusive)
+
+
+def plan(nodes: Sequence[Node], *waiting: Need, promised: Mapping[str, str] | None = None) -> Plan:
+    line = [(str(number), need) for number, need in enumerate(waiting)]
+    return choose(line, {f"n{number}": found for number, found in enumerate(nodes)}, promised or {})
+
+
+def started(found: Plan) -> list[str]:
+    return [job for job, _ in found.starts]
+
+
+def test_jobs_start_in_order_as_long_as_they_fit() -> None:
+    assert started(plan([node({"CPU": 2})], cpus(1), cpus(1), cpus(1))) == ["0", "1"]
+
+
+def test_nothing_takes_what_the_head_of_the_line_waits_for() -> None:
+    one = {"CPU": 1.0}
+    found = plan([node({"CPU": 2}, one)], cpus(2), cpus(1))
+    assert found == Plan([], {"0": "n0"})
+
+
+@pytest.mark.parametrize(
+    ("running", "passing"),
+    [
+        # Of four CPUs the head wants three. When the one large job ends there is one to spare, so one may pass.
+        ([2.0], 1),
+        # When the first of two small ones ends it fits just so: none may pass.
+        ([1.0, 1.0], 0),
+        ([3.0], 1),
+        ([0.5, 0.5, 1.0], 0),
+    ],
+)
+def test_what_the_head_can_never_use_is_not_idle(running: list[float], passing: int) -> None:
+    busy = [{"CPU": count} for count in running]
+    assert len(started(plan([node({"CPU": 4}, *busy)], cpus(3), *[cpus(1)] * 4))) == passing
+
+
+def test_other_resources_than_those_it_waits_for_are_free_for_others() -> None:
+    found = plan([node({"CPU": 4, "GPU": 1}, {"CPU": 1, "GPU": 1})], cpus(1, gpus=1), cpus(1), cpus(1), cpus(1))
+    assert started(found) == ["1", "2"], "one CPU is kept for the job that waits for the GPU"
+
+
+def test_a_promise_is_for_the_node_with_the_fewest_endings_and_is_kept() -> None:
+    small, large = {"CPU": 1.0}, {"CPU": 4.0}
+    nodes = [node({"CPU": 4}, small, small, small, small), node({"CPU": 4}, large)]
+    assert plan(nodes, cpus(4)).promised == {"0": "n1"}
+    assert plan(nodes, cpus(4), promised={"0": "n0"}).promised == {"0": "n0"}
+
+
+def test_two_large_jobs_are_promised_two_nodes() -> None:
+    nodes = [node({"CPU": 2}, {"CPU": 1.0}), node({"CPU": 2}, {"CPU": 1.0})]
+    assert plan(nodes, cpus(2), cpus(2), cpus(1)) == Plan([], {"0": "n0", "1": "n1"})
+
+
+def test_what_other_people_hold_is_not_waited_for_with_idle_hands() -> None:
+    found = plan([node({"CPU": 4}, {"CPU": 1.0}, others=2)], cpus(4), cpus(1))
+    assert (started(found), found.promised) == (["1"], {})
+
+
+def test_a_job_that_no_node_could_hold_blocks_nobody() -> None:
+    assert started(plan([node({"CPU": 2})], cpus(3), cpus(0, gpus=1), cpus(1, alone=True))) == ["2"]
+
+
+def test_alone_takes_a_whole_node_that_nobody_else_is_on() -> None:
+    whole = {"CPU": 4.0, "GPU": 2.0}
+    assert started(plan([node(whole)], cpus(1, alone=True), cpus(0))) == ["0"]
+    # Even one that takes nothing of a node would be beside it.
+    nodes = [node(whole, {}), node({"CPU": 1})]
+    assert plan(nodes[:1], cpus(1, alone=True), cpus(0)) == Plan([], {"0": "n0"})
+    assert plan(nodes, cpus(2, alone=True), cpus(1)) == Plan([("1", "n1")], {"0": "n0"})
+    assert started(plan([node(whole, whole, exclusive=True)], cpus(0))) == []
+    assert started(plan([node(whole, others=1)], cpus(1, alone=True), cpus(1))) == ["1"]
+
+
+def test_a_job_without_a_gpu_leaves_nodes_with_gpus_to_others() -> None:
+    nodes = [node({"CPU": 8, "GPU": 1}), node({"CPU": 2})]
+    assert plan(nodes, cpus(1), cpus(1), cpus(1)).starts == [("0", "n1"), ("1", "n1"), ("2", "n0")]
+
+
+def test_a_warm_worker_is_used_again() -> None:
+    need = cpus(1)
+    warm = Node({"CPU": 2}, {"CPU": 1}, ({"CPU": 1.0},), warm=frozenset({need.shape}))
+    assert plan([node({"CPU": 2}), warm], need).starts == [("0", "n1")]
+
+
+def test_thousands_of_jobs_are_looked_at_in_no_time() -> None:
+    draw = random.Random(0)
+    needs = [cpus(draw.choice([1, 2, 3]), draw.choice([0, 0, 0.25, 1])) for _ in range(5000)]
+    nodes = [node({"CPU": 16, "GPU": 4}, *[{"CPU": 0.5 + 0.01 * k} for k in range(20)]) for _ in range(8)]
+    found = plan(nodes, *needs)
+    assert found.starts
+    assert found.promised
+
+
+class Simulation:
+    """Jobs that all wait from the beginning, on nodes of these CPUs and GPUs."""
+
+    def __init__(self, totals: Sequence[Mapping[str, float]], line: Sequence[Case]) -> None:
+        self._nodes = {f"n{number}": total for number, total in enumerate(totals)}
+        self._waiting = list(line)
+        self._running: list[tuple[float, str, Mapping[str, float], bool]] = []
+        self.begins: dict[str, float] = {}
+        self._promised: dict[str, str] = {}
+
+    def run(self) -> dict[str, float]:
+        """When each job began."""
+        now = 0.0
+        while self._waiting or self._running:
+            self._start(now)
+            assert self._running, "jobs wait, and nothing runs"
+            now = min(end for end, *_ in self._running)
+            self._running = [one for one in self._running if one[0] > now]
+        return self.begins
+
+    def _start(self, now: float) -> None:
+        found = choose([(name, need) for name, need, _ in self._waiting], self._look(), self._promised)
+        self._promised = found.promised
+        for name, place in found.starts:
+            case = next(case for case in self._waiting if case[0] == name)
+            self._waiting.remove(case)
+            taken = case[1].on(node(self._nodes[place]))
+            self._running.append((now + case[2], place, taken, case[1].alone))
+            self.begins[name] = now
+        for name, found_node in self._look().items():
+            assert min(found_node.free.values()) >= -1e-9, f"more runs on {name} than it has"
+            assert not found_node.exclusive or len(found_node.running) == 1, "somebody is beside one that is alone"
+
+    def _look(self) -> dict[str, Node]:
+        found = {}
+        for name, total in self._nodes.items():
+            here = [(taken, alone) for _, place, taken, alone in self._running if place == name]
+            found[name] = node(total, *[taken for taken, _ in here], exclusive=any(alone for _, alone in here))
+        return found
+
+
+def _draw(seed: int, nodes: int) -> tuple[list[Mapping[str, float]], list[Case]]:
+    draw = random.Random(seed)
+    totals = [{"CPU": float(draw.randint(2, 8)), "GPU": float(draw.randint(0, 2))} for _ in range(nodes)]
+    line = []
+    for number in range(draw.randint(5, 30)):
+        total = draw.choice(totals)
+        need = cpus(
+            draw.choice([0.5, 1, 1, 2, draw.randint(1, int(total["CPU"]))]),
+            draw.choice([0, 0, min(0.25, total["GPU"]), min(1, total["GPU"])]),
+            alone=draw.random() < 0.1,
+        )
+        line.append((str(number), need, draw.choice([1.0, 2.0, 3.5, draw.uniform(0.1, 9)])))
+    return totals, line
+
+
+@pytest.mark.parametrize("nodes", [1, 2, 3])
+def test_random_queues_end_and_never_take_more_than_there_is(nodes: int) -> None:
+    for seed in range(100):
+        totals, line = _draw(seed, nodes)
+        assert len(Simulation(totals, line).run()) == len(line), seed
+
+
+def test_whoever_is_at_the_head_of_the_line_is_not_delayed_by_those_behind() -> None:
+    for seed in range(300):
+        _compare(*_draw(seed, nodes=1))
+
+
+def _compare(totals: Sequence[Mapping[str, float]], line: Sequence[Case]) -> None:
+    first = plan([node(totals[0])], *[need for _, need, _ in line])
+    begun = {str(job) for job in started(first)}
+    head = next((number for number, case in enumerate(line) if case[0] not in begun), None)
+    if head is None:
+        return
+    # Those that began at once ahead of it run in both; in one of them nobody is behind it.
+    alone = Simulation(totals, line[: head + 1]).run()
+    crowded = Simulation(totals, line).run()
+    assert crowded[str(head)] <= alone[str(head)]
