@@ -107,6 +107,8 @@ def test_a_failed_job_stops_only_those_that_come_after_it(corpus: Path) -> None:
     assert not corpus.with_name("dependant").exists()
 
 
+@pytest.mark.slow
+@pytest.mark.long
 def test_what_a_job_prints_is_in_its_own_log(corpus: Path) -> None:
     found = _run(corpus, _job(corpus, "one", {"text": "ONE"}), _job(corpus, "two", {"text": "TWO"}))
     assert _log(found["one"]) == "the toy says ONE\n"
@@ -123,6 +125,8 @@ def test_a_job_whose_worker_is_killed_is_tried_again_and_continues(corpus: Path)
     assert found["calm"].state == "done"
 
 
+@pytest.mark.slow
+@pytest.mark.long
 def test_a_job_whose_workers_keep_dying_fails_and_keeps_its_files(corpus: Path) -> None:
     found = _run(corpus, _job(corpus, "dies", {"deaths": 99}), _job(corpus, "heir", after=("dies",)))
     assert found["dies"].state == "failed"
@@ -135,6 +139,8 @@ def test_a_job_whose_workers_keep_dying_fails_and_keeps_its_files(corpus: Path) 
     assert found["heir"].state == "failed"
 
 
+@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(60)
 def test_jobs_share_the_cluster_but_one_that_must_be_alone_is(corpus: Path) -> None:
     def pair(pipe: str, *names: str) -> list[Job]:
@@ -152,6 +158,8 @@ def test_jobs_share_the_cluster_but_one_that_must_be_alone_is(corpus: Path) -> N
     assert ended <= min(_times(corpus, job.name)[0] for job in after)
 
 
+@pytest.mark.slow
+@pytest.mark.long
 def test_nothing_overtakes_a_job_that_waits_for_room(corpus: Path) -> None:
     _run(
         corpus,
@@ -163,6 +171,8 @@ def test_nothing_overtakes_a_job_that_waits_for_room(corpus: Path) -> None:
     assert _times(corpus, "large")[1] <= _times(corpus, "late")[0]
 
 
+@pytest.mark.slow
+@pytest.mark.long
 def test_a_job_that_waits_for_another_lets_others_pass(corpus: Path) -> None:
     _run(
         corpus,

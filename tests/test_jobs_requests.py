@@ -1,0 +1,342 @@
+"""What people ask of the job queue: cancel, retry, deadlines, limits, priorities, joining in, the command line."""
+
+import json
+import os
+import re
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from clusters import await_that, free_ports
+
+from cluster import artifact, job_commands, jobs, ray_cluster
+from cluster.job_failures import Patience
+from cluster.jobs import Job, Queue
+from cluster.stage import StageError
+
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(120)]
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Queue]:
+    """The queue of a cluster of two CPUs, which does not wait long before it tries again."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+        patch.delenv(ray_cluster.ADDRESS, raising=False)
+        with ray_cluster.connect(2):
+            yield jobs.start(tmp_path_factory.mktemp("ledger"), Patience(deaths=2, first=0.1, longest=0.2))
+
+
+@pytest.fixture
+def queue(shared: Queue) -> Iterator[Queue]:
+    """It, empty and without limits again afterwards."""
+    yield shared
+    shared.drain(False)
+    shared.limit({}, {})
+    open_ids = [line["id"] for line in shared.list() if line["state"] in jobs.OPEN]
+    shared.wait(shared.cancel(open_ids))
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    with artifact.create(tmp_path / "corpus", kind="corpus", inputs={}, recipe={}) as draft:
+        (draft.path / "text.txt").write_text("text")
+    return tmp_path / "corpus"
+
+
+def _job(corpus: Path, name: str, recipe: Mapping[str, Any] | None = None, **given: Any) -> Job:
+    return Job(name, "toy_stage", {"text": name, **(recipe or {})}, {"corpus": corpus}, corpus.with_name(name), **given)
+
+
+def _gated(corpus: Path, name: str, text: str = "toy", **given: Any) -> Job:
+    """A job that runs until the file ``gate`` is there."""
+    return _job(corpus, name, {"gate": str(corpus.with_name("gate")), "text": text}, **given)
+
+
+def _open_gate(corpus: Path) -> None:
+    corpus.with_name("gate").touch()
+
+
+def _await_running(corpus: Path, *names: str) -> None:
+    await_that(
+        lambda: all((artifact.staging(corpus.with_name(name)) / "text.txt").exists() for name in names), seconds=60
+    )
+
+
+def _states(queue: Queue, ids: Sequence[str]) -> list[str]:
+    return [queue.show(job)["state"] for job in ids]
+
+
+def _started(corpus: Path, *names: str) -> list[str]:
+    """The names in the order in which the jobs began to work."""
+    return sorted(names, key=lambda name: artifact.read(corpus.with_name(name)).facts["started"])
+
+
+def test_cancelled_jobs_end_with_their_children_and_what_comes_after_them(corpus: Path, queue: Queue) -> None:
+    child = corpus.with_name("child")
+    running = _job(corpus, "running", {"gate": str(corpus / "never"), "child": str(child)})
+    ids = queue.submit([running, _gated(corpus, "waiting", cpus=2), _job(corpus, "heir", after=("running",))])
+    await_that(child.exists, seconds=60)
+    started = psutil.Process(int(child.read_text()))
+    worker = psutil.Process(next(e["about"]["process"] for e in _events(queue) if e["event"] == "placed"))
+    assert queue.cancel([*ids[:2], ids[0]]) == ids[:2]
+    found = queue.wait(ids)
+    assert [(one.state, one.error, one.failure) for one in found] == [
+        ("cancelled", "it was cancelled", None),
+        ("cancelled", "it was cancelled", None),
+        ("failed", "running was cancelled, which comes before it", "dependency"),
+    ]
+    await_that(lambda: not started.is_running() and not worker.is_running(), seconds=60)
+    assert queue.cancel(ids) == ()
+    # It can be had after all, by asking for it again; what was cancelled has left the place to it.
+    again = queue.submit([_job(corpus, "running", {"gate": str(corpus), "child": str(child)})])
+    assert queue.wait(again)[0].state == "done"
+
+
+def _events(queue: Queue) -> list[dict[str, Any]]:
+    newest = sorted(queue.ledger.glob("segment-*.jsonl"))[-1]
+    return [json.loads(line) for line in newest.read_text().splitlines()]
+
+
+def test_what_failed_is_tried_again_with_what_failed_because_of_it(corpus: Path, queue: Queue) -> None:
+    (corpus / "missing").mkdir()
+    wrong = Job("wrong", "toy_stage", {}, {"corpus": corpus.with_name("later")}, corpus.with_name("wrong"))
+    ids = queue.submit(
+        [
+            wrong,
+            _job(corpus, "heir", after=("wrong",)),
+            _job(corpus, "grandchild", after=("heir",)),
+            _job(corpus, "other"),
+        ]
+    )
+    found = queue.wait(ids)
+    assert [(one.state, one.failure) for one in found] == [
+        ("failed", "user"),
+        ("failed", "dependency"),
+        ("failed", "dependency"),
+        ("done", None),
+    ]
+    assert "later does not exist" in str(found[0].error)
+    corpus.rename(corpus.with_name("later"))
+    corpus.symlink_to(corpus.with_name("later"))
+    with pytest.raises(StageError, match=rf"{ids[3]} \(other\) is done: nothing to retry"):
+        queue.retry([ids[3]])
+    assert queue.retry(["wrong"]) == tuple(ids[:3])
+    assert [one.state for one in queue.wait(ids)] == ["done"] * 4
+
+
+def test_a_deadline_ends_what_waits_and_what_runs(corpus: Path, queue: Queue) -> None:
+    running = _gated(corpus, "running", cpus=2)
+    ids = queue.submit([running])
+    _await_running(corpus, "running")
+    waiting = queue.submit([_job(corpus, "waiting", deadline=0.5)])
+    assert queue.wait(waiting)[0].error == "it still waited at its deadline, 0.5 s after its submission"
+    queue.cancel(ids)
+    late = queue.wait(queue.submit([_gated(corpus, "late", deadline=3)]))[0]
+    assert (late.state, late.failure) == ("failed", "deadline")
+    assert late.error == "it still ran at its deadline, 3 s after its submission"
+
+
+def test_what_is_asked_for_twice_is_run_once(corpus: Path, queue: Queue) -> None:
+    job = _gated(corpus, "job")
+    first = queue.submit([job])
+    _await_running(corpus, "job")
+    # Where it runs and what it is called is not what it makes.
+    same = Job("another-name", "toy_stage", {**job.recipe, "placement": {"rows": 4}}, job.inputs, job.out, priority=5)
+    assert queue.submit([same]) == first
+    differs = (
+        r"job job: .* \(job, by .*, running\) is to make .*/job too, and differs \(recipe.text: \"toy\" there, \"x\""
+    )
+    with pytest.raises(StageError, match=differs):
+        queue.submit([_gated(corpus, "job", text="x")])
+    with pytest.raises(StageError, match="jobs job and twin would make the same"):
+        queue.submit([job, Job("twin", "toy_stage", job.recipe, job.inputs, job.out)])
+    with pytest.raises(StageError, match="jobs one and two differ, and are both to make"):
+        queue.submit([Job(name, "toy_stage", {"text": name}, job.inputs, corpus / "out") for name in ("one", "two")])
+    _open_gate(corpus)
+    assert [(one.state, one.attempts) for one in queue.wait(first)] == [("done", 1)]
+    assert artifact.read(job.out).facts["attempts"] == 1
+
+
+def test_a_job_may_come_after_one_of_an_earlier_submission_but_not_after_itself(corpus: Path, queue: Queue) -> None:
+    first = queue.submit([_gated(corpus, "first")])
+    second = queue.submit([_job(corpus, "second", after=(*first,))])
+    assert queue.show(second[0])["why"] == "comes after first"
+    queue.cancel(first)
+    assert queue.wait(second)[0].failure == "dependency"
+    circle = [_job(corpus, "second", after=(*first,)), _gated(corpus, "first", after=("second",))]
+    with pytest.raises(StageError, match="job first would wait for itself"):
+        queue.submit(circle)
+
+
+def test_priorities_and_limits_decide_who_is_next(corpus: Path, queue: Queue) -> None:
+    held = queue.submit([_gated(corpus, "holds", cpus=2)])
+    _await_running(corpus, "holds")
+    late = [
+        _job(corpus, "low", cpus=2, user="ann"),
+        _job(corpus, "high", cpus=2, priority=1),
+        _job(corpus, "low-2", cpus=2),
+    ]
+    ids = queue.submit(late)
+    raised = queue.submit([_job(corpus, "low-2", cpus=2, priority=2)])
+    assert raised == tuple(ids[2:])
+    queue.limit({"ann": 0}, {})
+    _open_gate(corpus)
+    queue.wait([*held, *ids[1:]])
+    assert _started(corpus, "high", "low-2") == ["low-2", "high"]
+    assert queue.show(ids[0])["why"] == "user ann may run 0 at a time"
+    queue.limit({"*": 8}, {})
+    assert queue.wait(ids[:1])[0].state == "done"
+
+
+def test_a_kind_has_its_limit(corpus: Path, queue: Queue) -> None:
+    queue.limit({}, {"slow": 1})
+    ids = queue.submit([_gated(corpus, "one", kind="slow"), _gated(corpus, "two", kind="slow"), _job(corpus, "other")])
+    assert queue.wait(ids[2:])[0].state == "done"
+    assert _states(queue, ids) == ["running", "waiting", "done"]
+    assert queue.show(ids[1])["why"] == "kind slow may run 1 at a time"
+
+
+def test_where_memory_runs_out_half_the_micro_batch_is_tried_once(corpus: Path, queue: Queue) -> None:
+    def hungry(name: str, room: int) -> Job:
+        return _job(corpus, name, {"room": room, "placement": {"rows": 8}})
+
+    enough, never = queue.wait(queue.submit([hungry("enough", 4), hungry("never", 2)]))
+    assert (enough.state, enough.attempts) == ("done", 2)
+    assert artifact.read(corpus.with_name("enough")).facts["rows"] == 4
+    assert Path(str(enough.log)).read_text().count("this attempt has half the micro-batch") == 1
+    assert (never.state, never.failure, never.attempts) == ("failed", "memory", 2)
+    assert re.fullmatch(
+        r"ran out of memory twice, the second time with half .*: MemoryError: no room for 4 rows; "
+        r"its worker had up to [\d.]+ GiB, [\d.]+ GiB of [\d.]+ GiB are free on the node",
+        str(never.error),
+    )
+
+
+def test_where_another_process_is_at_it_the_job_waits(corpus: Path, queue: Queue) -> None:
+    job = _job(corpus, "contested")
+    with artifact.create(job.out, kind="dataset", inputs={}, recipe={"of": "another process"}):
+        ids = queue.submit([job])
+        await_that(lambda: "another process is making" in queue.show(ids[0])["why"], seconds=60)
+        await_that(lambda: queue.show(ids[0])["attempts"] > 3, seconds=60)
+    found = queue.wait(ids)[0]
+    assert (found.state, found.failure) == ("failed", "user")
+    assert "was made differently" in str(found.error)
+
+
+def test_alone_on_a_node_a_job_has_the_threads_it_asked_for(corpus: Path, queue: Queue) -> None:
+    assert queue.wait(queue.submit([_job(corpus, "alone", alone=True)]))[0].state == "done"
+    assert artifact.read(corpus.with_name("alone")).facts["threads"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"cpus": -1}, "job odd needs -1 CPU: write a number that is not negative"),
+        ({"gpus": 1.5}, "job odd needs 1.5 GPUs: write a share below 1, or whole ones"),
+        ({"resources": {"CPU": 1}}, "job odd names the resource CPU: write cpus instead"),
+        ({"deadline": 0}, "job odd has a deadline of 0 s: write the seconds it may take"),
+        (
+            {"resources": {"quiet": 1}},
+            "needs 1 CPUs, 0 GPUs and 1 quiet on one node, the nodes have 2 CPUs, .* 0 quiet:",
+        ),
+    ],
+)
+def test_what_cannot_be_is_refused(corpus: Path, queue: Queue, given: dict[str, Any], message: str) -> None:
+    with pytest.raises(StageError, match=message):
+        queue.submit([_job(corpus, "odd", **given)])
+
+
+def test_jobs_are_metrics(corpus: Path, queue: Queue) -> None:
+    port = free_ports(1)[0]
+    queue.serve(port)
+    done = queue.submit([_job(corpus, "done", kind="measured"), _gated(corpus, "running", kind="measured")])
+    queue.wait(done[:1])
+    queue.submit([_job(corpus, "waiting", kind="measured", cpus=2)])
+    _await_running(corpus, "running")
+
+    def served() -> dict[str, float]:
+        text = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics").read().decode()
+        return {name: float(value) for name, value in re.findall(r"^(stillhouse_job\S+) (\S+)$", text, re.MULTILINE)}
+
+    wanted = {
+        'stillhouse_jobs_waiting{kind="measured"}': 1.0,
+        'stillhouse_jobs_running{kind="measured"}': 1.0,
+        'stillhouse_jobs_ended_total{kind="measured",state="done"}': 1.0,
+        'stillhouse_job_attempts_total{kind="measured"}': 2.0,
+    }
+    await_that(lambda: {name: served().get(name) for name in wanted} == wanted, seconds=60)
+
+
+@pytest.fixture
+def command(queue: Queue, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    """Run a command of ``python -m cluster.jobs``: what it prints."""
+    monkeypatch.setenv(ray_cluster.ADDRESS, "of the cluster this process is connected to")
+
+    def run(*words: object) -> str:
+        job_commands.main([str(word) for word in words])
+        return capsys.readouterr().out
+
+    return run
+
+
+def test_the_command_line(corpus: Path, queue: Queue, command: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    out = corpus.with_name("out")
+    submit = ["submit", "toy_stage", "default", "--corpus", corpus, "--out", out, "--set", "behaviour=refuse"]
+    job = command(*submit, "--name", "refused", "--user", "ann", "--priority", 3, "--deadline", "2h").strip()
+    behind = command("submit", "toy_stage", "default", "--corpus", corpus, "--out", f"{out}-2", "--after", job).strip()
+    with pytest.raises(SystemExit, match="1"):
+        command("wait", job, behind)
+    assert capsys.readouterr().out.splitlines() == [
+        "refused: failed: the toy refuses: write behaviour = work",
+        "out-2: failed: refused failed, which comes before it",
+    ]
+    listed = {line["id"]: line for line in json.loads(command("list", "--all", "--json"))}
+    assert (listed[job]["name"], listed[job]["user"], listed[job]["priority"]) == ("refused", "ann", 3)
+    assert job not in command("list")
+    line = next(line for line in command("list", "--all", "--user", "ann").splitlines() if line.startswith(job))
+    assert re.match(rf"{job}  refused  failed  dataset  ann +3 +1 .*the toy refuses", line)
+    shown = command("show", job[:6])
+    assert "why        the toy refuses: write behaviour = work" in shown
+    assert "| the toy says toy" in shown
+    assert f"after      {job}" in command("show", behind)
+    assert command("logs", job).startswith("the toy says toy\n")
+    assert command("retry", job).split() == [job, behind]
+    with pytest.raises(SystemExit, match="1"):
+        command("wait", job)
+    capsys.readouterr()
+    assert command("cancel", job) == ""
+    assert command("drain") == command("drain", "--off") == ""
+    assert command("start", "--limit-user", "ann=2", "--limit-kind", "*=9").strip() == str(queue.ledger)
+    assert queue.about()["limits"] == {"user": {"ann": 2}, "kind": {"*": 9}}
+    fine = ["submit", "toy_stage", "default", "--corpus", corpus, "--out", f"{out}-3", "--wait"]
+    assert re.fullmatch(r"\w{12}\n", command(*fine))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["show", "nobody"], "error: nobody is not the id of one job of the queue"),
+        (["list", "--ledger", "elsewhere"], "error: the queue of this cluster has the ledger .*, not .*elsewhere"),
+        (["submit", "no.stage", "default"], "error: no stage no.stage: No module named 'no'"),
+        (["submit", "toy_stage", "default", "--corpus", "x", "--out", "y", "--set", "txt=1"], "did you mean text?"),
+    ],
+)
+def test_the_command_line_says_what_is_wrong(
+    command: Any, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    with pytest.raises(SystemExit, match="1"):
+        command(*words)
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_without_a_cluster_the_command_line_says_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv(ray_cluster.ADDRESS, raising=False)
+    with pytest.raises(SystemExit, match="1"):
+        job_commands.main(["list"])
+    assert capsys.readouterr().err.startswith("error: no cluster is named: set RAY_ADDRESS to its head's host:6379")
