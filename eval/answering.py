@@ -94,7 +94,8 @@ def prepare_questions(
     taught = None
     if teaching is not None:
         _check_teacher(source, teaching.teacher, max_length)
-        taught = _teach(trained(teaching.teacher, data.task), train.features, teaching.micro_batch)
+        read = _as_read_by(teaching.teacher, train, data.train, max_length, stride)
+        taught = _teach(trained(teaching.teacher, data.task), read, teaching.micro_batch)
     places = torch.from_numpy(targets(train, data.train.items)).to(device())
     loss = SpanLoss(train.features, places, taught, None if teaching is None else teaching.step)
     return Answering(source, data, train, dev, loss)
@@ -118,6 +119,21 @@ def _check_teacher(source: Source, teacher: Source, max_length: int) -> None:
         )
     if teacher.positions < max_length:
         raise ModelError(f"max_length = {max_length}, but the teacher reads {teacher.positions} tokens: lower it")
+
+
+def _as_read_by(teacher: Source, train: Windows, questions: Questions, max_length: int, stride: int) -> Features:
+    """The student's rows as the teacher's own tokenizer makes them: only it knows whether a BERT is told token types.
+
+    Raises:
+        ModelError: it makes other tokens of the same texts.
+    """
+    read = _on_device(windows(teacher.tokenizer, questions.items, max_length, stride)).features
+    if not torch.equal(read.ids, train.features.ids):
+        raise ModelError(
+            f"{teacher.path} has the student's vocabulary, but its tokenizer splits the texts otherwise: a teacher of "
+            "answers must read the same tokens, so give one with the same settings (lower case, accents)"
+        )
+    return read
 
 
 def _teach(teacher: Any, features: Features, micro_batch: int) -> Tensor:

@@ -12,6 +12,11 @@ from finetunes import colours, finetune, write_squad
 from transformers import AutoModelForQuestionAnswering
 
 from cluster import artifact
+from eval.answering import prepare_questions
+from eval.heads import open_source
+from eval.questions import questions_from_folder
+from eval.second_step import SecondStep, Teaching
+from eval.tasks import TASKS
 
 LEARNS: dict[str, Any] = {"task": "squad", "epochs": 8, "learning_rate": 4e-3, "batch": 16, "max_length": 40}
 
@@ -115,3 +120,32 @@ def test_early_stopping_and_limits_count_questions(tmp_path: Path) -> None:
 def test_stride_is_for_questions(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="stride is for questions about passages, not for rte: leave it out"):
         finetune(tiny.distilbert(tmp_path / "model"), tmp_path, tmp_path / "out", task="rte", stride=16)
+
+
+def test_a_teacher_is_told_token_types_although_the_student_is_not(tmp_path: Path) -> None:
+    folder, teacher, student = data(tmp_path / "data", 20), tmp_path / "teacher", tmp_path / "model"
+    finetune(tiny.bert_teacher(tmp_path / "bert", layers=1), folder, teacher, **{**LEARNS, "epochs": 1})
+    tiny.distilbert(student)
+    asked = questions_from_folder(TASKS["squad"], folder)
+    teaching = Teaching(SecondStep(), open_source(teacher), 8)
+    said = []
+    # As DistilBERT's own tokenizer on the hub, and as a student made here.
+    for names in (["input_ids", "attention_mask"], ["input_ids", "token_type_ids", "attention_mask"]):
+        config = json.loads((student / "tokenizer_config.json").read_text())
+        (student / "tokenizer_config.json").write_text(json.dumps({**config, "model_input_names": names}))
+        prepared = prepare_questions(open_source(student), asked, 40, 16, teaching)
+        assert (prepared.train.types is not None) == ("token_type_ids" in names)
+        said.append(prepared.loss.taught)
+    torch.testing.assert_close(*said)
+
+
+def test_a_teacher_that_splits_words_otherwise_is_refused(tmp_path: Path) -> None:
+    folder, teacher = data(tmp_path / "data", 20), tmp_path / "teacher"
+    finetune(tiny.bert_teacher(tmp_path / "bert", layers=1), folder, teacher, **{**LEARNS, "epochs": 1})
+    student = tiny.distilbert(tmp_path / "model")
+    core = json.loads((student / "tokenizer.json").read_text())
+    core["pre_tokenizer"] = {"type": "WhitespaceSplit"}
+    core["normalizer"] = {"type": "Prepend", "prepend": "."}
+    (student / "tokenizer.json").write_text(json.dumps(core))
+    with pytest.raises(ValueError, match="its tokenizer splits the texts otherwise"):
+        finetune(student, folder, tmp_path / "out", teacher, **LEARNS, second_step={})
