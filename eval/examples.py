@@ -107,6 +107,8 @@ def _column(table: Table, names: Sequence[str]) -> str:
     for name in names:
         if name in table.columns:
             return name
+    if not table.columns:
+        raise ExamplesError(f"{table.where} is empty: get it again")
     found = ", ".join(table.columns)
     raise ExamplesError(f"{table.where}: no column {' or '.join(names)} among {found}: rename the one that is meant")
 

@@ -24,6 +24,7 @@ Splits: TypeAlias = Callable[[Sequence[str]], list[Table]]
 """``splits(names)``: the tables of the split that has one of these names."""
 
 SUBSET = re.compile(r"[-_]subset(?![a-z])")
+SHARD = re.compile(r"-of-(\d+)$")
 
 
 def local(task: Task, folder: Path) -> Splits:
@@ -104,7 +105,17 @@ def _files(task: Task, folder: Path, names: Sequence[str]) -> list[Path]:
     if len({(split, path.suffix) for path, split in matches}) > 1:
         listed = ", ".join(path.name for path, _ in matches)
         raise ExamplesError(f"{folder} has more than one {names[0]} file of {task.name} ({listed}): keep one of them")
+    _check_shards([path for path, _ in matches])
     return [path for path, _ in matches]
+
+
+def _check_shards(paths: Sequence[Path]) -> None:
+    """Half a data set would be read as if it were the whole."""
+    for path in paths:
+        if (match := SHARD.search(path.stem)) and int(match[1]) != len(paths):
+            raise ExamplesError(
+                f"{path} is one of {int(match[1])} files, of which {len(paths)} are here: get the others"
+            )
 
 
 def _first_line(error: Exception) -> str:

@@ -3,6 +3,7 @@
 Rajpurkar et al. 2016 and 2018. An answer is a piece of its passage; in SQuAD 2.0 a question may have none.
 """
 
+import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,6 +95,8 @@ def _questions(task: Task, tables: list[Table]) -> Questions:
 
 def _rows(task: Task, table: Table) -> Iterator[Question]:
     names = ("id", "question", "context", "answers")
+    if not table.columns:
+        raise ExamplesError(f"{table.where} is empty: get it again")
     if lacking := [name for name in names if name not in table.columns]:
         raise ExamplesError(f"{table.where}: no column {lacking[0]} among {', '.join(table.columns)}: add it")
     contexts: dict[str, str] = {}
@@ -115,10 +118,15 @@ def _check_texts(*values: Any) -> None:
 def _question(task: Task, name: str, text: str, context: str, answers: Any) -> Question:
     if not isinstance(answers, Mapping) or not {"text", "answer_start"} <= set(answers):
         raise ExamplesError('answers is not {"text": [...], "answer_start": [...]}: write it so')
-    texts, starts = tuple(answers["text"]), tuple(int(start) for start in answers["answer_start"])
+    texts, starts = (tuple(answers[key] or ()) for key in ("text", "answer_start"))
+    pairs = list(itertools.zip_longest(texts, starts))
+    if not all(isinstance(text, str) and isinstance(start, int) for text, start in pairs):
+        raise ExamplesError(
+            f"the answers {list(texts)} have the places {list(starts)}: write a text and its place for each"
+        )
     if not texts and task.answers == "always":
         raise ExamplesError('has no answer, as only SQuAD 2.0 allows: set task = "squad2"')
-    for answer, start in zip(texts, starts, strict=True):
+    for answer, start in pairs:
         if context[start : start + len(answer)] != answer:
             found = context[start : start + len(answer)]
             raise ExamplesError(f"the answer {answer!r} is not at {start}, where {found!r} stands: mend answer_start")

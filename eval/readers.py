@@ -91,10 +91,17 @@ def read_squad(path: Path) -> Table:
 
 def read_text_folders(folder: Path, labels: Sequence[str]) -> Table:
     """``<label>/*.txt``, a file for each text, in the order of label and name: columns ``text`` and ``label``."""
-    paths = [path for label in labels for path in sorted((folder / label).glob("*.txt"))]
+    paths = [path for label in labels for path in _text_files(folder / label)]
     texts = [_text(path) for path in paths]
     numbers = [labels.index(path.parent.name) for path in paths]
     return Table(folder.name, str(folder), {"text": texts, "label": numbers}, "file")
+
+
+def _text_files(folder: Path) -> list[Path]:
+    found = sorted(folder.glob("*.txt"))
+    if not found:
+        raise ExamplesError(f"{folder} has no texts (*.txt): unpack the data set again, all of it")
+    return found
 
 
 def read_tsv(path: Path, task: Task) -> Table:
@@ -113,6 +120,8 @@ def read_csv(path: Path, task: Task) -> Table:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             rows = list(csv.reader(file, strict=True))
+    except UnicodeDecodeError as error:
+        raise ExamplesError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}): convert it") from None
     except csv.Error as error:
         raise ExamplesError(
             f"{path} is not CSV ({error}): mend its quotation marks, or save it as JSON lines"

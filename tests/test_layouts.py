@@ -132,6 +132,50 @@ def test_a_bad_question_is_named(change: dict[str, Any], says: str, tmp_path: Pa
         questions_from_folder(TASKS["squad"], tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("texts", "starts"),
+    [(["river", "mill"], [4]), (["river"], ["4"]), ([None], [4]), (["river"], None)],
+    ids=["too few places", "a word for a place", "no text", "no places"],
+)
+def test_answers_without_their_places_are_named(texts: Any, starts: Any, tmp_path: Path) -> None:
+    answers = {"text": texts, "answer_start": starts}
+    row = {"id": "q7", "question": "what?", "context": "the river mill", "answers": answers}
+    for split in ("train", "dev"):
+        write(tmp_path / f"{split}.jsonl", json.dumps(row))
+    with pytest.raises(ExamplesError, match=r"line 1 \(q7\): the answers .* write a text and its place for each"):
+        questions_from_folder(TASKS["squad"], tmp_path)
+
+
+def test_half_a_data_set_is_not_taken_for_the_whole(tmp_path: Path) -> None:
+    write(tmp_path / "train-00000-of-00002.tsv", "sentence\tlabel\ngood\t1\n")
+    write(tmp_path / "dev.tsv", "sentence\tlabel\ngood\t1\n")
+    with pytest.raises(ExamplesError, match="is one of 2 files, of which 1 are here"):
+        from_folder(TASKS["sst2"], tmp_path)
+    write(tmp_path / "train-00001-of-00002.tsv", "sentence\tlabel\nbad\t0\n")
+    assert from_folder(TASKS["sst2"], tmp_path).train.labels.tolist() == [1, 0]
+
+
+def test_texts_of_one_label_only_are_half_a_data_set(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        write(tmp_path / split / "pos" / "0_9.txt", "great")
+    with pytest.raises(ExamplesError, match=r"train/neg has no texts \(\*\.txt\)"):
+        from_folder(TASKS["imdb"], tmp_path)
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "json", "tsv", "csv"])
+def test_an_empty_file_is_called_empty(ending: str, tmp_path: Path) -> None:
+    write(tmp_path / f"train.{ending}", "")
+    for task, read in (("sst2", from_folder), ("squad", questions_from_folder)):
+        with pytest.raises(ExamplesError, match=rf"train\.{ending} is empty: get it again"):
+            read(TASKS[task], tmp_path)
+
+
+def test_a_csv_in_another_encoding_is_named(tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_bytes(b"sentence,label\ncaf\xe9,1\n")
+    with pytest.raises(ExamplesError, match=r"train\.csv is not UTF-8 \(invalid continuation byte at byte 18\)"):
+        from_folder(TASKS["sst2"], tmp_path)
+
+
 def test_a_file_that_is_not_squad_is_named(tmp_path: Path) -> None:
     write(tmp_path / "train-v1.1.json", json.dumps({"data": [{"title": "Mill"}]}))
     with pytest.raises(ExamplesError, match=r"train-v1.1.json is not a SQuAD file \(KeyError: 'paragraphs'\)"):
