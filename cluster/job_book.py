@@ -179,9 +179,8 @@ class Book:
         left = [other for other in self.entries.values() if other.failure == "dependency"]
         found = [entry]
         for before in found:  # it grows
-            heirs = [other for other in left if before.id in other.request.job.after]
-            left = [other for other in left if other not in heirs]
-            found += heirs
+            found += [other for other in left if before.id in other.request.job.after]
+            left = [other for other in left if before.id not in other.request.job.after]
         return found[1:]
 
     def _add(self, request: Request, at: float) -> None:

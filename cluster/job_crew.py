@@ -5,7 +5,7 @@ Each is a detached actor pinned to its node.
 
 import contextlib
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +24,8 @@ NAMESPACE = "stillhouse"
 _PREFIX = "job-worker-"
 _AGAIN_SECONDS = 1.0
 """Before a worker that was out of reach is asked again."""
+_START_SECONDS = 300.0
+"""For a worker to start; by then its node has no room for it, because others were faster."""
 _CLEAR_SECONDS = 30.0
 """For clearing up on a node before a worker is ended without."""
 
@@ -71,6 +73,9 @@ class _Hand:
     """When it began to run, or was ended."""
     detail: str = ""
     """Of its death."""
+    adopted: bool = False
+    ask_at: float = 0.0
+    """Before then it is not asked again."""
 
     def held(self) -> Held:
         state = self.state if self.state in ("idle", "gone") else "busy"
@@ -86,7 +91,6 @@ class Crew:
         self._hands: dict[str, _Hand] = {}
         self._asked: dict[Any, tuple[_Hand, str, float]] = {}
         """What was asked of whom, and when: ``about``, ``run`` or ``clear``."""
-        self._again: list[tuple[float, _Hand]] = []
 
     def held(self) -> list[Held]:
         """What the workers hold, those included that ended a moment ago."""
@@ -96,11 +100,14 @@ class Crew:
                 del self._hands[hand.name]
         return [hand.held() for hand in self._hands.values()]
 
-    def pick(self, node: str, shape: Shape) -> str:
+    def pick(self, node: str, shape: Shape, picked: Collection[str]) -> str:
         """The name of the worker that will run the next job of this shape there: an idle one, else one to be made."""
         for hand in self._hands.values():
-            if hand.state == "idle" and hand.task.node == node and hand.task.need.shape == shape:
-                hand.state = "busy"
+            if (
+                hand.state == "idle"
+                and (hand.task.node, hand.task.need.shape) == (node, shape)
+                and hand.name not in picked
+            ):
                 return hand.name
         return f"{_PREFIX}{uuid.uuid4().hex[:12]}"
 
@@ -109,7 +116,7 @@ class Crew:
         if (hand := self._hands.get(name)) is None:
             hand = self._hands[name] = _Hand(name, _made(name, task), task)
             self._ask(hand, "about", hand.handle.about.remote())
-        hand.task = task
+        hand.task, hand.state = task, "busy"
         self._ask(hand, "run", hand.handle.run.remote(task.call))
         return None if hand.about is None else Placed(task.call.key, hand.about)
 
@@ -119,7 +126,7 @@ class Crew:
             handle = ray.get_actor(name, namespace=NAMESPACE)
         except ValueError:
             return False
-        hand = self._hands[name] = _Hand(name, handle, task, about=about)
+        hand = self._hands[name] = _Hand(name, handle, task, about=about, adopted=True)
         # Answered when the call it is busy with has ended.
         self._ask(hand, "run", handle.ended.remote(task.call.key))
         return True
@@ -136,19 +143,28 @@ class Crew:
             ray.kill(ray.get_actor(name, namespace=NAMESPACE))
 
     def asked(self) -> list[Any]:
-        """What workers will answer; asks those again that were out of reach."""
-        due = [hand for at, hand in self._again if at <= now()]
-        self._again = [(at, hand) for at, hand in self._again if at > now()]
-        for hand in due:
+        """What workers will answer; asks those again that were out of reach, or whose answer could not be taken."""
+        waited_for = {hand.name for hand, what, _ in self._asked.values() if what != "about"}
+        for hand in self._hands.values():
+            if hand.name in waited_for or now() < hand.ask_at:
+                continue
             if hand.state == "busy":
                 self._ask(hand, "run", hand.handle.ended.remote(hand.task.call.key))
+            elif hand.state in ("stopping", "dead"):
+                self._clear(hand)
         return list(self._asked)
 
-    def hear(self, ready: Iterable[Any]) -> list[Answer | Placed]:
-        """What is meant by the answers that are there."""
+    def hear(self, ready: Iterable[Any]) -> Iterator[Answer | Placed]:
+        """What is meant by the answers that are there, and by some that are not."""
         late = [ref for ref, (_, what, at) in self._asked.items() if what == "clear" and now() - at > _CLEAR_SECONDS]
-        found = [self._answer(reference) for reference in dict.fromkeys([*ready, *late]) if reference in self._asked]
-        return [answer for answer in found if answer is not None]
+        for reference in dict.fromkeys([*ready, *late]):
+            if reference in self._asked and (answer := self._answer(reference)) is not None:
+                yield answer
+        for hand in self._hands.values():
+            starting = hand.state == "busy" and hand.about is None and not hand.adopted
+            if starting and now() - hand.since > _START_SECONDS:
+                self._end(hand)
+                yield Answer(hand.task.call.key, cause="busy", detail="other work on its node was faster")
 
     def has(self, name: str) -> bool:
         """Whether a worker is there, or was there a moment ago."""
@@ -189,7 +205,7 @@ class Crew:
         try:
             ended = ray.get(reference)
         except ActorUnavailableError:
-            self._again.append((now() + _AGAIN_SECONDS, hand))
+            hand.ask_at = now() + _AGAIN_SECONDS
             return None
         except RayTaskError as error:
             self._end(hand)

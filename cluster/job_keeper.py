@@ -36,13 +36,9 @@ class Keeper:
         self.promised: dict[str, str] = {}
         self._heard: list[Answer | Placed] = []
         """What workers said and what is not in the ledger yet."""
-        before = [event["cluster"] for event in self._ledger.events if event["event"] == "opened"]
-        if private and before and before[-1] != cluster:
-            left = list(self.book.open.values())
-            self.write(
-                [ended(entry, "cancelled", "the command that wanted it was interrupted", None) for entry in left]
-            )
         try:
+            if private:
+                self._forget_others(cluster)
             self._find_workers()
         except BaseException:
             self._ledger.close()
@@ -65,7 +61,8 @@ class Keeper:
 
     def hear(self, ready: Sequence[Any]) -> None:
         """Take in what workers have answered."""
-        self._heard += self.crew.hear(ready)
+        for heard in self.crew.hear(ready):
+            self._heard.append(heard)  # one by one: what was heard before an error is not lost
 
     def turn(self) -> None:
         """Do all there is to do now."""
@@ -88,6 +85,12 @@ class Keeper:
         self.write([ended(entry, state, error, failure) for entry in entries])
         for worker in filter(self.crew.has, workers):
             self.crew.stop(worker)
+
+    def _forget_others(self, cluster: str) -> None:
+        """Cancel what commands on other clusters have left undone."""
+        opened = [event["cluster"] for event in self._ledger.events if event["event"] == "opened"]
+        if opened and opened[-1] != cluster:
+            self.stop(list(self.book.open.values()), "cancelled", "the command that wanted it was interrupted", None)
 
     def _find_workers(self) -> None:
         """Take over the workers of running jobs; end those that no job needs any more."""
@@ -127,7 +130,7 @@ class Keeper:
         wait, final = job_failures.after(cause, detail, times, self._patience)
         if final is not None:
             return ended(entry, "failed", final, "memory" if cause == "memory" else "cluster", seconds)
-        why = {"memory": "memory ran out: ", "node": "", "death": "", "busy": ""}[cause] + detail
+        why = f"memory ran out: {detail}" if cause == "memory" else detail
         return {"event": "stopped", "id": entry.id, "cause": cause, "why": why, "until": time.time() + (wait or 0.0)}
 
     def _end_overdue(self) -> None:
@@ -160,7 +163,7 @@ class Keeper:
         for name, node in plan.starts:
             entry = self.book.entries[name]
             task = Task(self._call(entry, entry.attempts + 1), node, entry.need.on(nodes[node]), entry.need)
-            begun.append((self.crew.pick(node, entry.need.shape), task))
+            begun.append((self.crew.pick(node, entry.need.shape, [worker for worker, _ in begun]), task))
             events.append({"event": "started", "id": name, "worker": begun[-1][0], "node": node, "takes": task.amounts})
         self.write(events)
         placed = [self.crew.give(worker, task) for worker, task in begun]

@@ -32,6 +32,10 @@ FORMAT = 1
 _SEGMENT = re.compile(r"segment-(\d{5})\.jsonl")
 
 
+class KeptError(StageError):
+    """The queue of another cluster keeps the ledger, and lives."""
+
+
 class SupersededError(RuntimeError):
     """Another process keeps the ledger now."""
 
@@ -62,7 +66,8 @@ class Ledger:
     queue again only when it holds the old one for dead.
 
     Raises:
-        StageError: the queue of another cluster keeps it, and lives.
+        KeptError: the queue of another cluster keeps it, and lives.
+        StageError: it is damaged.
         OSError: the folder cannot be written to.
     """
 
@@ -107,7 +112,10 @@ class Ledger:
         Raises:
             SupersededError: it has.
         """
-        if _segments(self._folder)[-1] != self._path:
+        segments = _segments(self._folder)
+        if self._path not in segments:
+            raise FileNotFoundError(errno.ENOENT, "the ledger was moved away or cannot be reached", str(self._path))
+        if segments[-1] != self._path:
             raise SupersededError(f"another process keeps {self._folder} now")
 
     def close(self) -> None:
@@ -138,7 +146,7 @@ def _refuse_living(folder: Path, cluster: str) -> None:
         return
     with _segments(folder)[-1].open("rb+") as newest:
         if not _locks(newest.fileno()):
-            raise StageError(
+            raise KeptError(
                 f"the queue of another cluster (on {opened[0]['host']}, process {opened[0]['process']}) keeps the "
                 f"ledger {folder}: set RAY_ADDRESS to that cluster, or name another ledger"
             )

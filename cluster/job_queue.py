@@ -21,13 +21,14 @@ from cluster.job import OPEN, Request
 from cluster.job_book import Entry, Event, difference
 from cluster.job_failures import Patience
 from cluster.job_keeper import Keeper
-from cluster.job_ledger import SupersededError, log_path
+from cluster.job_ledger import KeptError, SupersededError, log_path
+from cluster.job_lines import line
 
 logger = logging.getLogger("stillhouse")
 
 TICK_SECONDS = 0.2
-AGAIN_SECONDS = 5.0
-"""Between attempts at what cannot be had: the ledger, a port."""
+AGAIN_SECONDS = 2.0
+"""Between attempts to open a ledger that cannot be had."""
 READ_BYTES = 2**16
 """Of a log in one answer."""
 
@@ -43,7 +44,7 @@ class JobQueue:
         self._folder, self._private, self._patience = Path(folder), private, patience
         self._lock = threading.RLock()
         self._keeper: Keeper | None = None
-        self._trouble = ""
+        self._trouble, self._passing = "", False
         self._served: int | None = None
         with self._lock:
             self._open()
@@ -53,10 +54,10 @@ class JobQueue:
         """The folder of its ledger."""
         return str(self._folder)
 
-    def unready(self) -> str:
-        """Why it has no ledger; empty when it has."""
+    def unready(self) -> tuple[str, bool]:
+        """Why it has no ledger (empty when it has), and whether that may pass: another queue keeps it still."""
         with self._lock:
-            return self._trouble if self._keeper is None else ""
+            return (self._trouble, self._passing) if self._keeper is None else ("", False)
 
     def about(self) -> dict[str, Any]:
         """What queue this is and how it fares."""
@@ -113,14 +114,14 @@ class JobQueue:
         """Every job in the order of submission, in short."""
         with self._lock:
             keeper, now, nodes = self._kept(), time.time(), job_nodes.alive()
-            return [self._line(keeper, entry, now, nodes) for entry in keeper.book.entries.values()]
+            return [line(keeper, entry, now, nodes) for entry in keeper.book.entries.values()]
 
     def show(self, text: str) -> dict[str, Any]:
         """Everything about one job."""
         with self._lock:
             keeper, entry = self._kept(), self._entry(text)
-            line = self._line(keeper, entry, time.time(), job_nodes.alive())
-            shown = {**line, "request": entry.request.resolved(), "history": entry.history}
+            short = line(keeper, entry, time.time(), job_nodes.alive())
+            shown = {**short, "request": entry.request.resolved(), "history": entry.history}
             return {**shown, "log": str(log_path(self._folder, entry.id)), "causes": dict(entry.causes)}
 
     def log(self, text: str, offset: int) -> dict[str, Any]:
@@ -220,47 +221,6 @@ class JobQueue:
         whole = data[: data.rfind(b"\n") + 1] or (data if len(data) == READ_BYTES or offset == 0 else b"")
         return {"text": whole.decode("utf-8", errors="replace"), "offset": start + len(whole)}
 
-    def _line(
-        self, keeper: Keeper, entry: Entry, now: float, nodes: Mapping[str, Mapping[str, float]]
-    ) -> dict[str, Any]:
-        job = entry.request.job
-        return {
-            "id": entry.id,
-            "name": job.name,
-            "state": entry.state,
-            "why": self._why(keeper, entry, now, nodes),
-            "kind": job.kind,
-            "user": job.user,
-            "priority": entry.priority,
-            "attempts": entry.attempts,
-            "submitted": entry.at,
-            "started": entry.started,
-            "ended": entry.ended,
-            "due": entry.due,
-            "seconds": now - entry.started if entry.state == "running" and entry.started else entry.seconds,
-            "host": entry.about["host"] if entry.about else "",
-            "error": entry.error,
-            "failure": entry.failure,
-        }
-
-    def _why(self, keeper: Keeper, entry: Entry, now: float, nodes: Mapping[str, Mapping[str, float]]) -> str:
-        """Why a job waits, in words; of others, why their last attempt but one came to nothing."""
-        if entry.state != "waiting":
-            return "its worker is being started" if entry.state == "running" and not entry.about else entry.why
-        if (before := keeper.book.awaited(entry)) is not None:
-            return f"comes after {before.request.job.name}"
-        if entry.until > now:
-            return f"tried again in {entry.until - now:.0f} s: {entry.why}"
-        if entry.id in keeper.crew.stopping():
-            return "its last worker is being ended"
-        if keeper.book.draining:
-            return "the queue is drained"
-        if (limit := keeper.book.held_by(entry)) is not None:
-            return limit
-        if (refusal := job_nodes.refusal(entry.request.job, nodes)) is not None:
-            return refusal
-        return "next for its node" if entry.id in keeper.promised else "waits for room"
-
     def _work(self) -> None:
         """The thread."""
         while True:
@@ -299,9 +259,8 @@ class JobQueue:
         try:
             cluster = ray.get_runtime_context().get_session_name()
             self._keeper = Keeper(self._folder, cluster, self._private, self._patience)
-            self._trouble = ""
         except (OSError, ValueError) as error:
-            self._trouble = str(stage.explain(error))
+            self._trouble, self._passing = str(stage.explain(error)), isinstance(error, KeptError)
 
     def _serve(self, keeper: Keeper) -> None:
         """Serve metrics where people asked for them; a port that is taken is tried again."""

@@ -41,6 +41,8 @@ LEDGER = "STILLHOUSE_JOBS"
 _NAME = "job-queue"
 _LOOK_SECONDS = (0.1, 1.0)
 """Between looks at what is waited for, at first and when nothing has happened for a while."""
+_KEPT_SECONDS = 60.0
+"""For the queue of a cluster that is ending to let go of its ledger."""
 _PATIENCE_SECONDS = 120.0
 """For a queue that is being started again."""
 
@@ -109,11 +111,9 @@ def start(ledger: Path, patience: Patience | None = None) -> "Queue":
         scheduling_strategy=NodeAffinitySchedulingStrategy(head, soft=True) if head else "DEFAULT",
     ).remote(str(ledger), ray_cluster.is_private(), patience or Patience())
     found = Queue(handle)
-    if found.ledger == ledger and (trouble := found.trouble()):
-        ray.kill(handle)  # the next one to start it may name a better ledger
-        raise stage.StageError(f"the job queue cannot keep its ledger: {trouble}")
     if found.ledger != ledger:
         raise stage.StageError(f"the queue of this cluster has the ledger {found.ledger}, not {ledger}: name that one")
+    found.await_ledger()
     return found
 
 
@@ -141,9 +141,18 @@ class Queue:
         self._handle = handle
         self.ledger = Path(str(self._ask("ledger")))
 
-    def trouble(self) -> str:
-        """Why it cannot keep its ledger; empty while it can."""
-        return str(self._ask("unready"))
+    def await_ledger(self) -> None:
+        """Wait until the queue has its ledger, which that of a cluster that is ending may keep for a while.
+
+        Raises:
+            StageError: it cannot have it; then there is no queue, and the next to start one may name a better ledger.
+        """
+        deadline = time.monotonic() + _KEPT_SECONDS
+        while (trouble := self._ask("unready"))[0]:
+            if not trouble[1] or time.monotonic() > deadline:
+                ray.kill(self._handle)
+                raise stage.StageError(f"the job queue cannot keep its ledger: {trouble[0]}")
+            time.sleep(_LOOK_SECONDS[1])
 
     def about(self) -> dict[str, Any]:
         """Its ledger, limits, counts of jobs by state, whether it is drained, and what troubles it."""

@@ -45,8 +45,8 @@ def _many(queue: jobs.Queue, place: Path) -> Row:
         (seconds - own) / _JOBS * 1e3,
         "ms per job",
         f"{_JOBS:,} jobs of {each:.0f} ms each on two CPUs, submitted at once (accepted in {accepted:.2f} s): "
-        f"{seconds:.1f} s, of which the jobs' own work is {own:.1f} s; every job is two lines in the ledger that are on "
-        "the disk before they count",
+        f"{seconds:.1f} s, of which the jobs' own work is {own:.1f} s; every job is two lines in the ledger, on the "
+        "disk before they count",
     )
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import clusters
+import pipelines
 import pytest
 from clusters import Cluster, await_that
 from drivers import Asker, RefusedError
@@ -41,7 +42,10 @@ class Place:
         return Counter(self.tally.read_text().split()) if self.tally.exists() else Counter()
 
     def asker(self, cluster: Cluster) -> Asker:
-        self._askers.append(Asker(self.folder / "asker.log", cluster.environment))
+        return self.asker_of(cluster.environment)
+
+    def asker_of(self, environment: dict[str, str]) -> Asker:
+        self._askers.append(Asker(self.folder / "asker.log", environment))
         return self._askers[-1]
 
     def begun(self, *names: str) -> bool:
@@ -140,6 +144,20 @@ def test_the_driver_that_is_killed_is_not_needed(place: Place) -> None:
     # The second asked for the same, and joined in.
     assert _names(*outcomes) == {"one": ("done", 1), "two": ("done", 1)}
     assert place.finished() == Counter(["one", "two"])
+
+
+def test_what_an_interrupted_command_left_on_a_cluster_of_its_own_is_not_in_the_way(place: Place) -> None:
+    environment = pipelines.environment()
+    first, second = (place.asker_of(environment) for _ in range(2))
+    first.say("run", [place.job("one", gated=True), place.job("two", after=("one",))], str(place.ledger))
+    await_that(lambda: place.begun("one"))
+    first.end()
+    changed = [place.job("one", text="changed"), place.job("three")]
+    outcomes = second.ask("run", changed, str(place.ledger))
+    assert {outcome["name"]: outcome["state"] for outcome in outcomes} == {"one": "done", "three": "done"}
+    states = {(line["name"], line["state"], line["error"]) for line in second.ask("list")}
+    assert ("two", "cancelled", "the command that wanted it was interrupted") in states
+    assert place.finished() == Counter(["changed", "three"])
 
 
 def test_a_ledger_outlives_its_cluster(place: Place) -> None:

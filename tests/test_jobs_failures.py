@@ -1,0 +1,110 @@
+"""What follows from an attempt that came to nothing, and how its cause is told."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import filelock
+import psutil
+import pytest
+import torch
+
+from cluster import artifact, job_worker
+from cluster.job_failures import Cause, Patience, after, is_busy, is_memory, memory_kills
+
+PATIENCE = Patience(deaths=3, losses=5, first=2, longest=10)
+
+
+@pytest.mark.parametrize(
+    ("cause", "waits", "ending"),
+    [
+        ("death", [2, 4], "its worker died 3 times: why"),
+        ("node", [2, 4, 8, 10], "its node was lost 5 times: why"),
+        ("memory", [2], "ran out of memory twice, the second time with half the micro-batch where it has one: why"),
+    ],
+)
+def test_attempts_are_repeated_later_and_later_and_not_for_ever(cause: Cause, waits: list[float], ending: str) -> None:
+    found = [after(cause, "why", times, PATIENCE) for times in range(1, len(waits) + 2)]
+    assert found == [*((seconds, None) for seconds in waits), (None, ending)]
+
+
+def test_who_waits_for_another_process_waits_as_long_as_that_takes() -> None:
+    assert [after("busy", "", times, PATIENCE) for times in (1, 3, 100, 10**6)] == [
+        (2, None),
+        (8, None),
+        *[(10, None)] * 2,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("error", "memory"),
+    [
+        (MemoryError(), True),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB"), True),
+        (
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+            True,
+        ),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (ValueError("can't allocate memory for less than one row"), False),
+    ],
+)
+def test_memory_that_ran_out_is_told_from_other_errors(error: Exception, memory: bool) -> None:
+    assert is_memory(error) is memory
+    wrapped = RuntimeError("the stage failed")
+    wrapped.__cause__ = error
+    assert is_memory(wrapped) is memory
+
+
+def test_torch_says_that_memory_ran_out_as_is_expected_of_it() -> None:
+    with pytest.raises(RuntimeError) as raised:
+        torch.empty(2**60, dtype=torch.int8)
+    assert is_memory(raised.value)
+
+
+def test_another_process_at_the_same_artifact_is_told_from_an_artifact_that_is_wrong(tmp_path: Path) -> None:
+    with (
+        artifact.create(tmp_path / "out", kind="dataset", inputs={}, recipe={}),
+        pytest.raises(artifact.ArtifactError) as busy,
+        artifact.create(tmp_path / "out", kind="dataset", inputs={}, recipe={}),
+    ):
+        pytest.fail("two made the same")
+    assert isinstance(busy.value.__context__, filelock.Timeout)
+    assert is_busy(busy.value)
+    with pytest.raises(artifact.ArtifactError) as missing:
+        artifact.read(tmp_path / "nothing")
+    assert not is_busy(missing.value)
+
+
+ORPHAN = """
+import os, subprocess, sys, time
+os.setpgrp()
+child = subprocess.Popen(["sleep", "1000"])
+print(child.pid, flush=True)
+sys.stdin.read()
+"""
+
+
+def test_what_a_dead_worker_leaves_is_ended_and_nobody_else() -> None:
+    worker = subprocess.Popen([sys.executable, "-c", ORPHAN], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert worker.stdin is not None
+    assert worker.stdout is not None
+    with worker, worker.stdin, worker.stdout:
+        child = psutil.Process(int(worker.stdout.readline()))
+        about = {
+            "process": worker.pid,
+            "created": psutil.Process(worker.pid).create_time(),
+            "memory_kills": memory_kills(),
+        }
+        worker.kill()
+        worker.wait()
+        assert child.is_running()
+        assert job_worker.clear(about) is None, "the kernel killed nobody"
+        assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
+        ours = {"process": os.getpid(), "created": 0.0, "memory_kills": None}
+        assert job_worker.clear(ours) is None, "its number was given to this process, which lives"
+        kills = memory_kills()
+        if kills is not None:
+            assert "GiB are free on the node" in str(job_worker.clear({**about, "memory_kills": kills - 1}))
