@@ -26,6 +26,7 @@ from eval.scored_sets import METRICS, scored_set
 
 UNKNOWN = "unknown"
 """The Hub's own word for a license nobody has stated."""
+THRESHOLD = "_threshold"
 NO_DATA = "---\n\n---\n"
 
 
@@ -108,6 +109,8 @@ def evaluations(report: Mapping[str, Any], name: str) -> list[EvalResult]:
     found = []
     for row in (row for row in report["scores"] if row["model"] == name):
         for metric, spread in row["metrics"].items():
+            if metric.endswith(THRESHOLD):
+                continue  # logits, and no score
             known = scored_set(row["task"], metric)
             seeds = f"{len(row['seeds'])} seed{'s' if len(row['seeds']) > 1 else ''}"
             found.append(

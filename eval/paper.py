@@ -80,6 +80,9 @@ SPEEDS = (
     PaperSpeed("BERT-base", 110_000_000, 668.0),
     PaperSpeed("DistilBERT", 66_000_000, 410.0),
 )
+PARAMETERS_SAVED = 38.8
+"""Percent that the published models save, counted exactly (66,985,530 of 109,514,298, both with the masked-word head):
+the table's 66 and 110 million are rounded, and its 40 % would be missed by DistilBERT itself."""
 PAIRS = 1500
 SPEED_CONDITIONS = f"{PAIRS:,} sentence pairs of STS-B, batch 1, Intel Xeon E5-2690 v3"
 

@@ -16,6 +16,7 @@ from eval.cells import (
     ratio,
     signed,
 )
+from eval.paper import PARAMETERS_SAVED
 
 Report = Mapping[str, Any]
 
@@ -29,7 +30,7 @@ _CLAIMS = {
     "imdb": ("Accuracy kept on IMDb", "{:.1f} %"),
     "squad": ("F1 kept on SQuAD 1.1", "{:.1f} %"),
     "second_step": ("Points of F1 that a second distillation adds on SQuAD 1.1", "{:+.1f}"),
-    "parameters": ("Parameters saved", "{:.0f} %"),
+    "parameters": (f"Parameters saved (DistilBERT, counted exactly: {PARAMETERS_SAVED} %)", "{:.0f} %"),
     "speed": ("DistilBERT's speed on a CPU, times BERT-base", "{:.2f}×"),
     "ablations": ("Parts of the training found to help", "{:.0f}"),
 }

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal
 
+from eval import paper
+
 PASSED: Final = "passed"
 MISSED: Final = "missed"
 UNCLEAR: Final = "unclear"
@@ -71,7 +73,9 @@ def claims(report: Mapping[str, Any]) -> list[dict[str, Any]]:
         _claim("imdb", scores["imdb"]["kept"], scores["imdb"]["paper"]["kept"], scores["imdb"]["verdict"]),
         _claim("squad", squad["kept"], squad["paper"]["kept"], squad["verdict"]),
         _claim("second_step", gain, squad["paper"]["second_step"] - squad["paper"]["student"], taught.resolved()),
-        _claim("parameters", fewer, report["paper"]["parameters_saved"], at_least(fewer, 40.0).resolved()),
+        _claim(
+            "parameters", fewer, report["paper"]["parameters_saved"], at_least(fewer, paper.PARAMETERS_SAVED).resolved()
+        ),
         _claim("speed", distilled["ratio"], distilled["paper"]["ratio"], distilled["verdict"]),
         _claim(
             "ablations",
@@ -87,6 +91,8 @@ def _claim(name: str, ours: float | None, paper: float, verdict: Mapping[str, st
 
 
 def _gain(row: Mapping[str, Any]) -> float | None:
-    """What the second step adds to the student's score, in points."""
+    """What the second step adds to the student's score, in points; None where either was scored on other examples."""
     taught, student = row["second_step"], row["student"]
-    return None if taught is None or student is None else float(taught["score"] - student["score"])
+    if None in (taught, student, row["kept"], row["kept_second_step"]):
+        return None
+    return float(taught["score"] - student["score"])

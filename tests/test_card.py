@@ -17,7 +17,7 @@ from upath import UPath
 
 from cluster import artifact, stage
 from cluster.artifact import CARD, ArtifactError
-from eval.card import Told, fill
+from eval.card import Told, evaluations, fill
 from eval.report import STAGE, Report
 
 BEFORE = """---
@@ -76,6 +76,14 @@ def test_the_hub_s_library_reads_every_score(out: Path, student: Path) -> None:
     # The same once more, without the library that wrote it.
     front = yaml.safe_load((student / CARD).read_text().split("---\n")[1])
     assert len(front["model-index"][0]["results"]) == 11
+
+
+def test_a_threshold_is_no_score() -> None:
+    spread = {"median": -2.25, "low": -2.5, "high": -2.0}
+    row = {"model": "student", "task": "squad2", "subset": False, "seeds": [{}, {}]}
+    row["metrics"] = {"best_f1": {"median": 71.5, "low": 71.0, "high": 72.0}, "best_f1_threshold": spread}
+    found = evaluations({"scores": [row]}, "student")
+    assert [(each.metric_type, each.metric_value) for each in found] == [("f1", 71.5)]
 
 
 def test_what_people_wrote_stays_and_what_they_say_comes_first(out: Path, student: Path) -> None:

@@ -260,6 +260,26 @@ def test_claims_are_judged_by_the_tables(whole: Path) -> None:
     assert found["second_step"]["ours"] == pytest.approx(79.3 - 77.9)
 
 
+def test_distilbert_s_own_size_is_no_missed_claim(out: Path) -> None:
+    sizes = {"teacher": 109_514_298, "student": 66_985_530}
+    for name, place in (("teacher", "teacher"), ("student", "students/student")):
+        manifest = out / place / "manifest.json"
+        told = json.loads(manifest.read_text())
+        told["facts"]["parameters"] = sizes[name]
+        manifest.write_text(json.dumps(told))
+    (claim,) = (claim for claim in compared(out)["claims"] if claim["claim"] == "parameters")
+    assert (claim["ours"], claim["verdict"]["state"]) == (pytest.approx(38.83, abs=0.01), "passed")
+
+
+def test_a_gain_is_of_two_scores_on_the_same_examples(everything: Path) -> None:
+    place = everything / "finetune/student-second-step/squad"
+    kept = json.loads((place / "scores.json").read_text())
+    shutil.rmtree(place)
+    make(place, "finetune", {}, {"scores.json": {**kept, "dev_examples": 100}})
+    (claim,) = (claim for claim in compared(everything)["claims"] if claim["claim"] == "second_step")
+    assert (claim["ours"], claim["verdict"]["state"]) == (None, "not measured")
+
+
 def test_every_metric_of_every_model_is_there(whole: Path) -> None:
     text = (whole / "report.html").read_text()
     page = Page(text)
