@@ -3,6 +3,7 @@
 The dev set is not looked at: a score on examples that chose the model would be too good.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from cluster.recipe import Recipe
 from eval.features import Rows
+from eval.heads import ModelError
 from eval.training import Trainer, outputs
 
 
@@ -26,8 +28,14 @@ class EarlyStopping(Recipe):
 
 
 def divide(units: Rows, share: float) -> tuple[Rows, Rows]:
-    """Rows to train on and rows held out, of ``units`` ``[rows]``: rows of one unit (a question) stay together."""
+    """Rows to train on and rows held out, of ``units`` ``[rows]``: rows of one unit (a question) stay together.
+
+    Raises:
+        ModelError: there is one unit only.
+    """
     order = np.random.default_rng(0).permutation(int(units.max()) + 1)
+    if len(order) < 2:
+        raise ModelError("early_stopping holds examples out, and there is one only: leave it out")
     count = min(max(1, round(share * len(order))), len(order) - 1)
     held = np.isin(units, order[:count])
     return np.flatnonzero(~held), np.flatnonzero(held)
@@ -62,4 +70,8 @@ class Watch:
     def _loss(self) -> float:
         trainer = self.trainer
         parts = outputs(trainer.model, trainer.forward, trainer.features.rows(self.held), trainer.micro_batch)
-        return float(sum(trainer.loss(logits, self.held[rows]) for rows, logits in parts)) / len(self.held)
+        mean = float(sum(trainer.loss(logits, self.held[rows]) for rows, logits in parts)) / len(self.held)
+        # No epoch could be the best one, and an epoch of few steps is not looked at in between.
+        if not math.isfinite(mean):
+            raise ModelError(f"the held-out loss is {mean} after epoch {len(self.losses) + 1}: lower learning_rate")
+        return mean

@@ -120,6 +120,11 @@ def run(recipe: Finetune, inputs: Mapping[str, Path], out: Path) -> dict[str, An
     """
     if recipe.placement.threads != "auto":
         torch.set_num_threads(recipe.placement.threads)
+    if (out / SCORES).is_file():
+        # An attempt was interrupted while it cleared up: seeds that are gone must not be looked for again.
+        shutil.rmtree(out / SEEDS, ignore_errors=True)
+        told = json.loads((out / SCORES).read_text(encoding="utf-8"))
+        return {name: value for name, value in told.items() if name != "seeds"}
     prepared = _prepare(recipe, inputs)
     results = [_result_of(seed, prepared, out / SEEDS / f"{seed}") for seed in recipe.seeds]
     # With an even number of seeds the median score lies between two of them; the lower one's model is kept.

@@ -130,6 +130,30 @@ def test_an_interrupted_job_keeps_its_finished_seeds(tmp_path: Path) -> None:
     }
 
 
+def test_an_attempt_interrupted_while_it_clears_up_is_complete(tmp_path: Path) -> None:
+    model, data = tiny.distilbert(tmp_path / "model"), sentiment(tmp_path / "data", 40)
+    values = {"task": "sst2", "epochs": 1}
+    first = finetune(model, data, tmp_path / "first", **values)
+    recipe = Finetune.of({**QUICK, **values})
+    inputs, out = {"model": model, "data": data}, tmp_path / "out"
+    with (
+        contextlib.suppress(KeyboardInterrupt),
+        artifact.create(out, kind="finetune", inputs=stage.identities(STAGE, inputs), recipe=recipe.identity()) as made,
+    ):
+        for path in (tmp_path / "first").iterdir():
+            if path.name != artifact.MANIFEST:
+                (made.path / path.name).write_bytes(path.read_bytes())
+        # The folder of the median seed is gone, the word that it is finished is not.
+        (made.path / "seeds").mkdir()
+        (made.path / "seeds" / "1.json").write_text(json.dumps(first["seeds"][0]))
+        raise KeyboardInterrupt
+    stage.execute(STAGE, recipe, inputs, out)
+    assert not (out / "seeds").exists()
+    assert json.loads((out / "scores.json").read_text()) == first
+    found, before = (artifact.read(place).facts for place in (out, tmp_path / "first"))
+    assert found == before
+
+
 def test_the_model_kept_is_the_one_of_the_median_seed(tmp_path: Path) -> None:
     model, data = tiny.distilbert(tmp_path / "model"), sentiment(tmp_path / "data")
     values = {"task": "sst2", "epochs": 1, "learning_rate": 3e-4}
@@ -273,6 +297,16 @@ def test_a_diverging_run_stops(tmp_path: Path) -> None:
     safetensors.torch.save_file(weights, model / "model.safetensors")
     with pytest.raises(ValueError, match="the loss is nan by step"):
         finetune(model, data, tmp_path / "out", task="sst2")
+
+
+@pytest.mark.parametrize(("rows", "says"), [(40, "the held-out loss is nan after epoch 1"), (2, "there is one only")])
+def test_early_stopping_that_has_nothing_to_go_by_says_so(rows: int, says: str, tmp_path: Path) -> None:
+    model, data = tiny.distilbert(tmp_path / "model"), sentiment(tmp_path / "data", rows)
+    weights = safetensors.torch.load_file(model / "model.safetensors")
+    weights["distilbert.embeddings.LayerNorm.weight"].fill_(float("inf"))
+    safetensors.torch.save_file(weights, model / "model.safetensors")
+    with pytest.raises(ValueError, match=says):
+        finetune(model, data, tmp_path / "out", task="sst2", early_stopping={})
 
 
 def test_the_command_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
