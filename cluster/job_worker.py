@@ -103,8 +103,11 @@ def attempt(call: Call) -> Ended:
         with Path(call.log).open("a", encoding="utf-8") as file, _printing_to(file), working_in(Path(call.cwd)):
             try:
                 _execute(call)
-            except BaseException:
-                traceback.print_exc(file=file)
+            except BaseException as error:
+                if (line := stage.explain(error)) is not None:
+                    print(f"error: {line}", file=file)
+                else:
+                    traceback.print_exc(file=file)
                 raise
     except BaseException as error:  # also what would end the process: a stage must not take the worker along
         return _failed(call, error, time.monotonic() - started)

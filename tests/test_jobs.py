@@ -103,6 +103,8 @@ def test_a_failed_job_stops_only_those_that_come_after_it(corpus: Path) -> None:
     assert found["further"].error == "dependant failed, which comes before it"
     assert found["misspelt"].error == "misspelt: unknown key txt; did you mean text?"
     assert found["buggy"].error == f"RuntimeError: a bug in the toy (a bug: see {found['buggy'].log})"
+    assert _log(found["refused"]).splitlines()[-1] == "error: the toy refuses: write behaviour = work"
+    assert "Traceback" not in _log(found["refused"])
     assert re.search(r"Traceback \(most recent call last\):(\n.*)+RuntimeError: a bug in the toy", _log(found["buggy"]))
     assert not corpus.with_name("dependant").exists()
 
