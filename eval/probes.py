@@ -5,7 +5,7 @@
     python -m eval.probes RECIPE --run RUN --out DIR
 
 Every new checkpoint becomes a student, and a job of the queue for each task fine-tunes it: a line of
-``RUN/probes.jsonl``, a point of the report's picture, a value of ``stillhouse_probe_score_percent``. Ends when the
+``RUN/probes.jsonl``, a point of the report's picture, a value of ``stillhouse_probe_score_ratio``. Ends when the
 run's last step is scored::
 
     DIR/probes.json                  all points
@@ -59,10 +59,11 @@ class Probing(Recipe):
 def run(recipe: Probing, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
     """Probe every checkpoint up to the run's last; facts hold the points."""
     source = inputs["run"]
+    watch = Watch(recipe, source, out)
     with ray_cluster.connect(), telemetry.serving(recipe.placement.metrics_port):
-        watch = Watch(recipe, source, out, jobs.queue(out.parent / "queue"))
+        queue = jobs.queue(out.parent / "queue")
         while not watch.is_over:
-            watch.look()
+            watch.look(queue)
             time.sleep(POLL_SECONDS)
     points = telemetry.read_metrics(source / POINTS)
     artifact.write_json(out / "probes.json", points)
@@ -76,7 +77,6 @@ class Watch:
     recipe: Probing
     source: Path
     out: Path
-    queue: jobs.Queue
     begun: set[int] = field(default_factory=set)
     waiting: dict[str, tuple[int, Job]] = field(default_factory=dict)
     """Jobs that are not scored yet, by their id, each with the step of its checkpoint."""
@@ -85,16 +85,16 @@ class Watch:
     def is_over(self) -> bool:
         return self.recipe.steps in self.begun and not self.waiting
 
-    def look(self) -> None:
+    def look(self, queue: jobs.Queue) -> None:
         """Take up new checkpoints, and score what was fine-tuned meanwhile."""
-        for step in self._new():
+        for step in self.new():
             self.begun.add(step)
             for job in self._jobs(step):
-                self.waiting[self.queue.submit([job])[0]] = (step, job)
-        for known, outcome in self.queue.ended(list(self.waiting)).items():
+                self.waiting[queue.submit([job])[0]] = (step, job)
+        for known, outcome in queue.ended(list(self.waiting)).items():
             self._score(*self.waiting.pop(known), outcome)
 
-    def _new(self) -> list[int]:
+    def new(self) -> list[int]:
         """Steps of checkpoints to take up now, oldest first."""
         there = sorted(int(path.name.removeprefix("step_")) for path in self.source.glob("checkpoints/step_*[0-9]"))
         found: list[int] = []
@@ -151,7 +151,7 @@ class Watch:
         with (self.source / POINTS).open("a", encoding="utf-8") as file:
             file.write(json.dumps({**point, "seeds": len(job.recipe.get("seeds", (1,))), "artifact": place}) + "\n")
         telemetry.PROBE_STEP.labels(name, task).set(step)
-        telemetry.PROBE_SCORE.labels(name, task).set(facts["score"])
+        telemetry.PROBE_SCORE.labels(name, task).set(facts["score"] / 100)
         for path in job.out.iterdir():
             if path.name not in ("manifest.json", "scores.json"):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()

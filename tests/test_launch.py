@@ -16,7 +16,7 @@ import tokens_artifact
 from clusters import await_that, training_workers
 from trainings import RECIPE, curve, train
 
-from cluster import artifact, ray_cluster, recipe
+from cluster import artifact, attempt, ray_cluster, recipe
 from cluster.stage import StageError
 from cluster.telemetry import read_metrics
 from distill import launch
@@ -75,6 +75,11 @@ def test_every_stage_left_its_artifact(done: Path) -> None:
     for place, kind in kinds.items():
         artifact.verify(done / place, kind)
     assert artifact.read(done / "students/student").facts["layers"] == 2
+    points = read_metrics(done / "runs" / "student" / "probes.jsonl")
+    assert [(point["step"], point["task"]) for point in points] == [(2, "provenance"), (4, "provenance")]
+    for point in points:
+        assert attempt.parse(done / point["artifact"] / "manifest.json")["facts"]["score"] == point["score"]
+    assert not list((done / "probes").rglob("*.safetensors"))
     assert "model-index" in (done / "students" / "student" / "README.md").read_text()
     for name in ("report.html", "report.md", "report.json", "summary.txt"):
         assert (done / "report" / name).stat().st_size > 0

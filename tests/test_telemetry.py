@@ -23,6 +23,7 @@ UNITS = ("_seconds", "_bytes", "_ratio", "_nats", "_per_second")
 DIMENSIONLESS = {
     "stillhouse_step",
     "stillhouse_steps",
+    "stillhouse_probe_step",
     "stillhouse_actors",
     "stillhouse_jobs_waiting",
     "stillhouse_jobs_running",
