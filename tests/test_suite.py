@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from result_folders import make, make_model
 
 from cluster.artifact import write_json
 from cluster.jobs import Outcome
 from cluster.recipe import RecipeError
 from cluster.stage import StageError
-from eval.suite import models, record
+from eval.suite import _report_job, models, record
 from eval.suite_jobs import Plan
 from eval.suite_recipe import Suite
 
@@ -191,3 +192,13 @@ def test_what_a_suite_needs_is_missed_before_anything_runs(
 ) -> None:
     with pytest.raises(StageError, match=line):
         _plan(data, out, **change).jobs()
+
+
+def test_a_report_that_came_back_and_is_outdated_again_is_kept_once(tmp_path: Path) -> None:
+    make_model(tmp_path / "teacher", "teacher", "teacher", None)
+    for _ in range(2):
+        make(tmp_path / "report", "report", {"kept_percent": 90.0}, {"report.md": b"of other results"})
+        _report_job(tmp_path)
+        assert not (tmp_path / "report").exists()
+        (aside,) = tmp_path.glob("report-*")
+        assert (aside / "report.md").read_bytes() == b"of other results"
