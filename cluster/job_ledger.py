@@ -76,15 +76,25 @@ class Ledger:
         self._folder = folder
         _refuse_living(folder, cluster)
         self._path, self._file = _begin(folder)
+        self._end = 0
+        try:
+            self.events = self._take_over(cluster)
+        except BaseException:  # tried again for as long as a disk is full, it must not leave a file each time
+            self.close()
+            if not self._end:
+                self._path.unlink(missing_ok=True)
+            raise
+
+    def _take_over(self, cluster: str) -> list[dict[str, Any]]:
         # From here on whoever had it before sees that it is over; what was appended until now counts.
-        older = [path for path in _segments(folder) if path.name < self._path.name]
+        older = [path for path in _segments(self._folder) if path.name < self._path.name]
         known = _counted(older)
         sizes = {path.name: known.get(path.name, _whole_bytes(path)) for path in older}
-        self.events = [event for path in older for event in _events(path, sizes[path.name])]
-        self._end = 0
+        events = [event for path in older for event in _events(path, sizes[path.name])]
         opened = {"format": FORMAT, "counted": sizes, "cluster": cluster, "host": socket.gethostname()}
         self.append([{"event": "opened", "at": time.time(), "process": os.getpid(), **opened}])
-        storage.sync(folder)
+        storage.sync(self._folder)
+        return events
 
     def append(self, events: Sequence[Mapping[str, Any]]) -> None:
         """Write events down; when this returns they are on the disk, and count.
@@ -94,7 +104,8 @@ class Ledger:
             OSError: the disk is full or broken: nothing was written.
         """
         self.check()
-        data = "".join(json.dumps(event, ensure_ascii=False, allow_nan=False) + "\n" for event in events).encode()
+        lines = "".join(json.dumps(event, ensure_ascii=False, allow_nan=False) + "\n" for event in events)
+        data = lines.encode(errors="backslashreplace")  # names of files need not be Unicode; JSON escapes them alike
         try:
             written = 0
             while written < len(data):
@@ -114,7 +125,12 @@ class Ledger:
         """
         segments = _segments(self._folder)
         if self._path not in segments:
-            raise FileNotFoundError(errno.ENOENT, "the ledger was moved away or cannot be reached", str(self._path))
+            raise FileNotFoundError(
+                errno.ENOENT,
+                "the job queue's ledger was deleted, moved away or cannot be reached; bring it back, or end the queue "
+                "with python -m cluster.jobs stop and start one with another ledger",
+                str(self._path),
+            )
         if segments[-1] != self._path:
             raise SupersededError(f"another process keeps {self._folder} now")
 

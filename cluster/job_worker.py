@@ -100,7 +100,11 @@ def attempt(call: Call) -> Ended:
     started = time.monotonic()
     try:
         complete = storage.is_file(storage.location(call.out) / artifact.MANIFEST)
-        with Path(call.log).open("a", encoding="utf-8") as file, _printing_to(file), working_in(Path(call.cwd)):
+        with (
+            Path(call.log).open("a", encoding="utf-8", errors="backslashreplace") as file,
+            _printing_to(file),
+            working_in(Path(call.cwd)),
+        ):
             try:
                 _execute(call)
             except BaseException as error:
@@ -131,7 +135,8 @@ def _check_halved(module: str, recipe: Recipe, halved: Recipe) -> None:
 
 
 def _failed(call: Call, error: BaseException, seconds: float) -> Ended:
-    plain = stage.explain(error) or f"{type(error).__name__}: {error}".rstrip(": ")
+    said = stage.explain(error) or f"{type(error).__name__}: {error}".rstrip(": ")
+    plain = said.encode(errors="backslashreplace").decode()  # names of files need not be Unicode
     if is_busy(error):
         return Ended("busy", seconds, plain)
     if is_memory(error):

@@ -108,3 +108,27 @@ def test_what_a_dead_worker_leaves_is_ended_and_nobody_else() -> None:
         kills = memory_kills()
         if kills is not None:
             assert "GiB are free on the node" in str(job_worker.clear({**about, "memory_kills": kills - 1}))
+
+
+def test_an_error_whose_words_are_not_unicode_can_be_told_and_written(tmp_path: Path) -> None:
+    corpus = os.fsdecode(bytes(tmp_path) + b"/\xff")
+    log = tmp_path / "log"
+    call = job_worker.Call(
+        key="1",
+        name="odd",
+        module="toy_stage",
+        recipe={},
+        inputs={"corpus": corpus},
+        out=str(tmp_path / "out"),
+        cwd=str(tmp_path),
+        log=str(log),
+        cpus=1,
+        gpus=0,
+        alone=False,
+        halves=False,
+        first=True,
+    )
+    ended = job_worker.attempt(call)
+    assert ended.result == "user"
+    assert f"{tmp_path}/\\udcff does not exist" in str(ended.error)
+    assert f"{tmp_path}/\\udcff does not exist" in log.read_text()

@@ -131,3 +131,50 @@ def test_what_there_was_no_room_for_is_not_half_there(tmp_path: Path) -> None:
     )
     assert done.stdout == f"{errno.EFBIG}\n", done.stderr
     assert _numbers(tmp_path) == [0, 2]
+
+
+NO_ROOM = """
+import os
+import sys
+from pathlib import Path
+from cluster.job_ledger import Ledger
+
+for _ in range(3):
+    try:
+        Ledger(Path(sys.argv[1]), "here")
+    except OSError as error:
+        print(error.errno, len(os.listdir("/proc/self/fd")))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="files that are open are counted in /proc")
+def test_a_ledger_that_cannot_be_opened_leaves_nothing_behind_each_time(tmp_path: Path) -> None:
+    def limit() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20, 20))
+
+    done = subprocess.run(
+        [sys.executable, "-B", "-c", NO_ROOM, str(tmp_path)],
+        preexec_fn=limit,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    tries = done.stdout.splitlines()
+    assert len(tries) == 3, done.stderr
+    assert len({*tries}) == 1
+    assert tries[0].startswith(f"{errno.EFBIG} ")
+    assert [path.name for path in tmp_path.iterdir()] == ["logs"]
+
+
+def test_a_ledger_that_was_deleted_is_said_to_be(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path, "here")
+    (tmp_path / "segment-00001.jsonl").unlink()
+    with pytest.raises(FileNotFoundError, match=r"cluster\.jobs stop"):
+        ledger.append([_note(0)])
+
+
+def test_words_that_are_not_unicode_are_kept(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path, "here")
+    ledger.append([{"event": "drained", "on": True, "number": os.fsdecode(b"\xff-\xc3\xa4")}])
+    assert str(_numbers(tmp_path)[0]) == os.fsdecode(b"\xff-\xc3\xa4")
