@@ -23,6 +23,7 @@ class PaperScore:
     metric: str | None = None
     second_step: float | None = None
     """"DistilBERT (D)": taught once more, while it was fine-tuned."""
+    elmo: float | None = None
     bert_base_in_means: float | None = None
     """Where the printed number cannot be the one that the paper's own mean was taken of."""
     note: str = ""
@@ -39,19 +40,19 @@ class PaperScore:
 
 
 GLUE = (
-    PaperScore("cola", "CoLA", 56.3, 51.3),
+    PaperScore("cola", "CoLA", 56.3, 51.3, elmo=44.1),
     PaperScore(
-        "mnli", "MNLI", 86.7, 82.2, bert_base_in_means=84.7,
+        "mnli", "MNLI", 86.7, 82.2, elmo=68.6, bert_base_in_means=84.7,
         note="BERT-base is printed as 86.7; 84.7 gives the paper's own mean, and is what shares are taken of",
     ),
-    PaperScore("mrpc", "MRPC", 88.6, 87.5),
-    PaperScore("qnli", "QNLI", 91.8, 89.2),
-    PaperScore("qqp", "QQP", 89.6, 88.5),
-    PaperScore("rte", "RTE", 69.3, 59.9),
-    PaperScore("sst2", "SST-2", 92.7, 91.3),
-    PaperScore("stsb", "STS-B", 89.0, 86.9),
+    PaperScore("mrpc", "MRPC", 88.6, 87.5, elmo=76.6),
+    PaperScore("qnli", "QNLI", 91.8, 89.2, elmo=71.1),
+    PaperScore("qqp", "QQP", 89.6, 88.5, elmo=86.2),
+    PaperScore("rte", "RTE", 69.3, 59.9, elmo=53.4),
+    PaperScore("sst2", "SST-2", 92.7, 91.3, elmo=91.5),
+    PaperScore("stsb", "STS-B", 89.0, 86.9, elmo=70.4),
     PaperScore(
-        "wnli", "WNLI", 53.5, 56.3,
+        "wnli", "WNLI", 53.5, 56.3, elmo=56.3,
         note="its development set repeats sentences of the training set with the other label; a model that learns "
         "scores below the majority",
     ),

@@ -21,8 +21,8 @@ from eval.paper import PARAMETERS_SAVED
 Report = Mapping[str, Any]
 
 _SCORES = (
-    "Task", "Teacher", "Student", "Student (D)", "Kept", "Verdict", "BERT-base (paper)", "DistilBERT (paper)",
-    "Kept (paper)", "Difference", "Majority", "Examples",
+    "Task", "Teacher", "Student", "Student (D)", "Kept", "Verdict", "ELMo (paper)", "BERT-base (paper)",
+    "DistilBERT (paper)", "Kept (paper)", "Difference", "Majority", "Examples",
 )  # fmt: skip
 _WORDS = frozenset({"Task", "Verdict", "Claim", "Model", "Training", "Weights"})
 _CLAIMS = {
@@ -100,6 +100,8 @@ def _table(
     table = Table(_SCORES, tuple(rows), _WORDS, notes=notes)
     empty = {"Student (D)": "second_step", "Majority": "majority", "Examples": "dev_examples"}
     gone = [name for name, key in empty.items() if name not in always and all(row[key] is None for row in found)]
+    if all((row["paper"] or {}).get("elmo") is None for row in found):
+        gone.append("ELMo (paper)")
     return table.without(*gone)
 
 
@@ -107,12 +109,18 @@ def _score_row(row: Mapping[str, Any]) -> Row:
     ours, paper = _ours(row), row["paper"]
     misprint = paper["teacher"] != paper["teacher_in_means"]
     published = (
-        Cell(f"{paper['teacher']:.1f}", f"{paper['teacher_in_means']:.1f} meant" if misprint else ""),
-        Cell(f"{paper['student']:.1f}", "" if paper["second_step"] is None else f"(D) {paper['second_step']:.1f}"),
+        Cell(_printed(paper["elmo"])),
+        Cell(_printed(paper["teacher"]), f"{paper['teacher_in_means']:.1f} meant" if misprint else ""),
+        Cell(_printed(paper["student"]), "" if paper["second_step"] is None else f"(D) {paper['second_step']:.1f}"),
         Cell(percent(paper["kept"])),
         Cell(signed(row["difference"], absent=NOTHING)),
     )
     return Row((*ours[:5], verdict(row["verdict"]), *published, *ours[5:]))
+
+
+def _printed(score: float | None) -> str:
+    """A published score with the decimals it was published with."""
+    return NOTHING if score is None else f"{score:.2f}".removesuffix("0")
 
 
 def _ours(row: Mapping[str, Any]) -> tuple[Cell, ...]:
@@ -145,7 +153,7 @@ def _mean_row(mean: Mapping[str, Any]) -> Row:
         *(Cell(amount(mean[side], ".1f", absent=NOTHING)) for side in ("teacher", "student", "second_step")),
         Cell(percent(mean["kept"], NOTHING), "" if taught is None else f"(D) {percent(taught)}"),
         verdict(mean["verdict"]),
-        *(Cell(f"{paper[side]:.1f}") for side in ("teacher", "student")),
+        *(Cell(amount(paper[side], ".1f", absent=NOTHING)) for side in ("elmo", "teacher", "student")),
         Cell(percent(paper["kept"])),
         Cell(signed(mean["difference"], absent=NOTHING)),
         Cell(NOTHING),

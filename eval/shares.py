@@ -81,6 +81,7 @@ def _row(published: PaperScore, results: Results) -> dict[str, Any]:
         "title": published.title,
         **ours,
         "paper": {
+            "elmo": published.elmo,
             "teacher": published.bert_base,
             "teacher_in_means": published.teacher,
             "student": published.distilbert,
@@ -167,7 +168,13 @@ def _mean(
         "kept_second_step": kept.get(taught),
         "scores": means,
         "subset": any(row["subset"] for row in rows),
-        "paper": {"teacher": bert, "student": distilbert, "second_step": None, "kept": 100 * distilbert / bert},
+        "paper": {
+            "elmo": published["elmo"] if published else _average(row["paper"]["elmo"] for row in rows),
+            "teacher": bert,
+            "student": distilbert,
+            "second_step": None,
+            "kept": 100 * distilbert / bert,
+        },
         "difference": None if student is None else student - distilbert,
         "verdict": at_least(kept.get(STUDENT), paper.TARGET_PERCENT).resolved(),
     }

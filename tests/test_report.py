@@ -366,7 +366,7 @@ def test_what_is_absent_is_not_measured(tmp_path: Path) -> None:
     assert "| 22.7 M |" in sections["What was made"]
     assert "| not measured |" in sections["What was made"]
     assert values(made)["latency"] is None
-    assert "| CoLA | – | – | – | not measured | 56.3 |" in text
+    assert "| CoLA | – | – | – | not measured | 44.1 | 56.3 |" in text
     assert {claim["verdict"]["state"] for claim in values(made)["claims"]} == {"not measured"}
     assert (made / "summary.txt").read_text().count("  not measured\n") == 5
     assert Page((made / "report.html").read_text()).words.count("Not measured.") == 4
