@@ -132,8 +132,7 @@ def _probed(job: Job | None, ledger: Path) -> Iterator[list[Job]]:
     try:
         yield probes
     except BaseException:
-        for each in known:
-            queue.cancel(each)
+        queue.cancel(known)
         raise
 
 
