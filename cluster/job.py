@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from cluster import artifact, stage, storage
-from cluster.scheduling import Need
+from cluster.scheduling import SMALLEST, Need
 
 State: TypeAlias = Literal["waiting", "running", "done", "skipped", "failed", "cancelled"]
 Failure: TypeAlias = Literal["cluster", "user", "memory", "deadline", "dependency"]
@@ -138,8 +138,16 @@ def _check(job: Job) -> None:
     for name, amount in {"CPU": job.cpus, "GPU": job.gpus, **job.resources}.items():
         if not 0 <= amount < float("inf"):
             raise stage.StageError(f"job {job.name} needs {amount:g} {name}: write a number that is not negative")
+        if 0 < amount < SMALLEST:
+            raise stage.StageError(f"job {job.name} needs {amount:g} {name}: write 0, or {SMALLEST:g} at least")
         if name == "GPU" and amount > 1 and amount != int(amount):
             raise stage.StageError(f"job {job.name} needs {amount:g} GPUs: write a share below 1, or whole ones")
+    for word in ("memory", "object_store_memory"):
+        if word in job.resources:
+            raise stage.StageError(
+                f"job {job.name} names the resource {word}, which is no share of a node here: leave it out, and let "
+                "few enough jobs run at a time with cpus or a resource of your own"
+            )
     if reserved := sorted({"CPU", "GPU"} & set(job.resources)):
         word = {"CPU": "cpus", "GPU": "gpus"}[reserved[0]]
         raise stage.StageError(f"job {job.name} names the resource {reserved[0]}: write {word} instead")

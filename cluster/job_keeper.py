@@ -17,7 +17,7 @@ from cluster.job_crew import Answer, Crew, Placed, Task, job_of, key_of
 from cluster.job_failures import Patience
 from cluster.job_ledger import Ledger, log_path
 from cluster.job_nodes import Nodes
-from cluster.job_worker import Call
+from cluster.job_worker import Call, Ended
 from cluster.scheduling import choose
 
 
@@ -91,6 +91,8 @@ class Keeper:
         opened = [event["cluster"] for event in self._ledger.events if event["event"] == "opened"]
         if opened and opened[-1] != cluster:
             self.stop(list(self.book.open.values()), "cancelled", "the command that wanted it was interrupted", None)
+            if self.book.draining:  # nobody could reach this queue to end that
+                self.write([{"event": "drained", "on": False}])
 
     def _find_workers(self) -> None:
         """Take over the workers of running jobs; end those that no job needs any more."""
@@ -166,8 +168,17 @@ class Keeper:
             begun.append((self.crew.pick(node, entry.need.shape, [worker for worker, _ in begun]), task))
             events.append({"event": "started", "id": name, "worker": begun[-1][0], "node": node, "takes": task.amounts})
         self.write(events)
-        placed = [self.crew.give(worker, task) for worker, task in begun]
-        self._heard += [one for one in placed if one is not None]
+        for worker, task in begun:
+            self._give(worker, task)
+
+    def _give(self, worker: str, task: Task) -> None:
+        try:
+            placed = self.crew.give(worker, task)
+        except (ValueError, TypeError) as error:  # Ray will not have it; those begun beside it are not to suffer
+            refused = Ended("user", 0.0, f"the queue cannot run it: {' '.join(str(error).split())}")
+            self._heard.append(Answer(task.call.key, refused))
+        else:
+            self._heard += [placed] if placed is not None else []
 
     def _task(self, entry: Entry, node: str) -> Task:
         """What a running or ended job's worker was given."""

@@ -146,8 +146,14 @@ class JobQueue:
                 if entry.state not in ("failed", "cancelled"):
                     raise stage.StageError(f"{entry.id} ({entry.request.job.name}) is {entry.state}: nothing to retry")
                 again |= {one.id: one for one in [entry, *keeper.book.heirs(entry)]}
+            places: dict[str, Entry] = {}
             for entry in again.values():
                 _refuse_rival(keeper, entry.request)
+                if (twin := places.setdefault(entry.request.makes["out"], entry)) is not entry:
+                    raise stage.StageError(
+                        f"{twin.id} and {entry.id} differ, and are both to make {entry.request.makes['out']}: retry "
+                        "one of them"
+                    )
             requests = [entry.request.resolved() for entry in again.values()]
             keeper.write([{"event": "submitted", "requests": requests}])
             return list(again)

@@ -139,6 +139,7 @@ class Queue:
 
     def __init__(self, handle: Any) -> None:
         self._handle = handle
+        self._told = ""
         self.ledger = Path(str(self._ask("ledger")))
 
     def await_ledger(self) -> None:
@@ -189,7 +190,7 @@ class Queue:
                     yield Outcome(**{**seen["outcome"], "name": names[name]})
             pause = _LOOK_SECONDS[0] if news else min(pause * 1.5, _LOOK_SECONDS[1])
             if offsets:
-                time.sleep(pause)
+                self._pause(pause)
 
     def ended(self, ids: Sequence[str]) -> dict[str, Outcome]:
         """Outcomes of those of the jobs that have ended, by id."""
@@ -201,7 +202,7 @@ class Queue:
         found = self.ended(ids)
         pause = _LOOK_SECONDS[0]
         while left := [name for name in ids if name not in found]:
-            time.sleep(pause)
+            self._pause(pause)
             pause = min(pause * 1.5, _LOOK_SECONDS[1])
             found |= self.ended(left)
         return [found[name] for name in ids]
@@ -241,6 +242,16 @@ class Queue:
     def serve(self, port: int) -> None:
         """Serve the queue's metrics on this port of the node it is on."""
         self._ask("serve", port)
+
+    def _pause(self, seconds: float) -> None:
+        """Wait, and say what troubles the queue where nothing else is said for a while."""
+        time.sleep(seconds)
+        if seconds < _LOOK_SECONDS[1]:
+            return
+        trouble = self.about()["trouble"]
+        if trouble and trouble != self._told:
+            telemetry.say(f"the job queue is in trouble and goes on trying: {trouble}")
+        self._told = trouble
 
     def _ask(self, method: str, *arguments: Any) -> Any:
         deadline = time.monotonic() + _PATIENCE_SECONDS

@@ -16,6 +16,7 @@ Shape: TypeAlias = tuple[object, ...]
 
 _UNIT = 10_000
 """Ray's: amounts are counted in ten-thousandths."""
+SMALLEST = 1 / _UNIT
 _SUMS = 5_000
 """Different sums of running jobs that are told apart; beyond them nothing may pass."""
 

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import socket
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,10 +13,11 @@ import psutil
 import pytest
 from clusters import await_that, free_ports
 
-from cluster import artifact, job_commands, jobs, ray_cluster
+from cluster import artifact, job_commands, jobs, ray_cluster, stage
 from cluster.job_failures import Patience
 from cluster.jobs import Job, Queue
 from cluster.stage import StageError
+from distill import launch
 
 pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(120)]
 
@@ -128,6 +130,34 @@ def test_what_failed_is_tried_again_with_what_failed_because_of_it(corpus: Path,
     assert [one.state for one in queue.wait(ids)] == ["done"] * 4
 
 
+def test_of_two_that_would_make_different_things_at_one_place_one_is_tried_again(corpus: Path, queue: Queue) -> None:
+    ids: list[str] = []
+    for text in ("one", "two"):
+        ids += queue.submit([_gated(corpus, "place", text)])
+        queue.cancel(ids[-1:])
+    with pytest.raises(StageError, match=r"differ, and are both to make .*: retry one of them"):
+        queue.retry(ids)
+    _open_gate(corpus)
+    assert queue.wait(queue.retry(ids[1:]))[0].state == "done"
+
+
+def test_the_probes_of_training_that_fails_are_cancelled_and_its_error_told(corpus: Path, queue: Queue) -> None:
+    job = _gated(corpus, "probes")
+    with pytest.raises(ValueError, match="it diverged"), launch._probed(job, queue.ledger):
+        raise ValueError("it diverged")
+    found = next(line for line in queue.list() if line["name"] == job.name)
+    assert (found["state"], found["error"]) == ("cancelled", "it was cancelled")
+
+
+def test_who_waits_is_told_what_troubles_the_queue(queue: Queue, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        queue.serve(taken.getsockname()[1])
+        await_that(lambda: queue.about()["trouble"], seconds=20)
+        with stage.logging_to_stderr():
+            queue._pause(1.0)
+    assert "the job queue is in trouble and goes on trying: metrics port" in capsys.readouterr().err
+
+
 def test_a_deadline_ends_what_waits_and_what_runs(corpus: Path, queue: Queue) -> None:
     running = _gated(corpus, "running", cpus=2)
     ids = queue.submit([running])
@@ -236,8 +266,10 @@ def test_alone_on_a_node_a_job_has_the_threads_it_asked_for(corpus: Path, queue:
     ("given", "message"),
     [
         ({"cpus": -1}, "job odd needs -1 CPU: write a number that is not negative"),
+        ({"cpus": 1e-5}, "job odd needs 1e-05 CPU: write 0, or 0.0001 at least"),
         ({"gpus": 1.5}, "job odd needs 1.5 GPUs: write a share below 1, or whole ones"),
         ({"resources": {"CPU": 1}}, "job odd names the resource CPU: write cpus instead"),
+        ({"resources": {"memory": 1}}, "job odd names the resource memory, which is no share of a node here: leave"),
         ({"deadline": 0}, "job odd has a deadline of 0 s: write the seconds it may take"),
         (
             {"resources": {"quiet": 1}},
