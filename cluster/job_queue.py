@@ -170,6 +170,8 @@ class JobQueue:
 
     def serve(self, port: int) -> None:
         """Serve the metrics of the queue on this port of the machine it is on; also after it was started again."""
+        if not 0 < port < 2**16:
+            raise stage.StageError(f"metrics port {port}: write a number from 1 to 65535")
         with self._lock:
             self._kept().write([{"event": "served", "port": port}])
 

@@ -282,6 +282,11 @@ def test_what_cannot_be_is_refused(corpus: Path, queue: Queue, given: dict[str, 
         queue.submit([_job(corpus, "odd", **given)])
 
 
+def test_a_port_that_is_none_is_refused(queue: Queue) -> None:
+    with pytest.raises(StageError, match="metrics port 70000: write a number from 1 to 65535"):
+        queue.serve(70_000)
+
+
 def test_jobs_are_metrics(corpus: Path, queue: Queue) -> None:
     port = free_ports(1)[0]
     queue.serve(port)
