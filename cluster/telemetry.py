@@ -45,7 +45,9 @@ CHECKPOINT_SECONDS = Gauge(
 FAILED_CHECKPOINTS = Counter("stillhouse_failed_checkpoints_total", "Checkpoints that could not be written")
 
 PROBE_STEP = Gauge("stillhouse_probe_step", "Optimizer step of the last scored checkpoint", ["run", "task"])
-PROBE_SCORE = Gauge("stillhouse_probe_score_ratio", "Score of the last fine-tuned checkpoint: 1 is 100 %", ["run", "task"])
+PROBE_SCORE = Gauge(
+    "stillhouse_probe_score_ratio", "Score of the last fine-tuned checkpoint: 1 is 100 %", ["run", "task"]
+)
 
 UNITS = Counter("stillhouse_units_total", "Units of work finished by the actors of a task: files of a corpus", ["task"])
 UNIT_BYTES = Counter("stillhouse_unit_bytes_total", "Bytes of input in finished units of work", ["task"])
