@@ -14,6 +14,7 @@ The queue is an actor of the cluster: it outlives whoever submitted, and its led
 cluster.
 """
 
+import contextlib
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -63,12 +64,23 @@ def run(jobs: Sequence[Job], ledger: Path) -> list[Outcome]:
     ids = list(printed)
     names = dict(zip(ids, (job.name for job in jobs), strict=True))
     ended: dict[str, Outcome] = {}
-    with telemetry.Progress("jobs", len(jobs), "jobs") as shown:
+    with telemetry.Progress("jobs", len(jobs), "jobs") as shown, _telling_who_leaves():
         for outcome in found.follow(names, printed):
             ended[outcome.id] = outcome
             shown.advance()
             telemetry.say(sentence(outcome))
     return [ended[name] for name in ids]
+
+
+@contextlib.contextmanager
+def _telling_who_leaves() -> Iterator[None]:
+    """Say what becomes of the jobs of a shared cluster when whoever waits for them is interrupted."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if not ray_cluster.is_private():
+            telemetry.say("the jobs go on: python -m cluster.jobs list shows them, cancel ends them")
+        raise
 
 
 def queue(ledger: Path | None = None) -> "Queue":

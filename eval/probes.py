@@ -23,6 +23,7 @@ from typing import Any
 from pydantic import Field, PositiveInt
 
 from cluster import artifact, jobs, ray_cluster, stage, telemetry
+from cluster.job import GOOD
 from cluster.jobs import Job, Outcome
 from cluster.recipe import Recipe
 
@@ -140,23 +141,27 @@ class Watch:
 
     def _score(self, step: int, job: Job, outcome: Outcome) -> None:
         """Record what a fine-tuned checkpoint is worth; that one could not be fine-tuned stops no other."""
-        if outcome.state not in ("done", "skipped"):
+        place = Path(job.out)
+        if outcome.state in GOOD:
+            self._record(step, place, seeds=len(job.recipe.get("seeds", (1,))))
+            for path in place.iterdir():
+                if path.name not in ("manifest.json", "scores.json"):
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+        else:
             telemetry.say(f"{job.name}: {outcome.state}: {outcome.error}")
-            return
-        facts = artifact.read(job.out, "finetune").facts
+        if not any(waiting == step for waiting, _ in self.waiting.values()):
+            shutil.rmtree(place.parent / "student")
+
+    def _record(self, step: int, place: Path, seeds: int) -> None:
+        facts = artifact.read(place, "finetune").facts
         task, name = facts["task"], self.source.name
         point = {"step": step, **{key: facts[key] for key in ("task", "metric", "score", "low", "high")}}
         # Where the artifact will be when this one is complete, relative to the folder of the pipeline.
-        place = f"probes/{name}/{job.out.parent.name}/{task}"
+        final = f"probes/{name}/{place.parent.name}/{task}"
         with (self.source / POINTS).open("a", encoding="utf-8") as file:
-            file.write(json.dumps({**point, "seeds": len(job.recipe.get("seeds", (1,))), "artifact": place}) + "\n")
+            file.write(json.dumps({**point, "seeds": seeds, "artifact": final}) + "\n")
         telemetry.PROBE_STEP.labels(name, task).set(step)
         telemetry.PROBE_SCORE.labels(name, task).set(facts["score"] / 100)
-        for path in job.out.iterdir():
-            if path.name not in ("manifest.json", "scores.json"):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-        if not any(waiting == step for waiting, _ in self.waiting.values()):
-            shutil.rmtree(job.out.parent / "student")
 
 
 def identity(path: Path) -> str:
