@@ -15,6 +15,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -171,7 +172,8 @@ def _list(options: argparse.Namespace) -> bool:
         print(json.dumps(lines, indent=2, ensure_ascii=False), file=options.answers)
         return True
     about = found.about()
-    print(table(lines, time.time()), file=options.answers)
+    width = shutil.get_terminal_size().columns if options.answers.isatty() else None
+    print(table(lines, time.time(), width), file=options.answers)
     counts = ", ".join(f"{count} {state}" for state, count in sorted(about["counts"].items())) or "no jobs yet"
     print(f"{counts}; ledger {about['ledger']}{'; drained' if about['draining'] else ''}", file=sys.stderr)
     if about["trouble"]:

@@ -1,7 +1,6 @@
 """Jobs for people: a line of each, and everything about one."""
 
 import datetime
-import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,15 +8,14 @@ _COLUMNS = ("id", "name", "state", "kind", "user", "prio", "tries", "age", "ran"
 _LAST_LINES = 20
 
 
-def table(lines: Sequence[Mapping[str, Any]], now: float) -> str:
-    """Jobs as columns; the last one says why a job waits or failed, cut to the width of the terminal."""
+def table(lines: Sequence[Mapping[str, Any]], now: float, width: int | None) -> str:
+    """Jobs as columns; the last one says why a job waits or failed, cut where a terminal of this width ends."""
     rows = [_COLUMNS, *(_row(line, now) for line in lines)]
     widths = [max(len(row[number]) for row in rows) for number in range(len(_COLUMNS) - 1)]
-    whole = shutil.get_terminal_size((160, 24)).columns
     found = []
     for row in rows:
         start = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False))
-        found.append(f"{start}  {row[-1]}"[: max(whole, len(start))].rstrip())
+        found.append(f"{start}  {row[-1]}"[: None if width is None else max(width, len(start))].rstrip())
     return "\n".join(found)
 
 

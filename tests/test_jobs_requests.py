@@ -81,7 +81,7 @@ def test_cancelled_jobs_end_with_their_children_and_what_comes_after_them(corpus
     child = corpus.with_name("child")
     running = _job(corpus, "running", {"gate": str(corpus / "never"), "child": str(child)})
     ids = queue.submit([running, _gated(corpus, "waiting", cpus=2), _job(corpus, "heir", after=("running",))])
-    await_that(child.exists, seconds=60)
+    await_that(child.exists)
     started = psutil.Process(int(child.read_text()))
     worker = psutil.Process(next(e["about"]["process"] for e in _events(queue) if e["event"] == "placed"))
     assert queue.cancel([*ids[:2], ids[0]]) == ids[:2]
@@ -91,7 +91,7 @@ def test_cancelled_jobs_end_with_their_children_and_what_comes_after_them(corpus
         ("cancelled", "it was cancelled", None),
         ("failed", "running was cancelled, which comes before it", "dependency"),
     ]
-    await_that(lambda: not started.is_running() and not worker.is_running(), seconds=60)
+    await_that(lambda: not started.is_running() and not worker.is_running())
     assert queue.cancel(ids) == ()
     # It can be had after all, by asking for it again; what was cancelled has left the place to it.
     again = queue.submit([_job(corpus, "running", {"gate": str(corpus), "child": str(child)})])
@@ -152,7 +152,7 @@ def test_the_probes_of_training_that_fails_are_cancelled_and_its_error_told(corp
 def test_who_waits_is_told_what_troubles_the_queue(queue: Queue, capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         queue.serve(taken.getsockname()[1])
-        await_that(lambda: queue.about()["trouble"], seconds=20)
+        await_that(lambda: queue.about()["trouble"])
         with stage.logging_to_stderr():
             queue._pause(1.0)
     assert "the job queue is in trouble and goes on trying: metrics port" in capsys.readouterr().err
@@ -250,8 +250,8 @@ def test_where_another_process_is_at_it_the_job_waits(corpus: Path, queue: Queue
     job = _job(corpus, "contested")
     with artifact.create(job.out, kind="dataset", inputs={}, recipe={"of": "another process"}):
         ids = queue.submit([job])
-        await_that(lambda: "another process is making" in queue.show(ids[0])["why"], seconds=60)
-        await_that(lambda: queue.show(ids[0])["attempts"] > 3, seconds=60)
+        await_that(lambda: "another process is making" in queue.show(ids[0])["why"])
+        await_that(lambda: queue.show(ids[0])["attempts"] > 3)
     found = queue.wait(ids)[0]
     assert (found.state, found.failure) == ("failed", "user")
     assert "was made differently" in str(found.error)
@@ -305,7 +305,7 @@ def test_jobs_are_metrics(corpus: Path, queue: Queue) -> None:
         'stillhouse_jobs_ended_total{kind="measured",state="done"}': 1.0,
         'stillhouse_job_attempts_total{kind="measured"}': 2.0,
     }
-    await_that(lambda: {name: served().get(name) for name in wanted} == wanted, seconds=60)
+    await_that(lambda: {name: served().get(name) for name in wanted} == wanted)
 
 
 @pytest.fixture
