@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from benching import Row, quick
+from toy_jobs import make_corpus
 
-from cluster import artifact, jobs, ray_cluster
+from cluster import jobs, ray_cluster
 from cluster.jobs import Job
 
 _JOBS = 50 if quick() else 1000
@@ -20,8 +21,7 @@ def rows() -> Iterator[Row]:
     os.environ.pop(ray_cluster.ADDRESS, None)
     with tempfile.TemporaryDirectory() as folder, ray_cluster.connect(2):
         place = Path(folder)
-        with artifact.create(place / "corpus", kind="corpus", inputs={}, recipe={}) as draft:
-            (draft.path / "text.txt").write_text("text")
+        make_corpus(place)
         queue = jobs.start(place / "ledger")
         yield _many(queue, place)
         yield _one(queue, place)

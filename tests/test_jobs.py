@@ -2,11 +2,12 @@
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from toy_jobs import make_corpus, toy_job
 
 from cluster import artifact, jobs, ray_cluster
 from cluster.job_failures import Patience
@@ -30,13 +31,7 @@ def ray_of_two_cpus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture
 def corpus(tmp_path: Path) -> Path:
-    with artifact.create(tmp_path / "corpus", kind="corpus", inputs={}, recipe={}) as draft:
-        (draft.path / "text.txt").write_text("text")
-    return tmp_path / "corpus"
-
-
-def _job(corpus: Path, name: str, recipe: Mapping[str, Any] | None = None, **given: Any) -> Job:
-    return Job(name, "toy_stage", {"text": name, **(recipe or {})}, {"corpus": corpus}, corpus.with_name(name), **given)
+    return make_corpus(tmp_path)
 
 
 def _run(corpus: Path, *wanted: Job) -> dict[str, Outcome]:
@@ -57,7 +52,7 @@ def _log(outcome: Outcome) -> str:
 
 
 def test_jobs_come_after_what_they_need_and_are_skipped_the_second_time(corpus: Path) -> None:
-    first = _job(corpus, "first", {"seconds": 0.2})
+    first = toy_job(corpus, "first", {"seconds": 0.2})
     chained = Job(
         "second",
         "toy_stage",
@@ -66,7 +61,7 @@ def test_jobs_come_after_what_they_need_and_are_skipped_the_second_time(corpus: 
         corpus.with_name("second"),
         after=("first",),
     )
-    last = _job(corpus, "last", after=("first", "second"))
+    last = toy_job(corpus, "last", after=("first", "second"))
     found = _run(corpus, first, chained, last)
     assert [outcome.state for outcome in found.values()] == ["done"] * 3
     assert _times(corpus, "first")[1] <= _times(corpus, "second")[0]
@@ -81,13 +76,13 @@ def test_jobs_come_after_what_they_need_and_are_skipped_the_second_time(corpus: 
 def test_a_failed_job_stops_only_those_that_come_after_it(corpus: Path) -> None:
     found = _run(
         corpus,
-        _job(corpus, "refused", {"behaviour": "refuse"}),
-        _job(corpus, "dependant", after=("refused",)),
-        _job(corpus, "further", after=("dependant",)),
-        _job(corpus, "buggy", {"behaviour": "bug"}),
-        _job(corpus, "misspelt", {"txt": "x"}),
-        _job(corpus, "sound"),
-        _job(corpus, "after-sound", after=("sound",)),
+        toy_job(corpus, "refused", {"behaviour": "refuse"}),
+        toy_job(corpus, "dependant", after=("refused",)),
+        toy_job(corpus, "further", after=("dependant",)),
+        toy_job(corpus, "buggy", {"behaviour": "bug"}),
+        toy_job(corpus, "misspelt", {"txt": "x"}),
+        toy_job(corpus, "sound"),
+        toy_job(corpus, "after-sound", after=("sound",)),
     )
     assert {name: outcome.state for name, outcome in found.items()} == {
         "refused": "failed",
@@ -112,15 +107,15 @@ def test_a_failed_job_stops_only_those_that_come_after_it(corpus: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.long
 def test_what_a_job_prints_is_in_its_own_log(corpus: Path) -> None:
-    found = _run(corpus, _job(corpus, "one", {"text": "ONE"}), _job(corpus, "two", {"text": "TWO"}))
+    found = _run(corpus, toy_job(corpus, "one", {"text": "ONE"}), toy_job(corpus, "two", {"text": "TWO"}))
     assert _log(found["one"]) == "the toy says ONE\n"
     assert _log(found["two"]) == "the toy says TWO\n"
-    again = _run(corpus, _job(corpus, "one", {"text": "ONE"}))
+    again = _run(corpus, toy_job(corpus, "one", {"text": "ONE"}))
     assert _log(again["one"]) == f"the toy says ONE\n{corpus.with_name('one')} is already complete\n"
 
 
 def test_a_job_whose_worker_is_killed_is_tried_again_and_continues(corpus: Path) -> None:
-    found = _run(corpus, _job(corpus, "dies-once", {"deaths": 1}), _job(corpus, "calm"))
+    found = _run(corpus, toy_job(corpus, "dies-once", {"deaths": 1}), toy_job(corpus, "calm"))
     assert found["dies-once"].state == "done"
     assert artifact.verify(corpus.with_name("dies-once")).facts["attempts"] == 2
     assert _log(found["dies-once"]).count("the toy says") >= 1
@@ -130,7 +125,7 @@ def test_a_job_whose_worker_is_killed_is_tried_again_and_continues(corpus: Path)
 @pytest.mark.slow
 @pytest.mark.long
 def test_a_job_whose_workers_keep_dying_fails_and_keeps_its_files(corpus: Path) -> None:
-    found = _run(corpus, _job(corpus, "dies", {"deaths": 99}), _job(corpus, "heir", after=("dies",)))
+    found = _run(corpus, toy_job(corpus, "dies", {"deaths": 99}), toy_job(corpus, "heir", after=("dies",)))
     assert found["dies"].state == "failed"
     assert re.fullmatch(
         rf"its worker died {DEATHS} times: process \d+ on .* was killed or .*", str(found["dies"].error)
@@ -148,11 +143,13 @@ def test_jobs_share_the_cluster_but_one_that_must_be_alone_is(corpus: Path) -> N
     def pair(pipe: str, *names: str) -> list[Job]:
         os.mkfifo(corpus.with_name(pipe))
         meeting = {"meeting": str(corpus.with_name(pipe)), "seconds": 0.5}
-        return [_job(corpus, name, {**meeting, "side": side}, cpus=0.5) for name, side in zip(names, "rw", strict=True)]
+        return [
+            toy_job(corpus, name, {**meeting, "side": side}, cpus=0.5) for name, side in zip(names, "rw", strict=True)
+        ]
 
     # Each pair ends only if its two run at once.
     before, after = pair("first", "one", "two"), pair("second", "three", "four")
-    alone = _job(corpus, "alone", {"seconds": 0.5}, cpus=0.5, alone=True)
+    alone = toy_job(corpus, "alone", {"seconds": 0.5}, cpus=0.5, alone=True)
     found = _run(corpus, *before, alone, *after)
     assert {outcome.state for outcome in found.values()} == {"done"}
     started, ended = _times(corpus, "alone")
@@ -165,9 +162,9 @@ def test_jobs_share_the_cluster_but_one_that_must_be_alone_is(corpus: Path) -> N
 def test_nothing_overtakes_a_job_that_waits_for_room(corpus: Path) -> None:
     _run(
         corpus,
-        _job(corpus, "small", {"seconds": 0.5}),
-        _job(corpus, "large", cpus=2),
-        _job(corpus, "late"),
+        toy_job(corpus, "small", {"seconds": 0.5}),
+        toy_job(corpus, "large", cpus=2),
+        toy_job(corpus, "late"),
     )
     assert _times(corpus, "small")[1] <= _times(corpus, "large")[0]
     assert _times(corpus, "large")[1] <= _times(corpus, "late")[0]
@@ -178,9 +175,9 @@ def test_nothing_overtakes_a_job_that_waits_for_room(corpus: Path) -> None:
 def test_a_job_that_waits_for_another_lets_others_pass(corpus: Path) -> None:
     _run(
         corpus,
-        _job(corpus, "first", {"seconds": 0.5}),
-        _job(corpus, "dependant", after=("first",)),
-        _job(corpus, "free"),
+        toy_job(corpus, "first", {"seconds": 0.5}),
+        toy_job(corpus, "dependant", after=("first",)),
+        toy_job(corpus, "free"),
     )
     assert _times(corpus, "free")[0] < _times(corpus, "dependant")[0]
 
@@ -198,7 +195,7 @@ def test_a_job_that_waits_for_another_lets_others_pass(corpus: Path) -> None:
 def test_jobs_that_could_never_run_are_refused_before_any_runs(
     corpus: Path, given: dict[str, Any], message: str
 ) -> None:
-    wanted = [_job(corpus, "first"), _job(corpus, "second", **given), _job(corpus, "third", after=("second",))]
+    wanted = [toy_job(corpus, "first"), toy_job(corpus, "second", **given), toy_job(corpus, "third", after=("second",))]
     with pytest.raises(StageError, match=message):
         jobs.run(wanted, corpus.with_name("logs"))
     assert not corpus.with_name("first").exists()
@@ -206,7 +203,7 @@ def test_jobs_that_could_never_run_are_refused_before_any_runs(
 
 def test_two_jobs_of_one_name_are_refused(corpus: Path) -> None:
     with pytest.raises(StageError, match="two jobs are called same"):
-        jobs.run([_job(corpus, "same"), _job(corpus, "same")], corpus.with_name("logs"))
+        jobs.run([toy_job(corpus, "same"), toy_job(corpus, "same")], corpus.with_name("logs"))
 
 
 def test_no_jobs_are_no_outcomes(tmp_path: Path) -> None:
@@ -216,4 +213,4 @@ def test_no_jobs_are_no_outcomes(tmp_path: Path) -> None:
 def test_connecting_inside_a_connection_leaves_it_open(corpus: Path) -> None:
     with ray_cluster.connect(1):
         pass
-    assert _run(corpus, _job(corpus, "still-there"))["still-there"].state == "done"
+    assert _run(corpus, toy_job(corpus, "still-there"))["still-there"].state == "done"

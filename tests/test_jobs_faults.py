@@ -15,8 +15,7 @@ import pipelines
 import pytest
 from clusters import Cluster, await_that
 from drivers import Asker, RefusedError
-
-from cluster import artifact
+from toy_jobs import make_corpus
 
 pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(400)]
 
@@ -29,8 +28,7 @@ class Place:
     def __init__(self, folder: Path) -> None:
         self.folder, self.ledger, self.tally = folder, folder / "ledger", folder / "tally.txt"
         self.gate = folder / "gate"
-        with artifact.create(folder / "corpus", kind="corpus", inputs={}, recipe={}) as draft:
-            (draft.path / "text.txt").write_text("text")
+        make_corpus(folder)
         self._askers: list[Asker] = []
 
     def job(self, name: str, *, gated: bool = False, after: tuple[str, ...] = (), **recipe: Any) -> dict[str, Any]:

@@ -5,13 +5,14 @@ import os
 import re
 import socket
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 from clusters import await_that, free_ports
+from toy_jobs import make_corpus, toy_job
 
 from cluster import artifact, job_commands, jobs, ray_cluster, stage
 from cluster.job_failures import Patience
@@ -44,18 +45,12 @@ def queue(shared: Queue) -> Iterator[Queue]:
 
 @pytest.fixture
 def corpus(tmp_path: Path) -> Path:
-    with artifact.create(tmp_path / "corpus", kind="corpus", inputs={}, recipe={}) as draft:
-        (draft.path / "text.txt").write_text("text")
-    return tmp_path / "corpus"
-
-
-def _job(corpus: Path, name: str, recipe: Mapping[str, Any] | None = None, **given: Any) -> Job:
-    return Job(name, "toy_stage", {"text": name, **(recipe or {})}, {"corpus": corpus}, corpus.with_name(name), **given)
+    return make_corpus(tmp_path)
 
 
 def _gated(corpus: Path, name: str, text: str = "toy", **given: Any) -> Job:
     """A job that runs until the file ``gate`` is there."""
-    return _job(corpus, name, {"gate": str(corpus.with_name("gate")), "text": text}, **given)
+    return toy_job(corpus, name, {"gate": str(corpus.with_name("gate")), "text": text}, **given)
 
 
 def _open_gate(corpus: Path) -> None:
@@ -79,8 +74,8 @@ def _started(corpus: Path, *names: str) -> list[str]:
 
 def test_cancelled_jobs_end_with_their_children_and_what_comes_after_them(corpus: Path, queue: Queue) -> None:
     child = corpus.with_name("child")
-    running = _job(corpus, "running", {"gate": str(corpus / "never"), "child": str(child)})
-    ids = queue.submit([running, _gated(corpus, "waiting", cpus=2), _job(corpus, "heir", after=("running",))])
+    running = toy_job(corpus, "running", {"gate": str(corpus / "never"), "child": str(child)})
+    ids = queue.submit([running, _gated(corpus, "waiting", cpus=2), toy_job(corpus, "heir", after=("running",))])
     await_that(child.exists)
     started = psutil.Process(int(child.read_text()))
     worker = psutil.Process(next(e["about"]["process"] for e in _events(queue) if e["event"] == "placed"))
@@ -94,7 +89,7 @@ def test_cancelled_jobs_end_with_their_children_and_what_comes_after_them(corpus
     await_that(lambda: not started.is_running() and not worker.is_running())
     assert queue.cancel(ids) == ()
     # It can be had after all, by asking for it again; what was cancelled has left the place to it.
-    again = queue.submit([_job(corpus, "running", {"gate": str(corpus), "child": str(child)})])
+    again = queue.submit([toy_job(corpus, "running", {"gate": str(corpus), "child": str(child)})])
     assert queue.wait(again)[0].state == "done"
 
 
@@ -109,9 +104,9 @@ def test_what_failed_is_tried_again_with_what_failed_because_of_it(corpus: Path,
     ids = queue.submit(
         [
             wrong,
-            _job(corpus, "heir", after=("wrong",)),
-            _job(corpus, "grandchild", after=("heir",)),
-            _job(corpus, "other"),
+            toy_job(corpus, "heir", after=("wrong",)),
+            toy_job(corpus, "grandchild", after=("heir",)),
+            toy_job(corpus, "other"),
         ]
     )
     found = queue.wait(ids)
@@ -162,7 +157,7 @@ def test_a_deadline_ends_what_waits_and_what_runs(corpus: Path, queue: Queue) ->
     running = _gated(corpus, "running", cpus=2)
     ids = queue.submit([running])
     _await_running(corpus, "running")
-    waiting = queue.submit([_job(corpus, "waiting", deadline=0.5)])
+    waiting = queue.submit([toy_job(corpus, "waiting", deadline=0.5)])
     assert queue.wait(waiting)[0].error == "it still waited at its deadline, 0.5 s after its submission"
     queue.cancel(ids)
     late = queue.wait(queue.submit([_gated(corpus, "late", deadline=3)]))[0]
@@ -193,11 +188,11 @@ def test_what_is_asked_for_twice_is_run_once(corpus: Path, queue: Queue) -> None
 
 def test_a_job_may_come_after_one_of_an_earlier_submission_but_not_after_itself(corpus: Path, queue: Queue) -> None:
     first = queue.submit([_gated(corpus, "first")])
-    second = queue.submit([_job(corpus, "second", after=(*first,))])
+    second = queue.submit([toy_job(corpus, "second", after=(*first,))])
     assert queue.show(second[0])["why"] == "comes after first"
     queue.cancel(first)
     assert queue.wait(second)[0].failure == "dependency"
-    circle = [_job(corpus, "second", after=(*first,)), _gated(corpus, "first", after=("second",))]
+    circle = [toy_job(corpus, "second", after=(*first,)), _gated(corpus, "first", after=("second",))]
     with pytest.raises(StageError, match="job first would wait for itself"):
         queue.submit(circle)
 
@@ -206,12 +201,12 @@ def test_priorities_and_limits_decide_who_is_next(corpus: Path, queue: Queue) ->
     held = queue.submit([_gated(corpus, "holds", cpus=2)])
     _await_running(corpus, "holds")
     late = [
-        _job(corpus, "low", cpus=2, user="ann"),
-        _job(corpus, "high", cpus=2, priority=1),
-        _job(corpus, "low-2", cpus=2),
+        toy_job(corpus, "low", cpus=2, user="ann"),
+        toy_job(corpus, "high", cpus=2, priority=1),
+        toy_job(corpus, "low-2", cpus=2),
     ]
     ids = queue.submit(late)
-    raised = queue.submit([_job(corpus, "low-2", cpus=2, priority=2)])
+    raised = queue.submit([toy_job(corpus, "low-2", cpus=2, priority=2)])
     assert raised == tuple(ids[2:])
     queue.limit({"ann": 0}, {})
     _open_gate(corpus)
@@ -224,7 +219,9 @@ def test_priorities_and_limits_decide_who_is_next(corpus: Path, queue: Queue) ->
 
 def test_a_kind_has_its_limit(corpus: Path, queue: Queue) -> None:
     queue.limit({}, {"slow": 1})
-    ids = queue.submit([_gated(corpus, "one", kind="slow"), _gated(corpus, "two", kind="slow"), _job(corpus, "other")])
+    ids = queue.submit(
+        [_gated(corpus, "one", kind="slow"), _gated(corpus, "two", kind="slow"), toy_job(corpus, "other")]
+    )
     assert queue.wait(ids[2:])[0].state == "done"
     assert _states(queue, ids) == ["running", "waiting", "done"]
     assert queue.show(ids[1])["why"] == "kind slow may run 1 at a time"
@@ -232,7 +229,7 @@ def test_a_kind_has_its_limit(corpus: Path, queue: Queue) -> None:
 
 def test_where_memory_runs_out_half_the_micro_batch_is_tried_once(corpus: Path, queue: Queue) -> None:
     def hungry(name: str, room: int) -> Job:
-        return _job(corpus, name, {"room": room, "placement": {"rows": 8}})
+        return toy_job(corpus, name, {"room": room, "placement": {"rows": 8}})
 
     enough, never = queue.wait(queue.submit([hungry("enough", 4), hungry("never", 2)]))
     assert (enough.state, enough.attempts) == ("done", 2)
@@ -247,7 +244,7 @@ def test_where_memory_runs_out_half_the_micro_batch_is_tried_once(corpus: Path, 
 
 
 def test_where_another_process_is_at_it_the_job_waits(corpus: Path, queue: Queue) -> None:
-    job = _job(corpus, "contested")
+    job = toy_job(corpus, "contested")
     with artifact.create(job.out, kind="dataset", inputs={}, recipe={"of": "another process"}):
         ids = queue.submit([job])
         await_that(lambda: "another process is making" in queue.show(ids[0])["why"])
@@ -258,7 +255,7 @@ def test_where_another_process_is_at_it_the_job_waits(corpus: Path, queue: Queue
 
 
 def test_alone_on_a_node_a_job_has_the_threads_it_asked_for(corpus: Path, queue: Queue) -> None:
-    assert queue.wait(queue.submit([_job(corpus, "alone", alone=True)]))[0].state == "done"
+    assert queue.wait(queue.submit([toy_job(corpus, "alone", alone=True)]))[0].state == "done"
     assert artifact.read(corpus.with_name("alone")).facts["threads"] == "1"
 
 
@@ -279,7 +276,7 @@ def test_alone_on_a_node_a_job_has_the_threads_it_asked_for(corpus: Path, queue:
 )
 def test_what_cannot_be_is_refused(corpus: Path, queue: Queue, given: dict[str, Any], message: str) -> None:
     with pytest.raises(StageError, match=message):
-        queue.submit([_job(corpus, "odd", **given)])
+        queue.submit([toy_job(corpus, "odd", **given)])
 
 
 def test_a_port_that_is_none_is_refused(queue: Queue) -> None:
@@ -290,9 +287,9 @@ def test_a_port_that_is_none_is_refused(queue: Queue) -> None:
 def test_jobs_are_metrics(corpus: Path, queue: Queue) -> None:
     port = free_ports(1)[0]
     queue.serve(port)
-    done = queue.submit([_job(corpus, "done", kind="measured"), _gated(corpus, "running", kind="measured")])
+    done = queue.submit([toy_job(corpus, "done", kind="measured"), _gated(corpus, "running", kind="measured")])
     queue.wait(done[:1])
-    queue.submit([_job(corpus, "waiting", kind="measured", cpus=2)])
+    queue.submit([toy_job(corpus, "waiting", kind="measured", cpus=2)])
     _await_running(corpus, "running")
 
     def served() -> dict[str, float]:

@@ -1,0 +1,20 @@
+"""Jobs of the toy stage, and the artifact they are made from."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cluster import artifact
+from cluster.jobs import Job
+
+
+def make_corpus(folder: Path) -> Path:
+    """A small complete artifact, ``folder/corpus``."""
+    with artifact.create(folder / "corpus", kind="corpus", inputs={}, recipe={}) as draft:
+        (draft.path / "text.txt").write_text("text")
+    return folder / "corpus"
+
+
+def toy_job(corpus: Path, name: str, recipe: Mapping[str, Any] | None = None, **given: Any) -> Job:
+    """A job of this name whose artifact will be beside the corpus."""
+    return Job(name, "toy_stage", {"text": name, **(recipe or {})}, {"corpus": corpus}, corpus.with_name(name), **given)
