@@ -16,7 +16,7 @@ from cluster.job_book import Book, Entry, Event
 from cluster.job_crew import Answer, Crew, Placed, Task, job_of, key_of
 from cluster.job_failures import Patience
 from cluster.job_ledger import Ledger, log_path
-from cluster.job_nodes import Nodes
+from cluster.job_nodes import Nodes, alive
 from cluster.job_worker import Call, Ended
 from cluster.scheduling import choose
 
@@ -108,7 +108,9 @@ class Keeper:
 
     def _missing(self, entry: Entry) -> Answer:
         """For a job that runs, says the ledger, but whose worker went with its cluster, or was never made."""
-        return Answer(_key(entry), cause="node", detail="its worker was gone when the queue looked for it")
+        lost = entry.node not in alive()
+        detail = "the node it ran on is gone" if lost else "its worker was gone when the queue looked for it"
+        return Answer(_key(entry), cause="node", detail=detail)
 
     def _event(self, heard: Answer | Placed) -> Event | None:
         """What follows from what a worker said; nothing from what belongs to an attempt that is over."""

@@ -14,6 +14,8 @@ from ray._private import state as cluster_state  # Ray 2.60 has no public word f
 from cluster.job import Job
 from cluster.scheduling import Amounts, Node, Shape
 
+HEAD = "node:__internal_head__"
+"""A resource that only the head has, also one that was started again."""
 SETTLED_SECONDS = 1.0
 """After which Ray counts a worker that runs, and no longer counts one that has ended."""
 
@@ -67,11 +69,6 @@ class Nodes:
 def alive() -> dict[str, dict[str, float]]:
     """Everything each living node has."""
     return {node["NodeID"]: dict(node["Resources"]) for node in ray.nodes() if node["Alive"]}
-
-
-def head() -> str | None:
-    """The id of the head, which lives as long as the cluster."""
-    return next((name for name, total in alive().items() if "node:__internal_head__" in total), None)
 
 
 def refusal(job: Job, nodes: Mapping[str, Amounts]) -> str | None:

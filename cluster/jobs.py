@@ -23,7 +23,6 @@ from typing import Any
 
 import ray
 from ray.exceptions import ActorDiedError, RayActorError, RayTaskError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster import job_nodes, ray_cluster, stage, telemetry
 from cluster.job import OPEN as OPEN
@@ -109,7 +108,6 @@ def start(ledger: Path, patience: Patience | None = None) -> "Queue":
         StageError: the ledger cannot be kept, or the queue that runs has another one.
     """
     ledger = ledger.absolute()
-    head = job_nodes.head()
     remote: Any = ray.remote(JobQueue)
     handle = remote.options(
         name=_NAME,
@@ -120,7 +118,9 @@ def start(ledger: Path, patience: Patience | None = None) -> "Queue":
         max_task_retries=0,
         num_cpus=0,
         max_concurrency=32,
-        scheduling_strategy=NodeAffinitySchedulingStrategy(head, soft=True) if head else "DEFAULT",
+        # On the head, which lives as long as the cluster. A soft affinity is not enough: a node that has
+        # just joined does not know the head yet, and keeps what Ray asks it to place.
+        resources={job_nodes.HEAD: 0.001},
     ).remote(str(ledger), ray_cluster.is_private(), patience or Patience())
     found = Queue(handle)
     if found.ledger != ledger:

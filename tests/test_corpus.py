@@ -11,11 +11,13 @@ import unicodedata
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import s3_server
 import tiny
+from clusters import actors, await_that
 from prometheus_client import REGISTRY
 
 from cluster import artifact, cleaning, corpus, pieces, prose, stage, storage
@@ -471,6 +473,7 @@ def test_the_bytes_are_the_same_for_any_number_of_actors_and_nothing_is_read_twi
         os.utime(broken, ns=(found.st_atime_ns, found.st_mtime_ns))
         with pytest.raises(stage.StageError, match="not a readable Parquet file"):
             make("two", 2)
+        await_that(lambda: not actors(psutil.Process().children(recursive=True)))  # what they were at is written
         left = len(list((tmp_path / ".two.partial" / "pieces").glob("0*.json")))
         broken.write_bytes(whole)
         os.utime(broken, ns=(found.st_atime_ns, found.st_mtime_ns))
