@@ -259,6 +259,16 @@ class Progress:
             share = f" of {self._total:,}" if self._total else ""
             logger.info("%s: %s%s %s%s%s", self._what, f"{self._done:,}", share, self._unit, words, self._left())
 
+    def reach(self, done: int, note: Mapping[str, str] | None = None) -> None:
+        """Move it to so many; back, too, where work starts again from an earlier point."""
+        if done < self._done:
+            self._first = self._done = done
+            self._started = time.monotonic()
+            if self._bar is not None:
+                self._bar.reset(self._total)
+                self._bar.update(done)
+        self.advance(done - self._done, note)
+
     def _left(self) -> str:
         """How long the rest will take at the pace so far, where a total is known."""
         if not self._total or self._done in (self._first, self._total):

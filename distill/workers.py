@@ -158,8 +158,8 @@ def _watch(run: Run, name: str, stop: threading.Event) -> None:
         last = steps[-1]
         if shown is None:
             shown = telemetry.Progress(f"{name}: training", last["steps"], "steps", last["step"])
-        elif last["step"] > done:
-            shown.advance(last["step"] - done, telemetry.training_note(last))
+        elif last["step"] != done:  # less, where an attempt starts again from its last checkpoint
+            shown.reach(last["step"], telemetry.training_note(last))
         done = last["step"]
     if shown is not None:
         shown.close()

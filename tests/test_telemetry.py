@@ -164,6 +164,20 @@ def test_progress_in_a_log_is_plain_lines() -> None:
     ]
 
 
+def test_progress_goes_back_with_the_work(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(telemetry, "PLAIN_SECONDS", 0.0)
+    with caplog.at_level("INFO", "stillhouse"), telemetry.Progress("training", 120, "steps", 80) as shown:
+        for done in (90, 60, 110):
+            shown.reach(done)
+    told = [re.sub(r"\d+\.\d s", "T s", record.message) for record in caplog.records]
+    assert told == [
+        "training: 90 of 120 steps, 0:00:00 left",
+        "training: 60 of 120 steps",
+        "training: 110 of 120 steps, 0:00:00 left",
+        "training: 110 steps in T s",
+    ]
+
+
 def _on_terminal(term: str) -> str:
     """What the program shows on a terminal."""
     ours, theirs = pty.openpty()
