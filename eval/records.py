@@ -4,6 +4,8 @@ A number that is not there is None and was not measured. Scores are percent, tim
 """
 
 import json
+import math
+import statistics
 import typing
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,6 +24,9 @@ FORMS = {
     "teacher_int8": (TEACHER, "ONNX int8"),
     "int8": (STUDENT, "ONNX int8"),
 }
+
+# Of a median of normal values against that of their mean: sqrt(pi / 2).
+MEDIAN_ERROR = 1.2533
 
 T = TypeVar("T")
 
@@ -66,6 +71,11 @@ class Score:
     settings: dict[str, Any] = pydantic.Field(default_factory=dict)
     second_step: dict[str, Any] | None = None
     seconds: float | None = None
+
+    def error(self, metric: str | None = None) -> float | None:
+        """Standard error of the median over the seeds, in points; None where there was one seed."""
+        values = [seed.score if metric is None else seed.metrics[metric] for seed in self.seeds]
+        return MEDIAN_ERROR * statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
 
 
 @checked(frozen=True)

@@ -16,6 +16,7 @@ from eval.results import Results
 from eval.verdicts import at_least
 
 AT_CHANCE = "teacher at chance"
+ONE_SEED = "one seed"
 
 
 def glue(results: Results) -> dict[str, Any]:
@@ -89,7 +90,9 @@ def _row(published: PaperScore, results: Results) -> dict[str, Any]:
             "kept": published.kept,
         },
         "difference": ours["student"] and ours["student"]["score"] - published.distilbert,
-        "verdict": at_least(ours["kept"], published.kept, AT_CHANCE if ours["at_chance"] else "").resolved(),
+        "verdict": at_least(
+            ours["kept"], published.kept, AT_CHANCE if ours["at_chance"] else "", ONE_SEED if _once(ours) else ""
+        ).resolved(),
         "note": published.note,
     }
 
@@ -101,6 +104,7 @@ def _ours(task: str, metric: str | None, results: Results) -> dict[str, Any]:
     teacher, student = known.get(TEACHER), known.get(STUDENT)
     taught = results.suite.second_step or ""
     first = next(iter(known.values()), None)
+    measure = teacher or student or first
     return {
         "task": task,
         "metric": metric or (first.metric if first else None),
@@ -110,7 +114,7 @@ def _ours(task: str, metric: str | None, results: Results) -> dict[str, Any]:
         "kept": share(student, teacher, metric),
         "kept_second_step": share(known.get(taught), teacher, metric),
         "scores": {model: _values(score, metric)[0] for model, score in known.items()},
-        "comparable": [model for model, score in known.items() if teacher is None or same_examples(score, teacher)],
+        "comparable": [model for model, score in known.items() if measure and same_examples(score, measure)],
         "majority": first.majority if first and metric is None else None,
         "at_chance": teacher is not None and _at_chance(teacher, metric),
         "dev_examples": first.dev_examples if first else None,
@@ -126,7 +130,14 @@ def _measured(score: Score | None, model: str, metric: str | None) -> dict[str, 
     if score is None:
         return None
     median, low, high = _values(score, metric)
-    return {"score": median, "low": low, "high": high, "seeds": len(score.seeds), "source": source(model, score.task)}
+    return {
+        "score": median,
+        "low": low,
+        "high": high,
+        "seeds": len(score.seeds),
+        "error": score.error(metric),
+        "source": source(model, score.task),
+    }
 
 
 def _values(score: Score, metric: str | None) -> tuple[float, float, float]:
@@ -135,6 +146,11 @@ def _values(score: Score, metric: str | None) -> tuple[float, float, float]:
         return score.score, score.low, score.high
     spread = score.metrics[metric]
     return spread.median, spread.low, spread.high
+
+
+def _once(ours: Mapping[str, Any]) -> bool:
+    """Whether teacher or student was fine-tuned with one seed only."""
+    return any(ours[model] is not None and ours[model]["seeds"] == 1 for model in (TEACHER, STUDENT))
 
 
 def _at_chance(teacher: Score, metric: str | None) -> bool:
@@ -176,8 +192,14 @@ def _mean(
             "kept": 100 * distilbert / bert,
         },
         "difference": None if student is None else student - distilbert,
-        "verdict": at_least(kept.get(STUDENT), paper.TARGET_PERCENT).resolved(),
+        "verdict": at_least(kept.get(STUDENT), paper.TARGET_PERCENT, _doubt(rows)).resolved(),
     }
+
+
+def _doubt(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Why a share of a mean says little; nobody is better than chance on the task that is a trap."""
+    lost = [row["title"] for row in rows if row["at_chance"] and row["task"] != paper.TRAP]
+    return f"{AT_CHANCE} on {', '.join(lost)}" if lost else ""
 
 
 def _order(models: Iterable[str]) -> list[str]:

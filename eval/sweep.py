@@ -9,13 +9,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from eval import paper
-from eval.records import Score
 from eval.results import Results
 from eval.shares import same_examples
 from eval.verdicts import same_sign
-
-# Of a median of normal values against that of their mean: sqrt(pi / 2).
-MEDIAN_ERROR = 1.2533
 
 
 def ablations(results: Results) -> dict[str, Any]:
@@ -26,7 +22,7 @@ def ablations(results: Results) -> dict[str, Any]:
     tasks = _shared(results, [reference, *measured]) if reference in results.scores and measured else []
     titles = {row.student: row.title for row in paper.ABLATIONS} | dict([paper.NO_TEACHER])
     published = {row.student: row.change for row in paper.ABLATIONS}
-    order = [*published, *(name for name in names if name not in published)]
+    order = [*titles, *(name for name in names if name not in titles)]
     rows = []
     for name in order:
         change, error = _change(results, name, str(reference), tasks) if name in measured and tasks else (None, None)
@@ -77,16 +73,10 @@ def _mean(results: Results, model: str, tasks: Sequence[str]) -> float:
 def _change(results: Results, model: str, reference: str, tasks: Sequence[str]) -> tuple[float, float | None]:
     """Points against the reference, and their standard error; None for the latter where a task had one seed."""
     change = _mean(results, model, tasks) - _mean(results, reference, tasks)
-    errors = [_error(results.scores[name][task]) for name in (model, reference) for task in tasks]
+    errors = [results.scores[name][task].error() for name in (model, reference) for task in tasks]
     if any(error is None for error in errors):
         return change, None
     return change, math.sqrt(sum(error**2 for error in errors if error is not None)) / len(tasks)
-
-
-def _error(score: Score) -> float | None:
-    """Standard error of the median over the seeds."""
-    scores = [seed.score for seed in score.seeds]
-    return MEDIAN_ERROR * statistics.stdev(scores) / math.sqrt(len(scores)) if len(scores) > 1 else None
 
 
 def _masked_change(results: Results, model: str, reference: str | None) -> float | None:

@@ -108,7 +108,7 @@ class Trainer:
         """Train on these rows in an order given by (seed, epoch), until ``ended``, asked after each epoch, says so.
 
         Raises:
-            ModelError: the loss is not finite.
+            ModelError: the loss, or a weight in the end, is not finite.
         """
         settings = self.settings
         steps = settings.epochs * -(-len(rows) // settings.batch)
@@ -127,6 +127,9 @@ class Trainer:
                 schedule.step()
                 due = step % LOG_EVERY == 0 or step == steps
                 progress.advance(note={"loss": f"{_drain(losses, step):.3f}"} if due else None)
+        # The last update comes after the last loss.
+        if not all(bool(each.isfinite().all()) for each in self.model.parameters()):
+            raise ModelError('the last update made weights infinite: lower learning_rate, or use precision = "fp32"')
 
     def _epochs(self, rows: Rows, seed: int, ended: Callable[[], bool]) -> Iterator[tuple[int, Rows]]:
         """Number and rows of every step."""

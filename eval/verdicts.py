@@ -4,6 +4,7 @@ A verdict is about what is comparable: a share of one's own teacher, a ratio on 
 points or seconds that were measured with other weights or on another processor.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal
@@ -18,7 +19,7 @@ NOT_MEASURED: Final = "not measured"
 
 @dataclass(frozen=True)
 class Verdict:
-    """``reason`` says what makes it unclear."""
+    """``reason`` says what makes it unclear, or what it rests on."""
 
     state: Literal["passed", "missed", "unclear", "not measured"]
     reason: str = ""
@@ -27,11 +28,11 @@ class Verdict:
         return asdict(self)
 
 
-def at_least(value: float | None, aim: float, doubt: str = "") -> Verdict:
+def at_least(value: float | None, aim: float, doubt: str = "", rests_on: str = "") -> Verdict:
     """Whether ``value`` reaches ``aim``; unclear for the reason ``doubt`` where there is one."""
     if value is None:
         return Verdict(NOT_MEASURED)
-    return Verdict(UNCLEAR, doubt) if doubt else Verdict(PASSED if value >= aim else MISSED)
+    return Verdict(UNCLEAR, doubt) if doubt else Verdict(PASSED if value >= aim else MISSED, rests_on)
 
 
 def same_sign(change: float | None, published: float, error: float | None) -> Verdict:
@@ -63,8 +64,8 @@ def claims(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     scores = {row["key"]: row for row in table["1"]["means"] + table["2"]["rows"]}
     glue = scores["nine"] if scores["nine"]["kept"] is not None else scores.get("measured", scores["nine"])
     squad = scores["squad/f1"]
-    gain = _gain(squad)
-    taught = Verdict(NOT_MEASURED) if gain is None else Verdict(PASSED if gain > 0 else MISSED)
+    gain, promised = _gain(squad), squad["paper"]["second_step"] - squad["paper"]["student"]
+    taught = same_sign(gain, promised, None if gain is None else _error(squad["second_step"], squad["student"]))
     fewer = report["headline"]["parameters_saved"]
     distilled = next(row for row in table["3"]["rows"] if row["key"] == "distilbert")
     ablations = [row["verdict"] for row in table["4"]["rows"] if row["paper"] is not None]
@@ -72,7 +73,7 @@ def claims(report: Mapping[str, Any]) -> list[dict[str, Any]]:
         _claim("glue", glue["kept"], glue["paper"]["kept"], glue["verdict"], tasks=glue["tasks"]),
         _claim("imdb", scores["imdb"]["kept"], scores["imdb"]["paper"]["kept"], scores["imdb"]["verdict"]),
         _claim("squad", squad["kept"], squad["paper"]["kept"], squad["verdict"]),
-        _claim("second_step", gain, squad["paper"]["second_step"] - squad["paper"]["student"], taught.resolved()),
+        _claim("second_step", gain, promised, taught.resolved()),
         _claim(
             "parameters", fewer, report["paper"]["parameters_saved"], at_least(fewer, paper.PARAMETERS_SAVED).resolved()
         ),
@@ -96,3 +97,9 @@ def _gain(row: Mapping[str, Any]) -> float | None:
     if None in (taught, student, row["kept"], row["kept_second_step"]):
         return None
     return float(taught["score"] - student["score"])
+
+
+def _error(*measured: Mapping[str, Any]) -> float | None:
+    """Standard error of a difference of medians; None where one of them is of a single seed."""
+    errors = [each["error"] for each in measured]
+    return None if None in errors else math.hypot(*errors)

@@ -150,7 +150,8 @@ def test_share_kept_is_the_student_s_median_over_the_teacher_s(small: Path) -> N
     assert rte["difference"] == pytest.approx(64 - 59.9)
     assert rte["verdict"]["state"] == "passed"
     assert sst2["verdict"]["state"] == "missed"
-    assert rte["student"] == {"score": 64.0, "low": 63.0, "high": 66.0, "seeds": 3, "source": "finetune/student/rte"}
+    told = {"score": 64.0, "low": 63.0, "high": 66.0, "seeds": 3, "source": "finetune/student/rte"}
+    assert rte["student"] == told | {"error": pytest.approx(1.2533 * statistics.stdev([63, 64, 66]) / math.sqrt(3))}
     assert (sst2["subset"], rte["subset"]) == (True, False)
     mean, nine, _ = found["means"]
     assert mean["tasks"] == ["RTE", "SST-2"]
@@ -210,6 +211,7 @@ def test_ablations_are_changes_of_the_mean_against_the_reference(whole: Path) ->
         "random-start": "passed",
         "no-teacher": None,
     }
+    assert list(rows)[-1] == "no-teacher"
     assert rows["random-start"]["masked_change"] == pytest.approx(0.32)
     assert found["order"] == found["paper_order"]
 
@@ -280,10 +282,58 @@ def test_a_gain_is_of_two_scores_on_the_same_examples(everything: Path) -> None:
     assert (claim["ours"], claim["verdict"]["state"]) == (None, "not measured")
 
 
+def test_a_gain_of_one_seed_proves_nothing_and_a_share_of_one_says_so(everything: Path) -> None:
+    for model, f1 in (("teacher", 81.5), ("student", 60.0), ("student-second-step", 79.3)):
+        place = everything / f"finetune/{model}/squad"
+        shutil.rmtree(place)
+        make(place, "finetune", {}, {"scores.json": scores("squad", [f1], "f1", more={"exact": [f1 - 9.0]})})
+    report = compared(everything)
+    claims = {claim["claim"]: claim["verdict"] for claim in report["claims"]}
+    assert claims["second_step"] == {"state": "unclear", "reason": "one seed"}
+    assert claims["squad"] == {"state": "missed", "reason": "one seed"}
+    row = row_of(report["tables"]["2"]["rows"], "imdb")
+    assert row["verdict"]["reason"] == "one seed"
+    assert row_of(report["tables"]["1"]["rows"], "rte")["verdict"]["reason"] == ""
+
+
+def test_a_gain_within_the_spread_of_the_seeds_proves_nothing(everything: Path) -> None:
+    place = everything / "finetune/student-second-step/squad"
+    shutil.rmtree(place)
+    found = scores("squad", seeds_around(78.3), "f1", more={"exact": seeds_around(69.0)})
+    make(place, "finetune", {}, {"scores.json": found})
+    (claim,) = (claim for claim in compared(everything)["claims"] if claim["claim"] == "second_step")
+    assert claim["ours"] == pytest.approx(0.4)
+    assert claim["verdict"] == {"state": "unclear", "reason": "within the noise"}
+
+
+def test_a_mean_with_a_teacher_at_chance_proves_nothing(everything: Path) -> None:
+    def verdict() -> dict[str, str]:
+        found: dict[str, str] = row_of(compared(everything)["tables"]["1"]["means"], "nine")["verdict"]
+        return found
+
+    assert verdict()["state"] == "missed"  # although nobody learns WNLI
+    place = everything / "finetune/teacher/cola"
+    shutil.rmtree(place)
+    told = scores("cola", seeds_around(0.0), majority=0.0, below_majority=True)
+    make(place, "finetune", {}, {"scores.json": told})
+    assert verdict() == {"state": "unclear", "reason": "teacher at chance on CoLA"}
+
+
+def test_without_a_teacher_only_models_on_the_same_examples_are_compared(everything: Path) -> None:
+    shutil.rmtree(everything / "finetune/teacher/rte")
+    place = everything / "finetune/no-soft/rte"
+    told = json.loads((place / "scores.json").read_text())
+    shutil.rmtree(place)
+    make(place, "finetune", {}, {"scores.json": {**told, "dev_examples": 10}})
+    row = row_of(compared(everything)["tables"]["1"]["rows"], "rte")
+    assert "no-cosine" in row["comparable"]
+    assert "no-soft" not in row["comparable"]
+
+
 def test_every_metric_of_every_model_is_there(whole: Path) -> None:
     text = (whole / "report.html").read_text()
     page = Page(text)
-    assert "exact 68.0 (67.4–68.5); f1 77.9 (77.3–78.4)" in page.words
+    assert "f1 77.9 (77.3–78.4); exact 68.0 (67.4–68.5)" in page.words
     rows = values(whole)["scores"]
     assert len(rows) == len(list(whole.parent.glob("finetune/*/*")))
     assert {row["model"] for row in rows} >= {"teacher", "student", "student-second-step", "all-losses", "no-soft"}
