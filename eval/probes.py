@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from cluster import artifact, jobs, ray_cluster, stage, telemetry
 from cluster.job import GOOD
@@ -37,6 +37,8 @@ class Placement(Recipe):
     priority: int = 0
     metrics_port: int | None = Field(None, ge=0, le=65535)
     """Port of this process's ``/metrics``."""
+    patience_hours: PositiveFloat = 24.0
+    """How long a run may write nothing before it is taken for dead."""
 
 
 class Probe(Recipe):
@@ -58,13 +60,18 @@ class Probing(Recipe):
 
 
 def run(recipe: Probing, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
-    """Probe every checkpoint up to the run's last; facts hold the points."""
+    """Probe every checkpoint up to the run's last; facts hold the points.
+
+    Raises:
+        StageError: the run has written nothing for hours, and has checkpoints to come.
+    """
     source = inputs["run"]
     watch = Watch(recipe, source, out)
     with ray_cluster.connect(), telemetry.serving(recipe.placement.metrics_port):
         queue = jobs.queue(out.parent / "queue")
         while not watch.is_over:
             watch.look(queue)
+            watch.check_alive()
             time.sleep(POLL_SECONDS)
     points = telemetry.read_metrics(source / POINTS)
     artifact.write_json(out / "probes.json", points)
@@ -94,6 +101,20 @@ class Watch:
                 self.waiting[queue.submit([job])[0]] = (step, job)
         for known, outcome in queue.ended(list(self.waiting)).items():
             self._score(*self.waiting.pop(known), outcome)
+
+    def check_alive(self) -> None:
+        """
+        Raises:
+            StageError: the run is taken for dead.
+        """
+        written = (self.source / name for name in ("metrics.jsonl", "recipe.json"))
+        latest = max((path.stat().st_mtime for path in written if path.exists()), default=time.time())
+        hours = self.recipe.placement.patience_hours
+        if not self.waiting and self.recipe.steps not in self.begun and time.time() - latest > 3600 * hours:
+            raise stage.StageError(
+                f"{self.source} has written nothing for {hours:g} hours, and has not reached its {self.recipe.steps:,} "
+                "steps: let it go on and probe it again, or raise placement.patience_hours"
+            )
 
     def new(self) -> list[int]:
         """Steps of checkpoints to take up now, oldest first."""

@@ -1,5 +1,7 @@
 """Which checkpoints of a growing run are fine-tuned."""
 
+import os
+import time
 from pathlib import Path
 
 import pytest
@@ -46,3 +48,20 @@ def test_a_run_is_known_by_what_it_trains_not_by_how_far_it_got(tmp_path: Path) 
     (run / "checkpoints" / "step_00000010").mkdir()
     assert identity(run) == before
     assert probes.STAGE.produces == "probes"
+
+
+def test_a_run_that_writes_nothing_any_more_is_not_waited_for_for_ever(tmp_path: Path) -> None:
+    run = _run(tmp_path / "run", 10)
+    watch = _watch(run, every=10)
+    watch.begun.add(10)
+    (run / "metrics.jsonl").write_text("")
+    watch.check_alive()
+    for name in ("metrics.jsonl", "recipe.json"):
+        (run / name).touch()
+        os.utime(run / name, (time.time() - 25 * 3600,) * 2)
+    with pytest.raises(
+        stage.StageError, match=r"has written nothing for 24 hours, and has not reached its \d+ steps: let it"
+    ):
+        watch.check_alive()
+    watch.begun.add(watch.recipe.steps)
+    watch.check_alive()
