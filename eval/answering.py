@@ -14,7 +14,7 @@ from eval.features import Features, Inputs, Rows
 from eval.heads import ModelError, Source, device, span_logits, start, trained
 from eval.questions import QuestionData, Questions
 from eval.second_step import Teaching
-from eval.spans import Floats, Found, SpanLoss, find, probabilities
+from eval.spans import Floats, Found, Span, SpanLoss, find, probabilities
 from eval.tasks import Task
 from eval.training import outputs
 from eval.windows import Window, Windows, targets, windows
@@ -69,7 +69,7 @@ class Answering:
         silent = self.task.answers == "sometimes"
         said = ["" if silent and each.null_difference > 0.0 else each.best for each in answered]
         write_json(folder / PREDICTIONS, dict(zip(names, said, strict=True)))
-        write_json(folder / NBEST, {name: _listed(each) for name, each in zip(names, found, strict=True)})
+        write_json(folder / NBEST, {name: _listed(each, silent) for name, each in zip(names, found, strict=True)})
         if not silent:
             return scores_always(answered)
         write_json(folder / NULL_ODDS, {name: each.null_difference for name, each in zip(names, answered, strict=True)})
@@ -149,9 +149,11 @@ def _on_device(found: Windows) -> Windows:
     return Windows(found.features.to(device()), found.windows)
 
 
-def _listed(found: Found) -> list[dict[str, Any]]:
-    shares = probabilities(found.spans)
+def _listed(found: Found, silent: bool) -> list[dict[str, Any]]:
+    """The best answers, the best one first; nothing is one of them where it may be the answer, and begins nowhere."""
+    nothing = [Span("", found.null, -1, -1)] if silent else []
+    best = sorted([*found.spans, *nothing], key=lambda span: -span.logit)
     return [
-        {"text": span.text, "probability": share, "logit": span.logit, "begin": span.begin}
-        for span, share in zip(found.spans, shares, strict=True)
+        {"text": span.text, "probability": share, "logit": span.logit, "begin": span.begin if span.text else None}
+        for span, share in zip(best, probabilities(best), strict=True)
     ]

@@ -72,6 +72,9 @@ def test_a_model_learns_when_there_is_no_answer(tmp_path: Path) -> None:
     predictions = json.loads((out / "predictions.json").read_text())
     odds = json.loads((out / "null_odds.json").read_text())
     assert all((text == "") == (odds[name] > 0.0) for name, text in predictions.items())
+    nbest = json.loads((out / "nbest_predictions.json").read_text())
+    assert all(nbest[name][0]["text"] == text for name, text in predictions.items())
+    assert all([each["begin"] for each in best if not each["text"]] == [None] for best in nbest.values())
 
 
 @pytest.mark.long
