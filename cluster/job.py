@@ -179,4 +179,4 @@ def _stage_facts(job: Job) -> tuple[str, Mapping[str, Any]]:
 
 
 def _whole(place: Path, cwd: Path) -> str:
-    return str(cwd / place) if isinstance(place, Path) else str(place)
+    return os.path.normpath(cwd / place) if isinstance(place, Path) else str(place)

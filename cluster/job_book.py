@@ -137,23 +137,29 @@ class Book:
 
     def within_limits(self, entries: Iterable[Entry]) -> Iterator[Entry]:
         """Those of the ready jobs that may start beside the running ones, were all those before them to start."""
-        running = {word: Counter(_party(entry, word) for entry in self.running()) for word in ("user", "kind")}
+        running = self._parties()
         for entry in entries:
             if self.held_by(entry, running) is None:
                 yield entry
                 for word, count in running.items():
-                    count[_party(entry, word)] += 1
+                    count[_party(entry, word)] += not entry.need.looks_on
 
     def held_by(self, entry: Entry, running: Mapping[str, Mapping[str, int]] | None = None) -> str | None:
-        """The limit that keeps a job waiting, in words."""
-        if running is None:
-            running = {word: Counter(_party(other, word) for other in self.running()) for word in ("user", "kind")}
+        """The limit that keeps a job waiting, in words; none does that only looks on, nor does one count."""
+        if entry.need.looks_on:
+            return None
+        running = running or self._parties()
         for word, limits in self.limits.items():
             party = _party(entry, word)
             limit = limits.get(party, limits.get("*"))
             if limit is not None and running[word].get(party, 0) >= limit:
                 return f"{word} {party} may run {limit} at a time"
         return None
+
+    def _parties(self) -> dict[str, Counter[str]]:
+        """How many jobs of each user and each kind run."""
+        counted = [entry for entry in self.running() if not entry.need.looks_on]
+        return {word: Counter(_party(entry, word) for entry in counted) for word in ("user", "kind")}
 
     def rival(self, request: Request) -> Entry | None:
         """A waiting or running job that would make something else at the same place."""
@@ -227,6 +233,20 @@ def difference(entry: Entry, request: Request) -> str:
     """What separates a job from another one for the same place, in words."""
     found = artifact.first_difference(dict(entry.request.makes), dict(request.makes))
     return found or "it was described in other words"
+
+
+def unlike(entry: Entry, request: Request) -> str:
+    """What somebody who joins a job asks for otherwise than it was submitted, in words; empty where nothing."""
+    job, asked = entry.request.job, request.job
+    told = {
+        "cpus": (f"{job.cpus:g}", f"{asked.cpus:g}"),
+        "gpus": (f"{job.gpus:g}", f"{asked.gpus:g}"),
+        "resources": (str(dict(job.resources)), str(dict(asked.resources))),
+        "alone": (str(job.alone).lower(), str(asked.alone).lower()),
+        "deadline": (str(job.deadline), str(asked.deadline)),
+        "after": (", ".join(job.after) or "nothing", ", ".join(asked.after) or "nothing"),
+    }
+    return ", ".join(f"{word} is {kept}, not {other}" for word, (kept, other) in told.items() if kept != other)
 
 
 def _party(entry: Entry, word: str) -> str:

@@ -123,7 +123,8 @@ def _submit_parser(module: str) -> argparse.ArgumentParser:
 def _start(options: argparse.Namespace) -> bool:
     found = _queue(options)
     if options.limit_user is not None or options.limit_kind is not None:
-        found.limit(dict(options.limit_user or ()), dict(options.limit_kind or ()))
+        asked = (options.limit_user, options.limit_kind)
+        found.limit(*(None if limits is None else dict(limits) for limits in asked))
     if options.metrics_port is not None:
         found.serve(options.metrics_port)
     print(found.ledger, file=options.answers)

@@ -101,10 +101,15 @@ class Crew:
         return [hand.held() for hand in self._hands.values()]
 
     def pick(self, node: str, shape: Shape, picked: Collection[str]) -> str:
-        """The name of the worker that will run the next job of this shape there: an idle one, else one to be made."""
+        """The name of the worker that will run the next job of this shape there: an idle one, else one to be made.
+
+        A job that is alone gets a new one: threads and memory of what ran before would be in its measurements.
+        """
+        alone, *_ = shape
         for hand in self._hands.values():
             if (
                 hand.state == "idle"
+                and not alone
                 and (hand.task.node, hand.task.need.shape) == (node, shape)
                 and hand.name not in picked
             ):

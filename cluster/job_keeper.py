@@ -123,7 +123,7 @@ class Keeper:
             assert heard.cause is not None, "an attempt has ended or come to nothing"
             return self._stopped(entry, heard.cause, heard.detail)
         result, error = heard.ended.result, heard.ended.error
-        if result in ("memory", "busy"):
+        if result in ("outage", "memory", "busy"):
             return self._stopped(entry, result, error or "", heard.ended.seconds)
         if result == "user":
             return ended(entry, "failed", error, "user", heard.ended.seconds)

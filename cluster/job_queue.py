@@ -18,7 +18,7 @@ import ray
 
 from cluster import job_nodes, stage, telemetry
 from cluster.job import OPEN, Request
-from cluster.job_book import Entry, Event, difference
+from cluster.job_book import Entry, Event, difference, unlike
 from cluster.job_failures import Patience
 from cluster.job_keeper import Keeper
 from cluster.job_ledger import KeptError, SupersededError, log_path
@@ -73,8 +73,10 @@ class JobQueue:
                 "counts": dict(Counter(entry.state for entry in book.entries.values())),
             }
 
-    def submit(self, requests: Sequence[Mapping[str, Any]]) -> list[tuple[str, int]]:
-        """Take jobs, all or none; for each its id and how long its log is by now. Those that wait or run are joined.
+    def submit(self, requests: Sequence[Mapping[str, Any]]) -> list[tuple[str, int, str]]:
+        """Take jobs, all or none. Those that wait or run are joined, and stay as they are but for a higher priority.
+
+        For each its id, how long its log is by now, and how one that is joined differs from what was asked for.
 
         Raises:
             StageError: a job that could never run, or whose place another job is working at.
@@ -92,8 +94,12 @@ class JobQueue:
             ]
             if new:
                 events.append({"event": "submitted", "requests": [request.resolved() for request in new]})
+            differences = {request.id: unlike(keeper.book.open[request.id], request) for request in adopted}
             keeper.write(events)
-            return [(request.id, self._printed(request.id, None)["offset"]) for request in wanted]
+            return [
+                (request.id, self._printed(request.id, None)["offset"], differences.get(request.id, ""))
+                for request in wanted
+            ]
 
     def look(self, offsets: Mapping[str, int | None]) -> dict[str, Any]:
         """State of each job, its outcome where it has ended, and what it printed since an offset (None: nothing)."""
@@ -105,7 +111,7 @@ class JobQueue:
             }
         for name, offset in offsets.items():
             if offset is None or found[name]["state"] != "waiting":
-                found[name] |= self._printed(name, offset)
+                found[name] |= self._printed(name, offset, found[name]["state"] not in OPEN)
             else:
                 found[name]["offset"] = offset
         return found
@@ -128,7 +134,8 @@ class JobQueue:
         """What a job printed from an offset on; negative offsets count from the end."""
         with self._lock:
             entry = self._entry(text)
-            return {"id": entry.id, "state": entry.state, **self._printed(entry.id, offset)}
+            printed = self._printed(entry.id, offset, entry.state not in OPEN)
+            return {"id": entry.id, "state": entry.state, **printed}
 
     def cancel(self, texts: Sequence[str]) -> list[str]:
         """End jobs, waiting or running; ids of those that had not ended."""
@@ -163,10 +170,15 @@ class JobQueue:
         with self._lock:
             self._kept().write([{"event": "drained", "on": on}])
 
-    def limit(self, users: Mapping[str, int], kinds: Mapping[str, int]) -> None:
-        """How many jobs of a user, or of a kind, run at a time; ``*`` is anybody not named."""
+    def limit(self, users: Mapping[str, int] | None, kinds: Mapping[str, int] | None) -> None:
+        """How many jobs of a user, or of a kind, run at a time; ``*`` is anybody not named; None leaves them."""
         with self._lock:
-            self._kept().write([{"event": "limited", "user": dict(users), "kind": dict(kinds)}])
+            known = self._kept().book.limits
+            limits = {
+                "user": known["user"] if users is None else users,
+                "kind": known["kind"] if kinds is None else kinds,
+            }
+            self._kept().write([{"event": "limited", **{word: dict(found) for word, found in limits.items()}}])
 
     def serve(self, port: int) -> None:
         """Serve the metrics of the queue on this port of the machine it is on; also after it was started again."""
@@ -216,8 +228,8 @@ class JobQueue:
     def _outcome(self, entry: Entry) -> dict[str, Any] | None:
         return None if entry.state in OPEN else entry.outcome(str(log_path(self._folder, entry.id))).resolved()
 
-    def _printed(self, job: str, offset: int | None) -> dict[str, Any]:
-        """Whole lines of a log, as far as one answer goes."""
+    def _printed(self, job: str, offset: int | None, ended: bool = False) -> dict[str, Any]:
+        """Whole lines of a log, as far as one answer goes; of a job that has ended also a last one that was cut off."""
         path = log_path(self._folder, job)
         if not path.exists():
             return {"text": "", "offset": 0}
@@ -226,7 +238,8 @@ class JobQueue:
             start = size if offset is None else max(0, size + offset) if offset < 0 else min(offset, size)
             file.seek(start)
             data = file.read(READ_BYTES)
-        whole = data[: data.rfind(b"\n") + 1] or (data if len(data) == READ_BYTES or offset == 0 else b"")
+        rest = ended and start + len(data) == size
+        whole = data if rest else data[: data.rfind(b"\n") + 1] or (data if len(data) == READ_BYTES else b"")
         return {"text": whole.decode("utf-8", errors="replace"), "offset": start + len(whole)}
 
     def _work(self) -> None:

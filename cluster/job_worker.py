@@ -19,7 +19,7 @@ from typing import Any, Literal
 import psutil
 
 from cluster import artifact, stage, storage
-from cluster.job_failures import is_busy, is_memory, memory_kills, memory_numbers, node_memory
+from cluster.job_failures import is_busy, is_memory, is_outage, memory_kills, memory_numbers, node_memory
 from cluster.recipe import Recipe
 
 
@@ -49,7 +49,7 @@ class Call:
 class Ended:
     """How an attempt ended."""
 
-    result: Literal["done", "skipped", "user", "memory", "busy"]
+    result: Literal["done", "skipped", "user", "outage", "memory", "busy"]
     seconds: float
     error: str | None = None
     fit: bool = True
@@ -142,6 +142,8 @@ def _failed(call: Call, error: BaseException, seconds: float) -> Ended:
     if is_memory(error):
         return Ended("memory", seconds, f"{' '.join(plain.split())}; {memory_numbers()}", fit=False)
     bug = stage.explain(error) is None
+    if is_outage(error):
+        return Ended("outage", seconds, plain, fit=not bug)
     return Ended("user", seconds, f"{plain} (a bug: see {call.log})" if bug else plain, fit=not bug)
 
 

@@ -181,7 +181,11 @@ class Queue:
 
     def enter(self, jobs: Sequence[Job]) -> dict[str, int]:
         """:meth:`submit`; id to the length of its log in bytes, which earlier attempts may have written to."""
-        return dict(self._ask("submit", [request.resolved() for request in settle(jobs)]))
+        found = self._ask("submit", [request.resolved() for request in settle(jobs)])
+        for job, (_, _, unlike) in zip(jobs, found, strict=True):
+            if unlike:
+                telemetry.say(f"{job.name} is in the queue already, where {unlike}: cancel it first to change that")
+        return {name: printed for name, printed, _ in found}
 
     def follow(self, names: Mapping[str, str], printed: Mapping[str, int]) -> Iterator[Outcome]:
         """Outcomes of jobs as they end, repeating what the running ones print behind what they have ``printed``.
@@ -247,9 +251,9 @@ class Queue:
         """Start nothing new while what runs ends; off, go on again."""
         self._ask("drain", on)
 
-    def limit(self, users: Mapping[str, int], kinds: Mapping[str, int]) -> None:
-        """How many jobs of a user, or of a kind, may run at a time, instead of all limits before; ``*``: of any."""
-        self._ask("limit", dict(users), dict(kinds))
+    def limit(self, users: Mapping[str, int] | None = None, kinds: Mapping[str, int] | None = None) -> None:
+        """How many jobs of a user, or of a kind, may run at a time, instead of those limits before; ``*``: of any."""
+        self._ask("limit", users and dict(users), kinds and dict(kinds))
 
     def serve(self, port: int) -> None:
         """Serve the queue's metrics on this port of the node it is on."""

@@ -2,9 +2,13 @@
 
 Jobs start in order: of higher priority first, then first come first served. A job that does not fit yet is promised
 the node where it has to wait for the fewest jobs to end; from then on nothing behind it in the line may take there what
-it will need, so it is never delayed by what came later. What it can never use is not idle: a job behind it starts
-wherever that changes nothing for it, in whatever order the running jobs may end. A job that even an otherwise empty
-queue could not start, because other people hold what it needs, is not waited for with idle hands.
+it will need, so that there it is not delayed by what came later. What it can never use is not idle: a job behind it
+starts wherever that changes nothing for it, in whatever order the running jobs may end. A job that even an otherwise
+empty queue could not start, because other people hold what it needs, is not waited for with idle hands.
+
+A promise is for one node: what runs there when it is made bounds the wait, even if another node turns out to be free
+earlier. A job that takes nothing of a node only looks on: it waits for others, perhaps for jobs of its own behind it in
+the line. So it starts at once, is in nobody's way, and nobody waits for its end.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,6 +31,11 @@ class Need:
 
     amounts: Amounts
     alone: bool = False
+
+    @property
+    def looks_on(self) -> bool:
+        """Whether it takes nothing."""
+        return not self.amounts and not self.alone
 
     @property
     def shape(self) -> Shape:
@@ -72,6 +81,10 @@ def choose(waiting: Iterable[tuple[str, Need]], nodes: Mapping[str, Node], promi
     places = {name: _Place(node) for name, node in sorted(nodes.items())}
     hopeless: set[Shape] = set()
     for job, need in waiting:
+        if need.looks_on:
+            if places:
+                plan.starts.append((job, min(places, key=lambda name: places[name].rank(need))))
+            continue
         if need.shape in hopeless:
             continue
         fitting = [name for name, place in places.items() if place.fits(need)]
@@ -97,7 +110,7 @@ class _Place:
     def __init__(self, node: Node) -> None:
         self._node = node
         self._free = dict(node.free)
-        self._running = [dict(amounts) for amounts in node.running]
+        self._running = [dict(amounts) for amounts in node.running if amounts]
         self._exclusive = node.exclusive
         self._claims: list[dict[str, float]] = []
         """What is promised here: to the first, to the first two …; never more than could run at once."""
@@ -111,10 +124,11 @@ class _Place:
             return False
         return need.could_run_on(self._node) and _holds(self._budget, need.on(self._node))
 
-    def rank(self, need: Need) -> tuple[bool, bool, float]:
-        """The smallest is the best place: a worker is warm, no GPU stands idle beside it, most CPUs are free."""
+    def rank(self, need: Need) -> tuple[bool, bool, bool, float]:
+        """The smallest is the best place: nobody is alone, a worker is warm, no GPU stands idle, most CPUs are free."""
         idle_gpu = bool(self._node.total.get("GPU")) and not need.amounts.get("GPU")
-        return (need.shape not in self._node.warm, idle_gpu, -self._free.get("CPU", 0.0))
+        alone = self._exclusive or self._closed
+        return (alone, need.shape not in self._node.warm, idle_gpu, -self._free.get("CPU", 0.0))
 
     def start(self, need: Need) -> None:
         taken = need.on(self._node)

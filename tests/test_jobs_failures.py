@@ -1,19 +1,24 @@
 """What follows from an attempt that came to nothing, and how its cause is told."""
 
+import errno
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import botocore.exceptions
 import filelock
+import httpx2
 import psutil
 import pytest
+import requests
 import torch
+from huggingface_hub.errors import OfflineModeIsEnabled
 
-from cluster import artifact, job_worker
-from cluster.job_failures import Cause, Patience, after, is_busy, is_memory, memory_kills
+from cluster import artifact, job_worker, stage
+from cluster.job_failures import Cause, Patience, after, is_busy, is_memory, is_outage, memory_kills
 
-PATIENCE = Patience(deaths=3, losses=5, first=2, longest=10)
+PATIENCE = Patience(deaths=3, outages=4, losses=5, first=2, longest=10)
 
 
 @pytest.mark.parametrize(
@@ -21,6 +26,7 @@ PATIENCE = Patience(deaths=3, losses=5, first=2, longest=10)
     [
         ("death", [2, 4], "its worker died 3 times: why"),
         ("node", [2, 4, 8, 10], "its node was lost 5 times: why"),
+        ("outage", [2, 4, 8], "what it needs failed 4 times: why"),
         ("memory", [2], "ran out of memory twice, the second time with half the micro-batch where it has one: why"),
     ],
 )
@@ -56,6 +62,30 @@ def test_memory_that_ran_out_is_told_from_other_errors(error: Exception, memory:
     wrapped = RuntimeError("the stage failed")
     wrapped.__cause__ = error
     assert is_memory(wrapped) is memory
+
+
+@pytest.mark.parametrize(
+    ("error", "outage"),
+    [
+        (ConnectionResetError("reset by peer"), True),
+        (OSError(errno.EIO, "Input/output error", "/shared/file"), True),
+        (OSError(errno.ENOSPC, "No space left on device", "/shared/file"), False),
+        (FileNotFoundError(errno.ENOENT, "No such file", "/shared/file"), False),
+        (requests.exceptions.ReadTimeout("the hub does not answer"), True),
+        (OfflineModeIsEnabled("offline"), False),
+        (httpx2.ConnectError("no route"), True),
+        (botocore.exceptions.EndpointConnectionError(endpoint_url="s3://barrel"), True),
+        (RuntimeError("CUDA error: uncorrectable ECC error encountered"), True),
+        (RuntimeError("CUDA error: device-side assert triggered"), False),
+        (ValueError("no such task"), False),
+        (filelock.Timeout("lock"), False),
+    ],
+)
+def test_what_was_away_for_a_moment_is_told_from_what_people_must_mend(error: Exception, outage: bool) -> None:
+    assert is_outage(error) is outage
+    told = stage.StageError("the data cannot be read")
+    told.__context__, told.__suppress_context__ = error, True  # as `raise … from None` leaves it
+    assert is_outage(told) is outage
 
 
 def test_torch_says_that_memory_ran_out_as_is_expected_of_it() -> None:

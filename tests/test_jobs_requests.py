@@ -6,6 +6,7 @@ import re
 import socket
 import urllib.request
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,8 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Queue]:
         patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
         patch.delenv(ray_cluster.ADDRESS, raising=False)
         with ray_cluster.connect(2):
-            yield jobs.start(tmp_path_factory.mktemp("ledger"), Patience(deaths=2, first=0.1, longest=0.2))
+            patience = Patience(deaths=2, outages=2, first=0.1, longest=0.2)
+            yield jobs.start(tmp_path_factory.mktemp("ledger"), patience)
 
 
 @pytest.fixture
@@ -165,13 +167,19 @@ def test_a_deadline_ends_what_waits_and_what_runs(corpus: Path, queue: Queue) ->
     assert late.error == "it still ran at its deadline, 3 s after its submission"
 
 
-def test_what_is_asked_for_twice_is_run_once(corpus: Path, queue: Queue) -> None:
+def test_what_is_asked_for_twice_is_run_once(corpus: Path, queue: Queue, capsys: pytest.CaptureFixture[str]) -> None:
     job = _gated(corpus, "job")
     first = queue.submit([job])
     _await_running(corpus, "job")
-    # Where it runs and what it is called is not what it makes.
-    same = Job("another-name", "toy_stage", {**job.recipe, "placement": {"rows": 4}}, job.inputs, job.out, priority=5)
+    # Where it runs, what it is called and how its place is spelled is not what it makes.
+    place = corpus / ".." / "job"
+    same = Job("another-name", "toy_stage", {**job.recipe, "placement": {"rows": 4}}, job.inputs, place, priority=5)
     assert queue.submit([same]) == first
+    capsys.readouterr()
+    with stage.logging_to_stderr():
+        assert queue.submit([replace(job, alone=True, deadline=5.0)]) == first
+    line = "job is in the queue already, where alone is false, not true, deadline is None, not 5.0: cancel it first"
+    assert capsys.readouterr().err == f"{line} to change that\n"
     differs = (
         r"job job: .* \(job, by .*, running\) is to make .*/job too, and differs \(recipe.text: \"toy\" there, \"x\""
     )
@@ -217,6 +225,43 @@ def test_priorities_and_limits_decide_who_is_next(corpus: Path, queue: Queue) ->
     assert queue.wait(ids[:1])[0].state == "done"
 
 
+def test_who_waits_for_jobs_of_its_own_holds_nobody_up(corpus: Path, queue: Queue) -> None:
+    queue.limit({"*": 1}, {"*": 1})
+    watcher = queue.submit([_gated(corpus, "watcher", cpus=0)])
+    _await_running(corpus, "watcher")
+    ids = queue.submit([toy_job(corpus, "bench", alone=True), toy_job(corpus, "child")])
+    assert [one.state for one in queue.wait(ids)] == ["done", "done"]
+    assert _states(queue, watcher) == ["running"]
+    _open_gate(corpus)
+    assert queue.wait(watcher)[0].state == "done"
+
+
+def test_a_limit_that_is_not_named_stays(queue: Queue) -> None:
+    queue.limit({"ann": 2}, {"slow": 1})
+    queue.limit(kinds={"slow": 3})
+    assert queue.about()["limits"] == {"user": {"ann": 2}, "kind": {"slow": 3}}
+    queue.limit({})
+    assert queue.about()["limits"] == {"user": {}, "kind": {"slow": 3}}
+
+
+def test_a_last_line_that_was_cut_off_is_shown_when_the_job_has_ended(corpus: Path, queue: Queue) -> None:
+    ids = queue.submit([_gated(corpus, "job")])
+    _await_running(corpus, "job")
+    log = Path(queue.show(ids[0])["log"])
+    with log.open("a") as file:
+        file.write("Fatal Python error: Segmentation fau")
+    assert queue.log(ids[0])["text"] == "the toy says toy\n"
+    queue.wait(queue.cancel(ids))
+    assert queue.log(ids[0])["text"].endswith("\nFatal Python error: Segmentation fau")
+    assert queue.log(ids[0], -20)["text"] == "or: Segmentation fau"
+
+
+def test_what_did_not_answer_is_asked_again_but_not_for_ever(corpus: Path, queue: Queue) -> None:
+    found = queue.wait(queue.submit([toy_job(corpus, "job", {"behaviour": "outage"})]))[0]
+    assert (found.state, found.failure, found.attempts) == ("failed", "cluster", 2)
+    assert found.error == "what it needs failed 2 times: the store does not answer: reset by peer"
+
+
 def test_a_kind_has_its_limit(corpus: Path, queue: Queue) -> None:
     queue.limit({}, {"slow": 1})
     ids = queue.submit(
@@ -257,6 +302,11 @@ def test_where_another_process_is_at_it_the_job_waits(corpus: Path, queue: Queue
 def test_alone_on_a_node_a_job_has_the_threads_it_asked_for(corpus: Path, queue: Queue) -> None:
     assert queue.wait(queue.submit([toy_job(corpus, "alone", alone=True)]))[0].state == "done"
     assert artifact.read(corpus.with_name("alone")).facts["threads"] == "1"
+    # What ran in a process before would be in the measurement.
+    pair = [toy_job(corpus, name, alone=True) for name in ("next", "last")]
+    one, other = (queue.show(job)["history"] for job in queue.submit(pair) if queue.wait([job]))
+    processes = [[what for _, what in history if what.startswith("runs on")] for history in (one, other)]
+    assert processes[0] != processes[1]
 
 
 @pytest.mark.parametrize(

@@ -84,13 +84,22 @@ def test_a_job_that_no_node_could_hold_blocks_nobody() -> None:
 
 def test_alone_takes_a_whole_node_that_nobody_else_is_on() -> None:
     whole = {"CPU": 4.0, "GPU": 2.0}
-    assert started(plan([node(whole)], cpus(1, alone=True), cpus(0))) == ["0"]
-    # Even one that takes nothing of a node would be beside it.
-    nodes = [node(whole, {}), node({"CPU": 1})]
-    assert plan(nodes[:1], cpus(1, alone=True), cpus(0)) == Plan([], {"0": "n0"})
+    assert started(plan([node(whole)], cpus(1, alone=True), cpus(1))) == ["0"]
+    nodes = [node(whole, {"CPU": 1.0}), node({"CPU": 1})]
+    assert plan(nodes[:1], cpus(1, alone=True), cpus(1)) == Plan([], {"0": "n0"})
     assert plan(nodes, cpus(2, alone=True), cpus(1)) == Plan([("1", "n1")], {"0": "n0"})
-    assert started(plan([node(whole, whole, exclusive=True)], cpus(0))) == []
+    assert started(plan([node(whole, whole, exclusive=True)], cpus(0.5))) == []
     assert started(plan([node(whole, others=1)], cpus(1, alone=True), cpus(1))) == ["1"]
+
+
+def test_who_only_looks_on_starts_at_once_and_is_waited_for_by_nobody() -> None:
+    whole = {"CPU": 4.0}
+    # One that waits for jobs of its own, which are behind one that must be alone, would wait for ever.
+    assert started(plan([node(whole, {})], cpus(1, alone=True), cpus(0), cpus(1))) == ["0", "1"]
+    assert started(plan([node(whole, whole, exclusive=True)], cpus(0))) == ["0"]
+    assert started(plan([node(whole, {"CPU": 1.0}, {})], cpus(4), cpus(0), cpus(3))) == ["1"]
+    nodes = [node(whole, whole, exclusive=True), node({"CPU": 1})]
+    assert plan(nodes, cpus(0)).starts == [("0", "n1")]
 
 
 def test_a_job_without_a_gpu_leaves_nodes_with_gpus_to_others() -> None:
@@ -119,8 +128,11 @@ class Simulation:
     def __init__(self, totals: Sequence[Mapping[str, float]], line: Sequence[Case]) -> None:
         self._nodes = {f"n{number}": total for number, total in enumerate(totals)}
         self._waiting = list(line)
-        self._running: list[tuple[float, str, Mapping[str, float], bool]] = []
+        self._now = 0.0
+        self._running: list[tuple[float, str, Mapping[str, float], bool, int]] = []
         self.begins: dict[str, float] = {}
+        self.latest: dict[str, float] = {}
+        """When a job that is promised a node must have begun: what ran there, and was before it, has ended."""
         self._promised: dict[str, str] = {}
 
     def run(self) -> dict[str, float]:
@@ -134,22 +146,33 @@ class Simulation:
         return self.begins
 
     def _start(self, now: float) -> None:
+        self._now = now
         found = choose([(name, need) for name, need, _ in self._waiting], self._look(), self._promised)
         self._promised = found.promised
         for name, place in found.starts:
             case = next(case for case in self._waiting if case[0] == name)
             self._waiting.remove(case)
             taken = case[1].on(node(self._nodes[place]))
-            self._running.append((now + case[2], place, taken, case[1].alone))
+            self._running.append((now + case[2], place, taken, case[1].alone, int(name)))
             self.begins[name] = now
+        self._note_promise()
         for name, found_node in self._look().items():
             assert min(found_node.free.values()) >= -1e-9, f"more runs on {name} than it has"
             assert not found_node.exclusive or len(found_node.running) == 1, "somebody is beside one that is alone"
 
+    def _note_promise(self) -> None:
+        """Of the head of the line: those ahead of others may start where these are promised a node."""
+        job = self._waiting[0][0] if self._waiting else ""
+        if job in self._promised and job not in self.latest:
+            here = [(end, number) for end, at, *_, number in self._running if at == self._promised[job]]
+            self.latest[job] = max(
+                end for end, number in here if number < int(job) or self.begins[str(number)] < self._now
+            )
+
     def _look(self) -> dict[str, Node]:
         found = {}
         for name, total in self._nodes.items():
-            here = [(taken, alone) for _, place, taken, alone in self._running if place == name]
+            here = [(taken, alone) for _, place, taken, alone, _ in self._running if place == name]
             found[name] = node(total, *[taken for taken, _ in here], exclusive=any(alone for _, alone in here))
         return found
 
@@ -179,6 +202,18 @@ def test_random_queues_end_and_never_take_more_than_there_is(nodes: int) -> None
 def test_whoever_is_at_the_head_of_the_line_is_not_delayed_by_those_behind() -> None:
     for seed in range(300):
         _compare(*_draw(seed, nodes=1))
+
+
+@pytest.mark.parametrize("nodes", [1, 2, 3])
+def test_what_runs_on_the_promised_node_bounds_the_wait(nodes: int) -> None:
+    promises = 0
+    for seed in range(150):
+        found = Simulation(*_draw(seed, nodes))
+        begins = found.run()
+        promises += len(found.latest)
+        late = {job: latest for job, latest in found.latest.items() if begins[job] > latest}
+        assert late == {}, seed
+    assert promises > 150
 
 
 def _compare(totals: Sequence[Mapping[str, float]], line: Sequence[Case]) -> None:

@@ -29,7 +29,7 @@ class Toy(Recipe):
 
     text: str = "toy"
     share: float = Field(0.5, gt=0, lt=1)
-    behaviour: Literal["work", "refuse", "bug", "interrupt", "wait"] = "work"
+    behaviour: Literal["work", "refuse", "bug", "interrupt", "wait", "outage"] = "work"
     deaths: int = Field(0, ge=0)
     """How many attempts end with the death of the process."""
     meeting: str = ""
@@ -91,6 +91,11 @@ def _behave(behaviour: str) -> None:
     match behaviour:
         case "refuse":
             raise stage.StageError("the toy refuses:\nwrite behaviour = work")
+        case "outage":
+            try:
+                raise ConnectionResetError("reset by peer")
+            except OSError as error:
+                raise stage.StageError(f"the store does not answer: {error}") from None
         case "bug":
             raise RuntimeError("a bug in the toy")
         case "interrupt":
