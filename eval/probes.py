@@ -28,6 +28,7 @@ from cluster.jobs import Job, Outcome
 from cluster.recipe import Recipe
 
 POINTS = "probes.jsonl"
+STUDENT = "student"
 POLL_SECONDS = 2.0
 
 
@@ -69,6 +70,7 @@ def run(recipe: Probing, inputs: Mapping[str, Path], out: Path) -> dict[str, Any
     watch = Watch(recipe, source, out)
     with ray_cluster.connect(), telemetry.serving(recipe.placement.metrics_port):
         queue = jobs.queue(out.parent / "queue")
+        watch.resume(queue)
         while not watch.is_over:
             watch.look(queue)
             watch.check_alive()
@@ -93,14 +95,29 @@ class Watch:
     def is_over(self) -> bool:
         return self.recipe.steps in self.begun and not self.waiting
 
+    def resume(self, queue: jobs.Queue) -> None:
+        """Go on with what an earlier attempt has begun: its jobs are joined, or their artifacts are there."""
+        scored = {point["step"] for point in telemetry.read_metrics(self.source / POINTS)}
+        folders = {int(path.name.removeprefix("step-")) for path in self.out.glob("step-*[0-9]")}
+        for step in sorted(scored | folders):
+            self._begin(step, queue)
+
     def look(self, queue: jobs.Queue) -> None:
         """Take up new checkpoints, and score what was fine-tuned meanwhile."""
         for step in self.new():
-            self.begun.add(step)
-            for job in self._jobs(step):
-                self.waiting[queue.submit([job])[0]] = (step, job)
+            self._begin(step, queue)
         for known, outcome in queue.ended(list(self.waiting)).items():
             self._score(*self.waiting.pop(known), outcome)
+
+    def _begin(self, step: int, queue: jobs.Queue) -> None:
+        self.begun.add(step)
+        for job in self._jobs(step):
+            self.waiting[queue.submit([job])[0]] = (step, job)
+        if not any(waiting == step for waiting, _ in self.waiting.values()):
+            shutil.rmtree(self._folder(step) / STUDENT, ignore_errors=True)
+
+    def _folder(self, step: int) -> Path:
+        return self.out / f"step-{step:08d}"
 
     def check_alive(self) -> None:
         """
@@ -129,13 +146,13 @@ class Watch:
     def _jobs(self, step: int) -> Iterator[Job]:
         """One for each task that has no score of this step yet. The student is made at once: checkpoints are pruned."""
         scored = {point["task"] for point in telemetry.read_metrics(self.source / POINTS) if point["step"] == step}
-        folder, placement = self.out / f"step-{step:08d}", self.recipe.placement
+        folder, placement = self._folder(step), self.recipe.placement
         tasks = [task for task in self.recipe.tasks if task not in scored]
-        if tasks and not self._export(step, folder / "student"):
+        if tasks and not self._export(step, folder / STUDENT):
             return
         for task in tasks:
             probe = self.recipe.tasks[task]
-            inputs = {"model": folder / "student"} | ({} if probe.folder is None else {"data": Path(probe.folder)})
+            inputs = {"model": folder / STUDENT} | ({} if probe.folder is None else {"data": Path(probe.folder)})
             yield Job(
                 name=f"{self.source.name} at step {step:,}: {task}",
                 module="eval.finetune",
@@ -171,7 +188,7 @@ class Watch:
         else:
             telemetry.say(f"{job.name}: {outcome.state}: {outcome.error}")
         if not any(waiting == step for waiting, _ in self.waiting.values()):
-            shutil.rmtree(place.parent / "student")
+            shutil.rmtree(place.parent / STUDENT)
 
     def _record(self, step: int, place: Path, seeds: int) -> None:
         facts = artifact.read(place, "finetune").facts

@@ -1,20 +1,25 @@
 """Which checkpoints of a growing run are fine-tuned."""
 
+import json
 import os
 import time
 from pathlib import Path
 
 import pytest
+import tiny
+from clusters import await_that
+from finetunes import QUICK, sentiment
 
-from cluster import stage
+from cluster import jobs, ray_cluster, stage, telemetry
 from eval import probes
 from eval.probes import Probing, Watch, identity
 
 
 def _run(folder: Path, *steps: int) -> Path:
+    folder.mkdir()
     for step in steps:
         (folder / "checkpoints" / f"step_{step:08d}").mkdir(parents=True)
-    (folder / "checkpoints" / ".step_00000099.partial").mkdir()
+    (folder / "checkpoints" / ".step_00000099.partial").mkdir(parents=True)
     return folder
 
 
@@ -65,3 +70,24 @@ def test_a_run_that_writes_nothing_any_more_is_not_waited_for_for_ever(tmp_path:
         watch.check_alive()
     watch.begun.add(watch.recipe.steps)
     watch.check_alive()
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_what_an_earlier_attempt_has_begun_is_scored_although_its_checkpoints_are_gone(tmp_path: Path) -> None:
+    run, out = _run(tmp_path / "run"), tmp_path / ".probes.partial"
+    tiny.distilbert(out / "step-00000005" / "student")
+    (out / "step-00000010" / "student").mkdir(parents=True)  # scored, and left there by somebody who was killed
+    point = {"step": 10, "task": "sst2", "metric": "accuracy", "score": 50.0, "low": 50.0, "high": 50.0, "seeds": 1}
+    (run / "probes.jsonl").write_text(json.dumps(point) + "\n")
+    folder = sentiment(tmp_path / "data", 40)
+    tasks = {"sst2": {"finetune": {**QUICK, "task": "sst2", "epochs": 1}, "folder": str(folder)}}
+    watch = Watch(Probing.of({"tasks": tasks, "steps": 10, "every": 5}), run, out)
+    with ray_cluster.connect(2):
+        queue = jobs.start(tmp_path / "queue")
+        watch.resume(queue)
+        assert watch.begun == {5, 10}
+        await_that(lambda: watch.look(queue) or watch.is_over, seconds=120)
+    assert sorted(point["step"] for point in telemetry.read_metrics(run / "probes.jsonl")) == [5, 10]
+    left = sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
+    assert left == ["step-00000005/sst2/manifest.json", "step-00000005/sst2/scores.json"]
