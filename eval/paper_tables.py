@@ -73,8 +73,9 @@ def glue(report: Report) -> Table:
         "its teacher's score, both fine-tuned by the same code on the same examples. Passed: at least the share that "
         "DistilBERT keeps of BERT-base in the paper; of a mean, at least "
         f"{report['paper']['target_percent']:.0f} %. Difference: student less DistilBERT, in points.",
-        "Unclear: a teacher at chance, which scores no higher than always giving the commonest answer (Majority), has "
-        "nothing to keep.",
+        "Unclear: who is at chance scores no higher than always giving the commonest answer (Majority): such a teacher "
+        "has nothing to keep, such a student keeps nothing; or the share is within two standard errors, over the "
+        "seeds, of what it is compared with.",
     ]
     return _table(found["rows"], rows, (*notes, *_row_notes(found["rows"])))
 

@@ -71,6 +71,8 @@ class Score:
     settings: dict[str, Any] = pydantic.Field(default_factory=dict)
     second_step: dict[str, Any] | None = None
     seconds: float | None = None
+    data: str | None = None
+    """Identity of the folder of its examples, which the manifest tells."""
 
     def error(self, metric: str | None = None) -> float | None:
         """Standard error of the median over the seeds, in points; None where there was one seed."""

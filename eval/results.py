@@ -16,7 +16,7 @@ artifact or file is refused by name.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -104,7 +104,8 @@ def collect(folder: Path) -> Results:
     for path, found in artifacts.items():
         if found.kind == "finetune":
             _, model, task = path.split("/")
-            scores.setdefault(model, {})[task] = _sealed(found, "scores.json", Score)
+            score = _sealed(found, "scores.json", Score)
+            scores.setdefault(model, {})[task] = replace(score, data=found.inputs.get("data"))
     return Results(
         artifacts,
         _models(folder, suite, artifacts),

@@ -5,6 +5,7 @@ measured. Every row of the paper is there, also where nothing was measured.
 """
 
 import dataclasses
+import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -13,10 +14,7 @@ from eval import paper
 from eval.paper import PaperScore
 from eval.records import STUDENT, TEACHER, Score
 from eval.results import Results
-from eval.verdicts import at_least
-
-AT_CHANCE = "teacher at chance"
-ONE_SEED = "one seed"
+from eval.verdicts import keeps, keeps_mean
 
 
 def glue(results: Results) -> dict[str, Any]:
@@ -71,8 +69,15 @@ def share(score: Score | None, teacher: Score | None, metric: str | None = None)
 
 def same_examples(one: Score, other: Score) -> bool:
     """Whether two scores can be compared: the same metric on the same examples."""
-    first, second = ((score.metric, score.dev_examples, score.dev_files) for score in (one, other))
+    first, second = ((score.metric, score.dev_examples, score.dev_files, score.data) for score in (one, other))
     return first == second
+
+
+def trained_alike(one: Score | None, other: Score | None) -> bool | None:
+    """Whether two models were fine-tuned on the same examples with the same settings; None unless both were."""
+    if one is None or other is None:
+        return None
+    return (one.train_examples, one.settings) == (other.train_examples, other.settings)
 
 
 def _row(published: PaperScore, results: Results) -> dict[str, Any]:
@@ -90,9 +95,7 @@ def _row(published: PaperScore, results: Results) -> dict[str, Any]:
             "kept": published.kept,
         },
         "difference": ours["student"] and ours["student"]["score"] - published.distilbert,
-        "verdict": at_least(
-            ours["kept"], published.kept, AT_CHANCE if ours["at_chance"] else "", ONE_SEED if _once(ours) else ""
-        ).resolved(),
+        "verdict": keeps(ours, published.kept).resolved(),
         "note": published.note,
     }
 
@@ -112,11 +115,14 @@ def _ours(task: str, metric: str | None, results: Results) -> dict[str, Any]:
         "student": _measured(student, STUDENT, metric),
         "second_step": _measured(known.get(taught), taught, metric),
         "kept": share(student, teacher, metric),
+        "error": _share_error(teacher, student, metric),
         "kept_second_step": share(known.get(taught), teacher, metric),
         "scores": {model: _values(score, metric)[0] for model, score in known.items()},
         "comparable": [model for model, score in known.items() if measure and same_examples(score, measure)],
         "majority": first.majority if first and metric is None else None,
-        "at_chance": teacher is not None and _at_chance(teacher, metric),
+        "at_chance": {model: model in known and _at_chance(known[model], metric) for model in (TEACHER, STUDENT)},
+        "trained_alike": trained_alike(teacher, student),
+        "second_step_alike": trained_alike(known.get(taught), student),
         "dev_examples": first.dev_examples if first else None,
         "subset": any(score.subset for score in known.values()),
     }
@@ -148,13 +154,19 @@ def _values(score: Score, metric: str | None) -> tuple[float, float, float]:
     return spread.median, spread.low, spread.high
 
 
-def _once(ours: Mapping[str, Any]) -> bool:
-    """Whether teacher or student was fine-tuned with one seed only."""
-    return any(ours[model] is not None and ours[model]["seeds"] == 1 for model in (TEACHER, STUDENT))
+def _share_error(teacher: Score | None, student: Score | None, metric: str | None) -> float | None:
+    """Standard error of the share that is kept, in percent of the teacher's score; None where one had one seed."""
+    kept, errors = share(student, teacher, metric), [0.0, 0.0]
+    for number, score in enumerate((teacher, student)):
+        error = None if score is None else score.error(metric)
+        if score is None or error is None or kept is None or not kept > 0:
+            return None
+        errors[number] = error / _values(score, metric)[0]
+    return None if kept is None else kept * math.hypot(*errors)
 
 
-def _at_chance(teacher: Score, metric: str | None) -> bool:
-    return metric is None and (teacher.below_majority or (teacher.majority or 0) >= teacher.score)
+def _at_chance(score: Score, metric: str | None) -> bool:
+    return metric is None and (score.below_majority or (score.majority or 0) >= score.score)
 
 
 def _mean(
@@ -192,14 +204,21 @@ def _mean(
             "kept": 100 * distilbert / bert,
         },
         "difference": None if student is None else student - distilbert,
-        "verdict": at_least(kept.get(STUDENT), paper.TARGET_PERCENT, _doubt(rows)).resolved(),
+        "verdict": keeps_mean(kept.get(STUDENT), _error_of_share(rows, means), rows).resolved(),
     }
 
 
-def _doubt(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Why a share of a mean says little; nobody is better than chance on the task that is a trap."""
-    lost = [row["title"] for row in rows if row["at_chance"] and row["task"] != paper.TRAP]
-    return f"{AT_CHANCE} on {', '.join(lost)}" if lost else ""
+def _error_of_share(rows: Sequence[Mapping[str, Any]], means: Mapping[str, float]) -> float | None:
+    """Standard error of the share of a mean that is kept, of those tasks that have several seeds; None without any."""
+    if not means.get(TEACHER) or not means.get(STUDENT):
+        return None
+    errors = [[row[model]["error"] for row in rows if row[model]["error"] is not None] for model in (TEACHER, STUDENT)]
+    if not all(errors):
+        return None
+    relative = [
+        math.hypot(*each) / len(rows) / means[model] for each, model in zip(errors, (TEACHER, STUDENT), strict=True)
+    ]
+    return 100 * means[STUDENT] / means[TEACHER] * math.hypot(*relative)
 
 
 def _order(models: Iterable[str]) -> list[str]:

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal
 
 from eval import paper
+from eval.records import STUDENT, TEACHER
 
 PASSED: Final = "passed"
 MISSED: Final = "missed"
@@ -28,11 +29,51 @@ class Verdict:
         return asdict(self)
 
 
-def at_least(value: float | None, aim: float, doubt: str = "", rests_on: str = "") -> Verdict:
-    """Whether ``value`` reaches ``aim``; unclear for the reason ``doubt`` where there is one."""
+NOISE = "within the noise"
+
+
+def at_least(
+    value: float | None, aim: float, doubt: str = "", error: float | None = None, rests_on: str = ""
+) -> Verdict:
+    """Whether ``value`` reaches ``aim``; unclear for the reason ``doubt``, or less than two standard errors from it."""
     if value is None:
         return Verdict(NOT_MEASURED)
-    return Verdict(UNCLEAR, doubt) if doubt else Verdict(PASSED if value >= aim else MISSED, rests_on)
+    if doubt or (error is not None and abs(value - aim) < 2 * error):
+        return Verdict(UNCLEAR, doubt or NOISE)
+    return Verdict(PASSED if value >= aim else MISSED, rests_on)
+
+
+def keeps(row: Mapping[str, Any], aim: float) -> Verdict:
+    """Whether a student keeps ``aim`` percent of its teacher's score on one task."""
+    kept = row["kept"]
+    doubts = [f"{model} at chance" for model in _at_chance(row, kept is not None and kept >= aim)]
+    doubts += ["fine-tuned otherwise than the teacher"] if row["trained_alike"] is False else []
+    once = any(row[model] is not None and row[model]["seeds"] == 1 for model in (TEACHER, STUDENT))
+    return at_least(kept, aim, ", ".join(doubts), row["error"], "one seed" if once else "")
+
+
+def keeps_mean(
+    kept: float | None, error: float | None, rows: Sequence[Mapping[str, Any]], aim: float = paper.TARGET_PERCENT
+) -> Verdict:
+    """Whether a student keeps ``aim`` percent of its teacher's mean over the tasks of ``rows``."""
+    passes = kept is not None and kept >= aim
+    # Nobody is better than chance on the task that is a trap.
+    judged = [(row, _at_chance(row, passes)) for row in rows if row["task"] != paper.TRAP]
+    doubts = []
+    for model in (TEACHER, STUDENT):
+        if lost := [row["title"] for row, found in judged if model in found]:
+            doubts.append(f"{model} at chance on {', '.join(lost)}")
+    if other := [row["title"] for row in rows if row["trained_alike"] is False]:
+        doubts.append(f"fine-tuned otherwise than the teacher on {', '.join(other)}")
+    once = [row["title"] for row in rows if row["error"] is None]
+    return at_least(kept, aim, "; ".join(doubts), error, f"one seed on {', '.join(once)}" if once else "")
+
+
+def _at_chance(row: Mapping[str, Any], passes: bool) -> list[str]:
+    """Who scores no higher than always giving the commonest answer; the student matters where it would pass."""
+    if row["at_chance"][TEACHER]:
+        return [TEACHER]
+    return [STUDENT] if row["at_chance"][STUDENT] and passes else []
 
 
 def same_sign(change: float | None, published: float, error: float | None) -> Verdict:
@@ -92,9 +133,9 @@ def _claim(name: str, ours: float | None, paper: float, verdict: Mapping[str, st
 
 
 def _gain(row: Mapping[str, Any]) -> float | None:
-    """What the second step adds to the student's score, in points; None where either was scored on other examples."""
+    """What the second step adds to the student's score, in points; None where they differ in more than that."""
     taught, student = row["second_step"], row["student"]
-    if None in (taught, student, row["kept"], row["kept_second_step"]):
+    if None in (taught, student, row["kept"], row["kept_second_step"]) or not row["second_step_alike"]:
         return None
     return float(taught["score"] - student["score"])
 

@@ -64,6 +64,13 @@ def markdown(out: Path) -> str:
     return pages.Page(compared(out), [], "..").markdown()
 
 
+def rescore(out: Path, model: str, task: str, found: dict[str, Any], **inputs: Path) -> None:
+    """Put another score into the place of one."""
+    place = out / "finetune" / model / task
+    shutil.rmtree(place)
+    make(place, "finetune", {}, {"scores.json": found}, **inputs)
+
+
 def values(made: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((made / "report.json").read_text())
     return found
@@ -317,6 +324,48 @@ def test_a_mean_with_a_teacher_at_chance_proves_nothing(everything: Path) -> Non
     told = scores("cola", seeds_around(0.0), majority=0.0, below_majority=True)
     make(place, "finetune", {}, {"scores.json": told})
     assert verdict() == {"state": "unclear", "reason": "teacher at chance on CoLA"}
+
+
+def test_a_student_that_learned_nothing_keeps_nothing(everything: Path) -> None:
+    for model, score in (("teacher", 60.6), ("student", 52.7)):
+        rescore(everything, model, "rte", scores("rte", seeds_around(score, 0.01), majority=52.7))
+    row = row_of(compared(everything)["tables"]["1"]["rows"], "rte")
+    assert row["kept"] > row["paper"]["kept"]
+    assert row["verdict"] == {"state": "unclear", "reason": "student at chance"}
+
+
+def test_a_share_within_the_spread_of_the_seeds_proves_nothing(everything: Path) -> None:
+    for model, seeds in (("teacher", [55.0, 60.0, 70.0]), ("student", [53.0, 54.0, 69.0])):
+        rescore(everything, model, "rte", scores("rte", seeds))
+    row = row_of(compared(everything)["tables"]["1"]["rows"], "rte")
+    assert row["kept"] == pytest.approx(90.0)
+    errors = [1.2533 * statistics.stdev(each) / math.sqrt(3) for each in ([55, 60, 70], [53, 54, 69])]
+    assert row["error"] == pytest.approx(90.0 * math.hypot(errors[0] / 60, errors[1] / 54))
+    assert row["verdict"] == {"state": "unclear", "reason": "within the noise"}
+
+
+def test_models_that_were_fine_tuned_otherwise_are_no_share_of_each_other(everything: Path) -> None:
+    for changed in ({"train_examples": 100}, {"settings": {"epochs": 10}}):
+        rescore(everything, "teacher", "rte", scores("rte", seeds_around(60.0), **changed))
+        row = row_of(compared(everything)["tables"]["1"]["rows"], "rte")
+        assert row["verdict"] == {"state": "unclear", "reason": "fine-tuned otherwise than the teacher"}
+    found = scores("squad", seeds_around(90.0), "f1", more={"exact": seeds_around(80.0)}, settings={"epochs": 20})
+    rescore(everything, "student-second-step", "squad", found)
+    (claim,) = (claim for claim in compared(everything)["claims"] if claim["claim"] == "second_step")
+    assert claim["verdict"]["state"] == "not measured"
+
+
+def test_files_of_one_name_are_not_the_same_examples(everything: Path) -> None:
+    for model, data in (("teacher", "corpus"), ("student", "tokens")):
+        rescore(everything, model, "rte", scores("rte", seeds_around(60.0)), data=everything / data)
+    assert row_of(compared(everything)["tables"]["1"]["rows"], "rte")["kept"] is None
+
+
+def test_a_mean_says_which_of_its_tasks_had_one_seed(everything: Path) -> None:
+    for task in ("rte", "cola"):
+        rescore(everything, "student", task, scores(task, [30.0], majority=0.0))
+    mean = row_of(compared(everything)["tables"]["1"]["means"], "nine")
+    assert mean["verdict"] == {"state": "missed", "reason": "one seed on CoLA, RTE, SST-2"}
 
 
 def test_without_a_teacher_only_models_on_the_same_examples_are_compared(everything: Path) -> None:
