@@ -43,23 +43,16 @@ class Plan:
 
     def others(self) -> tuple[str, ...]:
         """The students of the sweep, without its reference."""
-        sweep = self.suite.sweep
-        if sweep is None:
-            return ()
-        known = (TEACHER, STUDENT, sweep.reference, *self.suite.models)
-        return tuple(name for name in self.models if name not in known)
+        return self.suite.varied(self.models)
 
     def scores(self) -> list[Job]:
         """Fine-tuning: teacher and student, the student once more, then the sweep and whatever else was named."""
         suite = self.suite
-        found = [
-            self._finetune(name, name, task)
-            for task in suite.tasks
-            for name in (TEACHER, STUDENT, *suite.models)
-            if name in self.models
-        ]
+        swept = {*self.others(), suite.sweep.reference} - {TEACHER, STUDENT} if suite.sweep else set()
+        named = dict.fromkeys(name for name in (TEACHER, STUDENT, *suite.models) if name not in swept)
+        found = [self._finetune(name, name, task) for task in suite.tasks for name in named if name in self.models]
         if suite.second_step:
-            change = suite.second_step.finetune
+            change = suite.second_step.change
             found += [self._finetune(SECOND_STEP, STUDENT, task, change, taught=True) for task in suite.taught()]
         if suite.sweep:
             # The student's own scores are there already where it is the reference.

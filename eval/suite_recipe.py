@@ -31,8 +31,14 @@ class SecondStep(Recipe):
 
     tasks: tuple[str, ...] | None = None
     """All tasks of the suite by default; the paper did SQuAD."""
-    finetune: dict[str, Any] = Field(default_factory=lambda: {"second_step": {}})
-    """What differs from the student's own fine-tuning: ``second_step`` at least."""
+    loss: dict[str, Any] = Field(default_factory=dict)
+    """Values of ``[second_step]`` in ``eval.finetune``. All else is as in the student's own fine-tuning, which the gain
+    is measured against."""
+
+    @property
+    def change(self) -> dict[str, Any]:
+        """What differs from the student's own fine-tuning."""
+        return {"second_step": self.loss}
 
 
 class Baselines(Recipe):
@@ -71,6 +77,8 @@ class Sweep(Recipe):
 
     reference: str = STUDENT
     """The student the others are compared with: of the same length, with everything."""
+    students: tuple[str, ...] | None = None
+    """The others; by default all that the pipeline has trained otherwise. They are measured for the sweep only."""
     tasks: tuple[str, ...] | None = None
     """All tasks of the suite by default."""
     finetune: dict[str, Any] = Field(default_factory=dict)
@@ -141,6 +149,8 @@ class Suite(Recipe):
         for where, names in asked:
             if unknown := [name for name in names if name not in self.tasks]:
                 raise ValueError(f"{where} names {unknown[0]}, which is not among tasks: {', '.join(self.tasks)}")
+        if self.baselines is not None and PAIRS not in self.tasks:
+            raise ValueError(f"baselines are timed on the pairs of {PAIRS}: put {PAIRS} = {{}} among the tasks")
         if self.exports and not {*self.exports.models} <= {TEACHER, STUDENT}:
             raise ValueError(f"exports.models are {TEACHER} and {STUDENT}, which latency compares: leave others out")
         if self.exports and STUDENT not in self.exports.models:
@@ -183,12 +193,15 @@ class Suite(Recipe):
         """
         for task in self.tasks:
             self.folder(task)
-        if self.baselines is not None and (PAIRS not in self.tasks or self.folder(PAIRS) is None):
+        if self.baselines is not None and self.folder(PAIRS) is None:
             raise StageError(f"baselines are timed on the pairs of {PAIRS}: name its folder in data or folders")
+        if self.sweep is not None and not self.varied(models):
+            raise StageError("sweep has no students to compare: name some of models in sweep.students, or leave it out")
         for name, place in (self.baselines.folders if self.baselines else {}).items():
             if not Path(place).is_dir():
                 raise StageError(f"baselines.folders: no folder {place} for {name}: correct it, or leave it out")
         asked = [("sweep.reference", self.sweep.reference)] if self.sweep else []
+        asked += [("sweep.students", name) for name in (self.sweep.students or () if self.sweep else ())]
         asked += [("exports.models", name) for name in (self.exports.models if self.exports else ())]
         asked += [("second_step", name) for name in ((TEACHER, STUDENT) if self.second_step else ())]
         for where, name in asked:
@@ -215,6 +228,15 @@ class Suite(Recipe):
             placement["metrics_port"] = probes.metrics_port
         return {"tasks": tasks, "steps": steps, "every": probes.every, "placement": placement}
 
+    def varied(self, models: Collection[str]) -> tuple[str, ...]:
+        """The students of the sweep among all models, without its reference."""
+        if self.sweep is None:
+            return ()
+        if self.sweep.students is not None:
+            return self.sweep.students
+        known = (TEACHER, STUDENT, self.sweep.reference, *self.models)
+        return tuple(name for name in models if name not in known)
+
     def swept(self) -> tuple[str, ...]:
         """Tasks of the sweep."""
         return () if self.sweep is None else self.sweep.tasks or tuple(self.tasks)
@@ -230,7 +252,7 @@ class Suite(Recipe):
         for task in self.swept() if self.sweep else ():
             yield "eval.finetune", self.tuning(task, self.sweep.finetune), "sweep.finetune"  # type: ignore[union-attr]
         for task in self.taught() if self.second_step else ():
-            yield "eval.finetune", self.tuning(task, self.second_step.finetune), "second_step.finetune"  # type: ignore[union-attr]
+            yield "eval.finetune", self.tuning(task, self.second_step.change), "second_step.loss"  # type: ignore[union-attr]
         for task in self.probes.tasks if self.probes else ():
             yield "eval.finetune", self.tuning(task, self.probes.finetune), "probes.finetune"  # type: ignore[union-attr]
         if self.exports:

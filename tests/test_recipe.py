@@ -8,6 +8,9 @@ sees what a change of a recipe or of a default really changes. To write them ane
 
 import json
 import os
+import re
+import textwrap
+import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,8 +19,11 @@ import pytest
 from pydantic import Field
 
 from cluster import recipe, stage
+from cluster.corpus import Corpus
 from cluster.recipe import Recipe, RecipeError
+from distill.distillation import Distillation
 from distill.pipeline import Pipeline, Plan
+from eval.suite_recipe import Suite
 
 GOLDEN = Path(__file__).parent / "golden" / "recipes"
 
@@ -307,3 +313,14 @@ def test_nothing_golden_or_named_is_left_of_recipes_that_are_gone() -> None:
     assert {path.stem for path in GOLDEN.glob("*.json")} <= {name.replace("/", "-") for name in SHIPPED}
     assert {*STAGES} <= {*SHIPPED}
     assert len({name.partition("/")[2] for name in SHIPPED}) == len(SHIPPED), "two shipped recipes share a name"
+
+
+def test_recipes_in_the_readme_are_what_the_code_accepts() -> None:
+    text = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    blocks = [textwrap.dedent(block) for block in re.findall(r"(?:^    \S.*\n|^     .*\n|^\n(?=    ))+", text, re.M)]
+    tables = [tomllib.loads(block) for block in blocks if re.search(r"^(\[|sources = )", block, re.M)]
+    accepted = {"train": Distillation, "suite": Suite, "sources": Corpus}
+    found = [next(name for name in accepted if name in table) for table in tables]
+    assert sorted(found) == ["sources", "suite", "train", "train"]
+    for name, table in zip(found, tables, strict=True):
+        accepted[name].of(table if name == "sources" else table[name], "README.md")

@@ -96,6 +96,19 @@ def test_a_sweep_measures_the_others_like_its_reference(data: Path, out: Path) -
     }
 
 
+def test_a_sweep_of_models_that_are_named_measures_each_of_them_once(data: Path, tmp_path: Path) -> None:
+    given = {name: str(tmp_path / name) for name in ("large", "all-losses", "no-soft")}
+    for place in given.values():
+        Path(place).mkdir()
+    sweep = {"reference": "all-losses", "students": ["no-soft"], "tasks": ["rte"], "finetune": {"seeds": [7]}}
+    plan = _plan(data, tmp_path / "out", models=given, sweep=sweep)
+    assert sorted(name for name in _jobs(plan) if name.startswith("finetune/")) == [
+        *(f"finetune/{name}" for name in ("all-losses/rte", "large/provenance", "large/rte", "large/stsb")),
+        "finetune/no-soft/rte",
+    ]
+    assert plan.described()["ablations"] == {"reference": "all-losses", "students": ["no-soft"]}
+
+
 def test_what_is_timed_is_alone(data: Path, out: Path) -> None:
     found = _jobs(_plan(data, out, exports={"task": "stsb"}, baselines={}))
     assert [name for name, job in found.items() if job.alone] == ["latency", "baselines"]
@@ -169,8 +182,17 @@ def test_endings_replace_those_of_the_suite_before_and_no_others(tmp_path: Path)
         ({"exports": {"task": "rte"}}, "exports.task names rte, which is not among tasks"),
         ({"tasks": {"rte": {}}, "data": "x", "exports": {"task": "rte", "models": ["teacher"]}}, "must have student"),
         ({"sweep": {"finetune": {"seeds": [1]}}}, "sweep.finetune would measure the others otherwise than student"),
+        ({"tasks": {"rte": {}}, "data": "x", "baselines": {}}, "put stsb = {} among the tasks"),
+        ({"second_step": {"finetune": {"epochs": 20}}}, "unknown key second_step.finetune"),
+        (
+            {"tasks": {"rte": {}}, "data": "x", "second_step": {"loss": {"warmth": 2}}},
+            r"\[second_step.loss\]: unknown key second_step.warmth",
+        ),
         ({"folders": {"squad": "x"}}, "folders names squad, which is not among tasks"),
-        ({"baselines": {"measure": {"pases": 2}}}, r"\[baselines.measure\]: unknown key pases; did you mean passes"),
+        (
+            {"tasks": {"stsb": {}}, "data": "x", "baselines": {"measure": {"pases": 2}}},
+            r"\[baselines.measure\]: unknown key pases; did you mean passes",
+        ),
     ],
 )
 def test_suites_that_are_refused(change: dict[str, Any], line: str) -> None:
@@ -184,7 +206,12 @@ def test_suites_that_are_refused(change: dict[str, Any], line: str) -> None:
         ({"sweep": {"reference": "all"}}, "sweep.reference needs the model all: there is teacher, student"),
         ({"folders": {"rte": "/nowhere/rte"}}, "rte: no folder /nowhere/rte"),
         ({"baselines": {"folders": {"elmo": "/nowhere"}}}, "baselines.folders: no folder /nowhere for elmo"),
-        ({"baselines": {}, "tasks": {"rte": {}}}, "baselines are timed on the pairs of stsb"),
+        (
+            {"baselines": {}, "tasks": {"stsb": {"data": "nyu-mll/glue:stsb"}}},
+            "baselines are timed on the pairs of stsb: name its folder",
+        ),
+        ({"sweep": {"students": ["no-mask"]}}, "sweep.students needs the model no-mask: there is teacher, student"),
+        ({"sweep": {"students": []}}, "sweep has no students to compare: name some of models in sweep.students"),
     ],
 )
 def test_what_a_suite_needs_is_missed_before_anything_runs(
