@@ -26,7 +26,7 @@ from eval.scored_sets import METRICS, scored_set
 
 UNKNOWN = "unknown"
 """The Hub's own word for a license nobody has stated."""
-THRESHOLD = "_threshold"
+BEST = "best_"
 NO_DATA = "---\n\n---\n"
 
 
@@ -109,8 +109,8 @@ def evaluations(report: Mapping[str, Any], name: str) -> list[EvalResult]:
     found = []
     for row in (row for row in report["scores"] if row["model"] == name):
         for metric, spread in row["metrics"].items():
-            if metric.endswith(THRESHOLD):
-                continue  # logits, and no score
+            if metric.startswith(BEST):
+                continue  # with a threshold that was chosen on these very examples, and the threshold itself
             known = scored_set(row["task"], metric)
             seeds = f"{len(row['seeds'])} seed{'s' if len(row['seeds']) > 1 else ''}"
             found.append(

@@ -12,6 +12,7 @@ With ``[second_step]`` in the recipe and a fine-tuned model as ``--teacher`` the
 """
 
 import json
+import os
 import shutil
 import statistics
 import time
@@ -36,7 +37,7 @@ from eval.questions import questions_from_folder, questions_from_hub
 from eval.scores import headline
 from eval.second_step import SecondStep, Teaching
 from eval.tasks import TASKS, Task
-from eval.training import Precision, Problem, Settings, Trainer, check_precision
+from eval.training import Precision, Problem, Settings, Trainer, check_precision, on_cpu
 from eval.windows import STRIDE
 
 SCORES = "scores.json"
@@ -45,7 +46,7 @@ SEEDS = "seeds"
 
 class Placement(Recipe):
     threads: PositiveInt | Literal["auto"] = 1
-    """Threads of PyTorch on a CPU; ``auto`` leaves its own choice, one a core."""
+    """Threads of PyTorch on a CPU; ``auto``: one a core, or what ``OMP_NUM_THREADS`` says."""
     micro_batch: PositiveInt | None = None
     """Examples that go through the model at once; the whole batch where left out. Fewer need less memory."""
 
@@ -118,8 +119,11 @@ def run(recipe: Finetune, inputs: Mapping[str, Path], out: Path) -> dict[str, An
         ExamplesError: the data is not what the task needs.
         ModelError: a model is incomplete, the precision is not for this device, or training diverged.
     """
-    if recipe.placement.threads != "auto":
-        torch.set_num_threads(recipe.placement.threads)
+    threads = recipe.placement.threads
+    # Always set: this process may have run something else with other threads before.
+    torch.set_num_threads(
+        int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1) if threads == "auto" else threads
+    )
     if (out / SCORES).is_file():
         # An attempt was interrupted while it cleared up: seeds that are gone must not be looked for again.
         shutil.rmtree(out / SEEDS, ignore_errors=True)
@@ -138,8 +142,14 @@ def run(recipe: Finetune, inputs: Mapping[str, Path], out: Path) -> dict[str, An
 
 
 def halved(recipe: Finetune) -> Finetune | None:
-    """The recipe with half the micro-batch, which makes the same thing with less memory; None of a single example."""
-    micro_batch = recipe.placement.micro_batch or recipe.batch or TASKS[recipe.task].batch
+    """The recipe with half the micro-batch, which makes the same thing with less memory; None of a single example.
+
+    Half of what the longest examples really have: on a CPU that may be less than was asked for.
+    """
+    task = TASKS[recipe.task]
+    micro_batch = recipe.placement.micro_batch or recipe.batch or task.batch
+    if device().type == "cpu":
+        micro_batch = min(micro_batch, on_cpu(recipe.max_length or task.max_length))
     if micro_batch == 1:
         return None
     placement = recipe.placement.model_copy(update={"micro_batch": (micro_batch + 1) // 2})

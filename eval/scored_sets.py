@@ -9,8 +9,6 @@ METRICS = {
     "pearson": "pearsonr",
     "spearman": "spearmanr",
     "exact": "exact_match",
-    "best_exact": "exact_match",
-    "best_f1": "f1",
 }
 """Our names of metrics to the Hub's, where they differ."""
 

@@ -163,7 +163,7 @@ class Trainer:
         if self.model.device.type != "cpu":
             return self.micro_batch
         longest = int(self.features.lengths[rows].max())
-        return min(self.micro_batch, max(1, CPU_SQUARES // longest**2))
+        return min(self.micro_batch, on_cpu(longest))
 
     def _groups(self) -> list[dict[str, Any]]:
         # Biases and LayerNorm weights are not decayed: decay pulls towards 0, and a scale should stay near 1.
@@ -184,6 +184,11 @@ def outputs(model: Any, forward: Forward, features: Features, micro_batch: int) 
     model.set_attn_implementation("sdpa")
     for rows in scoring_batches(features.lengths, min(SCORING_BATCH, 2 * micro_batch)):
         yield rows, forward(model, features.batch(rows))
+
+
+def on_cpu(longest: int) -> int:
+    """Examples of at most so many tokens that go through a model on a CPU at once, whatever there is memory for."""
+    return max(1, CPU_SQUARES // longest**2)
 
 
 def check_precision(precision: Precision, device: torch.device) -> None:

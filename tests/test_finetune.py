@@ -193,7 +193,7 @@ def test_a_micro_batch_changes_nothing(tmp_path: Path) -> None:
 
 def test_a_halved_recipe_makes_the_same_thing() -> None:
     assert STAGE.halved is not None
-    recipe = Finetune.of({"task": "imdb", "placement": {"threads": 2}})
+    recipe = Finetune.of({"task": "imdb", "max_length": 128, "placement": {"threads": 2}})
     sizes = []
     while (half := STAGE.halved(recipe)) is not None:
         assert half.identity() == recipe.identity()
@@ -201,6 +201,27 @@ def test_a_halved_recipe_makes_the_same_thing() -> None:
         sizes.append(half.placement.micro_batch)
         recipe = half
     assert sizes == [8, 4, 2, 1]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="on a CPU long examples go through the model by ones and twos")
+def test_half_is_half_of_what_the_longest_examples_have() -> None:
+    assert STAGE.halved is not None
+    half = STAGE.halved(Finetune.of({"task": "rte", "batch": 32, "max_length": 256}))
+    assert half is not None
+    assert half.placement.micro_batch == 2
+    assert STAGE.halved(Finetune.of({"task": "squad", "max_length": 384})) is None
+
+
+def test_threads_are_those_of_this_job_not_of_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, model, before = sentiment(tmp_path / "data", 16), tiny.distilbert(tmp_path / "model"), torch.get_num_threads()
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    values = {"task": "sst2", "epochs": 1, "placement": {"threads": "auto"}}
+    try:
+        torch.set_num_threads(1)
+        finetune(model, data, tmp_path / "out", **values)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_early_stopping_ends_and_keeps_the_best_epoch(tmp_path: Path) -> None:
