@@ -6,14 +6,14 @@ import os
 import random
 import signal
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import clusters
 import pipelines
 import pytest
-from clusters import Cluster, await_that
+from clusters import Cluster, Node, await_that
 from drivers import Asker, RefusedError
 from toy_jobs import make_corpus
 
@@ -109,7 +109,8 @@ def test_a_queue_that_is_stopped_is_taken_up_by_the_next_and_another_ledger_is_r
         assert _names(*asker.ask("wait", ids)) == {"one": ("done", 1), "two": ("done", 1)}
 
 
-def test_jobs_of_a_node_that_is_lost_run_elsewhere(place: Place) -> None:
+@pytest.mark.parametrize("leave", [Node.kill, Node.drain], ids=["lost", "drained"])
+def test_jobs_of_a_node_that_leaves_run_elsewhere(place: Place, leave: Callable[[Node], None]) -> None:
     with clusters.running(place.folder, nodes=2, isolated=clusters.namespaces_work()) as cluster:
         asker = place.asker(cluster)
         asker.ask("start", str(place.ledger), QUICK)
@@ -120,7 +121,7 @@ def test_jobs_of_a_node_that_is_lost_run_elsewhere(place: Place) -> None:
             return [what for job in ids for _, what in asker.ask("show", job)["history"]]
 
         await_that(lambda: place.begun("one", "two"))
-        cluster.nodes[1].kill()
+        leave(cluster.nodes[1])
         await_that(lambda: any("the node it ran on is gone" in what for what in history()))
         place.gate.touch()
         outcomes = asker.ask("wait", ids)
