@@ -6,12 +6,9 @@ each actor. When an actor or its node dies, its unit goes to another actor, whic
 write the same bytes.
 """
 
-import contextlib
 import functools
 import itertools
 import logging
-import signal
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -108,32 +105,12 @@ def _each(
         for unit in first:
             yield unit, worker().work(unit.payload, Attempt())
         return
-    with connect(None if placement.actors == "auto" else placement.actors), _stopped_by_sigterm():
+    with connect(None if placement.actors == "auto" else placement.actors):
         pool = _Pool(task, worker, placement.actors, patience)
         try:
             yield from pool.finished(itertools.chain(first, waiting))
         finally:
             pool.stop()
-
-
-@contextlib.contextmanager
-def _stopped_by_sigterm() -> Iterator[None]:
-    """Inside the block SIGTERM to the command that leads the work ends it as Ctrl-C does: Ray would abort it."""
-    import ray
-
-    leads = threading.current_thread() is threading.main_thread() and ray.get_runtime_context().worker.mode == 0
-    if not leads:
-        yield
-        return
-
-    def stop(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 class _Actor:

@@ -4,7 +4,9 @@ import contextlib
 import logging
 import os
 import secrets
+import signal
 import socket
+import threading
 from collections.abc import Iterator
 
 from cluster.stage import StageError
@@ -19,7 +21,7 @@ def connect(cpus: int | None = None) -> Iterator[None]:
 
     Inside a process that is connected already this does nothing. With ``RAY_ADDRESS`` set (as in every Ray job) it
     joins that cluster and leaves it at the end; otherwise it starts a cluster in this machine with ``cpus`` CPUs (all
-    of them by default) and stops it at the end.
+    of them by default) and stops it at the end. Meanwhile SIGTERM interrupts this command.
 
     Raises:
         StageError: the cluster at ``RAY_ADDRESS`` cannot be reached or does not accept us.
@@ -35,9 +37,27 @@ def connect(cpus: int | None = None) -> Iterator[None]:
     else:
         _start(cpus)
     try:
-        yield
+        with _sigterm_interrupts():
+            yield
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    """Inside the block SIGTERM (``ray job stop``) ends this command as Ctrl-C does: Ray would abort it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def is_connected() -> bool:

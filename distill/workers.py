@@ -7,6 +7,7 @@ they divide a step's rows.
 
 import contextlib
 import logging
+import signal
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -48,14 +49,16 @@ class Call:
 def on_workers(call: Call, training: Training, run: Run) -> None:
     """Run a training stage on workers, one per place, until it is done.
 
-    ``run`` is the folder it trains in: what is shown meanwhile, and how far it got when workers died.
+    ``run`` is the folder it trains in: what is shown meanwhile, and how far it got when workers died. SIGTERM to this
+    process (``ray job stop``) ends it after a checkpoint, as SIGTERM to every worker would.
 
     Raises:
+        KeyboardInterrupt: it was asked to stop, and has.
         LaunchError: the cluster is too small, the workers died too often or twice at the same step, or the stage
             refused (its own line).
     """
     asked = Places.of(training)
-    log = call.out.parent / ".ray" / f"{call.out.name}.log"
+    log = _folder(call) / f"{call.out.name}.log"
     deaths = Deaths(call.out.name, training.placement.restarts, run, log)
     count = None
     while True:
@@ -68,31 +71,64 @@ def on_workers(call: Call, training: Training, run: Run) -> None:
             continue
         if stopped is None:
             return
-        say(f"{call.out.name}: {Reason(stopped).words}; stopped at step {last_step(run)}, starting again from there")
+        told = f"{call.out.name}: {Reason(stopped).words}; stopped at step {last_step(run)}"
+        if stopped == Reason.TERMINATED:
+            say(f"{told}, checkpoint written")
+            raise KeyboardInterrupt
+        say(f"{told}, starting again from there")
 
 
 def _attempt(call: Call, asked: Places, count: int) -> int | None:
     """Start the workers once; the :class:`Reason` they stopped for, or None when they were done."""
+    wish = _folder(call) / f"{call.out.name}.stop"
     trainer = TorchTrainer(
         train_worker,
-        train_loop_config={"call": call, "places": asked},
+        train_loop_config={"call": call, "places": asked, "wish": wish},
         torch_config=TorchConfig(backend="nccl" if asked.gpu else "gloo"),
         scaling_config=ScalingConfig(num_workers=count, use_gpu=asked.gpu, resources_per_worker=asked.resources),
         run_config=RunConfig(
             name=call.out.name,
-            storage_path=str(call.out.parent / ".ray"),
+            storage_path=str(_folder(call)),
             failure_config=FailureConfig(max_failures=0, max_preemption_failures=0, controller_failure_limit=0),
             worker_runtime_env=_environment(asked.gpu),
         ),
     )
-    stopped: int | None = trainer.fit().return_value
+    with _sigterm_asks(wish):
+        stopped: int | None = trainer.fit().return_value
     return stopped
+
+
+@contextlib.contextmanager
+def _sigterm_asks(wish: Path) -> Iterator[None]:
+    """Inside the block a first SIGTERM leaves a file that workers look for; a second one interrupts."""
+    wish.unlink(missing_ok=True)
+    before: Any = None
+
+    def ask(number: int, frame: object) -> None:
+        signal.signal(signal.SIGTERM, before)
+        wish.parent.mkdir(parents=True, exist_ok=True)
+        wish.touch()
+
+    if threading.current_thread() is threading.main_thread():
+        before = signal.getsignal(signal.SIGTERM)
+        signal.signal(signal.SIGTERM, ask)
+    try:
+        yield
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
+        wish.unlink(missing_ok=True)
+
+
+def _folder(call: Call) -> Path:
+    """Where Ray Train keeps its own files, seen by all nodes."""
+    return call.out.parent / ".ray"
 
 
 def train_worker(config: Mapping[str, Any]) -> int | None:
     """What every worker does: the stage itself, as under torchrun; returns the :class:`Reason` it stopped for."""
     call: Call = config["call"]
-    with stage.logging_to_stderr(), jobs.working_in(call.cwd), _listening(config["places"]):
+    with stage.logging_to_stderr(), jobs.working_in(call.cwd), _listening(config["places"], config["wish"]):
         called = stage.find(call.module)
         try:
             stage.execute(called, called.recipe.of(call.recipe, call.module), call.inputs, call.out)
@@ -102,23 +138,26 @@ def train_worker(config: Mapping[str, Any]) -> int | None:
 
 
 @contextlib.contextmanager
-def _listening(asked: Places) -> Iterator[None]:
-    """Ask for a stop when this worker's node is drained, or, in the first worker, when there could be more of them."""
+def _listening(asked: Places, wish: Path) -> Iterator[None]:
+    """Ask for a stop when this worker's node is drained, or, in the first worker, when somebody wishes it (the file
+    ``wish`` is there), or there could be more of them."""
     done = threading.Event()
-    threading.Thread(target=_listen, args=(asked, done), daemon=True).start()
+    threading.Thread(target=_listen, args=(asked, wish, done), daemon=True).start()
     try:
         yield
     finally:
         done.set()
 
 
-def _listen(asked: Places, done: threading.Event) -> None:
+def _listen(asked: Places, wish: Path, done: threading.Event) -> None:
     context = ray.train.get_context()
     node = ray.get_runtime_context().get_node_id()
-    workers = context.get_world_size()
-    grows = context.get_world_rank() == 0 and isinstance(asked.training.placement.workers, WorkerRange)
+    workers, first = context.get_world_size(), context.get_world_rank() == 0
+    grows = first and isinstance(asked.training.placement.workers, WorkerRange)
     looks = 0
     while not done.wait(places.LOOK_SECONDS):
+        if first and wish.exists():
+            stopping.request(Reason.TERMINATED)
         # A head that is busy or away for a moment is asked again.
         with contextlib.suppress(RayError):
             if node in places.leaving():

@@ -161,6 +161,24 @@ def test_a_node_that_is_drained(folder: Path, tmp_path: Path, whole: list[float]
     assert curve(driver.run.path) == pytest.approx(whole, rel=1e-6)
 
 
+def test_a_driver_that_is_terminated_ends_with_a_checkpoint(folder: Path, tmp_path: Path, whole: list[float]) -> None:
+    # No checkpoint is due before the end.
+    driver = TrainingDriver(folder, tmp_path / "run", pipelines.environment(), workers=2, save_every=1000)
+    driver.await_that(lambda: last_step(driver.run) >= 10)
+    driver.process.terminate()
+    said = driver.finish()
+    assert driver.process.returncode == 130, said
+    newest = driver.run.newest()
+    assert newest is not None
+    assert 10 <= newest.step < VALUES["steps"]
+    told = [f"run: SIGTERM; stopped at step {newest.step}, checkpoint written"]
+    assert said.splitlines()[-2:] == [*told, "interrupted: run the same command again to continue"]
+    again = TrainingDriver(folder, tmp_path / "run", pipelines.environment(), workers=2, save_every=1000)
+    said = again.finish()
+    assert again.process.returncode == 0, said
+    assert curve(driver.run.path) == pytest.approx(whole, rel=1e-6)
+
+
 def hosts(cluster: Cluster) -> clusters.Node:
     """The node that has the training worker."""
     return next(node for node in cluster.nodes[1:] if training_workers(node.processes()))
