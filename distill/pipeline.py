@@ -4,6 +4,7 @@ Stages of ``eval`` and ``deploy`` are named by their modules and meet training o
 here, before anything runs, by the stages themselves.
 """
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
-from cluster import recipe, stage
+from cluster import jobs, recipe, stage
 from cluster.jobs import Job
 from cluster.recipe import Recipe
 from distill.distillation import Distillation, Training
@@ -82,8 +83,8 @@ class Plan:
 
     @property
     def ledger(self) -> Path:
-        """Folder of the job queue's ledger, where no queue is running on the cluster yet."""
-        return self.out / "queue"
+        """Folder of the job queue's ledger, where no queue runs on the cluster yet: of ``STILLHOUSE_JOBS``, or here."""
+        return Path(os.environ.get(jobs.LEDGER) or self.out / "queue")
 
     def text(self) -> list[Job]:
         """Corpus and tokens; rows of other lengths for the phases that read them."""

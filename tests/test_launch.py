@@ -247,6 +247,14 @@ def test_a_pipeline_submitted_to_a_cluster(head: dict[str, str], tmp_path: Path)
     assert refused.returncode != 0
 
 
+def test_the_ledger_of_a_pipeline_is_that_of_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = Plan(Pipeline.of(pipelines.measured(tmp_path)), tmp_path / "out")
+    monkeypatch.delenv("STILLHOUSE_JOBS", raising=False)
+    assert plan.ledger == tmp_path / "out" / "queue"
+    monkeypatch.setenv("STILLHOUSE_JOBS", str(tmp_path / "jobs"))
+    assert plan.ledger == tmp_path / "jobs"
+
+
 def test_trainings_of_a_pipeline_follow_from_its_recipe(tmp_path: Path) -> None:
     plan = Plan(Pipeline.of(pipelines.measured(tmp_path)), tmp_path / "out")
     assert [job.name for job in plan.text()] == ["corpus", "tokens", "datasets/provenance"]
