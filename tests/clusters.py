@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import functools
 import os
+import random
 import shutil
 import signal
 import socket
@@ -232,13 +233,17 @@ def listening(port: int) -> bool:
 
 
 def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for found in sockets:
-        found.bind(("127.0.0.1", 0))
-    ports = [int(found.getsockname()[1]) for found in sockets]
-    for found in sockets:
-        found.close()
-    return ports
+    """Ports nobody has, of those that the system gives to no connection meanwhile, and Ray to no worker."""
+    found: dict[int, socket.socket] = {}
+    while len(found) < count:
+        tried = socket.socket()
+        with contextlib.suppress(OSError):
+            port = random.randrange(20_000, 32_000)
+            tried.bind(("127.0.0.1", port))
+            found[port] = tried
+    for bound in found.values():
+        bound.close()
+    return [*found]
 
 
 def _family(pid: int) -> list[psutil.Process]:

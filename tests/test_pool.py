@@ -1,6 +1,5 @@
 """The pool of actors: every unit once, done again where an actor dies, drawn only as they are needed."""
 
-import socket
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ from typing import Any
 import pytest
 import ray
 import workers_of_units as workers
+from clusters import free_ports
 
 from cluster.pool import PATIENCE, Placement, Unit, each
 from cluster.ray_cluster import connect
@@ -111,9 +111,7 @@ def test_actors_without_a_cpu_are_demand_for_an_autoscaler(tmp_path: Path) -> No
 
 
 def test_metrics_are_served_while_the_work_lasts(tmp_path: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
+    (port,) = free_ports(1)
     for task in ("first", "second"):  # the same port again
         found = each(task, partial(workers.Doubler, tmp_path), _units(4), Placement(actors=2, metrics_port=port))
         next(found)

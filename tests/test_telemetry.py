@@ -4,7 +4,6 @@ import json
 import os
 import pty
 import re
-import socket
 import subprocess
 import sys
 import termios
@@ -12,6 +11,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from clusters import free_ports
 from prometheus_client.metrics import MetricWrapperBase
 
 from cluster import telemetry
@@ -115,14 +115,8 @@ def test_every_dimensionless_name_is_still_declared() -> None:
     assert {family.name for metric in METRICS.values() for family in metric.describe()} >= DIMENSIONLESS
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def test_what_is_recorded_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
-    port = _free_port()
+    port = free_ports(1)[0]
     telemetry.serve(port)
     telemetry.VALIDATION.clear()
     telemetry.record_step(7, {"total": 2.5, "soft": 0.25}, 5e-4, None, 1024.0, 0.125)

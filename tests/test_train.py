@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import urllib.request
@@ -15,6 +14,7 @@ import pytest
 import tiny
 import tokens_artifact
 import torch
+from clusters import free_ports
 from trainings import RECIPE, curve, environment, train
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
@@ -230,9 +230,7 @@ def test_a_loss_that_leaves_the_numbers_stops_the_run(folder: Path, tmp_path: Pa
 
 
 def test_prometheus_sees_what_the_metrics_file_says(folder: Path, tmp_path: Path) -> None:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = int(found.getsockname()[1])
+    (port,) = free_ports(1)
     execute(folder, tmp_path / "run", placement={**RECIPE["placement"], "metrics_port": port})
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
         shown = dict(line.rsplit(" ", 1) for line in answer.read().decode().splitlines() if not line.startswith("#"))
