@@ -17,6 +17,8 @@ MISSED: Final = "missed"
 UNCLEAR: Final = "unclear"
 NOT_MEASURED: Final = "not measured"
 
+NOISE = "within the noise"
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -27,9 +29,6 @@ class Verdict:
 
     def resolved(self) -> dict[str, str]:
         return asdict(self)
-
-
-NOISE = "within the noise"
 
 
 def at_least(
@@ -48,8 +47,7 @@ def keeps(row: Mapping[str, Any], aim: float) -> Verdict:
     kept = row["kept"]
     doubts = [f"{model} at chance" for model in _at_chance(row, kept is not None and kept >= aim)]
     doubts += ["fine-tuned otherwise than the teacher"] if row["trained_alike"] is False else []
-    once = any(row[model] is not None and row[model]["seeds"] == 1 for model in (TEACHER, STUDENT))
-    return at_least(kept, aim, ", ".join(doubts), row["error"], "one seed" if once else "")
+    return at_least(kept, aim, ", ".join(doubts), row["error"], "one seed" if _once(row) else "")
 
 
 def keeps_mean(
@@ -65,8 +63,13 @@ def keeps_mean(
             doubts.append(f"{model} at chance on {', '.join(lost)}")
     if other := [row["title"] for row in rows if row["trained_alike"] is False]:
         doubts.append(f"fine-tuned otherwise than the teacher on {', '.join(other)}")
-    once = [row["title"] for row in rows if row["error"] is None]
+    once = [row["title"] for row in rows if _once(row)]
     return at_least(kept, aim, "; ".join(doubts), error, f"one seed on {', '.join(once)}" if once else "")
+
+
+def _once(row: Mapping[str, Any]) -> bool:
+    """Whether teacher or student was fine-tuned with one seed only."""
+    return any(row[model] is not None and row[model]["seeds"] == 1 for model in (TEACHER, STUDENT))
 
 
 def _at_chance(row: Mapping[str, Any], passes: bool) -> list[str]:
@@ -83,7 +86,7 @@ def same_sign(change: float | None, published: float, error: float | None) -> Ve
     if error is None:
         return Verdict(UNCLEAR, "one seed")
     if abs(change) < 2 * error:
-        return Verdict(UNCLEAR, "within the noise")
+        return Verdict(UNCLEAR, NOISE)
     return Verdict(PASSED if change * published > 0 else MISSED)
 
 

@@ -366,6 +366,9 @@ def test_a_mean_says_which_of_its_tasks_had_one_seed(everything: Path) -> None:
         rescore(everything, "student", task, scores(task, [30.0], majority=0.0))
     mean = row_of(compared(everything)["tables"]["1"]["means"], "nine")
     assert mean["verdict"] == {"state": "missed", "reason": "one seed on CoLA, RTE, SST-2"}
+    rescore(everything, "student", "cola", scores("cola", [0.0, 0.0, 0.0], majority=0.0))  # nothing, with three seeds
+    mean = row_of(compared(everything)["tables"]["1"]["means"], "nine")
+    assert mean["verdict"] == {"state": "missed", "reason": "one seed on RTE, SST-2"}
 
 
 def test_without_a_teacher_only_models_on_the_same_examples_are_compared(everything: Path) -> None:
