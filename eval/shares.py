@@ -156,13 +156,13 @@ def _values(score: Score, metric: str | None) -> tuple[float, float, float]:
 
 def _share_error(teacher: Score | None, student: Score | None, metric: str | None) -> float | None:
     """Standard error of the share that is kept, in percent of the teacher's score; None where one had one seed."""
-    kept, errors = share(student, teacher, metric), [0.0, 0.0]
-    for number, score in enumerate((teacher, student)):
-        error = None if score is None else score.error(metric)
-        if score is None or error is None or kept is None or not kept > 0:
-            return None
-        errors[number] = error / _values(score, metric)[0]
-    return None if kept is None else kept * math.hypot(*errors)
+    kept = share(student, teacher, metric)
+    if teacher is None or student is None or kept is None or kept <= 0:
+        return None
+    relative = [
+        error / _values(score, metric)[0] for score in (teacher, student) if (error := score.error(metric)) is not None
+    ]
+    return kept * math.hypot(*relative) if len(relative) == 2 else None
 
 
 def _at_chance(score: Score, metric: str | None) -> bool:
