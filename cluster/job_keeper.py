@@ -5,18 +5,18 @@ are told. Where nothing can be written (a full disk) nothing is done either, and
 """
 
 import time
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cluster import job_failures, telemetry
+from cluster import job_failures
 from cluster.job import Failure
 from cluster.job_book import Book, Entry, Event
 from cluster.job_crew import Answer, Crew, Placed, Task, job_of, key_of
 from cluster.job_failures import Patience
 from cluster.job_ledger import Ledger, log_path
 from cluster.job_nodes import Nodes, alive
+from cluster.job_series import Series
 from cluster.job_worker import Call, Ended
 from cluster.scheduling import choose
 
@@ -34,6 +34,7 @@ class Keeper:
         self.book = Book(self._ledger.events)
         self.crew, self._nodes = Crew(), Nodes()
         self.promised: dict[str, str] = {}
+        self._series = Series(self.book)
         self._heard: list[Answer | Placed] = []
         """What workers said and what is not in the ledger yet."""
         try:
@@ -57,7 +58,7 @@ class Keeper:
         self._ledger.append(stamped)
         for event in stamped:
             self.book.apply(event)
-            self._count(event)
+            self._series.count(self.book.entries.get(event.get("id", "")), event)
 
     def hear(self, ready: Sequence[Any]) -> None:
         """Take in what workers have answered."""
@@ -77,7 +78,7 @@ class Keeper:
         if not self.book.draining:
             self._start()
         self.crew.end_idle()
-        self._show_counts()
+        self._series.show(self.book)
 
     def stop(self, entries: Sequence[Entry], state: str, error: str, failure: Failure | None) -> None:
         """End jobs that wait or run, with their workers."""
@@ -203,20 +204,6 @@ class Keeper:
             halves=entry.causes["memory"] > 0,
             first=attempt == 1,
         )
-
-    def _count(self, event: Event) -> None:
-        if event["event"] in ("started", "ended"):
-            entry = self.book.entries[event["id"]]
-            if event["event"] == "started":
-                telemetry.JOB_ATTEMPTS.labels(entry.request.job.kind).inc()
-            else:
-                telemetry.JOBS_ENDED.labels(entry.request.job.kind, entry.state).inc()
-
-    def _show_counts(self) -> None:
-        for gauge, state in ((telemetry.JOBS_WAITING, "waiting"), (telemetry.JOBS_RUNNING, "running")):
-            counts = Counter(entry.request.job.kind for entry in self.book.open.values() if entry.state == state)
-            for kind in self.book.kinds:
-                gauge.labels(kind).set(counts[kind])
 
 
 def ended(entry: Entry, state: str, error: str | None, failure: Failure | None, seconds: float | None = None) -> Event:

@@ -133,6 +133,9 @@ class _Pool:
         self._deaths: dict[Unit, int] = {}
         self._failed_starts = 0
         """Actors in a row that died before they got a unit."""
+        # A counter that is born with its first event looks to Prometheus as if nothing had happened.
+        for counter in (telemetry.UNITS, telemetry.UNIT_BYTES, telemetry.LOST_UNITS, telemetry.ACTOR_DEATHS):
+            counter.labels(task)
         self._said = self._looked = time.monotonic()
 
     def finished(self, units: Iterator[Unit]) -> Iterator[tuple[Unit, dict[str, Any]]]:
@@ -239,6 +242,7 @@ class _Pool:
                     f"{unit.name}: workers died on it {self._patience} times ({reason}): look for memory running out, "
                     "and run the same command again to continue"
                 ) from None
+            telemetry.LOST_UNITS.labels(self._task).inc()
             self._again.append(unit)
         what = f"the node of a worker at {unit.name}" if unit and lost else f"a worker at {unit.name}" if unit else ""
         telemetry.say(f"{self._task}: {what or 'an idle worker'} died: {'its unit is' if unit else 'it is'} replaced")

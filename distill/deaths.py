@@ -36,8 +36,8 @@ class Deaths:
     reached: int | None = None
     """Step last recorded at the last death."""
 
-    def add(self, error: TrainingFailedError) -> None:
-        """Return to start again.
+    def add(self, error: TrainingFailedError) -> str:
+        """Why to start again: a node was drained (``drain``), or a worker or its node died (``death``).
 
         Raises:
             LaunchError: that would not help.
@@ -48,7 +48,7 @@ class Deaths:
             raise LaunchError(line)
         if _preempted(error):
             say(f"{self.name}: a node left before its checkpoint was written; starting again from the newest one")
-            return
+            return "drain"
         if isinstance(error, ControllerError) and not isinstance(error.controller_failure, _LOST_AT_START):
             raise LaunchError(f"{self.name} could not be started: {_reason(error)} (see {self.log})")
         self.count += 1
@@ -62,6 +62,7 @@ class Deaths:
         if self.count > self.restarts:
             raise LaunchError(f"workers of {self.name} died {self.count} times (placement.restarts): {reason}")
         say(f"{self.name}: a worker died; starting again from the newest checkpoint: {reason}")
+        return "death"
 
 
 def last_step(run: Run) -> int:

@@ -44,6 +44,7 @@ from distill import fused, memory
 from distill.batches import Batch
 from distill.distillation import Precision, Training
 from distill.masked_lm import MaskedLM, Outputs, Projection
+from distill.stopwatch import Stopwatch
 
 deepspeed_logger.setLevel(logging.ERROR)
 # DeepSpeed 0.19.8 calls collectives by the names torch 2.13 deprecates, and torch says so on every call.
@@ -58,6 +59,7 @@ deepspeed.runtime.zero.stage3.combine_grad_norm_groups = lambda norms: 0.0
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 MOMENTS = ("exp_avg", "exp_avg_sq")
+_COLLECTIVES = ("all_reduce", "reduce", "reduce_scatter_tensor", "all_gather_into_tensor", "all_gather", "broadcast")
 _SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
 # The default of 5e8 elements takes up to 4 GB of a 16 GB card.
@@ -228,6 +230,8 @@ class Engine:
         self._losses = torch.zeros((), device=workers.device)
         # A float, as fused AdamW wants it: at 1 it leaves weights, moments and its count of steps as they are.
         self._optimizer.found_inf = torch.zeros((), device=workers.device)  # type: ignore[attr-defined]
+        self.stopwatch = Stopwatch(workers.device)
+        _time_collectives(self.stopwatch)
 
     def begin(self, rows_per_step: int, micro_rows: int) -> None:
         """From the next step on, steps of so many rows in micro-batches of so many."""
@@ -310,7 +314,8 @@ class Engine:
         bad = (~self._losses.isfinite()).float()
         self._losses = torch.zeros_like(self._losses)
         found = torch.stack([squares, bad])
-        torch.distributed.all_reduce(found)
+        with self.stopwatch.within("communication"):
+            torch.distributed.all_reduce(found)
         if self._stage == 0:  # every worker has the whole gradient
             found[0] /= torch.distributed.get_world_size()
         norm = found[0].sqrt() / self.loss_scale
@@ -421,6 +426,7 @@ class Frozen:
     def __init__(self, module: MaskedLM, training: Training, workers: Workers) -> None:
         kind = training.placement.teacher
         module = module.eval().requires_grad_(False).to(DTYPES[training.precision])
+        self.config = module.model.config
         # The projection is a replica even of a sharded teacher: the fused head takes it a chunk at a time.
         given = module.projection
         dtype, device = DTYPES[training.precision], workers.device.type
@@ -457,6 +463,18 @@ def _teacher_settings(training: Training, kind: str) -> dict[str, Any]:
         "bf16": {"enabled": training.precision == "bf16"},
         "fp16": {"enabled": training.precision == "fp16"},
     }
+
+
+def _time_collectives(stopwatch: Stopwatch) -> None:
+    """Count what DeepSpeed does over the network within a step as communication.
+
+    What it starts and lets run beside the computation (the weights ZeRO-3 fetches ahead) is counted where it is
+    waited for.
+    """
+    backend = deepspeed.comm.comm.cdb
+    for name in _COLLECTIVES:
+        # The method of the class: that of an earlier engine's stopwatch would be counted as well.
+        setattr(backend, name, stopwatch.during("communication", getattr(type(backend), name).__get__(backend)))
 
 
 def compile_layers(module: MaskedLM) -> None:

@@ -145,6 +145,21 @@ def device(name: str) -> Device:
     raise HardwareError(f"no description of {name}: {hint} (or give a TOML file like those in distill/devices)")
 
 
+def peak_flops(device_name: str, memory_bytes: int, precision: Precision) -> float | None:
+    """Peak of the GPU that the driver calls so, in operations per second; None where no shipped description is of it.
+
+    Cards in a PCIe slot have lower peaks than those described, and of a CPU nothing is known by its name.
+    """
+    shipped = [recipe.load(Device, str(path)) for path in sorted(_DEVICES.glob("*.toml"))]
+    words = re.split(r"[\s_-]", device_name.lower())
+    named = [found for found in shipped if found.kind == "gpu" and found.name.lower().partition("-")[0] in words]
+    if not named or "pcie" in words:
+        return None
+    nearest = min(named, key=lambda found: abs(found.memory_bytes - memory_bytes))
+    peak = nearest.peak_tflops.get(precision)
+    return None if peak is None else peak * 1e12
+
+
 def network_gb_per_second(text: str) -> float:
     """Gigabytes per second of ``25GbE``, ``InfiniBand-HDR``, or a number (GB/s).
 

@@ -6,6 +6,7 @@ those of the last good step.
 """
 
 import contextlib
+import itertools
 import math
 import time
 from dataclasses import dataclass
@@ -21,11 +22,13 @@ from distill import nonfinite
 from distill.checkpoints import CheckpointError
 from distill.distillation import Training
 from distill.engine import Engine, EngineError, Workers
+from distill.live import Live
 from distill.losses import TERMS
 from distill.nonfinite import RowsOf
 from distill.phases import OpenPhase, Schedule
 from distill.run import Run
 from distill.saving import Saver, agreed, from_first
+from distill.stopwatch import PARTS
 
 
 class TrainingError(ValueError):
@@ -52,8 +55,11 @@ class Recorder:
     until the last checkpoint was on the disk.
     """
 
-    def __init__(self, run: Run, training: Training, schedule: Schedule, workers: Workers) -> None:
+    def __init__(self, run: Run, training: Training, schedule: Schedule, workers: Workers, live: Live) -> None:
         self._run, self._training, self._schedule, self._workers = run, training, schedule, workers
+        self._live = live
+        self._parts = [0.0] * len(PARTS)
+        """Seconds of a mean step, by part, as this worker measured them before the last log."""
         self._fp16 = training.precision == "fp16"
         self._step = 0
         self._device_seconds = 0.0
@@ -81,6 +87,8 @@ class Recorder:
                 self.drain()
             if error is None:
                 self._tell(self._saver.last() if self._saver else None)
+            if self._step == self._schedule.steps or isinstance(error, (TrainingError, EngineError)):
+                self._live.linger()
 
     def resume(self, engine: Engine) -> int:
         """Give the engine the newest sound checkpoint; returns the first step (0-based) there is to make.
@@ -96,6 +104,7 @@ class Recorder:
             self._skipped = self._skipped_before = int(newest.facts["skipped_steps"])
         if self._workers.leads:
             self._begin()
+        self._live.begin(self._step)
         self._started = time.monotonic()
         return self._step
 
@@ -105,9 +114,6 @@ class Recorder:
         self._saver = self._open.enter_context(contextlib.closing(Saver(self._run, self._training.placement)))
         what, steps = f"{self._run.path.name}: training", self._schedule.steps
         self._progress = self._open.enter_context(telemetry.Progress(what, steps, "steps", self._step))
-        telemetry.STEPS.set(steps)
-        if (port := self._training.placement.metrics_port) is not None:
-            telemetry.serve(port)
 
     def add(self, losses: Float[Tensor, "terms"], rows: RowsOf) -> None:
         """Losses ``[total, soft, masked, cosine]`` of one micro-batch, already divided by the accumulation."""
@@ -123,6 +129,7 @@ class Recorder:
         losses, rows = torch.stack(self._micros), tuple(self._rows)
         self._pending.append(_Step(losses, rows, learning_rate, norm, engine.loss_scale, skipped))
         self._micros, self._rows = [], []
+        self._live.stepped()
 
     def drain(self) -> None:
         """Read what the steps since the last call measured: one reduction and one transfer for all of them.
@@ -135,31 +142,48 @@ class Recorder:
             return
         stop = self._saver.reason_to_stop() if self._saver else None
         pending, self._pending = self._pending, []
-        sums = torch.stack([step.losses.sum(0) for step in pending]) / self._workers.world_size
-        read = torch.cat([sums.flatten(), sums.new_tensor([float(stop is not None)])])
-        torch.distributed.all_reduce(read)
-        # Every worker knows the norms already: they are those of the whole gradient.
-        norms = torch.stack([torch.as_tensor(step.gradient_norm, device=read.device).float() for step in pending])
-        values = torch.cat([norms, read]).tolist()
-        norms_read, losses_read, stops = values[: len(pending)], values[len(pending) : -1], values[-1]
+        norms_read, losses_read, parts_read, (stops,) = self._read(pending, stop is not None)
+        self._parts = [part / len(pending) for part in self._engine.stopwatch.read().values()]
         seconds = (time.monotonic() - self._started) / len(pending)
+        lines = []
         for number, (step, norm) in enumerate(zip(pending, norms_read, strict=True)):
             losses = losses_read[number * len(TERMS) : (number + 1) * len(TERMS)]
             # Under fp16 an infinite gradient is the loss scaler's business: the step was skipped.
             if not all(map(math.isfinite, losses if self._fp16 else [norm, *losses])):
                 self._refuse(step)
             self._step += 1
-            self._record(step, dict(zip(TERMS, losses, strict=True)), norm, seconds)
-        if stops:
+            lines.append(self._record(step, dict(zip(TERMS, losses, strict=True)), norm, seconds))
+        self._show(lines, parts_read)
+        if stops > 0:
             self._tell(stop)
         self._started = time.monotonic()
 
-    def _record(self, step: _Step, losses: dict[str, float], norm: float, seconds: float) -> None:
+    def _read(self, pending: list[_Step], stop: bool) -> list[list[float]]:
+        """Norms, losses, every worker's seconds by part before the last log, and how many workers want to stop."""
+        sums = torch.stack([step.losses.sum(0) for step in pending]) / self._workers.world_size
+        # A place for every part of every worker; those of others are 0, so that the sum gathers all.
+        parts = [0.0] * (self._workers.world_size * len(PARTS))
+        first = self._workers.rank * len(PARTS)
+        parts[first : first + len(PARTS)] = self._parts
+        read = torch.cat([sums.flatten(), sums.new_tensor([*parts, float(stop)])])
+        torch.distributed.all_reduce(read)
+        # Every worker knows the norms already: they are those of the whole gradient.
+        norms = torch.stack([torch.as_tensor(step.gradient_norm, device=read.device).float() for step in pending])
+        values = iter(torch.cat([norms, read]).tolist())
+        return [list(itertools.islice(values, count)) for count in (len(pending), sums.numel(), len(parts), 1)]
+
+    def _show(self, lines: list[dict[str, Any]], parts: list[float]) -> None:
+        self._live.serve()
+        if self._workers.leads:
+            self._live.logged(lines)
+            if any(parts):  # nothing was known yet at the first log
+                self._live.divided([parts[at : at + len(PARTS)] for at in range(0, len(parts), len(PARTS))])
+
+    def _record(self, step: _Step, losses: dict[str, float], norm: float, seconds: float) -> dict[str, Any]:
+        """The line of a step, written down by the first worker."""
         self._device_seconds += seconds * self._workers.world_size
         skipped, self._skipped = step.skipped_steps - self._skipped, step.skipped_steps
         self._skipped_in_a_row = self._skipped_in_a_row + skipped if skipped else 0
-        if self._log is None:
-            return
         phase = self._phase()
         rate = phase.tokens_per_step / seconds
         line: dict[str, Any] = {
@@ -177,16 +201,15 @@ class Recorder:
             "step_seconds": seconds,
             "tokens_per_second": rate,
         }
-        self._log.write(**line)
-        telemetry.record_step(self._step, losses, step.learning_rate, norm, step.loss_scale, seconds)
-        telemetry.TOKENS.inc(phase.tokens_per_step)
-        telemetry.RATE.set(rate)
-        telemetry.SKIPPED.inc(skipped)
-        self._progress.advance(note=telemetry.training_note(line))
+        if self._log is not None:
+            self._log.write(**line)
+            self._live.skipped(skipped)
+            self._progress.advance(note=telemetry.training_note(line))
+        return line
 
     def _refuse(self, step: _Step) -> None:
         """Stop at a step whose loss or gradient is not finite, with the state before it on the disk."""
-        telemetry.NONFINITE.inc()
+        self._live.refused()
         found = nonfinite.where(step.losses, step.rows)
         at = f"step {self._step + 1}"
         what = f"loss of {at} is not finite ({found}): look at these rows"
@@ -208,7 +231,7 @@ class Recorder:
         self._validated_at = self._step
         if self._log is not None:
             self._log.write(kind="validation", step=self._step, **values)
-            telemetry.record_validation(values)
+            self._live.validated(values)
         # Validation is not training time.
         self._started = time.monotonic()
 
@@ -232,7 +255,8 @@ class Recorder:
                 validation=self._validation if self._validated_at == self._step else {},
             )
         self._started = time.monotonic()
-        telemetry.CHECKPOINT_SECONDS.labels("blocked").set(self._started - started)
+        if self._workers.leads:
+            self._live.blocked(self._started - started)
 
     def _phase(self) -> OpenPhase:
         """The phase of the last drained step."""

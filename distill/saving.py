@@ -20,7 +20,7 @@ import torch
 
 from cluster import telemetry
 from cluster.artifact import digest
-from distill import checkpoints
+from distill import checkpoints, live
 from distill.checkpoints import Checkpoint, CheckpointError
 from distill.distillation import Placement
 from distill.engine import State, Workers
@@ -99,12 +99,12 @@ class Saver:
         """In the thread: None, or the line that says what went wrong. An exception would keep the state alive."""
         started = time.monotonic()
         try:
-            self._run.save(state, step, self._placement, **facts)
+            made = self._run.save(state, step, self._placement, **facts)
         except OSError as error:
-            telemetry.FAILED_CHECKPOINTS.inc()
+            telemetry.FAILED_CHECKPOINTS.labels(self._run.path.name).inc()
             return self._line(error, state, step)
-        telemetry.CHECKPOINT_TIME.set_to_current_time()
-        telemetry.CHECKPOINT_SECONDS.labels("written").set(time.monotonic() - started)
+        num_bytes = sum(file.stat().st_size for file in made.path.iterdir())
+        live.saved(self._run.path.name, time.monotonic() - started, num_bytes)
         return None
 
     def _line(self, error: OSError, state: State, step: int) -> str:

@@ -16,10 +16,12 @@ import torch
 
 from cluster import artifact, stage
 from cluster.rows import TokenSet
-from distill import masked_lm, microbatch, preflight, student
+from distill import masked_lm, microbatch, preflight, shapes, student
+from distill.costs import Shape
 from distill.distillation import Distillation, Training
 from distill.engine import Engine, Frozen, Workers, join
 from distill.learner import Learner, head_for
+from distill.live import Live
 from distill.masked_lm import MaskedLM, ModelError
 from distill.phases import Schedule
 from distill.recorder import Recorder
@@ -81,7 +83,9 @@ def fit(model: Any, teacher: Frozen | None, schedule: Schedule, training: Traini
     engine = Engine(learner, schedule.first.training, workers)
     projection = asked.projection if asked else None
     stop = None
-    with Stopping(workers) as stopping, Recorder(run, training, schedule, workers) as recorder:
+    shown = Live(run.path.name, training, schedule, _shapes(model, asked), workers)
+    stopwatch = engine.stopwatch
+    with Stopping(workers) as stopping, Recorder(run, training, schedule, workers, shown) as recorder:
         first_step = recorder.resume(engine)
         # --------------------------------------------------------------------------------------------------------------
         for step in range(first_step, steps):
@@ -89,15 +93,21 @@ def fit(model: Any, teacher: Frozen | None, schedule: Schedule, training: Traini
             if step in (first_step, phase.first_step):
                 engine.begin(phase.training.rows_per_step, micro_rows[phase.number])
             for micro in range(engine.accumulation):
+                stopwatch.begin("data")
                 first = (micro * workers.world_size + workers.rank) * engine.micro_rows
                 batch = phase.batches.take(step, first, engine.micro_rows).to(workers.device)
+                stopwatch.begin("teacher")
                 taught = asked(batch) if asked else None
+                stopwatch.begin("student_forward")
                 losses = engine(batch, taught, projection).losses
+                stopwatch.begin("backward")
                 engine.backward(losses.total)
                 rows = partial(phase.batches.rows, step, first, engine.micro_rows)
                 recorder.add(losses.stack() / engine.accumulation, rows)
             learning_rate = training.optimizer.learning_rate_at(step, steps)
+            stopwatch.begin("optimizer")
             engine.step(learning_rate)
+            stopwatch.begin("")
             recorder.end_step(learning_rate)
             done = step + 1
             last = done == steps
@@ -115,6 +125,12 @@ def fit(model: Any, teacher: Frozen | None, schedule: Schedule, training: Traini
         # --------------------------------------------------------------------------------------------------------------
     if stop is not None:
         raise StoppedError(stop, done)
+
+
+def _shapes(model: Any, teacher: Frozen | None) -> tuple[Shape | None, Shape]:
+    """Of the teacher that is asked in every step, and of what is trained."""
+    taught = shapes.of_config(teacher.config.to_dict(), "the teacher") if teacher else None
+    return taught, shapes.of_config(model.config.to_dict(), "the student")
 
 
 STAGE = stage.Stage(

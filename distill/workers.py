@@ -9,6 +9,7 @@ import contextlib
 import logging
 import signal
 import threading
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -61,13 +62,14 @@ def on_workers(call: Call, training: Training, run: Run) -> None:
     log = _folder(call) / f"{call.out.name}.log"
     deaths = Deaths(call.out.name, training.placement.restarts, run, log)
     count = None
+    restarts = Counter[str]()
     while True:
         count = asked.await_workers(count)
         try:
             with _output_to(log), _shown(run, call.out.name):
-                stopped = _attempt(call, asked, count)
+                stopped = _attempt(call, asked, count, restarts)
         except TrainingFailedError as error:
-            deaths.add(error)
+            restarts[deaths.add(error)] += 1
             continue
         if stopped is None:
             return
@@ -75,15 +77,16 @@ def on_workers(call: Call, training: Training, run: Run) -> None:
         if stopped == Reason.TERMINATED:
             say(f"{told}, checkpoint written")
             raise KeyboardInterrupt
+        restarts["growth" if stopped == Reason.GROWING else "drain"] += 1
         say(f"{told}, starting again from there")
 
 
-def _attempt(call: Call, asked: Places, count: int) -> int | None:
+def _attempt(call: Call, asked: Places, count: int, restarts: Mapping[str, int]) -> int | None:
     """Start the workers once; the :class:`Reason` they stopped for, or None when they were done."""
     wish = _folder(call) / f"{call.out.name}.stop"
     trainer = TorchTrainer(
         train_worker,
-        train_loop_config={"call": call, "places": asked, "wish": wish},
+        train_loop_config={"call": call, "places": asked, "wish": wish, "restarts": dict(restarts)},
         torch_config=TorchConfig(backend="nccl" if asked.gpu else "gloo"),
         scaling_config=ScalingConfig(num_workers=count, use_gpu=asked.gpu, resources_per_worker=asked.resources),
         run_config=RunConfig(
@@ -128,6 +131,8 @@ def _folder(call: Call) -> Path:
 def train_worker(config: Mapping[str, Any]) -> int | None:
     """What every worker does: the stage itself, as under torchrun; returns the :class:`Reason` it stopped for."""
     call: Call = config["call"]
+    for cause, times in config["restarts"].items():  # the endpoint is this process's, which is new after each of them
+        telemetry.RESTARTS.labels(call.out.name, cause).inc(times)
     with stage.logging_to_stderr(), jobs.working_in(call.cwd), _listening(config["places"], config["wish"]):
         called = stage.find(call.module)
         try:

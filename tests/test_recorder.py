@@ -97,7 +97,7 @@ def test_training_goes_on_while_a_checkpoint_is_written(
     assert steps(run) == [2, 4, 6]
     assert set(behind) >= {3, 5, 6}
     assert all(checkpoint.damage() is None for checkpoint in run.checkpoints())
-    shown = {part: telemetry.CHECKPOINT_SECONDS.labels(part)._value.get() for part in ("blocked", "written")}
+    shown = {part: telemetry.CHECKPOINT_SECONDS.labels("run", part)._value.get() for part in ("blocked", "written")}
     assert shown["blocked"] > 0
     assert shown["written"] > 0
 

@@ -7,8 +7,11 @@ import re
 import subprocess
 import sys
 import termios
+import time
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
+from threading import Event
 
 import pytest
 from clusters import free_ports
@@ -30,6 +33,10 @@ DIMENSIONLESS = {
     "stillhouse_learning_rate",
     "stillhouse_gradient_norm",
     "stillhouse_loss_scale",
+    "stillhouse_workers",
+    "stillhouse_node_workers",
+    "stillhouse_checkpoint_interval_steps",
+    "stillhouse_queue_draining",
 }
 NOT_BASE = re.compile(r"_(ms|milliseconds|minutes|hours|kb|mb|gb|kilobytes|megabytes|percent|pct|bits)(_|$)")
 
@@ -102,7 +109,9 @@ def test_a_metric_is_named_as_prometheus_wants(name: str) -> None:
     full = f"{family.name}_total" if family.type == "counter" else family.name
     assert re.fullmatch(r"stillhouse(_[a-z]+)+", full)
     assert not NOT_BASE.search(full)
-    assert family.type in ("counter", "gauge")
+    assert family.type in ("counter", "gauge", "histogram", "info")
+    if family.type == "histogram":
+        assert full.endswith(UNITS)
     if family.type == "gauge":
         assert not full.endswith("_total")
         assert full.endswith(UNITS) != (full in DIMENSIONLESS), f"{full}: end it with one of {UNITS}"
@@ -115,34 +124,64 @@ def test_every_dimensionless_name_is_still_declared() -> None:
     assert {family.name for metric in METRICS.values() for family in metric.describe()} >= DIMENSIONLESS
 
 
-def test_what_is_recorded_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
-    port = free_ports(1)[0]
-    telemetry.serve(port)
-    telemetry.VALIDATION.clear()
-    telemetry.record_step(7, {"total": 2.5, "soft": 0.25}, 5e-4, None, 1024.0, 0.125)
-    validation = {"total": 1.5, "soft": None, "masked": 0.75, "cosine": None, "accuracy": 0.5, "agreement": None}
-    telemetry.record_validation(validation)
-    before = telemetry.TOKENS._value.get()
-    telemetry.TOKENS.inc(4096)
+def scraped(port: int) -> dict[str, str]:
+    """Our lines of an endpoint."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with opener.open(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
         text = answer.read().decode()
-    lines = dict(line.rsplit(" ", 1) for line in text.splitlines() if line.startswith("stillhouse_"))
-    assert {name: float(value) for name, value in lines.items()}.items() >= {
-        "stillhouse_step": 7.0,
-        'stillhouse_loss_nats{term="total"}': 2.5,
-        'stillhouse_loss_nats{term="soft"}': 0.25,
-        "stillhouse_learning_rate": 5e-4,
-        "stillhouse_loss_scale": 1024.0,
-        "stillhouse_step_seconds": 0.125,
-        'stillhouse_validation_loss_nats{term="masked"}': 0.75,
-        "stillhouse_validation_accuracy_ratio": 0.5,
-        "stillhouse_tokens_total": before + 4096,
-    }.items()
-    assert lines["stillhouse_gradient_norm"] == "NaN"
-    assert 'stillhouse_validation_loss_nats{term="soft"}' not in lines
+    return dict(line.rsplit(" ", 1) for line in text.splitlines() if line.startswith("stillhouse_"))
+
+
+def test_what_is_recorded_is_served() -> None:
+    port = free_ports(1)[0]
+    telemetry.serve(port)
+    telemetry.LOSS.labels("served", "soft").set(0.25)
+    telemetry.TOKENS.labels("served").inc(4096)
+    telemetry.JOB_WAIT.labels("served").observe(30.0)
+    telemetry.GRADIENT_NORM.labels("served").set(float("nan"))
+    telemetry.RUN.labels("served").info({"precision": "fp16"})
+    lines = scraped(port)
+    assert (
+        lines.items()
+        >= {
+            'stillhouse_loss_nats{run="served",term="soft"}': "0.25",
+            'stillhouse_tokens_total{run="served"}': "4096.0",
+            'stillhouse_gradient_norm{run="served"}': "NaN",
+            'stillhouse_job_wait_seconds_bucket{kind="served",le="10.0"}': "0.0",
+            'stillhouse_job_wait_seconds_bucket{kind="served",le="60.0"}': "1.0",
+            'stillhouse_run_info{precision="fp16",run="served"}': "1.0",
+        }.items()
+    )
+    assert not [name for name in lines if "_created" in name], "series that nobody has declared"
     with pytest.raises(OSError, match="in use"):
         telemetry.serve(port)
+
+
+def test_a_process_that_ends_waits_for_prometheus_where_it_comes_at_intervals() -> None:
+    port = free_ports(1)[0]
+    with ThreadPoolExecutor(1) as other, telemetry.serving(port):
+        scraped(port)
+        started = time.monotonic()
+        telemetry.linger()
+        assert time.monotonic() - started < 0.1, "somebody looked once: nobody is to be waited for"
+        while time.monotonic() - started < 0.5:
+            scraped(port)
+            Event().wait(0.2)
+        leaving = other.submit(telemetry.linger)
+        assert not wait([leaving], 0.05).done
+        telemetry.NONFINITE.labels("lingering").inc()
+        assert scraped(port)['stillhouse_nonfinite_total{run="lingering"}'] == "1.0"
+        assert wait([leaving], 5).done
+        started = time.monotonic()
+        telemetry.linger()  # whoever came does not come any more
+        assert 0.2 <= time.monotonic() - started < 5
+
+
+def test_a_label_that_people_name_has_so_many_values_and_no_more() -> None:
+    named = [telemetry.bounded("planted", f"name {number}") for number in range(2 * telemetry.MOST_VALUES)]
+    assert len({*named}) == telemetry.MOST_VALUES + 1
+    assert named[-1] == "other"
+    assert telemetry.bounded("planted", "name 3") == "name 3"
 
 
 def test_progress_in_a_log_is_plain_lines() -> None:

@@ -235,10 +235,23 @@ def test_prometheus_sees_what_the_metrics_file_says(folder: Path, tmp_path: Path
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
         shown = dict(line.rsplit(" ", 1) for line in answer.read().decode().splitlines() if not line.startswith("#"))
     steps = [line for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if line["kind"] == "train"]
-    assert float(shown["stillhouse_step"]) == 6
-    assert float(shown['stillhouse_loss_nats{term="soft"}']) == pytest.approx(steps[-1]["soft"])
-    assert float(shown["stillhouse_gradient_norm"]) == pytest.approx(steps[-1]["gradient_norm"])
-    assert float(shown["stillhouse_last_checkpoint_timestamp_seconds"]) > 1e9
+    of_run = {re.sub(r',run="run"|run="run",|\{run="run"\}', "", name): float(value) for name, value in shown.items()}
+    assert of_run["stillhouse_step"] == of_run["stillhouse_steps"] == 6
+    assert of_run['stillhouse_loss_nats{term="soft"}'] == pytest.approx(steps[-1]["soft"])
+    assert of_run["stillhouse_gradient_norm"] == pytest.approx(
+        max(line["gradient_norm"] for line in steps[-RECIPE["placement"].get("log_every", 10) :])
+    )
+    assert of_run["stillhouse_tokens_total"] == steps[-1]["tokens"]
+    assert of_run["stillhouse_rows_total"] == 6 * RECIPE["rows_per_step"]
+    assert of_run["stillhouse_remaining_seconds"] == 0
+    assert of_run["stillhouse_node_workers"] == of_run["stillhouse_workers"] == 1
+    assert of_run["stillhouse_last_checkpoint_timestamp_seconds"] >= of_run["stillhouse_last_step_timestamp_seconds"]
+    assert of_run["stillhouse_run_start_timestamp_seconds"] > 1e9
+    (newest,) = Run(tmp_path / "run").checkpoints()[-1:]
+    assert of_run["stillhouse_checkpoint_bytes"] == sum(file.stat().st_size for file in newest.path.iterdir())
+    assert of_run['stillhouse_restarts_total{cause="death"}'] == 0
+    assert "stillhouse_loss_scale" not in of_run, "there is none outside fp16"
+    assert any(name.startswith("stillhouse_run_info{") and 'precision="fp32"' in name for name in of_run)
 
 
 def test_a_student_of_a_checkpoint_nobody_validated_says_so(folder: Path, tmp_path: Path) -> None:

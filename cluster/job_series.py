@@ -1,0 +1,107 @@
+"""What Prometheus sees of the queue: its line, how jobs fare, and the numbers they brought."""
+
+import contextlib
+import time
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import PurePath
+from typing import Any, get_args
+
+from cluster import artifact, storage, telemetry
+from cluster.job import GOOD, State
+from cluster.job_book import Book, Entry, Event
+from cluster.job_failures import Cause
+
+_MOST_RESULTS = 500
+"""Artifacts that a queue which starts looks at: the newest ones."""
+_PERCENTILES = (50, 90, 99)
+
+
+class Series:
+    """Keeps the series of the queue, from the events of its book."""
+
+    def __init__(self, book: Book) -> None:
+        self._kinds: set[str] = set()
+        self._declare(book)
+        done = sorted((entry for entry in book.entries.values() if entry.state in GOOD), key=lambda e: e.ended or 0.0)
+        for entry in done[-_MOST_RESULTS:]:
+            _show_results(entry)
+
+    def count(self, entry: Entry | None, event: Event) -> None:
+        """Count what has just happened, to the job ``entry`` where it happened to one."""
+        if entry is None:
+            return
+        kind = _kind(entry)
+        match event["event"]:
+            case "started":
+                telemetry.JOB_ATTEMPTS.labels(kind).inc()
+                if entry.attempts == 1:
+                    telemetry.JOB_WAIT.labels(kind).observe(max(0.0, event["at"] - entry.at))
+            case "stopped":
+                telemetry.JOB_RETRIES.labels(kind, event["cause"]).inc()
+            case "ended":
+                telemetry.JOBS_ENDED.labels(kind, entry.state).inc()
+                telemetry.JOB_SECONDS.labels(kind).observe(entry.seconds)
+                if entry.state in GOOD:
+                    _show_results(entry)
+
+    def show(self, book: Book) -> None:
+        """Show the line as it is now."""
+        self._declare(book)
+        now = time.time()
+        states = Counter((_kind(entry), entry.state) for entry in book.open.values())
+        since: dict[str, float] = {}
+        for entry in book.open.values():
+            if entry.state == "waiting":
+                since[_kind(entry)] = min(entry.at, since.get(_kind(entry), now))
+        for kind in self._kinds:
+            telemetry.JOBS_WAITING.labels(kind).set(states[kind, "waiting"])
+            telemetry.JOBS_RUNNING.labels(kind).set(states[kind, "running"])
+            telemetry.OLDEST_JOB.labels(kind).set(now - since.get(kind, now))
+        telemetry.QUEUE_DRAINING.set(book.draining)
+        telemetry.QUEUE_TIME.set(now)
+
+    def _declare(self, book: Book) -> None:
+        """A counter that is born with its first event looks to Prometheus as if nothing had happened."""
+        for kind in {telemetry.bounded("kind", kind) for kind in sorted(book.kinds)} - self._kinds:
+            self._kinds.add(kind)
+            telemetry.JOB_ATTEMPTS.labels(kind)
+            for state in {*get_args(State)} - {"waiting", "running"}:
+                telemetry.JOBS_ENDED.labels(kind, state)
+            for cause in get_args(Cause):
+                telemetry.JOB_RETRIES.labels(kind, cause)
+
+
+def _kind(entry: Entry) -> str:
+    return telemetry.bounded("kind", entry.request.job.kind)
+
+
+def _show_results(entry: Entry) -> None:
+    """Show what the artifact of a job that is done says; one that is gone again says nothing."""
+    place = entry.request.job.out
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        show_artifact(place, storage.read_json(place / artifact.MANIFEST))
+
+
+def show_artifact(place: PurePath, manifest: Any) -> None:
+    """Show scores, times and sizes of an artifact: ``…/finetune/<model>/<task>``, ``…/exports/<model>/<format>``."""
+    facts, files = manifest["facts"], manifest["files"]
+    match manifest["kind"]:
+        case "finetune":
+            model = telemetry.bounded("model", place.parent.name)
+            telemetry.SCORE.labels(model, telemetry.bounded("task", facts["task"])).set(facts["score"] / 100)
+            _show_bytes(model, "safetensors", (files[name]["bytes"] for name in files if name.endswith(".safetensors")))
+        case "export":
+            model = telemetry.bounded("model", place.parent.name)
+            _show_bytes(model, telemetry.bounded("weights", facts["format"]), (facts["bytes"],))
+        case "benchmark":
+            for row in facts["rows"]:
+                names = [telemetry.bounded(label, row[label]) for label in ("model", "runtime")]
+                for percentile in _PERCENTILES:
+                    gauge = telemetry.LATENCY.labels(*names, str(row["length"]), str(percentile))
+                    gauge.set(row[f"p{percentile}_ms"] / 1e3)
+
+
+def _show_bytes(model: str, weights: str, sizes: Iterable[int]) -> None:
+    if total := sum(sizes):
+        telemetry.MODEL_BYTES.labels(model, weights).set(total)
