@@ -1,0 +1,78 @@
+"""What is made of the dashboards and of the alert rules, and is committed beside them.
+
+::
+
+    python -m deploy.monitoring          writes below k8s/monitoring:
+
+    dashboards/*.json                    of the boards, for Grafana
+    prometheusrule.yaml                  of rules/*.yaml, for the Prometheus operator
+    RUNBOOK.md                           of their annotations, for people
+
+A test compares what is committed with what would be written.
+"""
+
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from deploy import panels
+from deploy.results_board import RESULTS
+from deploy.training_board import TRAINING
+
+BOARDS = (TRAINING, RESULTS)
+FOLDER = Path(__file__).resolve().parents[1] / "k8s" / "monitoring"
+_MADE = "# Made of rules/*.yaml by python -m deploy.monitoring.\n"
+
+
+def groups(folder: Path = FOLDER) -> list[dict[str, Any]]:
+    """The groups of all rule files, in the order of the files' names."""
+    files = sorted((folder / "rules").glob("*.yaml"))
+    return [group for file in files for group in yaml.safe_load(file.read_text(encoding="utf-8"))["groups"]]
+
+
+def alerts(folder: Path = FOLDER) -> Iterator[Mapping[str, Any]]:
+    """Every alert rule."""
+    return (rule for group in groups(folder) for rule in group["rules"] if "alert" in rule)
+
+
+def made(folder: Path = FOLDER) -> dict[str, str]:
+    """Text of every file that is made, by its path below ``folder``."""
+    boards = {f"dashboards/{board.uid.removeprefix('stillhouse-')}.json": panels.as_json(board) for board in BOARDS}
+    return {**boards, "prometheusrule.yaml": _MADE + _prometheus_rule(folder), "RUNBOOK.md": _runbook(folder)}
+
+
+def _prometheus_rule(folder: Path) -> str:
+    document = {
+        "apiVersion": "monitoring.coreos.com/v1",
+        "kind": "PrometheusRule",
+        "metadata": {"name": "stillhouse", "labels": {"app.kubernetes.io/part-of": "stillhouse"}},
+        "spec": {"groups": groups(folder)},
+    }
+    return str(yaml.safe_dump(document, sort_keys=False, width=118, allow_unicode=True))
+
+
+def _runbook(folder: Path) -> str:
+    told = [
+        f"## {rule['alert']}\n\n{rule['labels']['severity'].capitalize()}. {rule['annotations']['runbook']}\n"
+        for rule in alerts(folder)
+    ]
+    head = "# What to do when an alert fires\n\nMade of `rules/*.yaml` by `python -m deploy.monitoring`.\n"
+    return "\n".join([head, *told])
+
+
+def main() -> int:
+    if not (FOLDER / "rules").is_dir():
+        print(f"error: no {FOLDER / 'rules'}: run this in a checkout", file=sys.stderr)
+        return 1
+    for name, text in made().items():
+        (FOLDER / name).parent.mkdir(exist_ok=True)
+        (FOLDER / name).write_text(text, encoding="utf-8")
+        print(FOLDER / name)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
