@@ -1,0 +1,91 @@
+"""What Kueue 0.19 refuses or never admits, beyond its schema: queues, quotas, and the runs that ask for them."""
+
+from collections.abc import Iterable, Iterator
+from decimal import Decimal
+
+from manifests import Document, cluster_spec, label, of_kind, one, pods, quantity
+
+QUEUE, PRIORITY = "kueue.x-k8s.io/queue-name", "kueue.x-k8s.io/priority-class"
+ELASTIC = "kueue.x-k8s.io/elastic-job"
+MOST_POD_SETS = 18
+
+
+def problems(documents: Iterable[Document]) -> Iterator[str]:
+    known = list(documents)
+    for document in of_kind(known, "ClusterQueue"):
+        yield from (f"{label(document)}: {problem}" for problem in _queue(document, known))
+    for document in of_kind(known, "LocalQueue"):
+        if document["spec"]["clusterQueue"] not in _names(known, "ClusterQueue"):
+            yield f"{label(document)}: there is no ClusterQueue {document['spec']['clusterQueue']}"
+    for document in of_kind(known, "RayJob", "RayCluster"):
+        if QUEUE in document["metadata"].get("labels", {}):
+            yield from (f"{label(document)}: {problem}" for problem in _managed(document, known))
+
+
+def _names(documents: Iterable[Document], kind: str) -> set[str]:
+    return {document["metadata"]["name"] for document in of_kind(documents, kind)}
+
+
+def _queue(document: Document, known: list[Document]) -> Iterator[str]:
+    spec, flavors, covered = document["spec"], [], []
+    for group in spec.get("resourceGroups", []):
+        covered += group["coveredResources"]
+        for flavor in group["flavors"]:
+            flavors.append(flavor["name"])
+            if [amount["name"] for amount in flavor["resources"]] != group["coveredResources"]:
+                yield f"flavor {flavor['name']}: resources must be those of coveredResources, in their order"
+            for amount in flavor["resources"]:
+                if quantity(amount["nominalQuota"]) < amount.get("lendingLimit", 0):
+                    yield f"flavor {flavor['name']}: lendingLimit is more than nominalQuota"
+    for what, names in (("flavor", flavors), ("resource", covered)):
+        yield from (f"{what} {name} is named twice" for name in sorted({n for n in names if names.count(n) > 1}))
+    yield from (f"there is no ResourceFlavor {name}" for name in flavors if name not in _names(known, "ResourceFlavor"))
+
+
+def _managed(document: Document, known: list[Document]) -> Iterator[str]:
+    labels, spec = document["metadata"]["labels"], cluster_spec(document)
+    if labels[QUEUE] not in _names(known, "LocalQueue"):
+        yield f"there is no LocalQueue {labels[QUEUE]}"
+        return
+    if PRIORITY in labels and labels[PRIORITY] not in _names(known, "WorkloadPriorityClass"):
+        yield f"there is no WorkloadPriorityClass {labels[PRIORITY]}"
+    if spec is None or document["spec"].get("clusterSelector"):
+        yield "a run of Kueue's brings its own cluster: rayClusterSpec, no clusterSelector"
+        return
+    if document["kind"] == "RayJob" and not document["spec"].get("shutdownAfterJobFinishes"):
+        yield "shutdownAfterJobFinishes must be true, or the quota is never given back"
+    if spec.get("enableInTreeAutoscaling") and document["metadata"].get("annotations", {}).get(ELASTIC) != "true":
+        yield "autoscaling: what Kueue has admitted must not grow"
+    groups = [group["groupName"] for group in spec["workerGroupSpecs"]]
+    if "head" in groups or len(groups) + 2 > MOST_POD_SETS:
+        yield f"at most {MOST_POD_SETS - 2} worker groups, none of them called head"
+    yield from _admission(document, known)
+
+
+def _admission(document: Document, known: list[Document]) -> Iterator[str]:
+    """Whether the whole of it fits at once into what the queue has when nothing else runs.
+
+    Every set of pods takes the first flavor that has what it asks for, as Kueue does.
+    """
+    name = document["metadata"]["labels"][QUEUE]
+    local = one(known, "LocalQueue", name)
+    if local["spec"]["clusterQueue"] not in _names(known, "ClusterQueue"):
+        return
+    queue = one(known, "ClusterQueue", local["spec"]["clusterQueue"])
+    flavors = [flavor for group in queue["spec"]["resourceGroups"] for flavor in group["flavors"]]
+    left = [{found["name"]: quantity(found["nominalQuota"]) for found in flavor["resources"]} for flavor in flavors]
+    for pod in pods(document):
+        asked = {word: amount * pod.replicas for word, amount in pod.requests().items()}
+        if uncovered := sorted(asked.keys() - left[0].keys()):
+            yield f"{pod.group or pod.role}: the queue does not cover {', '.join(uncovered)}"
+            continue
+        fitting = [free for free in left if all(free[word] >= amount for word, amount in asked.items())]
+        if not fitting:
+            yield f"{pod.group or pod.role}: {_words(asked)} are more than any flavor of the queue has left"
+            continue
+        for word, amount in asked.items():
+            fitting[0][word] -= amount
+
+
+def _words(asked: dict[str, Decimal]) -> str:
+    return ", ".join(f"{amount:f} {word}" for word, amount in asked.items())

@@ -1,0 +1,137 @@
+"""What every pod keeps to: Pod Security "restricted", pinned images, no secret in the open, no dangling name."""
+
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from manifests import NAMESPACE, Document, Pod, all_pods, label, of_kind, quantity
+
+VOLUMES = {"configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim", "projected", "secret"}
+"""That Pod Security "restricted" lets a pod have."""
+SECRET_NAME = re.compile(r"token|passw|secret|credential|api_?key", re.IGNORECASE)
+CLUSTER_WIDE = {
+    "ClusterRole",
+    "ClusterRoleBinding",
+    "Namespace",
+    "PriorityClass",
+    "ClusterQueue",
+    "ResourceFlavor",
+    "WorkloadPriorityClass",
+    "Topology",
+    "Cohort",
+}
+
+
+def problems(documents: Iterable[Document]) -> Iterator[str]:
+    known = list(documents)
+    for pod in all_pods(known):
+        for rules in (_security, _images, _secrets, _resources):
+            yield from (f"{pod.where}: {problem}" for problem in rules(pod))
+        yield from (f"{pod.where}: {problem}" for problem in _references(pod, known))
+    for document in known:
+        if document["kind"] not in CLUSTER_WIDE and document["metadata"].get("namespace") != NAMESPACE:
+            yield f"{label(document)}: metadata.namespace must be {NAMESPACE}"
+        if document["kind"] == "Secret":
+            yield f"{label(document)}: secrets are made by people, not kept here"
+        for name, value in document.get("data", {}).items() if document["kind"] == "ConfigMap" else ():
+            yield from (f"{label(document)}: {name}: {found}" for found in _assigned_secrets(value))
+
+
+def _security(pod: Pod) -> Iterator[str]:
+    spec, own = pod.spec, pod.spec.get("securityContext", {})
+    for word in ("hostNetwork", "hostPID", "hostIPC", "shareProcessNamespace"):
+        if spec.get(word):
+            yield f"{word} is not allowed"
+    if own.get("runAsUser", 0) == 0 or own.get("runAsNonRoot") is not True:
+        yield "securityContext must have runAsNonRoot and a runAsUser above 0"
+    if own.get("seccompProfile", {}).get("type") != "RuntimeDefault":
+        yield "securityContext.seccompProfile must be RuntimeDefault"
+    if spec.get("automountServiceAccountToken") is not False:
+        yield "automountServiceAccountToken must be false"
+    for volume in spec.get("volumes", []):
+        yield from (f"volume {volume['name']}: {kind}" for kind in volume.keys() - VOLUMES - {"name"})
+    for container in pod.containers:
+        yield from (f"container {container['name']}: {found}" for found in _container(container))
+
+
+def _container(container: Document) -> Iterator[str]:
+    context = container.get("securityContext", {})
+    wanted: dict[str, Any] = {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "runAsNonRoot": True,
+        "capabilities": {"drop": ["ALL"]},
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+    for name, value in wanted.items():
+        if context.get(name) != value:
+            yield f"securityContext.{name} must be {value}: KubeRay's init container takes it over"
+    if context.get("privileged") or context.get("runAsUser") == 0:
+        yield "no privilege, no root"
+    if any("hostPort" in port for port in container.get("ports", [])):
+        yield "hostPort is not allowed"
+
+
+def _images(pod: Pod) -> Iterator[str]:
+    for container in pod.containers:
+        tag = container.get("image", "").rpartition("/")[2].partition(":")[2]
+        if not tag or tag.startswith("latest"):
+            yield f"container {container['name']}: image {container.get('image')!r} has no fixed tag"
+
+
+def _secrets(pod: Pod) -> Iterator[str]:
+    for container in pod.containers:
+        for variable in container.get("env", []):
+            if SECRET_NAME.search(variable["name"]) and variable.get("value"):
+                yield f"container {container['name']}: {variable['name']} has its value in the open"
+
+
+def _assigned_secrets(text: str) -> Iterator[str]:
+    for line in text.splitlines():
+        name, separator, value = line.partition("=")
+        if separator and value.strip() and SECRET_NAME.search(name) and "tokeniz" not in name:
+            yield f"{name.strip()} has its value in the open"
+
+
+def _resources(pod: Pod) -> Iterator[str]:
+    for container in pod.containers:
+        asked = container.get("resources", {})
+        for word in ("cpu", "memory"):
+            if word not in asked.get("requests", {}) or word not in asked.get("limits", {}):
+                yield f"container {container['name']}: {word} needs a request and a limit"
+        for word, amount in asked.get("requests", {}).items():
+            if word in asked.get("limits", {}) and quantity(amount) > quantity(asked["limits"][word]):
+                yield f"container {container['name']}: requests more {word} than its limit"
+
+
+def _references(pod: Pod, known: list[Document]) -> Iterator[str]:
+    """Whatever a pod names is there: in these documents, or a Secret, which people make."""
+    volumes = {volume["name"]: volume for volume in pod.spec.get("volumes", [])}
+    claimed = {found["metadata"]["name"] for found in pod_claims(known)}
+    for container in pod.containers:
+        for mount in container.get("volumeMounts", []):
+            if mount["name"] not in volumes | dict.fromkeys(claimed):
+                yield f"container {container['name']}: there is no volume {mount['name']}"
+    for kind, name in _named(pod, volumes):
+        if name not in {document["metadata"]["name"] for document in of_kind(known, kind)}:
+            yield f"there is no {kind} {name}"
+
+
+def pod_claims(documents: Iterable[Document]) -> Iterator[Document]:
+    """Volume claims that a StatefulSet makes for its pods."""
+    for document in of_kind(documents, "StatefulSet"):
+        yield from document["spec"].get("volumeClaimTemplates", [])
+
+
+def _named(pod: Pod, volumes: dict[str, Document]) -> Iterator[tuple[str, str]]:
+    yield "ServiceAccount", pod.spec.get("serviceAccountName", "default")
+    if "priorityClassName" in pod.spec:
+        yield "PriorityClass", pod.spec["priorityClassName"]
+    for volume in volumes.values():
+        if "configMap" in volume:
+            yield "ConfigMap", volume["configMap"]["name"]
+        if "persistentVolumeClaim" in volume:
+            yield "PersistentVolumeClaim", volume["persistentVolumeClaim"]["claimName"]
+    for container in pod.containers:
+        for source in container.get("envFrom", []):
+            yield "ConfigMap", source["configMapRef"]["name"]

@@ -1,0 +1,230 @@
+"""What makes the manifests a service: it stops with a checkpoint, fits where it is put, and is reached by who may."""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from decimal import Decimal
+from typing import Any
+
+from kueue_rules import QUEUE
+from manifests import NAMESPACE, Document, Pod, all_pods, label, of_kind, one, pods, quantity
+
+DRAIN = "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"
+MARGIN_SECONDS = 10
+"""Between the end of a drain and the end of the pod."""
+START_SECONDS = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": 900, "RAY_worker_register_timeout_seconds": 300}
+"""The least that 64 workers on 8 cold nodes are given."""
+INIT = {"cpu": "200m", "memory": "256Mi"}
+"""Requests and limits of the init container that KubeRay adds to workers."""
+
+
+def problems(documents: Iterable[Document]) -> Iterator[str]:
+    known = list(documents)
+    for pod in (found for found in all_pods(known) if found.role in ("head", "worker")):
+        for rules in (_stops, _memory, _starts):
+            yield from (f"{pod.where}: {problem}" for problem in rules(pod, known))
+    for rules_of_all in (_heads_last, _budgets, _benchmarks, _whole_nodes, _quota, _ports, _network):
+        yield from rules_of_all(known)
+
+
+def environment(pod: Pod, known: Iterable[Document]) -> dict[str, str]:
+    """Variables of Ray's container: those of its ConfigMaps, then its own."""
+    maps = {document["metadata"]["name"]: document.get("data", {}) for document in of_kind(known, "ConfigMap")}
+    found: dict[str, str] = {}
+    for source in pod.main.get("envFrom", []):
+        found |= maps.get(source["configMapRef"]["name"], {})
+    return found | {variable["name"]: variable.get("value", "") for variable in pod.main.get("env", [])}
+
+
+def _stops(pod: Pod, known: list[Document]) -> Iterator[str]:
+    drain = float(environment(pod, known).get(DRAIN, 30))
+    grace = pod.spec.get("terminationGracePeriodSeconds", 30)
+    if grace < _sleep(pod) + drain + MARGIN_SECONDS:
+        yield f"terminationGracePeriodSeconds {grace} is over before sleep and drain ({_sleep(pod)} + {drain:g} s) are"
+    if pod.role == "worker" and "livenessProbe" in pod.main:
+        yield "no liveness probe of ours on workers: KubeRay's asks the raylet, ours would end a trainer that is busy"
+
+
+def _sleep(pod: Pod) -> int:
+    return int(pod.main.get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0))
+
+
+def _heads_last(known: list[Document]) -> Iterator[str]:
+    for document in of_kind(known, "RayCluster", "RayJob"):
+        found = list(pods(document))
+        (head,) = [pod for pod in found if pod.role == "head"]
+        last = max((pod.spec["terminationGracePeriodSeconds"] for pod in found if pod.role == "worker"), default=0)
+        if _sleep(head) < last:
+            yield f"{head.where}: preStop sleeps {_sleep(head)} s, workers may take {last} s to end"
+
+
+def _memory(pod: Pod, _known: list[Document]) -> Iterator[str]:
+    """Shared memory is memory of the pod: Ray's objects, and as much again for whatever else shares."""
+    sizes = {volume["name"]: volume.get("emptyDir", {}) for volume in pod.spec.get("volumes", [])}
+    names = [mount["name"] for mount in pod.main.get("volumeMounts", []) if mount["mountPath"] == "/dev/shm"]
+    shared = sizes.get(names[0], {}) if names else {}
+    if shared.get("medium") != "Memory" or "sizeLimit" not in shared:
+        yield "/dev/shm must be an emptyDir in memory with a sizeLimit"
+        return
+    size, objects = quantity(shared["sizeLimit"]), quantity((pod.start or {}).get("object-store-memory", 0))
+    if not 0 < objects * 2 <= size:
+        yield f"/dev/shm has {shared['sizeLimit']}, twice object-store-memory is {objects * 2:f}"
+    if size * 2 > quantity(pod.main["resources"]["limits"]["memory"]):
+        yield f"/dev/shm may take {shared['sizeLimit']}, more than half of the pod's memory"
+
+
+def _starts(pod: Pod, known: list[Document]) -> Iterator[str]:
+    found = environment(pod, known)
+    for name, least in START_SECONDS.items():
+        if float(found.get(name, 0)) < least:
+            yield f"{name} is below {least} s"
+
+
+def _budgets(known: list[Document]) -> Iterator[str]:
+    """Kubernetes cannot ask a RayCluster how many pods it should have: only a whole minAvailable works."""
+    ray = [pod for pod in all_pods(known) if pod.role in ("head", "worker")]
+    covered: set[str] = set()
+    for document in of_kind(known, "PodDisruptionBudget"):
+        spec = document["spec"]
+        matched = [pod for pod in ray if _selects(spec["selector"], labels_of(pod))]
+        covered |= {pod.where for pod in matched}
+        if not isinstance(spec.get("minAvailable"), int):
+            yield f"{label(document)}: minAvailable must be a whole number"
+            continue
+        for pod in matched:
+            wanted = 1 if pod.role == "head" else pod.replicas - 1
+            if pod.replicas and spec["minAvailable"] != wanted:
+                yield f"{label(document)}: minAvailable must be {wanted} for {pod.where}"
+    for pod in ray:
+        if (pod.role == "head" or pod.group == "train") and pod.replicas and pod.where not in covered:
+            yield f"{pod.where}: no PodDisruptionBudget"
+
+
+def labels_of(pod: Pod) -> dict[str, str]:
+    """Labels of a pod as KubeRay makes it."""
+    given = dict(pod.template.get("metadata", {}).get("labels", {}))
+    if pod.role not in ("head", "worker"):
+        return given
+    group = "headgroup" if pod.role == "head" else pod.group
+    return given | {"ray.io/is-ray-node": "yes", "ray.io/node-type": pod.role, "ray.io/group": group}
+
+
+def _selects(selector: Mapping[str, Any], labels: Mapping[str, str]) -> bool:
+    assert selector.keys() <= {"matchLabels"}
+    return selector.get("matchLabels", {}).items() <= labels.items()
+
+
+def _benchmarks(known: list[Document]) -> Iterator[str]:
+    """A node of measurements is a pod's own: guaranteed, in whole CPUs, alone, and asked for by name."""
+    for pod in all_pods(known):
+        if pod.group != "benchmark":
+            continue
+        if any(container["resources"]["requests"] != container["resources"]["limits"] for container in pod.containers):
+            yield f"{pod.where}: requests and limits must be the same for the class Guaranteed"
+        if quantity(pod.main["resources"]["limits"]["cpu"]) % 1:
+            yield f"{pod.where}: only whole CPUs are pinned"
+        if not pod.spec.get("tolerations") or not pod.spec.get("nodeSelector") or not _is_spread(pod):
+            yield f"{pod.where}: needs a toleration, a nodeSelector and no other pod of Ray's on its node"
+        if "benchmark" not in _ray_resources(pod):
+            yield f"{pod.where}: rayStartParams.resources must hold benchmark"
+
+
+def _ray_resources(pod: Pod) -> dict[str, float]:
+    """Named resources of ``ray start``: JSON, quoted for the shell, as Ray's autoscaler reads it."""
+    quoted = (pod.start or {}).get("resources", '"{}"')
+    return dict(json.loads(quoted[1:-1].replace("\\", "")))
+
+
+def _is_spread(pod: Pod) -> bool:
+    """Whether no node may have two of its kind."""
+    terms = (
+        pod.spec.get("affinity", {})
+        .get("podAntiAffinity", {})
+        .get("requiredDuringSchedulingIgnoredDuringExecution", [])
+    )
+    return any(
+        term["topologyKey"] == "kubernetes.io/hostname" and _selects(term["labelSelector"], labels_of(pod))
+        for term in terms
+    )
+
+
+def _whole_nodes(known: list[Document]) -> Iterator[str]:
+    for pod in all_pods(known):
+        if pod.group == "train" and not _is_spread(pod):
+            yield f"{pod.where}: one pod a node needs a podAntiAffinity by kubernetes.io/hostname"
+
+
+def _quota(known: list[Document]) -> Iterator[str]:
+    """The service at its largest and a run beside it fit into the namespace's quota.
+
+    Where Kueue has no GPUs to give, its runs wait and take nothing.
+    """
+    hard = one(known, "ResourceQuota")["spec"]["hard"]
+    total: dict[str, Decimal] = {}
+    waiting = _given_gpus(known) == 0
+    for document in known:
+        managed = QUEUE in document["metadata"].get("labels", {})
+        for pod in [] if managed and waiting else pods(document):
+            count = pod.most if pod.role == "worker" else pod.replicas
+            for word, amount in {**pod.requests(), "pods": Decimal(1)}.items():
+                name = "pods" if word == "pods" else f"requests.{word}"
+                total[name] = total.get(name, Decimal(0)) + amount * count
+    for name, amount in total.items():
+        if name in hard and amount > quantity(hard[name]):
+            yield f"ResourceQuota: {name} {hard[name]} is less than the {amount:f} of everything at once"
+
+
+def _given_gpus(known: list[Document]) -> Decimal:
+    amounts = [
+        quantity(amount["nominalQuota"])
+        for queue in of_kind(known, "ClusterQueue")
+        for group in queue["spec"]["resourceGroups"]
+        for flavor in group["flavors"]
+        for amount in flavor["resources"]
+        if amount["name"] == "nvidia.com/gpu"
+    ]
+    return sum(amounts, Decimal(0))
+
+
+def _ports(known: list[Document]) -> Iterator[str]:
+    """Every port that a monitor or a network policy names is a port of a pod it selects, and the other way round."""
+    ray = [pod for pod in all_pods(known) if pod.role in ("head", "worker")]
+    scraped: set[str] = set()
+    for monitor in of_kind(known, "PodMonitor"):
+        ports = [endpoint["port"] for endpoint in monitor["spec"]["podMetricsEndpoints"]]
+        scraped |= set(ports)
+        yield from _unserved(label(monitor), monitor["spec"]["selector"], ports, ray)
+    for policy in of_kind(known, "NetworkPolicy"):
+        rules = policy["spec"].get("ingress", [])
+        named = [p["port"] for rule in rules for p in rule.get("ports", []) if isinstance(p["port"], str)]
+        yield from _unserved(label(policy), policy["spec"]["podSelector"], named, ray)
+        if policy["metadata"]["name"] == "prometheus" and scraped - set(named):
+            yield f"{label(policy)}: Prometheus may not reach {', '.join(sorted(scraped - set(named)))}"
+
+
+def _unserved(where: str, selector: Document, ports: Iterable[str], ray: list[Pod]) -> Iterator[str]:
+    """Ports that no pod has of a Ray cluster that the selector means."""
+    clusters: dict[str, set[str]] = {}
+    for pod in (found for found in ray if _selects(selector, labels_of(found))):
+        served = clusters.setdefault(pod.where.partition(":")[0], set())
+        served |= {port["name"] for port in pod.main.get("ports", [])}
+    for cluster, served in clusters.items():
+        yield from (f"{where}: no pod of {cluster} has a port {port}" for port in ports if port not in served)
+    if not clusters:
+        yield f"{where}: selects no pod"
+
+
+def _network(known: list[Document]) -> Iterator[str]:
+    policies = {document["metadata"]["name"]: document["spec"] for document in of_kind(known, "NetworkPolicy")}
+    denied = policies.get("default-deny", {})
+    if denied != {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}:
+        yield "NetworkPolicy/default-deny must select every pod and allow nothing"
+    for name, spec in policies.items():
+        for rule in [*spec.get("ingress", []), *spec.get("egress", [])]:
+            if not rule.get("from") and not rule.get("to"):
+                yield f"NetworkPolicy/{name}: a rule without from or to allows everybody"
+            for peer in [*rule.get("from", []), *rule.get("to", [])]:
+                if peer.get("namespaceSelector") == {} or peer == {"podSelector": {}}:
+                    yield f"NetworkPolicy/{name}: a selector that selects everything"
+    (space,) = of_kind(known, "Namespace")
+    if space["metadata"]["labels"].get("pod-security.kubernetes.io/enforce") != "restricted":
+        yield f"Namespace/{NAMESPACE}: Pod Security must be enforced as restricted"
