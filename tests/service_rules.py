@@ -201,7 +201,7 @@ def _ports(known: list[Document]) -> Iterator[str]:
             yield f"{label(policy)}: Prometheus may not reach {', '.join(sorted(scraped - set(named)))}"
 
 
-def _unserved(where: str, selector: Document, ports: Iterable[str], ray: list[Pod]) -> Iterator[str]:
+def _unserved(where: str, selector: Document, ports: list[str], ray: list[Pod]) -> Iterator[str]:
     """Ports that no pod has of a Ray cluster that the selector means."""
     clusters: dict[str, set[str]] = {}
     for pod in (found for found in ray if _selects(selector, labels_of(found))):
@@ -209,7 +209,7 @@ def _unserved(where: str, selector: Document, ports: Iterable[str], ray: list[Po
         served |= {port["name"] for port in pod.main.get("ports", [])}
     for cluster, served in clusters.items():
         yield from (f"{where}: no pod of {cluster} has a port {port}" for port in ports if port not in served)
-    if not clusters:
+    if ports and not clusters:
         yield f"{where}: selects no pod"
 
 

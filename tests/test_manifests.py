@@ -211,7 +211,7 @@ BY_SCHEMAS = [
     ("ClusterQueue", "metadata.namespace", "stillhouse", "the kind is Cluster"),
     ("ClusterQueue", "apiVersion", "kueue.x-k8s.io/v1beta1", "only v1beta2 is accepted"),
     ("ClusterQueue", "spec.resourceGroups[0].coveredResources", ["cpu"], "same number of resources"),
-    ("ResourceFlavor", "spec", {"tolerations": [{"operator": "Equal"}]}, "operator must be empty"),
+    ("ResourceFlavor", "spec", {"tolerations": [{"operator": "Equal"}]}, "operator must be Exists"),
     ("PodMonitor", "spec.podMetricsEndpoints[0].intervall", "15s", "unknown field"),
     ("NetworkPolicy", "spec.egres", [], "Additional properties are not allowed|egres"),
     ("PersistentVolumeClaim", "spec.accessModes", "ReadWriteMany", "accessModes"),
