@@ -16,7 +16,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Self, TypeVar
 
 from prometheus_client import REGISTRY, Counter, Gauge, Histogram, Info, disable_created_metrics, start_http_server
@@ -139,6 +139,12 @@ PROBE_SCORE = Gauge(
 PLAIN_SECONDS = 10.0
 
 T = TypeVar("T")
+
+
+def run_name(folder: PurePath) -> str:
+    """What the label ``run`` says of a run's folder: ``<pipeline>/<name>`` for one that a pipeline has placed."""
+    pipeline = folder.parent.parent.name if folder.parent.name == "runs" else ""
+    return f"{pipeline}/{folder.name}" if pipeline else folder.name
 
 
 def bounded(label: str, value: str) -> str:

@@ -101,10 +101,10 @@ class Saver:
         try:
             made = self._run.save(state, step, self._placement, **facts)
         except OSError as error:
-            telemetry.FAILED_CHECKPOINTS.labels(self._run.path.name).inc()
+            telemetry.FAILED_CHECKPOINTS.labels(telemetry.run_name(self._run.path)).inc()
             return self._line(error, state, step)
         num_bytes = sum(file.stat().st_size for file in made.path.iterdir())
-        live.saved(self._run.path.name, time.monotonic() - started, num_bytes)
+        live.saved(telemetry.run_name(self._run.path), time.monotonic() - started, num_bytes)
         return None
 
     def _line(self, error: OSError, state: State, step: int) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from cluster import artifact, stage
+from cluster import artifact, stage, telemetry
 from cluster.rows import TokenSet
 from distill import masked_lm, microbatch, preflight, shapes, student
 from distill.costs import Shape
@@ -83,7 +83,7 @@ def fit(model: Any, teacher: Frozen | None, schedule: Schedule, training: Traini
     engine = Engine(learner, schedule.first.training, workers)
     projection = asked.projection if asked else None
     stop = None
-    shown = Live(run.path.name, training, schedule, _shapes(model, asked), workers)
+    shown = Live(telemetry.run_name(run.path), training, schedule, _shapes(model, asked), workers)
     stopwatch = engine.stopwatch
     with Stopping(workers) as stopping, Recorder(run, training, schedule, workers, shown) as recorder:
         first_step = recorder.resume(engine)

@@ -132,7 +132,7 @@ def train_worker(config: Mapping[str, Any]) -> int | None:
     """What every worker does: the stage itself, as under torchrun; returns the :class:`Reason` it stopped for."""
     call: Call = config["call"]
     for cause, times in config["restarts"].items():  # the endpoint is this process's, which is new after each of them
-        telemetry.RESTARTS.labels(call.out.name, cause).inc(times)
+        telemetry.RESTARTS.labels(telemetry.run_name(call.out), cause).inc(times)
     with stage.logging_to_stderr(), jobs.working_in(call.cwd), _listening(config["places"], config["wish"]):
         called = stage.find(call.module)
         try:

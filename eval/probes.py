@@ -198,8 +198,9 @@ class Watch:
         final = f"probes/{name}/{place.parent.name}/{task}"
         with (self.source / POINTS).open("a", encoding="utf-8") as file:
             file.write(json.dumps({**point, "seeds": seeds, "artifact": final}) + "\n")
-        telemetry.PROBE_STEP.labels(name, task).set(step)
-        telemetry.PROBE_SCORE.labels(name, task).set(facts["score"] / 100)
+        shown = telemetry.run_name(self.source)
+        telemetry.PROBE_STEP.labels(shown, task).set(step)
+        telemetry.PROBE_SCORE.labels(shown, task).set(facts["score"] / 100)
 
 
 def identity(path: Path) -> str:

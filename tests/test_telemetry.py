@@ -177,6 +177,11 @@ def test_a_process_that_ends_waits_for_prometheus_where_it_comes_at_intervals() 
         assert 0.2 <= time.monotonic() - started < 5
 
 
+def test_a_run_is_called_after_its_pipeline_too() -> None:
+    assert telemetry.run_name(Path("/shared/distilbert/runs/student")) == "distilbert/student"
+    assert telemetry.run_name(Path("/shared/alone")) == "alone"
+
+
 def test_a_label_that_people_name_has_so_many_values_and_no_more() -> None:
     named = [telemetry.bounded("planted", f"name {number}") for number in range(2 * telemetry.MOST_VALUES)]
     assert len({*named}) == telemetry.MOST_VALUES + 1

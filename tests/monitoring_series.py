@@ -1,0 +1,40 @@
+"""The series that dashboards and alerts may ask for: ours, recorded ones, and those that others serve."""
+
+from prometheus_client.metrics import MetricWrapperBase
+
+from cluster import telemetry
+from deploy import monitoring
+
+FOREIGN = {
+    # NVIDIA's DCGM exporter, in its default set (etc/default-counters.csv).
+    "DCGM_FI_DEV_FB_FREE",
+    "DCGM_FI_DEV_FB_USED",
+    "DCGM_FI_DEV_GPU_TEMP",
+    "DCGM_FI_DEV_GPU_UTIL",
+    "DCGM_FI_DEV_POWER_USAGE",
+    "DCGM_FI_DEV_SM_CLOCK",
+    "DCGM_FI_DEV_XID_ERRORS",
+    "DCGM_FI_PROF_PIPE_TENSOR_ACTIVE",
+    # kubelet.
+    "kubelet_volume_stats_available_bytes",
+    "kubelet_volume_stats_capacity_bytes",
+    # Prometheus itself.
+    "ALERTS",
+}
+
+_SUFFIX = {"counter": "_total", "info": "_info"}
+
+
+def declared() -> dict[str, MetricWrapperBase]:
+    """Our metrics by the name that Prometheus knows them by."""
+    found = {}
+    for value in vars(telemetry).values():
+        if isinstance(value, MetricWrapperBase):
+            (family,) = value.describe()
+            found[family.name + _SUFFIX.get(family.type, "")] = value
+    return found
+
+
+def recorded() -> set[str]:
+    """What recording rules make."""
+    return {rule["record"] for group in monitoring.groups() for rule in group["rules"] if "record" in rule}

@@ -1,0 +1,37 @@
+"""What a PromQL expression asks for."""
+
+import re
+
+_WORDS = {
+    "by",
+    "without",
+    "on",
+    "ignoring",
+    "group_left",
+    "group_right",
+    "and",
+    "or",
+    "unless",
+    "offset",
+    "bool",
+    "inf",
+}
+_STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
+_LABELS = re.compile(r"\{[^{}]*\}|\b(?:by|without|on|ignoring|group_left|group_right)\s*\([^()]*\)|\[[^\[\]]*\]")
+_NAME = re.compile(r"(?<![\w.:$])([a-zA-Z_:][\w:]*)\b(?!\s*\()")
+_HISTOGRAM = re.compile(r"_(bucket|sum|count)$")
+
+
+def series(expr: str) -> set[str]:
+    """Names of the series in an expression; those of a histogram's parts are the histogram's."""
+    plain = _LABELS.sub(" ", _STRING.sub('""', expr))
+    found = {name for name in _NAME.findall(plain) if name not in _WORDS}
+    return {_HISTOGRAM.sub("", name) if name.startswith("stillhouse_") else name for name in found}
+
+
+def shown(expr: str, values: dict[str, str]) -> str:
+    """The expression with a dashboard's variables filled in."""
+    for name, value in values.items():
+        expr = expr.replace(f"${name}", value)
+    assert "$" not in expr, expr
+    return expr

@@ -1,0 +1,84 @@
+"""Alert rules: sound, told to people, and each one proven by promtool to fire and to keep quiet."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from deploy import monitoring
+
+FILES = sorted((monitoring.FOLDER / "rules").glob("*.yaml"))
+ALERTS = {rule["alert"]: rule for rule in monitoring.alerts()}
+
+needs_promtool = pytest.mark.skipif(
+    shutil.which("promtool") is None, reason="needs promtool (on Debian: apt-get install prometheus)"
+)
+
+
+def promtool(*given: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["promtool", *map(str, given)], capture_output=True, text=True)
+
+
+def read(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return found
+
+
+def names(path: Path) -> list[str]:
+    return [rule["alert"] for group in read(path)["groups"] for rule in group["rules"] if "alert" in rule]
+
+
+def test_the_alerts_are_those_that_a_run_can_need() -> None:
+    assert len(ALERTS) == sum(len(names(path)) for path in FILES) >= 20
+    assert all(re.fullmatch(r"Stillhouse([A-Z][a-z]+)+", name) for name in ALERTS)
+
+
+@pytest.mark.parametrize("name", ALERTS)
+def test_an_alert_says_what_it_is_and_what_to_do(name: str) -> None:
+    rule = ALERTS[name]
+    assert rule["labels"]["severity"] in ("critical", "warning")
+    summary, runbook = rule["annotations"]["summary"], rule["annotations"]["runbook"]
+    assert re.search(r"\{\{ \$(value|labels\.\w+)", summary) or "queue" in summary, "which one?"
+    assert len(runbook.split()) > 25, "what to look at, and what to do?"
+    for other in re.findall(r"Stillhouse[A-Z]\w+", runbook):
+        assert other in ALERTS
+
+
+@needs_promtool
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_promtool_proves_the_rules(path: Path) -> None:
+    checked = promtool("check", "rules", "--lint-fatal", path)
+    assert checked.returncode == 0, checked.stderr
+    tested = promtool("test", "rules", path.parent / "tests" / path.name)
+    assert tested.returncode == 0, tested.stdout + tested.stderr
+
+
+@needs_promtool
+@pytest.mark.long
+@pytest.mark.parametrize("name", ALERTS)
+@pytest.mark.parametrize("expr", ["vector(1) < 0", "vector(1)"], ids=["never", "always"])
+def test_a_rule_that_were_otherwise_would_be_found(tmp_path: Path, name: str, expr: str) -> None:
+    (path,) = (path for path in FILES if name in names(path))
+    rules = read(path)
+    for group in rules["groups"]:
+        for rule in group["rules"]:
+            if rule.get("alert") == name:
+                rule["expr"] = expr
+    tests = read(path.parent / "tests" / path.name)
+    tests["rule_files"] = ["rules.yaml"]
+    tests["tests"] = [test for test in tests["tests"] if f'"{name}"' in str(test)]
+    assert tests["tests"], "no test expects it"
+    for file, content in (("rules.yaml", rules), ("tests.yaml", tests)):
+        (tmp_path / file).write_text(yaml.safe_dump(content), encoding="utf-8")
+    found = promtool("test", "rules", tmp_path / "tests.yaml")
+    assert found.returncode == 1
+    assert name in found.stdout + found.stderr
+
+
+def test_the_runbook_has_a_heading_for_every_alert() -> None:
+    text = (monitoring.FOLDER / "RUNBOOK.md").read_text(encoding="utf-8")
+    assert re.findall(r"^## (\w+)$", text, re.MULTILINE) == list(ALERTS)

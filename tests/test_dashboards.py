@@ -1,0 +1,139 @@
+"""Dashboards: as committed, complete, and of series that exist."""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import monitoring_series
+import promql
+import pytest
+
+from deploy import monitoring
+from deploy.panels import Board
+
+UNITS = {"short", "s", "bytes", "Bps", "percent", "percentunit", "sci", "watt", "celsius", "hertz"}
+"""Of Grafana's units, those in use: a misspelled one would be shown as text behind the number."""
+KINDS = {"timeseries", "stat", "bargauge", "table", "row"}
+
+
+def drawn(board: Board) -> dict[str, Any]:
+    """A dashboard as it is committed."""
+    path = monitoring.FOLDER / "dashboards" / f"{board.uid.removeprefix('stillhouse-')}.json"
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def panels(board: Board) -> list[dict[str, Any]]:
+    return [panel for panel in drawn(board)["panels"] if panel["type"] != "row"]
+
+
+def expressions() -> Iterator[tuple[str, str]]:
+    """Every panel's name with each of its queries."""
+    for board in monitoring.BOARDS:
+        for panel in panels(board):
+            for target in panel["targets"]:
+                yield f"{board.title}: {panel['title']}", target["expr"]
+
+
+def variable_queries() -> Iterator[tuple[str, str]]:
+    for board in monitoring.BOARDS:
+        for variable in drawn(board)["templating"]["list"]:
+            if variable["type"] == "query":
+                found = re.fullmatch(r"label_values\((.*), (\w+)\)", variable["query"])
+                assert found, variable["query"]
+                yield f"{board.title}: ${variable['name']}", found[1]
+
+
+def asked() -> set[str]:
+    """Our series in dashboards and rules."""
+    rules = [rule["expr"] for group in monitoring.groups() for rule in group["rules"]]
+    queries = [expr for _, expr in (*expressions(), *variable_queries())]
+    return {name for expr in (*rules, *queries) for name in promql.series(expr)}
+
+
+def test_what_is_committed_is_what_would_be_made() -> None:
+    made = monitoring.made()
+    assert len(made) == 4
+    stale = [name for name, text in made.items() if (monitoring.FOLDER / name).read_text(encoding="utf-8") != text]
+    assert stale == [], "run python -m deploy.monitoring"
+    kept = {path.relative_to(monitoring.FOLDER).as_posix() for path in (monitoring.FOLDER / "dashboards").iterdir()}
+    assert kept <= {*made}, "dashboards that nothing makes"
+
+
+def test_names_are_found_in_an_expression() -> None:
+    expr = (
+        'max by (a, run) (rate(x_total{l="y_total", m=~"$z"}[5m])) / on (b) group_left (c) n:x:sum unless on (run) '
+        "time() - clamp_min(2 * w, 600) > 1e9 offset 1h or stillhouse_job_seconds_bucket"
+    )
+    assert promql.series(expr) == {"x_total", "n:x:sum", "w", "stillhouse_job_seconds"}
+
+
+def test_every_series_that_is_asked_for_exists() -> None:
+    known = {*monitoring_series.declared(), *monitoring_series.recorded(), *monitoring_series.FOREIGN}
+    assert sorted(asked() - known) == []
+
+
+def test_every_series_that_is_declared_is_asked_for() -> None:
+    assert sorted({*monitoring_series.declared(), *monitoring_series.recorded()} - asked()) == []
+    assert sorted(monitoring_series.FOREIGN - asked()) == []
+
+
+@pytest.mark.parametrize(("panel", "expr"), [*expressions(), *variable_queries()])
+def test_labels_are_those_of_the_series(panel: str, expr: str) -> None:
+    """A misspelled label matches nothing, and nobody is told."""
+    known = monitoring_series.declared()
+    given = {"cluster", "instance", "node", "namespace", "job"}
+    for name, matchers in re.findall(r"(stillhouse_\w+)\{([^}]*)\}", expr):
+        metric = known[re.sub(r"_(bucket|sum|count)$", "", name)]
+        labels = {label for label, _ in re.findall(r'(\w+)=~?"([^"]*)"', matchers)}
+        assert labels <= {*metric._labelnames, *given}, f"{panel}: {name}"
+
+
+@pytest.mark.parametrize("board", monitoring.BOARDS, ids=lambda board: board.uid)
+def test_a_dashboard_is_complete(board: Board) -> None:
+    found = drawn(board)
+    assert found["uid"] == board.uid
+    assert all(row["title"].endswith("?") for row in found["panels"] if row["type"] == "row"), "a row is a question"
+    ids = Counter(panel["id"] for panel in found["panels"])
+    assert max(ids.values()) == 1
+    names = [variable["name"] for variable in found["templating"]["list"]]
+    assert names[0] == "datasource"
+    for panel in panels(board):
+        defaults = panel["fieldConfig"]["defaults"]
+        assert panel["type"] in KINDS
+        assert defaults["unit"] in UNITS, panel["title"]
+        assert panel["description"].endswith("."), panel["title"]
+        assert panel["datasource"]["uid"] == "${datasource}"
+        place = panel["gridPos"]
+        assert place["x"] + place["w"] <= 24
+        used = {name for target in panel["targets"] for name in re.findall(r"\$(\w+)", target["expr"])}
+        assert used <= {*names, "__range", "__rate_interval"}, panel["title"]
+        if defaults["unit"] == "percentunit" and panel["type"] == "timeseries" and "max" in defaults:
+            assert defaults["max"] == 1
+
+
+@pytest.mark.parametrize("board", monitoring.BOARDS, ids=lambda board: board.uid)
+def test_no_two_panels_overlap_and_no_row_has_a_gap(board: Board) -> None:
+    taken: Counter[tuple[int, int]] = Counter()
+    for panel in drawn(board)["panels"]:
+        place = panel["gridPos"]
+        for y in range(place["y"], place["y"] + place["h"]):
+            taken.update((x, y) for x in range(place["x"], place["x"] + place["w"]))
+    assert max(taken.values()) == 1
+    bottom = max(y for _, y in taken)
+    assert len(taken) == 24 * (bottom + 1), "a line that panels do not fill"
+
+
+def test_the_two_dashboards_lead_to_each_other_and_to_those_of_ray() -> None:
+    from ray.dashboard.modules.metrics.dashboards import data_dashboard_panels as data
+    from ray.dashboard.modules.metrics.dashboards import default_dashboard_panels as default
+    from ray.dashboard.modules.metrics.dashboards import train_dashboard_panels as train
+
+    there = {board.uid for board in monitoring.BOARDS}
+    for module in (data, default, train):
+        there |= {value.default_uid for value in vars(module).values() if hasattr(value, "default_uid")}
+    for board in monitoring.BOARDS:
+        assert {link["url"].removeprefix("/d/") for link in drawn(board)["links"]} <= there
+        assert len(board.links) >= 3
