@@ -12,7 +12,7 @@ import ray
 from ray._private import state as cluster_state  # Ray 2.60 has no public word for what is free, or draining, per node
 
 from cluster.job import Job
-from cluster.scheduling import Amounts, Node, Shape
+from cluster.scheduling import Amounts, Node, Shape, allowed
 
 HEAD = "node:__internal_head__"
 """A resource that only the head has, also one that was started again."""
@@ -73,11 +73,13 @@ def alive() -> dict[str, dict[str, float]]:
 
 def refusal(job: Job, nodes: Mapping[str, Amounts]) -> str | None:
     """Why no node could ever run a job, were it empty; None where one could."""
-    if any(job.need.could_run_on(Node(total, total)) for total in nodes.values()):
+    totals = {name: nodes[name] for name in allowed(job.need, nodes)}
+    if any(job.need.could_run_on(Node(total, total)) for total in totals.values()):
         return None
     named = list(job.resources)
     needs = _words(job.need.amounts, named) + (", and a node to itself" if job.alone else "")
-    return f"needs {needs} on one node, the nodes have {', '.join(_words(total, named) for total in nodes.values())}"
+    there = ", ".join(_words(total, named) for total in totals.values()) or "none of it: all are kept for measurements"
+    return f"needs {needs} on one node, the nodes have {there}"
 
 
 def now() -> float:

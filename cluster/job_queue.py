@@ -31,6 +31,8 @@ AGAIN_SECONDS = 2.0
 """Between attempts to open a ledger that cannot be had."""
 READ_BYTES = 2**16
 """Of a log in one answer."""
+PORT = "STILLHOUSE_JOBS_PORT"
+"""The environment variable that names the port of its metrics, for a queue that whoever comes first starts."""
 
 
 class UnreadyError(stage.StageError):
@@ -284,15 +286,22 @@ class JobQueue:
             self._trouble, self._passing = str(stage.explain(error)), isinstance(error, KeptError)
 
     def _serve(self, keeper: Keeper) -> None:
-        """Serve metrics where people asked for them; a port that is taken is tried again."""
-        if keeper.book.port in (None, self._served):
+        """Serve metrics where people, or else the node's environment, asked for them; a taken port is tried again."""
+        port = keeper.book.port or given_port()
+        if port in (None, self._served):
             return
-        assert keeper.book.port is not None
+        assert port is not None
         try:
-            telemetry.serve(keeper.book.port)
-            self._served = keeper.book.port
+            telemetry.serve(port)
+            self._served = port
         except OSError as error:
-            self._trouble = f"metrics port {keeper.book.port}: {error.strerror}"
+            self._trouble = f"metrics port {port}: {error.strerror}"
+
+
+def given_port() -> int | None:
+    """The port that the environment of the node names, where nobody has asked for another."""
+    given = os.environ.get(PORT, "")
+    return int(given) if given.isdecimal() else None
 
 
 def _refuse_rival(keeper: Keeper, request: Request) -> None:

@@ -9,6 +9,9 @@ empty queue could not start, because other people hold what it needs, is not wai
 A promise is for one node: what runs there when it is made bounds the wait, even if another node turns out to be free
 earlier. A job that takes nothing of a node only looks on: it waits for others, perhaps for jobs of its own behind it in
 the line. So it starts at once, is in nobody's way, and nobody waits for its end.
+
+Nodes with the resource ``benchmark`` are kept for jobs that must be alone. Where one of them could carry such a job, it
+runs nowhere else: measurements of time are made on the same quiet hardware, and wait for no busy node to empty.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,6 +24,8 @@ Shape: TypeAlias = tuple[object, ...]
 _UNIT = 10_000
 """Ray's: amounts are counted in ten-thousandths."""
 SMALLEST = 1 / _UNIT
+BENCHMARK = "benchmark"
+"""A resource of the nodes that are kept for measurements."""
 _SUMS = 5_000
 """Different sums of running jobs that are told apart; beyond them nothing may pass."""
 
@@ -41,6 +46,11 @@ class Need:
     def shape(self) -> Shape:
         """Equal for jobs that ask for the same."""
         return (self.alone, *sorted(self.amounts.items()))
+
+    @property
+    def measures(self) -> bool:
+        """Whether it belongs on the nodes that are kept for measurements."""
+        return self.alone or bool(self.amounts.get(BENCHMARK))
 
     def on(self, node: "Node") -> dict[str, float]:
         """What it takes there: alone, all CPUs and GPUs."""
@@ -80,20 +90,22 @@ def choose(waiting: Iterable[tuple[str, Need]], nodes: Mapping[str, Node], promi
     plan = Plan()
     places = {name: _Place(node) for name, node in sorted(nodes.items())}
     hopeless: set[Shape] = set()
+    totals = {name: node.total for name, node in sorted(nodes.items())}
     for job, need in waiting:
+        open_to = allowed(need, totals)
         if need.looks_on:
             if places:
-                plan.starts.append((job, min(places, key=lambda name: places[name].rank(need))))
+                plan.starts.append((job, min(open_to or places, key=lambda name: places[name].rank(need))))
             continue
         if need.shape in hopeless:
             continue
-        fitting = [name for name, place in places.items() if place.fits(need)]
+        fitting = [name for name in open_to if places[name].fits(need)]
         if fitting:
             name = min(fitting, key=lambda name: places[name].rank(need))
             places[name].start(need)
             plan.starts.append((job, name))
             continue
-        possible = [name for name, place in places.items() if place.could_promise(need)]
+        possible = [name for name in open_to if places[name].could_promise(need)]
         if not possible:
             hopeless.add(need.shape)  # nobody of its kind behind it has a better chance in this round
             continue
@@ -102,6 +114,13 @@ def choose(waiting: Iterable[tuple[str, Need]], nodes: Mapping[str, Node], promi
         places[name].promise(need)
         plan.promised[job] = name
     return plan
+
+
+def allowed(need: Need, totals: Mapping[str, Amounts]) -> list[str]:
+    """The nodes, of these with all they have, that a job may run on: those kept for measurements, or the others."""
+    kept = [name for name, total in totals.items() if total.get(BENCHMARK)]
+    carrying = [name for name in kept if need.measures and need.could_run_on(Node(totals[name], totals[name]))]
+    return carrying or [name for name in totals if name not in kept]
 
 
 class _Place:

@@ -17,6 +17,7 @@ from toy_jobs import make_corpus, toy_job
 
 from cluster import artifact, job_commands, jobs, ray_cluster, stage
 from cluster.job_failures import Patience
+from cluster.job_queue import PORT, given_port
 from cluster.jobs import Job, Queue
 from cluster.stage import StageError
 from distill import launch
@@ -332,6 +333,13 @@ def test_what_cannot_be_is_refused(corpus: Path, queue: Queue, given: dict[str, 
 def test_a_port_that_is_none_is_refused(queue: Queue) -> None:
     with pytest.raises(StageError, match="metrics port 70000: write a number from 1 to 65535"):
         queue.serve(70_000)
+
+
+def test_a_port_may_come_from_the_environment_of_the_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(PORT, raising=False)
+    assert given_port() is None
+    monkeypatch.setenv(PORT, "9401")
+    assert given_port() == 9401
 
 
 def test_jobs_are_metrics(corpus: Path, queue: Queue) -> None:

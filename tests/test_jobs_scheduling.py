@@ -2,9 +2,13 @@
 
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from cluster.job import Job
+from cluster.job_nodes import refusal
 from cluster.scheduling import Need, Node, Plan, choose
 
 Case = tuple[str, Need, float]
@@ -226,3 +230,23 @@ def _compare(totals: Sequence[Mapping[str, float]], line: Sequence[Case]) -> Non
     alone = Simulation(totals, line[: head + 1]).run()
     crowded = Simulation(totals, line).run()
     assert crowded[str(head)] <= alone[str(head)]
+
+
+def test_nodes_kept_for_measurements_take_those_and_nothing_else() -> None:
+    kept, busy, free = node({"CPU": 4, "benchmark": 1}), node({"CPU": 8}, {"CPU": 1.0}), node({"CPU": 8})
+    assert plan([kept, busy, free], cpus(1, alone=True), cpus(1)).starts == [("0", "n0"), ("1", "n2")]
+    # One that measures waits for the kept node although another is empty; what is too large for the others waits, too.
+    measuring = node({"CPU": 4, "benchmark": 1}, {"CPU": 4.0}, exclusive=True)
+    assert plan([measuring, free], cpus(1, alone=True)) == Plan([], {"0": "n0"})
+    assert plan([kept], cpus(1)) == Plan()
+    assert plan([free], cpus(1, alone=True)).starts == [("0", "n0")]
+    assert plan([kept, free], Need({"CPU": 1.0, "benchmark": 1.0})).starts == [("0", "n0")]
+
+
+def test_a_job_that_only_a_kept_node_could_carry_is_refused() -> None:
+    job = Job("large", "cluster.tokens", {}, {}, Path("out"), cpus=16)
+    nodes = {"a": {"CPU": 32.0, "benchmark": 1.0}, "b": {"CPU": 8.0}}
+    assert "the nodes have 8 CPUs and 0 GPUs" in str(refusal(job, nodes))
+    assert "all are kept for measurements" in str(refusal(job, {"a": nodes["a"]}))
+    assert refusal(replace(job, alone=True), nodes) is None
+    assert refusal(replace(job, alone=True, cpus=8, gpus=1), {**nodes, "c": {"CPU": 8.0, "GPU": 1.0}}) is None
