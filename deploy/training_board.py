@@ -362,6 +362,7 @@ TRAINING = Board(
                         ),
                     ),
                     kind="bars",
+                    decimals=0,
                     width=4,
                     low=0,
                     bad=1,

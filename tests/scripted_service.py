@@ -1,0 +1,235 @@
+"""A service that never was: a long run on eight GPUs, a queue and results, told through the declared series.
+
+Smooth curves with noise from a seed, so that a picture of them looks like a day at work. What comes from other
+exporters (GPUs, volumes) is told as well.
+"""
+
+import math
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from prometheus_client import REGISTRY, CollectorRegistry, Gauge
+
+from cluster import telemetry
+from distill.stopwatch import PARTS
+
+RUN, STEPS, STEP_SECONDS, SAVE_EVERY, WORKERS = "distilbert/student", 60_000, 0.6, 1000, 8
+ROWS, SEQ_LEN = 2048, 128
+GPUS = 8
+FOREIGN = CollectorRegistry()
+
+
+def _foreign(name: str, *labels: str) -> Gauge:
+    return Gauge(name, f"{name} of a scripted machine", labels, registry=FOREIGN)
+
+
+_GPU = {
+    name: _foreign(f"DCGM_FI_{name}", "Hostname", "gpu", "UUID")
+    for name in (
+        "DEV_GPU_UTIL",
+        "PROF_PIPE_TENSOR_ACTIVE",
+        "DEV_FB_USED",
+        "DEV_FB_FREE",
+        "DEV_POWER_USAGE",
+        "DEV_GPU_TEMP",
+        "DEV_SM_CLOCK",
+        "DEV_XID_ERRORS",
+    )
+}
+_FREE = _foreign("kubelet_volume_stats_available_bytes", "namespace", "persistentvolumeclaim")
+_SIZE = _foreign("kubelet_volume_stats_capacity_bytes", "namespace", "persistentvolumeclaim")
+
+
+class Script:
+    """Sets every series to what it is at a moment; moments only go on."""
+
+    def __init__(self, started: float) -> None:
+        self._started, self._now = started, started
+        self._random = random.Random(1)
+        telemetry.RUN.labels(RUN).info(
+            {"precision": "fp16", "rows_per_step": str(ROWS), "learning_rate": "0.0005", "temperature": "2.0"}
+            | {"weights": "5/2/1", "zero_stage": "1", "seed": "1", "device": "Tesla V100-SXM2-16GB"}
+        )
+        telemetry.STARTED.labels(RUN).set(started)
+        for metric in (telemetry.NONFINITE, telemetry.FAILED_CHECKPOINTS, telemetry.SKIPPED):
+            metric.labels(RUN)
+        for cause, times in (("death", 1), ("drain", 2), ("growth", 0)):
+            telemetry.RESTARTS.labels(RUN, cause).inc(times)
+
+    def advance(self, now: float) -> None:
+        """Set everything to what it is at this moment."""
+        gone, self._now = now - self._now, now
+        self._train(now, gone)
+        self._learn(now)
+        self._checkpoints(now)
+        self._queue(now, gone)
+        self._text(gone)
+        self._results()
+        self._machines(now)
+
+    def _noise(self, size: float) -> float:
+        return 1 + self._random.gauss(0, size)
+
+    def _step(self, now: float) -> float:
+        return min(STEPS, max(1.0, (now - self._started) / STEP_SECONDS))
+
+    def _train(self, now: float, gone: float) -> None:
+        step, seconds = self._step(now), STEP_SECONDS * self._noise(0.01)
+        rate = ROWS * SEQ_LEN / seconds
+        for gauge, value in (
+            (telemetry.STEP, int(step)),
+            (telemetry.STEPS, STEPS),
+            (telemetry.STEP_TIME, now),
+            (telemetry.STEP_SECONDS, seconds),
+            (telemetry.REMAINING, (STEPS - step) * STEP_SECONDS),
+            (telemetry.WORKERS, WORKERS),
+            (telemetry.NODE_WORKERS, WORKERS),
+            (telemetry.RATE, rate),
+            (telemetry.UTILISATION, rate * 0.629e9 / (WORKERS * 125e12)),
+            (telemetry.CHECKPOINT_STEPS, SAVE_EVERY),
+        ):
+            gauge.labels(RUN).set(value)
+        telemetry.TOKENS.labels(RUN).inc(gone / STEP_SECONDS * ROWS * SEQ_LEN)
+        telemetry.ROWS.labels(RUN).inc(gone / STEP_SECONDS * ROWS)
+        for part, share in zip(PARTS, (0.01, 0.24, 0.2, 0.42, 0.04, 0.09), strict=True):
+            mean = seconds * share * self._noise(0.02)
+            telemetry.PART_SECONDS.labels(RUN, part, "mean").set(mean)
+            telemetry.PART_SECONDS.labels(RUN, part, "slowest").set(mean * (1.02 + abs(self._random.gauss(0, 0.02))))
+
+    def _learn(self, now: float) -> None:
+        step = self._step(now)
+        falls = math.exp(-step / 6000) + 0.35 * math.exp(-step / 30_000)
+        terms = {"soft": 0.35 + 3.2 * falls, "masked": 1.9 + 5.5 * falls, "cosine": 0.06 + 0.5 * falls}
+        terms["total"] = 5 * terms["soft"] + 2 * terms["masked"] + terms["cosine"]
+        for term, value in terms.items():
+            telemetry.LOSS.labels(RUN, term).set(value * self._noise(0.025))
+        if int(step) % SAVE_EVERY < 60:  # a validation
+            for term, value in terms.items():
+                telemetry.VALIDATION.labels(RUN, term).set(value * 1.01)
+            telemetry.ACCURACY.labels(RUN, "student").set(0.585 - 0.5 * min(1.0, falls))
+            telemetry.ACCURACY.labels(RUN, "teacher").set(0.62)
+            telemetry.AGREEMENT.labels(RUN).set(0.79 - 0.68 * min(1.0, falls))
+            for task, best in (("rte", 0.61), ("mrpc", 0.87)):
+                telemetry.PROBE_SCORE.labels(RUN, task).set(best - 0.15 * min(1.0, falls) * self._noise(0.05))
+                telemetry.PROBE_STEP.labels(RUN, task).set(int(step) // SAVE_EVERY * SAVE_EVERY)
+        rising = 0.05 * STEPS
+        rate = step / rising if step < rising else (STEPS - step) / (STEPS - rising)
+        telemetry.LEARNING_RATE.labels(RUN).set(5e-4 * rate)
+        telemetry.GRADIENT_NORM.labels(RUN).set((1.2 + 9 * falls) * abs(self._noise(0.15)))
+        telemetry.LOSS_SCALE.labels(RUN).set(2.0 ** (16 - int(step / 7000) % 3))
+        if self._random.random() < 0.02:
+            telemetry.SKIPPED.labels(RUN).inc()
+
+    def _checkpoints(self, now: float) -> None:
+        behind = (now - self._started) % (SAVE_EVERY * STEP_SECONDS)
+        telemetry.CHECKPOINT_TIME.labels(RUN).set(now - behind)
+        telemetry.CHECKPOINT_BYTES.labels(RUN).set(12 * 66_985_530)
+        telemetry.CHECKPOINT_SECONDS.labels(RUN, "blocked").set(0.9 * self._noise(0.05))
+        telemetry.CHECKPOINT_SECONDS.labels(RUN, "written").set(11 * self._noise(0.1))
+
+    def _queue(self, now: float, gone: float) -> None:
+        hours = (now - self._started) / 3600
+        for kind, most, seconds in (("finetune", 14, 900.0), ("export", 3, 60.0), ("benchmark", 1, 600.0)):
+            waiting = max(0, round(most * (0.6 + math.sin(hours + most)) * self._noise(0.1)))
+            telemetry.JOBS_WAITING.labels(kind).set(waiting)
+            telemetry.JOBS_RUNNING.labels(kind).set(min(most, 4))
+            telemetry.OLDEST_JOB.labels(kind).set(waiting * seconds / 4)
+            for state in ("done", "skipped", "failed", "cancelled"):
+                telemetry.JOBS_ENDED.labels(kind, state)
+            for cause in ("death", "node", "memory", "busy"):
+                telemetry.JOB_RETRIES.labels(kind, cause)
+            for _ in range(int(2 * gone / seconds + self._random.random())):
+                telemetry.JOB_ATTEMPTS.labels(kind).inc()
+                telemetry.JOB_WAIT.labels(kind).observe(seconds * self._random.random())
+                telemetry.JOB_SECONDS.labels(kind).observe(seconds * abs(self._noise(0.3)))
+                state = self._random.choices(("done", "skipped", "failed"), (0.9, 0.07, 0.03))[0]
+                telemetry.JOBS_ENDED.labels(kind, state).inc()
+                if self._random.random() < 0.1:
+                    telemetry.JOB_RETRIES.labels(kind, self._random.choice(("node", "memory"))).inc()
+        telemetry.QUEUE_TIME.set(now)
+        telemetry.QUEUE_DRAINING.set(0)
+
+    def _text(self, gone: float) -> None:
+        for task, kept, lost in (("corpus", "passed", "dropped"), ("tokens", "train", "failed")):
+            share = abs(self._noise(0.2))
+            telemetry.ACTORS.labels(task).set(16 if task == "tokens" else 24)
+            telemetry.UNITS.labels(task).inc(gone / 20 * share)
+            telemetry.UNIT_BYTES.labels(task).inc(gone * 38e6 * share)
+            telemetry.DOCUMENTS.labels(task, kept).inc(gone * 9000 * share)
+            telemetry.DOCUMENTS.labels(task, lost).inc(gone * (700 if task == "corpus" else 2) * share)
+            died = self._random.random() < 0.004
+            telemetry.ACTOR_DEATHS.labels(task).inc(died)
+            telemetry.LOST_UNITS.labels(task).inc(died)
+            if task == "tokens":
+                telemetry.TOKENS_MADE.inc(gone * 8.5e6 * share)
+
+    def _results(self) -> None:
+        scores = {"mnli": (84.7, 82.2), "sst-2": (92.7, 91.3), "mrpc": (88.6, 87.5), "rte": (69.3, 59.9)}
+        for task, (teacher, student) in scores.items():
+            telemetry.SCORE.labels("teacher", task).set(teacher / 100)
+            telemetry.SCORE.labels("student", task).set(student / 100)
+        runtimes = {"teacher": ("PyTorch", 0.093), "student": ("PyTorch", 0.047), "student_int8": ("ONNX", 0.0101)}
+        for model, (runtime, seconds) in runtimes.items():
+            for tokens, times in (("30", 1.0), ("384", 8.7)):
+                for percentile, slower in (("50", 1.0), ("90", 1.1), ("99", 1.25)):
+                    gauge = telemetry.LATENCY.labels(model, runtime, tokens, percentile)
+                    gauge.set(seconds * times * slower)
+        for model, weights, megabytes in (
+            ("teacher", "safetensors", 438),
+            ("student", "safetensors", 265),
+            ("student", "int8", 67),
+        ):
+            telemetry.MODEL_BYTES.labels(model, weights).set(megabytes * 1e6)
+
+    def _machines(self, now: float) -> None:
+        for gpu in range(GPUS):
+            labels = ("v100-node-1", str(gpu), f"GPU-{gpu}")
+            values = {
+                "DEV_GPU_UTIL": min(100.0, 97 * self._noise(0.01)),
+                "PROF_PIPE_TENSOR_ACTIVE": 0.31 * self._noise(0.05),
+                "DEV_FB_USED": 14_200 + 30 * gpu,
+                "DEV_FB_FREE": 1_900 - 30 * gpu,
+                "DEV_POWER_USAGE": (262 - 4 * gpu) * self._noise(0.02),
+                "DEV_GPU_TEMP": 58 + 2 * gpu + 2 * math.sin(now / 1800),
+                "DEV_SM_CLOCK": 1530 if gpu != 5 else 1455,
+                "DEV_XID_ERRORS": 0,
+            }
+            for name, value in values.items():
+                _GPU[name].labels(*labels).set(value)
+        for claim, size, used in (("stillhouse-shared", 4e12, 0.41), ("stillhouse-cache", 1e12, 0.63)):
+            _SIZE.labels("stillhouse", claim).set(size)
+            _FREE.labels("stillhouse", claim).set(size * (1 - used - 0.01 * (now - self._started) / 3600))
+
+
+def history(script: Script, start: float, end: float, every: float, labels: str) -> Iterator[str]:
+    """The script's series from ``start`` to ``end`` as OpenMetrics with times, for ``promtool tsdb
+    create-blocks-from openmetrics``; ``labels`` are those that a scrape adds."""
+    told: dict[str, list[str]] = {}
+    for number in range(int((end - start) / every)):
+        now = start + number * every
+        script.advance(now)
+        for family in _families():
+            lines = told.setdefault(family.name, [f"# TYPE {family.name} {_kind(family.type)}\n"])
+            for sample in family.samples:
+                own = "".join(f',{name}="{value}"' for name, value in sample.labels.items())
+                lines.append(f"{sample.name}{{{labels}{own}}} {sample.value} {now:.3f}\n")
+    for lines in told.values():
+        yield from lines
+    yield "# EOF\n"
+
+
+def _families() -> Iterator[Any]:
+    yield from (family for family in REGISTRY.collect() if family.name.startswith("stillhouse_"))
+    yield from FOREIGN.collect()
+
+
+def _kind(kind: str) -> str:
+    # Samples of a histogram must be told together for every moment; those of a series of no known type need not.
+    return {"counter": "counter", "info": "info"}.get(kind, "gauge" if kind == "gauge" else "unknown")
+
+
+def write_history(script: Script, start: float, end: float, every: float, labels: str, path: Path) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.writelines(history(script, start, end, every, labels))
