@@ -32,6 +32,7 @@ DOORS = {
     ),
     "onnxruntime": ("deploy/", "eval/runners.py"),
     "prometheus_client": ("cluster/telemetry.py",),
+    "grafana_foundation_sdk": ("deploy/panels.py",),
 }
 """Library to the only files and folders that may import it."""
 

@@ -30,12 +30,12 @@ def record(deaths: Deaths, step: int) -> None:
 def test_deaths_at_other_steps_are_forgiven_as_often_as_the_recipe_says(deaths: Deaths) -> None:
     for step in (10, 20):
         record(deaths, step)
-        deaths.add(WorkerGroupError("", {0: DEAD}))
+        assert deaths.add(WorkerGroupError("", {0: DEAD})) == "death"
     record(deaths, 30)
     with pytest.raises(
         LaunchError, match=r"workers of student died 3 times \(placement.restarts\): worker 0: The actor"
     ):
-        deaths.add(WorkerGroupError("", {0: DEAD}))
+        assert deaths.add(WorkerGroupError("", {0: DEAD})) == "death"
 
 
 def test_two_deaths_at_the_same_step_are_enough(deaths: Deaths) -> None:
@@ -68,7 +68,7 @@ def test_a_lost_connection_is_nobodys_to_mend(deaths: Deaths, dead: Exception) -
 def test_a_node_that_said_it_would_leave_is_no_death(deaths: Deaths) -> None:
     told = PreemptionInfo(deadline_ms=None, preempted_node_to_ranks={"a": [1]})
     for _ in range(9):
-        deaths.add(PreemptionError(told, drain_timed_out=True))
+        assert deaths.add(PreemptionError(told, drain_timed_out=True)) == "drain"
     dead = RayActorError()
     dead._preempted = True
     deaths.add(WorkerGroupError("", {0: RuntimeError("peer is gone"), 1: WorkerHealthCheckFailedError("", dead)}))

@@ -1,0 +1,152 @@
+"""What Prometheus is told of the queue: its line, waits, retries, and the numbers that jobs have brought."""
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client import REGISTRY
+from toy_jobs import make_corpus, toy_job
+
+from cluster import artifact, telemetry
+from cluster.job import settle
+from cluster.job_book import Book, Event
+from cluster.job_series import Series, show_artifact
+from cluster.storage import read_json
+
+HOUR = 3600.0
+
+
+def value(name: str, **labels: str) -> float | None:
+    return REGISTRY.get_sample_value(name, labels)
+
+
+class Told:
+    """A book and its series, told the same events."""
+
+    def __init__(self) -> None:
+        self.book = Book()
+        self.series = Series(self.book)
+
+    def __call__(self, event: str, at: float, **values: Any) -> None:
+        told: Event = {"event": event, "at": at, **values}
+        self.book.apply(told)
+        self.series.count(self.book.entries.get(values.get("id", "")), told)
+
+
+@pytest.fixture
+def told() -> Told:
+    return Told()
+
+
+@pytest.fixture
+def ids(told: Told, tmp_path: Path) -> list[str]:
+    """Three jobs of one kind, submitted two hours, one hour and a minute ago."""
+    corpus, now = make_corpus(tmp_path), time.time()
+    requests = settle([toy_job(corpus, name, kind=f"kind {tmp_path.name}") for name in ("first", "second", "third")])
+    for request, ago in zip(requests, (2 * HOUR, HOUR, 60.0), strict=True):
+        told("submitted", now - ago, requests=[request.resolved()])
+    return [request.id for request in requests]
+
+
+def start(told: Told, job: str, at: float) -> None:
+    told("started", at, id=job, worker="w", node="n", takes={})
+
+
+def test_the_line_is_shown_as_it_is(told: Told, ids: list[str]) -> None:
+    kind = told.book.entries[ids[0]].request.job.kind
+    told.series.show(told.book)
+    assert value("stillhouse_jobs_waiting", kind=kind) == 3
+    assert value("stillhouse_oldest_job_age_seconds", kind=kind) == pytest.approx(2 * HOUR, abs=5)
+    start(told, ids[0], time.time())
+    told.series.show(told.book)
+    assert value("stillhouse_jobs_waiting", kind=kind) == 2
+    assert value("stillhouse_jobs_running", kind=kind) == 1
+    assert value("stillhouse_oldest_job_age_seconds", kind=kind) == pytest.approx(HOUR, abs=5)
+    assert value("stillhouse_queue_draining") == 0
+    assert value("stillhouse_queue_turn_timestamp_seconds") == pytest.approx(time.time(), abs=5)
+    told("drained", time.time(), on=True)
+    told.series.show(told.book)
+    assert value("stillhouse_queue_draining") == 1
+
+
+def test_counters_are_there_before_anything_happens(told: Told, ids: list[str]) -> None:
+    """Prometheus sees no increase in a counter that is born with its first event."""
+    kind = told.book.entries[ids[0]].request.job.kind
+    told.series.show(told.book)
+    assert value("stillhouse_jobs_ended_total", kind=kind, state="failed") == 0
+    assert value("stillhouse_job_retries_total", kind=kind, cause="node") == 0
+    assert value("stillhouse_jobs_ended_total", kind=kind, state="running") is None
+
+
+def test_waits_retries_and_endings_are_counted(told: Told, ids: list[str]) -> None:
+    entry = told.book.entries[ids[0]]
+    kind = entry.request.job.kind
+    start(told, ids[0], entry.at + 30)
+    told("stopped", entry.at + 40, id=ids[0], cause="node", why="lost", until=0.0)
+    start(told, ids[0], entry.at + 7200)
+    told("ended", entry.at + 7300, id=ids[0], state="failed", error="", failure="user", seconds=100.0)
+    assert value("stillhouse_job_attempts_total", kind=kind) == 2
+    assert value("stillhouse_job_retries_total", kind=kind, cause="node") == 1
+    assert value("stillhouse_jobs_ended_total", kind=kind, state="failed") == 1
+    assert value("stillhouse_job_wait_seconds_count", kind=kind) == 1, "the first attempt ends a wait, no other"
+    assert value("stillhouse_job_wait_seconds_sum", kind=kind) == pytest.approx(30)
+    assert value("stillhouse_job_seconds_sum", kind=kind) == 100
+
+
+def test_kinds_that_people_invent_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(telemetry, "_values", {})
+    monkeypatch.setattr(telemetry, "MOST_VALUES", 2)
+    corpus, told = make_corpus(tmp_path), Told()
+    jobs = settle([toy_job(corpus, f"job {number}", kind=f"invented {number}") for number in range(5)])
+    told("submitted", time.time(), requests=[request.resolved() for request in jobs])
+    told.series.show(told.book)
+    shown = {labels["kind"] for labels in _labels("stillhouse_jobs_waiting") if "invented" in labels["kind"]}
+    assert len(shown) == 2
+    assert value("stillhouse_jobs_waiting", kind="other") == 3
+
+
+def _labels(name: str) -> list[dict[str, str]]:
+    return [sample.labels for family in REGISTRY.collect() for sample in family.samples if sample.name == name]
+
+
+def finetuned(place: Path, score: float) -> None:
+    with artifact.create(place, kind="finetune", inputs={}, recipe={}) as draft:
+        (draft.path / "model.safetensors").write_bytes(bytes(1000))
+        draft.facts.update(task="rte", score=score)
+
+
+def test_what_a_job_has_made_is_shown_also_by_a_queue_that_starts_later(tmp_path: Path) -> None:
+    corpus, told = make_corpus(tmp_path), Told()
+    place = tmp_path / "finetune" / "planted" / "rte"
+    (request,) = settle([replace(toy_job(corpus, "finetune"), out=place)])
+    finetuned(place, 61.5)
+    told("submitted", time.time(), requests=[request.resolved()])
+    start(told, request.id, time.time())
+    told("ended", time.time(), id=request.id, state="done", error=None, failure=None, seconds=1.0)
+    assert value("stillhouse_score_ratio", model="planted", task="rte") == pytest.approx(0.615)
+    assert value("stillhouse_model_bytes", model="planted", weights="safetensors") == 1000
+    telemetry.SCORE.clear()
+    Series(told.book)
+    assert value("stillhouse_score_ratio", model="planted", task="rte") == pytest.approx(0.615)
+
+
+def test_a_result_that_is_gone_troubles_nobody(told: Told, ids: list[str]) -> None:
+    start(told, ids[0], time.time())
+    told("ended", time.time(), id=ids[0], state="done", error=None, failure=None, seconds=1.0)
+    Series(told.book)
+
+
+def test_times_and_sizes_come_from_the_artifacts(tmp_path: Path) -> None:
+    rows = [{"model": "timed", "runtime": "ONNX Runtime", "length": 30, "p50_ms": 10.0, "p90_ms": 11.0, "p99_ms": 12.5}]
+    with artifact.create(tmp_path / "latency", kind="benchmark", inputs={}, recipe={}) as draft:
+        draft.facts.update(rows=rows)
+    place = tmp_path / "exports" / "timed" / "int8"
+    with artifact.create(place, kind="export", inputs={}, recipe={}) as draft:
+        draft.facts.update(format="int8", bytes=67_000_000)
+    for found in (tmp_path / "latency", place):
+        show_artifact(found, read_json(found / artifact.MANIFEST))
+    labels = {"model": "timed", "runtime": "ONNX Runtime", "tokens": "30"}
+    assert value("stillhouse_latency_seconds", percentile="99", **labels) == pytest.approx(0.0125)
+    assert value("stillhouse_model_bytes", model="timed", weights="int8") == 67_000_000

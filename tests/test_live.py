@@ -1,0 +1,157 @@
+"""What Prometheus is told of a run: parts of a step, shares of a peak, and what a taken port does to it."""
+
+import socket
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tokens_artifact
+import torch
+from prometheus_client import REGISTRY
+
+from cluster.rows import open_tokens
+from distill import costs, hardware
+from distill.costs import Shape
+from distill.distillation import Distillation
+from distill.engine import Workers
+from distill.live import Live
+from distill.phases import Schedule
+from distill.stopwatch import PARTS, Stopwatch
+
+STUDENT = Shape("student", "distilbert", 2, 64, 128, 4, 1000)
+CPU = torch.device("cpu")
+
+
+def value(name: str, **labels: str) -> float | None:
+    return REGISTRY.get_sample_value(name, labels)
+
+
+def waste(seconds: float) -> None:
+    threading.Event().wait(seconds)
+
+
+def test_a_stopwatch_knows_where_the_time_went() -> None:
+    watch = Stopwatch(CPU)
+    for _ in range(2):
+        watch.begin("data")
+        waste(0.02)
+        watch.begin("backward")
+        with watch.within("communication"):
+            waste(0.04)
+        waste(0.01)
+        watch.begin("")
+        waste(0.05)  # a validation
+        with watch.within("communication"):
+            waste(0.05)  # belongs to no step
+    seconds = watch.read()
+    assert tuple(seconds) == PARTS
+    assert 0.04 <= seconds["data"] < 0.07
+    assert 0.08 <= seconds["communication"] < 0.11
+    assert 0.02 <= seconds["backward"] < 0.05
+    assert seconds["teacher"] == seconds["optimizer"] == 0
+    assert not any(watch.read().values()), "what was read is not read again"
+
+
+def test_a_stopwatch_costs_next_to_nothing() -> None:
+    """Five marks a micro-batch, which takes milliseconds at least."""
+    watch = Stopwatch(CPU)
+    started = time.perf_counter()
+    for _ in range(10_000):
+        watch.begin("data")
+    watch.read()
+    assert (time.perf_counter() - started) / 10_000 < 20e-6
+
+
+def test_the_peak_is_that_of_the_card_the_driver_names() -> None:
+    v100 = hardware.peak_flops("Tesla V100-SXM2-16GB", 16_935_682_048, "fp16")
+    assert v100 == 125e12
+    assert hardware.peak_flops("Tesla V100-SXM2-32GB", 34_079_637_504, "fp32") == 15.7e12
+    assert hardware.peak_flops("NVIDIA A100-SXM4-80GB", 84_987_740_160, "bf16") == 312e12
+    assert hardware.peak_flops("NVIDIA H100 80GB HBM3", 84_929_347_584, "bf16") == 989e12
+    assert hardware.peak_flops("Tesla V100-SXM2-16GB", 16_935_682_048, "bf16") is None, "it has none"
+    for unknown in ("NVIDIA H100 PCIe", "Tesla T4", "NVIDIA A1000", "cpu"):
+        assert hardware.peak_flops(unknown, 16_935_682_048, "fp16") is None, unknown
+
+
+class Card(Workers):
+    """Two GPUs of a kind that is not here."""
+
+    device_name = "Tesla V100-SXM2-16GB"  # type: ignore[assignment]
+    memory = 16_935_682_048  # type: ignore[assignment]
+
+
+@pytest.fixture(scope="module")
+def schedule(tmp_path_factory: pytest.TempPathFactory) -> Schedule:
+    folder = tmp_path_factory.mktemp("live")
+    tokens_artifact.make(folder)
+    return Schedule(recipe(), [open_tokens(folder / "tokens")])
+
+
+def recipe(**placement: Any) -> Distillation:
+    return Distillation.of(
+        {"steps": 100, "rows_per_step": 8, "precision": "fp16", "placement": {"rows_per_device": 2, **placement}}
+    )
+
+
+def line(step: int, schedule: Schedule, **changes: Any) -> Mapping[str, Any]:
+    tokens = schedule.first.tokens_per_step
+    losses = {"total": 8.0, "soft": 1.0, "masked": 1.0, "cosine": 1.0}
+    pace = {"tokens": step * tokens, "tokens_per_second": tokens / 0.5, "step_seconds": 0.5}
+    return {"step": step, "learning_rate": 1e-4, "gradient_norm": 1.0, "loss_scale": 64.0, **losses, **pace, **changes}
+
+
+def test_what_was_logged_is_shown(schedule: Schedule) -> None:
+    live = Live("shown", recipe(), schedule, (None, STUDENT), Card(0, 0, 2, CPU))
+    live.begin(10)
+    live.logged([line(11, schedule, gradient_norm=70.0), line(12, schedule, gradient_norm=float("inf"))])
+    assert value("stillhouse_step", run="shown") == 12
+    assert value("stillhouse_gradient_norm", run="shown") == 70, "the largest that is a number"
+    assert value("stillhouse_loss_scale", run="shown") == 64
+    assert value("stillhouse_rows_total", run="shown") == 16
+    assert value("stillhouse_tokens_total", run="shown") == 2 * schedule.first.tokens_per_step
+    assert value("stillhouse_remaining_seconds", run="shown") == pytest.approx(88 * 0.5)
+    needed = costs.step_flops_per_token(recipe(), None, STUDENT, schedule.first.seq_len)
+    share = needed * schedule.first.tokens_per_step / 0.5 / (2 * 125e12)
+    assert value("stillhouse_model_flops_utilization_ratio", run="shown") == pytest.approx(share)
+    live.divided([[1.0, 2, 3, 4, 5, 6], [3.0, 2, 3, 4, 5, 6]])
+    assert value("stillhouse_step_part_seconds", run="shown", part="data", worker="mean") == 2
+    assert value("stillhouse_step_part_seconds", run="shown", part="data", worker="slowest") == 3
+
+
+def test_a_port_that_is_taken_ends_no_run(schedule: Schedule, caplog: pytest.LogCaptureFixture) -> None:
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        port = int(taken.getsockname()[1])
+        live = Live("taken", recipe(metrics_port=port), schedule, (None, STUDENT), Workers(0, 0, 1, CPU))
+        with caplog.at_level("INFO", "stillhouse"):
+            live.begin(0)
+            live.serve()
+        assert [record.message for record in caplog.records] == [
+            f"warning: placement.metrics_port {port}: Address already in use: no metrics until it is free"
+        ]
+    live.serve()
+    with socket.create_connection(("127.0.0.1", port), timeout=5):
+        pass
+
+
+def test_every_node_has_an_endpoint_and_only_the_first_worker_speaks_for_the_run(
+    schedule: Schedule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    Live("second node", recipe(), schedule, (None, STUDENT), Workers(4, 0, 8, CPU)).begin(0)
+    assert value("stillhouse_node_workers", run="second node") == 4
+    assert value("stillhouse_workers", run="second node") is None
+    Live("other worker", recipe(), schedule, (None, STUDENT), Workers(5, 1, 8, CPU)).begin(0)
+    assert value("stillhouse_node_workers", run="other worker") is None
+
+
+def test_a_run_on_unknown_devices_has_no_utilisation(schedule: Schedule, tmp_path: Path) -> None:
+    live = Live("unknown", recipe(), schedule, (None, STUDENT), Workers(0, 0, 1, CPU))
+    live.begin(0)
+    live.logged([line(1, schedule)])
+    assert value("stillhouse_step", run="unknown") == 1
+    assert value("stillhouse_model_flops_utilization_ratio", run="unknown") is None
