@@ -72,7 +72,7 @@ def test_the_entrypoint_of_a_run_is_a_pipeline_on_shared_storage(name: str, tmp_
         ("distill.launch", "distill.lunch", "no module distill.lunch"),
         ("/distilbert.toml", "/bert.toml", "no recipe .*/bert.toml"),
         ("suite.probes.metrics_port", "suite.probes.metric_port", "did you mean"),
-        ("tokens.placement.metrics_port", "tokens.placement.port", "tokens.placement.port"),
+        ("tokens.placement.metrics_port", "tokens.placement.port", "unknown key placement.port"),
     ],
 )
 def test_an_entrypoint_that_cannot_run_is_found(before: str, after: str, found: str, tmp_path: Path) -> None:
