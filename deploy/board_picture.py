@@ -113,12 +113,15 @@ def _graph(frame: Axes, panel: Panel, lines: list[Line]) -> None:
         axes.yaxis.set_minor_formatter(NullFormatter())
     else:
         axes.set_ylim(bottom=panel.low, top=panel.high)
-        axes.yaxis.set_major_locator(MultipleLocator(_between(*axes.get_ylim(), panel.unit)))
+        low, high = axes.get_ylim()
+        axes.yaxis.set_major_locator(MultipleLocator(_between(low, high, panel.unit)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: shown(value, panel.unit)))
-    axes.xaxis.set_major_locator(locator := AutoDateLocator(maxticks=5))
-    axes.xaxis.set_major_formatter(ConciseDateFormatter(locator, show_offset=False))
+    locator: Any = AutoDateLocator(maxticks=5)  # type: ignore[no-untyped-call]
+    axes.xaxis.set_major_locator(locator)
+    axes.xaxis.set_major_formatter(ConciseDateFormatter(locator, show_offset=False))  # type: ignore[no-untyped-call]
     axes.tick_params(colors=FAINT, labelsize=5, length=0, pad=2)
     axes.grid(True, color=GRID, linewidth=0.5)
+    axes.set_axisbelow(True)
     for spine in axes.spines.values():
         spine.set_visible(False)
     if panel.bad is not None:

@@ -15,6 +15,7 @@ import documents
 import torch
 from benching import Row, quick
 from contenders import Pace, Process
+from prometheus_client import REGISTRY, generate_latest
 from transformers import BertConfig, BertForMaskedLM
 
 from cluster import artifact, vocabulary
@@ -22,7 +23,8 @@ from distill.distillation import Distillation, Placement
 
 _STEPS, _SAVE_EVERY = (6, 3) if quick() else (41, 20)
 _ROWS, _SEQ_LEN, _THREADS = 16, 128, 2
-_RECORDING = ("add", "end_step", "drain", "save", "validated")
+_RECORDING = ("add", "end_step", "drain", "save", "validated", "begin")
+_SCRAPE_EVERY = 15.0
 _SHAPE = {"num_hidden_layers": 4, "hidden_size": 256, "num_attention_heads": 4, "intermediate_size": 1024}
 
 
@@ -32,7 +34,8 @@ def rows() -> Iterator[Row]:
         with Process("bench_telemetry", folder) as run:
             found = run.ask("train")
     total = found["total"]
-    background = found["writing"] / _THREADS
+    scraping = found["scrape"] * total / _SCRAPE_EVERY
+    background = (found["writing"] + scraping) / _THREADS
     blocked = sum(found[name] for name in _RECORDING)
     default = Placement().save_every
     rare = (blocked - found["save"] + (found["save"] + background) * _SAVE_EVERY / default) / total
@@ -44,7 +47,9 @@ def rows() -> Iterator[Row]:
         f"{Placement().log_every}, a checkpoint ({found['bytes'] / 1e6:.0f} MB) every {_SAVE_EVERY}: blocked "
         f"{blocked:.3f} s (checkpoints "
         f"{found['save']:.3f} s, reading and logging {blocked - found['save']:.3f} s), processor time of the writing "
-        f"thread {found['writing']:.2f} s on {_THREADS} cores, of {total:.1f} s without validation; with a checkpoint "
+        f"thread {found['writing']:.2f} s on {_THREADS} cores, a scrape of {found['scrape'] * 1e3:.1f} ms every "
+        f"{_SCRAPE_EVERY:g} s, borders between the parts of steps {found['begin']:.4f} s, of {total:.1f} s "
+        f"without validation; with a checkpoint "
         f"every {default} steps as by default the share would be {rare:.5f}; BERT of 4 x 256 to 2 layers, vocabulary "
         f"30,522, bf16, {_ROWS} x {_SEQ_LEN} tokens; without the first step and the wait for the last checkpoint",
     )
@@ -87,11 +92,12 @@ def _train(folder: Path) -> dict[str, float]:
     from distill import train
     from distill.recorder import Recorder
     from distill.saving import Saver
+    from distill.stopwatch import Stopwatch
     from distill.validation import Validation
 
     clock = Clock()
     for name in (*_RECORDING, "__exit__"):
-        clock.around(Recorder, name)
+        clock.around(Stopwatch if name == "begin" else Recorder, name)
     clock.around(Validation, "measure")
     clock.around(Saver, "_write", time.thread_time)
     recipe = Distillation(
@@ -109,9 +115,18 @@ def _train(folder: Path) -> dict[str, float]:
     return {
         **{name: clock.seconds[name] for name in _RECORDING},
         "writing": clock.seconds["_write"],
+        "scrape": _scrape_seconds(),
         "total": whole - clock.seconds["measure"],
         "bytes": float(sum(file.stat().st_size for file in newest.iterdir())),
     }
+
+
+def _scrape_seconds() -> float:
+    """Processor time of an answer to Prometheus."""
+    started = time.thread_time()
+    for _ in range(10):
+        generate_latest(REGISTRY)
+    return (time.thread_time() - started) / 10
 
 
 if __name__ == "__main__":
