@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import celpy
-import yaml
 from jsonschema import Draft4Validator
-from manifests import Document, label
+from manifests import Document, label, parsed
 
 SCHEMAS = Path(__file__).resolve().parents[2] / "shared" / "schemas"
 ALWAYS = {"apiVersion", "kind", "metadata"}
@@ -53,7 +52,8 @@ def _definition(group: str, kind: str) -> tuple[str, Document]:
         kind, f"{kind.lower()}s"
     )
     text = (SCHEMAS / _FILES[group].format(plural)).read_text(encoding="utf-8")
-    spec = yaml.load(text, Loader=yaml.CSafeLoader)["spec"]
+    (definition,) = parsed(text)
+    spec = definition["spec"]
     assert spec["names"]["kind"] == kind
     (version,) = [found for found in spec["versions"] if found["name"] == VERSIONS[group]]
     assert version["served"]

@@ -29,9 +29,14 @@ def _built(folder: Path) -> str:
     return done.stdout
 
 
+def parsed(text: str) -> list[Document]:
+    """The documents of a YAML file, by the parser in C: definitions are long."""
+    return [found for found in yaml.load_all(text, Loader=yaml.CSafeLoader) if found]
+
+
 def build(folder: Path) -> list[Document]:
     """The documents that ``kubectl apply -k`` would send."""
-    return [found for found in yaml.load_all(_built(folder), Loader=yaml.CSafeLoader) if found]
+    return parsed(_built(folder))
 
 
 def overlay(name: str, root: Path = K8S) -> list[Document]:

@@ -8,7 +8,7 @@ from manifests import NAMESPACE, Document, Pod, all_pods, label, of_kind, quanti
 
 VOLUMES = {"configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim", "projected", "secret"}
 """That Pod Security "restricted" lets a pod have."""
-SECRET_NAME = re.compile(r"token(?!iz)|passw|secret|credential|api_?key", re.IGNORECASE)
+SECRET_NAME = re.compile(r"token(?!iz|s)|passw|secret|credential|api_?key", re.IGNORECASE)
 CLUSTER_WIDE = {
     "ClusterRole",
     "ClusterRoleBinding",
@@ -87,10 +87,10 @@ def _secrets(pod: Pod) -> Iterator[str]:
 
 
 def _assigned_secrets(text: str) -> Iterator[str]:
-    for line in text.splitlines():
-        name, separator, value = line.partition("=")
-        if separator and value.strip() and SECRET_NAME.search(name):
-            yield f"{name.strip()} has its value in the open"
+    """Names of variables and keys of a file that are secrets and have a value."""
+    for name in re.findall(r"^\s*([\w.-]+)\s*[=:]\s*\S", text, re.MULTILINE):
+        if SECRET_NAME.search(name):
+            yield f"{name} has its value in the open"
 
 
 def _resources(pod: Pod) -> Iterator[str]:

@@ -184,6 +184,7 @@ BY_RULES = [
     ("PodMonitor", "spec.podMetricsEndpoints[0].port", "http", "no pod of RayJob/distilbert has a port http"),
     ("Namespace", "metadata.labels", {}, "must be enforced as restricted"),
     ("ConfigMap", "data", {"x": "HF_TOKEN=abc"}, "HF_TOKEN has its value in the open"),
+    ("ConfigMap", "data", {"x": "a: 1\n  api_key: abc"}, "api_key has its value in the open"),
     ("Role", "metadata.namespace", "default", "must be stillhouse"),
 ]
 

@@ -54,6 +54,7 @@ def _checked(entrypoint: str, folder: Path) -> None:
     Plan(pipeline, folder / "out").check()
 
 
+@pytest.mark.long  # the stages that check their recipes are all imported
 @pytest.mark.parametrize("name", OVERLAYS)
 def test_the_entrypoint_of_a_run_is_a_pipeline_on_shared_storage(name: str, tmp_path: Path) -> None:
     documents = overlay(name)
@@ -66,6 +67,7 @@ def test_the_entrypoint_of_a_run_is_a_pipeline_on_shared_storage(name: str, tmp_
         assert mounts["/" + out.parts[1]] in claims, f"{pod.where} does not see {out}"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("before", "after", "found"),
     [
@@ -82,6 +84,7 @@ def test_an_entrypoint_that_cannot_run_is_found(before: str, after: str, found: 
         _checked(entrypoint.replace(before, after), tmp_path)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["v100-8", "modern"])
 def test_ports_that_are_scraped_are_those_the_program_serves(name: str, tmp_path: Path) -> None:
     documents = overlay(name)
