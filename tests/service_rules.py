@@ -13,8 +13,6 @@ MARGIN_SECONDS = 10
 """Between the end of a drain and the end of the pod."""
 START_SECONDS = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": 900, "RAY_worker_register_timeout_seconds": 300}
 """The least that 64 workers on 8 cold nodes are given."""
-INIT = {"cpu": "200m", "memory": "256Mi"}
-"""Requests and limits of the init container that KubeRay adds to workers."""
 
 
 def problems(documents: Iterable[Document]) -> Iterator[str]:
@@ -114,7 +112,10 @@ def _selects(selector: Mapping[str, Any], labels: Mapping[str, str]) -> bool:
 
 
 def _benchmarks(known: list[Document]) -> Iterator[str]:
-    """A node of measurements is a pod's own: guaranteed, in whole CPUs, alone, and asked for by name."""
+    """A node of measurements is a pod's own: guaranteed, in whole CPUs, alone, and asked for by name.
+
+    KubeRay's init container asks for as much as it may have, and so takes nothing of that away.
+    """
     for pod in all_pods(known):
         if pod.group != "benchmark":
             continue
