@@ -1,0 +1,71 @@
+// The page's side of a worker: calls that answer, with news on the way.
+
+export class Engine {
+  #worker;
+  #waiting = new Map();
+  #last = 0;
+
+  constructor() {
+    this.#worker = new Worker(new URL("./worker.js", import.meta.url), { type: "module" });
+    this.#worker.onmessage = ({ data }) => this.#hear(data);
+    this.#worker.onerror = (event) => this.#fail(event.message || "the worker could not be started");
+  }
+
+  call(name, given, told = () => {}) {
+    this.#last += 1;
+    const id = this.#last;
+    return new Promise((resolve, reject) => {
+      this.#waiting.set(id, { resolve, reject, told });
+      this.#worker.postMessage({ id, call: name, given });
+    });
+  }
+
+  // Frees its memory; what was asked and not answered yet is refused.
+  close() {
+    this.#worker.terminate();
+    this.#fail("stopped");
+  }
+
+  #hear({ id, result, error, news }) {
+    const { resolve, reject, told } = this.#waiting.get(id);
+    if (news !== undefined) return told(news);
+    this.#waiting.delete(id);
+    return error === undefined ? resolve(result) : reject(new Error(error));
+  }
+
+  #fail(message) {
+    for (const { reject } of this.#waiting.values()) reject(new Error(message));
+    this.#waiting.clear();
+  }
+}
+
+// An empty module with one SIMD instruction: what the runtime needs of a browser.
+const SIMD = new Uint8Array([
+  0, 97, 115, 109, 1, 0, 0, 0, 1, 5, 1, 96, 0, 1, 123, 3, 2, 1, 0, 10, 10, 1, 8, 0, 65, 0, 253, 15, 253, 98, 11,
+]);
+
+export function hasSimd() {
+  return typeof WebAssembly === "object" && WebAssembly.validate(SIMD);
+}
+
+// The GPU a page may use, as far as the browser tells: { vendor, architecture }, or null.
+export async function graphics() {
+  if (!("gpu" in navigator)) return null;
+  const adapter = await navigator.gpu.requestAdapter().catch(() => null);
+  if (adapter === null) return null;
+  const { vendor = "", architecture = "" } = adapter.info ?? {};
+  return { vendor, architecture };
+}
+
+// Ways to run here: WebAssembly on each number of threads that can be had, then the GPU.
+export function configurations(threads, gpu) {
+  const most = self.crossOriginIsolated ? navigator.hardwareConcurrency : 1;
+  const counts = [...new Set(threads.map((count) => Math.min(count, most)))].sort((a, b) => a - b);
+  const ways = counts.map((count) => ({ backend: "wasm", threads: count }));
+  return gpu === null ? ways : [...ways, { backend: "webgpu", threads: 1 }];
+}
+
+export function nameOf({ backend, threads }) {
+  if (backend === "webgpu") return "WebGPU";
+  return threads === 1 ? "1 thread" : `${threads} threads`;
+}

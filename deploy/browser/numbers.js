@@ -1,0 +1,27 @@
+// Numbers for people, and the few statistics the page shows; those of record are computed from the raw times later.
+
+export function percentile(values, share) {
+  const sorted = [...values].sort((a, b) => a - b);
+  const place = (sorted.length - 1) * share;
+  const below = Math.floor(place);
+  const above = Math.ceil(place);
+  return sorted[below] + (sorted[above] - sorted[below]) * (place - below);
+}
+
+export function milliseconds(value) {
+  if (value >= 1000) return `${(value / 1000).toFixed(2)} s`;
+  return `${value >= 100 ? value.toFixed(0) : value.toFixed(1)} ms`;
+}
+
+export function megabytes(bytes) {
+  const size = bytes / 1e6;
+  return `${size >= 10 ? size.toFixed(0) : size.toFixed(1)} MB`;
+}
+
+export function millions(count) {
+  return `${(count / 1e6).toFixed(count >= 1e7 ? 0 : 1)} M`;
+}
+
+export function plural(count, word) {
+  return `${count} ${word}${count === 1 ? "" : "s"}`;
+}

@@ -1,0 +1,228 @@
+// The page: opens the models, answers, measures, and sees that a result reaches the job that waits for it.
+
+import { clearAnswers, showAnswers } from "./answers.js";
+import { deliver, keepUnsent, unsent, waitingJob } from "./delivery.js";
+import { forgetOthers } from "./downloads.js";
+import { $, h, say, show } from "./elements.js";
+import { Engine, configurations, graphics, hasSimd, nameOf } from "./engine.js";
+import { describeDevice, measureAll, standardPlan } from "./measuring.js";
+import { megabytes, millions, plural } from "./numbers.js";
+import { showResults } from "./results.js";
+import { TEXTS } from "./texts.js";
+
+const page = { models: [], job: null, plan: null, ways: [], gpu: null, engine: null, passage: "", kept: true, busy: false };
+const LOOK_AGAIN = 4000;
+
+async function begin() {
+  showTexts();
+  listen();
+  if (!hasSimd()) throw new Error("This browser is too old for the models (no WebAssembly SIMD): update it, or open the link in another one.");
+  await keepPage();
+  const described = await (await fetch("page.json")).json();
+  page.models = described.models;
+  $("models").replaceChildren(...page.models.map(modelLine));
+  [page.job, page.gpu] = await Promise.all([waitingJob(), graphics()]);
+  page.plan = page.job?.plan ?? standardPlan(Math.min(...page.models.map((model) => model.positions)));
+  page.ways = configurations(page.plan.threads, page.gpu);
+  await showDevice(described);
+  showPlan();
+  await openModels();
+  await forgetOthers(page.models);
+  await sendUnsent();
+}
+
+// Register what keeps the page; without it (an insecure connection) the page works while the network does.
+async function keepPage() {
+  if (!("serviceWorker" in navigator)) return;
+  try {
+    await navigator.serviceWorker.register("service_worker.js", { type: "classic" });
+    await navigator.serviceWorker.ready;
+  } catch {
+    page.kept = false; // a certificate the browser does not trust, or a private window
+  }
+}
+
+function modelLine(model) {
+  return h("li", { class: model.role },
+    h("span", { class: "dot", "aria-hidden": "true" }),
+    h("span", { class: "title" }, model.title),
+    h("span", { class: "note" }, `${millions(model.parameters)} parameters · ${megabytes(model.bytes)}`),
+    h("progress", { max: "1", value: "0", "aria-label": `Loading ${model.title}` }),
+    h("span", { class: "note ready" }, "waiting"));
+}
+
+// The quickest way to run that needs no GPU: the one with the most threads.
+function ownWay() {
+  return page.ways.filter((way) => way.backend === "wasm").at(-1);
+}
+
+async function openModels() {
+  page.engine = new Engine();
+  await page.engine.call("start", ownWay());
+  let kept = page.kept && "caches" in self;
+  for (const model of page.models) {
+    const [bar, ready] = [document.querySelector(`#models .${model.role} progress`), document.querySelector(`#models .${model.role} .ready`)];
+    bar.hidden = false;
+    const opened = await page.engine.call("open", { model }, (news) => {
+      if (news.kept === false) kept = false;
+      showLoading(model, bar, ready, news);
+    });
+    bar.hidden = true;
+    ready.textContent = `ready in ${opened.seconds.toFixed(1)} s`;
+    $("answer").disabled = false;
+  }
+  $("measure").disabled = false;
+  show("offline", kept && navigator.serviceWorker?.controller !== undefined);
+  say("state", `Ready on ${nameOf(ownWay())}. ${kept ? "" : "This connection does not let the page work offline."}`.trim());
+}
+
+function showLoading(model, bar, ready, news) {
+  if (news.preparing) {
+    bar.removeAttribute("value");
+    ready.textContent = "preparing";
+    return say("state", `Preparing ${model.title}`);
+  }
+  bar.value = news.bytes / news.total;
+  ready.textContent = `${megabytes(news.bytes)} of ${megabytes(news.total)}`;
+  say("state", news.waiting ? "The connection is lost: loading goes on when it is back." : `Loading ${model.title}`);
+}
+
+function showTexts() {
+  $("text").replaceChildren(...TEXTS.map((text, place) => h("option", { value: String(place) }, text.title)), h("option", { value: "own" }, "My own text"));
+  chooseText();
+}
+
+function chooseText() {
+  const chosen = TEXTS[$("text").value];
+  page.passage = chosen?.passage ?? "";
+  $("draft").value = page.passage;
+  $("question").value = chosen?.questions[0] ?? "";
+  $("suggestions").replaceChildren(...(chosen?.questions ?? []).map((question) => {
+    const chip = h("button", { type: "button", class: "chip" }, question);
+    chip.addEventListener("click", () => { $("question").value = question; $("ask").requestSubmit(); });
+    return chip;
+  }));
+  clearAnswers(page.passage);
+  editing(chosen === undefined);
+  if (chosen === undefined) $("draft").focus();
+}
+
+function editing(on) {
+  page.passage = $("draft").value;
+  show("draft", on);
+  show("passage", !on);
+  $("edit").setAttribute("aria-pressed", String(on));
+  $("edit").textContent = on ? "Done" : "Edit";
+}
+
+async function ask(event) {
+  event.preventDefault();
+  if ($("answer").disabled || page.busy) return;
+  if ($("passage").hidden) editing(false);
+  $("answer").disabled = true;
+  const [question, passage] = [$("question").value, page.passage];
+  try {
+    const found = [];
+    for (const model of page.models) {
+      if (document.querySelector(`#models .${model.role} progress`).hidden) {
+        found.push({ model, ...(await page.engine.call("answer", { role: model.role, question, passage, limit: 384 })) });
+        showAnswers(passage, found);
+      }
+    }
+  } catch (error) {
+    fail(error);
+  } finally {
+    $("answer").disabled = false;
+  }
+}
+
+async function measure() {
+  const stopping = { asked: false, now: () => {} };
+  $("stop").onclick = () => { stopping.asked = true; stopping.now(); };
+  working(true);
+  page.engine.close(); // its memory is wanted by the workers that measure
+  const [text] = TEXTS;
+  const given = {
+    ways: page.ways, models: page.models, plan: page.plan, device: page.device,
+    text: { question: text.questions[0], passage: text.passage },
+  };
+  const result = await measureAll(given, ({ way, note, share }) => {
+    $("progress").value = share;
+    say("running-text", `${way}: ${note}`);
+  }, stopping);
+  working(false);
+  if (!stopping.asked) {
+    showResults(result, page.models);
+    keepUnsent({ ...result, page: page.version });
+    await sendUnsent();
+  }
+  await openModels();
+}
+
+function working(on) {
+  page.busy = on;
+  show("running", on);
+  show("stop", on);
+  $("measure").disabled = on;
+  $("answer").disabled = on;
+  if (on) say("state", "Measuring: keep this page in front.");
+}
+
+// Send what is there, and go on trying while a server may come back.
+async function sendUnsent() {
+  const result = unsent();
+  if (result === null) return;
+  if ($("results").hidden) showResults(result, page.models);
+  if (page.job === null) page.job = await waitingJob();
+  if (page.job === null && navigator.onLine && !page.linked) return say("delivery", "No job waits for these numbers: they stay here.");
+  const outcome = await deliver();
+  if (outcome === "sent") return say("delivery", "Sent: the job has your numbers. Thank you.");
+  if (outcome !== "later") return say("delivery", `The job did not take these numbers (${outcome}).`);
+  say("delivery", "Not sent yet: they are kept, and go out when the connection is back.");
+  setTimeout(sendUnsent, LOOK_AGAIN);
+}
+
+async function showDevice(described) {
+  page.version = described.version;
+  page.device = { ...(await describeDevice(page.gpu)), runtime: described.runtime };
+  const { cores, isolated, webgpu, clock_ms: clock, screen } = page.device;
+  const facts = [
+    ["Processor cores", String(cores)],
+    ["Threads", isolated ? `up to ${ownWay().threads}` : "one: this connection is not isolated"],
+    ["WebGPU", webgpu === null ? "not here" : `${webgpu.vendor} ${webgpu.architecture}`.trim() || "yes"],
+    ["Screen", screen],
+    ["Clock step", `${clock.toFixed(3)} ms`],
+    ["Runtime", described.runtime],
+    ["Page", described.version.slice(0, 12)],
+  ];
+  $("device").replaceChildren(...facts.flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]));
+}
+
+function showPlan() {
+  const { lengths, repeats } = page.plan;
+  const ways = page.ways.map(nameOf).join(", ");
+  const purpose = page.job === null ? "" : ` The result goes to the job “${page.job.job}”.`;
+  say("plan", `${plural(repeats, "run")} of each model at ${lengths.join(" and ")} tokens, on ${ways}.${purpose}`);
+}
+
+function fail(error) {
+  say("problem", error.message);
+  show("again");
+  say("state", "Something went wrong.");
+}
+
+function listen() {
+  $("text").addEventListener("change", chooseText);
+  $("edit").addEventListener("click", () => {
+    const on = $("draft").hidden;
+    editing(on);
+    if (on) $("draft").focus();
+    else clearAnswers(page.passage);
+  });
+  $("ask").addEventListener("submit", ask);
+  $("measure").addEventListener("click", () => measure().catch(fail));
+  $("again").addEventListener("click", () => location.reload());
+  window.addEventListener("online", () => sendUnsent());
+}
+
+begin().catch(fail);

@@ -1,0 +1,173 @@
+"""Make the page that measures a phone: question-answering exports, the runtime they need, and nothing from elsewhere.
+
+::
+
+    python -m deploy.vendoring --out build/browser
+    python -m deploy.web_page RECIPE --student DIR [--teacher DIR] --libraries build/browser --out DIR
+
+The page is a folder of static files that any server can give out and that keeps itself on the phone. Measuring
+for a job is ``eval.mobile``, which serves it. It holds::
+
+    index.html page.js worker.js …      what people see (deploy/browser)
+    libraries/                          ONNX Runtime Web and the tokenizer (deploy.vendoring)
+    models/<role>/                      tokenizer files
+    models/<digest>.part                pieces of model files, each fetched, checked and kept by itself
+    page.json                           models, their sizes and parts, version of the page
+    service_worker.js                   knows the version and every file but the parts
+
+Threads need cross-origin isolation: ``Cross-Origin-Opener-Policy: same-origin`` and ``Cross-Origin-Embedder-Policy:
+require-corp`` on every answer, over https or from localhost. Without these the page uses one thread and says so.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import onnx
+from pydantic import Field, PositiveInt
+
+from cluster import artifact, stage, telemetry
+from cluster.recipe import Recipe
+from deploy import vendoring
+
+PAGE = "page.json"
+SERVICE_WORKER = "service_worker.js"
+ROLES = ("student", "teacher")
+"""In this order a phone loads them: with the student alone it can answer already."""
+
+MODEL_FILES = ("model.onnx", "onnx/model_quantized.onnx")
+"""Where an export keeps its model: as ONNX Runtime has it, and as transformers.js does."""
+
+NOT_SERVED = ("package.json", "package-lock.json", vendoring.LICENCES)
+
+
+class Shown(Recipe):
+    """One model, for people."""
+
+    title: str = Field(min_length=1, max_length=40)
+    weights: Literal["trained", "random"] = "trained"  # random ones have the speed of trained ones, but no answers
+
+
+class WebPage(Recipe):
+    """A page for measuring."""
+
+    student: Shown = Shown(title="Student")
+    teacher: Shown = Shown(title="Teacher")
+    part_bytes: PositiveInt = 8 * 2**20  # what a lost connection costs at most
+
+
+def run(recipe: WebPage, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
+    packages = vendoring.check(inputs["libraries"])
+    shutil.copytree(inputs["libraries"], out / "libraries", dirs_exist_ok=True)
+    for path in sorted(vendoring.BROWSER.iterdir()):
+        if path.name not in NOT_SERVED:
+            shutil.copyfile(path, out / path.name)
+    given = {role: inputs[role] for role in ROLES if role in inputs}
+    models = [
+        add_model(role, getattr(recipe, role), export, out, recipe.part_bytes)
+        for role, export in telemetry.progress(given.items(), "page", len(given), "models")
+    ]
+    runtime = f"onnxruntime-web {packages['onnxruntime-web']}"
+    version = finish(out, {"models": models, "runtime": runtime})
+    described = [{key: value for key, value in model.items() if key != "parts"} for model in models]
+    return {"format": "page", "version": version, "runtime": runtime, "models": described}
+
+
+def add_model(role: str, shown: Shown, folder: Path, out: Path, part_bytes: int) -> dict[str, Any]:
+    """Put an export into the page; what the page must know of it.
+
+    Raises:
+        StageError: it does not answer questions, or a browser cannot run it.
+    """
+    export = artifact.read(folder, "export")
+    path = _model_file(export)
+    config = json.loads((export.path / "config.json").read_text(encoding="utf-8"))
+    kept = out / "models" / role
+    kept.mkdir(parents=True, exist_ok=True)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(export.path / name, kept / name)
+    _check_tokenizer(role, kept / "tokenizer.json")
+    graph = onnx.load(path, load_external_data=False).graph
+    return {
+        "role": role,
+        **shown.resolved(),
+        "format": export.facts["format"],
+        "identity": export.identity,
+        "parameters": export.facts["parameters"],
+        "bytes": path.stat().st_size,
+        "positions": config["max_position_embeddings"],
+        "inputs": [given.name for given in graph.input],
+        "tokenizer": f"models/{role}/tokenizer.json",
+        "tokenizer_config": f"models/{role}/tokenizer_config.json",
+        "parts": _cut(path, out, part_bytes),
+    }
+
+
+def _model_file(export: artifact.Artifact) -> Path:
+    if export.facts.get("head") != "question-answering":
+        raise stage.StageError(
+            f"{export.path} is an export for {export.facts.get('head')}: the page asks questions, so give an export of "
+            "a model fine-tuned on SQuAD"
+        )
+    found = [export.path / name for name in MODEL_FILES if (export.path / name).is_file()]
+    if not found:
+        raise stage.StageError(
+            f"{export.path} is {export.facts.get('format')}, which browsers do not run: give the int8 ONNX export"
+        )
+    return found[0]
+
+
+def _check_tokenizer(role: str, path: Path) -> None:
+    """The page cuts words as BERT does: it must know the place of every piece in the text."""
+    model = json.loads(path.read_text(encoding="utf-8"))["model"]
+    if model["type"] != "WordPiece" or not {"[CLS]", "[SEP]"} <= set(model["vocab"]):
+        raise stage.StageError(
+            f"{role}: its tokenizer is {model['type']}: it needs WordPiece with [CLS] and [SEP] (BERT, DistilBERT)"
+        )
+
+
+def _cut(path: Path, out: Path, part_bytes: int) -> list[dict[str, Any]]:
+    """Cut a file into parts named by their digests, so that another version shares those that did not change."""
+    parts = []
+    with path.open("rb") as file:
+        while piece := file.read(part_bytes):
+            digest = hashlib.sha256(piece).hexdigest()
+            name = f"models/{digest[:32]}.part"
+            (out / name).write_bytes(piece)
+            parts.append({"path": name, "bytes": len(piece), "sha256": digest})
+    return parts
+
+
+def finish(out: Path, described: Mapping[str, Any]) -> str:
+    """Write ``page.json`` and the service worker, which know every other file; the version of the page."""
+    template = (vendoring.BROWSER / SERVICE_WORKER).read_text(encoding="utf-8")
+    files = sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
+    files = [name for name in files if name not in (SERVICE_WORKER, PAGE)]
+    digests = {name: artifact.file_sha256(out / name) for name in files}
+    version = artifact.digest([digests, template, dict(described)])
+    artifact.write_json(out / PAGE, {"version": version, **described})
+    # The runtime for GPUs is as large as all the rest: kept when a phone first asks for it.
+    shell = [name for name in files if not name.endswith(".part") and "webgpu" not in name and "asyncify" not in name]
+    listed = ", ".join(json.dumps(name) for name in ["./", PAGE, *shell])
+    (out / SERVICE_WORKER).write_text(
+        template.replace("@VERSION@", version).replace("/* @SHELL@ */", listed), encoding="utf-8"
+    )
+    return version
+
+
+STAGE = stage.Stage(
+    run=run,
+    recipe=WebPage,
+    inputs={
+        "student": stage.Role(("export",)),
+        "teacher": stage.Role(("export",), optional=True),
+        "libraries": stage.Role((stage.FOLDER,)),
+    },
+    produces="export",
+)
+
+if __name__ == "__main__":
+    stage.main(STAGE)

@@ -1,0 +1,250 @@
+"""Serve a page that measures a phone to whoever has the one-time link, and take one result from it.
+
+A link is ``http://host:port/?t=<token>``. Opening it puts the token into a cookie, and nothing at all is answered
+without it: not the page, not the models, not the job. The token is worth one result; with that accepted it is spent.
+
+::
+
+    GET  /?t=TOKEN    303 to the page, with the cookie
+    GET  /…           a file of the page's manifest, by its exact name; there is no other way to a file
+    GET  /job         what to measure: {"job": name, "plan": {…}, "version": …}
+    POST /result      JSON of at most 1 MiB: 201 taken, 400 why it is no result, 409 there is one already
+"""
+
+import contextlib
+import hmac
+import json
+import mimetypes
+import secrets
+import ssl
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from http.cookies import CookieError, SimpleCookie
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+from cluster import artifact
+
+COOKIE = "stillhouse_token"
+MOST_RESULT_BYTES = 2**20
+SILENCE_SECONDS = 30.0
+"""After which a connection is closed that says nothing."""
+_CHUNK_BYTES = 2**18
+
+_TYPES = {
+    ".mjs": "text/javascript",
+    ".js": "text/javascript",
+    ".wasm": "application/wasm",
+    ".part": "application/octet-stream",
+    ".webmanifest": "application/manifest+json",
+    ".md": "text/plain; charset=utf-8",
+}
+
+_HEADERS = {
+    # Isolated from other pages, which is what browsers ask for before they give threads.
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Embedder-Policy": "require-corp",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Content-Security-Policy": (
+        "default-src 'self'; script-src 'self' 'wasm-unsafe-eval'; object-src 'none'; base-uri 'none'; "
+        "form-action 'none'; frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+}
+
+
+class ResultError(ValueError):
+    """What was posted is no result; the message goes back to the phone."""
+
+
+@dataclass
+class Exchange:
+    """One token, what it stands for, and what came back."""
+
+    page: artifact.Artifact
+    job: Mapping[str, Any]
+    accept: Callable[[Any], Any]
+    """Makes a result of what was posted as JSON, or raises :class:`ResultError`."""
+    token: str = field(default_factory=lambda: secrets.token_urlsafe(24))
+    result: Any = None
+    opened: threading.Event = field(default_factory=threading.Event)
+    """Set when somebody has opened the link."""
+    done: threading.Event = field(default_factory=threading.Event)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def take(self, posted: Any) -> bool:
+        """Accept a result; whether it was the first.
+
+        Raises:
+            ResultError: it is none.
+        """
+        result = self.accept(posted)
+        with self.lock:
+            if self.done.is_set():
+                return False
+            self.result = result
+            self.done.set()
+            return True
+
+
+class Server(ThreadingHTTPServer):
+    """An HTTP server of one exchange."""
+
+    daemon_threads = True
+
+    def __init__(self, address: tuple[str, int], exchange: Exchange, tls: ssl.SSLContext | None) -> None:
+        super().__init__(address, Handler)
+        self.exchange = exchange
+        self.tls = tls
+
+    def finish_request(self, request: Any, client_address: Any) -> None:
+        # In the connection's own thread: a client that never completes its handshake holds up nobody.
+        request.settimeout(SILENCE_SECONDS)
+        if self.tls is not None:
+            request = self.tls.wrap_socket(request, server_side=True)
+        super().finish_request(request, client_address)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A phone that goes away is no error of ours, and a trace of it is no news."""
+
+
+@contextlib.contextmanager
+def serving(exchange: Exchange, host: str, port: int, tls: ssl.SSLContext | None = None) -> Iterator[int]:
+    """Serve inside the block; yields the port.
+
+    Raises:
+        OSError: the address cannot be had.
+    """
+    server = Server((host, port), exchange, tls)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True)
+    thread.start()
+    try:
+        yield server.server_address[1]
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+class Handler(BaseHTTPRequestHandler):
+    """One connection."""
+
+    protocol_version = "HTTP/1.1"
+    server_version = "stillhouse"
+    sys_version = ""
+    server: Server
+
+    def do_GET(self) -> None:
+        exchange, url = self.server.exchange, urlsplit(self.path)
+        given = parse_qs(url.query).get("t")
+        if given is not None:
+            self._open(given[-1])
+        elif not self._known():
+            self._refuse(HTTPStatus.FORBIDDEN, "This page needs its link: open the link or the QR code of the job.")
+        elif url.path == "/job":
+            self._answer(HTTPStatus.OK, json.dumps(dict(exchange.job)).encode(), "application/json")
+        else:
+            self._file("index.html" if url.path == "/" else url.path[1:])
+
+    def do_POST(self) -> None:
+        if not self._known():
+            self._refuse(HTTPStatus.FORBIDDEN, "this token is not the job's")
+        elif urlsplit(self.path).path != "/result":
+            self._refuse(HTTPStatus.NOT_FOUND, "post to /result")
+        elif (posted := self._body()) is not None:
+            self._take(posted)
+
+    def _open(self, token: str) -> None:
+        if not self._is_token(token):
+            self._refuse(HTTPStatus.FORBIDDEN, "This link is not the one of a job that waits: ask for a new one.")
+            return
+        self.server.exchange.opened.set()
+        secure = "; Secure" if self.server.tls is not None else ""
+        # Lax: links in messages work, and no other site can post with it.
+        cookie = f"{COOKIE}={token}; Path=/; HttpOnly; SameSite=Lax; Max-Age=86400{secure}"
+        self._answer(HTTPStatus.SEE_OTHER, b"", "text/plain", {"Location": "/", "Set-Cookie": cookie})
+
+    def _known(self) -> bool:
+        try:
+            cookie = SimpleCookie(self.headers.get("Cookie", "")).get(COOKIE)
+        except CookieError:
+            return False
+        return cookie is not None and self._is_token(cookie.value)
+
+    def _is_token(self, text: str) -> bool:
+        return hmac.compare_digest(text.encode(), self.server.exchange.token.encode())
+
+    def _file(self, name: str) -> None:
+        page = self.server.exchange.page
+        if name not in page.files:
+            self._refuse(HTTPStatus.NOT_FOUND, "no such file on this page")
+            return
+        path, entry = page.path / name, page.files[name]
+        tag = f'"{entry["sha256"][:32]}"'
+        # Parts are named by what is in them; everything else is asked for again, which costs nothing where it is equal.
+        kept = "private, max-age=31536000, immutable" if name.endswith(".part") else "no-cache"
+        headers = {"ETag": tag, "Cache-Control": kept}
+        if self.headers.get("If-None-Match") == tag:
+            self._answer(HTTPStatus.NOT_MODIFIED, b"", None, headers)
+            return
+        self._head(HTTPStatus.OK, int(entry["bytes"]), _type(path), headers)
+        with path.open("rb") as file:
+            while piece := file.read(_CHUNK_BYTES):
+                self.wfile.write(piece)
+
+    def _body(self) -> Any:
+        """The JSON that was posted; None where it was refused."""
+        length = self.headers.get("Content-Length", "")
+        if not length.isascii() or not length.isdigit():
+            return self._refuse(HTTPStatus.LENGTH_REQUIRED, "say how long the result is")
+        if int(length) > MOST_RESULT_BYTES:
+            return self._refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"a result has at most {MOST_RESULT_BYTES} bytes")
+        if self.headers.get_content_type() != "application/json":
+            return self._refuse(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "a result is application/json")
+        try:
+            return json.loads(self.rfile.read(int(length)))
+        except (ValueError, RecursionError):
+            return self._refuse(HTTPStatus.BAD_REQUEST, "a result is JSON")
+
+    def _take(self, posted: Any) -> None:
+        try:
+            first = self.server.exchange.take(posted)
+        except ResultError as error:
+            self._refuse(HTTPStatus.BAD_REQUEST, str(error))
+            return
+        if first:
+            self._answer(HTTPStatus.CREATED, b"taken\n", "text/plain")
+        else:
+            self._refuse(HTTPStatus.CONFLICT, "this link has brought its result already")
+
+    def _refuse(self, status: HTTPStatus, reason: str) -> None:
+        # The body of what is refused is not read, so the connection cannot be used again.
+        self.close_connection = True
+        self._answer(status, f"{reason}\n".encode(), "text/plain; charset=utf-8")
+
+    def _answer(
+        self, status: HTTPStatus, body: bytes, content_type: str | None, headers: Mapping[str, str] | None = None
+    ) -> None:
+        self._head(status, len(body), content_type, {"Cache-Control": "no-store", **(headers or {})})
+        self.wfile.write(body)
+
+    def _head(self, status: HTTPStatus, length: int, content_type: str | None, headers: Mapping[str, str]) -> None:
+        self.send_response(status)
+        about = {"Content-Type": content_type} if content_type else {}
+        for name, value in {**_HEADERS, **about, **headers, "Content-Length": str(length)}.items():
+            self.send_header(name, value)
+        if self.close_connection:
+            self.send_header("Connection", "close")
+        self.end_headers()
+
+    def log_message(self, *_: Any) -> None:
+        """Requests are not logged: their first line holds the token."""
+
+
+def _type(path: Path) -> str:
+    return _TYPES.get(path.suffix) or mimetypes.guess_type(path.name)[0] or "application/octet-stream"
