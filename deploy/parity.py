@@ -6,37 +6,34 @@ beside the model in ``parity.json``::
     {"against": "PyTorch fp32", "runtime": "onnxruntime 1.31.1",
      "inputs": {"lengths": [8, 30, 128], "rows": 4, "seed": 0, "tokens": 576, "sha256": "..."},
      "outputs": {"logits": {"max_abs": 4.1e-7, "scale": 2.2, "relative": 1.9e-7, "agreement": 1.0, "choices": 15}},
-     "tolerance": {"relative": 0.0001, "agreement": 0.99}}
+     "score": {"task": "mrpc", "metric": "…", "model": 84.1, "export": 83.9, "difference": -0.2, "examples": 408, …},
+     "tolerance": {"relative": 0.0001, "agreement": 0.99, "score": 1.0}}
 
 ``relative`` is the largest difference of one value over the largest value of the reference; ``agreement`` is the
-share of choices (a class, a word, a start or an end of an answer) that fall on the same candidate in both.
+share of choices (a class, a word, a start or an end of an answer) that fall on the same candidate in both; ``score``
+is that of both on a task's development set (:mod:`deploy.task_score`), null where no data was given.
 """
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
 import torch
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from cluster.exported import Layout
 from cluster.recipe import Recipe
+from cluster.runtimes import Outputs
 from cluster.stage import StageError
 
 FILE = "parity.json"
 
 Feed: TypeAlias = dict[str, npt.NDArray[np.int64]]
 """Named model inputs, each ``[batch, length]``."""
-
-Outputs: TypeAlias = dict[str, npt.NDArray[np.float32]]
-
-Layout: TypeAlias = Literal["classes", "words", "positions"]
-"""What an output holds: ``[batch, classes]``, ``[batch, length, vocabulary]``, or ``[batch, length]``."""
 
 SHORTEST = 3
 """[CLS], one token, [SEP]."""
@@ -55,6 +52,7 @@ class Tolerance(Recipe):
 
     relative: PositiveFloat = 1e-4  # largest difference, over the largest value of the reference
     agreement: float = Field(0.99, ge=0.0, le=1.0)  # lowest share of equal choices
+    score: NonNegativeFloat = 1.0  # points by which the task's score may fall, where it is measured
 
 
 @dataclass(frozen=True)
@@ -143,15 +141,6 @@ def torch_outputs(model: PreTrainedModel, names: Iterable[str]) -> Callable[[Fee
     return answer
 
 
-def onnx_outputs(path: Path) -> Callable[[Feed], Outputs]:
-    """An ONNX file in ONNX Runtime on one thread of the processor, as a function of a feed."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    names = [output.name for output in session.get_outputs()]
-    return lambda feed: dict(zip(names, session.run(names, feed), strict=True))
-
-
 def compare(reference: Outputs, candidate: Outputs, feed: Feed, layouts: Mapping[str, Layout]) -> dict[str, Difference]:
     """The difference of each output on one feed; what a model says of padding is not compared."""
     attended = feed["attention_mask"] == 1
@@ -215,17 +204,6 @@ def check(differences: Mapping[str, Difference], tolerance: Tolerance, what: str
                 f"{what} decides otherwise than its model: {name} agrees on {found.agreement:.1%} of {found.choices} "
                 f"choices, tolerance.agreement asks for {tolerance.agreement:.1%}; lower it if that will do"
             )
-
-
-def report(inputs: Mapping[str, Any], differences: Mapping[str, Difference], tolerance: Tolerance) -> dict[str, Any]:
-    """The contents of ``parity.json``."""
-    return {
-        "against": "PyTorch fp32",
-        "runtime": f"onnxruntime {onnxruntime.__version__}",
-        "inputs": dict(inputs),
-        "outputs": {name: found.as_json() for name, found in differences.items()},
-        "tolerance": tolerance.resolved(),
-    }
 
 
 def summary(differences: Mapping[str, Difference]) -> dict[str, float | None]:

@@ -2,88 +2,172 @@
 
 ::
 
-    python -m deploy.quantize RECIPE --export DIR --model DIR --out DIR
+    python -m deploy.quantize RECIPE --export DIR --model DIR [--tokens DIR] [--data DIR] --out DIR
 
 Weights become signed 8-bit numbers with one scale per output channel, embeddings unsigned ones with one scale;
-activations are quantised while the model runs. The result is laid out like the export it was made from, so what
-runs one runs the other.
+activations are quantised while the model runs, or (``activations = "static"``) by ranges that were seen on rows of
+``--tokens``. Layers that ``keep`` names stay in float. The result is laid out like the export it was made from, so
+what runs one runs the other.
 """
 
-import logging
-import shutil
-from collections.abc import Mapping
+import fnmatch
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import onnx
-from onnxruntime.quantization import QuantType, quantize_dynamic
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
 
 from cluster import artifact, stage
-from cluster.recipe import Recipe
-from deploy import onnx_export, parity
+from deploy import calibration_rows, exporting, onnx_export, parity
+from deploy.calibration_rows import Calibration
+from deploy.exporting import ROUNDED, Judged, logger
+from deploy.original import identity, open_original
 
-logger = logging.getLogger("stillhouse")
+QUANTIZED = ("MatMul", "Gemm", "Gather", "Attention")
+"""Operators that get 8-bit weights."""
 
 
-class Quantization(Recipe):
-    """A dynamic quantisation to int8."""
+class Quantization(Judged):
+    """A quantisation to int8."""
 
     # x86 processors without VNNI add two products in 16 bits and overflow on full 8-bit weights: use 7 for those.
     weight_bits: Literal[8, 7] = 8
-    # Wide enough for an honest int8 model on random ids, where near ties are common (a trained encoder differed by
-    # 0.18 and agreed on 83 % of its words there, on 87 % in real text); a broken one is far outside.
-    tolerance: parity.Tolerance = parity.Tolerance(relative=0.5, agreement=0.7)
+    activations: Literal["dynamic", "static"] = "dynamic"
+    keep: tuple[str, ...] = ()
+    """Layers that stay in float, by name with * for any part: ``*.layer.0.*``; deploy.sensitivity names them."""
+    calibration: Calibration = Calibration()
+    """For static activations only."""
+    tolerance: parity.Tolerance = ROUNDED
 
 
-def quantize(exported: Path, path: Path, weight_bits: int) -> None:
-    """Write the int8 form of the ONNX file ``exported`` to ``path``."""
-    model = onnx.load(exported)
+class Feeds(CalibrationDataReader):  # type: ignore[misc]
+    """Inputs one after the other, as ONNX Runtime's calibration asks for them."""
+
+    def __init__(self, feeds: Sequence[parity.Feed]) -> None:
+        self._feeds: Iterator[parity.Feed] = iter(feeds)
+
+    def get_next(self) -> parity.Feed | None:
+        return next(self._feeds, None)
+
+
+def load(path: Path) -> onnx.ModelProto:
+    """An ONNX file as the quantiser takes it."""
+    model = onnx.load(path)
     # The shapes noted by the exporter are named otherwise than the quantiser's own, and it stops at the difference.
     del model.graph.value_info[:]
-    with onnx_export.quiet():
+    return model
+
+
+def layers(model: onnx.ModelProto) -> dict[str, list[str]]:
+    """Layer to the names of its nodes that can be quantised: those with weights."""
+    weights = {values.name for values in model.graph.initializer if len(values.dims) == 2}
+    found: dict[str, list[str]] = {}
+    for node in model.graph.node:
+        if node.op_type in QUANTIZED and weights & set(node.input):
+            found.setdefault(node.name.partition("/")[0], []).append(node.name)
+    return found
+
+
+def kept(patterns: Sequence[str], known: Mapping[str, Sequence[str]]) -> list[str]:
+    """Nodes of the layers that stay in float.
+
+    Raises:
+        StageError: a pattern matches no layer.
+    """
+    for pattern in patterns:
+        if not fnmatch.filter(known, pattern):
+            raise stage.StageError(
+                f"keep: no layer is named {pattern}: write one of {', '.join(known)}, * for any part"
+            )
+    return [
+        node for name, nodes in known.items() if any(fnmatch.fnmatch(name, each) for each in patterns) for node in nodes
+    ]
+
+
+def quantize(model: onnx.ModelProto, path: Path, weight_bits: int, floats: Collection[str] = ()) -> None:
+    """Write the int8 form of a model to ``path``; the nodes in ``floats`` stay as they are."""
+    with exporting.quiet():
         # Activations stay unsigned and weights signed: the fastest pair, twice as fast as both unsigned.
-        quantize_dynamic(model, path, per_channel=True, reduce_range=weight_bits == 7, weight_type=QuantType.QInt8)
+        quantize_dynamic(
+            model,
+            path,
+            per_channel=True,
+            reduce_range=weight_bits == 7,
+            weight_type=QuantType.QInt8,
+            nodes_to_exclude=list(floats),
+        )
 
 
-def _check_inputs(exported: artifact.Artifact, model: Path) -> None:
+def quantize_by_ranges(
+    model: onnx.ModelProto, path: Path, weight_bits: int, floats: Collection[str], feeds: Sequence[parity.Feed]
+) -> None:
+    """Write the int8 form of a model whose activations are scaled by the ranges that they have on ``feeds``."""
+    with exporting.quiet():
+        quantize_static(
+            model,
+            path,
+            Feeds(feeds),
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=["MatMul", "Gemm", "Gather"],
+            per_channel=True,
+            reduce_range=weight_bits == 7,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            nodes_to_exclude=list(floats),
+            # Scores and probabilities of attention have no weights and tolerate no fixed range: they stay in float.
+            extra_options={"MatMulConstBOnly": True},
+        )
+
+
+def _check_inputs(recipe: Quantization, exported: artifact.Artifact, inputs: Mapping[str, Path]) -> None:
     if exported.facts["format"] != "onnx":
         raise stage.StageError(
             f"{exported.path} is {exported.facts['format']} already: give the ONNX export it came from"
         )
-    if exported.facts["source"] != onnx_export.identity(model):
+    if exported.facts["source"] != identity(inputs["model"]):
         raise stage.StageError(
-            f"{exported.path} was not exported from {model}: give the model it was made from, "
+            f"{exported.path} was not exported from {inputs['model']}: give the model it was made from, "
             f"{exported.facts['model_name']}, as --model"
+        )
+    if (recipe.activations == "static") != ("tokens" in inputs):
+        raise stage.StageError(
+            'activations = "static" and --tokens DIR, the rows to calibrate with, belong together: give both or neither'
         )
 
 
 def run(recipe: Quantization, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
     exported = artifact.read(inputs["export"], "export")
-    _check_inputs(exported, inputs["model"])
-    source = onnx_export.open_source(inputs["model"])
+    _check_inputs(recipe, exported, inputs)
+    original = open_original(inputs["model"])
+    model = load(exported.path / onnx_export.MODEL)
+    floats = kept(recipe.keep, layers(model))
     logger.info("quantising %s", onnx_export.MODEL)
-    quantize(exported.path / onnx_export.MODEL, out / onnx_export.MODEL, recipe.weight_bits)
+    if recipe.activations == "static":
+        feeds = calibration_rows.feeds(recipe.calibration, inputs["tokens"], original)
+        quantize_by_ranges(model, out / onnx_export.MODEL, recipe.weight_bits, floats, feeds)
+    else:
+        quantize(model, out / onnx_export.MODEL, recipe.weight_bits, floats)
+    form = "int8" if recipe.activations == "dynamic" else "int8-static"
+    made = exporting.describe(original, form, "onnxruntime", onnx_export.MODEL)
     probe = parity.Probe.of(exported.recipe["probe"])
-    described, differences = onnx_export.measure(source, out / onnx_export.MODEL, probe)
-    parity.check(differences, recipe.tolerance, f"int8 {onnx_export.MODEL}")
-    artifact.write_json(out / parity.FILE, parity.report(described, differences, recipe.tolerance))
-    for path in exported.path.glob("*.json"):
-        if path.name not in (parity.FILE, artifact.MANIFEST):
-            shutil.copyfile(path, out / path.name)
     return {
-        **exported.facts,
-        "format": "int8",
+        **exporting.complete(original, made, recipe, probe, inputs, out),
+        "opset": exported.facts["opset"],
         "weight_bits": recipe.weight_bits,
-        "bytes": onnx_export.model_bytes(out),
         "onnx_bytes": exported.facts["bytes"],
-        "parity": parity.summary(differences),
+        "float_layers": sorted({node.partition("/")[0] for node in floats}),
     }
 
 
 STAGE = stage.Stage(
     run=run,
     recipe=Quantization,
-    inputs={"export": stage.Role(("export",)), "model": stage.Role((stage.FOLDER,))},
+    inputs={
+        "export": stage.Role(("export",)),
+        **exporting.INPUTS,
+        "tokens": stage.Role(("tokens",), optional=True),
+    },
     produces="export",
 )
 

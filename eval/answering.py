@@ -1,5 +1,6 @@
 """Questions about passages: what a head that finds answers learns, and how its answers are measured."""
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,19 +62,16 @@ class Answering:
     def measure(self, model: Any, micro_batch: int, folder: Path) -> dict[str, float]:
         """All metrics in percent; the answers are written beside the model."""
         found = answer(model, self.dev, self.data.dev, micro_batch)
-        answered = [
-            Answered(each.spans[0].text if each.spans else "", each.null_difference, question.answers)
-            for question, each in zip(self.data.dev.items, found, strict=True)
-        ]
+        answered = _answered(self.data.dev, found)
         names = [question.id for question in self.data.dev.items]
         silent = self.task.answers == "sometimes"
         said = ["" if silent and each.null_difference > 0.0 else each.best for each in answered]
         write_json(folder / PREDICTIONS, dict(zip(names, said, strict=True)))
         write_json(folder / NBEST, {name: _listed(each, silent) for name, each in zip(names, found, strict=True)})
-        if not silent:
-            return scores_always(answered)
-        write_json(folder / NULL_ODDS, {name: each.null_difference for name, each in zip(names, answered, strict=True)})
-        return scores_sometimes(answered)
+        if silent:
+            odds = {name: each.null_difference for name, each in zip(names, answered, strict=True)}
+            write_json(folder / NULL_ODDS, odds)
+        return scored(self.task, self.data.dev, found)
 
     def majority(self) -> float:
         """Score of never giving an answer, in percent."""
@@ -103,12 +101,29 @@ def prepare_questions(
 
 def answer(model: Any, encoded: Windows, questions: Questions, micro_batch: int) -> list[Found]:
     """What the model finds for each question."""
+    return found_in(encoded, questions, outputs(model, span_logits, encoded.features, micro_batch))
+
+
+def found_in(encoded: Windows, questions: Questions, batches: Iterable[tuple[Rows, Tensor]]) -> list[Found]:
+    """What logits ``[rows, 2, longest]``, batch by batch, say to each question."""
     seen: list[list[tuple[Window, Floats]]] = [[] for _ in questions.items]
-    for rows, logits in outputs(model, span_logits, encoded.features, micro_batch):
+    for rows, logits in batches:
         for row, of_row in zip(rows, logits.cpu().numpy(), strict=True):
             window = encoded.windows[row]
             seen[window.question].append((window, of_row))
     return [find(question, of_question) for question, of_question in zip(questions.items, seen, strict=True)]
+
+
+def scored(task: Task, questions: Questions, found: Sequence[Found]) -> dict[str, float]:
+    """All metrics in percent."""
+    return (scores_sometimes if task.answers == "sometimes" else scores_always)(_answered(questions, found))
+
+
+def _answered(questions: Questions, found: Sequence[Found]) -> list[Answered]:
+    return [
+        Answered(each.spans[0].text if each.spans else "", each.null_difference, question.answers)
+        for question, each in zip(questions.items, found, strict=True)
+    ]
 
 
 def _check_teacher(source: Source, teacher: Source, max_length: int) -> None:

@@ -1,5 +1,6 @@
 """Classes and scores: what a head of one row of outputs learns, and how its predictions are measured."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,14 +83,9 @@ class Classification:
         return logits(model, inputs)
 
     def measure(self, model: Any, micro_batch: int, folder: Path) -> dict[str, float]:
-        """All metrics in percent; those of a second dev set carry its name (``mismatched_accuracy``)."""
-        task = self.data.task
-        found: dict[str, float] = {}
-        for names, examples, features in zip(task.dev, self.data.dev, self.dev, strict=True):
-            prefix = f"{names[0].partition('_')[2]}_" if found else ""
-            predictions = predict(model, task, features, micro_batch)
-            found |= {prefix + name: value for name, value in measure(task, predictions, examples.labels).items()}
-        return found
+        """All metrics in percent."""
+        predictions = [predict(model, self.data.task, features, micro_batch) for features in self.dev]
+        return measured(self.data.task, self.data.dev, predictions)
 
     def majority(self) -> float:
         """Headline score on the first dev set of a model that always says the same, in percent."""
@@ -114,6 +110,15 @@ def _teach(teaching: Teaching, data: TaskData, max_length: int) -> Tensor:
     teacher = teaching.teacher
     texts = encode(teacher.tokenizer, data.train.texts, min(max_length, teacher.positions)).to(device())
     return _outputs(trained(teacher, data.task), data.task, texts, teaching.micro_batch)
+
+
+def measured(task: Task, dev: Sequence[Examples], predictions: Sequence[npt.NDArray[Any]]) -> dict[str, float]:
+    """All metrics of all sets in percent; those of a second set carry its name (``mismatched_accuracy``)."""
+    found: dict[str, float] = {}
+    for names, examples, predicted in zip(task.dev, dev, predictions, strict=True):
+        prefix = f"{names[0].partition('_')[2]}_" if found else ""
+        found |= {prefix + name: value for name, value in measure(task, predicted, examples.labels).items()}
+    return found
 
 
 def predict(model: Any, task: Task, features: Features, micro_batch: int) -> npt.NDArray[Any]:

@@ -65,6 +65,17 @@ def from_folder(task: Task, folder: Path) -> TaskData:
     return _data(_named(task, folder), local(task, folder))
 
 
+def dev_from_folder(task: Task, folder: Path) -> tuple[Task, list[Examples]]:
+    """The sets to score on alone, and the task with the label names that the data brings.
+
+    Raises:
+        ExamplesError: as :func:`from_folder`.
+    """
+    task = _named(task, folder)
+    splits = local(task, folder)
+    return task, [_examples(task, splits(names)) for names in task.dev]
+
+
 def from_hub(task: Task, name: str) -> TaskData:
     """All splits of a task from the hub; ``name`` is ``owner/name`` or ``owner/name:configuration``.
 

@@ -76,16 +76,24 @@ def trained(source: Source, task: Task) -> Any:
     Raises:
         ModelError: it lacks weights, or its labels are others.
     """
-    names = list(task.label_names) or (["score"] if task.answers is None else [])
-    if (found := [source.config.id2label.get(number) for number in range(len(names))]) != names:
-        raise ModelError(
-            f"{source.path} has the labels {', '.join(map(str, found))}, {task.name} here has {', '.join(names)}: "
-            "fine-tune the teacher on the same data"
-        )
+    check_labels(source, task)
     model, absent = _load(source, task, seed=0)
     if absent:
         raise ModelError(f"{source.path} lacks {len(absent)} weights, {min(absent)} first: make it again")
     return model.eval()
+
+
+def check_labels(source: Source, task: Task) -> None:
+    """
+    Raises:
+        ModelError: the model's labels are others than the task's.
+    """
+    names = list(task.label_names) or (["score"] if task.answers is None else [])
+    if (found := [source.config.id2label.get(number) for number in range(len(names))]) != names:
+        raise ModelError(
+            f"{source.path} has the labels {', '.join(map(str, found))}, {task.name} here has {', '.join(names)}: "
+            "give a model that was fine-tuned on the same data"
+        )
 
 
 def save(model: Any, source: Source, folder: Path) -> None:

@@ -4,9 +4,9 @@
 
     python -m eval.latency RECIPE --student DIR [--teacher DIR] [--onnx DIR] [--int8 DIR] … --out DIR
 
-Teacher and student run in PyTorch (eager, fp32), their exports in ONNX Runtime. Every repeat calls every model once
-before the next repeat starts, so a machine that grows warm or busy does it to all of them alike. Token ids are drawn
-from a seed and are the same for all models; tokenisation is not in the times. ``latency.json``::
+Teacher and student run in PyTorch (eager, fp32), their exports in their own runtimes. Every repeat calls every model
+once before the next repeat starts, so a machine that grows warm or busy does it to all of them alike. Token ids are
+drawn from a seed and are the same for all models; tokenisation is not in the times. ``latency.json``::
 
     {"machine": {"processor": …, "flags": […], "pinned_cores": [1], "load_average": [0.1, 0.9],
                  "others_share_of_machine": 0.01, "others_share_of_pinned_cores": 0.0, …},
@@ -28,10 +28,10 @@ import numpy as np
 import torch
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from cluster import artifact, stage, telemetry
+from cluster import artifact, exported, stage, telemetry
 from cluster.recipe import Recipe
 from eval import machine
-from eval.runners import ONNX_FILE, Ids, Runner, runner_for
+from eval.runners import Ids, Runner, runner_for
 
 FILE = "latency.json"
 
@@ -57,9 +57,9 @@ def load(inputs: Mapping[str, Path], threads: int) -> dict[str, Runner]:
         StageError: an export where the PyTorch model belongs, or a folder that does not load.
     """
     for role in PYTORCH_ROLES:
-        if role in inputs and (inputs[role] / ONNX_FILE).is_file():
+        if role in inputs and exported.is_export(inputs[role]):
             raise stage.StageError(
-                f"--{role} {inputs[role]} is an ONNX export: give the model folder it was made from, and the export as "
+                f"--{role} {inputs[role]} is an export: give the model folder it was made from, and the export as "
                 f"--{'onnx' if role == 'student' else 'teacher_onnx'}"
             )
     return {role: runner_for(folder, threads) for role, folder in inputs.items()}

@@ -71,6 +71,15 @@ def questions_from_folder(task: Task, folder: Path) -> QuestionData:
     return _data(task, local(task, folder))
 
 
+def dev_questions_from_folder(task: Task, folder: Path) -> Questions:
+    """The questions to score on alone.
+
+    Raises:
+        ExamplesError: as :func:`questions_from_folder`.
+    """
+    return _questions(task, local(task, folder)(task.dev[0]))
+
+
 def questions_from_hub(task: Task, name: str) -> QuestionData:
     """Both splits from the hub (``rajpurkar/squad``).
 

@@ -1,4 +1,4 @@
-"""Run a model folder at batch 1 and up, in PyTorch or in ONNX Runtime, on a fixed number of threads.
+"""Run a model folder in PyTorch, or an export in its runtime, at batch 1 and up, on a fixed number of threads.
 
 Both runners take the same arrays and give the same arrays back, so what measures or scores them asks only
 :func:`runner_for` which one a folder needs.
@@ -11,15 +11,12 @@ from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
 import torch
 import transformers
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
-from cluster import artifact, vocabulary
+from cluster import exported, runtimes, vocabulary
 from cluster.stage import StageError
-
-ONNX_FILE = "model.onnx"
 
 Ids: TypeAlias = npt.NDArray[np.int64]
 Outputs: TypeAlias = tuple[npt.NDArray[np.float32], ...]
@@ -47,13 +44,12 @@ class Runner(Protocol):
 
 
 def runner_for(folder: Path, threads: int = 1) -> Runner:
-    """The runner a folder needs: ONNX Runtime where there is a ``model.onnx``, PyTorch otherwise.
+    """The runner a folder needs: an export's own runtime, PyTorch otherwise.
 
     Raises:
-        StageError: neither an export nor a model folder that loads.
-        ArtifactError: an export that is not complete.
+        StageError: neither an export nor a model folder that loads, or its runtime is not installed.
     """
-    return OnnxRunner(folder, threads) if (folder / ONNX_FILE).is_file() else PyTorchRunner(folder, threads)
+    return ExportRunner(folder, threads) if exported.is_export(folder) else PyTorchRunner(folder, threads)
 
 
 class PyTorchRunner:
@@ -101,39 +97,37 @@ class PyTorchRunner:
         return tuple(values.numpy() for values in found.to_tuple())
 
 
-class OnnxRunner:
-    """An export artifact in ONNX Runtime, fp32 or int8, on ``threads`` threads of the processor.
+class ExportRunner:
+    """An export of any format that runs on this machine, on ``threads`` threads of the processor.
 
     Raises:
-        ArtifactError: not a complete export artifact.
+        StageError: not an export, one that does not run here, or its runtime is not installed.
     """
 
     def __init__(self, folder: Path, threads: int = 1) -> None:
-        export = artifact.read(folder, "export")
-        config = _config(folder)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+        described = exported.read(folder)
+        # Libraries are imported before the clock starts: that is Python's time, not the model's.
+        runtimes.prepare(described)
         started = time.perf_counter()
-        self._session = onnxruntime.InferenceSession(folder / ONNX_FILE, options, providers=["CPUExecutionProvider"])
+        self._call = runtimes.open_export(folder, threads)
         seconds = time.perf_counter() - started
-        self._has_types = "token_type_ids" in [given.name for given in self._session.get_inputs()]
+        self._inputs = described.inputs
+        self.takes_types = "token_type_ids" in described.inputs
         self.loaded = Loaded(
-            runtime=f"ONNX Runtime {onnxruntime.__version__} {'int8' if export.facts['format'] == 'int8' else 'fp32'}",
-            parameters=int(export.facts["parameters"]),
-            bytes=int(export.facts["bytes"]),
+            runtime=runtimes.described(described),
+            parameters=described.parameters,
+            bytes=described.bytes(folder),
             load_seconds=seconds,
-            vocab_size=config.vocab_size,
-            positions=_positions(config),
+            vocab_size=described.vocab_size,
+            positions=described.positions,
         )
 
     def __call__(self, input_ids: Ids, attention_mask: Ids, token_type_ids: Ids | None = None) -> Outputs:
         feed = {"input_ids": input_ids, "attention_mask": attention_mask}
-        if self._has_types:
+        if self.takes_types:
             # As in PyTorch, where no types means all zero: one single text.
             feed["token_type_ids"] = np.zeros_like(input_ids) if token_type_ids is None else token_type_ids
-        return tuple(self._session.run(None, feed))
+        return tuple(self._call(feed).values())
 
 
 def _config(folder: Path) -> PretrainedConfig:

@@ -30,7 +30,7 @@ DOORS = {
         "distill/places.py",
         "distill/workers.py",
     ),
-    "onnxruntime": ("deploy/", "eval/runners.py"),
+    "onnxruntime": ("deploy/", "cluster/runtimes.py"),
     "prometheus_client": ("cluster/telemetry.py",),
     "grafana_foundation_sdk": ("deploy/panels.py",),
 }

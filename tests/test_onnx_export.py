@@ -12,7 +12,7 @@ from transformers import BertConfig, BertForTokenClassification, DistilBertConfi
 
 from cluster import artifact, stage
 from cluster.recipe import load
-from deploy import onnx_export
+from deploy import exporting, onnx_export, original
 from deploy.onnx_export import STAGE, Export
 from deploy.parity import Probe, Tolerance
 
@@ -27,7 +27,7 @@ USUAL = [
 ]
 CASES = [
     pytest.param(family, head, marks=() if (family, head) in USUAL else pytest.mark.long)
-    for family in onnx_export.FAMILIES
+    for family in original.FAMILIES
     for head in ("masked-words", "classification", "question-answering")
 ]
 
@@ -81,7 +81,7 @@ def test_every_family_and_head_is_exported_with_free_batch_and_length(tmp_path, 
 
 def test_token_types_are_an_input_only_of_models_that_tell_them_apart(tmp_path):
     for family, expected in (("bert", 3), ("distilbert", 2), ("roberta", 2)):
-        source = onnx_export.open_source(headed.model_folder(tmp_path / family, family, "classification"))
+        source = original.open_original(headed.model_folder(tmp_path / family, family, "classification"))
         assert len(source.inputs) == expected
         assert source.positions == 64, "RoBERTa's two unused positions are not offered"
 
@@ -158,9 +158,9 @@ def test_a_tokenizer_must_be_there_and_fit(tmp_path):
 
 
 def test_libraries_may_warn_again_after_an_export(caplog):
-    with onnx_export.quiet():
-        onnx_export.logger.warning("nobody can act upon this")
-    onnx_export.logger.warning("this matters")
+    with exporting.quiet():
+        exporting.logger.warning("nobody can act upon this")
+    exporting.logger.warning("this matters")
     assert [record.message for record in caplog.records] == ["this matters"]
 
 

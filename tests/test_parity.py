@@ -7,7 +7,9 @@ import tiny
 import torch
 
 from cluster import stage
+from cluster.runtimes import open_export
 from deploy import onnx_export, parity
+from deploy.original import open_original
 from deploy.parity import Difference, Probe, Tolerance
 
 NAMES = ("input_ids", "attention_mask", "token_type_ids")
@@ -119,7 +121,7 @@ def test_parity_json_is_true(tmp_path):
     exported = stage.execute(onnx_export.STAGE, recipe, {"model": model}, tmp_path / "export")
     said = json.loads((exported.path / "parity.json").read_text())
 
-    source = onnx_export.open_source(model)
+    source = open_original(model)
     feeds = parity.fixed_inputs(
         Probe(lengths=tuple(said["inputs"]["lengths"]), rows=3, seed=5),
         source.tokenizer,
@@ -127,7 +129,7 @@ def test_parity_json_is_true(tmp_path):
         source.positions,
     )
     assert said["inputs"] == parity.describe(recipe.probe, feeds)
-    answer = parity.onnx_outputs(exported.path / "model.onnx")
+    answer = open_export(exported.path)
     loaded = headed.load(model, "question-answering")
     for name in ("start_logits", "end_logits"):
         largest, scale, agreed = 0.0, 0.0, []

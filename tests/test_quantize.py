@@ -90,7 +90,7 @@ def test_seven_bits_leave_room_for_processors_without_vnni(model, exported, tmp_
 
 
 def test_int8_further_than_the_tolerance_is_refused_and_leaves_nothing(model, exported, tmp_path):
-    with pytest.raises(stage.StageError, match=r"int8 model\.onnx .* tolerance\.relative allows 1e-06"):
+    with pytest.raises(stage.StageError, match=r"the int8 export .* tolerance\.relative allows 1e-06"):
         quantized(exported, model, tmp_path / "int8", tolerance={"relative": 1e-6})
     assert not (tmp_path / "int8").exists()
 
