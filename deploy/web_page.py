@@ -26,10 +26,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import onnx
 from pydantic import Field, PositiveInt
 
-from cluster import artifact, stage, telemetry
+from cluster import artifact, exported, stage, telemetry
 from cluster.recipe import Recipe
 from deploy import vendoring
 
@@ -37,9 +36,6 @@ PAGE = "page.json"
 SERVICE_WORKER = "service_worker.js"
 ROLES = ("student", "teacher")
 """In this order a phone loads them: with the student alone it can answer already."""
-
-MODEL_FILES = ("model.onnx", "onnx/model_quantized.onnx")
-"""Where an export keeps its model: as ONNX Runtime has it, and as transformers.js does."""
 
 NOT_SERVED = ("package.json", "package-lock.json", vendoring.LICENCES)
 
@@ -83,41 +79,37 @@ def add_model(role: str, shown: Shown, folder: Path, out: Path, part_bytes: int)
         StageError: it does not answer questions, or a browser cannot run it.
     """
     export = artifact.read(folder, "export")
-    path = _model_file(export)
-    config = json.loads((export.path / "config.json").read_text(encoding="utf-8"))
+    known = exported.read(export.path)
+    path = _model_file(export.path, known)
     kept = out / "models" / role
     kept.mkdir(parents=True, exist_ok=True)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copyfile(export.path / name, kept / name)
     _check_tokenizer(role, kept / "tokenizer.json")
-    graph = onnx.load(path, load_external_data=False).graph
     return {
         "role": role,
         **shown.resolved(),
-        "format": export.facts["format"],
+        "format": known.format,
         "identity": export.identity,
-        "parameters": export.facts["parameters"],
+        "parameters": known.parameters,
         "bytes": path.stat().st_size,
-        "positions": config["max_position_embeddings"],
-        "inputs": [given.name for given in graph.input],
+        "positions": known.positions,
+        "inputs": list(known.inputs),
         "tokenizer": f"models/{role}/tokenizer.json",
         "tokenizer_config": f"models/{role}/tokenizer_config.json",
         "parts": _cut(path, out, part_bytes),
     }
 
 
-def _model_file(export: artifact.Artifact) -> Path:
-    if export.facts.get("head") != "question-answering":
+def _model_file(folder: Path, known: exported.Exported) -> Path:
+    if known.head != "question-answering":
         raise stage.StageError(
-            f"{export.path} is an export for {export.facts.get('head')}: the page asks questions, so give an export of "
-            "a model fine-tuned on SQuAD"
+            f"{folder} is an export for {known.head}: the page asks questions, so give an export of a model fine-tuned "
+            "on SQuAD"
         )
-    found = [export.path / name for name in MODEL_FILES if (export.path / name).is_file()]
-    if not found:
-        raise stage.StageError(
-            f"{export.path} is {export.facts.get('format')}, which browsers do not run: give the int8 ONNX export"
-        )
-    return found[0]
+    if known.runtime != "onnxruntime" or exported.ANY not in known.files:
+        raise stage.StageError(f"{folder} is {known.format}, which browsers do not run: give the int8 ONNX export")
+    return folder / known.files[exported.ANY]
 
 
 def _check_tokenizer(role: str, path: Path) -> None:
@@ -144,8 +136,9 @@ def _cut(path: Path, out: Path, part_bytes: int) -> list[dict[str, Any]]:
 def finish(out: Path, described: Mapping[str, Any]) -> str:
     """Write ``page.json`` and the service worker, which know every other file; the version of the page."""
     template = (vendoring.BROWSER / SERVICE_WORKER).read_text(encoding="utf-8")
-    files = sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
-    files = [name for name in files if name not in (SERVICE_WORKER, PAGE)]
+    found = (path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
+    # Names that begin with a dot are of the artifact in the making, not of the page.
+    files = sorted(name for name in found if name not in (SERVICE_WORKER, PAGE) and not name.startswith("."))
     digests = {name: artifact.file_sha256(out / name) for name in files}
     version = artifact.digest([digests, template, dict(described)])
     artifact.write_json(out / PAGE, {"version": version, **described})

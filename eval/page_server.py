@@ -28,6 +28,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from cluster import artifact
+from cluster.stage import StageError
 
 COOKIE = "stillhouse_token"
 MOST_RESULT_BYTES = 2**20
@@ -75,6 +76,7 @@ class Exchange:
     opened: threading.Event = field(default_factory=threading.Event)
     """Set when somebody has opened the link."""
     done: threading.Event = field(default_factory=threading.Event)
+    """Set when the result is here and its sender has been told so."""
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def take(self, posted: Any) -> bool:
@@ -85,10 +87,9 @@ class Exchange:
         """
         result = self.accept(posted)
         with self.lock:
-            if self.done.is_set():
+            if self.result is not None:
                 return False
             self.result = result
-            self.done.set()
             return True
 
 
@@ -118,9 +119,14 @@ def serving(exchange: Exchange, host: str, port: int, tls: ssl.SSLContext | None
     """Serve inside the block; yields the port.
 
     Raises:
-        OSError: the address cannot be had.
+        StageError: the address cannot be had.
     """
-    server = Server((host, port), exchange, tls)
+    try:
+        server = Server((host, port), exchange, tls)
+    except OSError as error:
+        raise StageError(
+            f"the page cannot be served at {host}:{port}: {error.strerror}; set placement.port to another one"
+        ) from None
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True)
     thread.start()
     try:
@@ -218,7 +224,10 @@ class Handler(BaseHTTPRequestHandler):
             self._refuse(HTTPStatus.BAD_REQUEST, str(error))
             return
         if first:
-            self._answer(HTTPStatus.CREATED, b"taken\n", "text/plain")
+            try:
+                self._answer(HTTPStatus.CREATED, b"taken\n", "text/plain")
+            finally:
+                self.server.exchange.done.set()
         else:
             self._refuse(HTTPStatus.CONFLICT, "this link has brought its result already")
 

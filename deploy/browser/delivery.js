@@ -1,36 +1,45 @@
 // The waiting job, and the way of a result to it: kept here until it has arrived, however often the connection is lost.
 
-const UNSENT = "stillhouse-unsent";
+const JOB = "stillhouse-job";
+const RESULT = "stillhouse-result";
 
-// What the job that gave the link wants; null where none waits or no server is in reach.
+// What the job that gave the link wants; the one last seen while no server is in reach; null where none waits.
 export async function waitingJob() {
-  try {
-    const response = await fetch("job", { cache: "no-store" });
-    return response.ok ? await response.json() : null;
-  } catch {
-    return null;
-  }
-}
-
-export function keepUnsent(result) {
-  localStorage.setItem(UNSENT, JSON.stringify(result));
-}
-
-export function unsent() {
-  return JSON.parse(localStorage.getItem(UNSENT));
-}
-
-// Post what is unsent: "sent", "later" when the server cannot be reached, or "refused: why", which ends it.
-export async function deliver() {
-  const text = localStorage.getItem(UNSENT);
-  if (text === null) return "sent";
   let response;
   try {
-    response = await fetch("result", { method: "POST", headers: { "Content-Type": "application/json" }, body: text });
+    response = await fetch("job", { cache: "no-store" });
+  } catch {
+    return JSON.parse(localStorage.getItem(JOB));
+  }
+  if (!response.ok) {
+    localStorage.removeItem(JOB);
+    return null;
+  }
+  const job = await response.json();
+  localStorage.setItem(JOB, JSON.stringify(job));
+  return job;
+}
+
+// The last measurement made here: { result, state }, where state is "unsent", "sent" or "own" (for nobody else).
+export function lastResult() {
+  return JSON.parse(localStorage.getItem(RESULT));
+}
+
+export function keepResult(result, state) {
+  localStorage.setItem(RESULT, JSON.stringify({ result, state }));
+}
+
+// Post a result: "sent", "later" when the server cannot be reached, or why it was refused, which ends it.
+export async function deliver(result) {
+  const body = JSON.stringify(result);
+  let response;
+  try {
+    response = await fetch("result", { method: "POST", headers: { "Content-Type": "application/json" }, body });
   } catch {
     return "later";
   }
   if (response.status >= 500) return "later";
-  localStorage.removeItem(UNSENT);
-  return response.ok ? "sent" : `refused: ${(await response.text()).trim()}`;
+  localStorage.removeItem(JOB);
+  keepResult(result, response.ok ? "sent" : "own");
+  return response.ok ? "sent" : (await response.text()).trim();
 }

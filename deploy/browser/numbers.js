@@ -9,8 +9,8 @@ export function percentile(values, share) {
 }
 
 export function milliseconds(value) {
-  if (value >= 1000) return `${(value / 1000).toFixed(2)} s`;
-  return `${value >= 100 ? value.toFixed(0) : value.toFixed(1)} ms`;
+  if (value >= 1000) return `${(value / 1000).toFixed(2)}\u00a0s`;
+  return `${value >= 100 ? value.toFixed(0) : value.toFixed(1)}\u00a0ms`;
 }
 
 export function megabytes(bytes) {

@@ -1,7 +1,7 @@
 // The page: opens the models, answers, measures, and sees that a result reaches the job that waits for it.
 
 import { clearAnswers, showAnswers } from "./answers.js";
-import { deliver, keepUnsent, unsent, waitingJob } from "./delivery.js";
+import { deliver, keepResult, lastResult, waitingJob } from "./delivery.js";
 import { forgetOthers } from "./downloads.js";
 import { $, h, say, show } from "./elements.js";
 import { Engine, configurations, graphics, hasSimd, nameOf } from "./engine.js";
@@ -10,7 +10,7 @@ import { megabytes, millions, plural } from "./numbers.js";
 import { showResults } from "./results.js";
 import { TEXTS } from "./texts.js";
 
-const page = { models: [], job: null, plan: null, ways: [], gpu: null, engine: null, passage: "", kept: true, busy: false };
+const page = { models: [], job: null, plan: null, ways: [], gpu: null, engine: null, passage: "", kept: true, busy: false, retry: 0 };
 const LOOK_AGAIN = 4000;
 
 async function begin() {
@@ -26,20 +26,33 @@ async function begin() {
   page.ways = configurations(page.plan.threads, page.gpu);
   await showDevice(described);
   showPlan();
+  showLast();
   await openModels();
   await forgetOthers(page.models);
-  await sendUnsent();
 }
 
 // Register what keeps the page; without it (an insecure connection) the page works while the network does.
 async function keepPage() {
+  page.kept = false;
   if (!("serviceWorker" in navigator)) return;
+  // Another version of the page has taken over from the one that is shown.
+  const shown = navigator.serviceWorker.controller !== null;
+  navigator.serviceWorker.addEventListener("controllerchange", () => { if (shown && !page.busy) location.reload(); });
+  say("state", "Keeping this page on your device…");
   try {
-    await navigator.serviceWorker.register("service_worker.js", { type: "classic" });
-    await navigator.serviceWorker.ready;
+    const { active, waiting, installing } = await navigator.serviceWorker.register("service_worker.js");
+    page.kept = active !== null || (await settled(waiting ?? installing)) === "activated";
   } catch {
-    page.kept = false; // a certificate the browser does not trust, or a private window
+    // A certificate the browser does not trust, or a private window: the page then says that it needs the network.
   }
+}
+
+function settled(worker) {
+  return new Promise((resolve) => {
+    const look = () => { if (["activated", "redundant"].includes(worker.state)) resolve(worker.state); };
+    worker.addEventListener("statechange", look);
+    look();
+  });
 }
 
 function modelLine(model) {
@@ -59,7 +72,7 @@ function ownWay() {
 async function openModels() {
   page.engine = new Engine();
   await page.engine.call("start", ownWay());
-  let kept = page.kept && "caches" in self;
+  let { kept } = page;
   for (const model of page.models) {
     const [bar, ready] = [document.querySelector(`#models .${model.role} progress`), document.querySelector(`#models .${model.role} .ready`)];
     bar.hidden = false;
@@ -72,7 +85,7 @@ async function openModels() {
     $("answer").disabled = false;
   }
   $("measure").disabled = false;
-  show("offline", kept && navigator.serviceWorker?.controller !== undefined);
+  show("offline", kept);
   say("state", `Ready on ${nameOf(ownWay())}. ${kept ? "" : "This connection does not let the page work offline."}`.trim());
 }
 
@@ -119,7 +132,9 @@ async function ask(event) {
   event.preventDefault();
   if ($("answer").disabled || page.busy) return;
   if ($("passage").hidden) editing(false);
+  const measurable = !$("measure").disabled;
   $("answer").disabled = true;
+  $("measure").disabled = true;
   const [question, passage] = [$("question").value, page.passage];
   try {
     const found = [];
@@ -133,6 +148,7 @@ async function ask(event) {
     fail(error);
   } finally {
     $("answer").disabled = false;
+    if (measurable) $("measure").disabled = false;
   }
 }
 
@@ -146,15 +162,16 @@ async function measure() {
     ways: page.ways, models: page.models, plan: page.plan, device: page.device,
     text: { question: text.questions[0], passage: text.passage },
   };
-  const result = await measureAll(given, ({ way, note, share }) => {
+  const found = await measureAll(given, ({ way, note, share }) => {
     $("progress").value = share;
     say("running-text", `${way}: ${note}`);
   }, stopping);
   working(false);
   if (!stopping.asked) {
+    const result = { ...found, page: page.version };
     showResults(result, page.models);
-    keepUnsent({ ...result, page: page.version });
-    await sendUnsent();
+    keepResult(result, page.job === null ? "own" : "unsent");
+    await send();
   }
   await openModels();
 }
@@ -168,18 +185,27 @@ function working(on) {
   if (on) say("state", "Measuring: keep this page in front.");
 }
 
-// Send what is there, and go on trying while a server may come back.
-async function sendUnsent() {
-  const result = unsent();
-  if (result === null) return;
-  if ($("results").hidden) showResults(result, page.models);
-  if (page.job === null) page.job = await waitingJob();
-  if (page.job === null && navigator.onLine && !page.linked) return say("delivery", "No job waits for these numbers: they stay here.");
-  const outcome = await deliver();
-  if (outcome === "sent") return say("delivery", "Sent: the job has your numbers. Thank you.");
-  if (outcome !== "later") return say("delivery", `The job did not take these numbers (${outcome}).`);
-  say("delivery", "Not sent yet: they are kept, and go out when the connection is back.");
-  setTimeout(sendUnsent, LOOK_AGAIN);
+// What was measured before a reload, where it was with these models.
+function showLast() {
+  const last = lastResult();
+  if (last === null || last.result.page !== page.version) return;
+  showResults(last.result, page.models);
+  send();
+}
+
+// Send what is unsent, and go on trying: the server may come back any time.
+async function send() {
+  const { result, state } = lastResult();
+  if (state === "own") return say("delivery", "No job waits for these numbers: they stay on this device.");
+  const outcome = state === "sent" ? "sent" : await deliver(result);
+  if (outcome !== "later") {
+    if (state === "unsent") page.job = null; // a job takes one result
+    showPlan();
+    return say("delivery", outcome === "sent" ? "Sent: the job has your numbers. Thank you." : `The job did not take these numbers: ${outcome}.`);
+  }
+  say("delivery", "Not sent yet: they are kept here, and go out when the connection is back.");
+  clearTimeout(page.retry);
+  page.retry = setTimeout(send, LOOK_AGAIN);
 }
 
 async function showDevice(described) {
@@ -202,6 +228,7 @@ function showPlan() {
   const { lengths, repeats } = page.plan;
   const ways = page.ways.map(nameOf).join(", ");
   const purpose = page.job === null ? "" : ` The result goes to the job “${page.job.job}”.`;
+  document.body.classList.toggle("linked", page.job !== null);
   say("plan", `${plural(repeats, "run")} of each model at ${lengths.join(" and ")} tokens, on ${ways}.${purpose}`);
 }
 
@@ -222,7 +249,7 @@ function listen() {
   $("ask").addEventListener("submit", ask);
   $("measure").addEventListener("click", () => measure().catch(fail));
   $("again").addEventListener("click", () => location.reload());
-  window.addEventListener("online", () => sendUnsent());
+  window.addEventListener("online", () => { if (lastResult()?.state === "unsent") send(); });
 }
 
 begin().catch(fail);

@@ -33,7 +33,7 @@ function groupsOf(rows) {
 }
 
 function comparison(slow, fast) {
-  return `${(slow / fast).toFixed(2)} × as fast, ${(100 * (1 - fast / slow)).toFixed(0)} % less time`;
+  return `${(slow / fast).toFixed(2)}\u00a0× as fast, ${(100 * (1 - fast / slow)).toFixed(0)}\u00a0% less\u00a0time`;
 }
 
 function shown({ name, rows }, titles) {

@@ -1,0 +1,185 @@
+"""A real headless Chromium, driven through its DevTools protocol over a pipe: no driver program, no extra library."""
+
+import base64
+import contextlib
+import fcntl
+import itertools
+import json
+import os
+import select
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+PROGRAM = next(
+    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
+)
+PATIENCE_SECONDS = 60.0
+
+
+class ScriptError(AssertionError):
+    """A script in the page threw."""
+
+
+class Browser:
+    """The commands of a browser's pipe: JSON messages, each ended by a zero byte."""
+
+    def __init__(self, to_browser: int, from_browser: int) -> None:
+        self._to, self._from = to_browser, from_browser
+        self._ids = itertools.count(1)
+        self._rest = b""
+        self.events: list[dict[str, Any]] = []
+
+    def command(self, method: str, session: str | None = None, **given: Any) -> dict[str, Any]:
+        number = next(self._ids)
+        message = {"id": number, "method": method, "params": given} | ({"sessionId": session} if session else {})
+        os.write(self._to, json.dumps(message).encode() + b"\0")
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while True:
+            answer = self._next(deadline - time.monotonic())
+            assert answer is not None, f"{method}: no answer"
+            if answer.get("id") == number:
+                assert "error" not in answer, f"{method}: {answer.get('error')}"
+                return dict(answer["result"])
+            self.events.append(answer)
+
+    def hear(self, seconds: float) -> None:
+        """Take in what the browser says, for up to this long."""
+        if (event := self._next(seconds)) is not None:
+            self.events.append(event)
+
+    def _next(self, seconds: float) -> dict[str, Any] | None:
+        while b"\0" not in self._rest:
+            ready, _, _ = select.select([self._from], [], [], max(0.0, seconds))
+            if not ready:
+                return None
+            read = os.read(self._from, 2**20)
+            assert read, "the browser has ended"
+            self._rest += read
+        line, _, self._rest = self._rest.partition(b"\0")
+        return dict(json.loads(line))
+
+
+class Tab:
+    """One page of the browser."""
+
+    def __init__(self, browser: Browser) -> None:
+        self.browser = browser
+        self.target = browser.command("Target.createTarget", url="about:blank")["targetId"]
+        self.session = browser.command("Target.attachToTarget", targetId=self.target, flatten=True)["sessionId"]
+        for domain in ("Page", "Runtime", "Network", "Log"):
+            self("enable", domain)
+
+    def __call__(self, method: str, domain: str, **given: Any) -> dict[str, Any]:
+        return self.browser.command(f"{domain}.{method}", self.session, **given)
+
+    def phone(self, width: int = 390, height: int = 844, slower: float = 4.0) -> None:
+        """A phone's screen, touch, and a processor that is ``slower`` times as slow."""
+        self.screen(width, height, 3.0, mobile=True)
+        self("setTouchEmulationEnabled", "Emulation", enabled=True)
+        self("setCPUThrottlingRate", "Emulation", rate=slower)
+
+    def screen(self, width: int, height: int, scale: float = 1.0, mobile: bool = False) -> None:
+        given = {"width": width, "height": height, "deviceScaleFactor": scale, "mobile": mobile}
+        self("setDeviceMetricsOverride", "Emulation", **given)
+
+    def theme(self, name: str) -> None:
+        """``light`` or ``dark``."""
+        features = [{"name": "prefers-color-scheme", "value": name}]
+        self("setEmulatedMedia", "Emulation", features=features)
+
+    def offline(self, on: bool) -> None:
+        nothing = {"latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
+        self("emulateNetworkConditions", "Network", offline=on, **nothing)
+
+    def go(self, url: str) -> None:
+        self("navigate", "Page", url=url)
+        self.wait("document.readyState === 'complete'")
+
+    def reload(self) -> None:
+        self.run("window.stale = true")
+        self("reload", "Page")
+        self.wait("window.stale === undefined && document.readyState === 'complete'")
+
+    def run(self, script: str) -> Any:
+        """The value of a JavaScript expression; promises are waited for."""
+        found = self("evaluate", "Runtime", expression=script, awaitPromise=True, returnByValue=True)
+        if "exceptionDetails" in found:
+            raise ScriptError(f"{script}: {found['exceptionDetails'].get('exception', {}).get('description')}")
+        return found["result"].get("value")
+
+    def wait(self, condition: str, seconds: float = PATIENCE_SECONDS) -> None:
+        """Until a JavaScript expression is true."""
+        deadline = time.monotonic() + seconds
+        while True:
+            with contextlib.suppress(ScriptError):  # a page that is just being replaced
+                if self.run(condition):
+                    return
+            if time.monotonic() > deadline:
+                shown = self.run("document.body.innerText")
+                raise AssertionError(f"never true: {condition}\n{shown}\n{self.complaints()}")
+            self.browser.hear(0.1)
+
+    def key(self, name: str, text: str = "") -> None:
+        """Press a key, as a person would."""
+        codes = {"Tab": 9, "Enter": 13, " ": 32}
+        for kind in ("keyDown", "keyUp"):
+            given = {"type": kind, "key": name, "code": name, "windowsVirtualKeyCode": codes[name]}
+            self("dispatchKeyEvent", "Input", **given, **({"text": text} if text and kind == "keyDown" else {}))
+
+    def type(self, text: str) -> None:
+        self("insertText", "Input", text=text)
+
+    def complaints(self) -> list[str]:
+        """Errors the page has made so far: uncaught ones, and those of the console."""
+        found = []
+        for event in self.browser.events:
+            given = event.get("params", {})
+            if event.get("method") == "Runtime.exceptionThrown":
+                found.append(given["exceptionDetails"].get("exception", {}).get("description", "exception"))
+            elif event.get("method") == "Log.entryAdded" and given["entry"]["level"] == "error":
+                found.append(f"{given['entry']['text']} {given['entry'].get('url', '')}")
+        return found
+
+    def picture(self, path: Path) -> Path:
+        taken = self("captureScreenshot", "Page", format="png", captureBeyondViewport=True)
+        path.write_bytes(base64.b64decode(taken["data"]))
+        return path
+
+
+@contextlib.contextmanager
+def open_browser(profile: Path, *options: str) -> Iterator[Browser]:
+    """A browser with a profile of its own, ended with the block."""
+    assert PROGRAM is not None
+    (their_in, our_out), (our_in, their_out) = os.pipe(), os.pipe()
+    # Out of the way of 3 and 4, which is where a browser looks for its pipes.
+    high_in, high_out = (fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in (their_in, their_out))
+
+    def place_pipes() -> None:
+        os.dup2(high_in, 3)
+        os.dup2(high_out, 4)
+
+    command = [
+        PROGRAM, "--headless=new", "--no-sandbox", "--remote-debugging-pipe", f"--user-data-dir={profile}",
+        "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage",
+        "--disable-extensions", "--mute-audio", *options, "about:blank",
+    ]  # fmt: skip
+    process = subprocess.Popen(
+        command, pass_fds=(3, 4), preexec_fn=place_pipes, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    for end in (their_in, their_out, high_in, high_out):
+        os.close(end)
+    try:
+        yield Browser(our_out, our_in)
+    finally:
+        os.close(our_out)  # a browser ends when its pipe does
+        try:
+            process.wait(15)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, 9)
+            process.wait()
+        os.close(our_in)
