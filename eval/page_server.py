@@ -97,6 +97,7 @@ class Server(ThreadingHTTPServer):
     """An HTTP server of one exchange."""
 
     daemon_threads = True
+    request_queue_size = 128  # a browser opens many connections at once
 
     def __init__(self, address: tuple[str, int], exchange: Exchange, tls: ssl.SSLContext | None) -> None:
         super().__init__(address, Handler)
@@ -127,7 +128,7 @@ def serving(exchange: Exchange, host: str, port: int, tls: ssl.SSLContext | None
         raise StageError(
             f"the page cannot be served at {host}:{port}: {error.strerror}; set placement.port to another one"
         ) from None
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()
     try:
         yield server.server_address[1]

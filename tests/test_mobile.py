@@ -1,0 +1,262 @@
+import json
+from pathlib import Path
+
+import phones
+import pytest
+
+from cluster import artifact, stage
+from cluster.exported import Exported
+from cluster.recipe import load
+from cluster.stage import StageError
+from eval import adb, phone_programs
+from eval.mobile import STAGE, Mobile
+from eval.phone_programs import PROGRAMS, Run, file_for, read_times
+
+# What a phone prints, from the programs themselves: benchmark_model's numbers are in microseconds.
+LITERT = """INFO: Initialized session in 92.318ms.
+INFO: count=2 first=235158 curr=200386 min=199462 max=235158 avg=211669 std=16613 p5=199462 median=200386 p95=235158
+INFO: count=10 first=187533 curr=140990 min=140071 max=195121 avg=145528 std=13583 p5=140545 median=141253 p95=187533
+INFO: Inference timings in us: Init: 92318, First inference: 235158, Warmup (avg): 211669, Inference (avg): 145528
+"""
+EXECUTORCH = """I 00:00:00.012 executorch:executor_runner.cpp:213] Model file student.pte is loaded.
+I 00:00:01.471 executorch:executor_runner.cpp:396] Model executed successfully 10 time(s) in 1455.280000 ms.
+I 00:00:01.471 executorch:executor_runner.cpp:405] 2 outputs:
+"""
+ONNXRUNTIME = """Session creation time cost: 0.0923 s
+First inference time cost: 235 ms
+Total inference time cost: 1.45528 s
+Total inference requests: 10
+Average inference time cost total: 145.528000 ms
+Total inference run time: 1.45531 s
+"""
+
+
+def known(runtime: str, files: dict[str, str], positions: int = 64) -> Exported:
+    names = ("input_ids", "attention_mask")
+    outputs = {"start_logits": "positions", "end_logits": "positions"}
+    return Exported("int8", runtime, files, "question-answering", names, outputs, positions, 0, 441, 28_994)  # type: ignore[arg-type]
+
+
+def an_export(folder: Path, description: Exported, size: int) -> Path:
+    with artifact.create(folder, kind="export", inputs={}, recipe={}) as draft:
+        for name in description.files.values():
+            (draft.path / name).write_bytes(b"x" * size)
+        description.write(draft.path)
+    return folder
+
+
+@pytest.fixture
+def phone(tmp_path: Path) -> Path:
+    """The program that stands for adb; the phone's storage is the folder ``phone`` beside it."""
+    return phones.fake_adb(tmp_path)
+
+
+@pytest.fixture
+def binary(tmp_path: Path) -> Path:
+    """A folder with a benchmark program that takes as long as its model is large, and a library beside it."""
+    folder = tmp_path / "binary"
+    folder.mkdir()
+    (folder / "libruntime.so").write_text("")
+    (folder / "benchmark_model").write_text(
+        "#!/bin/sh\n"
+        'for given; do case "$given" in --graph=*) graph="${given#--graph=}";; esac; done\n'
+        '[ "$LD_LIBRARY_PATH" = . ] && [ -f libruntime.so ] || { echo "libruntime.so not found"; exit 127; }\n'
+        '[ -f "$graph" ] || { echo "ERROR: Could not open \'$graph\'."; exit 1; }\n'
+        'size=$(wc -c < "$graph")\n'
+        'echo "$@" >> "$PHONE/asked"\n'
+        'echo "Inference timings in us: Init: 5000, First inference: 9, Warmup (avg): 9, Inference (avg): $size" >&2\n'
+    )
+    return folder
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> dict[str, Path]:
+    def export(role: str, size: int) -> Path:
+        return an_export(tmp_path / role, known("litert", {"48": f"{role}_48.tflite", "64": f"{role}_64.tflite"}), size)
+
+    return {"student": export("student", 2000), "teacher": export("teacher", 7000)}
+
+
+def recipe(kind: str, **changes) -> Mobile:
+    return Mobile.of({"way": {"kind": kind}, "lengths": [48], "threads": [1, 2], "repeats": 2, **changes})
+
+
+def test_a_phone_over_adb_is_measured_pinned_and_left_clean(phone, binary, models, tmp_path):
+    asked = recipe("adb", placement={"adb": str(phone)})
+    made = stage.execute(STAGE, asked, {**models, "binary": binary}, tmp_path / "out")
+    facts = made.facts
+    assert (facts["way"], facts["proxy"], facts["fit"], facts["unfit"]) == ("adb", False, True, None)
+    assert [(row["model"], row["threads"], row["p50_ms"]) for row in facts["rows"]] == [
+        ("student", 1, 2.0), ("teacher", 1, 7.0), ("student", 2, 2.0), ("teacher", 2, 7.0),
+    ]  # fmt: skip
+    student = facts["rows"][0]
+    assert (student["ratio_to_teacher"], student["samples"], student["load_seconds"]) == (3.5, 2, 0.005)
+    assert (student["runtime"], student["length"]) == ("LiteRT benchmark_model", 48)
+    # The fast cores are 6 and 7: one thread has the last, two have both.
+    assert [row["pinned_cores"] for row in facts["rows"]] == [[7], [7], [6, 7], [6, 7]]
+    assert (tmp_path / "phone" / "pinned").read_text().split() == ["80"] * 4 + ["c0"] * 4
+    starts = (tmp_path / "phone" / "asked").read_text().splitlines()
+    assert [Path(line.split()[0]).stem for line in starts[:4]] == [
+        "--graph=student-student_48",
+        "--graph=teacher-teacher_48",
+    ] * 2
+    assert all("--num_runs=10" in line and "--num_threads=1" in line for line in starts[:4])
+    device = facts["device"]
+    assert (device["model"], device["chip"], device["android"]) == ("Pixel 7", "GS201", "14")
+    assert device["core_khz"]["7"] == 2_850_000
+    assert len(device["thermal"]) == 1 + 2 * 2
+    assert device["thermal"][0]["celsius"] == {"BIG": 41.5, "VIRTUAL-SKIN": 33.2}, "not the 99° of the cache"
+    assert (device["thermal"][0]["status"], device["thermal"][0]["battery_celsius"]) == (0, 30.5)
+    assert {path.name for path in (made.path / "logs").iterdir()} >= {"student-student_48-48-1.txt"}
+    assert [*(tmp_path / "phone/data/local/tmp").iterdir()] == []
+    assert json.loads((made.path / "mobile.json").read_text())["rows"] == facts["rows"]
+
+
+@pytest.mark.long
+def test_a_hot_phone_is_measured_and_marked(phone, binary, models, tmp_path):
+    (tmp_path / "phone" / "hot").write_text("2")
+    asked = recipe("adb", repeats=1, threads=[1], placement={"adb": str(phone)})
+    made = stage.execute(STAGE, asked, {**models, "binary": binary}, tmp_path / "out")
+    assert not made.facts["fit"]
+    assert "thermal status 2" in made.facts["unfit"]
+
+
+def test_a_program_that_fails_is_told_and_nothing_stays_on_the_phone(phone, binary, models, tmp_path):
+    (binary / "libruntime.so").unlink()
+    asked = recipe("adb", placement={"adb": str(phone)})
+    with pytest.raises(StageError, match=r"benchmark_model ended with 127 on the phone: libruntime\.so not found"):
+        stage.execute(STAGE, asked, {**models, "binary": binary}, tmp_path / "out")
+    assert [*(tmp_path / "phone/data/local/tmp").iterdir()] == []
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "reason"),
+    [
+        ("state", "unauthorized", r"is unauthorized: unlock it and allow debugging"),
+        ("state", "offline", r"is offline: plug it in again"),
+        ("gone", "", r"adb sees no phone: plug one in"),
+    ],
+)
+def test_a_phone_that_does_not_answer_is_explained(phone, tmp_path, file, text, reason):
+    (tmp_path / "phone" / file).write_text(text)
+    with pytest.raises(StageError, match=reason):
+        adb.connect(str(phone), None)
+
+
+def test_a_phone_is_chosen_by_its_serial(phone):
+    assert adb.connect(str(phone), "R5CT30ABCDE").serial == "R5CT30ABCDE"
+    with pytest.raises(StageError, match=r"adb sees R5CT30ABCDE, not X: set placement\.serial"):
+        adb.connect(str(phone), "X")
+    with pytest.raises(StageError, match=r"is not installed: install it \(on Debian: apt-get install adb\)"):
+        adb.connect(str(phone.parent / "no-adb"), None)
+
+
+def test_a_command_that_fails_on_the_phone_fails_here(phone):
+    found = adb.connect(str(phone), None)
+    assert found.shell("echo well") == "well\n"
+    with pytest.raises(StageError, match="adb shell on R5CT30ABCDE: no such thing"):
+        found.shell("echo no such thing >&2; exit 3")
+    assert found.asked("exit 3") == ""
+
+
+def test_cores_are_chosen_by_their_clocks():
+    clocks = {0: 1800, 1: 1800, 2: 2300, 3: 2850}
+    assert adb.cores_for(clocks, 2, "fast") == [2, 3]
+    assert adb.cores_for(clocks, 1, "slow") == [1]
+    assert adb.cores_for(clocks, 2, "any") is adb.cores_for({}, 2, "fast") is None
+    assert adb.mask([0, 3]) == "9"
+    with pytest.raises(StageError, match="threads = 5, but the phone has 4 cores"):
+        adb.cores_for(clocks, 5, "fast")
+
+
+@pytest.mark.parametrize(
+    ("runtime", "printed", "load"),
+    [("litert", LITERT, 0.092318), ("executorch", EXECUTORCH, None), ("onnxruntime", ONNXRUNTIME, 0.0923)],
+)
+def test_what_the_programs_print_is_read(runtime, printed, load):
+    mean, seconds = read_times(PROGRAMS[runtime], printed, 10)
+    assert mean == pytest.approx(145.528)
+    assert seconds == (None if load is None else pytest.approx(load))
+    with pytest.raises(StageError, match=r"gave no time on the phone, its last line: Segmentation fault; use "):
+        read_times(PROGRAMS[runtime], "Loading\nSegmentation fault\n", 10)
+
+
+def test_programs_are_told_threads_calls_and_length():
+    run = Run("student model.onnx", threads=4, length=48, warmup=2, calls=10)
+    asked = {name: phone_programs.command("p", program, run, "f0") for name, program in PROGRAMS.items()}
+    assert all(line.startswith("LD_LIBRARY_PATH=. taskset f0 ./p ") for line in asked.values())
+    assert "'--graph=student model.onnx' --num_threads=4" in asked["litert"]
+    assert "--num_executions=10 --cpu_threads=4" in asked["executorch"]
+    assert "-f batch:1 -f length:48 -x 4" in asked["onnxruntime"]
+    assert asked["onnxruntime"].endswith("-r 10 'student model.onnx'")
+
+
+def test_the_file_for_a_length_is_found_or_the_lengths_are_named():
+    fixed, free = known("litert", {"48": "a.tflite", "64": "b.tflite"}), known("executorch", {"any": "m.pte"})
+    assert file_for("student", fixed, PROGRAMS["litert"], 64) == "b.tflite"
+    with pytest.raises(StageError, match="is for lengths 48, 64, not 50"):
+        file_for("student", fixed, PROGRAMS["litert"], 50)
+    assert file_for("student", free, PROGRAMS["executorch"], 64) == "m.pte"
+    with pytest.raises(StageError, match=r"measures the longest: set lengths = \[64\]"):
+        file_for("student", free, PROGRAMS["executorch"], 48)
+    assert file_for("student", known("onnxruntime", {"any": "m.onnx"}), PROGRAMS["onnxruntime"], 48) == "m.onnx"
+
+
+@pytest.mark.parametrize(
+    ("kind", "roles", "reason"),
+    [
+        ("browser", ("student",), "way browser needs --page DIR"),
+        ("adb", ("student",), "way adb needs --binary DIR"),
+        ("proxy", (), "way proxy needs --student DIR"),
+        ("proxy", ("student", "page"), "way proxy has no use for --page: it takes --student, --teacher"),
+        ("browser", ("page",), r"is an export for another use: make the page with deploy\.web_page"),
+    ],
+)
+def test_each_way_says_what_it_needs(tmp_path, models, kind, roles, reason):
+    given = {"student": models["student"], "page": models["teacher"]}
+    with pytest.raises(StageError, match=reason):
+        stage.execute(STAGE, recipe(kind), {role: given[role] for role in roles}, tmp_path / "out")
+
+
+def test_the_shipped_recipes_load():
+    kinds = {kind: load(Mobile, f"mobile-{kind}").way.kind for kind in ("browser", "adb", "proxy")}
+    assert all(name == kind for name, kind in kinds.items())
+
+
+@pytest.fixture(scope="module")
+def exports(tmp_path_factory) -> dict[str, Path]:
+    return phones.exports(tmp_path_factory.mktemp("exports"))
+
+
+@pytest.mark.long
+def test_a_proxy_is_measured_in_turns_and_called_a_proxy(exports, tmp_path):
+    made = stage.execute(STAGE, recipe("proxy", threads=[1]), exports, tmp_path / "out")
+    facts = made.facts
+    assert (facts["way"], facts["proxy"], facts["problems"]) == ("proxy", True, [])
+    assert [(row["model"], row["threads"], row["samples"]) for row in facts["rows"]] == [
+        ("student", 1, 3),
+        ("teacher", 1, 3),
+    ]
+    for row in facts["rows"]:
+        assert row["runtime"].startswith("ONNX Runtime")
+        assert row["bytes"] == (exports[row["model"]] / "model.onnx").stat().st_size
+        assert 0 <= row["model_memory_bytes"] < row["peak_memory_bytes"]
+        assert min(row["first_ms"], row["load_seconds"]) > 0
+    assert facts["fit"] == (facts["unfit"] is None)
+    assert facts["device"]["processor"]
+
+
+@pytest.mark.long
+def test_a_model_that_does_not_fit_into_the_memory_is_a_finding(exports, tmp_path):
+    asked = recipe("proxy", threads=[1], way={"kind": "proxy", "memory_megabytes": 1})
+    made = stage.execute(STAGE, asked, exports, tmp_path / "out")
+    assert made.facts["rows"] == []
+    assert [problem["error"] for problem in made.facts["problems"]] == ["does not fit into 1 MB"] * 2
+
+
+@pytest.mark.long
+def test_an_export_that_does_not_open_is_named(exports, tmp_path):
+    broken = an_export(tmp_path / "broken", known("onnxruntime", {"any": "model.onnx"}), 10)
+    with pytest.raises(StageError, match=r"--student .*broken: InvalidArgument"):
+        stage.execute(STAGE, recipe("proxy", threads=[1]), {"student": broken}, tmp_path / "out")

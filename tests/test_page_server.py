@@ -1,0 +1,202 @@
+import http.client
+import json
+import socket
+import ssl
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from cluster import artifact
+from cluster.stage import StageError
+from eval import phone_link
+from eval.page_server import MOST_RESULT_BYTES, Exchange, ResultError, serving
+
+FILES = {"index.html": "<!doctype html>", "page.js": "export {}", "models/a b.part": "abc", "libraries/ort.wasm": "w"}
+
+
+@pytest.fixture
+def page(tmp_path: Path) -> artifact.Artifact:
+    with artifact.create(tmp_path / "page", kind="export", inputs={}, recipe={}) as draft:
+        for name, text in FILES.items():
+            (draft.path / name).parent.mkdir(exist_ok=True)
+            (draft.path / name).write_text(text)
+    (tmp_path / "secret.txt").write_text("secret")
+    (tmp_path / "page" / "late.txt").write_text("not of the artifact")
+    return artifact.read(tmp_path / "page")
+
+
+@pytest.fixture
+def served(page):
+    def accept(posted):
+        if posted != {"answer": 42}:
+            raise ResultError("answer: 42 is wanted")
+        return posted
+
+    exchange = Exchange(page, {"job": "pocket"}, accept)
+    with serving(exchange, "127.0.0.1", 0) as port:
+        yield exchange, port
+
+
+def ask(port: int, path: str, method: str = "GET", body: bytes | None = None, token: str | None = None, **headers: str):
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    headers = {name.replace("_", "-"): value for name, value in headers.items()}
+    if token is not None:
+        headers["Cookie"] = f"other=1; stillhouse_token={token}"
+    connection.request(method, path, body, headers)
+    answer = connection.getresponse()
+    found = answer.status, answer.read().decode(), answer.headers
+    connection.close()
+    return found
+
+
+def post(port: int, token: str | None, body: bytes, kind: str = "application/json", path: str = "/result"):
+    return ask(port, path, "POST", body, token, Content_Type=kind)[:2]
+
+
+def test_the_link_gives_the_page_and_only_with_its_token(served):
+    exchange, port = served
+    for path in ("/", "/page.js", "/job", "/models/a%20b.part", "/?t=", "/?t=wrong", f"/?t={exchange.token}x"):
+        status, text, _ = ask(port, path)
+        assert status == 403, path
+        assert "doctype" not in text
+    assert ask(port, "/", token="wrong")[0] == 403
+    assert not exchange.opened.is_set()
+    status, _, headers = ask(port, f"/?t={exchange.token}")
+    assert (status, headers["Location"]) == (303, "/")
+    assert exchange.opened.is_set()
+    cookie = headers["Set-Cookie"]
+    assert cookie.startswith(f"stillhouse_token={exchange.token};")
+    assert "HttpOnly" in cookie
+    assert "SameSite=Lax" in cookie
+    assert ask(port, "/", token=exchange.token)[:2] == (200, FILES["index.html"])
+    assert json.loads(ask(port, "/job", token=exchange.token)[1]) == {"job": "pocket"}
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/../secret.txt", "/..%2fsecret.txt", "/%2e%2e/secret.txt", "//etc/passwd", "/late.txt", "/manifest.json",
+        "/models/", "/models", "/./index.html", "/index.html/", "/models/../index.html", "/\\..\\secret.txt",
+    ],
+)  # fmt: skip
+def test_no_path_leads_out_of_the_page(served, path):
+    exchange, port = served
+    status, text, _ = ask(port, path, token=exchange.token)
+    assert status == 404
+    assert "secret" not in text
+
+
+def test_answers_isolate_the_page_and_say_what_they_are(served):
+    exchange, port = served
+    for path, kind in {
+        "/": "text/html",
+        "/page.js": "text/javascript",
+        "/libraries/ort.wasm": "application/wasm",
+    }.items():
+        status, _, headers = ask(port, path, token=exchange.token)
+        assert status == 200
+        assert headers["Content-Type"].startswith(kind)
+        assert headers["Cross-Origin-Opener-Policy"] == "same-origin"
+        assert headers["Cross-Origin-Embedder-Policy"] == "require-corp"
+        assert headers["X-Content-Type-Options"] == "nosniff"
+        assert "default-src 'self'" in headers["Content-Security-Policy"]
+        assert "Python" not in headers["Server"]
+        status, text, _ = ask(port, path, token=exchange.token, If_None_Match=headers["ETag"])
+        assert (status, text) == (304, "")
+
+
+def test_one_result_is_taken_and_no_other(served):
+    exchange, port = served
+    right = json.dumps({"answer": 42}).encode()
+    assert post(port, None, right)[0] == 403
+    assert post(port, "wrong", right)[0] == 403
+    assert post(port, exchange.token, right, path="/elsewhere")[0] == 404
+    assert post(port, exchange.token, right, kind="text/plain")[0] == 415
+    assert post(port, exchange.token, b"{") == (400, "a result is JSON\n")
+    assert post(port, exchange.token, b"[" * 100_000)[0] == 400
+    assert post(port, exchange.token, b'{"answer": 41}') == (400, "answer: 42 is wanted\n")
+    assert not exchange.done.is_set()
+    assert post(port, exchange.token, right)[0] == 201
+    assert exchange.done.wait(5)
+    assert exchange.result == {"answer": 42}
+    assert post(port, exchange.token, right) == (409, "this link has brought its result already\n")
+
+
+@pytest.mark.parametrize(
+    ("length", "status"), [(str(MOST_RESULT_BYTES + 1), 413), ("-1", 411), ("many", 411), (None, 411), ("²", 411)]
+)
+def test_a_body_has_a_length_and_a_limit(served, length, status):
+    """The refusal comes at once: nothing of the body was sent, and a large one must not be waited for."""
+    exchange, port = served
+    said = f"Content-Length: {length}\r\n" if length else ""
+    request = f"POST /result HTTP/1.1\r\nHost: x\r\nCookie: stillhouse_token={exchange.token}\r\n{said}\r\n"
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+        connection.sendall(request.encode("latin-1"))
+        answer = connection.makefile("rb").read()  # to its end: the connection is closed
+    assert answer.startswith(f"HTTP/1.1 {status} ".encode())
+
+
+def test_a_connection_that_says_nothing_holds_up_nobody(served):
+    exchange, port = served
+    idle = [socket.create_connection(("127.0.0.1", port)) for _ in range(20)]
+    try:
+        assert ask(port, "/", token=exchange.token)[0] == 200
+    finally:
+        for connection in idle:
+            connection.close()
+
+
+def test_a_port_that_is_taken_is_named(served, page):
+    _, port = served
+    again = serving(Exchange(page, {}, dict), "127.0.0.1", port)
+    with pytest.raises(StageError, match=rf"127\.0\.0\.1:{port}: .* set placement\.port"), again:
+        pass
+
+
+def test_over_https_the_cookie_stays_there(page, tmp_path):
+    certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    made = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
+    subprocess.run([*made, "-out", certificate, "-keyout", key], check=True, capture_output=True)
+    exchange = Exchange(page, {}, dict)
+    trusting = ssl.create_default_context()
+    trusting.check_hostname, trusting.verify_mode = False, ssl.CERT_NONE
+    with serving(exchange, "127.0.0.1", 0, phone_link.tls(str(certificate), str(key))) as port:
+        silent = socket.create_connection(("127.0.0.1", port))  # never completes its handshake
+        connection = http.client.HTTPSConnection("127.0.0.1", port, context=trusting, timeout=10)
+        connection.request("GET", f"/?t={exchange.token}")
+        assert "; Secure" in connection.getresponse().headers["Set-Cookie"]
+        connection.close()
+        silent.close()
+
+
+def test_half_of_a_certificate_is_refused(tmp_path):
+    assert phone_link.tls(None, None) is None
+    with pytest.raises(StageError, match=r"set placement\.certificate and placement\.key"):
+        phone_link.tls("cert.pem", None)
+    (tmp_path / "a.pem").write_text("no certificate")
+    with pytest.raises(StageError, match="are no certificate and its key in PEM"):
+        phone_link.tls(str(tmp_path / "a.pem"), str(tmp_path / "a.pem"))
+
+
+@pytest.mark.parametrize(
+    ("address", "secure"),
+    [
+        ("http://localhost:8765", True), ("http://127.0.0.1:80", True), ("https://bench.example.org", True),
+        ("http://[::1]:8765", True), ("http://192.168.1.20:8765", False), ("http://localhost.example.org", False),
+    ],
+)  # fmt: skip
+def test_which_links_a_browser_trusts(address, secure):
+    assert phone_link.is_secure(address) == secure
+
+
+def test_the_terminal_shows_the_qr_code_of_the_link():
+    segno = pytest.importorskip("segno")
+    link = phone_link.link("http://192.168.1.20:8765/", "a-token")
+    assert link == "http://192.168.1.20:8765/?t=a-token"
+    lines = phone_link.terminal(link)
+    halves = {"█": (0, 0), "▀": (0, 1), "▄": (1, 0), " ": (1, 1)}
+    drawn = [[halves[sign][half] for sign in line] for line in lines for half in (0, 1)]
+    wanted = [list(line) for line in segno.make(link, error="l", micro=False).matrix_iter(border=2)]
+    assert drawn[: len(wanted)] == wanted
+    assert all(line.strip() for line in lines), "an empty line would be left out of a job's log"
