@@ -16,6 +16,7 @@ import hmac
 import json
 import mimetypes
 import secrets
+import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -100,16 +101,27 @@ class Server(ThreadingHTTPServer):
     request_queue_size = 128  # a browser opens many connections at once
 
     def __init__(self, address: tuple[str, int], exchange: Exchange, tls: ssl.SSLContext | None) -> None:
-        super().__init__(address, Handler)
         self.exchange = exchange
         self.tls = tls
+        self._open: set[socket.socket] = set()
+        super().__init__(address, Handler)
 
     def finish_request(self, request: Any, client_address: Any) -> None:
         # In the connection's own thread: a client that never completes its handshake holds up nobody.
         request.settimeout(SILENCE_SECONDS)
-        if self.tls is not None:
-            request = self.tls.wrap_socket(request, server_side=True)
-        super().finish_request(request, client_address)
+        self._open.add(request)
+        try:
+            answered = self.tls.wrap_socket(request, server_side=True) if self.tls is not None else request
+            super().finish_request(answered, client_address)
+        finally:
+            self._open.discard(request)
+
+    def server_close(self) -> None:
+        """Close, also connections that are kept alive: with the job its page ends."""
+        super().server_close()
+        for request in [*self._open]:
+            with contextlib.suppress(OSError):  # it has just closed by itself
+                request.shutdown(socket.SHUT_RDWR)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A phone that goes away is no error of ours, and a trace of it is no news."""

@@ -64,17 +64,23 @@ class Browser:
 
 
 class Tab:
-    """One page of the browser."""
+    """A page, as in a browser of its own."""
 
     def __init__(self, browser: Browser) -> None:
         self.browser = browser
-        self.target = browser.command("Target.createTarget", url="about:blank")["targetId"]
+        # A context of its own: no cookie and nothing kept of another test.
+        self._context = browser.command("Target.createBrowserContext")["browserContextId"]
+        given = {"url": "about:blank", "browserContextId": self._context}
+        self.target = browser.command("Target.createTarget", **given)["targetId"]
         self.session = browser.command("Target.attachToTarget", targetId=self.target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Network", "Log"):
             self("enable", domain)
 
     def __call__(self, method: str, domain: str, **given: Any) -> dict[str, Any]:
         return self.browser.command(f"{domain}.{method}", self.session, **given)
+
+    def close(self) -> None:
+        self.browser.command("Target.disposeBrowserContext", browserContextId=self._context)
 
     def phone(self, width: int = 390, height: int = 844, slower: float = 4.0) -> None:
         """A phone's screen, touch, and a processor that is ``slower`` times as slow."""

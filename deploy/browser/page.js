@@ -10,7 +10,7 @@ import { megabytes, millions, plural } from "./numbers.js";
 import { showResults } from "./results.js";
 import { TEXTS } from "./texts.js";
 
-const page = { models: [], job: null, plan: null, ways: [], gpu: null, engine: null, passage: "", kept: true, busy: false, retry: 0 };
+const page = { models: [], job: null, plan: null, ways: [], gpu: null, engine: null, ready: new Set(), passage: "", kept: true, busy: false, retry: 0 };
 const LOOK_AGAIN = 4000;
 
 async function begin() {
@@ -71,6 +71,7 @@ function ownWay() {
 
 async function openModels() {
   page.engine = new Engine();
+  page.ready.clear();
   await page.engine.call("start", ownWay());
   let { kept } = page;
   for (const model of page.models) {
@@ -82,6 +83,7 @@ async function openModels() {
     });
     bar.hidden = true;
     ready.textContent = `ready in ${opened.seconds.toFixed(1)} s`;
+    page.ready.add(model.role);
     $("answer").disabled = false;
   }
   $("measure").disabled = false;
@@ -138,11 +140,9 @@ async function ask(event) {
   const [question, passage] = [$("question").value, page.passage];
   try {
     const found = [];
-    for (const model of page.models) {
-      if (document.querySelector(`#models .${model.role} progress`).hidden) {
-        found.push({ model, ...(await page.engine.call("answer", { role: model.role, question, passage, limit: 384 })) });
-        showAnswers(passage, found);
-      }
+    for (const model of page.models.filter(({ role }) => page.ready.has(role))) {
+      found.push({ model, ...(await page.engine.call("answer", { role: model.role, question, passage, limit: 384 })) });
+      showAnswers(passage, found);
     }
   } catch (error) {
     fail(error);
@@ -180,9 +180,10 @@ function working(on) {
   page.busy = on;
   show("running", on);
   show("stop", on);
-  $("measure").disabled = on;
-  $("answer").disabled = on;
-  if (on) say("state", "Measuring: keep this page in front.");
+  if (!on) return; // both come back with the models
+  $("measure").disabled = true;
+  $("answer").disabled = true;
+  say("state", "Measuring: keep this page in front.");
 }
 
 // What was measured before a reload, where it was with these models.

@@ -33,7 +33,9 @@ function groupsOf(rows) {
 }
 
 function comparison(slow, fast) {
-  return `${(slow / fast).toFixed(2)}\u00a0× as fast, ${(100 * (1 - fast / slow)).toFixed(0)}\u00a0% less\u00a0time`;
+  const saved = 100 * (1 - fast / slow);
+  const time = `${Math.abs(saved).toFixed(0)}\u00a0% ${saved < 0 ? "more" : "less"}\u00a0time`;
+  return `${(slow / fast).toFixed(2)}\u00a0× as fast, ${time}`;
 }
 
 function shown({ name, rows }, titles) {

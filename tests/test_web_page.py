@@ -1,0 +1,148 @@
+import json
+import re
+import shutil
+from pathlib import Path
+
+import headed
+import phones
+import pytest
+
+from cluster import artifact, stage
+from cluster.recipe import load
+from cluster.stage import StageError
+from deploy import vendoring
+from deploy.web_page import WebPage
+
+
+@pytest.fixture(scope="module")
+def libraries(tmp_path_factory) -> Path:
+    """As vendored, with a few bytes in the place of each file."""
+    folder = tmp_path_factory.mktemp("vendored") / "libraries"
+    folder.mkdir()
+    for names in vendoring.FILES.values():
+        for name in names:
+            (folder / name).write_text(name)
+    files = {path.name: artifact.file_sha256(path) for path in folder.iterdir()}
+    artifact.write_json(folder / vendoring.LIBRARIES, {"packages": vendoring.versions(), "files": files})
+    return folder
+
+
+def an_export(folder: Path, head: str = "question-answering", runtime: str = "onnxruntime") -> Path:
+    """An export with the tokenizer of a tiny model and 50,000 bytes for its weights."""
+    described = {
+        "format": "int8", "runtime": runtime, "files": {"any": "model.onnx"}, "head": head, "positions": 64, "pad": 0,
+        "inputs": ["input_ids", "attention_mask"], "outputs": {"start_logits": "positions", "end_logits": "positions"},
+        "vocab_size": 441, "parameters": 28_994, "rows": "any",
+    }  # fmt: skip
+    headed.tiny.wordpiece(folder.with_name(f"{folder.name}-tokenizer"))
+    with artifact.create(folder, kind="export", inputs={}, recipe={}) as draft:
+        for path in folder.with_name(f"{folder.name}-tokenizer").iterdir():
+            shutil.copyfile(path, draft.path / path.name)
+        (draft.path / "model.onnx").write_bytes(bytes(range(250)) * 200)
+        artifact.write_json(draft.path / "runtime.json", described)
+    return folder
+
+
+def test_a_page_has_everything_and_names_it(libraries, tmp_path):
+    export = an_export(tmp_path / "student")
+    made = phones.page(tmp_path, {"student": export, "teacher": export}, libraries)
+    described = json.loads((made.path / "page.json").read_text())
+    assert [(model["role"], model["title"]) for model in described["models"]] == [
+        ("student", "Student"),
+        ("teacher", "BERT-base"),
+    ]
+    for model in described["models"]:
+        assert [part["bytes"] for part in model["parts"]] == [20_000, 20_000, 10_000]
+        whole = b"".join((made.path / part["path"]).read_bytes() for part in model["parts"])
+        assert whole == (export / "model.onnx").read_bytes()
+        assert all(artifact.file_sha256(made.path / part["path"]) == part["sha256"] for part in model["parts"])
+        assert (made.path / model["tokenizer"]).is_file()
+    # Equal parts are one file, whichever model they are of.
+    assert len([*made.path.glob("models/*.part")]) == len({part["sha256"] for part in described["models"][0]["parts"]})
+    assert described["version"] == made.facts["version"]
+
+
+def test_the_service_worker_keeps_the_page_and_not_what_is_large(libraries, tmp_path):
+    made = phones.page(tmp_path, {"student": an_export(tmp_path / "student")}, libraries)
+    text = (made.path / "service_worker.js").read_text()
+    assert f'const VERSION = "{made.facts["version"]}"' in text
+    listed = json.loads(text.partition("const SHELL = ")[2].partition(";")[0])
+    assert {"./", "page.json", "page.js", "style.css", "libraries/ort-wasm-simd-threaded.wasm"} <= {*listed}
+    assert [name for name in listed if name != "./" and name not in made.files] == []
+    assert not any(name.endswith(".part") or "webgpu" in name or "asyncify" in name for name in listed)
+
+
+def test_another_title_is_another_version(libraries, tmp_path):
+    export = an_export(tmp_path / "student")
+    versions = {
+        phones.page(tmp_path / title, {"student": export}, libraries, student={"title": title}).facts["version"]
+        for title in ("One", "Two")
+    }
+    assert len(versions) == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"head": "classification"}, "is an export for classification: the page asks questions"),
+        ({"runtime": "litert"}, "is int8, which browsers do not run: give the int8 ONNX export"),
+    ],
+)
+def test_what_a_page_cannot_show_is_refused(libraries, tmp_path, changes, reason):
+    with pytest.raises(StageError, match=reason):
+        phones.page(tmp_path, {"student": an_export(tmp_path / "student", **changes)}, libraries)
+
+
+def test_another_tokenizer_is_refused(libraries, tmp_path):
+    export = an_export(tmp_path / "student")
+    folder = tmp_path / "byte-level"
+    headed.tiny.byte_level(folder)
+    with artifact.create(tmp_path / "other", kind="export", inputs={}, recipe={}) as draft:
+        for path in (*export.iterdir(), *folder.iterdir()):
+            if path.name != artifact.MANIFEST:
+                shutil.copyfile(path, draft.path / path.name)
+    with pytest.raises(StageError, match=r"student: its tokenizer is BPE: it needs WordPiece"):
+        phones.page(tmp_path, {"student": tmp_path / "other"}, libraries)
+
+
+def test_libraries_that_were_changed_are_refused(libraries, tmp_path):
+    export = an_export(tmp_path / "student")
+    with pytest.raises(StageError, match=r"holds no libraries of the page: .* python -m deploy\.vendoring --out"):
+        phones.page(tmp_path, {"student": export}, tmp_path / "student")
+    changed = tmp_path / "changed"
+    shutil.copytree(libraries, changed)
+    (changed / "tokenizers.min.mjs").write_text("other")
+    with pytest.raises(StageError, match=r"tokenizers\.min\.mjs is missing or was changed"):
+        phones.page(tmp_path, {"student": export}, changed)
+    (changed / vendoring.LIBRARIES).write_text(json.dumps({"packages": {"onnxruntime-web": "1.0.0"}, "files": {}}))
+    with pytest.raises(StageError, match="has other versions than"):
+        phones.page(tmp_path, {"student": export}, changed)
+
+
+def test_every_package_is_pinned_and_its_licence_is_named():
+    lock = json.loads((vendoring.BROWSER / "package-lock.json").read_text())
+    licences = (vendoring.BROWSER / vendoring.LICENCES).read_text()
+    for name, version in vendoring.versions().items():
+        locked = lock["packages"][f"node_modules/{name}"]
+        assert locked["version"] == version
+        assert f"[{name}](" in licences
+        assert f"| {version} | {locked['license']} |" in licences
+    packages = {name: entry for name, entry in lock["packages"].items() if name}
+    assert all(entry["integrity"].startswith("sha512-") for entry in packages.values())
+    assert {*vendoring.FILES} == {*vendoring.versions()}
+
+
+def test_nothing_is_loaded_from_elsewhere():
+    """No address of another machine in what a browser runs, but for the name of a namespace."""
+    found = {
+        (path.name, address)
+        for path in vendoring.BROWSER.iterdir()
+        if path.suffix in (".js", ".html", ".css", ".webmanifest")
+        for address in re.findall(r"(?:https?:)?//[\w.-]+\.[a-z]{2,}[^\s\"']*", path.read_text(encoding="utf-8"))
+    }
+    assert found == {("chart.js", "http://www.w3.org/2000/svg")}
+
+
+def test_the_shipped_recipe_loads():
+    assert load(WebPage, "page").teacher.title == "BERT-base"
+    assert stage.find("deploy.web_page").produces == "export"
