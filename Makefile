@@ -12,7 +12,7 @@ READY := .venv/.ready
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test test-long test-all bench check format install clean help
+.PHONY: demo test test-long test-all bench browser check format install clean help
 
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
@@ -35,6 +35,10 @@ test-all: test test-long
 ## make bench      speed and memory, measured here: a table and build/bench.json (BENCH="step data" for some of it)
 bench: $(READY)
 	$(BIN)/python tests/benching.py $(BENCH)
+
+## make browser    fetch the libraries of the page that measures phones into build/browser (npm, pinned); its tests need them
+browser: $(READY)
+	$(BIN)/python -m deploy.vendoring --out build/browser
 
 ## make check      format, lint and strict types
 check: $(READY)

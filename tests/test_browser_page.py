@@ -134,7 +134,7 @@ def test_a_typed_question_is_answered_as_the_models_do(tab, page, exports):
             assert tab.run(f"document.querySelector('.answer.{role} .said').innerText") == passage[start:end]
             # int8 products round otherwise on another processor: near ties may fall the other way.
             assert scores[start, end] > max(scores.values()) - 0.1
-        assert re.search(r"ms model \+ [\d.]+ ms tokens · \d\d tokens", text(tab, "answers"))
+        assert re.search(r"ms model \+ [\d.]+ ms tokenising · \d\d tokens", text(tab, "answers"))
         assert tab.complaints() == []
 
 

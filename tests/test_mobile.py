@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 
 import phones
@@ -219,6 +220,41 @@ def test_each_way_says_what_it_needs(tmp_path, models, kind, roles, reason):
         stage.execute(STAGE, recipe(kind), {role: given[role] for role in roles}, tmp_path / "out")
 
 
+@pytest.fixture
+def a_page(tmp_path: Path) -> Path:
+    """An artifact with the facts of a page."""
+    with artifact.create(tmp_path / "page", kind="export", inputs={}, recipe={}) as draft:
+        (draft.path / "index.html").write_text("<!doctype html>")
+        model = {"role": "student", "title": "Student", "positions": 64}
+        draft.facts.update({"format": "page", "version": "v1", "runtime": "r", "models": [model]})
+    return tmp_path / "page"
+
+
+def test_a_link_that_nobody_opens_ends_and_says_so(a_page, tmp_path, caplog):
+    caplog.set_level("INFO")
+    place = {"host": "127.0.0.1", "port": 0, "wait_seconds": 0.2, "address": "http://192.168.1.20:8765"}
+    with pytest.raises(StageError, match=r"nobody opened it within 0 seconds: .* raise placement\.wait_seconds"):
+        stage.execute(STAGE, recipe("browser", placement=place), {"page": a_page}, tmp_path / "out")
+    assert re.search(r"http://192\.168\.1\.20:8765/\?t=\S{32}\n", caplog.text)
+    assert "browsers then give one thread" in caplog.text
+    assert not (tmp_path / "out").exists()
+
+
+def test_over_adb_the_phone_opens_the_link_itself(a_page, phone, tmp_path):
+    place = {"host": "127.0.0.1", "port": 0, "wait_seconds": 0.2, "reach": "adb", "adb": str(phone)}
+    with pytest.raises(StageError, match="nobody opened it"):
+        stage.execute(STAGE, recipe("browser", placement=place), {"page": a_page}, tmp_path / "out")
+    started = (tmp_path / "phone" / "started").read_text()
+    assert re.search(r"start -a android\.intent\.action\.VIEW -d http://localhost:(\d+)/\?t=\S{32}", started)
+    port = re.search(r"localhost:(\d+)", started)[1]
+    assert (tmp_path / "phone" / "reversed").read_text() == f"tcp:{port} tcp:{port}"
+
+
+def test_a_length_beyond_the_positions_is_refused(a_page, tmp_path):
+    with pytest.raises(StageError, match=r"65 tokens are more than Student has positions \(64\): lower it"):
+        stage.execute(STAGE, recipe("browser", lengths=[65]), {"page": a_page}, tmp_path / "out")
+
+
 def test_the_shipped_recipes_load():
     kinds = {kind: load(Mobile, f"mobile-{kind}").way.kind for kind in ("browser", "adb", "proxy")}
     assert all(name == kind for name, kind in kinds.items())
@@ -235,8 +271,8 @@ def test_a_proxy_is_measured_in_turns_and_called_a_proxy(exports, tmp_path):
     facts = made.facts
     assert (facts["way"], facts["proxy"], facts["problems"]) == ("proxy", True, [])
     assert [(row["model"], row["threads"], row["samples"]) for row in facts["rows"]] == [
-        ("student", 1, 3),
-        ("teacher", 1, 3),
+        ("student", 1, 2),
+        ("teacher", 1, 2),
     ]
     for row in facts["rows"]:
         assert row["runtime"].startswith("ONNX Runtime")

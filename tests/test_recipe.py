@@ -31,10 +31,14 @@ STAGES = {
     "cluster/installed-docs": "cluster.corpus",
     "deploy/int8": "deploy.quantize",
     "deploy/onnx": "deploy.onnx_export",
+    "deploy/page": "deploy.web_page",
     "eval/baselines": "eval.baselines",
     "eval/finetune": "eval.finetune",
     "eval/glue": "eval.suite",
     "eval/latency": "eval.latency",
+    "eval/mobile-adb": "eval.mobile",
+    "eval/mobile-browser": "eval.mobile",
+    "eval/mobile-proxy": "eval.mobile",
     "eval/provenance": "eval.provenance",
 }
 """Shipped recipe to its stage; those of ``distill`` are pipelines."""

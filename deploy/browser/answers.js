@@ -22,7 +22,7 @@ function line(passage, { model, span, tokeniseMs, neuralMs, tokens, windows }) {
     { class: `answer ${model.role}` },
     h("p", { class: "who" }, model.title),
     h("p", { class: "said" }, text),
-    h("p", { class: "note" }, `${milliseconds(neuralMs)} model + ${milliseconds(tokeniseMs)} tokens · ${extent}`),
+    h("p", { class: "note" }, `${milliseconds(neuralMs)} model + ${milliseconds(tokeniseMs)} tokenising · ${extent}`),
     ...(model.weights === "random" ? [h("p", { class: "note warn" }, "Random weights: its time is real, its answer is not.")] : []),
   );
 }

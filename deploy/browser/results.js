@@ -49,7 +49,7 @@ function shown({ name, rows }, titles) {
 }
 
 function table(rows, titles) {
-  const heads = ["Model", "Median", "90 %", "Tokens", "First"];
+  const heads = ["Model", "Median", "90 %", "Tokenise", "First"];
   const cells = (row) => [
     milliseconds(percentile(row.neural_ms, 0.5)),
     milliseconds(percentile(row.neural_ms, 0.9)),

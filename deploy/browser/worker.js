@@ -33,7 +33,10 @@ async function open({ model }, tell) {
   const [tokenizer, weights] = await Promise.all([openTokenizer(model), downloadParts(model.parts, tell)]);
   tell({ preparing: true });
   const began = performance.now();
-  const session = await ort.InferenceSession.create(weights, { executionProviders: [configuration.backend] });
+  const session = await ort.InferenceSession.create(weights, {
+    executionProviders: [configuration.backend],
+    logSeverityLevel: 3,
+  });
   const seconds = (performance.now() - began) / 1000;
   const marks = { cls: tokenizer.token_to_id("[CLS]"), sep: tokenizer.token_to_id("[SEP]") };
   opened.set(model.role, { model, tokenizer, session, marks, seconds });
