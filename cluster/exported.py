@@ -3,7 +3,7 @@
 Beside the model's own files and the tokenizer, an export has ``runtime.json``::
 
     {"format": "int8", "runtime": "onnxruntime", "files": {"any": "model.onnx"}, "head": "classification",
-     "inputs": ["input_ids", "attention_mask"], "outputs": {"logits": "classes"},
+     "inputs": ["input_ids", "attention_mask"], "outputs": [["logits", "classes"]],
      "positions": 512, "pad": 0, "vocab_size": 30522, "parameters": 66955010, "rows": "any"}
 
 ``files`` names a file for any length, or one for each length it was made for: ``{"64": "model_64.tflite", …}``.
@@ -52,7 +52,8 @@ class Exported:
     """Whether it takes a batch, or one row at a time."""
 
     def write(self, folder: Path) -> None:
-        write_json(folder / FILE, asdict(self))
+        # As a list, because the keys of a JSON file are sorted, and some runtimes know outputs by their order alone.
+        write_json(folder / FILE, {**asdict(self), "outputs": list(self.outputs.items())})
 
     @property
     def lengths(self) -> tuple[int, ...] | None:
@@ -77,7 +78,7 @@ def read(folder: Path) -> Exported:
     if not path.is_file():
         raise StageError(f"{folder} is no export of this version, it has no {FILE}: make it (again) with deploy")
     values = json.loads(path.read_text(encoding="utf-8"))
-    return Exported(**{**values, "inputs": tuple(values["inputs"])})
+    return Exported(**{**values, "inputs": tuple(values["inputs"]), "outputs": dict(values["outputs"])})
 
 
 def is_export(folder: Path) -> bool:

@@ -105,12 +105,14 @@ def _executorch(path: Path, exported: Exported, threads: int) -> Call:
     import torch
     from executorch.extension.pybindings import portable_lib
 
+    # Of the whole process: ExecuTorch has one pool of threads.
+    portable_lib._unsafe_reset_threadpool(threads)
     module = portable_lib._load_for_executorch(str(path))
-    portable_lib._threadpool_reset(threads) if hasattr(portable_lib, "_threadpool_reset") else None
 
     def call(feed: Feed) -> Outputs:
         found = module.forward([torch.from_numpy(np.ascontiguousarray(feed[name])) for name in exported.inputs])
-        return {name: values.float().numpy() for name, values in zip(exported.outputs, found, strict=True)}
+        # Copied: the next call writes to the same memory.
+        return {name: values.float().clone().numpy() for name, values in zip(exported.outputs, found, strict=True)}
 
     return call
 

@@ -1,11 +1,10 @@
 """What every export does once its files are there: description, tokenizer, parity, score, refusal, facts."""
 
 import contextlib
-import functools
 import logging
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from cluster import artifact, runtimes, stage, telemetry
 from cluster.exported import ANY, Exported
 from cluster.recipe import Recipe
 from deploy import parity, task_score
-from deploy.original import Original
+from deploy.original import Original, identity
 
 logger = logging.getLogger("stillhouse")
 
@@ -76,7 +75,7 @@ def complete(
     parity.check(differences, recipe.tolerance, what)
     scored = None
     if "data" in inputs:
-        scored = task_score.compare(recipe.score, original.folder, out, inputs["data"])
+        scored = task_score.compare(recipe.score, original.folder, out, made.positions, inputs["data"])
         task_score.check(scored, recipe.tolerance.score, what)
     record = {
         "against": "PyTorch fp32",
@@ -92,6 +91,18 @@ def complete(
         "runtime": runtimes.described(made),
         "parity": {**parity.summary(differences), "score": scored},
     }
+
+
+def check_source(exported: artifact.Artifact, model: Path) -> None:
+    """
+    Raises:
+        StageError: an export was made of another model.
+    """
+    if exported.facts["source"] != identity(model):
+        raise stage.StageError(
+            f"{exported.path} was not exported from {model}: give the model it was made from, "
+            f"{exported.facts['model_name']}, as --model"
+        )
 
 
 def furnish(original: Original, made: Exported, out: Path) -> None:
@@ -121,19 +132,16 @@ def measure(
     """Description of the fixed inputs, and how far ``candidate`` is from the original on them."""
     positions = min(original.positions, made.positions)
     feeds = parity.fixed_inputs(probe, original.tokenizer, original.inputs, positions)
-    return parity.describe(probe, feeds), differences_on(original, candidate, feeds)
+    shown = telemetry.progress(feeds, "parity", len(feeds), "batches")
+    return parity.describe(probe, feeds), differences_on(original, candidate, shown)
 
 
 def differences_on(
-    original: Original, candidate: runtimes.Call, feeds: list[parity.Feed]
+    original: Original, candidate: runtimes.Call, feeds: Iterable[parity.Feed]
 ) -> dict[str, parity.Difference]:
     """How far ``candidate`` is from the original on these inputs."""
     reference = parity.torch_outputs(original.model, original.outputs)
-    found = [
-        parity.compare(reference(feed), candidate(feed), feed, original.outputs)
-        for feed in telemetry.progress(feeds, "parity", len(feeds), "batches")
-    ]
-    return functools.reduce(parity.merge, found)
+    return parity.between(reference, candidate, feeds, original.outputs)
 
 
 @contextlib.contextmanager

@@ -14,9 +14,12 @@ share of choices (a class, a word, a start or an end of an answer) that fall on 
 is that of both on a task's development set (:mod:`deploy.task_score`), null where no data was given.
 """
 
+import functools
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
 import numpy as np
@@ -27,7 +30,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cluster.exported import Layout
 from cluster.recipe import Recipe
-from cluster.runtimes import Outputs
+from cluster.runtimes import Call, Outputs
 from cluster.stage import StageError
 
 FILE = "parity.json"
@@ -130,15 +133,28 @@ def describe(probe: Probe, feeds: Sequence[Feed]) -> dict[str, Any]:
     }
 
 
-def torch_outputs(model: PreTrainedModel, names: Iterable[str]) -> Callable[[Feed], Outputs]:
+def recorded(folder: Path) -> Probe:
+    """The probe that the export in ``folder`` was measured with."""
+    inputs = json.loads((folder / FILE).read_text(encoding="utf-8"))["inputs"]
+    return Probe(lengths=tuple(inputs["lengths"]), rows=inputs["rows"], seed=inputs["seed"])
+
+
+def torch_outputs(model: PreTrainedModel, names: Iterable[str]) -> Call:
     """A PyTorch model as a function of a feed."""
 
-    def answer(feed: Feed) -> Outputs:
+    def answer(feed: Mapping[str, npt.NDArray[np.int64]]) -> Outputs:
         with torch.inference_mode():
             found = model(**{name: torch.from_numpy(values) for name, values in feed.items()})
         return {name: found[name].float().numpy() for name in names}
 
     return answer
+
+
+def between(
+    reference: Call, candidate: Call, feeds: Iterable[Feed], layouts: Mapping[str, Layout]
+) -> dict[str, Difference]:
+    """How far two models are apart on some feeds."""
+    return functools.reduce(merge, (compare(reference(feed), candidate(feed), feed, layouts) for feed in feeds))
 
 
 def compare(reference: Outputs, candidate: Outputs, feed: Feed, layouts: Mapping[str, Layout]) -> dict[str, Difference]:

@@ -17,14 +17,15 @@ from typing import Any, Literal
 
 import onnx
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
+from onnxruntime.quantization.onnx_model import ONNXModel
 
 from cluster import artifact, stage
 from deploy import calibration_rows, exporting, onnx_export, parity
 from deploy.calibration_rows import Calibration
 from deploy.exporting import ROUNDED, Judged, logger
-from deploy.original import identity, open_original
+from deploy.original import open_original
 
-QUANTIZED = ("MatMul", "Gemm", "Gather", "Attention")
+QUANTIZED = ["MatMul", "Gather"]
 """Operators that get 8-bit weights."""
 
 
@@ -56,6 +57,8 @@ def load(path: Path) -> onnx.ModelProto:
     model = onnx.load(path)
     # The shapes noted by the exporter are named otherwise than the quantiser's own, and it stops at the difference.
     del model.graph.value_info[:]
+    # The quantiser does this itself, to new names: nodes that are named to stay in float would not.
+    ONNXModel(model).replace_gemm_with_matmul()
     return model
 
 
@@ -109,7 +112,7 @@ def quantize_by_ranges(
             path,
             Feeds(feeds),
             quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=["MatMul", "Gemm", "Gather"],
+            op_types_to_quantize=QUANTIZED,
             per_channel=True,
             reduce_range=weight_bits == 7,
             activation_type=QuantType.QUInt8,
@@ -125,11 +128,7 @@ def _check_inputs(recipe: Quantization, exported: artifact.Artifact, inputs: Map
         raise stage.StageError(
             f"{exported.path} is {exported.facts['format']} already: give the ONNX export it came from"
         )
-    if exported.facts["source"] != identity(inputs["model"]):
-        raise stage.StageError(
-            f"{exported.path} was not exported from {inputs['model']}: give the model it was made from, "
-            f"{exported.facts['model_name']}, as --model"
-        )
+    exporting.check_source(exported, inputs["model"])
     if (recipe.activations == "static") != ("tokens" in inputs):
         raise stage.StageError(
             'activations = "static" and --tokens DIR, the rows to calibrate with, belong together: give both or neither'
@@ -150,7 +149,7 @@ def run(recipe: Quantization, inputs: Mapping[str, Path], out: Path) -> dict[str
         quantize(model, out / onnx_export.MODEL, recipe.weight_bits, floats)
     form = "int8" if recipe.activations == "dynamic" else "int8-static"
     made = exporting.describe(original, form, "onnxruntime", onnx_export.MODEL)
-    probe = parity.Probe.of(exported.recipe["probe"])
+    probe = parity.recorded(exported.path)
     return {
         **exporting.complete(original, made, recipe, probe, inputs, out),
         "opset": exported.facts["opset"],

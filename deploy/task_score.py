@@ -10,10 +10,10 @@ from typing import Any
 
 from pydantic import PositiveInt
 
-from cluster import artifact, exported, stage
+from cluster import artifact, stage
 from cluster.recipe import Recipe
 
-STAGE = "eval.score"
+SCORING = "eval.score"
 # In fp32 padding changes nothing, so the model is scored in batches; an export answers one row at a time, as it will.
 BATCH = 16
 
@@ -27,15 +27,14 @@ class Scored(Recipe):
     """At most this many examples of each development set, the same ones for model and export."""
 
 
-def compare(scored: Scored, model: Path, export: Path, data: Path) -> dict[str, Any]:
-    """Scores of a model folder and of an export of it, in percent.
+def compare(scored: Scored, model: Path, export: Path, positions: int, data: Path) -> dict[str, Any]:
+    """Scores of a model folder and of an export of it that reads ``positions`` tokens, in percent.
 
     Raises:
         StageError: nothing says which task the model was trained on.
         ExamplesError: the data is not what the task needs.
     """
     task, max_length = _task(scored, model)
-    positions = exported.read(export).positions
     shortened = positions if max_length is None else min(max_length, positions)
     with tempfile.TemporaryDirectory() as place:
         ours = _score(task, max_length, scored.limit, BATCH, model, data, Path(place) / "model")
@@ -70,8 +69,7 @@ def _task(scored: Scored, model: Path) -> tuple[str, int | None]:
     """Name of the task, and the longest example in tokens where something says it."""
     facts: Mapping[str, Any] = {}
     if (model / artifact.MANIFEST).is_file():
-        found = artifact.read(model)
-        facts = found.facts if found.kind == "finetune" else {}
+        facts = artifact.read(model).facts
     task = scored.task or facts.get("task")
     if task is None:
         raise stage.StageError(f'{model} does not say what it was fine-tuned on: write score.task, for example "mrpc"')
@@ -81,7 +79,7 @@ def _task(scored: Scored, model: Path) -> tuple[str, int | None]:
 def _score(
     task: str, max_length: int | None, limit: int | None, batch: int, model: Path, data: Path, out: Path
 ) -> Mapping[str, Any]:
-    scoring = stage.find(STAGE)
+    scoring = stage.find(SCORING)
     values = {"task": task, "max_length": max_length, "limit": limit, "batch": batch}
     made = stage.execute(scoring, scoring.recipe.of(values), {"model": model, "data": data}, out)
     assert made is not None

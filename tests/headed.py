@@ -20,10 +20,15 @@ HEADS = {
 LABELS = {"classification": 3, "regression": 1}
 
 
-def model_folder(folder: Path, family: str, head: str, *, layers: int = 1) -> Path:
+def model_folder(
+    folder: Path, family: str, head: str, *, layers: int = 1, labels: tuple[str, ...] | None = None
+) -> Path:
     """A random model of a family (bert, distilbert, roberta) with a head, saved into ``folder``."""
     config = _config(folder, family, layers)
     config.num_labels = LABELS.get(head, 2)
+    if labels is not None:
+        config.id2label = dict(enumerate(labels))
+        config.label2id = {name: number for number, name in enumerate(labels)}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = HEADS[head][type(config)](config)

@@ -1,0 +1,100 @@
+"""Export a model folder to LiteRT (TensorFlow Lite): a ``.tflite`` file for every length, fp32 or 8-bit.
+
+::
+
+    python -m deploy.litert_export RECIPE --model DIR [--data DIR] --out DIR
+
+LiteRT takes one row of a fixed length at a time, so there are several files, ``model_32.tflite`` and so on: whoever
+runs them pads a row to the shortest that holds it (:mod:`cluster.runtimes` does). In 8 bits weights and embeddings
+have a scale per channel, activations are quantised while the model runs. Running needs the extra ``litert``,
+converting what ``deploy/litert_converter.txt`` lists.
+"""
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from cluster import runtimes, stage, telemetry
+from deploy import exporting, lowering, parity
+from deploy.exporting import ROUNDED, ExportRecipe
+from deploy.lowering import OneRow
+from deploy.original import Original, open_original
+
+CONVERTER = ("litert-torch", "ai-edge-quantizer")
+
+
+class LiteRt(ExportRecipe):
+    """An export to LiteRT."""
+
+    precision: Literal["int8", "fp32"] = "int8"
+    lengths: tuple[Annotated[int, Field(ge=parity.SHORTEST)], ...] = Field((32, 128, 384), min_length=1)
+    """In tokens; those beyond the model's positions become its positions."""
+    tolerance: parity.Tolerance = ROUNDED
+
+
+class Named(OneRow):
+    """Outputs by their names, which end up in the file's signature."""
+
+    def forward(  # type: ignore[override]
+        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        return dict(zip(self.outputs, super().forward(input_ids, attention_mask, token_type_ids), strict=True))
+
+
+def convert(original: Original, length: int, precision: str, path: Path) -> None:
+    """Write the model for rows of this length to ``path``."""
+    import litert_torch
+
+    # 32 bits: what a phone's tokenizers give, and half of what PyTorch's ids take.
+    inputs = lowering.shown(original, length, torch.int32)
+    converted = litert_torch.convert(Named(original).eval(), sample_kwargs=inputs)
+    if precision == "fp32":
+        converted.export(str(path))
+        return
+    with tempfile.TemporaryDirectory() as place:
+        whole = Path(place) / path.name
+        converted.export(str(whole))
+        _round(whole, path)
+
+
+def _round(whole: Path, path: Path) -> None:
+    from ai_edge_quantizer import quantizer, recipe
+
+    rounding = quantizer.Quantizer(str(whole))
+    rounding.load_quantization_recipe(recipe.dynamic_wi8_afp32())
+    rounding.quantize().export_model(str(path), overwrite=True)
+
+
+def run(recipe: LiteRt, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
+    versions = {"ai-edge-litert": runtimes.require("ai-edge-litert", "litert")}
+    versions |= {name: _version(name) for name in CONVERTER}
+    original = open_original(inputs["model"])
+    lengths = sorted({min(length, original.positions) for length in recipe.lengths})
+    files = {str(length): f"model_{length}.tflite" for length in lengths}
+    for length in telemetry.progress(lengths, "converting", len(lengths), "lengths"):
+        with exporting.quiet():
+            convert(original, length, recipe.precision, out / files[str(length)])
+    made = exporting.describe(
+        original, f"litert-{recipe.precision}", "litert", "", files=files, positions=lengths[-1], rows="one"
+    )
+    return {**exporting.complete(original, made, recipe, recipe.probe, inputs, out), "toolchain": versions}
+
+
+def _version(name: str) -> str:
+    try:
+        return runtimes.require(name, None)
+    except stage.StageError:
+        raise stage.StageError(
+            f"{name} is not installed: pip install --no-deps --requirement deploy/litert_converter.txt"
+        ) from None
+
+
+STAGE = stage.Stage(run=run, recipe=LiteRt, inputs=exporting.INPUTS, produces="export")
+
+if __name__ == "__main__":
+    stage.main(STAGE)

@@ -1,0 +1,98 @@
+"""Export a model folder to OpenVINO, in int8 with ranges calibrated on corpus rows, or in fp32.
+
+::
+
+    python -m deploy.openvino_export RECIPE --model DIR --tokens DIR [--data DIR] --out DIR
+
+Writes ``model.xml`` and ``model.bin`` with free batch and length. Fastest at long inputs on processors of servers;
+FACTS of both runtimes differ with length, so measure (``eval.latency``). Needs the extra ``openvino``.
+"""
+
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import model_validator
+
+from cluster import runtimes, stage
+from deploy import calibration_rows, exporting, onnx_export, parity
+from deploy.calibration_rows import Calibration
+from deploy.exporting import ROUNDED, ExportRecipe, logger
+from deploy.original import Original, open_original
+
+MODEL = "model.xml"
+
+
+class OpenVino(ExportRecipe):
+    """An export to OpenVINO."""
+
+    precision: Literal["int8", "fp32"] = "int8"
+    keep: tuple[str, ...] = ()
+    """Layers that stay in float, as regular expressions over their names: ``.*layer\\.0\\..*``."""
+    calibration: Calibration = Calibration()
+    tolerance: parity.Tolerance = ROUNDED
+
+    @model_validator(mode="after")
+    def _keeps_what_is_rounded(self) -> "OpenVino":
+        if self.precision == "fp32" and self.keep:
+            raise ValueError('precision = "fp32" rounds no layer: leave keep out')
+        return self
+
+
+def convert(original: Original, opset: int = 20) -> Any:
+    """The model as OpenVINO reads it, by way of ONNX."""
+    import openvino
+
+    with tempfile.TemporaryDirectory() as place:
+        path = Path(place) / onnx_export.MODEL
+        onnx_export.trace(original, opset).save(path)
+        return openvino.convert_model(path)
+
+
+def quantize(model: Any, feeds: list[parity.Feed], keep: tuple[str, ...]) -> Any:
+    """The int8 form of a model, its ranges those seen on ``feeds``."""
+    # It would ask a server of its maker's whether statistics may be sent.
+    os.environ.setdefault("NNCF_DISABLE_TELEMETRY", "1")
+    import nncf
+
+    ignored = nncf.IgnoredScope(patterns=list(keep)) if keep else None
+    with exporting.quiet():
+        return nncf.quantize(
+            model,
+            nncf.Dataset(feeds, lambda feed: feed),
+            model_type=nncf.ModelType.TRANSFORMER,
+            subset_size=len(feeds),
+            ignored_scope=ignored,
+        )
+
+
+def run(recipe: OpenVino, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
+    versions = {name: runtimes.require(name, "openvino") for name in ("openvino", "nncf")}
+    import openvino
+
+    if (recipe.precision == "int8") != ("tokens" in inputs):
+        raise stage.StageError(
+            'precision = "int8" and --tokens DIR, the rows to calibrate with, belong together: give both or neither'
+        )
+    original = open_original(inputs["model"])
+    model = convert(original)
+    if recipe.precision == "int8":
+        feeds = calibration_rows.feeds(recipe.calibration, inputs["tokens"], original)
+        logger.info("calibrating on %d rows", len(feeds))
+        model = quantize(model, feeds, recipe.keep)
+    openvino.save_model(model, out / MODEL, compress_to_fp16=False)
+    made = exporting.describe(original, f"openvino-{recipe.precision}", "openvino", MODEL)
+    return {**exporting.complete(original, made, recipe, recipe.probe, inputs, out), "toolchain": versions}
+
+
+STAGE = stage.Stage(
+    run=run,
+    recipe=OpenVino,
+    inputs={**exporting.INPUTS, "tokens": stage.Role(("tokens",), optional=True)},
+    produces="export",
+)
+
+if __name__ == "__main__":
+    stage.main(STAGE)

@@ -1,0 +1,78 @@
+"""Bring an ONNX export into the format of ONNX Runtime Mobile: ``model.ort`` and the operators that it needs.
+
+::
+
+    python -m deploy.ort_mobile RECIPE --export DIR --model DIR [--data DIR] --out DIR
+
+Takes the fp32 export or a quantised one. The file is optimised when it is made, loads without the ONNX reader, and
+``required_operators_and_types.config`` is what a minimal build of the runtime for a phone is configured with.
+"""
+
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+from onnxruntime.tools.convert_onnx_models_to_ort import OptimizationStyle, convert_onnx_models_to_ort
+
+from cluster import artifact, stage
+from deploy import exporting, onnx_export, parity
+from deploy.exporting import ROUNDED, Judged, logger
+from deploy.original import open_original
+
+MODEL = "model.ort"
+OPERATORS = "required_operators_and_types.config"
+
+
+class OrtMobile(Judged):
+    """A conversion to the ORT format."""
+
+    tolerance: parity.Tolerance = ROUNDED
+
+
+def convert(path: Path, out: Path) -> None:
+    """Write ``model.ort`` and the list of operators for an ONNX file."""
+    with tempfile.TemporaryDirectory() as place, exporting.quiet():
+        # The converter takes all files of a folder, and writes beside them.
+        shutil.copyfile(path, Path(place) / onnx_export.MODEL)
+        convert_onnx_models_to_ort(
+            Path(place),
+            output_dir=Path(place) / "out",
+            # Fixed at conversion: a minimal build has no optimiser.
+            optimization_styles=[OptimizationStyle.Fixed],
+            target_platform="arm",
+            enable_type_reduction=True,
+        )
+        made = Path(place) / "out"
+        shutil.copyfile(next(made.rglob("*.ort")), out / MODEL)
+        shutil.copyfile(next(made.rglob("*.config")), out / OPERATORS)
+
+
+def run(recipe: OrtMobile, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
+    exported = artifact.read(inputs["export"], "export")
+    path = exported.path / onnx_export.MODEL
+    if not path.is_file():
+        raise stage.StageError(
+            f"{exported.path} is {exported.facts['format']}: give an export made by deploy.onnx_export"
+        )
+    exporting.check_source(exported, inputs["model"])
+    logger.info("converting %s", onnx_export.MODEL)
+    convert(path, out)
+    original = open_original(inputs["model"])
+    form = "ort" if exported.facts["format"] == "onnx" else f"ort-{exported.facts['format']}"
+    made = exporting.describe(original, form, "onnxruntime", MODEL)
+    facts = exporting.complete(original, made, recipe, parity.recorded(exported.path), inputs, out)
+    return {**facts, "onnx_bytes": path.stat().st_size, "toolchain": {"onnxruntime": onnxruntime.__version__}}
+
+
+STAGE = stage.Stage(
+    run=run,
+    recipe=OrtMobile,
+    inputs={"export": stage.Role(("export",)), **exporting.INPUTS},
+    produces="export",
+)
+
+if __name__ == "__main__":
+    stage.main(STAGE)

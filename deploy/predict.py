@@ -1,0 +1,163 @@
+"""Ask a model: classes, a score, answers from a passage, or the words behind a mask.
+
+::
+
+    python -m deploy.predict EXPORT "text" … [--second TEXT] [--passage TEXT | --passage-file FILE] [--top 5] [--json]
+
+Takes any export that runs on this machine, and any model folder (in PyTorch). What is asked for depends on the model:
+
+- classification and regression take a text, and its partner in ``--second`` where the model was trained on pairs;
+- question answering takes a question, and the passage that holds the answer;
+- a masked-word model takes a text with [MASK] in it.
+
+From Python::
+
+    model = deploy.predict.load(Path("exports/student/int8"))
+    model("a text", "its partner")[0].text
+"""
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from transformers import AutoConfig, PreTrainedTokenizerBase
+
+from cluster import exported, runtimes
+from cluster.exported import Exported
+from cluster.stage import StageError, errors_for_people
+from deploy import answers, exporting, original, parity
+
+MASK = "[MASK]"
+"""Taken for the mask of any tokenizer, RoBERTa's ``<mask>`` among them."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One of the things a model says."""
+
+    text: str
+    """A label, a number, an answer, or a word."""
+    probability: float | None
+    """None of a score."""
+    begin: int | None = None
+    """Of an answer: its place in the passage, in characters."""
+    end: int | None = None
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model, ready to be asked."""
+
+    described: Exported
+    tokenizer: PreTrainedTokenizerBase
+    labels: Mapping[int, str]
+    call: runtimes.Call
+
+    def __call__(self, text: str, second: str | None = None, top: int = 5) -> list[Prediction]:
+        """What the model says, the likeliest first; ``second`` is the partner of a pair, or the passage.
+
+        Raises:
+            StageError: a passage is missing or one too many, or there is nothing masked.
+        """
+        if self.described.head == "question-answering":
+            if second is None:
+                raise StageError("this model answers questions about a passage: give one with --passage")
+            found = answers.answer(self.call, self.described, self.tokenizer, text, second, top)
+            return [Prediction(**asdict(each)) for each in found]
+        if self.described.head == "masked-words":
+            return self._words(text, second, top)
+        logits = self.call(self._feed(text, second))["logits"][0]
+        if self.described.head == "regression":
+            return [Prediction(f"{logits[0]:.3f}", None)]
+        return [Prediction(self.labels[place], share) for place, share in _likeliest(logits, top)]
+
+    def _words(self, text: str, second: str | None, top: int) -> list[Prediction]:
+        if second is not None:
+            raise StageError("this model fills a mask in one text: leave the second one out")
+        feed = self._feed(text.replace(MASK, str(self.tokenizer.mask_token)), None)
+        masked = np.flatnonzero(feed["input_ids"][0] == self.tokenizer.mask_token_id)
+        if len(masked) == 0:
+            raise StageError(f"nothing to fill: write {MASK} in the text where a word is wanted")
+        logits = self.call(feed)["logits"][0]
+        found = [(place, *each) for place in masked for each in _likeliest(logits[place], top)]
+        return [Prediction(self.tokenizer.decode([word]).strip(), share) for _, word, share in found]
+
+    def _feed(self, text: str, second: str | None) -> parity.Feed:
+        """Inputs ``[1, length]``, cut at what the model reads."""
+        encoded = self.tokenizer(
+            text,
+            second,
+            truncation=True,
+            max_length=self.described.positions,
+            return_token_type_ids="token_type_ids" in self.described.inputs,
+        )
+        return {name: np.array([encoded[name]], dtype=np.int64) for name in self.described.inputs}
+
+
+def load(folder: Path, threads: int = 1) -> Model:
+    """Open an export, or a model folder.
+
+    Raises:
+        StageError: neither, one that does not run here, or its runtime is not installed.
+    """
+    if exported.is_export(folder):
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        tokenizer = original.tokenizer_of(folder, config)
+        return Model(exported.read(folder), tokenizer, config.id2label, runtimes.open_export(folder, threads))
+    opened = original.open_original(folder)
+    described = exporting.describe(opened, "pytorch", "pytorch", "model.safetensors")
+    return Model(
+        described, opened.tokenizer, opened.config.id2label, parity.torch_outputs(opened.model, opened.outputs)
+    )
+
+
+def _likeliest(logits: npt.NDArray[np.float32], top: int) -> list[tuple[int, float]]:
+    """Places and probabilities of the largest logits ``[choices]``."""
+    weights = np.exp(logits - logits.max(), dtype=np.float64)
+    best = np.argsort(-logits, kind="stable")[:top]
+    return [(int(place), float(weights[place] / weights.sum())) for place in best]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Ask from the command line."""
+    options = _parser().parse_args(arguments)
+    with errors_for_people():
+        second = options.second
+        if options.passage_file is not None:
+            second = Path(options.passage_file).read_text(encoding="utf-8")
+        model = load(Path(options.export), options.threads)
+        for text in options.texts:
+            _print(text, model(text, second, options.top), options.json)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m deploy.predict", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("export", metavar="EXPORT", help="an export, or a model folder")
+    parser.add_argument("texts", metavar="TEXT", nargs="+", help="text, question, or text with [MASK]")
+    other = parser.add_mutually_exclusive_group()
+    other.add_argument("--second", metavar="TEXT", help="the partner of a pair")
+    other.add_argument("--passage", metavar="TEXT", dest="second", help="the passage a question is about")
+    other.add_argument("--passage-file", metavar="FILE", help="the same, from a file")
+    parser.add_argument("--top", type=int, default=5, help="how many to show at most (5)")
+    parser.add_argument("--threads", type=int, default=1, help="threads of the processor (1)")
+    parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    return parser
+
+
+def _print(text: str, found: Sequence[Prediction], as_json: bool) -> None:
+    if as_json:
+        said: dict[str, Any] = {"input": text, "predictions": [asdict(each) for each in found]}
+        print(json.dumps(said, ensure_ascii=False))
+        return
+    for each in found or [Prediction("(nothing found)", None)]:
+        share = "" if each.probability is None else f"  {each.probability:6.1%}"
+        print(f"{each.text}{share}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""Models with their exports and data of a tiny task, made as anybody would: through the stages."""
+
+import importlib.metadata
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import headed
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import tiny
+
+from cluster import artifact, stage
+
+LOOSE = {"relative": 1.0, "agreement": 0.1, "score": 100.0}
+PROBE = {"lengths": [8, 24], "rows": 2}
+
+
+def needs(*distributions: str) -> pytest.MarkDecorator:
+    """Skips a test where a toolchain is not installed."""
+    absent = [name for name in distributions if not _installed(name)]
+    return pytest.mark.skipif(bool(absent), reason=f"{', '.join(absent)} is not installed: an extra of stillhouse")
+
+
+def _installed(distribution: str) -> bool:
+    try:
+        importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def make(module: str, out: Path, inputs: Mapping[str, Path], **values: Any) -> artifact.Artifact:
+    """An artifact of a stage with these values of its recipe."""
+    found = stage.find(module)
+    made = stage.execute(found, found.recipe.of(values), inputs, out)
+    assert made is not None
+    return made
+
+
+def onnx(model: Path, out: Path, **values: Any) -> Path:
+    return make("deploy.onnx_export", out, {"model": model}, probe=PROBE, **values).path
+
+
+def int8(export: Path, model: Path, out: Path, **values: Any) -> Path:
+    return make("deploy.quantize", out, {"export": export, "model": model}, tolerance=LOOSE, **values).path
+
+
+def pairs(folder: Path, rows: int = 24) -> Path:
+    """Data of MRPC in its usual columns; labels without meaning."""
+    folder.mkdir(parents=True)
+    chance = np.random.default_rng(0)
+    for split in ("train", "dev"):
+        chosen = chance.choice(tiny.ENGLISH, (rows, 2))
+        columns = {"sentence1": chosen[:, 0], "sentence2": chosen[:, 1], "label": chance.integers(0, 2, rows)}
+        pq.write_table(pa.table({name: list(values) for name, values in columns.items()}), folder / f"{split}.parquet")
+    return folder
+
+
+def mrpc_model(folder: Path, family: str = "distilbert") -> Path:
+    """A random classifier with the labels of MRPC."""
+    return headed.model_folder(folder, family, "classification", labels=("not_equivalent", "equivalent"))

@@ -1,0 +1,179 @@
+"""Exports to the runtimes of servers and phones: each is the model it was made from, in its own runtime."""
+
+import importlib.metadata
+import json
+
+import exports
+import headed
+import numpy as np
+import pytest
+import tokens_artifact
+import torch
+
+from cluster import artifact, exported, runtimes, stage
+from deploy import predict
+
+FAMILIES = ("distilbert", "bert", "roberta")
+HEADS = ("masked-words", "classification", "question-answering")
+LOOSE = {"relative": 0.2, "agreement": 0.6}
+
+OPENVINO = exports.needs("openvino", "nncf")
+EXECUTORCH = exports.needs("executorch", "torchao")
+LITERT = exports.needs("ai-edge-litert", "litert-torch", "ai-edge-quantizer")
+COREML = exports.needs("coremltools")
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+def outputs(folder, model, head, length):
+    """Of an export in its runtime and of the model in plain transformers, on a row of its own with padding."""
+    ids = np.random.default_rng(length).integers(5, 100, (2, length))
+    mask = np.ones_like(ids)
+    mask[1, length - length // 3 :] = 0
+    feed = {"input_ids": ids, "attention_mask": mask}
+    if "token_type_ids" in exported.read(folder).inputs:
+        feed["token_type_ids"] = mask * (np.arange(length) >= length // 2)
+    with torch.no_grad():
+        wanted = headed.load(model, head)(**{name: torch.from_numpy(values) for name, values in feed.items()})
+    found = runtimes.open_export(folder)(feed)
+    for name, values in found.items():
+        whole = wanted[name].numpy()
+        assert values.shape == whole.shape
+        real = mask.astype(bool) if head != "classification" else slice(None)
+        yield whole[real], values[real]
+
+
+def check(made: artifact.Artifact, model, head, closeness: float) -> None:
+    for length in (3, 11, 24):
+        for wanted, found in outputs(made.path, model, head, length):
+            assert np.abs(wanted - found).max() <= closeness * np.abs(wanted).max()
+    facts = made.facts
+    assert facts["bytes"] == exported.read(made.path).bytes(made.path) > 0
+    assert facts["parity"]["relative"] <= closeness
+    assert predict.load(made.path).described.head == head
+
+
+@OPENVINO
+@pytest.mark.long
+@pytest.mark.parametrize("family", FAMILIES)
+def test_openvino_calibrates_on_corpus_rows(tmp_path, family):
+    model = headed.model_folder(tmp_path / "model", family, "question-answering")
+    tokens = tokens_artifact.of_length(tmp_path / "tokens", model, 32, 100, 4)
+    inputs = {"model": model, "tokens": tokens}
+    values = {"probe": exports.PROBE, "tolerance": LOOSE, "calibration": {"rows": 8, "lengths": [8, 16]}}
+    made = exports.make("deploy.openvino_export", tmp_path / "int8", inputs, **values)
+    check(made, model, "question-answering", 0.2)
+    assert made.facts["parity"]["relative"] > 1e-5, "rounding to 8 bits shows, or nothing was quantised"
+    whole = exports.make(
+        "deploy.openvino_export", tmp_path / "fp32", {"model": model}, precision="fp32", probe=exports.PROBE
+    )
+    check(whole, model, "question-answering", 1e-5)
+    with pytest.raises(stage.StageError, match="belong together"):
+        exports.make("deploy.openvino_export", tmp_path / "none", {"model": model}, probe=exports.PROBE)
+
+
+@EXECUTORCH
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("family", "head", "precision"),
+    [
+        ("distilbert", "masked-words", "int8"),
+        ("bert", "question-answering", "fp32"),
+        ("roberta", "classification", "int8"),
+    ],
+)
+def test_executorch_is_one_file_for_any_length(tmp_path, family, head, precision):
+    model = headed.model_folder(tmp_path / "model", family, head)
+    values = {"precision": precision, "probe": exports.PROBE, "tolerance": LOOSE}
+    made = exports.make("deploy.executorch_export", tmp_path / "export", {"model": model}, **values)
+    check(made, model, head, 0.1 if precision == "int8" else 1e-5)
+    assert made.facts["lengths"] is None
+
+
+@LITERT
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("family", "head", "precision"),
+    [
+        ("distilbert", "masked-words", "int8"),
+        ("bert", "question-answering", "fp32"),
+        ("roberta", "classification", "int8"),
+    ],
+)
+def test_litert_has_a_file_for_each_length(tmp_path, family, head, precision):
+    model = headed.model_folder(tmp_path / "model", family, head)
+    values = {"precision": precision, "lengths": [16, 24], "probe": exports.PROBE, "tolerance": LOOSE}
+    made = exports.make("deploy.litert_export", tmp_path / "export", {"model": model}, **values)
+    check(made, model, head, 0.1 if precision == "int8" else 1e-5)
+    assert made.facts["lengths"] == [16, 24]
+    assert predict.load(made.path).described.positions == 24
+
+
+@COREML
+@pytest.mark.long
+@pytest.mark.parametrize("precision", ["int8", "fp16"])
+def test_core_ml_is_converted_and_says_that_it_was_not_run(tmp_path, precision):
+    model = headed.model_folder(tmp_path / "model", "bert", "question-answering")
+    made = exports.make("deploy.coreml_export", tmp_path / "export", {"model": model}, precision=precision)
+    assert made.facts["parity"] is None
+    assert "not run" in made.facts["not_run"]
+    said = json.loads((made.path / "parity.json").read_text())
+    assert said["traced"]["start_logits"]["relative"] < 1e-5
+    with pytest.raises(stage.StageError, match="runs on a Mac"):
+        predict.load(made.path)
+
+
+def test_ort_mobile_answers_as_the_export_does(tmp_path):
+    model = headed.model_folder(tmp_path / "model", "distilbert", "classification")
+    onnx = exports.onnx(model, tmp_path / "onnx")
+    int8 = exports.int8(onnx, model, tmp_path / "int8")
+    for source, form, closeness in ((onnx, "ort", 1e-5), (int8, "ort-int8", 0.3)):
+        inputs = {"export": source, "model": model}
+        made = exports.make("deploy.ort_mobile", tmp_path / form, inputs)
+        check(made, model, "classification", closeness)
+        assert made.facts["format"] == form
+        operators = (made.path / "required_operators_and_types.config").read_text()
+        assert ("MatMulInteger" in operators) == (form == "ort-int8")
+
+
+def test_a_browser_finds_the_model_and_a_whole_tokenizer(tmp_path):
+    model = headed.model_folder(tmp_path / "model", "bert", "question-answering")
+    onnx = exports.onnx(model, tmp_path / "onnx")
+    int8 = exports.int8(onnx, model, tmp_path / "int8")
+    made = exports.make("deploy.browser_layout", tmp_path / "browser", {"export": int8})
+    assert (made.path / "onnx" / "model_quantized.onnx").read_bytes() == (int8 / "model.onnx").read_bytes()
+    config = json.loads((made.path / "tokenizer_config.json").read_text())
+    assert config["tokenizer_class"] == "BertTokenizer"
+    assert {config[name] for name in ("cls_token", "sep_token", "pad_token", "mask_token", "unk_token")} == {
+        "[CLS]", "[SEP]", "[PAD]", "[MASK]", "[UNK]",
+    }  # fmt: skip
+    passage = "She poured the warm mash into the copper still."
+    assert predict.load(made.path)("What?", passage) == predict.load(int8)("What?", passage)
+    with pytest.raises(stage.StageError, match="give an export made by deploy"):
+        exports.make("deploy.browser_layout", tmp_path / "again", {"export": made.path})
+
+
+@pytest.mark.parametrize(
+    ("module", "distribution", "advice"),
+    [
+        ("deploy.openvino_export", "openvino", r"stillhouse\[openvino\]"),
+        ("deploy.executorch_export", "executorch", r"stillhouse\[executorch\]"),
+        ("deploy.coreml_export", "coremltools", r"stillhouse\[coreml\]"),
+        ("deploy.litert_export", "ai-edge-litert", r"stillhouse\[litert\]"),
+    ],
+)
+def test_a_toolchain_that_is_absent_is_one_line_with_its_extra(tmp_path, monkeypatch, module, distribution, advice):
+    there = importlib.metadata.version
+
+    def version(name: str) -> str:
+        if name == distribution:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return there(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    model = headed.model_folder(tmp_path / "model", "distilbert", "classification")
+    with pytest.raises(stage.StageError, match=f"^{distribution} is not installed: pip install '{advice}'$"):
+        exports.make(module, tmp_path / "out", {"model": model})

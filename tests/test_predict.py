@@ -1,0 +1,124 @@
+import json
+
+import exports
+import headed
+import numpy as np
+import pytest
+import tiny
+import torch
+from transformers import AutoTokenizer
+
+from cluster import exported, stage
+from deploy import answers, predict
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory):
+    torch.set_num_threads(1)
+    root = tmp_path_factory.mktemp("predict")
+    model = headed.model_folder(root / "model", "bert", "classification", labels=("bad", "good"))
+    return model, exports.onnx(model, root / "onnx")
+
+
+def described(head: str, **changes) -> exported.Exported:
+    values = {
+        "format": "onnx",
+        "runtime": "onnxruntime",
+        "files": {"any": "model.onnx"},
+        "head": head,
+        "inputs": ("input_ids", "attention_mask"),
+        "outputs": {"start_logits": "positions", "end_logits": "positions"},
+        "positions": 64,
+        "pad": 0,
+        "vocab_size": 100,
+        "parameters": 1,
+    }
+    return exported.Exported(**{**values, **changes})
+
+
+def test_an_export_says_what_its_model_says(classifier):
+    model, export = classifier
+    loaded, tokenizer = headed.load(model, "classification"), AutoTokenizer.from_pretrained(model)
+    with torch.no_grad():
+        shares = loaded(**tokenizer("The mill", "the river", return_tensors="pt")).logits.softmax(-1)[0]
+    for folder in (model, export):
+        found = predict.load(folder)("The mill", "the river")
+        assert [each.text for each in found] == [["bad", "good"][place] for place in shares.argsort(descending=True)]
+        assert {each.text: each.probability for each in found} == pytest.approx(
+            {"bad": float(shares[0]), "good": float(shares[1])}, abs=1e-5
+        )
+
+
+def test_the_command_line_prints_one_line_for_each_label_or_json(classifier, capsys):
+    _, export = classifier
+    predict.main([str(export), "The mill.", "The train.", "--top", "1", "--json"])
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["input"] for line in lines] == ["The mill.", "The train."]
+    assert all(len(line["predictions"]) == 1 for line in lines)
+    predict.main([str(export), "The mill.", "--second", "x"])
+    printed = capsys.readouterr().out.splitlines()
+    assert {line.split()[0] for line in printed} == {"bad", "good"}
+    assert sum(float(line.split()[1].rstrip("%")) for line in printed) == pytest.approx(100.0, abs=0.11)
+
+
+def test_a_folder_that_is_nothing_is_one_line(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        predict.main([str(tmp_path), "text"])
+    assert stopped.value.code == 1
+    assert capsys.readouterr().err == f"error: {tmp_path} is not a model folder: it has no config.json\n"
+
+
+def test_words_behind_a_mask_are_filled_and_nothing_else_is(tmp_path):
+    model = predict.load(headed.model_folder(tmp_path / "model", "roberta", "masked-words"))
+    found = model("The [MASK] by the [MASK] stands.", top=3)
+    assert len(found) == 6
+    assert all(0.0 < each.probability <= 1.0 for each in found)
+    assert found[0].probability >= found[1].probability >= found[2].probability
+    with pytest.raises(stage.StageError, match=r"write \[MASK\] in the text"):
+        model("The mill stands.")
+    with pytest.raises(stage.StageError, match="leave the second one out"):
+        model("[MASK]", "more")
+
+
+def test_a_regression_gives_a_number(tmp_path):
+    folder = headed.model_folder(tmp_path / "model", "distilbert", "regression")
+    found = predict.load(folder)("The mill", "the river")
+    assert len(found) == 1
+    assert float(found[0].text) == pytest.approx(float(found[0].text))
+    assert found[0].probability is None
+
+
+def test_a_question_needs_a_passage_and_its_answer_stands_there(tmp_path):
+    model = predict.load(headed.model_folder(tmp_path / "model", "bert", "question-answering"))
+    with pytest.raises(stage.StageError, match="give one with --passage"):
+        model("What?")
+    passage = " ".join(tiny.ENGLISH[:12])
+    found = model("What did she pour into the copper still?", passage, top=4)
+    assert len(found) == 4
+    assert [each.probability for each in found] == sorted((each.probability for each in found), reverse=True)
+    assert all(passage[each.begin : each.end] == each.text for each in found)
+    assert model("What?", "") == []
+
+
+def test_the_answer_is_found_in_whichever_window_holds_it(tmp_path):
+    """A passage of six windows; the model is sure of one word of it, wherever it stands."""
+    tokenizer = tiny.wordpiece(tmp_path)
+    target = tokenizer("copper", add_special_tokens=False)["input_ids"][0]
+
+    def sure(feed):
+        logits = np.where(feed["input_ids"] == target, 9.0, 0.0).astype(np.float32)
+        return {"start_logits": logits, "end_logits": logits}
+
+    words = ["river"] * 200
+    for place in (0, 31, 77, 142, 199):
+        passage = " ".join([*words[:place], "copper", *words[place:]])
+        best = answers.answer(sure, described("question-answering"), tokenizer, "what", passage, 1)[0]
+        assert (best.text, best.begin) == ("copper", passage.index("copper"))
+        assert best.probability > 0.99
+    with pytest.raises(stage.StageError, match="fills all 64 tokens"):
+        answers.answer(sure, described("question-answering"), tokenizer, "what " * 80, "copper", 1)

@@ -1,0 +1,85 @@
+import exports
+import headed
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from cluster import artifact, stage
+from deploy import task_score
+from eval.examples import dev_from_folder
+from eval.heads import ModelError
+from eval.scores import measure
+from eval.tasks import TASKS
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("score")
+    torch.set_num_threads(1)
+    model = exports.mrpc_model(root / "model")
+    return {"model": model, "onnx": exports.onnx(model, root / "onnx"), "data": exports.pairs(root / "data")}
+
+
+def score(folders, which: str, out, **values) -> artifact.Artifact:
+    inputs = {"model": folders[which], "data": folders["data"]}
+    return exports.make("eval.score", out, inputs, task="mrpc", **values)
+
+
+def test_a_score_is_that_of_the_model_asked_one_by_one_in_plain_transformers(folders, tmp_path):
+    _, (examples,) = dev_from_folder(TASKS["mrpc"], folders["data"])
+    model = AutoModelForSequenceClassification.from_pretrained(folders["model"]).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folders["model"])
+    said = []
+    for first, second in zip(*examples.texts, strict=True):
+        encoded = tokenizer(first, second, truncation="longest_first", max_length=64, return_tensors="pt")
+        with torch.no_grad():
+            said.append(int(model(encoded["input_ids"]).logits.argmax()))
+    wanted = measure(TASKS["mrpc"], np.array(said), examples.labels)
+    for which, batch in (("model", 8), ("onnx", 1), ("onnx", 5)):
+        made = score(folders, which, tmp_path / f"{which}-{batch}", batch=batch)
+        assert made.facts["metrics"] == wanted
+        assert made.facts["score"] == wanted["accuracy_f1"]
+        assert (made.facts["examples"], made.facts["max_length"]) == (24, 64)
+
+
+def test_a_limit_is_said_and_an_export_is_named_by_its_runtime(folders, tmp_path):
+    made = score(folders, "onnx", tmp_path / "score", limit=5)
+    assert (made.facts["examples"], made.facts["subset"]) == (5, True)
+    assert made.facts["runtime"].startswith("ONNX Runtime")
+    assert made.facts["bytes"] == (folders["onnx"] / "model.onnx").stat().st_size
+
+
+def test_a_model_of_other_labels_or_of_fewer_tokens_is_refused(folders, tmp_path):
+    other = headed.model_folder(tmp_path / "other", "distilbert", "classification", labels=("no", "yes"))
+    with pytest.raises(ModelError, match="has the labels no, yes, mrpc here has not_equivalent, equivalent"):
+        exports.make("eval.score", tmp_path / "a", {"model": other, "data": folders["data"]}, task="mrpc")
+    with pytest.raises(ModelError, match="max_length = 65, but the model reads 64 tokens"):
+        score(folders, "model", tmp_path / "b", max_length=65)
+    with pytest.raises(stage.StageError, match="stride is for questions"):
+        score(folders, "model", tmp_path / "c", stride=3)
+
+
+def test_an_export_says_what_it_costs_on_the_task(folders, tmp_path):
+    inputs = {"export": folders["onnx"], "model": folders["model"], "data": folders["data"]}
+    loose = {"relative": 10.0, "agreement": 0.0, "score": 100.0}
+    made = exports.make("deploy.quantize", tmp_path / "int8", inputs, tolerance=loose, score={"task": "mrpc"})
+    said = made.facts["parity"]["score"]
+    assert said["difference"] == said["export"] - said["model"]
+    assert said["model"] == score(folders, "model", tmp_path / "score").facts["score"]
+    with pytest.raises(stage.StageError, match=r"does not say what it was fine-tuned on: write score\.task"):
+        exports.make("deploy.quantize", tmp_path / "untold", inputs, tolerance=loose)
+
+
+def test_the_fall_that_is_allowed_decides():
+    found = {"task": "mrpc", "model": 80.0, "export": 78.5, "difference": -1.5}
+    task_score.check(found, 1.5, "it")
+    task_score.check({**found, "difference": 3.0}, 0.0, "it")
+    for difference, most in ((-1.5, 1.4), (float("nan"), 100.0)):
+        with pytest.raises(stage.StageError, match=r"it loses .* points of mrpc \(80\.00 to 78\.50\)"):
+            task_score.check({**found, "difference": difference}, most, "it")
