@@ -1,7 +1,8 @@
 """Answers to a question about a passage, found in what a model says of each token.
 
 A passage longer than the model reads is read through several windows, each of which shares a third, 128 tokens at
-most, with the one before it. A span's worth is the sum of the logits of its first and last token (Devlin et al. 2019); at most 30 tokens long.
+most, with the one before it. A span's worth is the sum of the logits of its first and last token (Devlin et al. 2019);
+it is at most 30 tokens long.
 """
 
 from collections.abc import Iterator, Sequence

@@ -126,6 +126,7 @@ def test_core_ml_is_converted_and_says_that_it_was_not_run(tmp_path, precision):
         predict.load(made.path)
 
 
+@pytest.mark.long
 def test_ort_mobile_answers_as_the_export_does(tmp_path):
     model = headed.model_folder(tmp_path / "model", "distilbert", "classification")
     onnx = exports.onnx(model, tmp_path / "onnx")
@@ -139,6 +140,7 @@ def test_ort_mobile_answers_as_the_export_does(tmp_path):
         assert ("MatMulInteger" in operators) == (form == "ort-int8")
 
 
+@pytest.mark.long
 def test_a_browser_finds_the_model_and_a_whole_tokenizer(tmp_path):
     model = headed.model_folder(tmp_path / "model", "bert", "question-answering")
     onnx = exports.onnx(model, tmp_path / "onnx")

@@ -70,6 +70,7 @@ def test_any_text_can_still_be_read_and_specials_keep_their_meaning(tmp_path):
     assert 0 < said["texts_cut_alike"] <= said["rows_of_kept_pieces"] < said["rows"] == 16
 
 
+@pytest.mark.long
 def test_it_is_a_model_folder_for_every_export(tmp_path):
     made, _ = pruned(tmp_path, "distilbert", "classification")
     onnx = exports.onnx(made.path, tmp_path / "onnx")

@@ -29,8 +29,13 @@ GOLDEN = Path(__file__).parent / "golden" / "recipes"
 
 STAGES = {
     "cluster/installed-docs": "cluster.corpus",
+    "deploy/coreml": "deploy.coreml_export",
+    "deploy/executorch": "deploy.executorch_export",
     "deploy/int8": "deploy.quantize",
+    "deploy/int8-static": "deploy.quantize",
+    "deploy/litert": "deploy.litert_export",
     "deploy/onnx": "deploy.onnx_export",
+    "deploy/openvino": "deploy.openvino_export",
     "deploy/page": "deploy.web_page",
     "eval/baselines": "eval.baselines",
     "eval/finetune": "eval.finetune",

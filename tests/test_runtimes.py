@@ -82,6 +82,7 @@ def test_every_runtime_is_described_in_full():
     assert set(runtimes.RUNTIMES) == set(runtimes.NEEDS) == set(runtimes.MODULES) == set(runtimes.TITLES)
 
 
+@pytest.mark.long
 def test_a_batch_is_answered_as_its_rows_are(tmp_path):
     torch.set_num_threads(1)
     export = exports.onnx(headed.model_folder(tmp_path / "model", "distilbert", "question-answering"), tmp_path / "o")

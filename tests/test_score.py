@@ -65,6 +65,7 @@ def test_a_model_of_other_labels_or_of_fewer_tokens_is_refused(folders, tmp_path
         score(folders, "model", tmp_path / "c", stride=3)
 
 
+@pytest.mark.long
 def test_an_export_says_what_it_costs_on_the_task(folders, tmp_path):
     inputs = {"export": folders["onnx"], "model": folders["model"], "data": folders["data"]}
     loose = {"relative": 10.0, "agreement": 0.0, "score": 100.0}
