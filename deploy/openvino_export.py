@@ -4,8 +4,8 @@
 
     python -m deploy.openvino_export RECIPE --model DIR --tokens DIR [--data DIR] --out DIR
 
-Writes ``model.xml`` and ``model.bin`` with free batch and length. Fastest at long inputs on processors of servers;
-FACTS of both runtimes differ with length, so measure (``eval.latency``). Needs the extra ``openvino``.
+Writes ``model.xml`` and ``model.bin`` with free batch and length. Which of OpenVINO and ONNX Runtime is the faster
+depends on processor and length: ``eval.latency`` tells. Needs the extra ``openvino``.
 """
 
 import os
@@ -21,6 +21,7 @@ from deploy import calibration_rows, exporting, onnx_export, parity
 from deploy.calibration_rows import Calibration
 from deploy.exporting import ROUNDED, ExportRecipe, logger
 from deploy.original import Original, open_original
+from deploy.quantize import kept
 
 MODEL = "model.xml"
 
@@ -30,7 +31,7 @@ class OpenVino(ExportRecipe):
 
     precision: Literal["int8", "fp32"] = "int8"
     keep: tuple[str, ...] = ()
-    """Layers that stay in float, as regular expressions over their names: ``.*layer\\.0\\..*``."""
+    """Layers that stay in float, by name with * for any part, as for :mod:`deploy.quantize`."""
     calibration: Calibration = Calibration()
     tolerance: parity.Tolerance = ROUNDED
 
@@ -48,23 +49,33 @@ def convert(original: Original, opset: int = 20) -> Any:
     with tempfile.TemporaryDirectory() as place:
         path = Path(place) / onnx_export.MODEL
         onnx_export.trace(original, opset).save(path)
-        return openvino.convert_model(path)
+        # Not openvino.convert_model, which would tell its maker's server of the conversion.
+        return openvino.Core().read_model(path).clone()
 
 
-def quantize(model: Any, feeds: list[parity.Feed], keep: tuple[str, ...]) -> Any:
-    """The int8 form of a model, its ranges those seen on ``feeds``."""
-    # It would ask a server of its maker's whether statistics may be sent.
-    os.environ.setdefault("NNCF_DISABLE_TELEMETRY", "1")
+def layers(model: Any) -> dict[str, list[str]]:
+    """Layer to the names of its nodes that can be quantised."""
+    found: dict[str, list[str]] = {}
+    for node in model.get_ops():
+        layer, slash, _ = node.get_friendly_name().partition("/")
+        if slash and node.get_type_name() in ("MatMul", "Gather"):
+            found.setdefault(layer, []).append(node.get_friendly_name())
+    return found
+
+
+def quantize(model: Any, feeds: list[parity.Feed], floats: list[str]) -> Any:
+    """The int8 form of a model, its ranges those seen on ``feeds``; the nodes in ``floats`` stay as they are."""
+    # Read when it is imported: nothing is sent from what it takes for a build server.
+    os.environ.setdefault("NNCF_CI", "1")
     import nncf
 
-    ignored = nncf.IgnoredScope(patterns=list(keep)) if keep else None
     with exporting.quiet():
         return nncf.quantize(
             model,
             nncf.Dataset(feeds, lambda feed: feed),
             model_type=nncf.ModelType.TRANSFORMER,
             subset_size=len(feeds),
-            ignored_scope=ignored,
+            ignored_scope=nncf.IgnoredScope(names=floats) if floats else None,
         )
 
 
@@ -81,7 +92,7 @@ def run(recipe: OpenVino, inputs: Mapping[str, Path], out: Path) -> dict[str, An
     if recipe.precision == "int8":
         feeds = calibration_rows.feeds(recipe.calibration, inputs["tokens"], original)
         logger.info("calibrating on %d rows", len(feeds))
-        model = quantize(model, feeds, recipe.keep)
+        model = quantize(model, feeds, kept(recipe.keep, layers(model)))
     openvino.save_model(model, out / MODEL, compress_to_fp16=False)
     made = exporting.describe(original, f"openvino-{recipe.precision}", "openvino", MODEL)
     return {**exporting.complete(original, made, recipe, recipe.probe, inputs, out), "toolchain": versions}
