@@ -88,7 +88,10 @@ def _teacher(row: Mapping[str, Any], name: str) -> tuple[str, str]:
 
 
 def _speed(report: Mapping[str, Any]) -> Table:
-    shown = ("Tokens", "Model", "Runtime", "p50 ms", "p99 ms", "Size", "× same runtime", "× PyTorch teacher")
+    shown = (
+        "Workload", "Threads", "Model", "Runtime", "p50 ms", "p99 ms", "Memory", "Size", "× same runtime",
+        "× PyTorch teacher",
+    )  # fmt: skip
     return tables.latency(report).only(*shown)
 
 

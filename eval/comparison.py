@@ -108,11 +108,24 @@ def _runs(results: Results) -> list[dict[str, Any]]:
 
 
 def _exports(results: Results) -> list[dict[str, Any]]:
+    """Every export with the task its model was tuned for, and its score there where that was taken."""
+    tuned = {found.identity: path.partition("/")[2] for path, found in results.below("finetune").items()}
     rows = []
     for path, found in results.below("exports").items():
-        model, _, form = path.partition("/")
-        told = {"bytes": found.facts.get("bytes"), "parity": found.facts.get("parity")}
-        rows.append({"model": model, "format": form, "source": f"exports/{path}", **told})
+        model, _, name = path.partition("/")
+        parity = found.facts.get("parity") or {}
+        score = parity.get("score")
+        rows.append(
+            {
+                "model": model,
+                "format": found.facts.get("format", name),
+                "task": score["task"] if score else tuned.get(found.inputs.get("model", "")),
+                "source": f"exports/{path}",
+                "bytes": found.facts.get("bytes"),
+                "parity": parity,
+                "score": score,
+            }
+        )
     return rows
 
 
@@ -168,10 +181,17 @@ def _headline(report: Mapping[str, Any]) -> dict[str, Any]:
     means = {mean["key"]: mean for mean in report["tables"]["1"]["means"]}
     whole = means["nine"] if means["nine"]["kept"] is not None else means.get("measured", {})
     parameters, of = student.get("parameters"), teacher.get("parameters")
-    measured = report["latency"] or {"rows": [], "settings": {}, "fit": None}
-    own = [row for row in measured["rows"] if row["who"] == STUDENT]
+    measured = report["latency"] or {"first": [], "fit": None}
+    own = [row for row in measured["first"] if row["model"] == STUDENT]
     same = [row for row in own if row["ratio_same_form"] is not None]
     best = [row for row in own if row["ratio_to_teacher"] is not None]
+    fastest = max(best, key=lambda row: float(row["ratio_to_teacher"]), default=None)
+    form = fastest["form"] if fastest else None
+    scored = [
+        each["score"]
+        for each in report["exports"]
+        if each["score"] and (each["model"], each["format"]) == (STUDENT, form)
+    ]
     return {
         "kept": whole.get("kept"),
         "tasks": whole["tasks"] if whole.get("kept") is not None else [],
@@ -180,8 +200,9 @@ def _headline(report: Mapping[str, Any]) -> dict[str, Any]:
         "teacher_layers": teacher.get("layers"),
         "parameter_share": 100 * parameters / of if parameters and of else None,
         "parameters_saved": 100 * (1 - parameters / of) if parameters and of else None,
-        "batch": measured["settings"].get("batch"),
         "fit": measured["fit"],
-        "same_form": min(same, key=lambda row: row["length"], default=None),
-        "fastest": max(best, key=lambda row: (-row["length"], row["ratio_to_teacher"]), default=None),
+        # Eager PyTorch where both were measured in it.
+        "same_form": min(same, key=lambda row: str(row["form"] != "pytorch"), default=None),
+        "fastest": fastest,
+        "fastest_score": next(iter(scored), None),
     }

@@ -101,7 +101,7 @@ def cards(report: Report) -> list[Card]:
     label = "The teacher's speed in PyTorch, at best"
     if fastest is None:
         return [*found, Card(NOT_MEASURED, label)]
-    label = f"{label}: {fastest['form']}, {fastest['length']} tokens"
+    label = f"{label}: {fastest['how']}, {fastest['where']}"
     unfit = "" if report["headline"]["fit"] else "unclear"
     return [
         *found,
@@ -132,14 +132,18 @@ def _speed(told: Mapping[str, Any]) -> str:
     same, fastest = told["same_form"], told["fastest"]
     if same is None:
         return f"its speed against the teacher is {NOT_MEASURED}"
-    batch = "" if told["batch"] is None else f"at batch {told['batch']} "
-    words = f"{batch}it is {ratio(same['ratio_same_form'])} as fast as the teacher in {same['form']}"
-    words += f" ({same['length']} tokens, {amount(same['p50_ms'], '.2f', ' ms')})"
+    words = f"at batch {same['batch']} it is {ratio(same['ratio_same_form'])} as fast as the teacher in {same['how']}"
+    words += f" ({same['where']}, {amount(same['p50_ms'], '.2f', ' ms')})"
     if fastest and fastest["form"] != same["form"]:
-        words += (
-            f", its {fastest['form']} export {ratio(fastest['ratio_to_teacher'])} (the export's score is not measured)"
-        )
+        words += f", its {fastest['how']} export {ratio(fastest['ratio_to_teacher'])} ({_exported_score(told)})"
     return words if told["fit"] else f"{words}, on a machine that was not quiet"
+
+
+def _exported_score(told: Mapping[str, Any]) -> str:
+    score = told["fastest_score"]
+    if score is None:
+        return f"the export's score is {NOT_MEASURED}"
+    return f"the export's score: {score['export']:.1f} of {score['task']}, the model's {score['model']:.1f}"
 
 
 def anchor(source: str) -> str:

@@ -5,19 +5,23 @@ from typing import Any
 
 from matplotlib.lines import Line2D
 
+from eval import speed_picture
 from eval.drawing import COLOURS, INK, PAPER, TONES, Plot, canvas, legend
 from eval.records import STUDENT, TEACHER
 
 Report = Mapping[str, Any]
 
-# Area of the largest bubble, in square points: it stays within the picture.
-LARGEST = 1500.0
 TIGHT = {"columnspacing": 1.1, "handletextpad": 0.4}
 
 
 def draw(report: Report) -> list[Plot]:
     """Those for which there are measurements."""
-    drawn = (_shares(report), _quality_and_speed(report), _quality_and_size(report), _ablations(report))
+    drawn = (
+        _shares(report),
+        speed_picture.draw(report, _quality(report)),
+        _quality_and_size(report),
+        _ablations(report),
+    )
     return [plot for plot in drawn if plot is not None]
 
 
@@ -57,39 +61,6 @@ def _quality(report: Report) -> Mapping[str, Any] | None:
     """The mean that the headline tells of."""
     means = report["tables"]["1"]["means"]
     return next((mean for mean in reversed(means) if mean["key"] in ("nine", "measured") and mean["kept"]), None)
-
-
-def _quality_and_speed(report: Report) -> Plot | None:
-    mean, timed = _quality(report), report["latency"]
-    if mean is None or timed is None:
-        return None
-    length = min(row["length"] for row in timed["rows"])
-    rows = [row for row in timed["rows"] if row["length"] == length and row["who"] in (TEACHER, STUDENT)]
-    largest = max(row["bytes"] or 0 for row in rows) or 1
-    title = f"Score against latency at {length} tokens; area: bytes"
-    with canvas(title, 5.2, 3.3, across="milliseconds a call (p50)") as made:
-        axes = made.axes
-        best = max(rows, key=lambda row: float(mean[row["who"]]))["who"]
-        for row in rows:
-            score = mean[row["who"]]
-            own = row["form"] == "PyTorch"
-            colour = COLOURS[0] if row["who"] == STUDENT else COLOURS[1]
-            area = LARGEST * (row["bytes"] or 0) / largest
-            face = colour if own else "none"
-            axes.scatter(row["p50_ms"], score, s=area, facecolor=face, edgecolor=colour, alpha=0.55)
-            axes.plot(row["p50_ms"], score, ".", color=INK, markersize=3)
-            # The better model's words stand above it, the other's below; neighbours at two heights.
-            level = sum(other["who"] == row["who"] and other["p50_ms"] < row["p50_ms"] for other in rows) % 2
-            away = area**0.5 / 2 + 3 + 22 * level
-            axes.annotate(
-                f"{row['who']}, {row['form']}\n{row['p50_ms']:.1f} ms, {(row['bytes'] or 0) / 1e6:.0f} MB",
-                (row["p50_ms"], score), (0, away if row["who"] == best else -away), textcoords="offset points",
-                ha="center", va="bottom" if row["who"] == best else "top", color=INK, fontsize=8,
-            )  # fmt: skip
-        axes.set_xlim(0, 1.25 * max(row["p50_ms"] for row in rows))
-        _room(axes, [mean[row["who"]] for row in rows])
-        axes.set_ylabel(f"mean score, {len(mean['tasks'])} tasks", color=INK)
-        return Plot("speed", title, "quality", made.svg())
 
 
 def _quality_and_size(report: Report) -> Plot | None:

@@ -15,16 +15,6 @@ from pydantic.dataclasses import dataclass as checked
 
 TEACHER, STUDENT = "teacher", "student"
 
-# Roles of the latency stage, as whose weights they are and in which form.
-FORMS = {
-    "teacher": (TEACHER, "PyTorch"),
-    "student": (STUDENT, "PyTorch"),
-    "teacher_onnx": (TEACHER, "ONNX"),
-    "onnx": (STUDENT, "ONNX"),
-    "teacher_int8": (TEACHER, "ONNX int8"),
-    "int8": (STUDENT, "ONNX int8"),
-}
-
 # Of a median of normal values against that of their mean: sqrt(pi / 2).
 MEDIAN_ERROR = 1.2533
 
@@ -82,31 +72,46 @@ class Score:
 
 @checked(frozen=True)
 class Timing:
-    """One row of ``latency.json``: one model in one runtime at one length in tokens; ``model`` is its role there."""
+    """One row of ``latency.json``: one model in one form on one workload, on so many threads."""
 
     model: str
+    """Whose weights: teacher, student, or an architecture."""
+    form: str
+    """``pytorch``, or the export's format."""
+    weights: typing.Literal["random", "given", "own"]
     runtime: str
-    length: int
+    workload: typing.Literal["pairs", "questions", "lengths"]
+    threads: pydantic.PositiveInt
+    inputs: pydantic.PositiveInt
+    seconds: pydantic.PositiveFloat
+    """Of all inputs together, without tokenisation."""
     p50_ms: pydantic.PositiveFloat
+    length: int | None = None
+    """Tokens of every input; None where they are as long as their texts."""
+    batch: int = 1
+    title: str | None = None
+    tokenizer: str | None = None
+    tokens: float | None = None
+    tokenise_seconds: float | None = None
     p90_ms: float | None = None
     p99_ms: float | None = None
     mean_ms: float | None = None
+    min_ms: float | None = None
+    max_ms: float | None = None
     first_ms: float | None = None
     load_seconds: float | None = None
-    parameters: int | None = None
+    peak_memory_bytes: int | None = None
     bytes: int | None = None
+    parameters: int | None = None
+    joules: float | None = None
     ratio_to_teacher: float | None = None
-    """The teacher's PyTorch median at this length over this one."""
+    """Of the teacher in eager PyTorch in the same turns to this one; as ``ratio_to_bert_base``."""
+    ratio_to_bert_base: float | None = None
 
     @property
-    def who(self) -> str:
-        """Whose weights these are: teacher, student, or the role itself where it is another one."""
-        return FORMS.get(self.model, (self.model, ""))[0]
-
-    @property
-    def form(self) -> str:
-        """``PyTorch``, ``ONNX`` or ``ONNX int8``: the same form is the same runtime and the same precision."""
-        return FORMS.get(self.model, ("", "PyTorch"))[1]
+    def place(self) -> tuple[int, int, int]:
+        """What it may be compared with, in the order of telling: texts in pairs, fixed lengths, questions."""
+        return (("pairs", "lengths", "questions").index(self.workload), self.length or 0, self.threads)
 
 
 @checked(frozen=True)
@@ -119,37 +124,9 @@ class Latency:
     fit: bool
     """Whether the machine was quiet enough for the times to be believed; ``unfit`` says why it was not."""
     unfit: str | None = None
-
-
-@checked(frozen=True)
-class Baseline:
-    """One row of ``baselines.json``: one architecture over ``pairs`` sentence pairs of STS-B, one at a time."""
-
-    model: str
-    weights: typing.Literal["random", "given", "own"]
-    parameters: int
-    bytes: int
-    pairs: pydantic.PositiveInt
-    seconds: pydantic.PositiveFloat
-    title: str | None = None
-    tokenizer: str | None = None
-    tokenise_seconds: float | None = None
-    p50_ms: float | None = None
-    p90_ms: float | None = None
-    p99_ms: float | None = None
-    runtime: str | None = None
-    ratio_to_bert_base: float | None = None
-
-
-@checked(frozen=True)
-class Baselines:
-    """``baselines.json``."""
-
-    machine: dict[str, Any]
-    settings: dict[str, Any]
-    rows: list[Baseline]
-    fit: bool
-    unfit: str | None = None
+    conditions: list[dict[str, Any]] = pydantic.Field(default_factory=list)
+    data: dict[str, Any] = pydantic.Field(default_factory=dict)
+    energy: dict[str, Any] = pydantic.Field(default_factory=dict)
 
 
 @checked(frozen=True)

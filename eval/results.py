@@ -8,7 +8,7 @@
     OUT/students/<name>/                 student artifacts; "student" is the main one, others are ablations
     OUT/finetune/<model>/<task>/         scores.json
     OUT/exports/<model>/<format>/        facts: bytes, parity
-    OUT/latency/ OUT/baselines/          latency.json, baselines.json
+    OUT/latency/ OUT/baselines/          latency.json, of teacher, student and exports, and of architectures
     OUT/jobs.json                        what was done, and what failed
 
 Everything may be absent: a result that is not there was not measured. What is there must be whole: a damaged
@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 from cluster import artifact, telemetry
 from cluster.artifact import Artifact, ArtifactError
 from eval import model_folder
-from eval.records import STUDENT, TEACHER, Baselines, Job, Latency, Probe, Score, Suite, parse
+from eval.records import STUDENT, TEACHER, Job, Latency, Probe, Score, Suite, parse
 
 WEIGHTS = ".safetensors"
 
@@ -76,7 +76,7 @@ class Results:
     """Model and task to its score."""
     runs: list[Run]
     latency: Latency | None
-    baselines: Baselines | None
+    baselines: Latency | None
     jobs: list[Job]
 
     def below(self, place: str) -> dict[str, Artifact]:
@@ -113,7 +113,7 @@ def collect(folder: Path) -> Results:
         scores,
         runs,
         _sealed(artifacts["latency"], "latency.json", Latency) if "latency" in artifacts else None,
-        _sealed(artifacts["baselines"], "baselines.json", Baselines) if "baselines" in artifacts else None,
+        _sealed(artifacts["baselines"], "latency.json", Latency) if "baselines" in artifacts else None,
         [job for job in _file(folder / "jobs.json", list[Job]) or [] if job.name != _REPORT_JOB],
     )
 

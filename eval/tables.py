@@ -17,7 +17,9 @@ from eval.cells import (
     millions,
     plain,
     ratio,
+    signed,
 )
+from eval.export_formats import TITLES as FORMS
 from eval.records import STUDENT, TEACHER
 
 Report = Mapping[str, Any]
@@ -88,50 +90,88 @@ def _same_training(student: Mapping[str, Any], other: Mapping[str, Any]) -> str:
 
 
 def exports(report: Report) -> Table:
-    """What was exported, how large, and how far from the model it came from."""
+    """What was exported, how large, how far from the model it came from, and how it scores."""
     rows = []
     for export in report["exports"]:
-        parity = export["parity"] or {}
+        parity, score = export["parity"], export["score"] or {}
         texts = (
-            export["format"],
+            FORMS.get(export["format"], export["format"]),
+            export["task"] or NOTHING,
             megabytes(export["bytes"]),
             amount(parity.get("max_abs"), ".2g"),
             amount(parity.get("relative"), ".2g"),
             amount(parity.get("agreement"), ".1f", " %", 100),
+            amount(score.get("export"), ".1f"),
+            signed(score.get("difference"), ".2f"),
         )
         rows.append(Row((Cell(export["model"], source=export["source"]), *cells(texts))))
-    columns = ("Model", "Format", "Size", "Largest difference", "Relative difference", "Same answer")
+    columns = (
+        "Model", "Format", "Task", "Size", "Largest difference", "Relative difference", "Same answer", "Score",
+        "Change",
+    )  # fmt: skip
     notes = (
         "Differences of the exported model's outputs from PyTorch's on the same inputs. "
-        "Same answer: positions at which both give the same most likely one.",
+        "Same answer: positions at which both give the same most likely one. Change: of the score, in points, from the "
+        "model that was exported, on the same examples.",
     )
-    return Table(columns, tuple(rows), frozenset({"Model", "Format"}), notes=notes)
+    return Table(columns, tuple(rows), frozenset({"Model", "Format", "Task"}), notes=notes)
 
 
 def latency(report: Report) -> Table:
-    """Milliseconds a call, by length."""
-    found = report["latency"] or {"rows": [], "unfit": None}
+    """Time, memory, size and energy of every model in every form, by workload and number of threads."""
+    found = report["latency"] or {"rows": [], "wins": [], "unfit": None, "energy": None}
     rows: list[Row] = []
     for row in found["rows"]:
-        own = NOTHING if row["who"] == TEACHER else NOT_MEASURED
-        texts = (
-            amount(row["length"], "d"), row["who"], row["form"],
-            *(amount(row[key], ".2f") for key in ("p50_ms", "p90_ms", "p99_ms", "mean_ms", "first_ms")),
-            amount(row["load_seconds"], ".2f"), millions(row["parameters"]), megabytes(row["bytes"]),
-            ratio(row["ratio_same_form"], own), ratio(row["ratio_to_teacher"]),
+        own = NOT_MEASURED if row["model"] == STUDENT else NOTHING
+        weights = "random weights" if row["weights"] == "random" else ""
+        place = (row["where"], f"{row['threads']}")
+        rest = (
+            row["how"], amount(row["p50_ms"], ".2f"),
+            ratio(row["ratio_to_teacher"]), ratio(row["ratio_to_bert_base"], NOTHING),
+            ratio(row["ratio_same_form"], own), megabytes(row["bytes"]), megabytes(row["peak_memory_bytes"]),
+            amount(row["joules"], ".3g", absent=NOTHING if found["energy"] else NOT_MEASURED),
+            amount(row["seconds"], ".2f"), amount(row["tokenise_seconds"], ".2f", absent=NOTHING),
+            *(amount(row[key], ".2f") for key in ("p90_ms", "p99_ms", "mean_ms", "first_ms")),
+            amount(row["load_seconds"], ".2f"),
         )  # fmt: skip
-        linked = [Cell(text, source="latency" if place == 3 else None) for place, text in enumerate(texts)]
-        rows.append(Row(tuple(linked), "group" if rows and rows[-1].cells[0].text != texts[0] else ""))
+        named = Cell(row["title"] or row["model"], weights)
+        linked = [Cell(text, source="latency" if number == 1 else None) for number, text in enumerate(rest)]
+        starts = bool(rows) and [cell.text for cell in rows[-1].cells[:2]] != [*place]
+        rows.append(Row((*cells(place), named, *linked), "group" if starts else ""))
     columns = (
-        "Tokens", "Model", "Runtime", "p50 ms", "p90 ms", "p99 ms", "mean ms", "first ms", "load s", "Parameters",
-        "Size", "× same runtime", "× PyTorch teacher",
+        "Workload", "Threads", "Model", "Runtime", "p50 ms", "× PyTorch teacher", "× BERT-base", "× same runtime",
+        "Size", "Memory", "J a call", "all, s", "tokens, s", "p90 ms", "p99 ms", "mean ms", "first ms", "load s",
     )  # fmt: skip
-    notes = (
-        "× same runtime: the teacher's p50 in the same runtime and precision over this one. × PyTorch teacher: the "
-        "teacher's p50 in PyTorch over this one; it holds what the runtime brings, too.",
-    )
-    findings = (f"Unfit: {found['unfit']}. The times are shown and prove nothing.",) if found["unfit"] else ()
-    return Table(columns, tuple(rows), frozenset({"Model", "Runtime"}), findings, notes)
+    findings = [_winners(found["wins"])] if found["wins"] else []
+    findings += [f"Unfit: {found['unfit']}. The times are shown and prove nothing."] if found["unfit"] else []
+    words = frozenset({"Workload", "Model", "Runtime"})
+    return Table(columns, tuple(rows), words, tuple(findings), _latency_notes(found))
+
+
+def _winners(wins: Iterable[Mapping[str, Any]]) -> str:
+    """Which runtime is the fastest where, in one sentence."""
+    told = []
+    for row in wins:
+        on = f"{row['threads']} thread{'' if row['threads'] == 1 else 's'}"
+        against = [("the teacher", row["ratio_to_teacher"]), ("BERT-base", row["ratio_to_bert_base"])]
+        gains = [f"{ratio(value)} {name}" for name, value in against if value is not None]
+        more = f", {' and '.join(gains)} in PyTorch" if gains else ""
+        told.append(f"{row['how']} for {row['where']} on {on} ({row['p50_ms']:.2f} ms{more})")
+    return f"The student is fastest in {'; in '.join(told)}."
+
+
+def _latency_notes(found: Mapping[str, Any]) -> tuple[str, ...]:
+    notes = [
+        "All calls of a group were made in turns, one input after the other, each model in a process of its own on the "
+        "same cores. all, s: all inputs together, without tokenisation, which is timed by itself (tokens, s). load s: "
+        "from the start of the process, imports included. Memory: the process's peak. × same runtime: the teacher in "
+        "the same runtime and precision over this one. × PyTorch teacher, × BERT-base: those in eager fp32 PyTorch "
+        "over this one; they hold what the runtime brings, too. Over texts of the seconds, at a fixed length of p50. "
+        "Random weights take the time of trained ones."
+    ]
+    if found["energy"]:
+        notes.append(f"Energy: {NOT_MEASURED}, {found['energy']}.")
+    return tuple(notes)
 
 
 def conditions(measured: Mapping[str, Any] | None) -> Table:

@@ -238,14 +238,14 @@ def test_an_ablation_that_helps_is_missed_and_one_seed_settles_nothing(everythin
 def test_table_3_never_extrapolates_and_unfit_times_prove_nothing(everything: Path) -> None:
     def measured(**changed: Any) -> tuple[dict[str, Any], str]:
         shutil.rmtree(everything / "baselines")
-        make(everything / "baselines", "benchmark", {}, {"baselines.json": baselines(**changed)})
+        make(everything / "baselines", "benchmark", {}, {"latency.json": baselines(**changed)})
         return row_of(compared(everything)["tables"]["3"]["rows"], "distilbert"), markdown(everything)
 
     row, _ = measured()
     assert row["ratio"] == pytest.approx(2.0 / 1.03)
     assert row["paper"]["ratio"] == pytest.approx(668 / 410)
     assert row["verdict"]["state"] == "passed"
-    few = [{**entry, "pairs": 150, "seconds": entry["seconds"] / 10} for entry in baselines()["rows"]]
+    few = [{**entry, "inputs": 150, "seconds": entry["seconds"] / 10} for entry in baselines()["rows"]]
     row, text = measured(rows=few)
     assert (row["measured"]["seconds"], row["measured"]["pair_ms"]) == (pytest.approx(7.21), pytest.approx(7210 / 150))
     assert "7.2](../baselines/manifest.json) (150 pairs)" in text
@@ -450,11 +450,11 @@ def test_a_student_that_is_worse_is_said_to_be(tmp_path: Path) -> None:
 
 
 def test_ratios_compare_the_same_runtime_and_the_pytorch_teacher(small: Path) -> None:
-    rows = {(row["model"], row["length"]): row for row in values(small)["latency"]["rows"]}
-    assert rows["student", 128]["ratio_same_form"] == pytest.approx(40 / 21)
-    assert rows["int8", 30]["ratio_to_teacher"] == pytest.approx(10 / 1.6)
+    rows = {(row["model"], row["form"], row["length"]): row for row in values(small)["latency"]["rows"]}
+    assert rows["student", "pytorch", 128]["ratio_same_form"] == pytest.approx(40 / 21)
+    assert rows["student", "int8", 30]["ratio_to_teacher"] == pytest.approx(10 / 1.6)
     # No int8 teacher was timed.
-    assert rows["int8", 30]["ratio_same_form"] is None
+    assert rows["student", "int8", 30]["ratio_same_form"] is None
 
 
 def test_what_is_absent_is_not_measured(tmp_path: Path) -> None:
@@ -512,7 +512,7 @@ def test_pictures_are_beside_the_markdown(small: Path) -> None:
 def test_summary_fits_a_terminal(small: Path) -> None:
     text = (small / "summary.txt").read_text()
     assert max(len(line) for line in text.splitlines()) <= 100
-    titles = {"Models", "Table 1: GLUE, percent, median over seeds", "Latency (batch 1, threads 1)"}
+    titles = {"Models", "Table 1: GLUE, percent, median over seeds", "Latency: 30 tokens, threads 1"}
     assert titles <= set(text.splitlines())
     assert re.search(r"RTE +67\.0 +64\.0 +95\.5 % +passed +69\.3 +59\.9 +86\.4 %", text)
 
