@@ -37,6 +37,7 @@ from cluster.storage import Location
 logger = logging.getLogger("stillhouse")
 
 FOLDER = "folder"
+IDENTITY = "identity"
 
 _ADVICE = {
     errno.EACCES: ": choose a place you may write to",
@@ -63,7 +64,8 @@ class Role:
     optional: bool = False
     several_by: str | None = None
     """A fact of the artifacts that tells several of them apart, where the role takes several: inputs ``tokens-128`` and
-    ``tokens-512`` then, in whatever order they were given. One alone is plain ``tokens``."""
+    ``tokens-512`` then, in whatever order they were given. One alone is plain ``tokens``. ``identity``: whatever they
+    are, by their identity, of which the name has the beginning."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,9 @@ class Stage(Generic[R]):
 
     ``halved`` gives the recipe with half the micro-batch, which changes its placement alone, or None where there is
     nothing left to halve: what the job queue tries once after memory ran out.
+
+    ``toolchain`` raises a StageError that says what to install where the libraries are absent that the stage needs
+    beyond those of every installation: whoever plans many jobs can ask before the first one starts.
     """
 
     run: Callable[[R, Mapping[str, Path], Path], dict[str, Any]]
@@ -94,6 +99,7 @@ class Stage(Generic[R]):
     remote: bool = False
     identify: Mapping[str, Callable[[Path], str]] = field(default_factory=dict)
     halved: Callable[[R], R | None] | None = None
+    toolchain: Callable[[], object] | None = None
 
     @property
     def module(self) -> str:
@@ -155,11 +161,22 @@ def named(role: str, accepts: Role, paths: Sequence[Location]) -> dict[str, Loca
         return {role: paths[0]}
     found: dict[str, Location] = {}
     for path in paths:
-        name = f"{role}-{artifact.read(path, accepts.kinds[0]).facts[accepts.several_by]}"
+        name = f"{role}-{_told_apart(path, accepts)}"
         if name in found:
             raise StageError(f"{found[name]} and {path} have the same {accepts.several_by}: leave one of them out")
         found[name] = path
     return found
+
+
+def _told_apart(path: Location, accepts: Role) -> Any:
+    found = artifact.read(path, None if FOLDER in accepts.kinds else accepts.kinds[0])
+    fact = accepts.several_by
+    assert fact is not None
+    if fact == IDENTITY:
+        return found.identity[:12]
+    if fact not in found.facts:
+        raise StageError(f"{path} does not say its {fact}, which tells several apart: give one of them")
+    return found.facts[fact]
 
 
 def execute(stage: Stage[R], recipe: R, inputs: Mapping[str, Location], out: Location) -> artifact.Artifact | None:

@@ -93,8 +93,17 @@ def lower(original: Original, precision: str) -> bytes:
     return bytes(edge.to_executorch().buffer)
 
 
+def toolchain() -> dict[str, str]:
+    """Versions of the libraries that this takes.
+
+    Raises:
+        StageError: one is not installed.
+    """
+    return {name: runtimes.require(name, "executorch") for name in ("executorch", "torchao")}
+
+
 def run(recipe: ExecuTorch, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
-    versions = {name: runtimes.require(name, "executorch") for name in ("executorch", "torchao")}
+    versions = toolchain()
     original = open_original(inputs["model"])
     logger.info("lowering %s", type(original.model).__name__)
     with exporting.quiet():
@@ -103,7 +112,7 @@ def run(recipe: ExecuTorch, inputs: Mapping[str, Path], out: Path) -> dict[str, 
     return {**exporting.complete(original, made, recipe, recipe.probe, inputs, out), "toolchain": versions}
 
 
-STAGE = stage.Stage(run=run, recipe=ExecuTorch, inputs=exporting.INPUTS, produces="export")
+STAGE = stage.Stage(run=run, recipe=ExecuTorch, inputs=exporting.INPUTS, produces="export", toolchain=toolchain)
 
 if __name__ == "__main__":
     stage.main(STAGE)

@@ -70,9 +70,18 @@ def _round(whole: Path, path: Path) -> None:
     rounding.quantize().export_model(str(path), overwrite=True)
 
 
-def run(recipe: LiteRt, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
+def toolchain() -> dict[str, str]:
+    """Versions of the libraries that this takes.
+
+    Raises:
+        StageError: one is not installed.
+    """
     versions = {"ai-edge-litert": runtimes.require("ai-edge-litert", "litert")}
-    versions |= {name: _version(name) for name in CONVERTER}
+    return versions | {name: _version(name) for name in CONVERTER}
+
+
+def run(recipe: LiteRt, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
+    versions = toolchain()
     original = open_original(inputs["model"])
     lengths = sorted({min(length, original.positions) for length in recipe.lengths})
     files = {str(length): f"model_{length}.tflite" for length in lengths}
@@ -94,7 +103,7 @@ def _version(name: str) -> str:
         ) from None
 
 
-STAGE = stage.Stage(run=run, recipe=LiteRt, inputs=exporting.INPUTS, produces="export")
+STAGE = stage.Stage(run=run, recipe=LiteRt, inputs=exporting.INPUTS, produces="export", toolchain=toolchain)
 
 if __name__ == "__main__":
     stage.main(STAGE)

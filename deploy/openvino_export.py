@@ -79,8 +79,17 @@ def quantize(model: Any, feeds: list[parity.Feed], floats: list[str]) -> Any:
         )
 
 
+def toolchain() -> dict[str, str]:
+    """Versions of the libraries that this takes.
+
+    Raises:
+        StageError: one is not installed.
+    """
+    return {name: runtimes.require(name, "openvino") for name in ("openvino", "nncf")}
+
+
 def run(recipe: OpenVino, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
-    versions = {name: runtimes.require(name, "openvino") for name in ("openvino", "nncf")}
+    versions = toolchain()
     import openvino
 
     if (recipe.precision == "int8") != ("tokens" in inputs):
@@ -103,6 +112,7 @@ STAGE = stage.Stage(
     recipe=OpenVino,
     inputs={**exporting.INPUTS, "tokens": stage.Role(("tokens",), optional=True)},
     produces="export",
+    toolchain=toolchain,
 )
 
 if __name__ == "__main__":

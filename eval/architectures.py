@@ -1,11 +1,11 @@
-"""The models of the paper's table 3, and any model folder, as things that score a pair of sentences on one CPU.
+"""Model folders to be timed: the models of the paper's table 3, and any other with the head that a workload needs.
 
 An architecture comes from its folder where one is given, else from the configuration published for it with random
 weights: neither size nor time depends on what the weights are. A folder may hold configuration and tokenizer alone.
-Every model is given one output for STS-B's score, saved in fp32 and loaded as a folder, so all are measured alike.
+Every model that is changed here is saved in fp32, so that all of them are loaded alike.
 """
 
-import tempfile
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,17 +13,17 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 import transformers
-from safetensors.torch import save_file
-from torch import nn
-from transformers import AutoConfig, AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModelForQuestionAnswering, AutoModelForSequenceClassification
 
 from cluster import vocabulary
 from cluster.stage import StageError
 from eval.elmo import ElmoPairs, ElmoSizes
-from eval.runners import PyTorchRunner
 
 Weights: TypeAlias = Literal["random", "given", "own"]
 """Drawn here; from a folder given for an architecture; of the teacher or student that the measurement is about."""
+
+Head: TypeAlias = Literal["score", "answers", "any"]
+"""What a workload asks of a model: one score of a pair of texts, where an answer begins and ends, or anything."""
 
 _ROBERTA = {
     "vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size": 1, "layer_norm_eps": 1e-5,
@@ -46,63 +46,52 @@ TITLES = {
     "student": "student",
 }
 
+_CLASSES: dict[Head, Callable[..., Any]] = {
+    "score": functools.partial(AutoModelForSequenceClassification.from_pretrained, num_labels=1),
+    "answers": functools.partial(AutoModelForQuestionAnswering.from_pretrained, num_labels=2),
+}
+_ENDINGS: dict[Head, str] = {"score": "ForSequenceClassification", "answers": "ForQuestionAnswering", "any": ""}
+
 
 @dataclass(frozen=True)
 class Reader:
-    """A tokenizer, and whose it is where the model that reads with it has none."""
+    """A tokenizer, and whose it is where the model that reads with it has none: else ``own``."""
 
     tokenizer: Any
     of: str
 
 
-@dataclass(frozen=True)
-class PairModel:
-    """Scores one pair of sentences a call: ``score(encode(first, second))``."""
-
-    weights: Weights
-    parameters: int
-    bytes: int
-    """Of its weights on disk, in fp32."""
-    runtime: str
-    tokenizer: str
-    """``own``, or the model whose tokenizer stands in: then the lengths are that one's, not the architecture's."""
-    encode: Callable[[str, str], Any]
-    score: Callable[[Any], Any]
+def has_weights(folder: Path) -> bool:
+    return next(folder.glob("*.safetensors"), None) is not None
 
 
-def elmo(sizes: ElmoSizes, seed: int) -> PairModel:
-    """ELMo with the GLUE baseline's classifier, random."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = ElmoPairs(sizes).eval()
-
-    def score(pair: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-        with torch.inference_mode():
-            found: torch.Tensor = model(*pair)
-        return found
-
-    runtime, parameters = f"PyTorch {torch.__version__}", sum(each.numel() for each in model.parameters())
-    return PairModel("random", parameters, _saved_bytes(model), runtime, "own", model.encode, score)
-
-
-def from_folder(folder: Path, weights: Weights, max_length: int, threads: int, seed: int) -> PairModel:
-    """The model of a folder; with random weights where there are none in it.
-
+def configuration(folder: Path) -> Any:
+    """
     Raises:
-        StageError: no configuration, no tokenizer or another model's, or weights that lack a part of the encoder.
+        StageError: the folder has none.
     """
     if not (folder / "config.json").is_file():
         raise StageError(f"{folder} has no config.json: give a model folder, or one with configuration and tokenizer")
-    reader = Reader(vocabulary.load(folder), "own")
-    if next(folder.glob("*.safetensors"), None) is None:
-        if weights == "own":
-            raise StageError(f"{folder} has no weights (*.safetensors): save the whole model there")
-        return random(AutoConfig.from_pretrained(folder, local_files_only=True), reader, max_length, threads, seed)
+    return AutoConfig.from_pretrained(folder, local_files_only=True)
+
+
+def fits(config: Any, head: Head) -> bool:
+    """Whether a model has the head as it is."""
+    return str((config.architectures or [""])[0]).endswith(_ENDINGS[head])
+
+
+def with_head(folder: Path, head: Head, out: Path, seed: int) -> Path:
+    """A folder of this model with this head: its own where it has it, else ``out``, with a random head.
+
+    Raises:
+        StageError: its weights lack a part of the encoder.
+    """
+    if fits(configuration(folder), head):
+        return folder
     with torch.random.fork_rng(devices=[]), vocabulary.quiet():
         torch.manual_seed(seed)
-        model, loaded = AutoModelForSequenceClassification.from_pretrained(
+        model, loaded = _CLASSES[head](
             folder,
-            num_labels=1,
             dtype=torch.float32,
             local_files_only=True,
             use_safetensors=True,
@@ -114,60 +103,41 @@ def from_folder(folder: Path, weights: Weights, max_length: int, threads: int, s
     encoder = f"{model.base_model_prefix}."
     if damaged := sorted(key for key in absent if key.startswith(encoder) and ".pooler." not in key):
         raise StageError(f"{folder}: its weights lack {damaged[0]}: save the whole model there")
-    return _reloaded(model, reader, weights, max_length, threads)
+    return _saved(model, out)
 
 
-def random(config: Any, reader: Reader, max_length: int, threads: int, seed: int) -> PairModel:
-    """A model of this configuration with random weights.
+def random(config: Any, head: Head, out: Path, seed: int) -> Path:
+    """A folder of a model of this configuration with random weights."""
+    config.num_labels = 2 if head == "answers" else 1
+    kind = AutoModelForQuestionAnswering if head == "answers" else AutoModelForSequenceClassification
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = kind.from_config(config)
+    return _saved(model, out)
 
+
+def random_elmo(sizes: ElmoSizes, out: Path, seed: int) -> Path:
+    """A folder of ELMo with the GLUE baseline's classifier, random."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        ElmoPairs(sizes).save(out)
+    return out
+
+
+def check_reads(config: Any, reader: Reader) -> None:
+    """
     Raises:
         StageError: the tokenizer has ids that the model does not know.
     """
-    config.num_labels = 1
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = AutoModelForSequenceClassification.from_config(config)
-    return _reloaded(model, reader, "random", max_length, threads)
-
-
-def _reloaded(model: Any, reader: Reader, weights: Weights, max_length: int, threads: int) -> PairModel:
-    """The model as it loads from the folder it is saved to, which gives its size on disk and is gone afterwards."""
-    if (ids := vocabulary.vocab_size(reader.tokenizer)) > model.config.vocab_size:
+    if (ids := vocabulary.vocab_size(reader.tokenizer)) > config.vocab_size:
         whose = "its own tokenizer" if reader.of == "own" else f"the tokenizer of {reader.of}, which stands in,"
         raise StageError(
-            f"{whose} has {ids} ids, the {model.config.model_type} model knows {model.config.vocab_size}: give the "
+            f"{whose} has {ids} ids, the {config.model_type} model knows {config.vocab_size}: give the "
             "model's folder with the tokenizer that belongs to it"
         )
-    with tempfile.TemporaryDirectory() as folder, vocabulary.quiet():
-        model.save_pretrained(folder)
-        del model
-        runner = PyTorchRunner(Path(folder), threads)
-    loaded = runner.loaded
-    encode = _encoder(reader.tokenizer, min(max_length, loaded.positions), runner.takes_types)
-    return PairModel(
-        weights, loaded.parameters, loaded.bytes, loaded.runtime, reader.of, encode, lambda given: runner(**given)
-    )
 
 
-def _encoder(tokenizer: Any, max_length: int, takes_types: bool) -> Callable[[str, str], dict[str, Any]]:
-    """A pair as arrays ``[1, tokens]``, the longer text cut first; with token types only where the model has both."""
-
-    def encode(first: str, second: str) -> dict[str, Any]:
-        given = tokenizer(
-            first,
-            second,
-            truncation="longest_first",
-            max_length=max_length,
-            return_token_type_ids=takes_types,
-            return_tensors="np",
-        )
-        return dict(given)
-
-    return encode
-
-
-def _saved_bytes(model: nn.Module) -> int:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.safetensors"
-        save_file(model.state_dict(), path)
-        return path.stat().st_size
+def _saved(model: Any, out: Path) -> Path:
+    with vocabulary.quiet():
+        model.save_pretrained(out)
+    return out

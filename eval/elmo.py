@@ -16,14 +16,18 @@ time. The weights are random: this is a baseline of size and speed, never of qua
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Self
 
 import torch
 from jaxtyping import Float, Int
 from pydantic import Field, PositiveInt, model_validator
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from cluster.recipe import Recipe
+
+SIZES, WEIGHTS = "elmo.json", "model.safetensors"
 
 # Ids of ELMo's alphabet: 0 pads a sentence, a byte is itself + 1, and these mark where a word and a sentence stop.
 SENTENCE_START, SENTENCE_END, WORD_START, WORD_END, PADDING = 257, 258, 259, 260, 261
@@ -65,6 +69,13 @@ def character_ids(words: Sequence[str], characters: int) -> Int[Tensor, "tokens 
     tokens = [[SENTENCE_START], *([byte + 1 for byte in word.encode()] for word in words), [SENTENCE_END]]
     marked = [[WORD_START, *token[: characters - 2], WORD_END] for token in tokens]
     return torch.tensor([token + [PADDING] * (characters - len(token)) for token in marked])
+
+
+def encode(first: str, second: str, sizes: ElmoSizes) -> tuple[Tensor, Tensor]:
+    """Character ids of both sentences of a pair; a sentence without a word is read as one empty word."""
+    sentences = (words_of(text, sizes.words) or [""] for text in (first, second))
+    one, two = (character_ids(words, sizes.characters) for words in sentences)
+    return one, two
 
 
 class Words(nn.Module):
@@ -157,11 +168,17 @@ class ElmoPairs(nn.Module):
         self.reader = nn.LSTM(2 * sizes.projection, sizes.hidden, num_layers=2, bidirectional=True)
         self.score = nn.Linear(8 * sizes.hidden, 1)
 
-    def encode(self, first: str, second: str) -> tuple[Tensor, Tensor]:
-        """Character ids of both sentences; a sentence without a word is read as one empty word."""
-        sentences = (words_of(text, self.sizes.words) or [""] for text in (first, second))
-        one, two = (character_ids(words, self.sizes.characters) for words in sentences)
-        return one, two
+    def save(self, folder: Path) -> None:
+        (folder / SIZES).write_text(self.sizes.model_dump_json(), encoding="utf-8")
+        save_file(self.state_dict(), folder / WEIGHTS)
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """The model of a folder that :meth:`save` wrote, ready to be asked."""
+        with torch.device("meta"):
+            model = cls(ElmoSizes.model_validate_json((folder / SIZES).read_text(encoding="utf-8")))
+        model.load_state_dict(load_file(folder / WEIGHTS), assign=True)
+        return model.eval()
 
     def forward(
         self, first: Int[Tensor, "tokens characters"], second: Int[Tensor, "others characters"]

@@ -1,178 +1,271 @@
-"""Measure how long models take for one input, side by side in one process.
+"""Measure how fast models are on this machine's processor, and what they take: teacher, student, every export, others.
 
 ::
 
-    python -m eval.latency RECIPE --student DIR [--teacher DIR] [--onnx DIR] [--int8 DIR] … --out DIR
+    python -m eval.latency RECIPE --student DIR [--teacher DIR] [--export DIR…] [--bert_base DIR]
+                                  [--pairs DIR] [--questions DIR] --out DIR
 
-Teacher and student run in PyTorch (eager, fp32), their exports in their own runtimes. Every repeat calls every model
-once before the next repeat starts, so a machine that grows warm or busy does it to all of them alike. Token ids are
-drawn from a seed and are the same for all models; tokenisation is not in the times. ``latency.json``::
+Workloads are token ids of fixed ``lengths``; with ``--pairs`` (a folder of STS-B) the paper's protocol, its development
+set one pair at a time; with ``--questions`` (a folder of SQuAD) questions with their passages in 384 tokens. Models
+fine-tuned for both are both given (``--student STSB SQUAD``). Whose an export is, it says itself. Published
+architectures are named in ``models``: with weights where a folder brings them, else random, which ``weights`` says.
 
-    {"machine": {"processor": …, "flags": […], "pinned_cores": [1], "load_average": [0.1, 0.9],
-                 "others_share_of_machine": 0.01, "others_share_of_pinned_cores": 0.0, …},
-     "settings": {"lengths": [30, 128], "threads": 1, …},
-     "fit": true, "unfit": null,                                  or why not: the machine was not quiet
-     "rows": [{"model": "student", "runtime": "PyTorch 2.13.0", "length": 30, "p50_ms": …, "p90_ms": …, "p99_ms": …,
-               "mean_ms": …, "min_ms": …, "first_ms": …, "load_seconds": …, "parameters": …, "bytes": …,
-               "ratio_to_teacher": …}]}
+For every number of threads and workload, each model runs in a process of its own, all on the same cores, one call of
+every model before the next input: a machine that grows warm or busy does it to all of them alike. ``latency.json``::
 
-``ratio_to_teacher`` is the teacher's PyTorch median at the same length over this one: 2 means twice as fast.
+    {"machine": {"processor": …, "flags": […], "governor": …, "libraries": {…}, …}, "settings": {…},
+     "conditions": [{"threads": 1, "workload": "pairs", "pinned_cores": [1], "others_share_of_machine": 0.01, …}],
+     "data": {"pairs": {"files": ["dev.tsv"], "examples": 1500, "measured": 1500, "subset": false}},
+     "energy": {"absent": null},                                   or why there are no joules
+     "fit": true, "unfit": null,                                   or why not: the machine was not quiet
+     "rows": [{"model": "student", "form": "int8", "weights": "own", "tokenizer": "own", "runtime": …,
+               "workload": "pairs", "length": null, "tokens": 31.2, "inputs": 1500, "batch": 1, "threads": 1,
+               "seconds": …, "tokenise_seconds": …, "p50_ms": …, "p90_ms": …, "p99_ms": …, "mean_ms": …, "min_ms": …,
+               "max_ms": …, "first_ms": …, "load_seconds": …, "peak_memory_bytes": …, "bytes": …, "parameters": …,
+               "joules": …, "ratio_to_teacher": …, "ratio_to_bert_base": …}]}
+
+``seconds`` are of all ``inputs`` together, without tokenisation and never scaled up from fewer; with it they are
+``seconds + tokenise_seconds``. Outliers are kept. ``load_seconds`` are from the start of a process to a model that can
+be called. ``joules`` are of one call. Ratios are of eager PyTorch in fp32 to this one, in the same turns, 2 means twice
+as fast: of the seconds over texts, of the medians at a fixed length.
 """
 
-import time
-from collections.abc import Mapping
+import contextlib
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
-import torch
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from cluster import artifact, exported, stage, telemetry
+from cluster import artifact, stage, telemetry
 from cluster.recipe import Recipe
-from eval import machine
-from eval.runners import Ids, Runner, runner_for
+from eval import candidates, energy, machine, workloads
+from eval.architectures import CONFIGURATIONS, TITLES
+from eval.candidates import OWN, PYTORCH, REFERENCE, TEACHER, Candidate, Contender, Preparation
+from eval.elmo import ElmoSizes
+from eval.model_process import ModelProcess, Opening, write_inputs
+from eval.workloads import Workload
 
 FILE = "latency.json"
 
+Architecture: TypeAlias = Literal["elmo", "bert_base", "distilbert", "roberta_base", "distilroberta"]
+Row: TypeAlias = dict[str, Any]
+
+
+class Pairs(Recipe):
+    """The development set of STS-B, where ``--pairs`` is given."""
+
+    limit: PositiveInt | None = None  # pairs; all of them where it is left out
+
+
+class Questions(Recipe):
+    """The development set of SQuAD, where ``--questions`` is given."""
+
+    limit: PositiveInt | None = 200  # questions, each with its passage
+    length: PositiveInt = 384  # tokens of both, cut or padded to it
+
 
 class Latency(Recipe):
-    """A latency measurement."""
+    """A measurement of speed and size."""
 
-    lengths: tuple[PositiveInt, ...] = Field((30, 128), min_length=1)  # tokens of one input
-    batch: PositiveInt = 1
-    threads: PositiveInt = 1
-    warmup: NonNegativeInt = 5  # calls of each model at each length that are not counted
-    repeats: PositiveInt = 50
+    models: tuple[Architecture, ...] = ()
+    """Published architectures, beside the models that are given."""
+    lengths: tuple[PositiveInt, ...] = (30, 128)  # tokens of one input
+    batch: PositiveInt = 1  # inputs of one call at a fixed length; texts come one by one
+    pairs: Pairs = Pairs()
+    questions: Questions = Questions()
+    threads: tuple[PositiveInt | Literal["all"], ...] = Field((1, "all"), min_length=1)
+    turn: PositiveInt = 1  # inputs a model answers before the next one's turn; a call before them does not count
+    warmup: NonNegativeInt = 5  # more calls of each model on each workload that are not counted
+    repeats: PositiveInt = 50  # inputs of a fixed length
+    elmo: ElmoSizes = Field(default_factory=ElmoSizes)
     seed: NonNegativeInt = 0
 
 
-PYTORCH_ROLES = ("teacher", "student")
+@dataclass
+class Times:
+    """What was measured of one model on one workload."""
+
+    first_ms: float
+    ms: list[float] = field(default_factory=list)
+    joules: float | None = 0.0
+
+    def add(self, ms: Sequence[float], joules: float | None) -> None:
+        self.ms += ms
+        self.joules = None if joules is None or self.joules is None else self.joules + joules
 
 
-def load(inputs: Mapping[str, Path], threads: int) -> dict[str, Runner]:
-    """A runner for each role.
-
-    Raises:
-        StageError: an export where the PyTorch model belongs, or a folder that does not load.
-    """
-    for role in PYTORCH_ROLES:
-        if role in inputs and exported.is_export(inputs[role]):
-            raise stage.StageError(
-                f"--{role} {inputs[role]} is an export: give the model folder it was made from, and the export as "
-                f"--{'onnx' if role == 'student' else 'teacher_onnx'}"
-            )
-    return {role: runner_for(folder, threads) for role, folder in inputs.items()}
+def counts(recipe: Latency) -> list[int]:
+    """Numbers of threads, each once."""
+    everything = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return list(dict.fromkeys(everything if count == "all" else count for count in recipe.threads))
 
 
-def inputs_for(recipe: Latency, length: int, runners: Mapping[str, Runner]) -> tuple[Ids, Ids]:
-    """Token ids and attention mask ``[batch, length]``, the same for every model.
-
-    From the upper half of the smallest vocabulary, where no tokenizer keeps its padding token, which a model might
-    treat in another way than a word.
+def wanted(recipe: Latency, inputs: Mapping[str, Path]) -> list[Workload]:
+    """The workloads of a benchmark.
 
     Raises:
-        StageError: a model has fewer positions than ``length``.
+        StageError: there are none.
+        ExamplesError: a folder does not hold its task.
     """
-    for name, runner in runners.items():
-        if length > runner.loaded.positions:
-            raise stage.StageError(
-                f"lengths: {length} tokens are more than {name} has positions ({runner.loaded.positions}): leave it out"
-            )
-    vocab_size = min(runner.loaded.vocab_size for runner in runners.values())
-    chance = np.random.default_rng((recipe.seed, length))
-    ids = chance.integers(vocab_size // 2, vocab_size, (recipe.batch, length))
-    return ids, np.ones_like(ids)
+    found = [workloads.pairs(inputs["pairs"], recipe.pairs.limit)] if "pairs" in inputs else []
+    found += [Workload("lengths", length) for length in recipe.lengths]
+    if "questions" in inputs:
+        found.append(workloads.questions(inputs["questions"], recipe.questions.limit, recipe.questions.length))
+    if not found:
+        raise stage.StageError("nothing to time the models on: give --pairs or --questions, or write lengths")
+    return found
 
 
-def time_calls(
-    recipe: Latency, runners: Mapping[str, Runner], given: tuple[Ids, Ids], shown: telemetry.Progress
-) -> dict[str, list[float]]:
-    """Milliseconds of every call by model, in order: the first, the warm-up, then the repeats."""
-    times: dict[str, list[float]] = {name: [] for name in runners}
-    for _ in range(1 + recipe.warmup + recipe.repeats):
-        for name, runner in runners.items():
-            started = time.perf_counter()
-            runner(*given)
-            times[name].append(1000 * (time.perf_counter() - started))
-        shown.advance()
+def ready(recipe: Latency, workload: Workload, known: Sequence[Candidate], making: Preparation) -> list[Contender]:
+    """The contenders of a workload; none where no model can do it."""
+    chosen = candidates.choose(known, workload)
+    drawn = None
+    if workload.length is not None and workload.kind == "lengths" and chosen:
+        vocab_size = min(each.config.vocab_size for each in chosen)
+        drawn = workloads.drawn(workload.length, recipe.repeats, recipe.batch, vocab_size, recipe.seed)
+    return [making.ready(each, workload, drawn) for each in chosen]
+
+
+def time_turns(recipe: Latency, processes: Mapping[str, ModelProcess], rows: int, shown: Any) -> dict[str, Times]:
+    """Call every model for all rows, in turns."""
+    times = {name: Times(process.first()) for name, process in processes.items()}
+    for _ in range(recipe.warmup):
+        for process in processes.values():
+            process.first()
+    for first in range(0, rows, recipe.turn):
+        last = min(first + recipe.turn, rows)
+        for name, process in processes.items():
+            turn = process.turn(first, last)
+            times[name].add(turn.ms, turn.joules)
+        shown.advance(last - first)
     return times
 
 
-def summarise(times: list[float], warmup: int) -> dict[str, float]:
-    """Percentiles of the counted calls, and the first call, in milliseconds."""
-    counted = np.array(times[1 + warmup :])
-    p50, p90, p99 = np.percentile(counted, (50, 90, 99))
+def measure(
+    recipe: Latency, workload: Workload, contenders: Sequence[Contender], threads: int, place: Path, shown: Any
+) -> list[Row]:
+    """One row for each contender.
+
+    Raises:
+        ModelProcessError: a model does not load, or its process died.
+    """
+    with contextlib.ExitStack() as stack:
+        processes: dict[str, ModelProcess] = {}
+        for each in contenders:
+            opening = Opening(each.candidate.name, each.kind, each.folder, threads)
+            processes[opening.name] = stack.enter_context(ModelProcess(opening))
+            write_inputs(place, each.encoded.rows)
+            rows = processes[opening.name].take(place)
+        times = time_turns(recipe, processes, rows, shown)
+        found = []
+        for each in contenders:
+            process = processes[each.candidate.name]
+            found.append(_row(recipe, workload, each, threads, process, times[each.candidate.name]))
+    return _compared(found)
+
+
+def _row(
+    recipe: Latency, workload: Workload, contender: Contender, threads: int, process: ModelProcess, times: Times
+) -> Row:
+    candidate, encoded, opened = contender.candidate, contender.encoded, process.opened
     return {
-        "p50_ms": float(p50),
-        "p90_ms": float(p90),
-        "p99_ms": float(p99),
-        "mean_ms": float(counted.mean()),
-        "min_ms": float(counted.min()),
-        "first_ms": times[0],
+        "model": candidate.who,
+        "title": TITLES[candidate.who],
+        "form": candidate.form,
+        "weights": candidate.weights,
+        "tokenizer": contender.tokenizer,
+        "runtime": opened["runtime"],
+        "workload": workload.kind,
+        "length": workload.length,
+        "tokens": encoded.tokens,
+        "inputs": len(encoded.rows),
+        "batch": recipe.batch if workload.kind == "lengths" else 1,
+        "threads": threads,
+        "tokenise_seconds": encoded.seconds,
+        **summarise(times.ms),
+        "first_ms": times.first_ms,
+        "load_seconds": process.load_seconds,
+        "peak_memory_bytes": process.end()["peak_memory_bytes"],
+        "bytes": opened["bytes"],
+        "parameters": opened["parameters"],
+        "joules": None if times.joules is None else times.joules / len(times.ms),
     }
 
 
-def measure(recipe: Latency, runners: Mapping[str, Runner]) -> list[dict[str, Any]]:
-    """One row per length and model.
+def summarise(ms: Sequence[float]) -> dict[str, float]:
+    """Seconds of all counted calls together, and of a call in milliseconds; outliers are kept."""
+    p50, p90, p99 = np.percentile(ms, (50, 90, 99))
+    return {
+        "seconds": sum(ms) / 1000,
+        "p50_ms": float(p50),
+        "p90_ms": float(p90),
+        "p99_ms": float(p99),
+        "mean_ms": float(np.mean(ms)),
+        "min_ms": min(ms),
+        "max_ms": max(ms),
+    }
 
-    Raises:
-        StageError: a length is more than a model has positions.
-    """
-    given = {length: inputs_for(recipe, length, runners) for length in recipe.lengths}
-    rows = []
-    calls = len(given) * (1 + recipe.warmup + recipe.repeats)
-    with telemetry.Progress("latency", calls, "rounds") as shown:
-        for length, arrays in given.items():
-            times = time_calls(recipe, runners, arrays, shown)
-            found = {name: summarise(values, recipe.warmup) for name, values in times.items()}
-            teacher = found.get("teacher")
-            for name, numbers in found.items():
-                loaded = runners[name].loaded
-                rows.append(
-                    {
-                        "model": name,
-                        "runtime": loaded.runtime,
-                        "length": length,
-                        **numbers,
-                        "load_seconds": loaded.load_seconds,
-                        "parameters": loaded.parameters,
-                        "bytes": loaded.bytes,
-                        "ratio_to_teacher": teacher["p50_ms"] / numbers["p50_ms"] if teacher else None,
-                    }
-                )
-    return rows
+
+def _compared(rows: Sequence[Row]) -> list[Row]:
+    """Rows of the same turns, with their ratios to teacher and BERT-base in eager PyTorch."""
+    eager = {row["model"]: row for row in rows if row["form"] == PYTORCH}
+
+    def against(who: str, row: Row) -> float | None:
+        measured = "p50_ms" if row["workload"] == "lengths" else "seconds"
+        return float(eager[who][measured] / row[measured]) if who in eager else None
+
+    return [
+        {**row, "ratio_to_teacher": against(TEACHER, row), "ratio_to_bert_base": against(REFERENCE, row)}
+        for row in rows
+    ]
 
 
 def run(recipe: Latency, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
-    threads_before = torch.get_num_threads()
-    try:
-        with machine.pinned(recipe.threads) as cores:
-            runners = load(inputs, recipe.threads)
-            watch = machine.Watch(recipe.threads, cores)
-            rows = measure(recipe, runners)
-            conditions = watch.conditions()
-    finally:
-        torch.set_num_threads(threads_before)
-    about = {**machine.describe(), "pinned_cores": cores, **conditions.facts()}
-    facts = {"machine": about, **conditions.verdict(), "rows": rows}
+    rows: list[Row] = []
+    conditions = []
+    known = candidates.gather(recipe.models, inputs)
+    with tempfile.TemporaryDirectory() as folder:
+        making = Preparation(known, recipe.elmo, recipe.seed, Path(folder))
+        work = [(each, ready(recipe, each, known, making)) for each in wanted(recipe, inputs)]
+        turns = [(count, *each) for count in counts(recipe) for each in work if each[1]]
+        total = sum(len(contenders[0].encoded.rows) for _, _, contenders in turns)
+        with telemetry.Progress("latency", total, "inputs") as shown:
+            for count, workload, contenders in turns:
+                with machine.pinned(count) as cores:
+                    watch = machine.Watch(count, cores)
+                    rows += measure(recipe, workload, contenders, count, Path(folder) / "inputs.npz", shown)
+                    found = watch.conditions()
+                about = {"threads": count, "workload": workload.name, "pinned_cores": cores}
+                conditions.append({**about, **found.facts(), **found.verdict()})
+    reasons = [each["unfit"] for each in conditions if each["unfit"]]
+    facts = {
+        "machine": machine.describe(),
+        "conditions": conditions,
+        "data": {each.kind: dict(each.about) for each, _ in work if each.about},
+        "energy": {"absent": energy.Meter().absent},
+        "fit": not reasons,
+        "unfit": reasons[0] if reasons else None,
+        "rows": rows,
+    }
     artifact.write_json(out / FILE, {"settings": recipe.resolved(), **facts})
     return facts
 
 
-PYTORCH = stage.Role((stage.FOLDER,), optional=True)
-EXPORT = stage.Role(("export",), optional=True)
+FOLDER = stage.Role((stage.FOLDER,), optional=True)
+TUNED = stage.Role((stage.FOLDER,), optional=True, several_by="task")
 
 STAGE = stage.Stage(
     run=run,
     recipe=Latency,
     inputs={
-        "teacher": PYTORCH,
-        "student": stage.Role((stage.FOLDER,)),
-        "onnx": EXPORT,
-        "int8": EXPORT,
-        "teacher_onnx": EXPORT,
-        "teacher_int8": EXPORT,
+        **dict.fromkeys(OWN, TUNED),
+        "export": stage.Role(("export",), optional=True, several_by=stage.IDENTITY),
+        **dict.fromkeys((*CONFIGURATIONS, "pairs", "questions"), FOLDER),
     },
     produces="benchmark",
 )

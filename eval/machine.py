@@ -146,7 +146,7 @@ def _took(share: float, where: str, most: float) -> str:
 
 @dataclass(frozen=True)
 class Usage:
-    """Processor seconds since the system started: of each core, busy and in all, and of this process."""
+    """Processor seconds since the system started: of each core, and of this process with its children that ended."""
 
     busy: dict[int, float]
     own: float
@@ -157,11 +157,16 @@ class Usage:
     def now(cls, stat: Path = STAT, throttled: Sequence[Path] = THROTTLED) -> Self:
         """What has been used by now; ``busy`` is empty where the system does not say."""
         held = next((path for path in throttled if path.is_file()), None)
-        return cls(_busy(stat), time.process_time(), time.monotonic(), _throttled(held) if held else 0.0)
+        times = os.times()
+        own = times.user + times.system + times.children_user + times.children_system
+        return cls(_busy(stat), own, time.monotonic(), _throttled(held) if held else 0.0)
 
 
 class Watch:
-    """Watches what others do to a measurement, from its making until :meth:`conditions`."""
+    """Watches what others do to a measurement, from its making until :meth:`conditions`.
+
+    What is measured may run in children that are started and have ended in between.
+    """
 
     def __init__(self, threads: int, cores: Sequence[int] | None) -> None:
         self._threads, self._cores = threads, cores

@@ -85,7 +85,7 @@ class PyTorchRunner:
             bytes=sum(path.stat().st_size for path in folder.glob("*.safetensors")),
             load_seconds=seconds,
             vocab_size=config.vocab_size,
-            positions=_positions(config),
+            positions=positions(config),
         )
 
     def __call__(self, input_ids: Ids, attention_mask: Ids, token_type_ids: Ids | None = None) -> Outputs:
@@ -144,7 +144,8 @@ def _model_class(folder: Path, config: PretrainedConfig) -> type[PreTrainedModel
     return found  # type: ignore[no-any-return]
 
 
-def _positions(config: PretrainedConfig) -> int:
+def positions(config: PretrainedConfig) -> int:
+    """Longest input in tokens."""
     # RoBERTa counts its positions from the padding id + 1.
     unused = config.pad_token_id + 1 if config.model_type == "roberta" else 0
     return int(config.max_position_embeddings) - unused

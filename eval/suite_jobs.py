@@ -1,12 +1,14 @@
 """The jobs of a suite, as a pure function of its recipe and of the models that are there."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from cluster.jobs import Job
-from eval.suite_recipe import PAIRS, PROVENANCE, STUDENT, TEACHER, Suite
+from cluster.stage import StageError
+from eval.export_formats import FORMATS, Format
+from eval.suite_recipe import PAIRS, PROVENANCE, QUESTIONS, STUDENT, TEACHER, Exports, Suite
 
 SECOND_STEP = "student-second-step"
 
@@ -94,17 +96,56 @@ class Plan:
         found: list[Job] = []
         inputs: dict[str, Path] = {}
         for model in exports.models:
-            tuned, folder = self._tuned(model, exports.task), self.out / "exports" / model
-            after = [f"finetune/{model}/{exports.task}"]
-            onnx = self._job(f"exports/{model}/onnx", "deploy.onnx_export", exports.onnx, {"model": tuned}, after=after)
-            both = {"export": onnx.out, "model": tuned}
-            int8 = self._job(f"exports/{model}/int8", "deploy.quantize", exports.int8, both, after=[onnx.name])
-            found += [onnx, int8]
-            prefix = "" if model == STUDENT else f"{model}_"
-            inputs |= {model: tuned, f"{prefix}onnx": folder / "onnx", f"{prefix}int8": folder / "int8"}
+            for task in exports.tasks:
+                made = {name: self._export(exports, model, task, name) for name in self.suite.exported()}
+                found += made.values()
+                # One alone has its role's own name, as on the command line.
+                inputs[model if len(exports.tasks) == 1 else f"{model}-{task}"] = self._tuned(model, task)
+                inputs |= {f"export-{model}-{task}-{name}": made[name].out for name in exports.formats}
+        inputs |= self._texts(exports.tasks) | self._architectures(exports.latency)
         names = [job.name for job in found]
         timed = self._job("latency", "eval.latency", exports.latency, inputs, after=names)
         return [*found, replace(timed, alone=True)]
+
+    def _export(self, exports: Exports, model: str, task: str, name: Format) -> Job:
+        """One export; those of the first task are called after their format alone."""
+        making, tuned = FORMATS[name], self._tuned(model, task)
+
+        def called(form: Format) -> str:
+            return f"exports/{model}/{form if task == exports.tasks[0] else f'{task}-{form}'}"
+
+        inputs, after = {"model": tuned}, f"finetune/{model}/{task}"
+        if making.of is not None:
+            inputs["export"], after = self.out / called(making.of), called(making.of)
+        if making.calibrated:
+            inputs["tokens"] = self._rows(exports, name)
+        data = self._folder(task)
+        if exports.score_limit is not None and data is not None:
+            inputs["data"] = data
+        return self._job(called(name), making.module, exports.making(name), inputs, after=[after])
+
+    def _rows(self, exports: Exports, name: Format) -> Path:
+        """Token rows to calibrate with: those named, else the pipeline's shortest."""
+        if exports.tokens is not None:
+            return Path(exports.tokens).absolute()
+        by_length = sorted(self.out.glob("tokens-*"), key=lambda path: path.name.rpartition("-")[2].zfill(9))
+        for place in (self.out / "tokens", *by_length):
+            if place.is_dir():
+                return place
+        raise StageError(
+            f"exports.formats has {name}, which is calibrated on token rows, and {self.out} has none: name a folder of "
+            "them in exports.tokens"
+        )
+
+    def _texts(self, tasks: Collection[str]) -> dict[str, Path]:
+        """Folders of the texts that models tuned for these tasks are timed on."""
+        roles = (("pairs", PAIRS), ("questions", QUESTIONS))
+        found = {role: self.suite.folder(task) for role, task in roles if task in tasks}
+        return {role: folder for role, folder in found.items() if folder is not None}
+
+    def _architectures(self, latency: Mapping[str, Any]) -> dict[str, Path]:
+        folders = {} if self.suite.baselines is None else self.suite.baselines.folders
+        return {name: Path(folders[name]).absolute() for name in latency.get("models", ()) if name in folders}
 
     def _baselines(self) -> Iterator[Job]:
         baselines = self.suite.baselines
@@ -113,9 +154,9 @@ class Plan:
             return
         known = [name for name in (TEACHER, STUDENT) if name in self.models]
         inputs = {"pairs": pairs, **{name: self._tuned(name, PAIRS) for name in known}}
-        inputs |= {name: Path(place).absolute() for name, place in baselines.folders.items()}
+        inputs |= self._architectures(baselines.values)
         after = [f"finetune/{name}/{PAIRS}" for name in known]
-        timed = self._job("baselines", "eval.baselines", baselines.measure, inputs, after=after)
+        timed = self._job("baselines", "eval.latency", baselines.values, inputs, after=after)
         yield replace(timed, alone=True)
 
     def _tuned(self, model: str, task: str) -> Path:

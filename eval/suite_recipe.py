@@ -9,21 +9,46 @@ from pydantic import Field, PositiveInt, model_validator
 from cluster import recipe, stage
 from cluster.recipe import Recipe
 from cluster.stage import StageError
+from eval.export_formats import FORMATS, Format, check_toolchains, with_sources
 
 TEACHER, STUDENT = "teacher", "student"
 PROVENANCE = "provenance"
-PAIRS = "stsb"
-"""The task whose development set the paper times its models on (table 3)."""
+PAIRS, QUESTIONS = "stsb", "squad"
+"""The tasks whose development sets models are timed on: the paper's (table 3), and a phone's."""
+TABLE_3 = {
+    "models": ["elmo", "bert_base", "distilbert", "roberta_base", "distilroberta"],
+    "lengths": [],
+    "threads": [1],
+    "turn": 25,
+}
+"""Values of ``eval.latency`` for the paper's table 3."""
 
 
 class Exports(Recipe):
-    """Which fine-tuned models are exported and timed."""
+    """Which fine-tuned models are exported, to what, and timed."""
 
-    task: str
+    task: str | tuple[str, ...]
+    """Task of the models that are exported, or several: those of ``stsb`` and ``squad`` are timed on its texts."""
     models: tuple[str, ...] = (TEACHER, STUDENT)
-    onnx: dict[str, Any] = Field(default_factory=dict)
-    int8: dict[str, Any] = Field(default_factory=dict)
+    formats: tuple[Format, ...] = Field(("onnx", "int8"), min_length=1)
+    """With them come those that they are made of."""
+    values: dict[Format, dict[str, Any]] = Field(default_factory=dict)
+    """Format to values of the stage that makes it."""
+    tokens: str | None = None
+    """Token rows that formats with fixed ranges are calibrated on; those of the pipeline where it is left out."""
+    score_limit: PositiveInt | None = None
+    """Examples of the task's development set that every export is scored on beside its model, and refused where it
+    falls too far; without it none is scored."""
     latency: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        return (self.task,) if isinstance(self.task, str) else self.task
+
+    def making(self, name: Format) -> dict[str, Any]:
+        """Values of the stage that makes a format."""
+        scored = {} if self.score_limit is None else {"score": {"limit": self.score_limit}}
+        return recipe.merge(recipe.merge(FORMATS[name].values, scored), self.values.get(name, {}))
 
 
 class SecondStep(Recipe):
@@ -47,7 +72,11 @@ class Baselines(Recipe):
     folders: dict[str, str] = Field(default_factory=dict)
     """Architecture to a folder that brings its tokenizer, and its weights where it has them."""
     measure: dict[str, Any] = Field(default_factory=dict)
-    """Values of ``eval.baselines``."""
+    """What differs from the values of ``eval.latency`` for table 3."""
+
+    @property
+    def values(self) -> dict[str, Any]:
+        return recipe.merge(TABLE_3, self.measure)
 
 
 class Probes(Recipe):
@@ -145,12 +174,14 @@ class Suite(Recipe):
         asked += [("second_step.tasks", self.second_step.tasks or ())] if self.second_step else []
         asked += [("sweep.tasks", self.sweep.tasks or ())] if self.sweep else []
         asked += [("probes.tasks", self.probes.tasks)] if self.probes else []
-        asked += [("exports.task", (self.exports.task,))] if self.exports else []
+        asked += [("exports.task", self.exports.tasks)] if self.exports else []
         for where, names in asked:
             if unknown := [name for name in names if name not in self.tasks]:
                 raise ValueError(f"{where} names {unknown[0]}, which is not among tasks: {', '.join(self.tasks)}")
         if self.baselines is not None and PAIRS not in self.tasks:
             raise ValueError(f"baselines are timed on the pairs of {PAIRS}: put {PAIRS} = {{}} among the tasks")
+        if self.exports and (odd := [name for name in self.exports.values if name not in self.exported()]):
+            raise ValueError(f"exports.values is about {odd[0]}, which is not among exports.formats: add it there")
         if self.exports and not {*self.exports.models} <= {TEACHER, STUDENT}:
             raise ValueError(f"exports.models are {TEACHER} and {STUDENT}, which latency compares: leave others out")
         if self.exports and STUDENT not in self.exports.models:
@@ -197,9 +228,11 @@ class Suite(Recipe):
             raise StageError(f"baselines are timed on the pairs of {PAIRS}: name its folder in data or folders")
         if self.sweep is not None and not self.varied(models):
             raise StageError("sweep has no students to compare: name some of models in sweep.students, or leave it out")
-        for name, place in (self.baselines.folders if self.baselines else {}).items():
-            if not Path(place).is_dir():
-                raise StageError(f"baselines.folders: no folder {place} for {name}: correct it, or leave it out")
+        self._check_folders()
+        if self.exports:
+            check_toolchains(self.exports.formats, "exports.formats")
+            if self.exports.tokens is not None and not Path(self.exports.tokens).is_dir():
+                raise StageError(f"exports.tokens: no folder {self.exports.tokens}: correct it, or leave it out")
         asked = [("sweep.reference", self.sweep.reference)] if self.sweep else []
         asked += [("sweep.students", name) for name in (self.sweep.students or () if self.sweep else ())]
         asked += [("exports.models", name) for name in (self.exports.models if self.exports else ())]
@@ -207,6 +240,15 @@ class Suite(Recipe):
         for where, name in asked:
             if name not in models and name not in self.models:
                 raise StageError(f"{where} needs the model {name}: there is {', '.join(models) or 'none'}")
+
+    def _check_folders(self) -> None:
+        baselines = self.baselines or Baselines()
+        timed = {*baselines.values["models"], *(self.exports.latency if self.exports else {}).get("models", ())}
+        for name, place in baselines.folders.items():
+            if not Path(place).is_dir():
+                raise StageError(f"baselines.folders: no folder {place} for {name}: correct it, or leave it out")
+            if name not in timed:
+                raise StageError(f"baselines.folders names {name}, which is not measured: leave it out")
 
     def probing(self, run: str, steps: int, datasets: Path) -> dict[str, Any] | None:
         """Values of ``eval.probes`` for a run of so many steps; None where it is not probed.
@@ -237,6 +279,10 @@ class Suite(Recipe):
         known = (TEACHER, STUDENT, self.sweep.reference, *self.models)
         return tuple(name for name in models if name not in known)
 
+    def exported(self) -> list[Format]:
+        """Formats in the order they are made in, with those that others are made of."""
+        return [] if self.exports is None else with_sources(self.exports.formats)
+
     def swept(self) -> tuple[str, ...]:
         """Tasks of the sweep."""
         return () if self.sweep is None else self.sweep.tasks or tuple(self.tasks)
@@ -256,8 +302,8 @@ class Suite(Recipe):
         for task in self.probes.tasks if self.probes else ():
             yield "eval.finetune", self.tuning(task, self.probes.finetune), "probes.finetune"  # type: ignore[union-attr]
         if self.exports:
-            yield "deploy.onnx_export", self.exports.onnx, "exports.onnx"
-            yield "deploy.quantize", self.exports.int8, "exports.int8"
+            for name in self.exported():
+                yield FORMATS[name].module, self.exports.making(name), f"exports.values.{name}"
             yield "eval.latency", self.exports.latency, "exports.latency"
         if self.baselines is not None:
-            yield "eval.baselines", self.baselines.measure, "baselines.measure"
+            yield "eval.latency", self.baselines.values, "baselines.measure"

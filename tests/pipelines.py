@@ -54,7 +54,7 @@ def measured(folder: Path) -> dict[str, Any]:
             "second_step": {},
             "sweep": {},
             "probes": {"tasks": ["provenance"]},
-            "exports": {"task": "provenance", "latency": {"lengths": [8], "repeats": 5, "warmup": 1}},
+            "exports": {"task": "provenance", "latency": {"lengths": [8], "threads": [1], "repeats": 5, "warmup": 1}},
         },
     }
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from eval.elmo import ALPHABET, PADDING, ClippedLstm, Elmo, ElmoPairs, ElmoSizes, character_ids, words_of
+from eval.elmo import ALPHABET, PADDING, ClippedLstm, Elmo, ElmoPairs, ElmoSizes, character_ids, encode, words_of
 
 SMALL = ElmoSizes(
     character=4, filters=((1, 3), (2, 5)), highways=1, projection=6, cell=10, hidden=7, characters=8, words=5
@@ -99,13 +99,13 @@ def test_words_and_marks_of_punctuation_are_apart_and_the_rest_is_cut() -> None:
 
 def test_a_pair_is_scored_from_both_sentences_their_difference_and_their_product(pairs: ElmoPairs) -> None:
     with torch.no_grad():
-        given = pairs.encode("A river carries sand.", "Rain fell all night long, again")
+        given = encode("A river carries sand.", "Rain fell all night long, again", SMALL)
         assert [len(ids) for ids in given] == [5 + 2, 5 + 2]
         (u, _), (v, _) = (pairs.reader(pairs.elmo(ids)) for ids in given)
         u, v = u.max(dim=0).values, v.max(dim=0).values
         wanted = pairs.score.weight @ torch.cat([u, v, (u - v).abs(), u * v]) + pairs.score.bias
         torch.testing.assert_close(pairs(*given), wanted)
-        assert pairs(*pairs.encode("", "word")).isfinite().all()
+        assert pairs(*encode("", "word", SMALL)).isfinite().all()
 
 
 def test_a_filter_wider_than_a_word_is_refused() -> None:

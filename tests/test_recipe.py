@@ -37,7 +37,7 @@ STAGES = {
     "deploy/onnx": "deploy.onnx_export",
     "deploy/openvino": "deploy.openvino_export",
     "deploy/page": "deploy.web_page",
-    "eval/baselines": "eval.baselines",
+    "eval/baselines": "eval.latency",
     "eval/finetune": "eval.finetune",
     "eval/glue": "eval.suite",
     "eval/latency": "eval.latency",

@@ -1,19 +1,22 @@
 """A suite as a table of jobs: what follows from its recipe and the models that are there, and what is refused."""
 
+import importlib.metadata
 import json
 from pathlib import Path
 from typing import Any
 
+import exports
 import pytest
 from result_folders import make, make_model
 
 from cluster.artifact import write_json
 from cluster.jobs import Outcome
-from cluster.recipe import RecipeError
+from cluster.recipe import RecipeError, load
 from cluster.stage import StageError
+from eval.latency import Latency
 from eval.suite import _report_job, models, record
 from eval.suite_jobs import Plan
-from eval.suite_recipe import Suite
+from eval.suite_recipe import TABLE_3, Suite
 
 TASKS: dict[str, Any] = {"rte": {}, "stsb": {"epochs": 2}, "provenance": {"seeds": [1]}}
 
@@ -112,11 +115,93 @@ def test_a_sweep_of_models_that_are_named_measures_each_of_them_once(data: Path,
 def test_what_is_timed_is_alone(data: Path, out: Path) -> None:
     found = _jobs(_plan(data, out, exports={"task": "stsb"}, baselines={}))
     assert [name for name, job in found.items() if job.alone] == ["latency", "baselines"]
-    assert set(found["latency"].inputs) == {"teacher", "student", "onnx", "int8", "teacher_onnx", "teacher_int8"}
+    exported = [f"export-{model}-stsb-{form}" for model in ("teacher", "student") for form in ("onnx", "int8")]
+    assert set(found["latency"].inputs) == {"teacher", "student", "pairs", *exported}
     assert found["exports/student/int8"].after == ("exports/student/onnx",)
     assert found["exports/student/onnx"].after == ("finetune/student/stsb",)
     assert found["baselines"].inputs["pairs"] == data / "stsb"
+    assert found["baselines"].module == found["latency"].module == "eval.latency"
+    assert found["baselines"].recipe["turn"] == 25
     assert found["baselines"].after == ("finetune/teacher/stsb", "finetune/student/stsb")
+
+
+def test_exports_come_in_every_format_for_every_task(data: Path, out: Path) -> None:
+    (data / "squad").mkdir()
+    asked = {
+        "task": ["stsb", "squad"],
+        "models": ["student"],
+        "formats": ["ort-int8", "onnx"],
+        "values": {"int8": {"weight_bits": 7}},
+        "score_limit": 30,
+        "latency": {"models": ["bert_base"]},
+    }
+    (data / "bert").mkdir()
+    baselines = {"folders": {"bert_base": str(data / "bert"), "distilbert": str(data / "bert")}}
+    plan = _plan(data, out, tasks={"stsb": {}, "squad": {}}, exports=asked, baselines=baselines)
+    found = _jobs(plan)
+    made = [name for name in found if name.startswith("exports/")]
+    assert made == [f"exports/student/{form}" for form in ("onnx", "int8", "ort-int8")] + [
+        f"exports/student/squad-{form}" for form in ("onnx", "int8", "ort-int8")
+    ]
+    job = found["exports/student/squad-ort-int8"]
+    assert (job.module, job.recipe) == ("deploy.ort_mobile", {"score": {"limit": 30}})
+    assert job.inputs == {
+        "export": out / "exports/student/squad-int8",
+        "model": out / "finetune/student/squad",
+        "data": data / "squad",
+    }
+    assert job.after == ("exports/student/squad-int8",)
+    assert found["exports/student/int8"].recipe == {"weight_bits": 7, "score": {"limit": 30}}
+    latency = found["latency"]
+    assert latency.after == tuple(made)
+    assert latency.inputs == {
+        "student-stsb": out / "finetune/student/stsb",
+        "student-squad": out / "finetune/student/squad",
+        "export-student-stsb-ort-int8": out / "exports/student/ort-int8",
+        "export-student-stsb-onnx": out / "exports/student/onnx",
+        "export-student-squad-ort-int8": out / "exports/student/squad-ort-int8",
+        "export-student-squad-onnx": out / "exports/student/squad-onnx",
+        "pairs": data / "stsb",
+        "questions": data / "squad",
+        "bert_base": data / "bert",
+    }
+
+
+@exports.needs("openvino", "nncf")
+def test_what_is_calibrated_gets_the_pipelines_rows(data: Path, out: Path) -> None:
+    asked = {"task": "stsb", "formats": ["openvino-int8"]}
+    with pytest.raises(StageError, match=r"openvino-int8, which is calibrated on token rows, and .* has none"):
+        _plan(data, out, exports=asked).jobs()
+    for name in ("tokens-512", "tokens-128"):
+        (out / name).mkdir()
+    job = _jobs(_plan(data, out, exports=asked))["exports/teacher/openvino-int8"]
+    assert (job.inputs["tokens"], job.recipe) == (out / "tokens-128", {"precision": "int8"})
+    (out / "tokens").mkdir()
+    assert _jobs(_plan(data, out, exports=asked))["exports/teacher/openvino-int8"].inputs["tokens"] == out / "tokens"
+    named = _plan(data, out, exports={**asked, "tokens": str(data)})
+    assert _jobs(named)["exports/teacher/openvino-int8"].inputs["tokens"] == data
+
+
+def test_a_toolchain_that_is_missing_is_named_before_anything_starts(
+    data: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = importlib.metadata.version
+
+    def without(name: str) -> str:
+        if name in ("executorch", "ai-edge-quantizer"):
+            raise importlib.metadata.PackageNotFoundError(name)
+        return "1.0" if name in ("ai-edge-litert", "litert-torch") else version(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", without)
+    line = r"exports\.formats has executorch-int8: executorch is not installed: pip install 'stillhouse\[executorch\]'"
+    with pytest.raises(StageError, match=line):
+        _plan(data, out, exports={"task": "stsb", "formats": ["onnx", "executorch-int8"]}).jobs()
+    with pytest.raises(StageError, match=r"litert-fp32: ai-edge-quantizer is not installed: pip install --no-deps"):
+        _plan(data, out, exports={"task": "stsb", "formats": ["litert-fp32"]}).jobs()
+
+
+def test_the_papers_table_is_the_shipped_recipe() -> None:
+    assert load(Latency, "baselines") == Latency.of(TABLE_3)
 
 
 def test_models_may_be_given_or_named(data: Path, tmp_path: Path) -> None:
@@ -189,9 +274,15 @@ def test_endings_replace_those_of_the_suite_before_and_no_others(tmp_path: Path)
             r"\[second_step.loss\]: unknown key second_step.warmth",
         ),
         ({"folders": {"squad": "x"}}, "folders names squad, which is not among tasks"),
+        ({"tasks": {"stsb": {}}, "data": "x", "baselines": {"measure": {"turns": 2}}}, r"\[baselines.measure\]: unknown key turns; did you mean turn"),
+        ({"tasks": {"rte": {}}, "data": "x", "exports": {"task": "rte", "formats": ["int9"]}}, "exports.formats"),
         (
-            {"tasks": {"stsb": {}}, "data": "x", "baselines": {"measure": {"pases": 2}}},
-            r"\[baselines.measure\]: unknown key pases; did you mean passes",
+            {"tasks": {"rte": {}}, "data": "x", "exports": {"task": "rte", "values": {"ort": {}}}},
+            "exports.values is about ort, which is not among exports.formats",
+        ),
+        (
+            {"tasks": {"rte": {}}, "data": "x", "exports": {"task": "rte", "values": {"int8": {"weight_bit": 7}}}},
+            r"\[exports.values.int8\]: unknown key weight_bit; did you mean weight_bits",
         ),
     ],
 )
@@ -212,6 +303,7 @@ def test_suites_that_are_refused(change: dict[str, Any], line: str) -> None:
         ),
         ({"sweep": {"students": ["no-mask"]}}, "sweep.students needs the model no-mask: there is teacher, student"),
         ({"sweep": {"students": []}}, "sweep has no students to compare: name some of models in sweep.students"),
+        ({"baselines": {"folders": {"bert": "."}}}, "baselines.folders names bert, which is not measured"),
     ],
 )
 def test_what_a_suite_needs_is_missed_before_anything_runs(
