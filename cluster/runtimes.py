@@ -60,7 +60,8 @@ def prepare(exported: Exported) -> None:
         raise StageError(f"{exported.format} runs on a Mac, iPhone or iPad only: open it there with Xcode")
     distribution, extra = NEEDS[exported.runtime]
     require(distribution, extra)
-    importlib.import_module(MODULES[exported.runtime])
+    for module in MODULES[exported.runtime]:
+        importlib.import_module(module)
 
 
 def described(exported: Exported) -> str:
@@ -144,10 +145,11 @@ NEEDS: Mapping[str, tuple[str, str | None]] = {
 }
 """Runtime to its distribution, and the extra that brings it."""
 MODULES = {
-    "onnxruntime": "onnxruntime",
-    "openvino": "openvino",
-    "executorch": "executorch.extension.pybindings.portable_lib",
-    "litert": "ai_edge_litert.interpreter",
+    "onnxruntime": ("onnxruntime",),
+    "openvino": ("openvino",),
+    # The second brings the operator of 8-bit embeddings, without which a program does not run.
+    "executorch": ("executorch.extension.pybindings.portable_lib", "executorch.kernels.quantized"),
+    "litert": ("ai_edge_litert.interpreter",),
 }
 TITLES = {
     "onnxruntime": "ONNX Runtime",

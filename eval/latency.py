@@ -21,13 +21,14 @@ every model before the next input: a machine that grows warm or busy does it to 
      "rows": [{"model": "student", "form": "int8", "weights": "own", "tokenizer": "own", "runtime": …,
                "workload": "pairs", "length": null, "tokens": 31.2, "inputs": 1500, "batch": 1, "threads": 1,
                "seconds": …, "tokenise_seconds": …, "p50_ms": …, "p90_ms": …, "p99_ms": …, "mean_ms": …, "min_ms": …,
-               "max_ms": …, "first_ms": …, "load_seconds": …, "peak_memory_bytes": …, "bytes": …, "parameters": …,
-               "joules": …, "ratio_to_teacher": …, "ratio_to_bert_base": …}]}
+               "max_ms": …, "first_ms": …, "load_seconds": …, "peak_memory_bytes": …, "model_memory_bytes": …,
+               "bytes": …, "parameters": …, "joules": …, "ratio_to_teacher": …, "ratio_to_bert_base": …}]}
 
 ``seconds`` are of all ``inputs`` together, without tokenisation and never scaled up from fewer; with it they are
 ``seconds + tokenise_seconds``. Outliers are kept. ``load_seconds`` are from the start of a process to a model that can
-be called. ``joules`` are of one call. Ratios are of eager PyTorch in fp32 to this one, in the same turns, 2 means twice
-as fast: of the seconds over texts, of the medians at a fixed length.
+be called. ``model_memory_bytes`` of the peak came with the model; the rest is Python and the runtime's library (that of
+ExecuTorch brings PyTorch along, as it does not on a phone). ``joules`` are of one call. Ratios are of eager PyTorch in
+fp32 to this one, in the same turns, 2 means twice as fast: of the seconds over texts, of the medians at a fixed length.
 """
 
 import contextlib
@@ -190,7 +191,7 @@ def _row(
         **summarise(times.ms),
         "first_ms": times.first_ms,
         "load_seconds": process.load_seconds,
-        "peak_memory_bytes": process.end()["peak_memory_bytes"],
+        **process.end(),
         "bytes": opened["bytes"],
         "parameters": opened["parameters"],
         "joules": None if times.joules is None else times.joules / len(times.ms),

@@ -101,6 +101,8 @@ class Timing:
     first_ms: float | None = None
     load_seconds: float | None = None
     peak_memory_bytes: int | None = None
+    model_memory_bytes: int | None = None
+    """Of the peak, what came with the model."""
     bytes: int | None = None
     parameters: int | None = None
     joules: float | None = None

@@ -136,6 +136,7 @@ def latency(report: Report) -> Table:
         )  # fmt: skip
         named = Cell(row["title"] or row["model"], weights)
         linked = [Cell(text, source="latency" if number == 1 else None) for number, text in enumerate(rest)]
+        linked[6] = Cell(rest[6], amount(row["model_memory_bytes"], ".0f", " MB the model", 1e-6, ""))
         starts = bool(rows) and [cell.text for cell in rows[-1].cells[:2]] != [*place]
         rows.append(Row((*cells(place), named, *linked), "group" if starts else ""))
     columns = (
@@ -163,11 +164,12 @@ def _winners(wins: Iterable[Mapping[str, Any]]) -> str:
 def _latency_notes(found: Mapping[str, Any]) -> tuple[str, ...]:
     notes = [
         "All calls of a group were made in turns, one input after the other, each model in a process of its own on the "
-        "same cores. all, s: all inputs together, without tokenisation, which is timed by itself (tokens, s). load s: "
-        "from the start of the process, imports included. Memory: the process's peak. × same runtime: the teacher in "
-        "the same runtime and precision over this one. × PyTorch teacher, × BERT-base: those in eager fp32 PyTorch "
-        "over this one; they hold what the runtime brings, too. Over texts of the seconds, at a fixed length of p50. "
-        "Random weights take the time of trained ones."
+        "same cores. × PyTorch teacher, × BERT-base: those in eager fp32 PyTorch over this one; they hold what the "
+        "runtime brings, too. × same runtime: the teacher in the same runtime and precision over this one. Over texts "
+        "ratios are of the seconds, at a fixed length of p50. Memory: the process's peak, and what of it came with the "
+        "model; the rest is Python and the runtime's library, and that of ExecuTorch brings PyTorch along. all, s: all "
+        "inputs together, without tokenisation, which is timed by itself (tokens, s). load s: from the start of the "
+        "process, imports included. Random weights take the time of trained ones."
     ]
     if found["energy"]:
         notes.append(f"Energy: {NOT_MEASURED}, {found['energy']}.")

@@ -142,6 +142,7 @@ def timing(
         "max_ms": p50 * 2,
         "first_ms": p50 * 3,
         "load_seconds": 0.61,
+        "model_memory_bytes": parameters * (1 if "int8" in form else 4),
         "peak_memory_bytes": 150_000_000 + parameters * (1 if "int8" in form else 4),
         "parameters": parameters,
         "bytes": parameters * (1 if "int8" in form else 4),

@@ -1,6 +1,7 @@
 """The harness of measurements: rows become a table and a file as they come, whatever else fails."""
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -8,6 +9,8 @@ import benching
 import contenders
 import pytest
 from benching import BenchError, Row, Spread, not_measured, ratios
+
+from eval.export_formats import FORMATS
 
 HERE = Path(__file__).parent
 FASTER = Row("faster", 3.25, "ratio", "ours 325 tokens/s, theirs 100 tokens/s")
@@ -113,3 +116,25 @@ def test_peak_memory_is_seen_and_starts_again() -> None:
     assert contenders.peak_bytes("cpu") - before > 190_000_000
     assert contenders.peak_bytes("cpu") - contenders.held_bytes("cpu") > 190_000_000
     assert contenders.peak_bytes("cpu") - before < 50_000_000
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_latency_is_measured_in_what_is_installed(tmp_path: Path) -> None:
+    command = [sys.executable, str(HERE / "benching.py"), "latency", "--quick", "--out", str(tmp_path / "bench.json")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = {str(row["name"]): row for row in document(tmp_path / "bench.json")["rows"]}
+    assert found["latency_bert_base_pytorch_8_tokens_1_thread"]["value"] == 1
+    for length in (8, 16):
+        fastest = found[f"latency_fastest_{length}_tokens_1_thread"]
+        assert " wins: " in str(fastest["detail"])
+        ratios = [row["value"] for name, row in found.items() if name.startswith("latency_student") and
+                  name.endswith(f"_{length}_tokens_1_thread")]  # fmt: skip
+        assert fastest["value"] == max(ratios)
+    for form, making in FORMATS.items():
+        measured = found.get(f"latency_student_{form}_8_tokens_1_thread")
+        if measured is None:
+            assert "not measured (not installed; " in str(found[f"latency_{form}"]["detail"]), making.title
+        else:
+            assert found[f"bytes_student_{form}"]["value"] > 0

@@ -176,7 +176,8 @@ def test_there_is_one_complete_row_for_each_model_and_workload(
         assert min(row["first_ms"], row["load_seconds"], row["tokens"]) > 0
         assert (row["inputs"], row["threads"], row["length"]) == (7, 1, None if row["workload"] == "pairs" else 8)
         assert (row["tokenise_seconds"] is None) == (row["workload"] == "lengths")
-        assert row["peak_memory_bytes"] > row["bytes"] > 0
+        assert row["peak_memory_bytes"] > row["model_memory_bytes"] > 0
+        assert row["bytes"] > 0
         assert (row["joules"] is None) == (measured.facts["energy"]["absent"] is not None)
     sizes = {(row["model"], row["form"]): (row["parameters"], row["bytes"]) for row in rows}
     student = sizes["student", "pytorch"]

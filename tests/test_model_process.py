@@ -56,6 +56,18 @@ def test_what_is_held_is_the_models_own(export: Path, tmp_path: Path) -> None:
     assert 0 < held["model_memory_bytes"] < held["peak_memory_bytes"] < ballast.nbytes
 
 
+@exports.needs("executorch", "torchao")
+@pytest.mark.long
+def test_a_runtime_brings_its_operators_into_a_new_process(tmp_path: Path) -> None:
+    model = headed.model_folder(tmp_path / "model", "distilbert", "classification")
+    made = exports.make(
+        "deploy.executorch_export", tmp_path / "pte", {"model": model}, tolerance=exports.LOOSE, probe=exports.PROBE
+    )
+    with ModelProcess(Opening("student executorch-int8", "export", made.path, 1)) as process:
+        process.take(inputs(tmp_path / "inputs.npz", 1))
+        assert process.first() > 0, "embeddings of 8 bits are in a library of their own"
+
+
 def test_a_process_that_dies_is_named(export: Path) -> None:
     with ModelProcess(Opening("student onnx", "export", export, 1)) as process:
         subprocess.run(["kill", "-9", str(process.pid)], check=True)

@@ -17,7 +17,7 @@ from result_folders import JOBS, baselines, make, make_model, pipeline, scores, 
 from safetensors.numpy import save_file
 
 from cluster import artifact, stage
-from eval import pages, paper
+from eval import pages, paper, speed_picture
 from eval.comparison import compare
 from eval.report import STAGE, Report
 from eval.results import collect, identity
@@ -643,3 +643,56 @@ def test_paper_s_numbers_agree_with_its_claims() -> None:
     assert [row.metric for row in paper.find("squad")] == ["exact", "f1"]
     assert paper.find("squad2") == paper.find("provenance") == ()
     assert [cost.gpu_hours for cost in paper.COSTS] == [720, 24_576]
+
+
+def test_every_export_has_its_row_and_a_sentence_says_which_wins_where(whole: Path) -> None:
+    told = values(whole)["latency"]
+    places = {(row["where"], row["threads"]) for row in told["rows"]}
+    assert places == {(where, threads) for where in ("STS-B pairs", "384 tokens") for threads in (1, 2)}
+    assert [row["threads"] for row in told["first"]] == [1] * 15
+    assert [(row["where"], row["threads"], row["how"]) for row in told["wins"]] == [
+        ("STS-B pairs", 1, "ExecuTorch int8"),
+        ("STS-B pairs", 2, "ExecuTorch int8"),
+        ("384 tokens", 1, "LiteRT int8"),
+        ("384 tokens", 2, "LiteRT int8"),
+    ]
+    text = (whole / "report.md").read_text()
+    assert (
+        "**The student is fastest in ExecuTorch int8 for STS-B pairs on 1 thread (1.55 ms, 11.61× the teacher and "
+        "59.96× BERT-base in PyTorch); in ExecuTorch int8 for STS-B pairs on 2 threads (0.85 ms" in text
+    )
+    assert "| 384 tokens | 2 | BERT-base (random weights) | PyTorch | [460.35](../latency/manifest.json) |" in text
+    assert "| [student](../exports/student/openvino-int8/manifest.json) | OpenVINO int8 | stsb | 17.4 MB |" in text
+    assert "its ExecuTorch int8 export 11.61× (the export's score is not measured)" in text
+
+
+def test_table_3_is_filled_from_the_exports_benchmark_where_it_has_pairs(everything: Path) -> None:
+    shutil.rmtree(everything / "baselines")
+    table = compared(everything)["tables"]["3"]
+    assert (table["source"], table["fit"]) == ("latency", True)
+    rows = {row["key"]: row["measured"] for row in table["rows"]}
+    assert (rows["bertbase"]["pairs"], rows["bertbase"]["weights"]) == (1500, "random")
+    assert rows["distilbert"] is None
+    assert table["own"]["ratio"] == pytest.approx(18.0 / 9.4)
+
+
+def test_the_conditions_are_the_worst_that_were_seen(out: Path) -> None:
+    assert compared(out)["latency"]["machine"]["others_share_of_machine"] == 0.03
+
+
+def test_exports_are_drawn_at_their_own_score_or_said_to_be_at_their_models(everything: Path) -> None:
+    report = compared(everything)
+    plot = speed_picture.draw(report, None)
+    assert plot is not None
+    assert "Score against latency: STS-B pairs, 1 thread; area: bytes" in plot.title
+    scale = speed_picture._scale(report, None)
+    assert scale is not None
+    points = {(row["model"], row["form"]): speed_picture._point(row, scale) for row in report["latency"]["first"]}
+    assert points.pop(("bert_base", "pytorch")) is None, "nobody scored it"
+    student = {form: point for (model, form), point in points.items() if model == "student" and point is not None}
+    assert len(points) == 14
+    assert student["openvino-int8"].score == pytest.approx(student["pytorch"].score - 0.9)
+    assert (student["openvino-int8"].measured, student["litert-int8"].measured) == (True, False)
+    assert student["litert-int8"].score == student["pytorch"].score
+    for number in range(1, 15):
+        assert f"{number} · " in plot.svg
