@@ -32,6 +32,7 @@ fp32 to this one, in the same turns, 2 means twice as fast: of the seconds over 
 """
 
 import contextlib
+import logging
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -50,6 +51,8 @@ from eval.candidates import OWN, PYTORCH, REFERENCE, TEACHER, Candidate, Contend
 from eval.elmo import ElmoSizes
 from eval.model_process import ModelProcess, Opening, write_inputs
 from eval.workloads import Workload
+
+logger = logging.getLogger("stillhouse")
 
 FILE = "latency.json"
 
@@ -226,13 +229,23 @@ def _compared(rows: Sequence[Row]) -> list[Row]:
     ]
 
 
+def _name_the_rest(known: Sequence[Candidate], contenders: Sequence[Contender]) -> None:
+    timed = [each.candidate for each in contenders]
+    for each in known:
+        if each not in timed:
+            logger.info("%s (%s) is not timed: no workload here is for its head", each.name, each.folder or "random")
+
+
 def run(recipe: Latency, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
     rows: list[Row] = []
     conditions = []
     known = candidates.gather(recipe.models, inputs)
     with tempfile.TemporaryDirectory() as folder:
         making = Preparation(known, recipe.elmo, recipe.seed, Path(folder))
-        work = [(each, ready(recipe, each, known, making)) for each in wanted(recipe, inputs)]
+        # On a core of its own, because tokenisation is timed here.
+        with machine.pinned(1):
+            work = [(each, ready(recipe, each, known, making)) for each in wanted(recipe, inputs)]
+        _name_the_rest(known, [contender for _, contenders in work for contender in contenders])
         turns = [(count, *each) for count in counts(recipe) for each in work if each[1]]
         total = sum(len(contenders[0].encoded.rows) for _, _, contenders in turns)
         with telemetry.Progress("latency", total, "inputs") as shown:

@@ -11,6 +11,7 @@ import exports
 import headed
 import numpy as np
 import pytest
+import result_folders
 import tiny
 import torch
 from transformers import AutoModelForSequenceClassification
@@ -276,3 +277,44 @@ def test_the_papers_table_at_full_size_on_a_few_real_pairs(tmp_path: Path) -> No
     }  # fmt: skip
     for row in found.values():
         assert row["bytes"] == pytest.approx(4 * row["parameters"], rel=1e-3)
+
+
+@pytest.mark.long
+def test_models_of_two_tasks_are_each_timed_on_their_texts(tmp_path: Path) -> None:
+    given = {"pairs": stsb(tmp_path / "stsb"), "questions": squad(tmp_path / "squad")}
+    for task, head in (("stsb", "regression"), ("squad", "question-answering")):
+        model = headed.model_folder(tmp_path / f"student-{task}", "distilbert", head)
+        given |= {f"student-{task}": model, f"export-{task}": exports.onnx(model, tmp_path / f"onnx-{task}")}
+    recipe = Latency.of({"lengths": [], "threads": [1], "questions": {"length": 20}, "turn": 4, "warmup": 0})
+    made = stage.execute(STAGE, recipe, given, tmp_path / "latency")
+    assert made is not None
+    rows = made.facts["rows"]
+    assert [(row["workload"], row["form"], row["inputs"], row["length"]) for row in rows] == [
+        ("pairs", "pytorch", 7, None), ("pairs", "onnx", 7, None),
+        ("questions", "pytorch", 3, 20), ("questions", "onnx", 3, 20),
+    ]  # fmt: skip
+    assert {row["tokens"] for row in rows if row["workload"] == "questions"} == {20}
+    heads = [json.loads((made.path.parent / f"student-{task}/config.json").read_text())["architectures"]
+             for task in ("stsb", "squad")]  # fmt: skip
+    assert heads == [["DistilBertForSequenceClassification"], ["DistilBertForQuestionAnswering"]]
+
+
+def test_several_models_and_exports_are_given_on_the_command_line(tmp_path: Path) -> None:
+    for name, kind, facts in (
+        ("a", "finetune", {"task": "stsb"}), ("b", "finetune", {"task": "squad"}),
+        ("c", "export", {"format": "int8"}), ("d", "export", {"format": "onnx"}), ("e", "student", {}),
+    ):  # fmt: skip
+        result_folders.make(tmp_path / name, kind, facts, {})
+    parser = stage.parser_for(STAGE)
+
+    def inputs(*words: str) -> dict[str, Any]:
+        given = [str(tmp_path / word) if len(word) == 1 else word for word in words]
+        options = parser.parse_args(["default", *given, "--out", str(tmp_path / "out")])
+        return {name: Path(str(place)).name for name, place in stage.asked(STAGE, options)[1].items()}
+
+    identities = {name: artifact.read(tmp_path / name).identity[:12] for name in ("c", "d")}
+    found = inputs("--student", "b", "a", "--export", "c", "--export", "d")
+    assert found == {"student-stsb": "a", "student-squad": "b"} | {f"export-{identities[x]}": x for x in ("c", "d")}
+    assert inputs("--student", "e", "--export", "c") == {"student": "e", "export": "c"}
+    with pytest.raises(stage.StageError, match=r"/e does not say its task, which tells several apart: give one"):
+        inputs("--student", "a", "e")

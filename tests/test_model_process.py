@@ -7,10 +7,15 @@ from pathlib import Path
 import exports
 import headed
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 from test_energy import domain
 
+from cluster.exported import Exported
 from eval.model_process import ModelProcess, ModelProcessError, Opening, write_inputs
+
+NAMES = ("input_ids", "attention_mask")
 
 
 def inputs(path: Path, rows: int, length: int = 8) -> Path:
@@ -21,8 +26,32 @@ def inputs(path: Path, rows: int, length: int = 8) -> Path:
 
 @pytest.fixture(scope="module")
 def export(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("exports")
-    return exports.onnx(headed.model_folder(root / "model", "bert", "classification"), root / "onnx")
+    """A real ONNX file of 1 MB that looks its ids up and takes their mean, made in a moment."""
+    folder = tmp_path_factory.mktemp("export")
+    table = np.random.default_rng(0).normal(size=(100, 2500)).astype(np.float32)
+    ids, mask = (helper.make_tensor_value_info(name, TensorProto.INT64, ["rows", "length"]) for name in NAMES)
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["rows", 2500])
+    nodes = [
+        helper.make_node("Gather", ["table", "input_ids"], ["words"]),
+        helper.make_node("ReduceMean", ["words"], ["logits"], axes=[1], keepdims=0),
+    ]
+    graph = helper.make_graph(nodes, "mean", [ids, mask], [logits], [numpy_helper.from_array(table, "table")])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    onnx.save(model, folder / "model.onnx")
+    described = Exported(
+        "onnx",
+        "onnxruntime",
+        {"any": "model.onnx"},
+        "classification",
+        NAMES,
+        {"logits": "classes"},
+        512,
+        0,
+        100,
+        250_000,
+    )
+    described.write(folder)
+    return folder
 
 
 def test_an_export_is_timed_by_itself(export: Path, tmp_path: Path) -> None:
