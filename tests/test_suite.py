@@ -274,7 +274,10 @@ def test_endings_replace_those_of_the_suite_before_and_no_others(tmp_path: Path)
             r"\[second_step.loss\]: unknown key second_step.warmth",
         ),
         ({"folders": {"squad": "x"}}, "folders names squad, which is not among tasks"),
-        ({"tasks": {"stsb": {}}, "data": "x", "baselines": {"measure": {"turns": 2}}}, r"\[baselines.measure\]: unknown key turns; did you mean turn"),
+        (
+            {"tasks": {"stsb": {}}, "data": "x", "baselines": {"measure": {"turns": 2}}},
+            r"\[baselines.measure\]: unknown key turns; did you mean turn",
+        ),
         ({"tasks": {"rte": {}}, "data": "x", "exports": {"task": "rte", "formats": ["int9"]}}, "exports.formats"),
         (
             {"tasks": {"rte": {}}, "data": "x", "exports": {"task": "rte", "values": {"ort": {}}}},
