@@ -101,7 +101,7 @@ def prepare_questions(
 
 def answer(model: Any, encoded: Windows, questions: Questions, micro_batch: int) -> list[Found]:
     """What the model finds for each question."""
-    return found_in(encoded, questions, outputs(model, span_logits, encoded.features, micro_batch))
+    return found_in(encoded, questions, outputs(model, span_logits, encoded.features, micro_batch, "answers"))
 
 
 def found_in(encoded: Windows, questions: Questions, batches: Iterable[tuple[Rows, Tensor]]) -> list[Found]:
@@ -154,7 +154,7 @@ def _as_read_by(teacher: Source, train: Windows, questions: Questions, max_lengt
 def _teach(teacher: Any, features: Features, micro_batch: int) -> Tensor:
     """Its logits for every token, ``[tokens, 2]``."""
     taught = torch.empty((len(features.ids), 2), device=features.ids.device)
-    for rows, logits in outputs(teacher, span_logits, features, micro_batch):
+    for rows, logits in outputs(teacher, span_logits, features, micro_batch, "teacher's logits"):
         places, real = features.places(rows)
         taught[places[real]] = logits.transpose(1, 2)[real]
     return taught

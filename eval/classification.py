@@ -109,7 +109,7 @@ def _teach(teaching: Teaching, data: TaskData, max_length: int) -> Tensor:
     """The teacher's outputs for every training example, ``[examples, outputs]``."""
     teacher = teaching.teacher
     texts = encode(teacher.tokenizer, data.train.texts, min(max_length, teacher.positions)).to(device())
-    return _outputs(trained(teacher, data.task), data.task, texts, teaching.micro_batch)
+    return _outputs(trained(teacher, data.task), data.task, texts, teaching.micro_batch, "teacher's logits")
 
 
 def measured(task: Task, dev: Sequence[Examples], predictions: Sequence[npt.NDArray[Any]]) -> dict[str, float]:
@@ -123,13 +123,13 @@ def measured(task: Task, dev: Sequence[Examples], predictions: Sequence[npt.NDAr
 
 def predict(model: Any, task: Task, features: Features, micro_batch: int) -> npt.NDArray[Any]:
     """Predicted classes or scores ``[examples]``."""
-    found = _outputs(model, task, features, micro_batch).cpu().numpy()
+    found = _outputs(model, task, features, micro_batch, "answers").cpu().numpy()
     return found[:, 0] if task.label_range is not None else found.argmax(axis=1)
 
 
-def _outputs(model: Any, task: Task, features: Features, micro_batch: int) -> Tensor:
+def _outputs(model: Any, task: Task, features: Features, micro_batch: int, what: str) -> Tensor:
     """Logits ``[examples, outputs]`` on the device, in the order of the examples."""
     found = torch.empty((len(features), task.outputs), device=model.device)
-    for rows, part in outputs(model, logits, features, micro_batch):
+    for rows, part in outputs(model, logits, features, micro_batch, what):
         found[torch.from_numpy(rows).to(found.device)] = part
     return found

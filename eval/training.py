@@ -175,15 +175,19 @@ class Trainer:
 
 
 @torch.inference_mode()
-def outputs(model: Any, forward: Forward, features: Features, micro_batch: int) -> Iterator[tuple[Rows, Tensor]]:
+def outputs(
+    model: Any, forward: Forward, features: Features, micro_batch: int, what: str
+) -> Iterator[tuple[Rows, Tensor]]:
     """Logits in fp32 of all rows, batch by batch, whatever was trained in: what anybody gets who loads the saved model.
 
     Without gradients more fits than in training: twice the micro-batch, at most.
     """
     model.eval()
     model.set_attn_implementation("sdpa")
-    for rows in scoring_batches(features.lengths, min(SCORING_BATCH, 2 * micro_batch)):
-        yield rows, forward(model, features.batch(rows))
+    with Progress(what, len(features.lengths), "rows") as progress:
+        for rows in scoring_batches(features.lengths, min(SCORING_BATCH, 2 * micro_batch)):
+            yield rows, forward(model, features.batch(rows))
+            progress.advance(len(rows))
 
 
 def on_cpu(longest: int) -> int:

@@ -340,6 +340,7 @@ def test_the_command_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> 
     stage.main(STAGE, [*command, "--set", "seeds=[1]", "--data", str(data)])
     printed = capfd.readouterr()
     assert printed.out.strip() == str(out)
+    assert "answers: 60 rows in" in printed.err
     # No report of newly initialised weights, no bars of loading and writing.
     assert "classifier" not in printed.err
     assert "%|" not in printed.err
