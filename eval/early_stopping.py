@@ -69,7 +69,9 @@ class Watch:
     @torch.inference_mode()
     def _loss(self) -> float:
         trainer = self.trainer
-        parts = outputs(trainer.model, trainer.forward, trainer.features.rows(self.held), trainer.micro_batch, "held out")
+        parts = outputs(
+            trainer.model, trainer.forward, trainer.features.rows(self.held), trainer.micro_batch, "held out"
+        )
         mean = float(sum(trainer.loss(logits, self.held[rows]) for rows, logits in parts)) / len(self.held)
         # No epoch could be the best one, and an epoch of few steps is not looked at in between.
         if not math.isfinite(mean):
