@@ -8,6 +8,10 @@ from manifests import Document, cluster_spec, label, of_kind, one, pods, quantit
 QUEUE, PRIORITY = "kueue.x-k8s.io/queue-name", "kueue.x-k8s.io/priority-class"
 ELASTIC = "kueue.x-k8s.io/elastic-job"
 MOST_POD_SETS = 18
+MOST_TTL_SECONDS = 300
+"""That pods of a run may stay when it has ended, and Kueue has given its quota to the next one."""
+LEAST_SUBMITTER_RETRIES = 10
+"""Connections that may break while a run's log is followed for days."""
 
 
 def problems(documents: Iterable[Document]) -> Iterator[str]:
@@ -54,6 +58,10 @@ def _managed(document: Document, known: list[Document]) -> Iterator[str]:
         return
     if document["kind"] == "RayJob" and not document["spec"].get("shutdownAfterJobFinishes"):
         yield "shutdownAfterJobFinishes must be true, or the quota is never given back"
+    if (stays := document["spec"].get("ttlSecondsAfterFinished", 0)) > MOST_TTL_SECONDS:
+        yield f"ttlSecondsAfterFinished: pods hold the nodes {stays} s longer than the quota"
+    if document["spec"].get("submitterConfig", {}).get("backoffLimit", 2) < LEAST_SUBMITTER_RETRIES:
+        yield f"submitterConfig.backoffLimit is below {LEAST_SUBMITTER_RETRIES}: connections that break end the run"
     if spec.get("enableInTreeAutoscaling") and document["metadata"].get("annotations", {}).get(ELASTIC) != "true":
         yield "autoscaling: what Kueue has admitted must not grow"
     groups = [group["groupName"] for group in spec["workerGroupSpecs"]]

@@ -11,6 +11,10 @@ from manifests import NAMESPACE, Document, Pod, all_pods, label, of_kind, one, p
 DRAIN = "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"
 MARGIN_SECONDS = 10
 """Between the end of a drain and the end of the pod."""
+GPU_NODE = "nvidia.com/gpu.present"
+"""Label of nodes with GPUs, whether they are tainted or not."""
+LEADERS = {"pool", "probes"}
+"""Ports of jobs that take nothing of a node, so that the queue puts them on any, the head's too."""
 START_SECONDS = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": 900, "RAY_worker_register_timeout_seconds": 300}
 """The least that 64 workers on 8 cold nodes are given."""
 
@@ -20,7 +24,7 @@ def problems(documents: Iterable[Document]) -> Iterator[str]:
     for pod in (found for found in all_pods(known) if found.role in ("head", "worker")):
         for rules in (_stops, _memory, _starts):
             yield from (f"{pod.where}: {problem}" for problem in rules(pod, known))
-    for rules_of_all in (_heads_last, _budgets, _benchmarks, _whole_nodes, _quota, _ports, _network):
+    for rules_of_all in (_heads_last, _budgets, _benchmarks, _whole_nodes, _elsewhere, _quota, _ports, _network):
         yield from rules_of_all(known)
 
 
@@ -89,8 +93,8 @@ def _budgets(known: list[Document]) -> Iterator[str]:
             yield f"{label(document)}: minAvailable must be a whole number"
             continue
         for pod in matched:
-            wanted = 1 if pod.role == "head" else pod.replicas - 1
-            if pod.replicas and spec["minAvailable"] != wanted:
+            wanted = 1 if pod.role == "head" else max(pod.replicas - 1, 0)
+            if spec["minAvailable"] != wanted:
                 yield f"{label(document)}: minAvailable must be {wanted} for {pod.where}"
     for pod in ray:
         if (pod.role == "head" or pod.group == "train") and pod.replicas and pod.where not in covered:
@@ -154,6 +158,23 @@ def _whole_nodes(known: list[Document]) -> Iterator[str]:
             yield f"{pod.where}: one pod a node needs a podAntiAffinity by kubernetes.io/hostname"
 
 
+def _elsewhere(known: list[Document]) -> Iterator[str]:
+    """Where nodes have GPUs, nothing else takes CPUs that a training pod counts on: it would wait for ever."""
+    found = all_pods(known)
+    if not any("nvidia.com/gpu" in pod.requests() for pod in found):
+        return
+    for pod in found:
+        if "nvidia.com/gpu" not in pod.requests() and "nodeSelector" not in pod.spec and not _avoids(pod, GPU_NODE):
+            yield f"{pod.where}: must stay off nodes with GPUs: a nodeAffinity, {GPU_NODE} DoesNotExist"
+
+
+def _avoids(pod: Pod, name: str) -> bool:
+    affinity = pod.spec.get("affinity", {}).get("nodeAffinity", {})
+    terms = affinity.get("requiredDuringSchedulingIgnoredDuringExecution", {}).get("nodeSelectorTerms", [])
+    wanted = {"key": name, "operator": "DoesNotExist"}
+    return bool(terms) and all(wanted in term.get("matchExpressions", []) for term in terms)
+
+
 def _quota(known: list[Document]) -> Iterator[str]:
     """The service at its largest and a run beside it fit into the namespace's quota.
 
@@ -194,6 +215,9 @@ def _ports(known: list[Document]) -> Iterator[str]:
         ports = [endpoint["port"] for endpoint in monitor["spec"]["podMetricsEndpoints"]]
         scraped |= set(ports)
         yield from _unserved(label(monitor), monitor["spec"]["selector"], ports, ray)
+    for pod in ray:
+        served = {port["name"] for port in pod.main.get("ports", [])}
+        yield from (f"{pod.where}: no port {name}" for name in sorted(LEADERS & scraped - served))
     for policy in of_kind(known, "NetworkPolicy"):
         rules = policy["spec"].get("ingress", [])
         named = [p["port"] for rule in rules for p in rule.get("ports", []) if isinstance(p["port"], str)]

@@ -78,6 +78,11 @@ def test_it_runs_as_nobody_special_and_copies_what_the_packages_are() -> None:
         assert f"!{package}\n" in (ROOT / ".dockerignore").read_text(encoding="utf-8")
 
 
+def test_programs_that_the_code_calls_are_in_it() -> None:
+    (installed,) = re.findall(r"apt-get install --yes --no-install-recommends (.+) \\\n", _text())
+    assert {name.partition("=")[0] for name in installed.split()} >= {"adb", "gcc", "g++"}
+
+
 def test_an_image_without_the_kernels_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     import torch
 

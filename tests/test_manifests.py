@@ -120,7 +120,7 @@ def _set(path: str, value: Any) -> Callable[[Document], None]:
 
 
 HEAD, TRAIN = "spec.headGroupSpec.template.spec", "spec.workerGroupSpecs[0].template.spec"
-BENCHMARK = "spec.workerGroupSpecs[2].template.spec"
+CPU, BENCHMARK = "spec.workerGroupSpecs[1].template.spec", "spec.workerGroupSpecs[2].template.spec"
 RUN_TRAIN = "spec.rayClusterSpec.workerGroupSpecs[0].template.spec"
 
 BY_RULES = [
@@ -128,6 +128,9 @@ BY_RULES = [
     ("RayJob", "metadata.name", "1st", "DNS-1035"),
     ("RayJob", "spec.shutdownAfterJobFinishes", False, "ttlSecondsAfterFinished needs shutdown"),
     ("RayJob", "spec.shutdownAfterJobFinishes", False, "the quota is never given back"),
+    ("RayJob", "spec.ttlSecondsAfterFinished", 3600, "hold the nodes 3600 s longer than the quota"),
+    ("RayJob", "spec.submitterConfig", {"backoffLimit": 2}, "connections that break end the run"),
+    ("RayJob", "spec.submitterPodTemplate.spec.affinity", None, "submitter: must stay off nodes with GPUs"),
     ("RayJob", "spec.deletionStrategy", {"deletionRules": [{"policy": "DeleteSelf"}]}, "exclude each other"),
     ("RayJob", "spec.clusterSelector", {"ray.io/cluster": "stillhouse"}, "clusterSelector excludes"),
     ("RayJob", "spec.submissionMode", "SidecarMode", "SidecarMode excludes"),
@@ -168,10 +171,13 @@ BY_RULES = [
     ("RayCluster", f"{TRAIN}.volumes[2].emptyDir.sizeLimit", "200Gi", "more than half"),
     ("RayCluster", f"{TRAIN}.serviceAccountName", "root", "no ServiceAccount root"),
     ("RayCluster", f"{TRAIN}.affinity", None, "one pod a node"),
+    ("RayCluster", f"{HEAD}.affinity", None, "head: must stay off nodes with GPUs"),
+    ("RayCluster", f"{CPU}.affinity.nodeAffinity", None, "cpu: must stay off nodes with GPUs"),
     ("RayCluster", f"{BENCHMARK}.containers[0].resources.limits.cpu", "15", "class Guaranteed"),
     ("RayCluster", f"{BENCHMARK}.tolerations", None, "needs a toleration"),
     ("RayCluster", "spec.workerGroupSpecs[2].rayStartParams.resources", None, "must hold benchmark"),
     ("RayCluster", f"{HEAD}.containers[0].ports[4]", None, "no pod of RayCluster/stillhouse has a port queue"),
+    ("RayCluster", f"{HEAD}.containers[0].ports[5]", None, "head: no port pool"),
     ("ClusterQueue", "spec.resourceGroups[0].flavors[1].name", "h100", "no ResourceFlavor h100"),
     ("ClusterQueue", "spec.resourceGroups[0].coveredResources", ["memory", "cpu", "nvidia.com/gpu"], "in their order"),
     ("ClusterQueue", "spec.resourceGroups[0].flavors[0].resources[0].nominalQuota", "30", "more than any flavor"),

@@ -171,6 +171,10 @@ def test_the_readme_names_what_is_there() -> None:
     secrets = set(re.findall(r"secret(?:Name|KeyRef)[^}]*?name'?: '?([\w-]+)|'secretName': '([\w-]+)'", str(documents)))
     wanted = {one or other for one, other in secrets}
     assert wanted == {"stillhouse-ray-token", "stillhouse-redis"}
+    wanted |= set(
+        re.findall(r"secretName: ([\w-]+)", (K8S / "components/phones/kustomization.yaml").read_text("utf-8"))
+    )
+    assert len(wanted) == 3
     assert [name for name in wanted if f"create secret generic {name} " not in text] == []
     for heading in ("Sizing", "Alerts", "Upgrades", "Threat model", "Drains"):
         assert f"\n## {heading}\n" in text
