@@ -25,6 +25,19 @@ from deploy.training_board import TRAINING
 BOARDS = (TRAINING, RESULTS)
 FOLDER = Path(__file__).resolve().parents[1] / "k8s" / "monitoring"
 _MADE = "# Made of rules/*.yaml by python -m deploy.monitoring.\n"
+_HOW = """# What to do when an alert fires
+
+Made of `rules/*.yaml` by `python -m deploy.monitoring`.
+
+Commands `kubectl …` are meant in the namespace: `kubectl config set-context --current --namespace stillhouse`. Commands
+`python -m …` run where the volume and the queue are, on the head of the Ray cluster that the alert names (`cluster`):
+
+    kubectl exec --container ray-head "$(kubectl get pod --output name \\
+      --selector ray.io/node-type=head,ray.io/cluster=stillhouse)" -- python -m cluster.jobs list
+
+Who may only submit sends the same through the port (README, "A run, from outside"): `ray job submit -- python -m
+cluster.jobs list`.
+"""
 
 
 def groups(folder: Path = FOLDER) -> list[dict[str, Any]]:
@@ -59,8 +72,7 @@ def _runbook(folder: Path) -> str:
         f"## {rule['alert']}\n\n{rule['labels']['severity'].capitalize()}. {rule['annotations']['runbook']}\n"
         for rule in alerts(folder)
     ]
-    head = "# What to do when an alert fires\n\nMade of `rules/*.yaml` by `python -m deploy.monitoring`.\n"
-    return "\n".join([head, *told])
+    return "\n".join([_HOW, *told])
 
 
 def main() -> int:

@@ -1,5 +1,6 @@
 """Alert rules: sound, told to people, and each one proven by promtool to fire and to keep quiet."""
 
+import importlib.util
 import re
 import shutil
 import subprocess
@@ -44,8 +45,23 @@ def test_an_alert_says_what_it_is_and_what_to_do(name: str) -> None:
     summary, runbook = rule["annotations"]["summary"], rule["annotations"]["runbook"]
     assert re.search(r"\{\{ \$(value|labels\.\w+)", summary) or "queue" in summary, "which one?"
     assert len(runbook.split()) > 25, "what to look at, and what to do?"
-    for other in re.findall(r"Stillhouse[A-Z]\w+", runbook):
-        assert other in ALERTS
+    assert _unknown(runbook) == []
+
+
+PANELS = {panel.title for board in monitoring.BOARDS for row in board.rows for panel in row.panels}
+
+
+def _unknown(runbook: str) -> list[str]:
+    """Alerts, panels and modules that a text sends people to, and that are not there."""
+    alerts = set(re.findall(r"Stillhouse[A-Z]\w+", runbook)) - ALERTS.keys()
+    panels = set(re.findall(r'panel "([^"]+)"', runbook)) - PANELS
+    modules = {name for name in re.findall(r"python -m ([\w.]+)", runbook) if importlib.util.find_spec(name) is None}
+    return sorted(alerts | panels | modules)
+
+
+def test_a_runbook_that_leads_nowhere_is_found() -> None:
+    text = 'See StillhouseLost, the panel "Nothing" and `python -m cluster.jbos list`; StillhouseGpuHot, panel "Steps".'
+    assert _unknown(text) == ["Nothing", "StillhouseLost", "cluster.jbos"]
 
 
 @needs_promtool
@@ -82,3 +98,4 @@ def test_a_rule_that_were_otherwise_would_be_found(tmp_path: Path, name: str, ex
 def test_the_runbook_has_a_heading_for_every_alert() -> None:
     text = (monitoring.FOLDER / "RUNBOOK.md").read_text(encoding="utf-8")
     assert re.findall(r"^## (\w+)$", text, re.MULTILINE) == list(ALERTS)
+    assert _unknown(text) == []
