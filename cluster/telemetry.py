@@ -11,6 +11,7 @@ import json
 import logging
 import math
 import os
+import re
 import sys
 import threading
 import time
@@ -142,9 +143,15 @@ T = TypeVar("T")
 
 
 def run_name(folder: PurePath) -> str:
-    """What the label ``run`` says of a run's folder: ``<pipeline>/<name>`` for one that a pipeline has placed."""
-    pipeline = folder.parent.parent.name if folder.parent.name == "runs" else ""
-    return f"{pipeline}/{folder.name}" if pipeline else folder.name
+    """What the label ``run`` says of a run's folder: ``<pipeline>/<name>`` for one that a pipeline has placed.
+
+    The run in an artifact that is being made (``<pipeline>/.teacher.partial/run``) is called as the artifact will be.
+    """
+    if made := re.fullmatch(r"\.(.+)\.partial", folder.parent.name):
+        pipeline, name = folder.parent.parent.name, made[1]
+    else:
+        pipeline, name = folder.parent.parent.name if folder.parent.name == "runs" else "", folder.name
+    return f"{pipeline}/{name}" if pipeline else name
 
 
 def bounded(label: str, value: str) -> str:
@@ -301,6 +308,27 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
             if number != len(lines) - 1:
                 raise ValueError(f"{path}: line {number + 1} is not JSON") from None
     return found
+
+
+def newest_metrics(path: Path, kind: str) -> dict[str, Any] | None:
+    """The last line of a kind among the last ones of a metrics file, however long the file is.
+
+    A first line that is only half in what is read, and a last one that is only half written, are left out.
+    """
+    if not path.exists():
+        return None
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - _END_BYTES))
+        found = file.read()
+    for text in reversed(found.splitlines()):
+        with contextlib.suppress(ValueError):
+            line: dict[str, Any] = json.loads(text)
+            if line["kind"] == kind:
+                return line
+    return None
+
+
+_END_BYTES = 64 * 1024
 
 
 def say(line: str) -> None:

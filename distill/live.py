@@ -135,8 +135,9 @@ class Live:
         telemetry.SKIPPED.labels(self._name).inc(steps)
 
     def refused(self) -> None:
-        """A loss left the numbers."""
-        telemetry.NONFINITE.labels(self._name).inc()
+        """A loss left the numbers; every worker says so, and it is one event."""
+        if self._workers.leads:
+            telemetry.NONFINITE.labels(self._name).inc()
 
     def blocked(self, seconds: float) -> None:
         """Training stood still to take a checkpoint."""

@@ -67,7 +67,7 @@ def on_workers(call: Call, training: Training, run: Run) -> None:
         count = asked.await_workers(count)
         try:
             with _output_to(log), _shown(run, call.out.name):
-                stopped = _attempt(call, asked, count, restarts)
+                stopped = _attempt(call, run, asked, count, restarts)
         except TrainingFailedError as error:
             restarts[deaths.add(error)] += 1
             continue
@@ -81,12 +81,18 @@ def on_workers(call: Call, training: Training, run: Run) -> None:
         say(f"{told}, starting again from there")
 
 
-def _attempt(call: Call, asked: Places, count: int, restarts: Mapping[str, int]) -> int | None:
+def _attempt(call: Call, run: Run, asked: Places, count: int, restarts: Mapping[str, int]) -> int | None:
     """Start the workers once; the :class:`Reason` they stopped for, or None when they were done."""
     wish = _folder(call) / f"{call.out.name}.stop"
     trainer = TorchTrainer(
         train_worker,
-        train_loop_config={"call": call, "places": asked, "wish": wish, "restarts": dict(restarts)},
+        train_loop_config={
+            "call": call,
+            "run": telemetry.run_name(run.path),
+            "places": asked,
+            "wish": wish,
+            "restarts": dict(restarts),
+        },
         torch_config=TorchConfig(backend="nccl" if asked.gpu else "gloo"),
         scaling_config=ScalingConfig(num_workers=count, use_gpu=asked.gpu, resources_per_worker=asked.resources),
         run_config=RunConfig(
@@ -131,8 +137,9 @@ def _folder(call: Call) -> Path:
 def train_worker(config: Mapping[str, Any]) -> int | None:
     """What every worker does: the stage itself, as under torchrun; returns the :class:`Reason` it stopped for."""
     call: Call = config["call"]
-    for cause, times in config["restarts"].items():  # the endpoint is this process's, which is new after each of them
-        telemetry.RESTARTS.labels(telemetry.run_name(call.out), cause).inc(times)
+    if ray.train.get_context().get_world_rank() == 0:  # who speaks for the run
+        for cause, times in config["restarts"].items():  # its process is new after each of them, and so is its endpoint
+            telemetry.RESTARTS.labels(config["run"], cause).inc(times)
     with stage.logging_to_stderr(), jobs.working_in(call.cwd), _listening(config["places"], config["wish"]):
         called = stage.find(call.module)
         try:
@@ -196,10 +203,8 @@ def _watch(run: Run, name: str, stop: threading.Event) -> None:
     shown: telemetry.Progress | None = None
     done = 0
     while not stop.wait(WATCH_SECONDS):
-        steps = [line for line in telemetry.read_metrics(run.metrics) if line["kind"] == "train"]
-        if not steps:
+        if (last := telemetry.newest_metrics(run.metrics, "train")) is None:
             continue
-        last = steps[-1]
         if shown is None:
             shown = telemetry.Progress(f"{name}: training", last["steps"], "steps", last["step"])
         elif last["step"] != done:  # less, where an attempt starts again from its last checkpoint

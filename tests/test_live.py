@@ -149,6 +149,12 @@ def test_every_node_has_an_endpoint_and_only_the_first_worker_speaks_for_the_run
     assert value("stillhouse_node_workers", run="other worker") is None
 
 
+def test_a_loss_that_is_not_finite_is_counted_once_however_many_workers_find_it(schedule: Schedule) -> None:
+    for rank in range(4):
+        Live("refused", recipe(), schedule, (None, STUDENT), Workers(rank, rank % 2, 4, CPU)).refused()
+    assert value("stillhouse_nonfinite_total", run="refused") == 1
+
+
 def test_a_run_on_unknown_devices_has_no_utilisation(schedule: Schedule, tmp_path: Path) -> None:
     live = Live("unknown", recipe(), schedule, (None, STUDENT), Workers(0, 0, 1, CPU))
     live.begin(0)

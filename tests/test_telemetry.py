@@ -17,8 +17,9 @@ import pytest
 from clusters import free_ports
 from prometheus_client.metrics import MetricWrapperBase
 
-from cluster import telemetry
+from cluster import artifact, telemetry
 from cluster.telemetry import MetricsLog, read_metrics
+from distill import teacher
 
 METRICS = {name: value for name, value in vars(telemetry).items() if isinstance(value, MetricWrapperBase)}
 
@@ -124,10 +125,10 @@ def test_every_dimensionless_name_is_still_declared() -> None:
     assert {family.name for metric in METRICS.values() for family in metric.describe()} >= DIMENSIONLESS
 
 
-def scraped(port: int) -> dict[str, str]:
+def scraped(port: int, host: str = "127.0.0.1") -> dict[str, str]:
     """Our lines of an endpoint."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with opener.open(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+    with opener.open(f"http://{host}:{port}/metrics", timeout=10) as answer:
         text = answer.read().decode()
     return dict(line.rsplit(" ", 1) for line in text.splitlines() if line.startswith("stillhouse_"))
 
@@ -180,6 +181,24 @@ def test_a_process_that_ends_waits_for_prometheus_where_it_comes_at_intervals() 
 def test_a_run_is_called_after_its_pipeline_too() -> None:
     assert telemetry.run_name(Path("/shared/distilbert/runs/student")) == "distilbert/student"
     assert telemetry.run_name(Path("/shared/alone")) == "alone"
+    made = artifact.staging(Path("/shared/distilbert/teacher")) / teacher.RUN
+    assert telemetry.run_name(made) == "distilbert/teacher", "not every teacher is called run"
+
+
+def test_the_newest_line_is_found_however_long_the_file_is(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    assert telemetry.newest_metrics(path, "train") is None
+    log = MetricsLog(path)
+    _train_lines(log, range(1, 5001))
+    log.write(kind="validation", step=5000, total=0.5)
+    log.close()
+    with path.open("a") as file:
+        file.write('{"kind": "train", "st')
+    assert path.stat().st_size > 3 * 64 * 1024
+    newest = telemetry.newest_metrics(path, "train")
+    assert newest is not None
+    assert newest["step"] == 5000
+    assert telemetry.newest_metrics(path, "probe") is None
 
 
 def test_a_label_that_people_name_has_so_many_values_and_no_more() -> None:
