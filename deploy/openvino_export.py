@@ -21,7 +21,7 @@ from deploy import calibration_rows, exporting, onnx_export, parity
 from deploy.calibration_rows import Calibration
 from deploy.exporting import ROUNDED, ExportRecipe, logger
 from deploy.original import Original, open_original
-from deploy.quantize import kept
+from deploy.quantize import HEADS, kept
 
 MODEL = "model.xml"
 
@@ -101,7 +101,7 @@ def run(recipe: OpenVino, inputs: Mapping[str, Path], out: Path) -> dict[str, An
     if recipe.precision == "int8":
         feeds = calibration_rows.feeds(recipe.calibration, inputs["tokens"], original)
         logger.info("calibrating on %d rows", len(feeds))
-        model = quantize(model, feeds, kept(recipe.keep, layers(model)))
+        model = quantize(model, feeds, kept(recipe.keep, layers(model), HEADS))
     openvino.save_model(model, out / MODEL, compress_to_fp16=False)
     made = exporting.describe(original, f"openvino-{recipe.precision}", "openvino", MODEL)
     return {**exporting.complete(original, made, recipe, recipe.probe, inputs, out), "toolchain": versions}

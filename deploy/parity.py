@@ -212,8 +212,8 @@ def check(differences: Mapping[str, Difference], tolerance: Tolerance, what: str
         # Written as "not <=" so that a NaN is refused too.
         if not found.relative <= tolerance.relative:
             raise StageError(
-                f"{what} is not the model it was made from: {name} differs by {found.relative:.2g} of its largest "
-                f"value, tolerance.relative allows {tolerance.relative:.2g}; raise it if that will do"
+                f"{what} is not the model it was made from: {name} differs by {found.relative:.4g} of its largest "
+                f"value, tolerance.relative allows {tolerance.relative:.4g}; raise it if that will do"
             )
         if found.agreement is not None and found.agreement < tolerance.agreement:
             raise StageError(

@@ -36,10 +36,16 @@ class Quantization(Judged):
     weight_bits: Literal[8, 7] = 8
     activations: Literal["dynamic", "static"] = "dynamic"
     keep: tuple[str, ...] = ()
-    """Layers that stay in float, by name with * for any part: ``*.layer.0.*``; deploy.sensitivity names them."""
+    """Layers that stay in float, by name with * for any part: ``*.layer.0.*``; deploy.sensitivity names them. Fixed
+    ranges leave a task's head in float anyway."""
     calibration: Calibration = Calibration()
     """For static activations only."""
     tolerance: parity.Tolerance = ROUNDED
+
+
+HEADS = ("*pooler*", "*classifier*", "*qa_outputs*")
+"""Layers that fixed ranges leave in float: a task's texts go elsewhere in its head than the rows of a corpus, and cost
+next to no time there. Rounded, they took 7.0 of 85.9 points of a model of STS-B; in float it lost nothing."""
 
 
 class Feeds(CalibrationDataReader):  # type: ignore[misc]
@@ -72,8 +78,8 @@ def layers(model: onnx.ModelProto) -> dict[str, list[str]]:
     return found
 
 
-def kept(patterns: Sequence[str], known: Mapping[str, Sequence[str]]) -> list[str]:
-    """Nodes of the layers that stay in float.
+def kept(patterns: Sequence[str], known: Mapping[str, Sequence[str]], always: Sequence[str] = ()) -> list[str]:
+    """Nodes of the layers that stay in float: those that are named, and of ``always`` what there is.
 
     Raises:
         StageError: a pattern matches no layer.
@@ -83,8 +89,9 @@ def kept(patterns: Sequence[str], known: Mapping[str, Sequence[str]]) -> list[st
             raise stage.StageError(
                 f"keep: no layer is named {pattern}: write one of {', '.join(known)}, * for any part"
             )
+    wanted = (*patterns, *always)
     return [
-        node for name, nodes in known.items() if any(fnmatch.fnmatch(name, each) for each in patterns) for node in nodes
+        node for name, nodes in known.items() if any(fnmatch.fnmatch(name, each) for each in wanted) for node in nodes
     ]
 
 
@@ -140,7 +147,7 @@ def run(recipe: Quantization, inputs: Mapping[str, Path], out: Path) -> dict[str
     _check_inputs(recipe, exported, inputs)
     original = open_original(inputs["model"])
     model = load(exported.path / onnx_export.MODEL)
-    floats = kept(recipe.keep, layers(model))
+    floats = kept(recipe.keep, layers(model), HEADS if recipe.activations == "static" else ())
     logger.info("quantising %s", onnx_export.MODEL)
     if recipe.activations == "static":
         feeds = calibration_rows.feeds(recipe.calibration, inputs["tokens"], original)

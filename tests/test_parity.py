@@ -103,6 +103,14 @@ def test_a_value_that_is_no_number_is_refused_wherever_it_stands(bad):
             parity.check(merged, Tolerance(relative=1e6, agreement=0.0), "model.onnx")
 
 
+def test_a_refusal_shows_the_digits_that_differ():
+    found = {"logits": Difference(max_abs=0.5035, scale=1.0, agreed=0, choices=0)}
+    with pytest.raises(
+        stage.StageError, match=r"differs by 0\.5035 of its largest value, tolerance\.relative allows 0\.5;"
+    ):
+        parity.check(found, Tolerance(relative=0.5, agreement=0.7), "it")
+
+
 def test_too_little_agreement_is_refused_and_enough_is_not():
     found = {"logits": Difference(max_abs=0.1, scale=1.0, agreed=7, choices=10)}
     parity.check(found, Tolerance(relative=0.1, agreement=0.7), "it")

@@ -69,6 +69,7 @@ def test_static_ranges_come_from_rows_and_need_them(folders, tmp_path):
     loose = {"tolerance": exports.LOOSE, "calibration": {"rows": 8, "lengths": [12]}}
     made = exports.make("deploy.quantize", tmp_path / "static", inputs, activations="static", **loose)
     assert made.facts["format"] == "int8-static"
+    assert made.facts["float_layers"] == ["bert.pooler.dense", "classifier"], "the head's ranges are the task's own"
     operators = {node.op_type for node in onnx.load(made.path / "model.onnx").graph.node}
     assert "QuantizeLinear" in operators
     assert "DynamicQuantizeLinear" not in operators
