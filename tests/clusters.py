@@ -44,10 +44,11 @@ _IMPATIENT = {
 
 @dataclasses.dataclass(frozen=True)
 class Node:
-    """A node of a cluster: its ``ray start``, and whether it has a network namespace to itself."""
+    """A node of a cluster: its ``ray start``, its address, and whether it has a network namespace to itself."""
 
     process: "subprocess.Popen[bytes]"
     number: int
+    address: str
     isolated: bool
 
     def processes(self) -> list[psutil.Process]:
@@ -147,7 +148,7 @@ class Cluster:
             environment = {**environment, "GLOO_SOCKET_IFNAME": "eth0" if apart else _bridge()}
         with node_log.open("wb") as log:
             process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
-        node = Node(process, number, apart)
+        node = Node(process, number, self._ip_of(number), apart)
         self.nodes.append(node)
         await_that(lambda: b"Ray runtime started" in node_log.read_bytes(), process)
         return node
