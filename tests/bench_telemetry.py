@@ -1,4 +1,4 @@
-"""How much of training goes to logging, metrics and checkpoints: a real run, with a clock around what is not training.
+"""How much of training goes to metrics alone and to metrics and checkpoints: a real run, with a clock around these.
 
 Logs are as often as by default; checkpoints are far more often, so that some fall into a minute.
 """
@@ -25,6 +25,7 @@ _STEPS, _SAVE_EVERY = (6, 3) if quick() else (41, 20)
 _ROWS, _SEQ_LEN, _THREADS = 16, 128, 2
 _RECORDING = ("add", "end_step", "drain", "save", "validated", "begin")
 _SCRAPE_EVERY = 15.0
+_CONDITIONS = f"BERT of 4 x 256 to 2 layers, vocabulary 30,522, bf16, {_ROWS} x {_SEQ_LEN} tokens"
 _SHAPE = {"num_hidden_layers": 4, "hidden_size": 256, "num_attention_heads": 4, "intermediate_size": 1024}
 
 
@@ -37,6 +38,14 @@ def rows() -> Iterator[Row]:
     scraping = found["scrape"] * total / _SCRAPE_EVERY
     background = (found["writing"] + scraping) / _THREADS
     blocked = sum(found[name] for name in _RECORDING)
+    yield Row(
+        "metrics_share",
+        (blocked - found["save"] + scraping) / total,
+        "share",
+        f"smaller is better, at most 0.005; reading and logging {blocked - found['save']:.4f} s and a "
+        f"scrape of {found['scrape'] * 1e3:.1f} ms every {_SCRAPE_EVERY:g} s, which is taken to stop training, of "
+        f"{total:.1f} s; {_CONDITIONS}",
+    )
     default = Placement().save_every
     rare = (blocked - found["save"] + (found["save"] + background) * _SAVE_EVERY / default) / total
     yield Row(
@@ -50,8 +59,8 @@ def rows() -> Iterator[Row]:
         f"thread {found['writing']:.2f} s on {_THREADS} cores, a scrape of {found['scrape'] * 1e3:.1f} ms every "
         f"{_SCRAPE_EVERY:g} s, borders between the parts of steps {found['begin']:.4f} s, of {total:.1f} s "
         f"without validation; with a checkpoint "
-        f"every {default} steps as by default the share would be {rare:.5f}; BERT of 4 x 256 to 2 layers, vocabulary "
-        f"30,522, bf16, {_ROWS} x {_SEQ_LEN} tokens; without the first step and the wait for the last checkpoint",
+        f"every {default} steps as by default the share would be {rare:.5f}; {_CONDITIONS}; without the first step and "
+        f"the wait for the last checkpoint",
     )
 
 
