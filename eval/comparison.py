@@ -9,7 +9,7 @@ import statistics
 from collections.abc import Mapping
 from typing import Any
 
-from eval import paper, shares, speeds, sweep, verdicts
+from eval import paper, phone_report, shares, speeds, sweep, verdicts
 from eval.records import STUDENT, TEACHER
 from eval.results import Model, Results
 
@@ -30,6 +30,7 @@ def compare(results: Results) -> dict[str, Any]:
         "runs": _runs(results),
         "exports": _exports(results),
         "latency": speeds.latency(results),
+        "phones": phone_report.values(results),
         "tuning": _tuning(results),
         "descent": _descent(results),
         "jobs": [dataclasses.asdict(job) for job in results.jobs],

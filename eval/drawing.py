@@ -4,6 +4,7 @@ A page that has a dark side replaces ink and ground by its own (:meth:`Plot.inli
 """
 
 import contextlib
+import html
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ class Plot:
     def inline(self) -> str:
         """The picture as an element of a page: its ink is the page's text colour, its ground the page's."""
         drawing = self.svg[self.svg.index("<svg ") :].replace(INK, "currentColor").replace(GROUND, "none")
-        return drawing.replace("<svg ", f'<svg role="img" aria-label="{self.title}" ', 1)
+        return drawing.replace("<svg ", f'<svg role="img" aria-label="{html.escape(self.title)}" ', 1)
 
 
 class Canvas:

@@ -13,6 +13,9 @@ from cluster.stage import StageError
 from eval import adb, phone_link, phone_result
 from eval.page_server import Exchange, serving
 
+LINK, PICTURE = "link.json", "link.svg"
+"""The link of a job that waits, for a report that is made meanwhile: ``{"link": …, "until": …}`` in Unix time."""
+
 
 class Placement(Recipe):
     """How the phone is reached."""
@@ -43,8 +46,13 @@ def measure(page: artifact.Artifact, plan: Mapping[str, Any], where: Placement, 
     )
     secure = phone_link.tls(where.certificate, where.key)
     with serving(exchange, where.host, where.port, secure) as port:
-        _invite(exchange, _address(where, port), port, where, out)
-        _wait(exchange, where.wait_seconds)
+        try:
+            _invite(exchange, _address(where, port), port, where, out)
+            _wait(exchange, where.wait_seconds)
+        finally:
+            # It leads nowhere any more.
+            for name in (LINK, PICTURE):
+                (out / name).unlink(missing_ok=True)
     result: phone_result.PhoneResult = exchange.result
     artifact.write_json(out / "posted.json", result.model_dump(mode="json"))
     return {
@@ -80,7 +88,8 @@ def _address(where: Placement, port: int) -> str:
 
 def _invite(exchange: Exchange, address: str, port: int, where: Placement, out: Path) -> None:
     link = phone_link.link(address, exchange.token)
-    phone_link.picture(link, out / "link.svg")
+    phone_link.picture(link, out / PICTURE)
+    artifact.write_json(out / LINK, {"link": link, "until": time.time() + where.wait_seconds})
     telemetry.say(f"open this link on the phone within {where.wait_seconds / 60:.0f} minutes, and press Measure:")
     telemetry.say(link)
     for line in phone_link.terminal(link):

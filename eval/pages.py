@@ -11,7 +11,7 @@ import jinja2
 from markupsafe import Markup
 
 from cluster.artifact import MANIFEST
-from eval import paper_tables, tables
+from eval import paper_tables, phone_report, tables
 from eval.cells import NOT_MEASURED, Cell, Row, amount, percent, ratio
 from eval.comparison import failed
 from eval.drawing import Plot
@@ -75,6 +75,7 @@ class Page:
             report=self.report,
             tables=tables,
             paper_tables=paper_tables,
+            phone_report=phone_report,
             not_measured=NOT_MEASURED,
             pictures=[(plot.section, drawings[plot.name]) for plot in self.plots],
         )

@@ -1,5 +1,6 @@
 """The one-time link to a page, as text and as a picture that a phone's camera reads."""
 
+import io
 import ipaddress
 import socket
 import ssl
@@ -74,4 +75,11 @@ def terminal(text: str) -> list[str]:
 
 def picture(text: str, path: Path) -> None:
     """The same as an SVG file."""
-    segno.make(text, error="m", micro=False).save(str(path), kind="svg", scale=4, border=4, light="white")
+    path.write_text(svg(text), encoding="utf-8")
+
+
+def svg(text: str) -> str:
+    """The same as an SVG image, with a white border, which a camera needs on a dark page."""
+    buffer = io.BytesIO()
+    segno.make(text, error="m", micro=False).save(buffer, kind="svg", scale=4, border=4, light="white")
+    return buffer.getvalue().decode()

@@ -132,6 +132,53 @@ class Latency:
 
 
 @checked(frozen=True)
+class PhoneTiming:
+    """One row of ``mobile.json``: one model in one runtime, its network alone."""
+
+    model: typing.Literal["teacher", "student"]
+    runtime: str
+    threads: pydantic.PositiveInt
+    length: pydantic.PositiveInt
+    p50_ms: pydantic.PositiveFloat
+    p90_ms: pydantic.PositiveFloat
+    p99_ms: pydantic.PositiveFloat
+    ratio_to_teacher: float | None
+    less_time_percent: float | None
+    """The same as ``ratio_to_teacher``, as the paper says it: 3.5 times as fast is 71 % less time."""
+    bytes: int | None
+    parameters: int | None
+    title: str | None = None
+    format: str | None = None
+    weights: str | None = None
+    first_ms: float | None = None
+    load_seconds: float | None = None
+    peak_memory_bytes: int | None = None
+    tokenise: dict[str, float] | None = None
+
+
+@checked(frozen=True)
+class Phone:
+    """``mobile.json``: rows, and on what they were measured; ``proxy`` where that was no phone."""
+
+    way: typing.Literal["browser", "adb", "proxy"]
+    proxy: bool
+    device: dict[str, Any]
+    settings: dict[str, Any]
+    rows: list[PhoneTiming]
+    problems: list[dict[str, Any]]
+    fit: bool
+    unfit: str | None = None
+
+
+@checked(frozen=True)
+class Link:
+    """``link.json`` of a job that waits for a phone: its one-time link, and the Unix time at which it ends."""
+
+    link: str
+    until: float
+
+
+@checked(frozen=True)
 class Probe:
     """One line of ``probes.jsonl``: a checkpoint of a run, fine-tuned on a task while training went on."""
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from cluster import artifact, stage
 from cluster.recipe import Recipe
-from eval import pages, pictures, plots
+from eval import pages, phone_report, pictures, plots
 from eval.comparison import compare, failed
 from eval.results import collect, identity
 from eval.summary import summary
@@ -33,7 +33,7 @@ def run(recipe: Report, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]
     levels = {
         task: {name: scores[name] for name in ("teacher",) if name in scores} for task, scores in finished.items()
     }
-    drawn = [*pictures.draw(report), *plots.draw(report["runs"], levels)]
+    drawn = [*pictures.draw(report), *plots.draw(report["runs"], levels), *phone_report.codes(report)]
     page = pages.Page(report, drawn, _way(out, inputs["results"]))
     artifact.write_json(out / "report.json", report)
     (out / pages.PLOTS).mkdir(exist_ok=True)

@@ -9,12 +9,14 @@
     OUT/finetune/<model>/<task>/         scores.json
     OUT/exports/<model>/<format>/        facts: bytes, parity
     OUT/latency/ OUT/baselines/          latency.json, of teacher, student and exports, and of architectures
+    OUT/mobile/<name>/                   mobile.json; while a job waits for a phone, its link
     OUT/jobs.json                        what was done, and what failed
 
 Everything may be absent: a result that is not there was not measured. What is there must be whole: a damaged
 artifact or file is refused by name.
 """
 
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -23,7 +25,7 @@ from typing import Any, TypeVar
 from cluster import artifact, telemetry
 from cluster.artifact import Artifact, ArtifactError
 from eval import model_folder
-from eval.records import STUDENT, TEACHER, Job, Latency, Probe, Score, Suite, parse
+from eval.records import STUDENT, TEACHER, Job, Latency, Link, Phone, Probe, Score, Suite, parse
 
 WEIGHTS = ".safetensors"
 
@@ -37,6 +39,7 @@ _PLACES = (
     ("exports/*/*", "export"),
     ("latency", "benchmark"),
     ("baselines", "benchmark"),
+    ("mobile/*", "benchmark"),
 )
 # The record of making the report is written after the report: it is no result.
 _REPORT_JOB = "report"
@@ -77,6 +80,10 @@ class Results:
     runs: list[Run]
     latency: Latency | None
     baselines: Latency | None
+    phones: dict[str, Phone]
+    """By the name of the benchmark's folder."""
+    links: dict[str, Link]
+    """Of jobs that wait for a phone, by the same name."""
     jobs: list[Job]
 
     def below(self, place: str) -> dict[str, Artifact]:
@@ -94,7 +101,8 @@ def collect(folder: Path) -> Results:
     """
     artifacts = _artifacts(folder)
     runs = [_run(path) for path in sorted(folder.glob("runs/*")) if path.is_dir() and not path.name.startswith(".")]
-    if not artifacts and not runs:
+    links = _links(folder)
+    if not artifacts and not runs and not links:
         raise ArtifactError(
             f"{folder} holds no results: expected teacher/, students/, finetune/ … as distill.launch and eval.suite "
             "make them"
@@ -114,6 +122,12 @@ def collect(folder: Path) -> Results:
         runs,
         _sealed(artifacts["latency"], "latency.json", Latency) if "latency" in artifacts else None,
         _sealed(artifacts["baselines"], "latency.json", Latency) if "baselines" in artifacts else None,
+        {
+            path.removeprefix("mobile/"): _sealed(found, "mobile.json", Phone)
+            for path, found in artifacts.items()
+            if path.startswith("mobile/")
+        },
+        links,
         [job for job in _file(folder / "jobs.json", list[Job]) or [] if job.name != _REPORT_JOB],
     )
 
@@ -135,6 +149,7 @@ def identity(folder: Path) -> str:
             "models": {name: model.identity for name, model in results.models.items()},
             "compared": asdict(results.suite) | {"models": None},
             "logs": {str(path.relative_to(folder)): artifact.file_sha256(path) for path in logs},
+            "links": sorted(each.link for each in results.links.values()),
             "failed": [[job.name, job.error] for job in results.jobs if job.state in ("failed", "cancelled")],
         }
     )
@@ -149,6 +164,15 @@ def _artifacts(folder: Path) -> dict[str, Artifact]:
             if not any(part.startswith(".") for part in place.parts):
                 found[str(place)] = artifact.read(path, kind)
     return found
+
+
+def _links(folder: Path) -> dict[str, Link]:
+    """Links of jobs that wait for a phone: what lies in the folders of artifacts in the making, and has not ended."""
+    found = {
+        path.parent.name.removeprefix(".").removesuffix(".partial"): parse(path, path.read_bytes(), Link)
+        for path in sorted(folder.glob("mobile/.*.partial/link.json"))
+    }
+    return {name: each for name, each in found.items() if each.until > time.time()}
 
 
 def _models(folder: Path, suite: Suite, artifacts: Mapping[str, Artifact]) -> dict[str, Model]:

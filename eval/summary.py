@@ -3,7 +3,7 @@
 import re
 import textwrap
 
-from eval import paper_tables, tables
+from eval import paper_tables, phone_report, tables
 from eval.cells import NOT_MEASURED, NOTHING, Row, Table
 from eval.comparison import failed
 from eval.pages import sentence
@@ -29,6 +29,7 @@ def summary(report: Report) -> str:
     ablations = paper_tables.ablations(report)
     parts += _measured("Table 4: ablations", ablations, ablations.without("Difference"), ("Change",))
     parts += _latency(report)
+    parts += _phones(report)
     lost = failed(report)
     if lost:
         parts += ["", f"{len(lost)} of {len(report['jobs'])} jobs failed"]
@@ -66,6 +67,18 @@ def _latency(report: Report) -> list[str]:
     title = "".join(f": {workload}, threads {threads}" for workload, threads in first)
     short = Table(shown.columns, shown.rows[:count], shown.words)
     return _measured(f"Latency{title}", table, short, ("p50 ms",))
+
+
+def _phones(report: Report) -> list[str]:
+    """Links of jobs that wait, and the rows; nothing where neither is there, as on most machines."""
+    table = phone_report.table(report)
+    parts = []
+    for waiting in report["phones"]["waiting"]:
+        parts += ["", f"{waiting['name']} waits for a phone until {waiting['until']} (UTC): {waiting['link']}"]
+    if table.rows:
+        parts += _section("On a phone", table.only("On", "Model", "Threads", "Tokens", "p50 ms", "×", "% less time"))
+        parts += [line for finding in table.findings for line in _wrapped(finding, indent="  ")]
+    return parts
 
 
 def _measured(title: str, table: Table, shown: Table, columns: tuple[str, ...]) -> list[str]:

@@ -286,6 +286,49 @@ SUITE = {
 }
 
 
+_AGENT = "Mozilla/5.0 (Linux; Android 14; Pixel 7) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/140.0 Mobile"
+PHONES: dict[str, dict[str, Any]] = {
+    "in-the-hand": {
+        "way": "browser",
+        "device": {"user_agent": _AGENT, "platform": "Linux armv8l"},
+        "runtime": "onnxruntime-web 1.30.0 WebAssembly int8",
+        "ms": {"student": 640.0, "teacher": 1280.0},
+        "problems": [{"backend": "webgpu", "threads": 1, "error": "no adapter"}],
+    },
+    "on-a-cable": {
+        "way": "adb",
+        "device": {"maker": "Google", "model": "Pixel 7", "chip": "GS201", "android": "14"},
+        "runtime": "LiteRT benchmark_model",
+        "ms": {"student": 130.0, "teacher": 454.0},
+        "unfit": "the phone reached thermal status 3 and slowed its cores: let it cool, and measure fewer rounds",
+    },
+    "this-host": {
+        "way": "proxy",
+        "device": {"processor": "AMD EPYC"},
+        "runtime": "ONNX Runtime 1.31.1",
+        "ms": {"student": 122.0, "teacher": 240.0},
+        "problems": [{"model": "teacher", "length": 384, "threads": 4, "error": "does not fit into 1024 MB"}],
+    },
+}
+
+
+def phone(
+    way: str, device: dict[str, Any], runtime: str, ms: dict[str, float], unfit: str | None = None, **more: Any
+) -> dict[str, Any]:
+    """``mobile.json`` of two models."""
+    rows = [
+        {
+            "model": model, "runtime": runtime, "threads": 1, "length": 384, "p50_ms": time, "p90_ms": 1.1 * time,
+            "p99_ms": 1.3 * time, "ratio_to_teacher": ms["teacher"] / time, "bytes": PARAMETERS[model],
+            "less_time_percent": 100 * (1 - time / ms["teacher"]), "parameters": PARAMETERS[model],
+        }
+        for model, time in ms.items()
+    ]  # fmt: skip
+    about = {"way": way, "proxy": way == "proxy", "device": device, "fit": unfit is None, "unfit": unfit}
+    settings = {"way": {"kind": way, **({"memory_megabytes": 1024} if way == "proxy" else {})}}
+    return {"problems": [], "settings": settings, **about, **more, "rows": rows}
+
+
 def seeds_around(score: float, step: float = 0.4) -> list[float]:
     """Five seeds whose median is ``score``."""
     return [round(score + step * offset, 3) for offset in (-1.5, -0.5, 0.0, 0.75, 1.25)]
@@ -321,6 +364,8 @@ def suite(out: Path) -> Path:
                 found = scores(task, seeds_around(GLUE[task][1] - 2 + change))
                 make(place, "finetune", {}, {"scores.json": found})
     make(out / "baselines", "benchmark", {}, {"latency.json": baselines()})
+    for name, found in PHONES.items():
+        make(out / "mobile" / name, "benchmark", {}, {"mobile.json": phone(**found)})
     shutil.rmtree(out / "latency")
     make(out / "latency", "benchmark", {}, {"latency.json": everywhere()})
     shutil.rmtree(out / "exports")
