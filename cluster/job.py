@@ -60,7 +60,7 @@ class Job:
     deadline: float | None = None
     """Seconds after its submission after which it is given up, running or not."""
     kind: str = ""
-    """What limits count it as; by default what its stage produces."""
+    """What limits count it as; by default what its stage says, or produces."""
     user: str = field(default_factory=login)
     cwd: Path = field(default_factory=Path.cwd)
     """Where relative paths in the recipe start, on nodes that have this folder."""
@@ -167,13 +167,13 @@ def _request(job: Job, ids: Mapping[str, str]) -> Request:
 
 
 def _stage_facts(job: Job) -> tuple[str, Mapping[str, Any]]:
-    """What the stage produces, and the identity of the recipe.
+    """The kind of the stage's jobs, and the identity of the recipe.
 
     A stage or recipe that is refused here is refused again where the job runs, which is where people are told.
     """
     try:
         called = stage.find(job.module)
-        return called.produces, called.recipe.of(job.recipe, job.name).identity()
+        return called.job_kind or called.produces, called.recipe.of(job.recipe, job.name).identity()
     except (ValueError, ImportError):
         return job.module, dict(job.recipe)
 

@@ -112,7 +112,7 @@ def _submit_parser(module: str) -> argparse.ArgumentParser:
     of.add_argument("--alone", action="store_true", help="a node to itself, for measurements of time")
     of.add_argument("--priority", type=int, default=0, metavar="N", help="higher ones start first")
     of.add_argument("--deadline", type=_seconds, metavar="TIME", help="give it up so long after now: 90s, 30m, 2h, 1d")
-    of.add_argument("--kind", default="", help="what limits count it as (default: what the stage makes)")
+    of.add_argument("--kind", default="", help="what limits count it as (default: the stage's kind, or what it makes)")
     of.add_argument("--user", default=login(), help="whose it is (default: %(default)s)")
     of.add_argument("--wait", action="store_true", help="until it has ended, showing what it prints")
     of.add_argument("--ledger", type=Path, metavar="DIR", help=f"of the queue (default: ${jobs.LEDGER})")

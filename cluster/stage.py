@@ -88,6 +88,8 @@ class Stage(Generic[R]):
 
     ``toolchain`` raises a StageError that says what to install where the libraries are absent that the stage needs
     beyond those of every installation: whoever plans many jobs can ask before the first one starts.
+
+    ``job_kind`` is what limits of the queue count its jobs as, where that is not what it produces.
     """
 
     run: Callable[[R, Mapping[str, Path], Path], dict[str, Any]]
@@ -100,6 +102,7 @@ class Stage(Generic[R]):
     identify: Mapping[str, Callable[[Path], str]] = field(default_factory=dict)
     halved: Callable[[R], R | None] | None = None
     toolchain: Callable[[], object] | None = None
+    job_kind: str | None = None
 
     @property
     def module(self) -> str:

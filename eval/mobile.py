@@ -6,8 +6,9 @@
     python -m eval.mobile mobile-adb --student DIR [--teacher DIR] --binary DIR --out DIR
     python -m eval.mobile mobile-proxy --student DIR [--teacher DIR] --out DIR
 
-As a job it is submitted with ``--kind mobile``. In a browser it waits for a person: it prints a one-time link and its
-QR code, which lies in ``link.svg`` too. ``mobile.json``::
+As a job it is of the kind ``mobile``. In a browser it waits for a person: it prints a one-time link and its
+QR code, which lies in ``link.svg`` as long as it waits. The report of a folder shows what lies in its ``mobile/``:
+results, and the links of jobs that wait. ``mobile.json``::
 
     {"way": "browser", "proxy": false, "device": {…}, "settings": {…}, "fit": true, "unfit": null,
      "rows": [{"model": "student", "runtime": "onnxruntime-web 1.30.0 WebAssembly int8", "threads": 1, "length": 384,
@@ -131,6 +132,8 @@ STAGE = stage.Stage(
         "binary": stage.Role((stage.FOLDER,), optional=True),
     },
     produces="benchmark",
+    # One that waits for a person must not keep measurements of this machine waiting.
+    job_kind="mobile",
 )
 
 if __name__ == "__main__":

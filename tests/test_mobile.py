@@ -5,13 +5,17 @@ from pathlib import Path
 import phones
 import pytest
 
-from cluster import artifact, stage
+from cluster import artifact, jobs, ray_cluster, stage
 from cluster.exported import Exported
+from cluster.jobs import Job
 from cluster.recipe import load
 from cluster.stage import StageError
 from eval import adb, phone_programs
+from eval.comparison import compare
 from eval.mobile import STAGE, Mobile
 from eval.phone_programs import PROGRAMS, Run, file_for, read_times
+from eval.phone_report import table
+from eval.results import collect
 
 # What a phone prints, from the programs themselves: benchmark_model's numbers are in microseconds.
 LITERT = """INFO: Initialized session in 92.318ms.
@@ -281,6 +285,22 @@ def test_a_proxy_is_measured_in_turns_and_called_a_proxy(exports, tmp_path):
         assert min(row["first_ms"], row["load_seconds"]) > 0
     assert facts["fit"] == (facts["unfit"] is None)
     assert facts["device"]["processor"]
+
+
+@pytest.mark.long
+def test_a_proxy_is_a_job_of_its_own_kind(exports, tmp_path, monkeypatch):
+    monkeypatch.delenv(ray_cluster.ADDRESS, raising=False)
+    asked = recipe("proxy", threads=[1]).resolved()
+    place = tmp_path / "out" / "mobile" / "host"
+    job = Job("host", "eval.mobile", asked, exports, place, alone=True)
+    with ray_cluster.connect(2):
+        (done,) = jobs.run([job], tmp_path / "ledger")
+        (known,) = jobs.queue().list()
+    assert (done.state, done.error) == ("done", None)
+    assert known["kind"] == "mobile"
+    assert artifact.verify(place, "benchmark").facts["proxy"]
+    told = table(compare(collect(tmp_path / "out")))
+    assert [row.cells[0].text for row in told.rows[:2]] == ["proxy: this host, no phone"] * 2
 
 
 @pytest.mark.long
