@@ -23,9 +23,6 @@ from cluster.inspect_findings import (
 )
 from cluster.inspect_text import Text, described, samples
 
-_BUSY = 0.5
-"""Load for each core from which on times are worth a remark."""
-
 
 def dataset(found: Artifact, num_samples: int) -> Findings:
     """Examples by label, what their texts are like, and texts that are in both parts."""
@@ -75,30 +72,40 @@ def _labels(labels: Mapping[str, Counter[str]]) -> list[Block]:
 
 
 def benchmark(found: Artifact, num_samples: int) -> Findings:
-    """Times by model and length, and the machine they hold for."""
+    """Times by model, form and place, and the machine or phone they hold for."""
     facts = found.facts
-    rows = [
-        (
-            row["model"],
-            row["runtime"],
-            f"{row['length']:,}",
-            *(f"{row[key]:.3g}" for key in ("p50_ms", "p90_ms", "p99_ms")),
-            size(row["bytes"]),
-            f"{row['ratio_to_teacher']:.2f}×" if row["ratio_to_teacher"] else "–",
-        )
-        for row in facts["rows"]
-    ]
-    head = ("model", "runtime", "tokens", "p50 ms", "p90 ms", "p99 ms", "size", "speed")
-    blocks: list[Block] = [Table(head, rows, texts=2)]
-    for length in sorted({row["length"] for row in facts["rows"]}):
-        times = {row["model"]: row["p50_ms"] for row in facts["rows"] if row["length"] == length}
-        shown = {model: f"{time:.3g} ms" for model, time in times.items()}
-        blocks.append(Bars(f"Median time of a text of {length} tokens", "ms", times, shown))
-    machine = facts["machine"]
-    remarks = []
-    if (load := max(machine["load_average"])) > _BUSY * machine["cores"]:
-        remarks.append(f"the machine was busy with other work: load {load:g} on {machine['cores']} cores")
-    return Findings("", "", "", remarks, [Section("TIMES", blocks), Section("MACHINE", [Pairs(flat(machine))])])
+    rows = [_timed(row) for row in facts["rows"]]
+    head = ("model", "runtime", "tokens", "threads", "p50 ms", "p90 ms", "p99 ms", "size", "speed")
+    blocks: list[Block] = [Table(head, rows, texts=2)] if rows else []
+    for tokens, threads in dict.fromkeys((row[2], row[3]) for row in rows):
+        here = [row for row in facts["rows"] if _place(row) == (tokens, threads)]
+        times = {f"{row['model']}, {row['runtime']}": row["p50_ms"] for row in here}
+        title = f"Median time, {tokens} tokens, threads {threads}"
+        blocks.append(Bars(title, "ms", times, {name: f"{time:.3g} ms" for name, time in times.items()}))
+    remarks = [f"the times prove nothing: {facts['unfit']}"] if facts["unfit"] else []
+    remarks += ["a proxy: this was measured on a host, and not on a phone"] if facts.get("proxy") else []
+    remarks += [f"not measured: {_problem(each)}" for each in facts.get("problems", ())]
+    where = facts["machine"] if "machine" in facts else facts["device"]
+    return Findings("", "", "", remarks, [Section("TIMES", blocks), Section("MACHINE", [Pairs(flat(where))])])
+
+
+def _problem(found: Mapping[str, Any]) -> str:
+    where = ", ".join(f"{key} {value}" for key, value in found.items() if key != "error")
+    return f"{where}: {found['error']}"
+
+
+def _place(row: Mapping[str, Any]) -> tuple[str, str]:
+    """Tokens of an input, or what the texts are, and threads."""
+    return f"{row['length']:,}" if row["length"] is not None else str(row["workload"]), str(row["threads"])
+
+
+def _timed(row: Mapping[str, Any]) -> tuple[str, ...]:
+    times = (f"{row[key]:.3g}" for key in ("p50_ms", "p90_ms", "p99_ms"))
+    against = row["ratio_to_teacher"]
+    return (
+        row["model"], row["runtime"], *_place(row), *times, "–" if row["bytes"] is None else size(row["bytes"]),
+        "–" if against is None else f"{against:.2f}×",
+    )  # fmt: skip
 
 
 def report(found: Artifact, num_samples: int) -> Findings:

@@ -3,7 +3,7 @@
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any, get_args
 
@@ -94,12 +94,19 @@ def show_artifact(place: PurePath, manifest: Any) -> None:
         case "export":
             model = telemetry.bounded("model", place.parent.name)
             _show_bytes(model, telemetry.bounded("weights", facts["format"]), (facts["bytes"],))
-        case "benchmark":
-            for row in facts["rows"]:
-                names = [telemetry.bounded(label, row[label]) for label in ("model", "runtime")]
-                for percentile in _PERCENTILES:
-                    gauge = telemetry.LATENCY.labels(*names, str(row["length"]), str(percentile))
-                    gauge.set(row[f"p{percentile}_ms"] / 1e3)
+        case "benchmark" if not facts.get("proxy"):
+            _show_times(facts["rows"])
+
+
+def _show_times(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Those on the fewest threads: the series has no label that would keep others apart."""
+    fewest = min((row["threads"] for row in rows), default=0)
+    for row in (row for row in rows if row["threads"] == fewest):
+        names = [telemetry.bounded(label, row[label]) for label in ("model", "runtime")]
+        # Texts of many lengths are told by what they are.
+        tokens = str(row["workload"] if row["length"] is None else row["length"])
+        for percentile in _PERCENTILES:
+            telemetry.LATENCY.labels(*names, tokens, str(percentile)).set(row[f"p{percentile}_ms"] / 1e3)
 
 
 def _show_bytes(model: str, weights: str, sizes: Iterable[int]) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import result_folders
 import tiny
 import tokens_artifact
 import torch
@@ -306,10 +307,12 @@ def _results(folder: Path) -> dict[str, Path]:
         for part, words in (("train", ["a good film", "a bad film"]), ("dev", ["a good film"])):
             pq.write_table(pa.table({"sentence": words, "label": [0, 1][: len(words)]}), draft.path / f"{part}.parquet")
         (draft.path / "labels.json").write_text('["good", "bad"]')
-    row = {"model": "student", "runtime": "PyTorch", "length": 30, "p50_ms": 4.0, "p90_ms": 5.0, "p99_ms": 6.0}
-    machine = {"load_average": [0.1, 5.0], "cores": 2, "processor": "x"}
+    rows = [
+        result_folders.timing("student", "pytorch", 4.0, {"teacher": 7.04}, 30, bytes=4000),
+        result_folders.timing("student", "int8", 1.0, {}),
+    ]
     with artifact.create(paths["benchmark"], kind="benchmark", inputs={}, recipe={}) as draft:
-        draft.facts.update(machine=machine, rows=[row | {"bytes": 4000, "ratio_to_teacher": 1.76}])
+        draft.facts.update(result_folders.latency(rows, unfit="other work took half of the cores"))
     with artifact.create(paths["report"], kind="report", inputs={}, recipe={}) as draft:
         (draft.path / "summary.txt").write_text("The student keeps 97 %.\n")
         draft.facts.update(sentence="The student keeps 97 %.", failed_jobs=2)
@@ -320,14 +323,26 @@ def test_data_sets_benchmarks_and_reports_say_what_is_in_them(tmp_path: Path) ->
     found = {kind: _look(path) for kind, path in _results(tmp_path).items()}
     assert found["dataset"].remarks == ["1 texts are in two of the parts dev, train: scores say too much"]
     assert "bad   1  50.0 %" in _page(found["dataset"])
-    assert found["benchmark"].remarks == ["the machine was busy with other work: load 5 on 2 cores"]
-    assert "student  PyTorch      30       4       5       6  4 kB  1.76×" in _page(found["benchmark"])
+    assert found["benchmark"].remarks == ["the times prove nothing: other work took half of the cores"]
+    told = [" ".join(line.split()) for line in _page(found["benchmark"]).splitlines()]
+    assert "student PyTorch 2.13.0 30 1 4 4.2 4.8 4 kB 1.76×" in told
+    assert "student ONNX Runtime 1.31.1 int8 pairs 1 1 1.05 1.2 17.4 MB –" in told
     assert "  The student keeps 97 %." in _page(found["report"])
     assert found["report"].remarks == ["2 jobs failed"]
     with pytest.raises(InspectError, match="nothing to draw"):
         inspect_picture.draw(found["report"], tmp_path / "report.png")
     pipeline = _look(tmp_path)
     assert pipeline.headline.startswith("3 artifacts and 0 runs")
+
+
+def test_a_benchmark_of_a_phone_says_which_and_what_it_could_not_do(tmp_path: Path) -> None:
+    for name, given in result_folders.PHONES.items():
+        with artifact.create(tmp_path / name, kind="benchmark", inputs={}, recipe={}) as draft:
+            draft.facts.update(result_folders.phone(**given))
+    found = {name: _look(tmp_path / name) for name in result_folders.PHONES}
+    assert found["in-the-hand"].remarks == ["not measured: backend webgpu, threads 1: no adapter"]
+    assert found["this-host"].remarks[0] == "a proxy: this was measured on a host, and not on a phone"
+    assert "GS201" in _page(found["on-a-cable"])
 
 
 def test_a_folder_without_anything_is_refused(tmp_path: Path) -> None:

@@ -139,14 +139,21 @@ def test_a_result_that_is_gone_troubles_nobody(told: Told, ids: list[str]) -> No
 
 
 def test_times_and_sizes_come_from_the_artifacts(tmp_path: Path) -> None:
-    rows = [{"model": "timed", "runtime": "ONNX Runtime", "length": 30, "p50_ms": 10.0, "p90_ms": 11.0, "p99_ms": 12.5}]
-    with artifact.create(tmp_path / "latency", kind="benchmark", inputs={}, recipe={}) as draft:
-        draft.facts.update(rows=rows)
+    row = {"model": "timed", "runtime": "ONNX Runtime", "threads": 1, "p50_ms": 10.0, "p90_ms": 11.0, "p99_ms": 12.5}
+    rows = [
+        row | {"length": 30, "workload": "lengths"},
+        row | {"length": None, "workload": "pairs", "p99_ms": 14.0},
+        row | {"length": 30, "workload": "lengths", "threads": 2, "p99_ms": 7.0},
+    ]
+    for name, proxy in (("latency", False), ("stand-in", True)):
+        with artifact.create(tmp_path / name, kind="benchmark", inputs={}, recipe={}) as draft:
+            draft.facts.update(rows=[each | {"p99_ms": 1.0} for each in rows] if proxy else rows, proxy=proxy)
     place = tmp_path / "exports" / "timed" / "int8"
     with artifact.create(place, kind="export", inputs={}, recipe={}) as draft:
         draft.facts.update(format="int8", bytes=67_000_000)
-    for found in (tmp_path / "latency", place):
+    for found in (tmp_path / "latency", tmp_path / "stand-in", place):
         show_artifact(found, read_json(found / artifact.MANIFEST))
-    labels = {"model": "timed", "runtime": "ONNX Runtime", "tokens": "30"}
-    assert value("stillhouse_latency_seconds", percentile="99", **labels) == pytest.approx(0.0125)
+    for tokens, seconds in (("30", 0.0125), ("pairs", 0.014)):
+        labels = {"model": "timed", "runtime": "ONNX Runtime", "tokens": tokens}
+        assert value("stillhouse_latency_seconds", percentile="99", **labels) == pytest.approx(seconds)
     assert value("stillhouse_model_bytes", model="timed", weights="int8") == 67_000_000
