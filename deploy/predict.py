@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
-from cluster import exported, runtimes
+from cluster import artifact, cache, exported, runtimes, storage
 from cluster.exported import Exported
 from cluster.stage import StageError, errors_for_people
 from deploy import answers, exporting, original, parity
@@ -103,8 +103,12 @@ def load(folder: Path, threads: int = 1) -> Model:
     """Open an export, or a model folder.
 
     Raises:
+        ArtifactError: it was changed after it was made.
         StageError: neither, one that does not run here, or its runtime is not installed.
     """
+    if (folder / artifact.MANIFEST).is_file():
+        # The runtimes have no sentence for half a file, and answer from one that was changed.
+        artifact.verify(folder)
     if exported.is_export(folder):
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
         tokenizer = original.tokenizer_of(folder, config)
@@ -130,7 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         second = options.second
         if options.passage_file is not None:
             second = Path(options.passage_file).read_text(encoding="utf-8")
-        model = load(Path(options.export), options.threads)
+        model = load(cache.fetch(storage.location(options.export)), options.threads)
         for text in options.texts:
             _print(text, model(text, second, options.top), options.json)
 
@@ -143,10 +147,16 @@ def _parser() -> argparse.ArgumentParser:
     other.add_argument("--second", metavar="TEXT", help="the partner of a pair")
     other.add_argument("--passage", metavar="TEXT", dest="second", help="the passage a question is about")
     other.add_argument("--passage-file", metavar="FILE", help="the same, from a file")
-    parser.add_argument("--top", type=int, default=5, help="how many to show at most (5)")
-    parser.add_argument("--threads", type=int, default=1, help="threads of the processor (1)")
+    parser.add_argument("--top", type=_positive, default=5, help="how many to show at most (5)")
+    parser.add_argument("--threads", type=_positive, default=1, help="threads of the processor (1)")
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     return parser
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: write a whole number from 1 on")
+    return int(text)
 
 
 def _print(text: str, found: Sequence[Prediction], as_json: bool) -> None:

@@ -1,4 +1,6 @@
 import json
+import shutil
+from pathlib import Path
 
 import exports
 import headed
@@ -71,6 +73,24 @@ def test_a_folder_that_is_nothing_is_one_line(tmp_path, capsys):
         predict.main([str(tmp_path), "text"])
     assert stopped.value.code == 1
     assert capsys.readouterr().err == f"error: {tmp_path} is not a model folder: it has no config.json\n"
+
+
+@pytest.mark.parametrize("damage", [lambda whole: whole[:-100], lambda whole: whole[:-1] + bytes([whole[-1] ^ 1])])
+def test_an_export_that_was_damaged_is_refused_by_name(classifier, tmp_path, capsys, damage):
+    export = Path(shutil.copytree(classifier[1], tmp_path / "export"))
+    (export / "model.onnx").write_bytes(damage((export / "model.onnx").read_bytes()))
+    with pytest.raises(SystemExit, match="1"):
+        predict.main([str(export), "some text"])
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {export / 'model.onnx'} ")
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("option", ["--top", "--threads"])
+def test_nothing_below_one_is_asked_for(classifier, capsys, option):
+    with pytest.raises(SystemExit, match="2"):
+        predict.main([str(classifier[1]), "some text", option, "0"])
+    assert "0: write a whole number from 1 on" in capsys.readouterr().err
 
 
 def test_words_behind_a_mask_are_filled_and_nothing_else_is(tmp_path):
