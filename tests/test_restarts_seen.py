@@ -1,0 +1,88 @@
+"""Workers that die under Ray, seen by a real Prometheus: how often they were started again, and why."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pipelines
+import prometheus_servers as servers
+import psutil
+import pytest
+import tokens_artifact
+from clusters import training_workers
+from drivers import Driver
+from prometheus_servers import free_port
+
+from cluster import artifact
+from deploy import monitoring
+from deploy.board_data import Source
+from distill.run import Run
+from distill.teacher import RUN
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.long,
+    pytest.mark.timeout(540),
+    pytest.mark.skipif(bool(servers.MISSING), reason=servers.WHY),
+]
+
+DRIVER = """
+import json, sys
+from pathlib import Path
+from cluster import artifact, ray_cluster, stage
+from distill import workers
+from distill.run import Run
+from distill.teacher import RUN, Teacher
+
+values, tokens, out = json.loads(sys.argv[1])
+call = workers.Call("distill.teacher", values, {"tokens": Path(tokens)}, Path(out))
+with stage.errors_for_people(), ray_cluster.connect(2):
+    workers.on_workers(call, Teacher.of(values, "teacher").train, Run(artifact.staging(call.out) / RUN))
+"""
+NAME = "service/teacher"
+LOST = f'stillhouse_restarts_total{{run="{NAME}", cause="death"}}'
+
+
+def teacher(port: int) -> dict[str, Any]:
+    """A teacher to be trained from scratch, in so many slow steps that what happens meanwhile is seen."""
+    placement = {"workers": 2, "rows_per_device": 2, "log_every": 1, "save_every": 10, "validate_every": 10_000}
+    return {
+        "architecture": {"layers": 2, "hidden": 32, "heads": 2, "feed_forward": 64, "positions": 64},
+        "train": {
+            "steps": 10_000,
+            "rows_per_step": 32,
+            "validation_rows": 8,
+            "loss": {"soft": 0.0, "cosine": 0.0},
+            "placement": {**placement, "metrics_port": port},
+        },
+    }
+
+
+def test_prometheus_sees_that_workers_were_started_again_and_why(tmp_path: Path) -> None:
+    """A teacher's training: its run lies in an artifact that is being made. The first worker has the endpoint."""
+    tokens_artifact.make(tmp_path)
+    port, out = free_port(), tmp_path / "service" / "teacher"
+    out.parent.mkdir()
+    run = Run(artifact.staging(out) / RUN)
+    with servers.prometheus(tmp_path, {"here": [port]}, monitoring.FOLDER / "rules") as source:
+        call = json.dumps([teacher(port), str(tmp_path / "tokens"), str(out)])
+        driver = Driver(["-c", DRIVER, call], tmp_path / "driver.log", pipelines.environment())
+        driver.await_that(lambda: run.newest() is not None and value(source, LOST) == 0)
+        found = training_workers(psutil.Process(driver.process.pid).children(recursive=True))
+        assert len(found) == 2
+        found[0].kill()
+        driver.await_that(lambda: value(source, LOST) == 1)
+        # What dashboards and alerts ask; and the steps of the same run, under the same name.
+        driver.await_that(lambda: value(source, f'run:stillhouse_restarts:sum{{run="{NAME}"}}') == 1)
+        driver.await_that(lambda: value(source, f'increase(run:stillhouse_restarts:sum{{run="{NAME}"}}[10m]) > 0') > 0)
+        driver.await_that(lambda: value(source, f'stillhouse_step{{run="{NAME}"}}') > 10)
+        assert value(source, f'sum(stillhouse_restarts_total{{run="{NAME}", cause!="death"}})') == 0
+        driver.process.terminate()
+        driver.process.wait(timeout=300)
+    assert driver.process.returncode == 130, driver.said()
+
+
+def value(source: Source, expr: str) -> float:
+    """The one value of an expression now; -1 while there is none."""
+    found = source.get("query", {"query": expr})["result"]
+    return float(found[0]["value"][1]) if found else -1.0
