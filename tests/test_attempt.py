@@ -155,7 +155,7 @@ def test_a_maker_on_another_machine_that_is_not_heard_of_is_followed(
 
 
 def test_a_maker_on_another_machine_that_is_heard_of_is_left_alone(out: UPath, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lease, "POLL_SECONDS", 0.05)
+    monkeypatch.setattr(lease, "POLL_SECONDS", 0.5)
     ended = threading.Event()
 
     def live() -> None:

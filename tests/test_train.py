@@ -231,11 +231,15 @@ def test_a_loss_that_leaves_the_numbers_stops_the_run(folder: Path, tmp_path: Pa
 
 def test_prometheus_sees_what_the_metrics_file_says(folder: Path, tmp_path: Path) -> None:
     (port,) = free_ports(1)
-    execute(folder, tmp_path / "run", placement={**RECIPE["placement"], "metrics_port": port})
+    # A name of its own: other runs of this process count in the same registry.
+    execute(folder, tmp_path / "watched", placement={**RECIPE["placement"], "metrics_port": port})
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
         shown = dict(line.rsplit(" ", 1) for line in answer.read().decode().splitlines() if not line.startswith("#"))
-    steps = [line for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if line["kind"] == "train"]
-    of_run = {re.sub(r',run="run"|run="run",|\{run="run"\}', "", name): float(value) for name, value in shown.items()}
+    steps = [line for line in read_metrics(tmp_path / "watched" / "metrics.jsonl") if line["kind"] == "train"]
+    of_run = {
+        re.sub(r',run="watched"|run="watched",|\{run="watched"\}', "", name): float(value)
+        for name, value in shown.items()
+    }
     assert of_run["stillhouse_step"] == of_run["stillhouse_steps"] == 6
     assert of_run['stillhouse_loss_nats{term="soft"}'] == pytest.approx(steps[-1]["soft"])
     assert of_run["stillhouse_gradient_norm"] == pytest.approx(
@@ -247,7 +251,7 @@ def test_prometheus_sees_what_the_metrics_file_says(folder: Path, tmp_path: Path
     assert of_run["stillhouse_node_workers"] == of_run["stillhouse_workers"] == 1
     assert of_run["stillhouse_last_checkpoint_timestamp_seconds"] >= of_run["stillhouse_last_step_timestamp_seconds"]
     assert of_run["stillhouse_run_start_timestamp_seconds"] > 1e9
-    (newest,) = Run(tmp_path / "run").checkpoints()[-1:]
+    (newest,) = Run(tmp_path / "watched").checkpoints()[-1:]
     assert of_run["stillhouse_checkpoint_bytes"] == sum(file.stat().st_size for file in newest.path.iterdir())
     assert of_run['stillhouse_restarts_total{cause="death"}'] == 0
     assert "stillhouse_loss_scale" not in of_run, "there is none outside fp16"
