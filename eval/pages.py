@@ -36,9 +36,10 @@ class Page:
 
     def markdown(self) -> str:
         """GitHub-flavoured Markdown; pictures lie in ``plots/`` beside it."""
-        return self._render(
+        text = self._render(
             "report.md", {plot.name: f"![{plot.title}]({PLOTS}/{plot.name}.svg)" for plot in self.plots}
         )
+        return re.sub(r"\n{3,}", "\n\n", text)
 
     def link(self, source: str | None) -> str:
         """Where a reader finds what an artifact says of itself: its manifest, or its line on this page."""

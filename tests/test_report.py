@@ -1,5 +1,6 @@
 """The report: real artifacts in a folder as the pipeline leaves it, the real stage, and what a reader then sees."""
 
+import itertools
 import json
 import math
 import re
@@ -497,6 +498,10 @@ def test_markdown_tables_are_whole(small: Path) -> None:
         # An escaped bar belongs to a cell, here to an error message.
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table}) == 1, table[0]
         assert re.fullmatch(r"\|( :-- \|| --: \|)+", table[1])
+    text = (small / "report.md").read_text()
+    assert "\n\n\n" not in text
+    for before, line in itertools.pairwise(lines):
+        assert not line.startswith("#") or before == "", f"{line} stands alone"
 
 
 def test_pictures_are_beside_the_markdown(small: Path) -> None:
