@@ -15,7 +15,7 @@ from eval.results import Results
 
 Report: TypeAlias = Mapping[str, Any]
 
-PROXY = "proxy: this host, no phone"
+PROXY = "proxy, no phone"
 _WAYS = {"browser": "in a browser", "adb": "over adb", "proxy": PROXY}
 
 
@@ -85,31 +85,38 @@ def table(report: Report) -> Table:
     if rows:
         rows += [_paper_row(report["phones"]["paper"]["phone"], row) for row in report["phones"]["paper"]["rows"]]
     columns = (
-        "On", "Model", "Runtime", "Threads", "Tokens", "p50 ms", "×", "% less time", "tokenise ms", "Size", "Memory",
+        "On", "Model", "p50 ms", "×", "% less time", "Threads", "Tokens", "Runtime", "Size", "Memory", "tokenise ms",
         "Parameters", "p90 ms", "p99 ms", "first ms", "load s",
     )  # fmt: skip
     return Table(columns, tuple(rows), frozenset({"On", "Model", "Runtime"}), tuple(findings), _notes(report))
 
 
 def _row(benchmark: Mapping[str, Any], row: Mapping[str, Any]) -> Row:
-    runtime = row["runtime"]
-    if row["format"] is not None:
-        runtime = f"{runtime}, {TITLES.get(row['format'], row['format'])}"
-    student = row["model"] == STUDENT
     texts = (
-        runtime, f"{row['threads']}", f"{row['length']}", amount(row["p50_ms"], ".1f"), *_gain(row, student),
-        amount((row["tokenise"] or {}).get("p50_ms"), ".1f", absent=NOTHING), megabytes(row["bytes"]),
-        amount(row["peak_memory_bytes"], ".0f", " MB", 1e-6, NOTHING), millions(row["parameters"]),
+        amount(row["p50_ms"], ".1f"), *_gain(row, row["model"] == STUDENT), f"{row['threads']}", f"{row['length']}",
+        _runtime(benchmark, row), megabytes(row["bytes"]),
+        amount(row["peak_memory_bytes"], ".0f", " MB", 1e-6, NOTHING),
+        amount((row["tokenise"] or {}).get("p50_ms"), ".1f", absent=NOTHING), millions(row["parameters"]),
         amount(row["p90_ms"], ".1f"), amount(row["p99_ms"], ".1f"), amount(row["first_ms"], ".1f", absent=NOTHING),
         amount(row["load_seconds"], ".2f", absent=NOTHING),
     )  # fmt: skip
-    where = Cell(_where(benchmark), benchmark["name"], f"mobile/{benchmark['name']}")
+    name, source = benchmark["name"], f"mobile/{benchmark['name']}"
+    where = Cell(PROXY, name, source) if benchmark["proxy"] else Cell(name, _where(benchmark), source)
     model = Cell(row["title"] or row["model"], "random weights" if row["weights"] == "random" else "")
     return Row((where, model, *cells(texts)))
 
 
+def _runtime(benchmark: Mapping[str, Any], row: Mapping[str, Any]) -> str:
+    """With the form of the export, where the runtime on the device does not tell it."""
+    form = TITLES.get(row["format"], row["format"]) if benchmark["way"] == "adb" else None
+    return ", ".join(filter(None, (row["runtime"], form)))
+
+
 def _where(benchmark: Mapping[str, Any]) -> str:
-    return PROXY if benchmark["proxy"] else f"{benchmark['title']}, {_WAYS[benchmark['way']]}"
+    if benchmark["proxy"]:
+        return PROXY
+    still = benchmark["device"].get("mobile") is False
+    return f"{benchmark['title']}, {_WAYS[benchmark['way']]}{' that is no phone' if still else ''}"
 
 
 def _gain(row: Mapping[str, Any], student: bool) -> tuple[str, str]:
@@ -122,7 +129,7 @@ def _gain(row: Mapping[str, Any], student: bool) -> tuple[str, str]:
 def _paper_row(phone: str, row: Mapping[str, Any]) -> Row:
     gain = _gain(row, row["ratio_to_teacher"] is not None)
     size = amount(row["bytes"], ".1f", " MB", 1e-6, NOTHING)
-    texts = (NOTHING, NOTHING, NOTHING, amount(row["p50_ms"], ".0f"), *gain, NOTHING, size, *(NOTHING,) * 6)
+    texts = (amount(row["p50_ms"], ".0f"), *gain, NOTHING, NOTHING, NOTHING, size, *(NOTHING,) * 7)
     return Row((Cell(f"{phone} (paper)"), Cell(row["model"]), *cells(texts)), "paper")
 
 

@@ -76,7 +76,7 @@ def _phones(report: Report) -> list[str]:
     for waiting in report["phones"]["waiting"]:
         parts += ["", f"{waiting['name']} waits for a phone until {waiting['until']} (UTC): {waiting['link']}"]
     if table.rows:
-        parts += _section("On a phone", table.only("On", "Model", "Threads", "Tokens", "p50 ms", "×", "% less time"))
+        parts += _section("On a phone", table.only("On", "Model", "p50 ms", "×", "% less time", "Threads", "Tokens"))
         parts += [line for finding in table.findings for line in _wrapped(finding, indent="  ")]
     return parts
 

@@ -30,12 +30,15 @@ def test_gains_are_told_both_ways_beside_the_paper_s_phone(whole):
     found = table(compare(collect(whole)))
     told = found.only("On", "Model", "p50 ms", "×", "% less time", "Size")
     rows = [[cell.text for cell in row.cells] for row in told.rows]
-    browser = "Linux; Android 14; Pixel 7, in a browser"
     assert rows[:4] == [
-        [browser, "student", "640.0", "2.00×", "50 %", "17.4 MB"],
-        [browser, "teacher", "1280.0", "–", "–", "22.7 MB"],
-        ["Google Pixel 7, GS201, Android 14, over adb", "student", "130.0", "3.49×", "71 %", "17.4 MB"],
-        ["Google Pixel 7, GS201, Android 14, over adb", "teacher", "454.0", "–", "–", "22.7 MB"],
+        ["in-the-hand", "student", "640.0", "2.00×", "50 %", "17.4 MB"],
+        ["in-the-hand", "teacher", "1280.0", "–", "–", "22.7 MB"],
+        ["on-a-cable", "student", "130.0", "3.49×", "71 %", "17.4 MB"],
+        ["on-a-cable", "teacher", "454.0", "–", "–", "22.7 MB"],
+    ]
+    assert [row.cells[0].detail for row in found.rows[:4:2]] == [
+        "Linux; Android 14; Pixel 7, in a browser",
+        "Google Pixel 7, GS201, Android 14, over adb",
     ]
     assert rows[-2:] == [
         ["iPhone 7 Plus (paper)", "BERT-base", "1118", "–", "–", "–"],
@@ -47,10 +50,18 @@ def test_gains_are_told_both_ways_beside_the_paper_s_phone(whole):
 
 def test_a_proxy_is_called_one_in_its_rows_its_finding_and_a_note(whole):
     found = table(compare(collect(whole)))
-    assert [row.cells[0].text for row in found.rows[4:6]] == ["proxy: this host, no phone"] * 2
-    finding = next(line for line in found.findings if line.startswith("this-host (proxy: this host, no phone)"))
+    assert [row.cells[0].text for row in found.rows[4:6]] == ["proxy, no phone"] * 2
+    finding = next(line for line in found.findings if line.startswith("this-host (proxy, no phone)"))
     assert "122.0 ms on 1 thread, 1.97× as fast as the teacher in the same runtime: 49 % less time" in finding
     assert "A proxy is no phone: AMD EPYC, its processes held to 1,024 MB" in found.notes[-1]
+
+
+def test_a_browser_that_is_no_phone_is_not_called_one(tmp_path):
+    desk = PHONES["in-the-hand"] | {"device": {"user_agent": "Mozilla/5.0 (X11; Linux)", "mobile": False}}
+    with artifact.create(tmp_path / "mobile" / "desk", kind="benchmark", inputs={}, recipe={}) as draft:
+        artifact.write_json(draft.path / "mobile.json", phone(**desk))
+    found = table(compare(collect(tmp_path)))
+    assert found.rows[0].cells[0].detail == "X11; Linux, in a browser that is no phone"
 
 
 def test_what_did_not_run_and_what_proves_nothing_is_said(whole):
