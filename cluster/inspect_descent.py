@@ -90,6 +90,8 @@ def headline(found: Artifact) -> str:
     if found.kind == "finetune":
         return f"{facts['task']}: {facts['metric']} {facts['score']:.1f}"
     if found.kind == "export":
+        if "parameters" not in facts:  # a page, which holds several models and is none
+            return f"{facts['format']}, {size(found.bytes)}"
         return f"{facts['format']} model, {size(facts['bytes'])}, {count(facts['parameters'])} parameters"
     if found.kind == "report":
         return str(facts["sentence"])

@@ -69,8 +69,9 @@ def _facts(found: Artifact) -> Section:
     known = {key: value for key, value in found.facts.items() if key not in ("vocabulary", "source", "lineage")}
     if isinstance(found.facts.get("source"), str) and found.kind == "teacher":
         known["source"] = found.facts["source"]
-    config = json.loads((found.path / "config.json").read_text(encoding="utf-8"))
-    known["config"] = {key: config[key] for key in _CONFIG if key in config}
+    if "config.json" in found.files:
+        config = json.loads((found.path / "config.json").read_text(encoding="utf-8"))
+        known["config"] = {key: config[key] for key in _CONFIG if key in config}
     return Section("MODEL", [Pairs(flat(known))])
 
 

@@ -72,8 +72,10 @@ def _labels(labels: Mapping[str, Counter[str]]) -> list[Block]:
 
 
 def benchmark(found: Artifact, num_samples: int) -> Findings:
-    """Times by model, form and place, and the machine or phone they hold for."""
+    """Times by model, runtime and length, and the machine or phone they hold for; other measurements as they are."""
     facts = found.facts
+    if "rows" not in facts:  # of scores or of layers
+        return Findings("", "", "", [], [Section("MEASURED", [Pairs(flat(facts))])])
     rows = [_timed(row) for row in facts["rows"]]
     head = ("model", "runtime", "tokens", "threads", "p50 ms", "p90 ms", "p99 ms", "size", "speed")
     blocks: list[Block] = [Table(head, rows, texts=2)] if rows else []

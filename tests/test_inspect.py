@@ -345,6 +345,18 @@ def test_a_benchmark_of_a_phone_says_which_and_what_it_could_not_do(tmp_path: Pa
     assert "GS201" in _page(found["on-a-cable"])
 
 
+def test_a_page_and_scores_are_seen_though_they_are_no_model_and_no_times(tmp_path: Path) -> None:
+    with artifact.create(tmp_path / "page", kind="export", inputs={}, recipe={}) as draft:
+        (draft.path / "index.html").write_bytes(b"x" * 2000)
+        draft.facts.update(format="page", version="v1", models=[{"role": "student", "title": "Small"}])
+    with artifact.create(tmp_path / "scores", kind="benchmark", inputs={}, recipe={}) as draft:
+        draft.facts.update(task="rte", score=61.5)
+    page, scores = _look(tmp_path / "page"), _look(tmp_path / "scores")
+    assert page.headline == "page, 2 kB"
+    assert "Small" in _page(page)
+    assert "61.5" in _page(scores)
+
+
 def test_a_folder_without_anything_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InspectError, match="neither an artifact nor a run"):
         _look(tmp_path)
