@@ -5,9 +5,13 @@ where a file is for one length only, rows are padded to it and the answer is cut
 a time, a batch is run row by row.
 """
 
+import contextlib
 import importlib
 import importlib.metadata
-from collections.abc import Callable, Mapping
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -60,8 +64,34 @@ def prepare(exported: Exported) -> None:
         raise StageError(f"{exported.format} runs on a Mac, iPhone or iPad only: open it there with Xcode")
     distribution, extra = NEEDS[exported.runtime]
     require(distribution, extra)
-    for module in MODULES[exported.runtime]:
-        importlib.import_module(module)
+    with _quiet():
+        for module in MODULES[exported.runtime]:
+            importlib.import_module(module)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep warnings back that libraries log while they are imported: torchao, which ExecuTorch brings, has several."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+@contextlib.contextmanager
+def _unheard() -> Iterator[None]:
+    """Keep back what C++ writes to stderr and no setting stops: ExecuTorch's notes on processor and threads."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nothing:
+            os.dup2(nothing.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def described(exported: Exported) -> str:
@@ -107,7 +137,8 @@ def _executorch(path: Path, exported: Exported, threads: int) -> Call:
     from executorch.extension.pybindings import portable_lib
 
     # Of the whole process: ExecuTorch has one pool of threads.
-    portable_lib._unsafe_reset_threadpool(threads)
+    with _unheard():
+        portable_lib._unsafe_reset_threadpool(threads)
     module = portable_lib._load_for_executorch(str(path))
 
     def call(feed: Feed) -> Outputs:

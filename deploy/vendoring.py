@@ -80,7 +80,10 @@ def check(folder: Path) -> dict[str, str]:
     Raises:
         StageError: it is not a vendored folder, is of other versions, or was changed.
     """
-    again = f"delete it and run python -m deploy.vendoring --out {folder}"
+    fetch = f"run python -m deploy.vendoring --out {folder}"
+    if not folder.exists():
+        raise stage.StageError(f"the libraries of the page are not at {folder}: {fetch}")
+    again = f"delete it and {fetch}"
     if not (folder / LIBRARIES).is_file():
         raise stage.StageError(f"{folder} has no {LIBRARIES}, so it holds no libraries of the page: {again}")
     said = json.loads((folder / LIBRARIES).read_text(encoding="utf-8"))

@@ -151,6 +151,11 @@ def finish(out: Path, described: Mapping[str, Any]) -> str:
     return version
 
 
+def _libraries(folder: Path) -> str:
+    vendoring.check(folder)
+    return artifact.folder_identity(folder)
+
+
 STAGE = stage.Stage(
     run=run,
     recipe=WebPage,
@@ -160,6 +165,8 @@ STAGE = stage.Stage(
         "libraries": stage.Role((stage.FOLDER,)),
     },
     produces="export",
+    # Says how to come by them where they are not there.
+    identify={"libraries": _libraries},
 )
 
 if __name__ == "__main__":

@@ -2,6 +2,9 @@
 
 import importlib.metadata
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import exports
 import headed
@@ -164,6 +167,17 @@ def test_a_browser_finds_the_model_and_a_whole_tokenizer(tmp_path):
     assert predict.load(made.path)("What?", passage) == predict.load(int8)("What?", passage)
     with pytest.raises(stage.StageError, match="give an export made by deploy"):
         exports.make("deploy.browser_layout", tmp_path / "again", {"export": made.path})
+
+
+@EXECUTORCH
+@pytest.mark.long
+def test_executorch_answers_without_notes_of_its_libraries(tmp_path):
+    model = headed.model_folder(tmp_path / "model", "distilbert", "classification")
+    made = exports.make("deploy.executorch_export", tmp_path / "out", {"model": model}, tolerance=exports.LOOSE)
+    command = [sys.executable, "-m", "deploy.predict", str(made.path), "a text"]
+    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True)
+    assert done.stdout
+    assert done.stderr == ""
 
 
 @pytest.mark.parametrize(

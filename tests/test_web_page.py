@@ -109,6 +109,8 @@ def test_libraries_that_were_changed_are_refused(libraries, tmp_path):
     export = an_export(tmp_path / "student")
     with pytest.raises(StageError, match=r"holds no libraries of the page: .* python -m deploy\.vendoring --out"):
         phones.page(tmp_path, {"student": export}, tmp_path / "student")
+    with pytest.raises(StageError, match=r"are not at .*nowhere: run python -m deploy\.vendoring --out"):
+        phones.page(tmp_path, {"student": export}, tmp_path / "nowhere")
     changed = tmp_path / "changed"
     shutil.copytree(libraries, changed)
     (changed / "tokenizers.min.mjs").write_text("other")
