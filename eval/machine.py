@@ -141,7 +141,7 @@ class Conditions:
 
 
 def _took(share: float, where: str, most: float) -> str:
-    return f"other processes took {share:.0%} of {where}: at most {most:.0%} is quiet"
+    return f"other processes took {share:.1%} of {where}: at most {most:.0%} is quiet"
 
 
 @dataclass(frozen=True)

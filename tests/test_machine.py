@@ -50,8 +50,8 @@ def test_instructions_are_read_from_the_processors_own_list(tmp_path: Path) -> N
     [
         ({}, None),
         ({"load_average": (3.0, 3.0)}, None),  # looks back a minute, at what had ended
-        ({"others_share_of_pinned_cores": 0.06}, "other processes took 6% of the pinned cores"),
-        ({"others_share_of_machine": 0.12}, "other processes took 12% of the machine"),
+        ({"others_share_of_pinned_cores": 0.06}, "other processes took 6.0% of the pinned cores"),
+        ({"others_share_of_machine": 0.12}, "other processes took 12.0% of the machine"),
         ({"others_share_of_pinned_cores": None}, None),
         ({"throttled_seconds": 0.25}, "CPU limit held it back for 0.25 s"),
         ({"others_share_of_machine": None}, None),
