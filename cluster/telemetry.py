@@ -223,16 +223,16 @@ def linger() -> None:
 def serving(port: int | None) -> Iterator[None]:
     """Serve all metrics of this process on ``/metrics`` inside the block; with no port, nothing.
 
-    Raises:
-        ValueError: the port cannot be had.
+    A port that is taken is warned of and ends no work: two jobs of one recipe may meet on a node.
     """
-    if port is None:
+    try:
+        server, thread = (None, None) if port is None else start_http_server(port, registry=REGISTRY)
+    except OSError as error:
+        say(f"warning: placement.metrics_port {port}: {error.strerror}: this process serves no metrics")
+        server, thread = None, None
+    if server is None or thread is None:
         yield
         return
-    try:
-        server, thread = start_http_server(port, registry=REGISTRY)
-    except OSError as error:
-        raise ValueError(f"placement.metrics_port {port}: {error.strerror}: choose another, or leave it out") from None
     _scrapes.clear()
     try:
         yield

@@ -83,6 +83,19 @@ def test_a_last_line_cut_by_a_crash_is_dropped(tmp_path: Path) -> None:
     assert [json.loads(line)["step"] for line in path.read_text(encoding="utf-8").splitlines()] == [1, 2]
 
 
+def test_a_port_that_is_taken_ends_no_work(caplog: pytest.LogCaptureFixture) -> None:
+    (port,) = free_ports(1)
+    caplog.set_level("INFO", logger="stillhouse")
+    with telemetry.serving(port):
+        done = []
+        with telemetry.serving(port):
+            done.append("the other's work")
+        assert done
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
+            assert b"stillhouse_" in answer.read(), "the first one still answers"
+    assert f"placement.metrics_port {port}: Address already in use: this process serves no metrics" in caplog.text
+
+
 def test_a_broken_line_in_the_middle_is_refused_by_number(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n{"st\n{"step": 3}\n', encoding="utf-8")
