@@ -213,6 +213,7 @@ def kill_a_worker_at(run: Run, step: int, killed: list[int]) -> None:
     workers[1].kill()
 
 
+@pytest.mark.long
 def test_what_the_user_must_mend_is_one_line_and_not_tried_again(folder: Path, tmp_path: Path, embedded: None) -> None:
     asked, training = call(folder, tmp_path / "run", student={"layers": [0, 9]})
     with pytest.raises(LaunchError, match=r"student.layers \[0, 9\] does not fit a teacher of 4 layers"):
@@ -232,6 +233,7 @@ def head(tmp_path: Path) -> Iterator[dict[str, str]]:
         yield cluster.environment
 
 
+@pytest.mark.long
 def test_a_pipeline_submitted_to_a_cluster(head: dict[str, str], tmp_path: Path) -> None:
     pipeline = pipelines.write(tmp_path / "pipeline.toml", pipelines.values(tmp_path))
     ray = str(Path(sys.executable).with_name("ray"))
