@@ -19,6 +19,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePath
 from typing import Any, Self, TypeVar
+from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import REGISTRY, Counter, Gauge, Histogram, Info, disable_created_metrics, start_http_server
 from prometheus_client.core import Metric
@@ -225,14 +226,11 @@ def serving(port: int | None) -> Iterator[None]:
 
     A port that is taken is warned of and ends no work: two jobs of one recipe may meet on a node.
     """
-    try:
-        server, thread = (None, None) if port is None else start_http_server(port, registry=REGISTRY)
-    except OSError as error:
-        say(f"warning: placement.metrics_port {port}: {error.strerror}: this process serves no metrics")
-        server, thread = None, None
-    if server is None or thread is None:
+    started = None if port is None else _started(port)
+    if started is None:
         yield
         return
+    server, thread = started
     _scrapes.clear()
     try:
         yield
@@ -244,6 +242,14 @@ def serving(port: int | None) -> Iterator[None]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def _started(port: int) -> tuple[WSGIServer, threading.Thread] | None:
+    try:
+        return start_http_server(port, registry=REGISTRY)
+    except OSError as error:
+        say(f"warning: placement.metrics_port {port}: {error.strerror}: this process serves no metrics")
+        return None
 
 
 def training_note(line: Mapping[str, Any]) -> dict[str, str]:

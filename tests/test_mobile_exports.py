@@ -24,6 +24,14 @@ OPENVINO = exports.needs("openvino", "nncf")
 EXECUTORCH = exports.needs("executorch", "torchao")
 LITERT = exports.needs("ai-edge-litert", "litert-torch", "ai-edge-quantizer")
 COREML = exports.needs("coremltools")
+ROUNDED_AND_NOT = pytest.mark.parametrize(
+    ("family", "head", "precision"),
+    [
+        ("distilbert", "masked-words", "int8"),
+        ("bert", "question-answering", "fp32"),
+        ("roberta", "classification", "int8"),
+    ],
+)
 
 
 @pytest.fixture(autouse=True)
@@ -88,14 +96,7 @@ def test_openvino_calibrates_on_corpus_rows(tmp_path, family):
 
 @EXECUTORCH
 @pytest.mark.long
-@pytest.mark.parametrize(
-    ("family", "head", "precision"),
-    [
-        ("distilbert", "masked-words", "int8"),
-        ("bert", "question-answering", "fp32"),
-        ("roberta", "classification", "int8"),
-    ],
-)
+@ROUNDED_AND_NOT
 def test_executorch_is_one_file_for_any_length(tmp_path, family, head, precision):
     model = headed.model_folder(tmp_path / "model", family, head)
     values = {"precision": precision, "probe": exports.PROBE, "tolerance": LOOSE}
@@ -106,14 +107,7 @@ def test_executorch_is_one_file_for_any_length(tmp_path, family, head, precision
 
 @LITERT
 @pytest.mark.long
-@pytest.mark.parametrize(
-    ("family", "head", "precision"),
-    [
-        ("distilbert", "masked-words", "int8"),
-        ("bert", "question-answering", "fp32"),
-        ("roberta", "classification", "int8"),
-    ],
-)
+@ROUNDED_AND_NOT
 def test_litert_has_a_file_for_each_length(tmp_path, family, head, precision):
     model = headed.model_folder(tmp_path / "model", family, head)
     values = {"precision": precision, "lengths": [16, 24], "probe": exports.PROBE, "tolerance": LOOSE}
