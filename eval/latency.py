@@ -33,7 +33,6 @@ fp32 to this one, in the same turns, 2 means twice as fast: of the seconds over 
 
 import contextlib
 import logging
-import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -105,7 +104,7 @@ class Times:
 
 def counts(recipe: Latency) -> list[int]:
     """Numbers of threads, each once."""
-    everything = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    everything = machine.usable_cores()
     return list(dict.fromkeys(everything if count == "all" else count for count in recipe.threads))
 
 

@@ -65,6 +65,11 @@ def load_average() -> float:
     return round(os.getloadavg()[0], 2)
 
 
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 @contextlib.contextmanager
 def pinned(threads: int) -> Iterator[list[int] | None]:
     """Hold the calling thread, and those it starts, to ``threads`` cores; yields them, None where no system call can.
@@ -76,9 +81,9 @@ def pinned(threads: int) -> Iterator[list[int] | None]:
         yield None
         return
     allowed = os.sched_getaffinity(0)
-    if threads > len(allowed):
+    if threads > usable_cores():
         raise StageError(
-            f"threads = {threads}, but this process may use {len(allowed)} cores: set threads to that or less"
+            f"threads = {threads}, but this process may use {usable_cores()} cores: set threads to that or less"
         )
     # The last ones: interrupts and other people's programs tend to sit on the first.
     cores = sorted(allowed)[-threads:]

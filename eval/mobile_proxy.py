@@ -40,15 +40,19 @@ def measure(models: Sequence[Model], asked: Asked) -> dict[str, Any]:
     """Facts of a benchmark: rows, what did not fit, the host, and how quiet it was.
 
     Raises:
-        StageError: a model does not run at all, or fewer cores than threads.
+        StageError: a model does not run at all, or not one of ``asked.threads`` has cores enough.
     """
     rows: list[Row] = []
     problems: list[dict[str, Any]] = []
-    conditions = []
+    conditions, cores = [], machine.usable_cores()
     turns = [(length, count) for length in asked.lengths for count in asked.threads]
     for length, count in telemetry.progress(turns, "proxy", len(turns), "settings"):
-        with machine.pinned(count) as cores:
-            watch = machine.Watch(count, cores)
+        # As a phone does: what it has no cores for is told. One that has none for anything refuses below.
+        if count > max(cores, min(asked.threads)):
+            problems.append({"length": length, "threads": count, "error": f"only {cores} cores may be used here"})
+            continue
+        with machine.pinned(count) as held:
+            watch = machine.Watch(count, held)
             found, refused = _turns(models, asked, length, count)
             conditions.append(watch.conditions())
         rows += found

@@ -7,7 +7,7 @@
 Models are those given, those the recipe names, and those that a pipeline has left below ``--out`` (``teacher/``,
 ``students/<name>/``). What comes of them lies there too::
 
-    datasets/ finetune/<model>/<task>/ exports/<model>/<format>/ latency/ baselines/
+    datasets/ finetune/<model>/<task>/ exports/<model>/<format>/ latency/ baselines/ pages/<name>/ mobile/<name>/
     suite.json      which models there are, and which of them are compared how
     jobs.json       how every job ended
     report/         and the model cards of the students, filled from it
@@ -33,7 +33,7 @@ LEDGER = "queue"
 SUITE, JOBS, REPORT = "suite.json", "jobs.json", "report"
 FEW = 5
 """Failed jobs that an error names."""
-PLACES = ("datasets", "finetune", "exports", "latency", "baselines", REPORT)
+PLACES = ("datasets", "finetune", "exports", "latency", "baselines", "pages", "mobile", REPORT)
 """The folders below ``--out`` that are made here, and after which the jobs are named."""
 
 

@@ -93,19 +93,35 @@ class Plan:
         exports = self.suite.exports
         if exports is None:
             return []
-        found: list[Job] = []
+        made: dict[tuple[str, str, Format], Job] = {}
         inputs: dict[str, Path] = {}
         for model in exports.models:
             for task in exports.tasks:
-                made = {name: self._export(exports, model, task, name) for name in self.suite.exported()}
-                found += made.values()
+                made |= {
+                    (model, task, name): self._export(exports, model, task, name) for name in self.suite.exported()
+                }
                 # One alone has its role's own name, as on the command line.
                 inputs[model if len(exports.tasks) == 1 else f"{model}-{task}"] = self._tuned(model, task)
-                inputs |= {f"export-{model}-{task}-{name}": made[name].out for name in exports.formats}
+                inputs |= {f"export-{model}-{task}-{name}": made[model, task, name].out for name in exports.formats}
         inputs |= self._texts(exports.tasks) | self._architectures(exports.latency)
-        names = [job.name for job in found]
+        names = [job.name for job in made.values()]
         timed = self._job("latency", "eval.latency", exports.latency, inputs, after=names)
-        return [*found, replace(timed, alone=True)]
+        return [*made.values(), replace(timed, alone=True), *self._phones(exports, made)]
+
+    def _phones(self, exports: Exports, made: Mapping[tuple[str, str, Format], Job]) -> Iterator[Job]:
+        """What is measured on phones; a page is made before its phone is asked for."""
+        for name, phone in exports.mobile.items():
+            given = {model: made[model, exports.on_phone(phone), phone.format] for model in exports.models}
+            inputs, after = {model: job.out for model, job in given.items()}, [job.name for job in given.values()]
+            if phone.libraries is not None:
+                inputs["libraries"] = Path(phone.libraries).absolute()
+                page = self._job(f"pages/{name}", "deploy.web_page", phone.page, inputs, after=after)
+                yield page
+                inputs, after = {"page": page.out}, [page.name]
+            if phone.binary is not None:
+                inputs["binary"] = Path(phone.binary).absolute()
+            job = self._job(f"mobile/{name}", "eval.mobile", phone.values, inputs, after=after)
+            yield replace(job, alone=phone.way == "proxy")
 
     def _export(self, exports: Exports, model: str, task: str, name: Format) -> Job:
         """One export; those of the first task are called after their format alone."""

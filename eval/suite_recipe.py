@@ -24,6 +24,41 @@ TABLE_3 = {
 """Values of ``eval.latency`` for the paper's table 3."""
 
 
+class Phone(Recipe):
+    """A measurement of exports on a phone, or in a stand-in for one."""
+
+    format: Format = "int8"
+    """Of the models' exports."""
+    task: str | None = None
+    """Of the exports' tasks, ``squad`` where it is among them, else the first."""
+    measure: dict[str, Any] = Field(default_factory=dict)
+    """Values of ``eval.mobile``; without ``way``, a stand-in on this host."""
+    binary: str | None = None
+    """Folder of the programs that an Android phone runs, for ``way.kind = "adb"``."""
+    libraries: str | None = None
+    """Folder that ``make browser`` fills, for ``way.kind = "browser"``."""
+    page: dict[str, Any] = Field(default_factory=dict)
+    """Values of ``deploy.web_page``, for the same."""
+
+    @property
+    def values(self) -> dict[str, Any]:
+        return recipe.merge({"way": {"kind": "proxy"}}, self.measure)
+
+    @property
+    def way(self) -> str:
+        return str(self.values["way"]["kind"])
+
+    @model_validator(mode="after")
+    def _says_what_it_needs(self) -> Self:
+        for way, name, given in (("adb", "binary", self.binary), ("browser", "libraries", self.libraries)):
+            if (self.way == way) != (given is not None):
+                need = f"needs {name}: name its folder" if given is None else f"has no use for {name}: leave it out"
+                raise ValueError(f'way.kind = "{self.way}" {need}')
+        if self.page and self.way != "browser":
+            raise ValueError(f'way.kind = "{self.way}" has no use for page: leave it out')
+        return self
+
+
 class Exports(Recipe):
     """Which fine-tuned models are exported, to what, and timed."""
 
@@ -40,10 +75,16 @@ class Exports(Recipe):
     """Examples of the task's development set that every export is scored on beside its model, and refused where it
     falls too far; without it none is scored."""
     latency: dict[str, Any] = Field(default_factory=dict)
+    mobile: dict[str, Phone] = Field(default_factory=dict)
+    """What is measured on phones, by the name it has in the report."""
 
     @property
     def tasks(self) -> tuple[str, ...]:
         return (self.task,) if isinstance(self.task, str) else self.task
+
+    def on_phone(self, phone: Phone) -> str:
+        """Task of the exports that a phone runs."""
+        return phone.task or (QUESTIONS if QUESTIONS in self.tasks else self.tasks[0])
 
     def making(self, name: Format) -> dict[str, Any]:
         """Values of the stage that makes a format."""
@@ -180,6 +221,9 @@ class Suite(Recipe):
                 raise ValueError(f"{where} names {unknown[0]}, which is not among tasks: {', '.join(self.tasks)}")
         if self.baselines is not None and PAIRS not in self.tasks:
             raise ValueError(f"baselines are timed on the pairs of {PAIRS}: put {PAIRS} = {{}} among the tasks")
+        for name, phone in (self.exports.mobile if self.exports else {}).items():
+            if self.exports and phone.task not in (None, *self.exports.tasks):
+                raise ValueError(f"exports.mobile.{name} has the task {phone.task}, which is not among exports.task")
         if self.exports and (odd := [name for name in self.exports.values if name not in self.exported()]):
             raise ValueError(f"exports.values is about {odd[0]}, which is not among exports.formats: add it there")
         if self.exports and not {*self.exports.models} <= {TEACHER, STUDENT}:
@@ -231,6 +275,11 @@ class Suite(Recipe):
         self._check_folders()
         if self.exports:
             check_toolchains(self.exports.formats, "exports.formats")
+            for name, phone in self.exports.mobile.items():
+                check_toolchains([phone.format], f"exports.mobile.{name}.format")
+                for place in (phone.binary, phone.libraries):
+                    if place is not None and not Path(place).is_dir():
+                        raise StageError(f"exports.mobile.{name}: no folder {place}: correct it")
             if self.exports.tokens is not None and not Path(self.exports.tokens).is_dir():
                 raise StageError(f"exports.tokens: no folder {self.exports.tokens}: correct it, or leave it out")
         asked = [("sweep.reference", self.sweep.reference)] if self.sweep else []
@@ -281,7 +330,9 @@ class Suite(Recipe):
 
     def exported(self) -> list[Format]:
         """Formats in the order they are made in, with those that others are made of."""
-        return [] if self.exports is None else with_sources(self.exports.formats)
+        if self.exports is None:
+            return []
+        return with_sources((*self.exports.formats, *(phone.format for phone in self.exports.mobile.values())))
 
     def swept(self) -> tuple[str, ...]:
         """Tasks of the sweep."""
@@ -305,5 +356,8 @@ class Suite(Recipe):
             for name in self.exported():
                 yield FORMATS[name].module, self.exports.making(name), f"exports.values.{name}"
             yield "eval.latency", self.exports.latency, "exports.latency"
+            for phone_name, phone in self.exports.mobile.items():
+                yield "eval.mobile", phone.values, f"exports.mobile.{phone_name}.measure"
+                yield "deploy.web_page", phone.page, f"exports.mobile.{phone_name}.page"
         if self.baselines is not None:
             yield "eval.latency", self.baselines.values, "baselines.measure"

@@ -271,9 +271,12 @@ def exports(tmp_path_factory) -> dict[str, Path]:
 
 @pytest.mark.long
 def test_a_proxy_is_measured_in_turns_and_called_a_proxy(exports, tmp_path):
-    made = stage.execute(STAGE, recipe("proxy", threads=[1]), exports, tmp_path / "out")
+    made = stage.execute(STAGE, recipe("proxy", threads=[1, 4096]), exports, tmp_path / "out")
     facts = made.facts
-    assert (facts["way"], facts["proxy"], facts["problems"]) == ("proxy", True, [])
+    assert (facts["way"], facts["proxy"]) == ("proxy", True)
+    (problem,) = facts["problems"]
+    assert problem["threads"] == 4096
+    assert re.fullmatch(r"only \d+ cores may be used here", problem["error"])
     assert [(row["model"], row["threads"], row["samples"]) for row in facts["rows"]] == [
         ("student", 1, 2),
         ("teacher", 1, 2),
@@ -285,6 +288,12 @@ def test_a_proxy_is_measured_in_turns_and_called_a_proxy(exports, tmp_path):
         assert min(row["first_ms"], row["load_seconds"]) > 0
     assert facts["fit"] == (facts["unfit"] is None)
     assert facts["device"]["processor"]
+
+
+def test_a_proxy_without_cores_for_any_number_of_threads_is_refused(tmp_path):
+    export = an_export(tmp_path / "export", known("onnxruntime", {"any": "model.onnx"}), 10)
+    with pytest.raises(StageError, match=r"threads = 4096, but this process may use \d+ cores"):
+        stage.execute(STAGE, recipe("proxy", threads=[4096, 8192]), {"student": export}, tmp_path / "out")
 
 
 @pytest.mark.long

@@ -200,6 +200,34 @@ def test_a_toolchain_that_is_missing_is_named_before_anything_starts(
         _plan(data, out, exports={"task": "stsb", "formats": ["litert-fp32"]}).jobs()
 
 
+def test_phones_measure_the_exports_of_answers(data: Path, out: Path) -> None:
+    for name in ("squad", "browser", "programs"):
+        (data / name).mkdir()
+    phones = {
+        "host": {"format": "ort-int8", "measure": {"threads": [1]}},
+        "pocket": {"libraries": str(data / "browser"), "measure": {"way": {"kind": "browser"}}},
+        "cable": {"task": "stsb", "binary": str(data / "programs"), "measure": {"way": {"kind": "adb"}}},
+    }
+    asked = {"task": ["stsb", "squad"], "formats": ["onnx"], "mobile": phones}
+    found = _jobs(_plan(data, out, tasks={"stsb": {}, "squad": {}}, exports=asked))
+    host = found["mobile/host"]
+    assert (host.module, host.alone, host.out) == ("eval.mobile", True, out / "mobile/host")
+    assert host.recipe == {"way": {"kind": "proxy"}, "threads": [1]}
+    assert host.inputs == {role: out / f"exports/{role}/squad-ort-int8" for role in ("teacher", "student")}
+    assert host.after == ("exports/teacher/squad-ort-int8", "exports/student/squad-ort-int8")
+    pocket, page = found["mobile/pocket"], found["pages/pocket"]
+    assert (pocket.inputs, pocket.after, pocket.alone) == ({"page": out / "pages/pocket"}, ("pages/pocket",), False)
+    assert page.after == ("exports/teacher/squad-int8", "exports/student/squad-int8")
+    assert (page.module, page.inputs["libraries"]) == ("deploy.web_page", data / "browser")
+    assert found["mobile/cable"].inputs == {
+        "teacher": out / "exports/teacher/int8",
+        "student": out / "exports/student/int8",
+        "binary": data / "programs",
+    }
+    # Speed on servers is of the formats that were asked for alone.
+    assert not [name for name in found["latency"].inputs if "int8" in name]
+
+
 def test_the_papers_table_is_the_shipped_recipe() -> None:
     assert load(Latency, "baselines") == Latency.of(TABLE_3)
 
@@ -257,6 +285,10 @@ def test_endings_replace_those_of_the_suite_before_and_no_others(tmp_path: Path)
     assert written[-1]["error"] == "it rained"
 
 
+def _phone(**values: Any) -> dict[str, Any]:
+    return {"tasks": {"rte": {}}, "data": "x", "exports": {"task": "rte", "mobile": {"host": values}}}
+
+
 @pytest.mark.parametrize(
     ("change", "line"),
     [
@@ -287,6 +319,10 @@ def test_endings_replace_those_of_the_suite_before_and_no_others(tmp_path: Path)
             {"tasks": {"rte": {}}, "data": "x", "exports": {"task": "rte", "values": {"int8": {"weight_bit": 7}}}},
             r"\[exports.values.int8\]: unknown key weight_bit; did you mean weight_bits",
         ),
+        (_phone(task="rtf"), "exports.mobile.host has the task rtf, which is not among exports.task"),
+        (_phone(binary="x"), 'way.kind = "proxy" has no use for binary: leave it out'),
+        (_phone(measure={"way": {"kind": "browser"}}), 'way.kind = "browser" needs libraries: name its folder'),
+        (_phone(measure={"repeat": 2}), r"\[exports.mobile.host.measure\]: unknown key repeat; did you mean repeats"),
     ],
 )
 def test_suites_that_are_refused(change: dict[str, Any], line: str) -> None:
@@ -306,6 +342,15 @@ def test_suites_that_are_refused(change: dict[str, Any], line: str) -> None:
         ),
         ({"sweep": {"students": ["no-mask"]}}, "sweep.students needs the model no-mask: there is teacher, student"),
         ({"sweep": {"students": []}}, "sweep has no students to compare: name some of models in sweep.students"),
+        (
+            {
+                "exports": {
+                    "task": "rte",
+                    "mobile": {"cable": {"binary": "/nowhere", "measure": {"way": {"kind": "adb"}}}},
+                }
+            },
+            "exports.mobile.cable: no folder /nowhere: correct it",
+        ),
         ({"baselines": {"folders": {"bert": "."}}}, "baselines.folders names bert, which is not measured"),
     ],
 )
