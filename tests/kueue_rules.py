@@ -73,7 +73,7 @@ def _managed(document: Document, known: list[Document]) -> Iterator[str]:
 def _admission(document: Document, known: list[Document]) -> Iterator[str]:
     """Whether the whole of it fits at once into what the queue has when nothing else runs.
 
-    Every set of pods takes the first flavor that has what it asks for, as Kueue does.
+    Every set of pods takes the first flavor whose nodes it may run on and that has what it asks for, as Kueue does.
     """
     name = document["metadata"]["labels"][QUEUE]
     local = one(known, "LocalQueue", name)
@@ -81,18 +81,66 @@ def _admission(document: Document, known: list[Document]) -> Iterator[str]:
         return
     queue = one(known, "ClusterQueue", local["spec"]["clusterQueue"])
     flavors = [flavor for group in queue["spec"]["resourceGroups"] for flavor in group["flavors"]]
+    if {flavor["name"] for flavor in flavors} - _names(known, "ResourceFlavor"):
+        return
+    nodes = [one(known, "ResourceFlavor", flavor["name"]).get("spec", {}) for flavor in flavors]
+    keys = {key for node in nodes for key in node.get("nodeLabels", {})}
     left = [{found["name"]: quantity(found["nominalQuota"]) for found in flavor["resources"]} for flavor in flavors]
     for pod in pods(document):
         asked = {word: amount * pod.replicas for word, amount in pod.requests().items()}
         if uncovered := sorted(asked.keys() - left[0].keys()):
             yield f"{pod.group or pod.role}: the queue does not cover {', '.join(uncovered)}"
             continue
-        fitting = [free for free in left if all(free[word] >= amount for word, amount in asked.items())]
+        allowed = [free for node, free in zip(nodes, left, strict=True) if _may_run(pod.spec, node, keys)]
+        if not allowed:
+            yield f"{pod.group or pod.role}: may not run on the nodes of any flavor of the queue"
+            continue
+        fitting = [free for free in allowed if all(free[word] >= amount for word, amount in asked.items())]
         if not fitting:
             yield f"{pod.group or pod.role}: {_words(asked)} are more than any flavor of the queue has left"
             continue
         for word, amount in asked.items():
             fitting[0][word] -= amount
+
+
+def _may_run(pod: Document, node: Document, keys: set[str]) -> bool:
+    """Whether a flavor's nodes are such as a pod asks for. Of labels, ``keys`` alone count: those of any flavor."""
+    labels = node.get("nodeLabels", {})
+    if any(labels.get(key) != value for key, value in pod.get("nodeSelector", {}).items() if key in keys):
+        return False
+    required = pod.get("affinity", {}).get("nodeAffinity", {}).get("requiredDuringSchedulingIgnoredDuringExecution", {})
+    terms = [
+        [asked for asked in term.get("matchExpressions", []) if asked["key"] in keys]
+        for term in required.get("nodeSelectorTerms", [])
+    ]
+    if terms and not any(all(_holds(asked, labels) for asked in term) for term in terms):
+        return False
+    tolerations = [*pod.get("tolerations", []), *node.get("tolerations", [])]
+    hindering = [taint for taint in node.get("nodeTaints", []) if taint["effect"] in ("NoSchedule", "NoExecute")]
+    return all(any(_tolerates(toleration, taint) for toleration in tolerations) for taint in hindering)
+
+
+def _holds(asked: Document, labels: dict[str, str]) -> bool:
+    there = asked["key"] in labels
+    match asked["operator"]:
+        case "Exists":
+            return there
+        case "DoesNotExist":
+            return not there
+        case "In":
+            return there and labels[asked["key"]] in asked["values"]
+        case "NotIn":
+            return not there or labels[asked["key"]] not in asked["values"]
+    raise AssertionError(f"{asked['operator']}: an operator these rules do not know")
+
+
+def _tolerates(toleration: Document, taint: Document) -> bool:
+    if (
+        toleration.get("key", taint["key"]) != taint["key"]
+        or toleration.get("effect", taint["effect"]) != taint["effect"]
+    ):
+        return False
+    return toleration.get("operator", "Equal") == "Exists" or toleration.get("value", "") == taint.get("value", "")
 
 
 def _words(asked: dict[str, Decimal]) -> str:

@@ -141,6 +141,13 @@ BY_RULES = [
     ("RayJob", "spec.rayClusterSpec.workerGroupSpecs[0].replicas", 9, "not between"),
     ("RayJob", f"{RUN_TRAIN}.containers[0].resources.requests.cpu", "49", "more cpu than its limit"),
     ("RayJob", f"{RUN_TRAIN}.containers[0].resources.requests[example/nic]", "1", "does not cover example/nic"),
+    ("RayJob", f"{RUN_TRAIN}.nodeSelector[nvidia.com/gpu.present]", "no", "train: may not run on the nodes of any"),
+    (
+        "ResourceFlavor",
+        "spec",
+        {"nodeTaints": [{"key": "a", "effect": "NoSchedule"}]},
+        "may not run on the nodes of any",
+    ),
     ("RayCluster", "spec.rayVersion", None, "token authentication needs rayVersion"),
     ("RayCluster", "spec.rayVersion", "2.51.1", "needs Ray 2.52"),
     ("RayCluster", "spec.networkPolicy", {}, "alpha feature gate"),
@@ -198,7 +205,7 @@ BY_RULES = [
 @pytest.mark.parametrize(("kind", "path", "value", "found"), BY_RULES)
 def test_a_planted_error_is_found(kind: str, path: str, value: Any, found: str) -> None:
     # Where runs have the GPUs, or quotas would not matter.
-    documents = overlay("modern" if kind in ("RayJob", "ClusterQueue") else "v100-8")
+    documents = overlay("modern" if kind in ("RayJob", "ClusterQueue", "ResourceFlavor") else "v100-8")
     problems = _problems(changed(documents, kind, _set(path, value)))
     assert [problem for problem in problems if re.search(found, problem)] != [], problems
 
