@@ -13,6 +13,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,9 @@ COLOURS = ("#73bf69", "#f2cc0c", "#5794f2", "#ff780a", "#f2495c", "#b877d9", "#5
 GOOD, BAD = "#73bf69", "#f2495c"
 _COLUMN, _LINE, _GAP, _HEAD = 0.36, 0.22, 0.06, 0.55
 """Inches: a column and a line of Grafana's grid, the gap around a panel, the title of a dashboard."""
-_MOST_BARS, _MOST_NAMES = 9, 6
+_MOST_BARS, _LEGEND_LINES = 9, 4
+_LEGEND_LINE, _LETTER = 0.11, 0.047
+"""Inches: a line of a legend, and a letter of its names."""
 
 
 def draw(source: Source, window: Window, path: Path) -> int:
@@ -71,7 +74,7 @@ def _draw_board(figure: Figure, board: Board, left: float, source: Source, windo
         for panel in row.panels:
             tall = HEIGHT[panel.kind]
             place = (left + across * _COLUMN, top - tall * _LINE, panel.width * _COLUMN, tall * _LINE)
-            empty += not _draw_panel(figure, panel, place, source.ask(panel, window))
+            empty += not draw_panel(figure, panel, place, source.ask(panel, window))
             across, highest = across + panel.width, max(highest, tall)
             if across >= WIDTH:
                 top, across, highest = top - highest * _LINE, 0, 0
@@ -79,7 +82,7 @@ def _draw_board(figure: Figure, board: Board, left: float, source: Source, windo
     return empty
 
 
-def _draw_panel(figure: Figure, panel: Panel, place: tuple[float, float, float, float], lines: list[Line]) -> bool:
+def draw_panel(figure: Figure, panel: Panel, place: tuple[float, float, float, float], lines: list[Line]) -> bool:
     """Draw a panel at ``place`` (left, bottom, width, height; inches); whether it has anything to show."""
     wide, high = figure.get_size_inches()
     left, bottom, width, height = (place[0] + _GAP / 2, place[1] + _GAP / 2, place[2] - _GAP, place[3] - _GAP)
@@ -98,8 +101,8 @@ def _draw_panel(figure: Figure, panel: Panel, place: tuple[float, float, float, 
 
 def _graph(frame: Axes, panel: Panel, lines: list[Line]) -> None:
     width, height = frame.get_xlim()[1], frame.get_ylim()[1]
-    names = lines[:_MOST_NAMES]
-    below = 0.34
+    legend = _legend([line.name for line in lines], width)
+    below = 0.23 + _LEGEND_LINE * (1 + legend[-1].line if legend else 0)
     inside = (0.42 / width, below / height, (width - 0.52) / width, (height - below - 0.28) / height)
     axes: Any = frame.inset_axes(inside, facecolor=FACE)
     if panel.stacked:
@@ -119,20 +122,20 @@ def _graph(frame: Axes, panel: Panel, lines: list[Line]) -> None:
     locator: Any = AutoDateLocator(maxticks=5)  # type: ignore[no-untyped-call]
     axes.xaxis.set_major_locator(locator)
     axes.xaxis.set_major_formatter(ConciseDateFormatter(locator, show_offset=False))  # type: ignore[no-untyped-call]
-    axes.tick_params(colors=FAINT, labelsize=5, length=0, pad=2)
+    axes.tick_params(which="both", colors=FAINT, labelsize=5, length=0, pad=2)
     axes.grid(True, color=GRID, linewidth=0.5)
     axes.set_axisbelow(True)
     for spine in axes.spines.values():
         spine.set_visible(False)
     if panel.bad is not None:
         axes.axhline(panel.bad, color=BAD, linewidth=0.6, linestyle=(0, (4, 3)))
-    _name(frame, [line.name for line in names], len(lines) - len(names))
+    _draw_legend(frame, legend)
 
 
 def _between(low: float, high: float, unit: str) -> float:
     """Between two marks of an axis: a round number in the words that :func:`shown` has for it."""
     bases = {"s": _DURATIONS, "bytes": _BYTES, "Bps": _BYTES}.get(unit, ())
-    size = next((size for size in bases if high >= 2 * size), 1.0)
+    size = next((size for size in bases if high >= size), 1.0)
     rough = max((high - low) / 5 / size, 1e-12)
     power = 10.0 ** math.floor(math.log10(rough))
     return size * next(step * power for step in (1, 2, 5, 10) if step * power >= rough * 0.999)
@@ -151,18 +154,46 @@ def _stack(axes: Any, lines: list[Line]) -> None:
     axes.stackplot(_moments(times), values, colors=colours, alpha=0.75, linewidth=0)
 
 
-def _name(frame: Axes, names: list[str], more: int) -> None:
-    """The legend, below the graph."""
-    across = 0.07
-    width = frame.get_xlim()[1]
-    for number, name in enumerate([*names, f"and {more} more"] if more else names):
-        needed = 0.16 + 0.047 * len(name)
-        if across + needed > width:
-            return
-        if number < len(names):
-            frame.plot([across, across + 0.08], [0.08, 0.08], color=COLOURS[number % len(COLOURS)], linewidth=2)
-        frame.text(across + 0.11, 0.08, name, color=FAINT, fontsize=5, va="center")
+@dataclass(frozen=True)
+class _Key:
+    """A name in a legend, or how many more there are."""
+
+    name: str
+    colour: str | None
+    across: float
+    line: int
+
+
+def _legend(names: Sequence[str], width: float) -> list[_Key]:
+    """Names in the lines that a legend may have on ``width`` inches, and how many more there are."""
+    for kept in range(len(names), 0, -1):
+        more = len(names) - kept
+        words = [(name, COLOURS[number % len(COLOURS)]) for number, name in enumerate(names[:kept])]
+        keys = _placed([*words, *([(f"and {more} more", None)] if more else [])], width)
+        if keys[-1].line < _LEGEND_LINES:
+            return keys
+    return []
+
+
+def _placed(words: Sequence[tuple[str, str | None]], width: float) -> list[_Key]:
+    keys: list[_Key] = []
+    across, line = 0.07, 0
+    for word, colour in words:
+        needed = 0.16 + _LETTER * len(word)
+        if keys and across + needed > width:
+            across, line = 0.07, line + 1
+        keys.append(_Key(word, colour, across, line))
         across += needed
+    return keys
+
+
+def _draw_legend(frame: Axes, keys: Sequence[_Key]) -> None:
+    """Below the graph."""
+    for key in keys:
+        high = 0.08 + _LEGEND_LINE * (keys[-1].line - key.line)
+        if key.colour:
+            frame.plot([key.across, key.across + 0.08], [high, high], color=key.colour, linewidth=2)
+        frame.text(key.across + 0.11, high, key.name, color=FAINT, fontsize=5, va="center")
 
 
 def _stat(frame: Axes, panel: Panel, lines: list[Line]) -> None:
@@ -182,7 +213,9 @@ def _bars(frame: Axes, panel: Panel, lines: list[Line]) -> None:
     width, height = frame.get_xlim()[1], frame.get_ylim()[1]
     lines = sorted((line for line in lines if math.isfinite(line.values[-1])), key=lambda line: line.name)[:_MOST_BARS]
     highest = panel.high or max((line.values[-1] for line in lines), default=0) or 1.0
-    names, room = width * 0.42, height - 0.34
+    longest = max((len(line.name) for line in lines), default=0)
+    names, room = min(0.15 + _LETTER * longest, max(width - 1.1, 0.55 * width)), height - 0.34
+    letters = int((names - 0.1) / _LETTER)
     each = room / max(len(lines), 3)
     for number, line in enumerate(lines):
         middle, value = height - 0.3 - each * (number + 0.5), line.values[-1]
@@ -190,10 +223,17 @@ def _bars(frame: Axes, panel: Panel, lines: list[Line]) -> None:
         colour = BAD if panel.bad is not None and value >= panel.bad else COLOURS[2]
         frame.barh(middle, width - names - 0.55, each * 0.55, left=names, color=GRID)
         frame.barh(middle, long, each * 0.55, left=names, color=colour)
-        frame.text(names - 0.06, middle, line.name, color=FAINT, fontsize=5.2, ha="right", va="center")
+        frame.text(
+            names - 0.06, middle, _shortened(line.name, letters), color=FAINT, fontsize=5.2, ha="right", va="center"
+        )
         text = shown(value, panel.unit, panel.decimals)
         frame.text(width - 0.06, middle, text, color=INK, fontsize=5.5, ha="right", va="center")
     frame.set(xlim=(0, width), ylim=(0, height))
+
+
+def _shortened(name: str, letters: int) -> str:
+    """The end of a name tells it from its neighbours."""
+    return name if len(name) <= letters else "…" + name[len(name) - max(1, letters - 1) :]
 
 
 def _table(frame: Axes, panel: Panel, lines: list[Line]) -> None:
@@ -250,9 +290,10 @@ def _scaled(value: float, base: int, words: Sequence[str]) -> str:
 
 
 def _duration(seconds: float) -> str:
-    for size, word in ((86400, "days"), (3600, "hours"), (60, "min"), (1, "s")):
+    for size, word in ((86400, "day"), (3600, "hour"), (60, "min"), (1, "s")):
         if abs(seconds) >= size:
-            return f"{seconds / size:.3g} {word}"
+            amount = f"{seconds / size:.3g}"
+            return f"{amount} {word}{'s' if size >= 3600 and amount != '1' else ''}"
     return f"{seconds * 1e3:.3g} ms" if seconds else "0 s"
 
 
