@@ -6,13 +6,14 @@
 PYTHON ?= python3
 PIP_ARGS ?=
 BIN := .venv/bin
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS)
 READY := .venv/.ready
 
 # One thread a process: tests and workers run side by side.
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test test-long test-all bench browser check format install clean help
+.PHONY: demo test test-long test-all toolchains test-toolchains bench browser check format install clean help
 
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
@@ -31,6 +32,15 @@ test-long: $(READY)
 
 ## make test-all   both
 test-all: test test-long
+
+## make toolchains install what models are exported with beyond ONNX: OpenVINO, ExecuTorch, LiteRT, Core ML
+toolchains: $(READY)
+	$(PIP) --constraint requirements.lock --editable '.[dev,openvino,executorch,litert,coreml]'
+	$(PIP) --no-deps --requirement deploy/litert_converter.txt
+
+## make test-toolchains  these, and the tests that need them
+test-toolchains: toolchains
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m toolchain --timeout 900
 
 ## make bench      speed and memory, measured here: a table and build/bench.json (BENCH="step data" for some of it)
 bench: $(READY)
@@ -60,8 +70,8 @@ $(READY): pyproject.toml requirements.lock
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null \
 	  || { echo "error: $(PYTHON) has no venv: install it (on Debian: apt-get install python3-venv)" >&2; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) --constraint requirements.lock torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) --constraint requirements.lock --editable '.[dev]'
+	$(PIP) --constraint requirements.lock torch
+	$(PIP) --constraint requirements.lock --editable '.[dev]'
 	@touch $(READY)
 
 ## make clean      remove what make made

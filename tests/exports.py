@@ -1,9 +1,9 @@
 """Models with their exports and data of a tiny task, made as anybody would: through the stages."""
 
 import importlib.metadata
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import headed
 import numpy as np
@@ -18,10 +18,19 @@ LOOSE = {"relative": 1.0, "agreement": 0.1, "score": 100.0}
 PROBE = {"lengths": [8, 24], "rows": 2}
 
 
-def needs(*distributions: str) -> pytest.MarkDecorator:
-    """Skips a test where a toolchain is not installed."""
+Test = TypeVar("Test", bound=Callable[..., None])
+
+
+def needs(*distributions: str) -> Callable[[Test], Test]:
+    """Marks a test that needs a toolchain, and skips it where that is not installed."""
     absent = [name for name in distributions if not _installed(name)]
-    return pytest.mark.skipif(bool(absent), reason=f"{', '.join(absent)} is not installed: an extra of stillhouse")
+    skip = pytest.mark.skipif(bool(absent), reason=f"{', '.join(absent)} is not installed: make test-toolchains does")
+
+    def mark(test: Test) -> Test:
+        marked: Test = pytest.mark.toolchain(skip(test))
+        return marked
+
+    return mark
 
 
 def _installed(distribution: str) -> bool:
