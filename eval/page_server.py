@@ -7,11 +7,15 @@ without it: not the page, not the models, not the job. The token is worth one re
 
     GET  /?t=TOKEN    303 to the page, with the cookie
     GET  /…           a file of the page's manifest, by its exact name; there is no other way to a file
-    GET  /job         what to measure: {"job": name, "plan": {…}, "version": …}
-    POST /result      JSON of at most 1 MiB: 201 taken, 400 why it is no result, 409 there is one already
+    GET  /job         what to measure: {"job": name, "id": …, "plan": {…}, "version": …}
+    POST /result?job=ID   JSON of at most 1 MiB: 201 taken, 400 why it is no result, 409 there is one already
+
+The id says which link the numbers were measured for: a phone keeps what it could not send, and may hold it still when
+it opens the link of another job.
 """
 
 import contextlib
+import hashlib
 import hmac
 import json
 import mimetypes
@@ -31,7 +35,6 @@ from urllib.parse import parse_qs, urlsplit
 from cluster import artifact
 from cluster.stage import StageError
 
-COOKIE = "stillhouse_token"
 MOST_RESULT_BYTES = 2**20
 SILENCE_SECONDS = 30.0
 """After which a connection is closed that says nothing."""
@@ -80,6 +83,11 @@ class Exchange:
     """Set when the result is here and its sender has been told so."""
     lock: threading.Lock = field(default_factory=threading.Lock)
 
+    @property
+    def id(self) -> str:
+        """Of this link, for everybody to see: the token cannot be told from it."""
+        return link_id(self.token)
+
     def take(self, posted: Any) -> bool:
         """Accept a result; whether it was the first.
 
@@ -92,6 +100,10 @@ class Exchange:
                 return False
             self.result = result
             return True
+
+
+def link_id(token: str) -> str:
+    return hashlib.sha256(token.encode()).hexdigest()[:16]
 
 
 class Server(ThreadingHTTPServer):
@@ -166,15 +178,20 @@ class Handler(BaseHTTPRequestHandler):
         elif not self._known():
             self._refuse(HTTPStatus.FORBIDDEN, "This page needs its link: open the link or the QR code of the job.")
         elif url.path == "/job":
-            self._answer(HTTPStatus.OK, json.dumps(dict(exchange.job)).encode(), "application/json")
+            self._answer(HTTPStatus.OK, json.dumps({**exchange.job, "id": exchange.id}).encode(), "application/json")
         else:
             self._file("index.html" if url.path == "/" else url.path[1:])
 
     def do_POST(self) -> None:
+        url = urlsplit(self.path)
         if not self._known():
             self._refuse(HTTPStatus.FORBIDDEN, "this token is not the job's")
-        elif urlsplit(self.path).path != "/result":
+        elif url.path != "/result":
             self._refuse(HTTPStatus.NOT_FOUND, "post to /result")
+        elif parse_qs(url.query).get("job") != [self.server.exchange.id]:
+            self._refuse(
+                HTTPStatus.BAD_REQUEST, "they were measured for another job: reload the page and measure again"
+            )
         elif (posted := self._body()) is not None:
             self._take(posted)
 
@@ -185,12 +202,17 @@ class Handler(BaseHTTPRequestHandler):
         self.server.exchange.opened.set()
         secure = "; Secure" if self.server.tls is not None else ""
         # Lax: links in messages work, and no other site can post with it.
-        cookie = f"{COOKIE}={token}; Path=/; HttpOnly; SameSite=Lax; Max-Age=86400{secure}"
+        cookie = f"{self._cookie}={token}; Path=/; HttpOnly; SameSite=Lax; Max-Age=86400{secure}"
         self._answer(HTTPStatus.SEE_OTHER, b"", "text/plain", {"Location": "/", "Set-Cookie": cookie})
+
+    @property
+    def _cookie(self) -> str:
+        # Browsers give a cookie to every port of a host, and two jobs may wait on one.
+        return f"stillhouse_token_{self.server.server_port}"
 
     def _known(self) -> bool:
         try:
-            cookie = SimpleCookie(self.headers.get("Cookie", "")).get(COOKIE)
+            cookie = SimpleCookie(self.headers.get("Cookie", "")).get(self._cookie)
         except CookieError:
             return False
         return cookie is not None and self._is_token(cookie.value)

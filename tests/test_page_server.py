@@ -10,7 +10,7 @@ import pytest
 from cluster import artifact
 from cluster.stage import StageError
 from eval import phone_link
-from eval.page_server import MOST_RESULT_BYTES, Exchange, ResultError, serving
+from eval.page_server import MOST_RESULT_BYTES, Exchange, ResultError, link_id, serving
 
 FILES = {"index.html": "<!doctype html>", "page.js": "export {}", "models/a b.part": "abc", "libraries/ort.wasm": "w"}
 
@@ -42,7 +42,7 @@ def ask(port: int, path: str, method: str = "GET", body: bytes | None = None, to
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
     headers = {name.replace("_", "-"): value for name, value in headers.items()}
     if token is not None:
-        headers["Cookie"] = f"other=1; stillhouse_token={token}"
+        headers["Cookie"] = f"other=1; stillhouse_token_{port}={token}"
     connection.request(method, path, body, headers)
     answer = connection.getresponse()
     found = answer.status, answer.read().decode(), answer.headers
@@ -50,8 +50,8 @@ def ask(port: int, path: str, method: str = "GET", body: bytes | None = None, to
     return found
 
 
-def post(port: int, token: str | None, body: bytes, kind: str = "application/json", path: str = "/result"):
-    return ask(port, path, "POST", body, token, Content_Type=kind)[:2]
+def post(port: int, token: str | None, body: bytes, kind: str = "application/json", path: str | None = None):
+    return ask(port, path or f"/result?job={link_id(token or '')}", "POST", body, token, Content_Type=kind)[:2]
 
 
 def test_the_link_gives_the_page_and_only_with_its_token(served):
@@ -66,11 +66,11 @@ def test_the_link_gives_the_page_and_only_with_its_token(served):
     assert (status, headers["Location"]) == (303, "/")
     assert exchange.opened.is_set()
     cookie = headers["Set-Cookie"]
-    assert cookie.startswith(f"stillhouse_token={exchange.token};")
+    assert cookie.startswith(f"stillhouse_token_{port}={exchange.token};")
     assert "HttpOnly" in cookie
     assert "SameSite=Lax" in cookie
     assert ask(port, "/", token=exchange.token)[:2] == (200, FILES["index.html"])
-    assert json.loads(ask(port, "/job", token=exchange.token)[1]) == {"job": "pocket"}
+    assert json.loads(ask(port, "/job", token=exchange.token)[1]) == {"job": "pocket", "id": exchange.id}
 
 
 @pytest.mark.parametrize(
@@ -123,6 +123,21 @@ def test_one_result_is_taken_and_no_other(served):
     assert post(port, exchange.token, right) == (409, "this link has brought its result already\n")
 
 
+def test_numbers_of_another_job_are_not_taken(served, page):
+    """A phone may still hold some; and it gives every cookie to every port of this host."""
+    exchange, port = served
+    right = json.dumps({"answer": 42}).encode()
+    for path in ("/result", "/result?job=", f"/result?job={link_id('another')}", f"/result?job={exchange.id}&job=x"):
+        status, said = post(port, exchange.token, right, path=path)
+        assert (status, "measured for another job" in said) == (400, True), path
+    assert exchange.result is None
+    second = Exchange(page, {"job": "second"}, exchange.accept)
+    with serving(second, "127.0.0.1", 0) as other:
+        cookies = f"stillhouse_token_{port}={exchange.token}; stillhouse_token_{other}={second.token}"
+        told = {at: json.loads(ask(at, "/job", Cookie=cookies)[1])["id"] for at in (port, other)}
+    assert told == {port: exchange.id, other: second.id}
+
+
 @pytest.mark.parametrize(
     ("length", "status"), [(str(MOST_RESULT_BYTES + 1), 413), ("-1", 411), ("many", 411), (None, 411), ("²", 411)]
 )
@@ -130,7 +145,10 @@ def test_a_body_has_a_length_and_a_limit(served, length, status):
     """The refusal comes at once: nothing of the body was sent, and a large one must not be waited for."""
     exchange, port = served
     said = f"Content-Length: {length}\r\n" if length else ""
-    request = f"POST /result HTTP/1.1\r\nHost: x\r\nCookie: stillhouse_token={exchange.token}\r\n{said}\r\n"
+    request = (
+        f"POST /result?job={exchange.id} HTTP/1.1\r\nHost: x\r\n"
+        f"Cookie: stillhouse_token_{port}={exchange.token}\r\n{said}\r\n"
+    )
     with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
         connection.sendall(request.encode("latin-1"))
         answer = connection.makefile("rb").read()  # to its end: the connection is closed

@@ -20,26 +20,29 @@ export async function waitingJob() {
   return job;
 }
 
-// The last measurement made here: { result, state }, where state is "unsent", "sent" or "own" (for nobody else).
+// The last measurement made here: { result, state, job }, where state is "unsent", "sent" or "own" (for nobody else),
+// and job the id of the link it was made for.
 export function lastResult() {
   return JSON.parse(localStorage.getItem(RESULT));
 }
 
-export function keepResult(result, state) {
-  localStorage.setItem(RESULT, JSON.stringify({ result, state }));
+export function keepResult(result, state, job) {
+  localStorage.setItem(RESULT, JSON.stringify({ result, state, job }));
 }
 
-// Post a result: "sent", "later" when the server cannot be reached, or why it was refused, which ends it.
-export async function deliver(result) {
+// Post a result: { outcome, over }, where outcome is "sent", "later" when the server cannot be reached, or why it was
+// refused, which ends the result. The job is over when it has one: after any other refusal it waits for a better one.
+export async function deliver(result, job) {
   const body = JSON.stringify(result);
   let response;
   try {
-    response = await fetch("result", { method: "POST", headers: { "Content-Type": "application/json" }, body });
+    response = await fetch(`result?job=${job}`, { method: "POST", headers: { "Content-Type": "application/json" }, body });
   } catch {
-    return "later";
+    return { outcome: "later", over: false };
   }
-  if (response.status >= 500) return "later";
-  localStorage.removeItem(JOB);
-  keepResult(result, response.ok ? "sent" : "own");
-  return response.ok ? "sent" : (await response.text()).trim();
+  if (response.status >= 500) return { outcome: "later", over: false };
+  const over = response.ok || [403, 409].includes(response.status);
+  if (over) localStorage.removeItem(JOB);
+  keepResult(result, response.ok ? "sent" : "own", job);
+  return { outcome: response.ok ? "sent" : (await response.text()).trim(), over };
 }

@@ -165,12 +165,11 @@ async function measure() {
   const found = await measureAll(given, ({ way, note, share }) => {
     $("progress").value = share;
     say("running-text", `${way}: ${note}`);
-  }, stopping);
-  working(false);
+  }, stopping).finally(() => working(false));
   if (!stopping.asked) {
     const result = { ...found, page: page.version };
     showResults(result, page.models);
-    keepResult(result, page.job === null ? "own" : "unsent");
+    keepResult(result, page.job === null ? "own" : "unsent", page.job?.id);
     await send();
   }
   await openModels();
@@ -196,11 +195,11 @@ function showLast() {
 
 // Send what is unsent, and go on trying: the server may come back any time.
 async function send() {
-  const { result, state } = lastResult();
+  const { result, state, job } = lastResult();
   if (state === "own") return say("delivery", "No job waits for these numbers: they stay on this device.");
-  const outcome = state === "sent" ? "sent" : await deliver(result);
+  const { outcome, over } = state === "sent" ? { outcome: "sent", over: false } : await deliver(result, job);
   if (outcome !== "later") {
-    if (state === "unsent") page.job = null; // a job takes one result
+    if (over) page.job = null; // a job takes one result
     showPlan();
     return say("delivery", outcome === "sent" ? "Sent: the job has your numbers. Thank you." : `The job did not take these numbers: ${outcome}.`);
   }
@@ -229,7 +228,8 @@ function showPlan() {
   const { lengths, repeats } = page.plan;
   const ways = page.ways.map(nameOf).join(", ");
   const purpose = page.job === null ? "" : ` The result goes to the job “${page.job.job}”.`;
-  document.body.classList.toggle("linked", page.job !== null);
+  // It stays: what is being read must not move when its numbers are sent.
+  if (page.job !== null) document.documentElement.classList.add("linked");
   say("plan", `${plural(repeats, "run")} of each model at ${lengths.join(" and ")} tokens, on ${ways}.${purpose}`);
 }
 
