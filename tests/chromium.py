@@ -42,6 +42,8 @@ class Browser:
             answer = self._next(deadline - time.monotonic())
             assert answer is not None, f"{method}: no answer"
             if answer.get("id") == number:
+                if "navigated" in answer.get("error", {}).get("message", ""):
+                    raise ScriptError(f"{method}: the page was being replaced")
                 assert "error" not in answer, f"{method}: {answer.get('error')}"
                 return dict(answer["result"])
             self.events.append(answer)

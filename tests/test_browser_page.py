@@ -229,17 +229,60 @@ def test_a_connection_lost_while_loading_goes_on_when_it_is_back(tab, page):
             kept.rename(lost)
 
 
-def test_a_damaged_part_is_refused_and_said(tab, exports, tmp_path):
+def test_a_damaged_part_is_refused_said_and_mended(tab, exports, tmp_path):
     page = phones.page(tmp_path, exports)
     described = json.loads((page.path / "page.json").read_text())
     part = page.path / described["models"][0]["parts"][0]["path"]
-    part.write_bytes(bytes(part.stat().st_size))
+    whole = part.read_bytes()
+    part.write_bytes(bytes(len(whole)))
     exchange = phones.exchange(page)
     with serving(exchange, "127.0.0.1", 0) as port:
         tab.go(f"http://127.0.0.1:{port}/?t={exchange.token}")
         tab.wait("document.getElementById('problem').hidden === false")
         assert "arrived damaged" in text(tab, "problem")
-        assert tab.run("document.getElementById('again').hidden") is False
+        assert tab.run("document.documentElement.scrollWidth - innerWidth") <= 0, "the name of the part is long"
+        part.write_bytes(whole)
+        tab.run("setTimeout(() => document.getElementById('again').click())")
+        tab.wait(READY)
+
+
+def test_numbers_for_one_job_never_go_to_another(tab, page):
+    """What a phone could not send is not the next job's, which still gets its own."""
+    first = phones.exchange(page)
+    with serving(first, "127.0.0.1", 0) as port:
+        tab.go(f"http://127.0.0.1:{port}/?t={first.token}")
+        tab.wait(READY)
+    tab.run("document.getElementById('measure').click()")
+    tab.wait("document.getElementById('delivery').innerText.startsWith('Not sent yet')")
+    second = phones.exchange(page)
+    with serving(second, "127.0.0.1", port):
+        tab.go(f"http://127.0.0.1:{port}/?t={second.token}")
+        tab.wait(READY)
+        tab.wait("document.getElementById('delivery').innerText.includes('measured for another job')")
+        assert second.result is None
+        tab.run("document.getElementById('measure').click()")
+        assert second.done.wait(60)
+        tab.wait("document.getElementById('delivery').innerText.startsWith('Sent')")
+
+
+def test_where_no_way_of_running_works_the_reason_is_said(tab, page):
+    with opened(tab, page):
+        script = (
+            "(async () => { const { measureAll } = await import('./measuring.js');"
+            "const { models } = await (await fetch('page.json')).json();"
+            f"const given = {{ ways: [{{ backend: 'abacus', threads: 1 }}], models, plan: {json.dumps(phones.PLAN)},"
+            " text: {}, device: {} };"
+            "return measureAll(given, () => {}, { asked: false }).then(String, (error) => error.message); })()"
+        )
+        assert tab.run(script).startswith("The models do not run on this device: ")
+
+
+def test_licences_can_be_read_with_the_page_kept(tab, page):
+    with opened(tab, page):
+        tab.wait("navigator.serviceWorker.controller !== null")
+        tab.run("document.querySelector('details').open = true; document.querySelector('details a').click()")
+        tab.wait("location.pathname.endsWith('LICENCES.md') && document.readyState === 'complete'")
+        assert "onnxruntime-web" in tab.run("document.body.innerText")
 
 
 def test_without_the_link_there_is_a_sentence_and_no_page(tab, page):

@@ -36,10 +36,15 @@ export async function forgetOthers(models) {
 }
 
 async function fetchPatiently(part, advance) {
+  let cache = "default";
   for (let wait = 500; ; wait = Math.min(2 * wait, LONGEST_WAIT)) {
     try {
-      return await fetchPart(part, advance);
+      return await fetchPart(part, advance, cache);
     } catch (error) {
+      if (error.damaged && cache === "default") {
+        cache = "reload"; // what is damaged may be what the browser has kept
+        continue;
+      }
       if (error.final) throw error;
       advance(0, true);
       await connection(wait);
@@ -47,8 +52,8 @@ async function fetchPatiently(part, advance) {
   }
 }
 
-async function fetchPart(part, advance) {
-  const response = await fetch(part.path);
+async function fetchPart(part, advance, cache) {
+  const response = await fetch(part.path, { cache });
   if (!response.ok) throw final(`the server answered ${response.status} for ${part.path}`);
   const bytes = new Uint8Array(part.bytes);
   let filled = 0;
@@ -68,7 +73,7 @@ async function check(part, bytes) {
   if (!self.isSecureContext) return; // browsers compute digests on secure connections only
   const digest = new Uint8Array(await crypto.subtle.digest("SHA-256", bytes));
   const text = [...digest].map((byte) => byte.toString(16).padStart(2, "0")).join("");
-  if (text !== part.sha256) throw final(`${part.path} arrived damaged`);
+  if (text !== part.sha256) throw Object.assign(final(`${part.path} arrived damaged`), { damaged: true });
 }
 
 // Whether it could be kept: a private window or a full phone says no, and the page then works while it is open.

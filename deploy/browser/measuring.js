@@ -21,7 +21,9 @@ export async function measureAll({ ways, models, plan, text, device }, told, sto
       problems.push({ ...way, error: error.message.slice(0, 300) });
     }
   }
-  return { format: 1, device, plan, rows, problems, interrupted: await watch.end() };
+  const interrupted = await watch.end();
+  if (rows.length === 0 && !stopping.asked) throw new Error(`The models do not run on this device: ${problems[0].error}`);
+  return { format: 1, device, plan, rows, problems, interrupted };
 }
 
 async function measureOne(way, models, plan, text, say, stopping) {

@@ -2,6 +2,7 @@
 
 const VERSION = "@VERSION@"; // a digest of all files below: another page is another service worker
 const SHELL = [/* @SHELL@ */];
+const HOME = new URL("./", self.location.href).pathname;
 const KEPT = `stillhouse-page-${VERSION}`;
 
 self.addEventListener("install", (event) => {
@@ -17,7 +18,7 @@ self.addEventListener("fetch", (event) => {
   const url = new URL(request.url);
   if (request.method !== "GET" || url.origin !== location.origin) return;
   // A link with a token is for the server, which answers with a cookie and sends on to the page.
-  if (request.mode === "navigate" && url.search === "") event.respondWith(keptOrFetched("./"));
+  if (request.mode === "navigate" && url.pathname === HOME && url.search === "") event.respondWith(keptOrFetched("./"));
   else if (isKept(url)) event.respondWith(keptOrFetched(request));
 });
 
