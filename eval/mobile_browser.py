@@ -51,8 +51,8 @@ def measure(page: artifact.Artifact, plan: Mapping[str, Any], where: Placement, 
             _wait(exchange, where.wait_seconds)
         finally:
             # It leads nowhere any more.
-            for name in (LINK, PICTURE):
-                (out / name).unlink(missing_ok=True)
+            for each in (LINK, PICTURE):
+                (out / each).unlink(missing_ok=True)
     result: phone_result.PhoneResult = exchange.result
     artifact.write_json(out / "posted.json", result.model_dump(mode="json"))
     return {
@@ -67,6 +67,7 @@ def measure(page: artifact.Artifact, plan: Mapping[str, Any], where: Placement, 
 def _check(page: artifact.Artifact, plan: Mapping[str, Any]) -> None:
     if page.facts.get("format") != "page":
         raise StageError(f"--page {page.location} is an export for another use: make the page with deploy.web_page")
+    phone_result.check(plan, len(page.facts["models"]))
     for model in page.facts["models"]:
         if max(plan["lengths"]) > model["positions"]:
             raise StageError(

@@ -3,15 +3,18 @@
 The page sends raw times; what is computed of them is computed here, by one formula for every phone.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import pydantic
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
+from cluster.stage import StageError
 from eval.mobile_rows import Row, compared, percentiles, row
-from eval.page_server import ResultError
+from eval.page_server import MOST_RESULT_BYTES, ResultError
 
+MOST_ROWS = 128
 Words = Annotated[str, Field(max_length=400)]
 Times = Annotated[tuple[NonNegativeFloat, ...], Field(min_length=1, max_length=2000)]
 
@@ -90,9 +93,34 @@ class PhoneResult(Posted):
     page: Words
     plan: Plan
     device: Device
-    rows: Annotated[tuple[Measured, ...], Field(min_length=1, max_length=128)]
+    rows: Annotated[tuple[Measured, ...], Field(min_length=1, max_length=MOST_ROWS)]
     problems: Annotated[tuple[Problem, ...], Field(max_length=32)]
     interrupted: bool
+
+
+_TIME_BYTES = 20
+"""Of a time in JSON, at most: JavaScript writes up to 17 digits, a point and a comma."""
+
+
+def check(plan: Mapping[str, Any], models: int) -> None:
+    """Find out before anybody measures whether the result of a plan can be posted.
+
+    Raises:
+        StageError: it asks for more than a result may hold.
+    """
+    try:
+        Plan.model_validate_json(json.dumps(dict(plan)))
+    except pydantic.ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        raise StageError(f"{'.'.join(map(str, first['loc']))}: {first['msg']} where a phone measures") from None
+    # Every number of threads, and the GPU; tokenisation and network of each.
+    rows = (len(plan["threads"]) + 1) * len(plan["lengths"]) * models
+    most = min(1000, (MOST_RESULT_BYTES // 2) // (rows * 2 * _TIME_BYTES))
+    if rows > MOST_ROWS or plan["repeats"] > most:
+        raise StageError(
+            f"{plan['repeats']} repeats of {rows} rows are more than a phone may post: lower repeats (here to {most}), "
+            "or measure fewer lengths and threads"
+        )
 
 
 def read(posted: Any, page: str, plan: Mapping[str, Any], models: Sequence[str]) -> PhoneResult:

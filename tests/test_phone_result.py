@@ -4,9 +4,10 @@ from typing import Any
 
 import pytest
 
+from cluster.stage import StageError
 from eval.mobile_rows import compared, percentiles, row
 from eval.page_server import ResultError
-from eval.phone_result import read, rows, unfit
+from eval.phone_result import check, read, rows, unfit
 
 PLAN = {"lengths": [48], "warmup": 1, "repeats": 3, "threads": [1, 2]}
 MODELS = ("student", "teacher")
@@ -96,6 +97,24 @@ def test_what_is_no_result_is_refused_with_the_reason(path, value, reason):
     place[path[-1]] = value
     with pytest.raises(ResultError, match=reason):
         take(changed)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"repeats": 1001}, "repeats: .* less than or equal to 1000"),
+        ({"lengths": [*range(1, 10)]}, "lengths: .* at most 8 items"),
+        (
+            {"lengths": [*range(1, 9)], "threads": [*range(1, 9)]},
+            "3 repeats of 144 rows are more than a phone may post",
+        ),
+        ({"repeats": 1000, "lengths": [48, 64, 96]}, r"lower repeats \(here to 728\)"),
+    ],
+)
+def test_a_plan_whose_result_could_not_be_posted_is_refused_before_it_is_measured(change, reason):
+    check(PLAN, 2)
+    with pytest.raises(StageError, match=reason):
+        check(PLAN | change, 2)
 
 
 @pytest.mark.parametrize("value", [None, [], "text", 1, {}, {"rows": 1}])
