@@ -1,5 +1,6 @@
 """What a suite measures: models against tasks, and what else is done with the fine-tuned models."""
 
+import re
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -10,6 +11,7 @@ from cluster import recipe, stage
 from cluster.recipe import Recipe
 from cluster.stage import StageError
 from eval.export_formats import FORMATS, Format, check_toolchains, with_sources
+from eval.tasks import TASKS
 
 TEACHER, STUDENT = "teacher", "student"
 PROVENANCE = "provenance"
@@ -22,6 +24,13 @@ TABLE_3 = {
     "turn": 25,
 }
 """Values of ``eval.latency`` for the paper's table 3."""
+
+
+RUN_BY: dict[str, tuple[Format, ...]] = {
+    "browser": ("onnx", "int8", "ort", "ort-int8"),
+    "adb": ("onnx", "int8", "ort", "ort-int8", "executorch-fp32", "executorch-int8", "litert-fp32", "litert-int8"),
+}
+"""Way of measuring a phone to the formats that it runs; this host runs all of them."""
 
 
 class Phone(Recipe):
@@ -46,10 +55,19 @@ class Phone(Recipe):
 
     @property
     def way(self) -> str:
-        return str(self.values["way"]["kind"])
+        way = self.values["way"]
+        return str(way.get("kind") if isinstance(way, Mapping) else way)
 
     @model_validator(mode="after")
     def _says_what_it_needs(self) -> Self:
+        # What is none of these eval.mobile refuses, with what it knows.
+        if self.way not in ("adb", "browser", "proxy"):
+            return self
+        run = RUN_BY.get(self.way, (self.format,))
+        if self.format not in run:
+            raise ValueError(
+                f'way.kind = "{self.way}" does not run {self.format}: set format to one of {", ".join(run)}'
+            )
         for way, name, given in (("adb", "binary", self.binary), ("browser", "libraries", self.libraries)):
             if (self.way == way) != (given is not None):
                 need = f"needs {name}: name its folder" if given is None else f"has no use for {name}: leave it out"
@@ -164,6 +182,11 @@ class Sweep(Recipe):
         return self
 
 
+def _asks(task: str) -> bool:
+    """Whether a task is to answer questions."""
+    return task in TASKS and TASKS[task].answers is not None
+
+
 class Suite(Recipe):
     """A table of jobs: models times tasks, exports, speed, one report."""
 
@@ -222,8 +245,14 @@ class Suite(Recipe):
         if self.baselines is not None and PAIRS not in self.tasks:
             raise ValueError(f"baselines are timed on the pairs of {PAIRS}: put {PAIRS} = {{}} among the tasks")
         for name, phone in (self.exports.mobile if self.exports else {}).items():
+            if not re.fullmatch(r"\w[\w.-]*", name):
+                raise ValueError(f"exports.mobile.{name}: a folder is called after it: use letters, digits, . and -")
             if self.exports and phone.task not in (None, *self.exports.tasks):
                 raise ValueError(f"exports.mobile.{name} has the task {phone.task}, which is not among exports.task")
+            if self.exports and phone.way == "browser" and not _asks(self.exports.on_phone(phone)):
+                raise ValueError(
+                    f"exports.mobile.{name}: its page asks questions: set task to one of exports.task that does"
+                )
         if self.exports and (odd := [name for name in self.exports.values if name not in self.exported()]):
             raise ValueError(f"exports.values is about {odd[0]}, which is not among exports.formats: add it there")
         if self.exports and not {*self.exports.models} <= {TEACHER, STUDENT}:

@@ -322,6 +322,16 @@ def _phone(**values: Any) -> dict[str, Any]:
         (_phone(task="rtf"), "exports.mobile.host has the task rtf, which is not among exports.task"),
         (_phone(binary="x"), 'way.kind = "proxy" has no use for binary: leave it out'),
         (_phone(measure={"way": {"kind": "browser"}}), 'way.kind = "browser" needs libraries: name its folder'),
+        (_phone(measure={"way": {"kind": "brwser"}}, libraries="x"), r"\[exports.mobile.host.measure\]: .*brwser"),
+        (_phone(measure={"way": "browser"}, libraries="x", task="rte"), r"mobile.host: its page asks questions"),
+        (
+            _phone(measure={"way": {"kind": "browser"}}, libraries="x", format="openvino-int8"),
+            'way.kind = "browser" does not run openvino-int8: set format to one of onnx, int8',
+        ),
+        (
+            {"tasks": {"rte": {}}, "data": "x", "exports": {"task": "rte", "mobile": {"../host": {}}}},
+            "exports.mobile.../host: a folder is called after it",
+        ),
         (_phone(measure={"repeat": 2}), r"\[exports.mobile.host.measure\]: unknown key repeat; did you mean repeats"),
     ],
 )
