@@ -247,8 +247,11 @@ class Handler(BaseHTTPRequestHandler):
             return self._refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"a result has at most {MOST_RESULT_BYTES} bytes")
         if self.headers.get_content_type() != "application/json":
             return self._refuse(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "a result is application/json")
+        read = self.rfile.read(int(length))
+        if len(read) < int(length):  # it may be JSON all the same
+            return self._refuse(HTTPStatus.BAD_REQUEST, "the result was cut short")
         try:
-            return json.loads(self.rfile.read(int(length)))
+            return json.loads(read)
         except (ValueError, RecursionError):
             return self._refuse(HTTPStatus.BAD_REQUEST, "a result is JSON")
 

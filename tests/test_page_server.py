@@ -155,6 +155,19 @@ def test_a_body_has_a_length_and_a_limit(served, length, status):
     assert answer.startswith(f"HTTP/1.1 {status} ".encode())
 
 
+def test_a_body_that_is_cut_short_is_no_result(served):
+    exchange, port = served
+    request = (
+        f"POST /result?job={exchange.id} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        f"Cookie: stillhouse_token_{port}={exchange.token}\r\nContent-Length: 100\r\n\r\n"
+    )
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+        connection.sendall(request.encode() + b'{"answer": 42}')
+        connection.shutdown(socket.SHUT_WR)
+        assert connection.makefile("rb").read().startswith(b"HTTP/1.1 400 ")
+    assert exchange.result is None
+
+
 def test_a_connection_that_says_nothing_holds_up_nobody(served):
     exchange, port = served
     idle = [socket.create_connection(("127.0.0.1", port)) for _ in range(20)]
