@@ -77,9 +77,9 @@ def _kind(entry: Entry) -> str:
 
 
 def _show_results(entry: Entry) -> None:
-    """Show what the artifact of a job that is done says; one that is gone again says nothing."""
+    """Show what the artifact of a job that is done says; one that is gone again, or damaged, says nothing."""
     place = entry.request.job.out
-    with contextlib.suppress(OSError, ValueError, KeyError):
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         show_artifact(place, storage.read_json(place / artifact.MANIFEST))
 
 
@@ -89,7 +89,8 @@ def show_artifact(place: PurePath, manifest: Any) -> None:
     match manifest["kind"]:
         case "finetune":
             model = telemetry.bounded("model", place.parent.name)
-            telemetry.SCORE.labels(model, telemetry.bounded("task", facts["task"])).set(facts["score"] / 100)
+            score = facts["score"] / 100  # first, so that one that is damaged leaves no 0 behind
+            telemetry.SCORE.labels(model, telemetry.bounded("task", facts["task"])).set(score)
             _show_bytes(model, "safetensors", (files[name]["bytes"] for name in files if name.endswith(".safetensors")))
         case "export":
             model = telemetry.bounded("model", place.parent.name)
@@ -104,9 +105,10 @@ def _show_times(rows: Sequence[Mapping[str, Any]]) -> None:
     for row in (row for row in rows if row["threads"] == fewest):
         names = [telemetry.bounded(label, row[label]) for label in ("model", "runtime")]
         # Texts of many lengths are told by what they are.
-        tokens = str(row["workload"] if row["length"] is None else row["length"])
+        tokens = telemetry.bounded("tokens", str(row["workload"] if row["length"] is None else row["length"]))
         for percentile in _PERCENTILES:
-            telemetry.LATENCY.labels(*names, tokens, str(percentile)).set(row[f"p{percentile}_ms"] / 1e3)
+            seconds = row[f"p{percentile}_ms"] / 1e3
+            telemetry.LATENCY.labels(*names, tokens, str(percentile)).set(seconds)
 
 
 def _show_bytes(model: str, weights: str, sizes: Iterable[int]) -> None:

@@ -1,5 +1,6 @@
 """What Prometheus is told of the queue: its line, waits, retries, and the numbers that jobs have brought."""
 
+import json
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -136,6 +137,38 @@ def test_a_result_that_is_gone_troubles_nobody(told: Told, ids: list[str]) -> No
     start(told, ids[0], time.time())
     told("ended", time.time(), id=ids[0], state="done", error=None, failure=None, seconds=1.0)
     Series(told.book)
+
+
+@pytest.mark.parametrize(
+    "facts", [None, {"task": "rte", "score": None}, {"task": ["rte"], "score": 1.0}, {"task": "rte", "score": "high"}]
+)
+def test_a_result_that_is_damaged_troubles_nobody(tmp_path: Path, facts: Any) -> None:
+    """A queue that starts looks at hundreds of them."""
+    corpus, told = make_corpus(tmp_path), Told()
+    place = tmp_path / "finetune" / "damaged" / "rte"
+    (request,) = settle([replace(toy_job(corpus, "damaged"), out=place)])
+    finetuned(place, 61.5)
+    manifest = read_json(place / artifact.MANIFEST) | {"facts": facts}
+    (place / artifact.MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+    told("submitted", time.time(), requests=[request.resolved()])
+    start(told, request.id, time.time())
+    told("ended", time.time(), id=request.id, state="done", error=None, failure=None, seconds=1.0)
+    Series(told.book)
+    assert value("stillhouse_score_ratio", model="damaged", task="rte") is None
+
+
+def test_lengths_of_texts_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(telemetry, "_values", {})
+    monkeypatch.setattr(telemetry, "MOST_VALUES", 2)
+    row = {"model": "long", "runtime": "PyTorch", "threads": 1, "workload": "lengths"}
+    times = {"p50_ms": 1.0, "p90_ms": 1.0, "p99_ms": 1.0}
+    rows = [{**row, **times, "length": length} for length in range(8, 16)]
+    show_artifact(tmp_path, {"kind": "benchmark", "facts": {"rows": rows}, "files": {}})
+    assert {labels["tokens"] for labels in _labels("stillhouse_latency_seconds") if labels["model"] == "long"} == {
+        "8",
+        "9",
+        "other",
+    }
 
 
 def test_times_and_sizes_come_from_the_artifacts(tmp_path: Path) -> None:
