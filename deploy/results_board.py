@@ -152,8 +152,8 @@ RESULTS = Board(
                 ),
                 Panel(
                     "Repeated, by cause",
-                    "Attempts that came to nothing: a worker died, a node was lost, memory ran out, another process "
-                    "was at the same place (busy).",
+                    "Attempts that came to nothing: a worker died, a node was lost, a store or a network did not "
+                    "answer (outage), memory ran out, another process was at the same place (busy).",
                     "short",
                     (
                         Query(
@@ -317,17 +317,19 @@ RESULTS = Board(
             (
                 Panel(
                     "Median time of one call",
-                    "In the last benchmark, on the machine that ran it: compare models there, not clusters.",
+                    "In the last benchmark, by tokens of a text or what texts they are, on the machine that ran it: "
+                    "compare models there, not clusters.",
                     "s",
                     (
                         Query(
-                            "max by (cluster, model, tokens) ("
+                            "max by (cluster, model, runtime, tokens) ("
                             + of_clusters("stillhouse_latency_seconds", 'percentile="50"')
                             + ")",
-                            "{{model}}, {{tokens}} tokens",
+                            "{{model}}, {{tokens}}: {{runtime}}",
                         ),
                     ),
                     kind="bars",
+                    width=12,
                     low=0,
                 ),
                 Panel(
@@ -336,13 +338,14 @@ RESULTS = Board(
                     "s",
                     (
                         Query(
-                            "max by (cluster, model, tokens) ("
+                            "max by (cluster, model, runtime, tokens) ("
                             + of_clusters("stillhouse_latency_seconds", 'percentile="99"')
                             + ")",
-                            "{{model}}, {{tokens}} tokens",
+                            "{{model}}, {{tokens}}: {{runtime}}",
                         ),
                     ),
                     kind="bars",
+                    width=12,
                     low=0,
                 ),
                 Panel(
@@ -356,6 +359,7 @@ RESULTS = Board(
                         ),
                     ),
                     kind="bars",
+                    width=24,
                     low=0,
                 ),
             ),

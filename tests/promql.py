@@ -27,11 +27,3 @@ def series(expr: str) -> set[str]:
     plain = _LABELS.sub(" ", _STRING.sub('""', expr))
     found = {name for name in _NAME.findall(plain) if name not in _WORDS}
     return {_HISTOGRAM.sub("", name) if name.startswith("stillhouse_") else name for name in found}
-
-
-def shown(expr: str, values: dict[str, str]) -> str:
-    """The expression with a dashboard's variables filled in."""
-    for name, value in values.items():
-        expr = expr.replace(f"${name}", value)
-    assert "$" not in expr, expr
-    return expr

@@ -8,11 +8,12 @@ import math
 import random
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from prometheus_client import REGISTRY, CollectorRegistry, Gauge
 
 from cluster import telemetry
+from cluster.job_failures import Cause
 from distill.stopwatch import PARTS
 
 RUN, STEPS, STEP_SECONDS, SAVE_EVERY, WORKERS = "distilbert/student", 60_000, 0.6, 1000, 8
@@ -138,7 +139,7 @@ class Script:
             telemetry.OLDEST_JOB.labels(kind).set(waiting * seconds / 4)
             for state in ("done", "skipped", "failed", "cancelled"):
                 telemetry.JOBS_ENDED.labels(kind, state)
-            for cause in ("death", "node", "memory", "busy"):
+            for cause in get_args(Cause):
                 telemetry.JOB_RETRIES.labels(kind, cause)
             for _ in range(int(2 * gone / seconds + self._random.random())):
                 telemetry.JOB_ATTEMPTS.labels(kind).inc()
@@ -170,8 +171,12 @@ class Script:
         for task, (teacher, student) in scores.items():
             telemetry.SCORE.labels("teacher", task).set(teacher / 100)
             telemetry.SCORE.labels("student", task).set(student / 100)
-        runtimes = {"teacher": ("PyTorch", 0.093), "student": ("PyTorch", 0.047), "student_int8": ("ONNX", 0.0101)}
-        for model, (runtime, seconds) in runtimes.items():
+        torch, onnx = "PyTorch 2.13.0", "ONNX Runtime 1.31.1 int8"
+        for model, runtime, seconds in (
+            ("teacher", torch, 0.093),
+            ("student", torch, 0.047),
+            ("student", onnx, 0.0101),
+        ):
             for tokens, times in (("30", 1.0), ("384", 8.7)):
                 for percentile, slower in (("50", 1.0), ("90", 1.1), ("99", 1.25)):
                     gauge = telemetry.LATENCY.labels(model, runtime, tokens, percentile)
