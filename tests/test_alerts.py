@@ -5,11 +5,12 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
 
+from cluster.job_failures import Cause
 from deploy import monitoring
 
 FILES = sorted((monitoring.FOLDER / "rules").glob("*.yaml"))
@@ -46,6 +47,14 @@ def test_an_alert_says_what_it_is_and_what_to_do(name: str) -> None:
     assert re.search(r"\{\{ \$(value|labels\.\w+)", summary) or "queue" in summary, "which one?"
     assert len(runbook.split()) > 25, "what to look at, and what to do?"
     assert _unknown(runbook) == []
+
+
+def test_every_cause_of_a_repeated_attempt_is_alerted_on_but_waiting_for_others() -> None:
+    found = re.search(r'cause=~"([^"]+)"', ALERTS["StillhouseJobsRetried"]["expr"])
+    assert found is not None
+    assert {*found[1].split("|")} == {*get_args(Cause)} - {"busy"}
+    runbook = ALERTS["StillhouseJobsRetried"]["annotations"]["runbook"]
+    assert all(f"`{cause}`" in runbook for cause in found[1].split("|"))
 
 
 PANELS = {panel.title for board in monitoring.BOARDS for row in board.rows for panel in row.panels}
