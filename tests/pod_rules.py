@@ -50,8 +50,11 @@ def _security(pod: Pod) -> Iterator[str]:
         yield "automountServiceAccountToken must be false"
     for volume in spec.get("volumes", []):
         yield from (f"volume {volume['name']}: {kind}" for kind in volume.keys() - VOLUMES - {"name"})
+    tokens = {volume["name"] for volume in spec.get("volumes", []) if "serviceAccountToken" in str(volume)}
     for container in pod.containers:
         yield from (f"container {container['name']}: {found}" for found in _container(container))
+        if container["name"] != "autoscaler" and tokens & {m["name"] for m in container.get("volumeMounts", [])}:
+            yield f"container {container['name']}: holds the autoscaler's token for Kubernetes"
 
 
 def _container(container: Document) -> Iterator[str]:
@@ -68,7 +71,11 @@ def _container(container: Document) -> Iterator[str]:
             yield f"securityContext.{name} must be {value}: KubeRay's init container takes it over"
     if context.get("privileged") or context.get("runAsUser") == 0:
         yield "no privilege, no root"
-    if any("hostPort" in port for port in container.get("ports", [])):
+    ports = container.get("ports", [])
+    yield from (f"port {port['name']}: at most 15 letters" for port in ports if len(port["name"]) > 15)
+    if len({port["containerPort"] for port in ports}) < len(ports):
+        yield "a port is named twice"
+    if any("hostPort" in port for port in ports):
         yield "hostPort is not allowed"
 
 
@@ -100,6 +107,8 @@ def _resources(pod: Pod) -> Iterator[str]:
             if word not in asked.get("requests", {}) or word not in asked.get("limits", {}):
                 yield f"container {container['name']}: {word} needs a request and a limit"
         for word, amount in asked.get("requests", {}).items():
+            if "/" in word and asked.get("limits", {}).get(word) != amount:
+                yield f"container {container['name']}: {word} is a device: request and limit must be the same"
             if word in asked.get("limits", {}) and quantity(amount) > quantity(asked["limits"][word]):
                 yield f"container {container['name']}: requests more {word} than its limit"
 
@@ -134,4 +143,5 @@ def _named(pod: Pod, volumes: dict[str, Document]) -> Iterator[tuple[str, str]]:
             yield "PersistentVolumeClaim", volume["persistentVolumeClaim"]["claimName"]
     for container in pod.containers:
         for source in container.get("envFrom", []):
-            yield "ConfigMap", source["configMapRef"]["name"]
+            if "configMapRef" in source:
+                yield "ConfigMap", source["configMapRef"]["name"]

@@ -1,6 +1,7 @@
 """What makes the manifests a service: it stops with a checkpoint, fits where it is put, and is reached by who may."""
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from decimal import Decimal
 from typing import Any
@@ -24,6 +25,9 @@ def problems(documents: Iterable[Document]) -> Iterator[str]:
     for pod in (found for found in all_pods(known) if found.role in ("head", "worker")):
         for rules in (_stops, _memory, _starts):
             yield from (f"{pod.where}: {problem}" for problem in rules(pod, known))
+    for document in of_kind(known, "RayJob"):
+        found = set(re.findall(r"^(pip|uv|conda)\b", document["spec"].get("runtimeEnvYAML", ""), re.MULTILINE))
+        yield from (f"{label(document)}: runtimeEnvYAML: {word}: the image holds every library" for word in found)
     for rules_of_all in (_heads_last, _budgets, _benchmarks, _whole_nodes, _elsewhere, _quota, _ports, _network):
         yield from rules_of_all(known)
 
@@ -33,7 +37,7 @@ def environment(pod: Pod, known: Iterable[Document]) -> dict[str, str]:
     maps = {document["metadata"]["name"]: document.get("data", {}) for document in of_kind(known, "ConfigMap")}
     found: dict[str, str] = {}
     for source in pod.main.get("envFrom", []):
-        found |= maps.get(source["configMapRef"]["name"], {})
+        found |= maps.get(source.get("configMapRef", {}).get("name"), {})
     return found | {variable["name"]: variable.get("value", "") for variable in pod.main.get("env", [])}
 
 

@@ -7,13 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import access_rules
 import crds
 import kuberay_rules
 import kueue_rules
 import pod_rules
 import pytest
 import service_rules
-from manifests import K8S, OVERLAYS, Document, all_pods, build, changed, label, overlay
+from manifests import K8S, OVERLAYS, Document, all_pods, build, changed, label, of_kind, overlay
 
 pytestmark = pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed: overlays need it")
 needs_definitions = pytest.mark.skipif(
@@ -22,7 +23,7 @@ needs_definitions = pytest.mark.skipif(
 
 KUBERNETES = "1.33"
 """The oldest that the manifests are for: preStop sleep, sidecars and Pod Security of that version."""
-RULES = (kuberay_rules, kueue_rules, pod_rules, service_rules)
+RULES = (access_rules, kuberay_rules, kueue_rules, pod_rules, service_rules)
 
 WAITING = {"v100-8": "RayJob/distilbert: train: "}
 """Runs that are not admitted as an overlay is shipped: the service has its GPUs, which is chosen in one line."""
@@ -135,6 +136,7 @@ BY_RULES = [
     ("RayJob", "spec.clusterSelector", {"ray.io/cluster": "stillhouse"}, "clusterSelector excludes"),
     ("RayJob", "spec.submissionMode", "SidecarMode", "SidecarMode excludes"),
     ("RayJob", "spec.runtimeEnvYAML", "- pip", "must be a mapping"),
+    ("RayJob", "spec.runtimeEnvYAML", "pip: [requests]", "runtimeEnvYAML: pip"),
     ("RayJob", "spec.rayClusterSpec.enableInTreeAutoscaling", True, "must not grow"),
     ("RayJob", "spec.rayClusterSpec.upgradeStrategy", {"type": "Recreate"}, "upgradeStrategy"),
     ("RayJob", "spec.rayClusterSpec.workerGroupSpecs[1].groupName", "head", "none of them called head"),
@@ -177,6 +179,16 @@ BY_RULES = [
     ("RayCluster", f"{TRAIN}.volumes[2].emptyDir.sizeLimit", "4Gi", "twice object-store-memory"),
     ("RayCluster", f"{TRAIN}.volumes[2].emptyDir.sizeLimit", "200Gi", "more than half"),
     ("RayCluster", f"{TRAIN}.serviceAccountName", "root", "no ServiceAccount root"),
+    ("RayCluster", f"{TRAIN}.containers[0].resources.requests[nvidia.com/gpu]", "4", "is a device"),
+    ("RayCluster", f"{TRAIN}.containers[0].resources.limits[nvidia.com/gpu]", None, "is a device"),
+    ("RayCluster", f"{TRAIN}.containers[0].ports[1].name", "training-metrics-port", "at most 15"),
+    ("RayCluster", f"{TRAIN}.containers[0].ports[2].containerPort", 9400, "named twice"),
+    (
+        "RayCluster",
+        f"{HEAD}.containers[0].volumeMounts[3]",
+        {"name": "kubernetes", "mountPath": "/run"},
+        "ray-head: holds",
+    ),
     ("RayCluster", f"{TRAIN}.affinity", None, "one pod a node"),
     ("RayCluster", f"{HEAD}.affinity", None, "head: must stay off nodes with GPUs"),
     ("RayCluster", f"{CPU}.affinity.nodeAffinity", None, "cpu: must stay off nodes with GPUs"),
@@ -208,6 +220,79 @@ def test_a_planted_error_is_found(kind: str, path: str, value: Any, found: str) 
     documents = overlay("modern" if kind in ("RayJob", "ClusterQueue", "ResourceFlavor") else "v100-8")
     problems = _problems(changed(documents, kind, _set(path, value)))
     assert [problem for problem in problems if re.search(found, problem)] != [], problems
+
+
+SERVICE_DOOR, RUN_DOOR = "RayCluster/stillhouse: head", "RayJob/distilbert: head"
+
+BY_NAME = [
+    ("NetworkPolicy/dns", "spec.egress[0].ports[0].protocol", "TCP", "must reach DNS at 53/UDP"),
+    ("NetworkPolicy/ray-service", "spec.egress", [], f"{SERVICE_DOOR} must reach RayCluster/stillhouse: train"),
+    ("NetworkPolicy/ray-run", "spec.ingress", [], f"{RUN_DOOR} must reach RayJob/distilbert: train"),
+    ("NetworkPolicy/submit-to-head", "spec.ingress[0].ports", None, f"the operator may not reach {RUN_DOOR} at 6379"),
+    (
+        "NetworkPolicy/submit-to-head",
+        "spec.ingress[0].from[1].podSelector",
+        {"matchLabels": {"a": "b"}},
+        "submitter must",
+    ),
+    ("NetworkPolicy/submit-to-head", "spec.ingress[0].from[2].namespaceSelector", {}, "a stranger may not reach"),
+    (
+        "NetworkPolicy/submit-to-head",
+        "spec.ingress[0].from[2]",
+        {"ipBlock": {"cidr": "0.0.0.0/0"}},
+        "public address may not",
+    ),
+    ("NetworkPolicy/submitter", "spec.egress[0].ports[0].port", "dashbord", f"submitter must reach {RUN_DOOR}"),
+    ("NetworkPolicy/prometheus", "spec.policyTypes", ["Egress"], "Prometheus must reach"),
+    ("NetworkPolicy/object-store", "spec.egress[0].to[0].ipBlock.except", None, "may not reach metadata"),
+    ("NetworkPolicy/autoscaler", "spec.podSelector.matchLabels", {}, "train may not reach the API server"),
+    ("NetworkPolicy/redis-from-head", "spec.ingress", [], f"{SERVICE_DOOR} must reach StatefulSet/stillhouse-redis"),
+    ("RayJob/distilbert", "spec.submitterPodTemplate.metadata.labels", {}, "submitter must reach"),
+    ("RayCluster/stillhouse", "spec.workerGroupSpecs[1].template.metadata.labels", {}, "cpu must reach"),
+    ("Role/stillhouse-submitter", "rules[0].resources", ["secrets"], "no right to secrets"),
+    ("Role/stillhouse-viewer", "rules[0].verbs", ["*"], "no right to"),
+    ("RoleBinding/stillhouse-submitters", "roleRef.name", "submitter", "no Role submitter"),
+    (
+        "RoleBinding/stillhouse-submitters",
+        "roleRef",
+        {"kind": "ClusterRole", "name": "cluster-admin"},
+        "no Role cluster-a",
+    ),
+    ("RoleBinding/stillhouse-viewers", "subjects[0].name", "system:authenticated", "is everybody"),
+    ("ServiceAccount/default", "automountServiceAccountToken", None, "must be false"),
+    ("RayCluster/stillhouse", "spec.headGroupSpec.serviceType", "LoadBalancer", "only be reached from inside"),
+    ("RayCluster/stillhouse", "spec.headGroupSpec.enableIngress", True, "only be reached from inside"),
+    ("Service/stillhouse-redis", "spec.selector", {"a": "b"}, "no pod behind it serves redis"),
+    ("Service/stillhouse-redis", "spec.ports[0].targetPort", "redi", "no pod behind it serves redi"),
+    ("Service/stillhouse-redis", "spec.type", "NodePort", "must be ClusterIP"),
+]
+
+
+@pytest.mark.parametrize(("name", "path", "value", "found"), BY_NAME)
+def test_an_error_in_one_document_is_found(name: str, path: str, value: Any, found: str) -> None:
+    documents = copy.deepcopy(overlay("modern"))
+    (document,) = [document for document in documents if label(document) == name]
+    _set(path, value)(document)
+    problems = _problems(documents)
+    assert [problem for problem in problems if re.search(found, problem)] != [], problems
+
+
+def test_pods_may_take_variables_from_a_secret() -> None:
+    """As the README says of object stores."""
+
+    def add(document: Document) -> None:
+        document["spec"]["headGroupSpec"]["template"]["spec"]["containers"][0]["envFrom"].append(
+            {"secretRef": {"name": "keys-of-a-store"}}
+        )
+
+    assert _problems(changed(overlay("modern"), "RayCluster", add)) == []
+
+
+def test_no_network_policy_can_be_missing() -> None:
+    documents = overlay("modern")
+    for policy in of_kind(documents, "NetworkPolicy"):
+        if policy["metadata"]["name"] != "default-deny":
+            assert list(access_rules.problems([found for found in documents if found is not policy])) != [], policy
 
 
 BY_SCHEMAS = [
