@@ -35,9 +35,10 @@ def _texts(panel: Panel, names: list[str]) -> tuple[list[Text], Figure]:
     return list(figure.axes[0].texts), figure
 
 
+@pytest.mark.parametrize("name", ["v100-node-1 {}", "a-pipeline/with-a-long-name {}"])
 @pytest.mark.parametrize("panel", PANELS, ids=lambda panel: panel.title)
-def test_nothing_runs_out_of_its_panel(panel: Panel) -> None:
-    names = ["distilbert/student", *(f"v100-node-1 {gpu}" for gpu in range(8))]
+def test_nothing_runs_out_of_its_panel(panel: Panel, name: str) -> None:
+    names = ["distilbert/student", *(name.format(number) for number in range(8))]
     texts, figure = _texts(panel, ["growth"] if panel.kind == "stat" else names)
     width, height = figure.bbox.size
     assert texts

@@ -9,12 +9,9 @@ from typing import Any
 import monitoring_series
 import promql
 import pytest
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
-from deploy import board_picture, monitoring
-from deploy.board_data import Line
-from deploy.panels import Board, Kind, Panel
+from deploy import monitoring
+from deploy.panels import Board
 
 UNITS = {"short", "s", "bytes", "Bps", "percent", "percentunit", "sci", "watt", "celsius", "hertz"}
 """Of Grafana's units, those in use: a misspelled one would be shown as text behind the number."""
@@ -102,24 +99,6 @@ def test_no_line_is_the_largest_of_things_that_differ(panel: str, expr: str) -> 
         told = {*by.split(", "), *re.findall(r'(\w+)="', matchers)}
         if name != "stillhouse_oldest_job_age_seconds":  # the oldest of all kinds is what is asked for
             assert {*known[name]._labelnames} <= told, f"{panel}: {name}"
-
-
-@pytest.mark.parametrize(("kind", "width"), [("bars", 4), ("bars", 12), ("graph", 6), ("graph", 12)])
-def test_names_stay_within_their_panel_in_the_picture(kind: Kind, width: int) -> None:
-    lines = [Line(f"a-pipeline/with-a-long-name {number}", {}, [0.0, 60.0], [1.0, 2.0]) for number in range(8)]
-    figure = Figure(figsize=(10, 4), dpi=130)
-    drawn_by = FigureCanvasAgg(figure).get_renderer()
-    panel = Panel("Names", "Long ones.", "short", (), kind=kind, width=width)
-    assert board_picture._draw_panel(figure, panel, (1.0, 1.0, width * 0.36, 8 * 0.22), lines)
-    (frame,) = figure.axes
-    texts = [text for text in frame.texts if text.get_text()]
-    outer = frame.get_window_extent()
-    for text in texts:
-        inner = text.get_window_extent(drawn_by)
-        assert outer.x0 <= inner.x0, text.get_text()
-        assert inner.x1 <= outer.x1, text.get_text()
-    named = sum("a-pipe" in text.get_text() for text in texts)
-    assert named == 8 or any(text.get_text() == f"and {8 - named} more" for text in texts)
 
 
 @pytest.mark.parametrize("board", monitoring.BOARDS, ids=lambda board: board.uid)
