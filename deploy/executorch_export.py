@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from cluster import runtimes, stage
-from deploy import exporting, lowering, parity
-from deploy.exporting import ROUNDED, ExportRecipe, logger
+from deploy import exporting, lowering
+from deploy.exporting import ExportRecipe, Rounded, logger
 from deploy.lowering import OneRow
 from deploy.original import Original, open_original
 
@@ -30,7 +30,7 @@ class ExecuTorch(ExportRecipe):
     """An export to ExecuTorch."""
 
     precision: Literal["int8", "fp32"] = "int8"
-    tolerance: parity.Tolerance = ROUNDED
+    tolerance: Rounded = Rounded()
 
 
 class RoundedEmbedding(nn.Module):

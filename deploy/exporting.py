@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field, PositiveFloat
+
 from cluster import artifact, runtimes, stage, telemetry
 from cluster.exported import ANY, Exported
 from cluster.recipe import Recipe
@@ -34,9 +36,16 @@ class ExportRecipe(Judged):
     probe: parity.Probe = parity.Probe()
 
 
-# Wide enough for an honest int8 model on random ids, where near ties are common (a trained encoder differed by
-# 0.18 and agreed on 83 % of its words there, on 87 % in real text); a broken one is far outside.
-ROUNDED = parity.Tolerance(relative=0.5, agreement=0.7)
+class Rounded(parity.Tolerance):
+    """How far an export with rounded weights may be.
+
+    Wide enough for an honest int8 model on random ids, where near ties are common (a trained encoder differed by 0.18
+    and agreed on 83 % of its words there, on 87 % in real text); a broken one is far outside.
+    """
+
+    # Defaults of a class, not an instance: who sets one value alone must not get the strict ones for the others.
+    relative: PositiveFloat = 0.5
+    agreement: float = Field(0.7, ge=0.0, le=1.0)
 
 
 def describe(original: Original, form: str, runtime: str, file: str, **changes: Any) -> Exported:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from cluster import runtimes, stage, telemetry
 from deploy import exporting, lowering, parity
-from deploy.exporting import ROUNDED, ExportRecipe
+from deploy.exporting import ExportRecipe, Rounded
 from deploy.lowering import OneRow
 from deploy.original import Original, open_original
 
@@ -34,7 +34,7 @@ class LiteRt(ExportRecipe):
     precision: Literal["int8", "fp32"] = "int8"
     lengths: tuple[Annotated[int, Field(ge=parity.SHORTEST)], ...] = Field((32, 128, 384), min_length=1)
     """In tokens; those beyond the model's positions become its positions."""
-    tolerance: parity.Tolerance = ROUNDED
+    tolerance: Rounded = Rounded()
 
 
 class Named(OneRow):

@@ -19,7 +19,7 @@ from pydantic import model_validator
 from cluster import runtimes, stage
 from deploy import calibration_rows, exporting, onnx_export, parity
 from deploy.calibration_rows import Calibration
-from deploy.exporting import ROUNDED, ExportRecipe, logger
+from deploy.exporting import ExportRecipe, Rounded, logger
 from deploy.original import Original, open_original
 from deploy.quantize import HEADS, kept
 
@@ -33,7 +33,7 @@ class OpenVino(ExportRecipe):
     keep: tuple[str, ...] = ()
     """Layers that stay in float, by name with * for any part, as for :mod:`deploy.quantize`."""
     calibration: Calibration = Calibration()
-    tolerance: parity.Tolerance = ROUNDED
+    tolerance: Rounded = Rounded()
 
     @model_validator(mode="after")
     def _keeps_what_is_rounded(self) -> "OpenVino":

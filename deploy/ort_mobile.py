@@ -19,7 +19,7 @@ from onnxruntime.tools.convert_onnx_models_to_ort import OptimizationStyle, conv
 
 from cluster import artifact, stage
 from deploy import exporting, onnx_export, parity
-from deploy.exporting import ROUNDED, Judged, logger
+from deploy.exporting import Judged, Rounded, logger
 from deploy.original import open_original
 
 MODEL = "model.ort"
@@ -29,7 +29,7 @@ OPERATORS = "required_operators_and_types.config"
 class OrtMobile(Judged):
     """A conversion to the ORT format."""
 
-    tolerance: parity.Tolerance = ROUNDED
+    tolerance: Rounded = Rounded()
 
 
 def convert(path: Path, out: Path) -> None:

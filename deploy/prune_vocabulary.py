@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from transformers import AutoTokenizer, PreTrainedModel
 
 from cluster import artifact, runtimes, stage, vocabulary
@@ -40,6 +40,14 @@ FORMAT = "pruned"
 Ids = npt.NDArray[np.int64]
 
 
+class Same(parity.Tolerance):
+    """How far a pruned model may be: nothing was rounded."""
+
+    relative: PositiveFloat = 1e-5
+    agreement: float = Field(1.0, ge=0.0, le=1.0)
+    score: NonNegativeFloat = 0.1
+
+
 class Pruning(Judged):
     """What is dropped, and how it is proven."""
 
@@ -47,7 +55,7 @@ class Pruning(Judged):
     """Pieces seen at least so often in the training rows stay."""
     calibration: Calibration = Calibration()
     """The rows the proof is made on; with a higher ``min_count`` those are taken that use kept pieces only."""
-    tolerance: parity.Tolerance = parity.Tolerance(relative=1e-5, agreement=1.0, score=0.1)
+    tolerance: Same = Same()
 
 
 def kept_ids(pieces: Mapping[str, int], counts: Ids, specials: Sequence[int], min_count: int) -> Ids:

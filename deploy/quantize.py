@@ -22,7 +22,7 @@ from onnxruntime.quantization.onnx_model import ONNXModel
 from cluster import artifact, stage
 from deploy import calibration_rows, exporting, onnx_export, parity
 from deploy.calibration_rows import Calibration
-from deploy.exporting import ROUNDED, Judged, logger
+from deploy.exporting import Judged, Rounded, logger
 from deploy.original import open_original
 
 QUANTIZED = ["MatMul", "Gather"]
@@ -40,7 +40,7 @@ class Quantization(Judged):
     ranges leave a task's head in float anyway."""
     calibration: Calibration = Calibration()
     """For static activations only."""
-    tolerance: parity.Tolerance = ROUNDED
+    tolerance: Rounded = Rounded()
 
 
 HEADS = ("*pooler*", "*classifier*", "*qa_outputs*")

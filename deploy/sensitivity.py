@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-from pydantic import NonNegativeInt
+from pydantic import NonNegativeInt, PositiveInt
 
 from cluster import artifact, runtimes, stage, telemetry
 from cluster.recipe import Recipe
@@ -30,10 +30,16 @@ from deploy.original import Original, open_original
 FILE = "sensitivity.json"
 
 
+class Measured(Calibration):
+    """Fewer rows than to calibrate with: all of them are read once for every layer."""
+
+    rows: PositiveInt = 32
+
+
 class Sensitivity(Recipe):
     """How sensitivity is measured."""
 
-    calibration: Calibration = Calibration(rows=32)
+    calibration: Measured = Measured()
     """The rows that are measured on."""
     keep: NonNegativeInt = 2
     """So many of the worst layers are named for :mod:`deploy.quantize` to keep in float."""

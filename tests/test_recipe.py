@@ -6,6 +6,7 @@ sees what a change of a recipe or of a default really changes. To write them ane
     STILLHOUSE_GOLDEN=write python -m pytest tests/test_recipe.py
 """
 
+import importlib
 import json
 import os
 import re
@@ -333,3 +334,16 @@ def test_recipes_in_the_readme_are_what_the_code_accepts() -> None:
     assert sorted(found) == ["sources", "suite", "train", "train"]
     for name, table in zip(found, tables, strict=True):
         accepted[name].of(table if name == "sources" else table[name], "README.md")
+
+
+@pytest.mark.parametrize("module", sorted({path.stem for path in (recipe.ROOT / "deploy").glob("*.py")}))
+def test_one_value_set_alone_leaves_the_others_as_they_were(module: str) -> None:
+    """A table in a file is read over the defaults of its class: those of the field must be the same ones."""
+    found = getattr(importlib.import_module(f"deploy.{module}"), "STAGE", None)
+    for name, field in found.recipe.model_fields.items() if found else ():
+        below = field.get_default(call_default_factory=True)
+        # What has no default of its own, a title, is refused by name when it is left out.
+        if isinstance(below, Recipe) and not any(each.is_required() for each in type(below).model_fields.values()):
+            for key, value in below.resolved().items():
+                changed = found.recipe.of({name: {key: value}})
+                assert getattr(changed, name) == below, f"deploy.{module}: {name}.{key}"
