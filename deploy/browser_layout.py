@@ -33,7 +33,8 @@ class BrowserLayout(Recipe):
 
 
 def run(recipe: BrowserLayout, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
-    source = artifact.read(inputs["export"], "export")
+    # Its parity is taken over, so it must be the file that was measured.
+    source = artifact.verify(inputs["export"], "export")
     if source.facts["format"] not in NAMES or not (source.path / onnx_export.MODEL).is_file():
         raise stage.StageError(
             f"{source.path} is {source.facts['format']}: give an export made by deploy.onnx_export or deploy.quantize"

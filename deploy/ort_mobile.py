@@ -51,7 +51,8 @@ def convert(path: Path, out: Path) -> None:
 
 
 def run(recipe: OrtMobile, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
-    exported = artifact.read(inputs["export"], "export")
+    # One changed weight among millions is within the tolerance of parity.
+    exported = artifact.verify(inputs["export"], "export")
     path = exported.path / onnx_export.MODEL
     if not path.is_file():
         raise stage.StageError(

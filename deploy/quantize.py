@@ -143,7 +143,7 @@ def _check_inputs(recipe: Quantization, exported: artifact.Artifact, inputs: Map
 
 
 def run(recipe: Quantization, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
-    exported = artifact.read(inputs["export"], "export")
+    exported = artifact.verify(inputs["export"], "export")
     _check_inputs(recipe, exported, inputs)
     original = open_original(inputs["model"])
     model = load(exported.path / onnx_export.MODEL)

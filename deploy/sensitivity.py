@@ -70,7 +70,7 @@ def measure(
 
 
 def run(recipe: Sensitivity, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
-    exported = artifact.read(inputs["export"], "export")
+    exported = artifact.verify(inputs["export"], "export")
     if exported.facts["format"] != "onnx":
         raise stage.StageError(f"{exported.path} is {exported.facts['format']} already: give the fp32 ONNX export")
     exporting.check_source(exported, inputs["model"])

@@ -78,7 +78,7 @@ def add_model(role: str, shown: Shown, folder: Path, out: Path, part_bytes: int)
     Raises:
         StageError: it does not answer questions, or a browser cannot run it.
     """
-    export = artifact.read(folder, "export")
+    export = artifact.verify(folder, "export")
     known = exported.read(export.path)
     path = _model_file(export.path, known)
     kept = out / "models" / role

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -37,6 +38,13 @@ ROUNDED_AND_NOT = pytest.mark.parametrize(
 @pytest.fixture(autouse=True)
 def one_thread():
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def onnx_of_a_model(tmp_path_factory):
+    root = tmp_path_factory.mktemp("onnx")
+    model = headed.model_folder(root / "model", "distilbert", "classification")
+    return model, exports.onnx(model, root / "onnx")
 
 
 def outputs(folder, model, head, length):
@@ -143,6 +151,20 @@ def test_ort_mobile_answers_as_the_export_does(tmp_path):
         assert made.facts["format"] == form
         operators = (made.path / "required_operators_and_types.config").read_text()
         assert ("MatMulInteger" in operators) == (form == "ort-int8")
+
+
+@pytest.mark.parametrize("module", ["browser_layout", "ort_mobile", "quantize", "sensitivity"])
+def test_what_was_changed_is_made_into_nothing_else(onnx_of_a_model, tmp_path, module):
+    """One byte of an embedding: far within the tolerance of any parity."""
+    model, whole = onnx_of_a_model
+    damaged = Path(shutil.copytree(whole, tmp_path / "onnx"))
+    contents = bytearray((damaged / "model.onnx").read_bytes())
+    contents[len(contents) // 2] ^= 1
+    (damaged / "model.onnx").write_bytes(contents)
+    inputs = {"export": damaged} if module == "browser_layout" else {"export": damaged, "model": model}
+    with pytest.raises(artifact.ArtifactError, match="was changed after it was made"):
+        exports.make(f"deploy.{module}", tmp_path / "out", inputs)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.long
