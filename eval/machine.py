@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from cluster import runtimes
 from cluster.stage import StageError
 
 LIBRARIES = ("torch", "onnxruntime", "transformers", "numpy")
@@ -48,8 +49,18 @@ def describe(cpuinfo: Path = CPUINFO) -> dict[str, Any]:
         "governor": GOVERNOR.read_text().strip() if GOVERNOR.is_file() else None,
         "system": platform.platform(),
         "python": platform.python_version(),
-        "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
+        "libraries": _versions(),
     }
+
+
+def _versions() -> dict[str, str]:
+    """Of the libraries every installation has, and of the other runtimes that are installed."""
+    others = {distribution for distribution, _ in runtimes.NEEDS.values()} - {*LIBRARIES}
+    found = {name: importlib.metadata.version(name) for name in LIBRARIES}
+    for name in sorted(others):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 def _first_processor(cpuinfo: Path) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """What is said of the machine, holding work to cores, and whether the machine was quiet."""
 
+import importlib.metadata
 import os
 import subprocess
 import sys
@@ -122,3 +123,18 @@ def test_another_program_on_the_pinned_core_is_seen() -> None:
             other.communicate()
     assert found.unfit is not None
     assert "of the pinned cores" in found.unfit
+
+
+def test_versions_are_those_of_every_runtime_that_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = importlib.metadata.version
+
+    def version(name: str) -> str:
+        if name == "ai-edge-litert":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return "1.2.3" if name in ("openvino", "executorch") else real(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    found = machine.describe()["libraries"]
+    assert (found["openvino"], found["executorch"]) == ("1.2.3", "1.2.3")
+    assert "ai-edge-litert" not in found
+    assert {"torch", "onnxruntime", "numpy"} <= {*found}
