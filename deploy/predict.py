@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from cluster import artifact, cache, exported, runtimes, storage
@@ -79,9 +80,13 @@ class Model:
     def _words(self, text: str, second: str | None, top: int) -> list[Prediction]:
         if second is not None:
             raise StageError("this model fills a mask in one text: leave the second one out")
-        feed = self._feed(text.replace(MASK, str(self.tokenizer.mask_token)), None)
+        text = text.replace(MASK, str(self.tokenizer.mask_token))
+        feed = self._feed(text, None)
         masked = np.flatnonzero(feed["input_ids"][0] == self.tokenizer.mask_token_id)
         if len(masked) == 0:
+            if str(self.tokenizer.mask_token) in text:
+                read = self.described.positions
+                raise StageError(f"{MASK} comes after the {read} tokens that the model reads: shorten the text")
             raise StageError(f"nothing to fill: write {MASK} in the text where a word is wanted")
         logits = self.call(feed)["logits"][0]
         found = [(place, *each) for place in masked for each in _likeliest(logits[place], top)]
@@ -113,6 +118,8 @@ def load(folder: Path, threads: int = 1) -> Model:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
         tokenizer = original.tokenizer_of(folder, config)
         return Model(exported.read(folder), tokenizer, config.id2label, runtimes.open_export(folder, threads))
+    # Of the whole process, as PyTorch has it.
+    torch.set_num_threads(threads)
     opened = original.open_original(folder)
     described = exporting.describe(opened, "pytorch", "pytorch", "model.safetensors")
     return Model(
@@ -133,10 +140,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with errors_for_people():
         second = options.second
         if options.passage_file is not None:
-            second = Path(options.passage_file).read_text(encoding="utf-8")
+            second = _text_of(Path(options.passage_file))
         model = load(cache.fetch(storage.location(options.export)), options.threads)
         for text in options.texts:
             _print(text, model(text, second, options.top), options.json)
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise StageError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from None
 
 
 def _parser() -> argparse.ArgumentParser:

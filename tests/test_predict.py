@@ -103,6 +103,20 @@ def test_words_behind_a_mask_are_filled_and_nothing_else_is(tmp_path):
         model("The mill stands.")
     with pytest.raises(stage.StageError, match="leave the second one out"):
         model("[MASK]", "more")
+    with pytest.raises(stage.StageError, match=r"comes after the \d+ tokens that the model reads: shorten the text"):
+        model("The mill stands. " * 200 + "[MASK]")
+
+
+def test_a_passage_that_is_no_text_is_refused_by_name(classifier, tmp_path, capsys):
+    (tmp_path / "passage.pdf").write_bytes(b"%PDF-1.7 \xff\xfe")
+    with pytest.raises(SystemExit, match="1"):
+        predict.main([str(classifier[1]), "What?", "--passage-file", str(tmp_path / "passage.pdf")])
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'passage.pdf'} is not UTF-8 text: ")
+
+
+def test_a_model_folder_takes_the_threads_it_is_told(classifier):
+    predict.load(classifier[0], threads=2)
+    assert torch.get_num_threads() == 2
 
 
 def test_a_regression_gives_a_number(tmp_path):
