@@ -58,17 +58,18 @@ class Pruning(Judged):
     tolerance: Same = Same()
 
 
-def kept_ids(pieces: Mapping[str, int], counts: Ids, specials: Sequence[int], min_count: int) -> Ids:
+def kept_ids(pieces: Mapping[str, int], counts: Ids, always: Sequence[int], min_count: int) -> Ids:
     """Old ids of the pieces that stay, ascending: a new id is a place among them."""
     single = [number for piece, number in pieces.items() if len(piece.removeprefix(CONTINUES)) == 1]
     used = np.flatnonzero(counts >= min_count)
-    return np.unique(np.concatenate((used, np.array([*single, *specials], dtype=np.int64))))
+    return np.unique(np.concatenate((used, np.array([*single, *always], dtype=np.int64))))
 
 
 def prune_tokenizer(tokenizer: dict[str, Any], kept: Ids) -> dict[str, Any]:
     """The contents of ``tokenizer.json`` with the kept pieces under their new ids."""
     new = {int(old): place for place, old in enumerate(kept)}
     pieces = {piece: new[number] for piece, number in tokenizer["model"]["vocab"].items() if number in new}
+    padding = tokenizer.get("padding")
     added = [{**token, "id": new[token["id"]]} for token in tokenizer["added_tokens"]]
     after = json.loads(json.dumps(tokenizer["post_processor"]))
     for token in (after or {}).get("special_tokens", {}).values():
@@ -81,6 +82,7 @@ def prune_tokenizer(tokenizer: dict[str, Any], kept: Ids) -> dict[str, Any]:
         "model": {**tokenizer["model"], "vocab": pieces},
         "added_tokens": added,
         "post_processor": after,
+        "padding": {**padding, "pad_id": new[padding["pad_id"]]} if padding else padding,
     }
 
 
@@ -109,7 +111,9 @@ def run(recipe: Pruning, inputs: Mapping[str, Path], out: Path) -> dict[str, Any
     counts = open_tokens(inputs["tokens"]).counts
     # Before anything is dropped: it also holds the tokens against the model's vocabulary.
     feeds = calibration_rows.feeds(recipe.calibration, inputs["tokens"], original)
-    kept = kept_ids(written["model"]["vocab"], counts, original.tokenizer.all_special_ids, recipe.min_count)
+    # What was added to a vocabulary is taken before any piece is looked up, so it stays, too.
+    always = [*original.tokenizer.all_special_ids, *(token["id"] for token in written["added_tokens"])]
+    kept = kept_ids(written["model"]["vocab"], counts, always, recipe.min_count)
     logger.info("keeping %d of %d pieces", len(kept), original.config.vocab_size)
     pruned = prune_model(original, kept)
     with vocabulary.quiet():

@@ -70,6 +70,21 @@ def test_any_text_can_still_be_read_and_specials_keep_their_meaning(tmp_path):
     assert 0 < said["texts_cut_alike"] <= said["rows_of_kept_pieces"] < said["rows"] == 16
 
 
+def test_words_added_to_a_vocabulary_stay_though_no_row_has_them(tmp_path):
+    model = headed.model_folder(tmp_path / "model", "bert", "classification")
+    tokenizer, loaded = AutoTokenizer.from_pretrained(model), headed.load(model, "classification")
+    tokenizer.add_tokens(["stillhouse"])
+    loaded.resize_token_embeddings(len(tokenizer))
+    loaded.save_pretrained(model)
+    tokenizer.save_pretrained(model)
+    tokens = tokens_artifact.of_length(tmp_path / "tokens", model, 32, 30, 4)
+    inputs = {"model": model, "tokens": tokens}
+    made = exports.make("deploy.prune_vocabulary", tmp_path / "pruned", inputs, **FEW)
+    after = AutoTokenizer.from_pretrained(made.path)
+    assert after.tokenize("the stillhouse") == tokenizer.tokenize("the stillhouse")
+    assert len(after) == made.facts["pieces"]
+
+
 @pytest.mark.long
 def test_it_is_a_model_folder_for_every_export(tmp_path):
     made, _ = pruned(tmp_path, "distilbert", "classification")
