@@ -85,7 +85,7 @@ def complete(
     scored = None
     if "data" in inputs:
         scored = task_score.compare(recipe.score, original.folder, out, made.positions, inputs["data"])
-        task_score.check(scored, recipe.tolerance.score, what)
+        task_score.check(scored, recipe.tolerance.score, what, keeps="keep" in type(recipe).model_fields)
     record = {
         "against": "PyTorch fp32",
         "runtime": runtimes.described(made),

@@ -51,17 +51,19 @@ def compare(scored: Scored, model: Path, export: Path, positions: int, data: Pat
     }
 
 
-def check(found: Mapping[str, Any], most: float, what: str) -> None:
-    """Refuse an export whose score fell too far.
+def check(found: Mapping[str, Any], most: float, what: str, keeps: bool = False) -> None:
+    """Refuse an export whose score fell too far; ``keeps`` where its recipe can keep layers in float.
 
     Raises:
         StageError: it fell by more than ``most`` points, or is no number.
     """
     if not -found["difference"] <= most:
+        advice = (
+            "keep its most sensitive layers in float (python -m deploy.sensitivity names them), or " if keeps else ""
+        )
         raise stage.StageError(
             f"{what} loses {-found['difference']:.2f} points of {found['task']} ({found['model']:.2f} to "
-            f"{found['export']:.2f}), tolerance.score allows {most:g}: keep its most sensitive layers in float "
-            "(python -m deploy.sensitivity names them), or raise the tolerance if that will do"
+            f"{found['export']:.2f}), tolerance.score allows {most:g}: {advice}raise tolerance.score if that will do"
         )
 
 

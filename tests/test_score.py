@@ -84,3 +84,7 @@ def test_the_fall_that_is_allowed_decides():
     for difference, most in ((-1.5, 1.4), (float("nan"), 100.0)):
         with pytest.raises(stage.StageError, match=r"it loses .* points of mrpc \(80\.00 to 78\.50\)"):
             task_score.check({**found, "difference": difference}, most, "it")
+    for keeps in (True, False):
+        with pytest.raises(stage.StageError) as refused:
+            task_score.check(found, 1.0, "it", keeps)
+        assert ("deploy.sensitivity" in str(refused.value)) == keeps
