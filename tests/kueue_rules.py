@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from decimal import Decimal
 
-from manifests import Document, cluster_spec, label, of_kind, one, pods, quantity
+from manifests import NAMESPACE, Document, cluster_spec, label, of_kind, one, pods, quantity
 
 QUEUE, PRIORITY = "kueue.x-k8s.io/queue-name", "kueue.x-k8s.io/priority-class"
 ELASTIC = "kueue.x-k8s.io/elastic-job"
@@ -21,6 +21,9 @@ def problems(documents: Iterable[Document]) -> Iterator[str]:
     for document in of_kind(known, "LocalQueue"):
         if document["spec"]["clusterQueue"] not in _names(known, "ClusterQueue"):
             yield f"{label(document)}: there is no ClusterQueue {document['spec']['clusterQueue']}"
+    for document in of_kind(known, "RayJob") if of_kind(known, "LocalQueue") else ():
+        if QUEUE not in document["metadata"].get("labels", {}):
+            yield f"{label(document)}: without {QUEUE} it starts beside the queue"
     for document in of_kind(known, "RayJob", "RayCluster"):
         if QUEUE in document["metadata"].get("labels", {}):
             yield from (f"{label(document)}: {problem}" for problem in _managed(document, known))
@@ -32,6 +35,10 @@ def _names(documents: Iterable[Document], kind: str) -> set[str]:
 
 def _queue(document: Document, known: list[Document]) -> Iterator[str]:
     spec, flavors, covered = document["spec"], [], []
+    if spec.get("stopPolicy", "None") != "None":
+        yield f"stopPolicy {spec['stopPolicy']}: it admits nothing"
+    if spec.get("namespaceSelector", {}).get("matchLabels", {}).get("kubernetes.io/metadata.name") != NAMESPACE:
+        yield f"namespaceSelector must choose {NAMESPACE}"
     for group in spec.get("resourceGroups", []):
         covered += group["coveredResources"]
         for flavor in group["flavors"]:
@@ -39,7 +46,7 @@ def _queue(document: Document, known: list[Document]) -> Iterator[str]:
             if [amount["name"] for amount in flavor["resources"]] != group["coveredResources"]:
                 yield f"flavor {flavor['name']}: resources must be those of coveredResources, in their order"
             for amount in flavor["resources"]:
-                if quantity(amount["nominalQuota"]) < amount.get("lendingLimit", 0):
+                if quantity(amount["nominalQuota"]) < quantity(amount.get("lendingLimit", 0)):
                     yield f"flavor {flavor['name']}: lendingLimit is more than nominalQuota"
     for what, names in (("flavor", flavors), ("resource", covered)):
         yield from (f"{what} {name} is named twice" for name in sorted({n for n in names if names.count(n) > 1}))

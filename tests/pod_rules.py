@@ -4,11 +4,16 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from manifests import NAMESPACE, Document, Pod, all_pods, label, of_kind, quantity
+from manifests import K8S, NAMESPACE, Document, Pod, all_pods, label, of_kind, quantity
 
 VOLUMES = {"configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim", "projected", "secret"}
 """That Pod Security "restricted" lets a pod have."""
 SECRET_NAME = re.compile(r"token(?!iz|s)|passw|secret|credential|api_?key", re.IGNORECASE)
+GPU = "nvidia.com/gpu"
+PULLS = ("Always", "IfNotPresent", "Never")
+MODES = ("ReadWriteOnce", "ReadOnlyMany", "ReadWriteMany", "ReadWriteOncePod")
+MOST_PRIORITY = 1_000_000_000
+MADE_BY_PEOPLE = {*re.findall(r"create secret generic (\S+)", (K8S / "README.md").read_text(encoding="utf-8"))}
 CLUSTER_WIDE = {
     "ClusterRole",
     "ClusterRoleBinding",
@@ -25,12 +30,16 @@ CLUSTER_WIDE = {
 def problems(documents: Iterable[Document]) -> Iterator[str]:
     known = list(documents)
     for pod in all_pods(known):
-        for rules in (_security, _images, _secrets, _resources):
+        for rules in (_security, _placing, _images, _secrets, _resources):
             yield from (f"{pod.where}: {problem}" for problem in rules(pod))
         yield from (f"{pod.where}: {problem}" for problem in _references(pod, known))
     for document in known:
         if document["kind"] not in CLUSTER_WIDE and document["metadata"].get("namespace") != NAMESPACE:
             yield f"{label(document)}: metadata.namespace must be {NAMESPACE}"
+        if document["kind"] == "PersistentVolumeClaim":
+            yield from (f"{label(document)}: {problem}" for problem in _claim(document, known))
+        if document["kind"] == "PriorityClass" and document["value"] > MOST_PRIORITY:
+            yield f"{label(document)}: value is more than {MOST_PRIORITY:,}, which are the system's own"
         if document["kind"] == "Secret":
             yield f"{label(document)}: secrets are made by people, not kept here"
         for name, value in document.get("data", {}).items() if document["kind"] == "ConfigMap" else ():
@@ -75,8 +84,19 @@ def _container(container: Document) -> Iterator[str]:
     yield from (f"port {port['name']}: at most 15 letters" for port in ports if len(port["name"]) > 15)
     if len({port["containerPort"] for port in ports}) < len(ports):
         yield "a port is named twice"
+    yield from (f"port {port['name']}: no port" for port in ports if not 0 < port["containerPort"] < 65536)
+    if container.get("imagePullPolicy", "IfNotPresent") not in PULLS:
+        yield f"imagePullPolicy must be one of {', '.join(PULLS)}"
     if any("hostPort" in port for port in ports):
         yield "hostPort is not allowed"
+
+
+def _placing(pod: Pod) -> Iterator[str]:
+    if pod.role == "submitter" and pod.spec.get("restartPolicy") not in ("Never", "OnFailure"):
+        yield "restartPolicy must be Never or OnFailure, as in every Job"
+    taints = [each.get("key") for each in pod.spec.get("tolerations", []) if each.get("effect") in (None, "NoSchedule")]
+    if pod.requests().get(GPU) and not {GPU, None} & {*taints}:
+        yield f"asks for {GPU} and does not tolerate the taint of nodes that have some"
 
 
 def _images(pod: Pod) -> Iterator[str]:
@@ -114,13 +134,15 @@ def _resources(pod: Pod) -> Iterator[str]:
 
 
 def _references(pod: Pod, known: list[Document]) -> Iterator[str]:
-    """Whatever a pod names is there: in these documents, or a Secret, which people make."""
+    """Whatever a pod names is there: in these documents, or a Secret, which people make as k8s/README.md says."""
     volumes = {volume["name"]: volume for volume in pod.spec.get("volumes", [])}
     claimed = {found["metadata"]["name"] for found in pod_claims(known)}
     for container in pod.containers:
         for mount in container.get("volumeMounts", []):
             if mount["name"] not in volumes | dict.fromkeys(claimed):
                 yield f"container {container['name']}: there is no volume {mount['name']}"
+    for name in sorted(_named_secrets(pod.spec) - MADE_BY_PEOPLE):
+        yield f"k8s/README.md does not say how the Secret {name} is made"
     for kind, name in _named(pod, volumes):
         if name not in {document["metadata"]["name"] for document in of_kind(known, kind)}:
             yield f"there is no {kind} {name}"
@@ -130,6 +152,26 @@ def pod_claims(documents: Iterable[Document]) -> Iterator[Document]:
     """Volume claims that a StatefulSet makes for its pods."""
     for document in of_kind(documents, "StatefulSet"):
         yield from document["spec"].get("volumeClaimTemplates", [])
+
+
+def _named_secrets(value: Any) -> set[str]:
+    """Names of all Secrets in a pod's spec, wherever they stand."""
+    if isinstance(value, list):
+        return {name for each in value for name in _named_secrets(each)}
+    if not isinstance(value, dict):
+        return set()
+    found = {value[word]["name"] for word in ("secretKeyRef", "secretRef") if word in value}
+    found |= {value["secret"]["secretName"]} if "secret" in value else set()
+    return found | {name for each in value.values() for name in _named_secrets(each)}
+
+
+def _claim(document: Document, known: list[Document]) -> Iterator[str]:
+    name, modes = document["metadata"]["name"], document["spec"]["accessModes"]
+    yield from (f"accessModes: there is no {mode}" for mode in modes if mode not in MODES)
+    used = [pod for pod in all_pods(known) if name in str(pod.spec.get("volumes", []))]
+    # A laptop's cluster is one node; where there are GPUs there are nodes without them, too.
+    if any(pod.requests().get(GPU) for pod in used) and "ReadWriteMany" not in modes:
+        yield f"{len(used)} kinds of pods on several nodes mount it: accessModes must be ReadWriteMany"
 
 
 def _named(pod: Pod, volumes: dict[str, Document]) -> Iterator[tuple[str, str]]:

@@ -130,6 +130,9 @@ BY_RULES = [
     ("RayJob", "spec.shutdownAfterJobFinishes", False, "ttlSecondsAfterFinished needs shutdown"),
     ("RayJob", "spec.shutdownAfterJobFinishes", False, "the quota is never given back"),
     ("RayJob", "spec.ttlSecondsAfterFinished", 3600, "hold the nodes 3600 s longer than the quota"),
+    ("RayJob", "spec.submitterPodTemplate.spec.restartPolicy", "Always", "submitter: restartPolicy must be Never"),
+    ("RayJob", f"{RUN_TRAIN}.tolerations", None, "train: asks for nvidia.com/gpu and does not tolerate"),
+    ("RayJob", "metadata.labels[kueue.x-k8s.io/queue-name]", None, "starts beside the queue"),
     ("RayJob", "spec.submitterConfig", {"backoffLimit": 2}, "connections that break end the run"),
     ("RayJob", "spec.submitterPodTemplate.spec.affinity", None, "submitter: must stay off nodes with GPUs"),
     ("RayJob", "spec.deletionStrategy", {"deletionRules": [{"policy": "DeleteSelf"}]}, "exclude each other"),
@@ -167,6 +170,10 @@ BY_RULES = [
     ("RayCluster", f"{HEAD}.containers[0].lifecycle", None, "preStop sleeps 0 s"),
     ("RayCluster", f"{HEAD}.terminationGracePeriodSeconds", 140, "is over before"),
     ("RayCluster", f"{TRAIN}.terminationGracePeriodSeconds", 90, "is over before"),
+    ("RayCluster", f"{TRAIN}.containers[0].ports[0].containerPort", 70000, "no port"),
+    ("RayCluster", f"{TRAIN}.containers[0].imagePullPolicy", "Allways", "imagePullPolicy must be one of"),
+    ("RayCluster", f"{HEAD}.volumes[0]", {"name": "shared", "secret": {"secretName": "own"}}, "how the Secret own"),
+    ("RayCluster", f"{TRAIN}.containers[0].envFrom[0]", {"secretRef": {"name": "keys"}}, "how the Secret keys is made"),
     ("RayCluster", f"{TRAIN}.securityContext.runAsUser", 0, "runAsUser above 0"),
     ("RayCluster", f"{TRAIN}.hostNetwork", True, "hostNetwork"),
     ("RayCluster", f"{TRAIN}.containers[0].securityContext.privileged", True, "no privilege"),
@@ -198,6 +205,12 @@ BY_RULES = [
     ("RayCluster", f"{HEAD}.containers[0].ports[4]", None, "no pod of RayCluster/stillhouse has a port queue"),
     ("RayCluster", f"{HEAD}.containers[0].ports[5]", None, "head: no port pool"),
     ("ClusterQueue", "spec.resourceGroups[0].flavors[1].name", "h100", "no ResourceFlavor h100"),
+    ("ClusterQueue", "spec.stopPolicy", "Hold", "it admits nothing"),
+    ("ClusterQueue", "spec.namespaceSelector", {}, "namespaceSelector must choose stillhouse"),
+    ("ClusterQueue", "spec.resourceGroups[0].flavors[0].resources[0].lendingLimit", "65", "more than nominalQuota"),
+    ("PersistentVolumeClaim", "spec.accessModes", ["ReadWriteOnce"], "must be ReadWriteMany"),
+    ("PersistentVolumeClaim", "spec.accessModes", ["ReadWriteMny"], "there is no ReadWriteMny"),
+    ("PriorityClass", "value", 2_000_000_000, "the system's own"),
     ("ClusterQueue", "spec.resourceGroups[0].coveredResources", ["memory", "cpu", "nvidia.com/gpu"], "in their order"),
     ("ClusterQueue", "spec.resourceGroups[0].flavors[0].resources[0].nominalQuota", "30", "more than any flavor"),
     ("LocalQueue", "metadata.name", "other", "no LocalQueue runs"),
@@ -282,7 +295,7 @@ def test_pods_may_take_variables_from_a_secret() -> None:
 
     def add(document: Document) -> None:
         document["spec"]["headGroupSpec"]["template"]["spec"]["containers"][0]["envFrom"].append(
-            {"secretRef": {"name": "keys-of-a-store"}}
+            {"secretRef": {"name": "stillhouse-object-store"}}
         )
 
     assert _problems(changed(overlay("modern"), "RayCluster", add)) == []
