@@ -12,6 +12,9 @@ from cluster.stage import StageError
 HOT = 2
 """Thermal status from which Android slows its cores: 0 none, 1 light, 2 moderate, up to 6 shutdown."""
 
+PATIENCE_SECONDS = 900.0
+"""For one command: calls of a large model on slow cores take minutes, a phone that hangs takes for ever."""
+
 _STATES = {
     "unauthorized": "unlock it and allow debugging from this computer on its screen",
     "offline": "plug it in again, or run adb reconnect",
@@ -134,8 +137,16 @@ def mask(cores: Sequence[int]) -> str:
 def _adb(program: str, *arguments: str | Path) -> "subprocess.CompletedProcess[str]":
     try:
         return subprocess.run(
-            [program, *map(str, arguments)], capture_output=True, text=True, errors="replace", check=False
+            [program, *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+            timeout=PATIENCE_SECONDS,
         )
+    except subprocess.TimeoutExpired:
+        silent = f"no answer within {PATIENCE_SECONDS:.0f} s: look at the phone's screen and cable"
+        return subprocess.CompletedProcess([program], 1, "", silent)
     except FileNotFoundError:
         raise StageError(
             f"{program} is not installed: install it (on Debian: apt-get install adb), set placement.adb to where it "

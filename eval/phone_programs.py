@@ -57,7 +57,8 @@ PROGRAMS = {
         any_length=False,
     ),
     "executorch": Program(
-        title="ExecuTorch executor_runner",
+        # It has no warm-up; ONNX Runtime's program makes one call before it counts.
+        title="ExecuTorch executor_runner, first call included",
         where="ExecuTorch's CMake target executor_runner, with XNNPACK and quantized kernels",
         arguments=lambda run: [
             f"--model_path={run.model}", f"--num_executions={run.calls}", f"--cpu_threads={run.threads}",

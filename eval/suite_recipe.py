@@ -309,6 +309,9 @@ class Suite(Recipe):
                 for place in (phone.binary, phone.libraries):
                     if place is not None and not Path(place).is_dir():
                         raise StageError(f"exports.mobile.{name}: no folder {place}: correct it")
+                if phone.libraries is not None:
+                    # Of the versions that the page will want hours later.
+                    stage.find("deploy.web_page").identify["libraries"](Path(phone.libraries))
             if self.exports.tokens is not None and not Path(self.exports.tokens).is_dir():
                 raise StageError(f"exports.tokens: no folder {self.exports.tokens}: correct it, or leave it out")
         asked = [("sweep.reference", self.sweep.reference)] if self.sweep else []

@@ -157,6 +157,17 @@ def test_a_phone_is_chosen_by_its_serial(phone):
         adb.connect(str(phone.parent / "no-adb"), None)
 
 
+def test_a_phone_that_hangs_is_given_up(tmp_path, monkeypatch):
+    hanging = tmp_path / "adb"
+    hanging.write_text("#!/bin/sh\nexec sleep 600\n")
+    hanging.chmod(0o755)
+    monkeypatch.setattr(adb, "PATIENCE_SECONDS", 0.2)
+    found = adb.Phone(str(hanging), "R5CT30ABCDE")
+    with pytest.raises(StageError, match="adb shell on R5CT30ABCDE: no answer within 0 s: look at the phone's screen"):
+        found.shell("true")
+    assert found.asked("true") == ""
+
+
 def test_a_command_that_fails_on_the_phone_fails_here(phone):
     found = adb.connect(str(phone), None)
     assert found.shell("echo well") == "well\n"

@@ -84,7 +84,7 @@ def test_a_link_is_in_the_report_as_long_as_its_job_waits(tmp_path):
     """The program that stands for adb makes a report when the phone is told to open the link, and then fails."""
     out = tmp_path / "out"
     with artifact.create(tmp_path / "page", kind="export", inputs={}, recipe={}) as draft:
-        draft.facts.update({"format": "page", "version": "v1", "models": []})
+        draft.facts.update({"format": "page", "version": "v1", "models": [{"role": "student", "positions": 512}]})
     program, command = phones.fake_adb(tmp_path), f'"{sys.executable}" -m eval.report "{out}" --out "{out}/report"'
     case = f'case "$*" in *"am start"*) cd "{ROOT}" && {command} >&2; exit 1 ;; esac'
     program.write_text(program.read_text().replace("\nexec", f"\n{case}\nexec"))

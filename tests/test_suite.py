@@ -13,6 +13,7 @@ from cluster.artifact import write_json
 from cluster.jobs import Outcome
 from cluster.recipe import RecipeError, load
 from cluster.stage import StageError
+from deploy import vendoring
 from eval.latency import Latency
 from eval.suite import _report_job, models, record
 from eval.suite_jobs import Plan
@@ -203,6 +204,7 @@ def test_a_toolchain_that_is_missing_is_named_before_anything_starts(
 def test_phones_measure_the_exports_of_answers(data: Path, out: Path) -> None:
     for name in ("squad", "browser", "programs"):
         (data / name).mkdir()
+    write_json(data / "browser" / "libraries.json", {"packages": vendoring.versions(), "files": {}})
     phones = {
         "host": {"format": "ort-int8", "measure": {"threads": [1]}},
         "pocket": {"libraries": str(data / "browser"), "measure": {"way": {"kind": "browser"}}},
@@ -224,6 +226,9 @@ def test_phones_measure_the_exports_of_answers(data: Path, out: Path) -> None:
         "student": out / "exports/student/int8",
         "binary": data / "programs",
     }
+    write_json(data / "browser" / "libraries.json", {"packages": {"tokenizers": "0.0.1"}, "files": {}})
+    with pytest.raises(StageError, match=r"browser has other versions than .*package\.json: delete it and run"):
+        _plan(data, out, tasks={"stsb": {}, "squad": {}}, exports=asked).jobs()
     # Speed on servers is of the formats that were asked for alone.
     assert not [name for name in found["latency"].inputs if "int8" in name]
 
