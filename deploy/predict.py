@@ -48,6 +48,8 @@ class Prediction:
     begin: int | None = None
     """Of an answer: its place in the passage, in characters."""
     end: int | None = None
+    mask: int | None = None
+    """Of a word: which mask it fills, counted from 1."""
 
 
 @dataclass(frozen=True)
@@ -89,8 +91,8 @@ class Model:
                 raise StageError(f"{MASK} comes after the {read} tokens that the model reads: shorten the text")
             raise StageError(f"nothing to fill: write {MASK} in the text where a word is wanted")
         logits = self.call(feed)["logits"][0]
-        found = [(place, *each) for place in masked for each in _likeliest(logits[place], top)]
-        return [Prediction(self.tokenizer.decode([word]).strip(), share) for _, word, share in found]
+        found = [(number, *each) for number, place in enumerate(masked, 1) for each in _likeliest(logits[place], top)]
+        return [Prediction(self.tokenizer.decode([word]).strip(), share, mask=mask) for mask, word, share in found]
 
     def _feed(self, text: str, second: str | None) -> parity.Feed:
         """Inputs ``[1, length]``, cut at what the model reads."""
@@ -180,7 +182,8 @@ def _print(text: str, found: Sequence[Prediction], as_json: bool) -> None:
         return
     for each in found or [Prediction("(nothing found)", None)]:
         share = "" if each.probability is None else f"  {each.probability:6.1%}"
-        print(f"{each.text}{share}")
+        which = f"{MASK} {each.mask}: " if each.mask is not None and found[-1].mask != 1 else ""
+        print(f"{which}{each.text}{share}")
 
 
 if __name__ == "__main__":

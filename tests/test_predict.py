@@ -93,9 +93,13 @@ def test_nothing_below_one_is_asked_for(classifier, capsys, option):
     assert "0: write a whole number from 1 on" in capsys.readouterr().err
 
 
-def test_words_behind_a_mask_are_filled_and_nothing_else_is(tmp_path):
+def test_words_behind_a_mask_are_filled_and_nothing_else_is(tmp_path, capsys):
     model = predict.load(headed.model_folder(tmp_path / "model", "roberta", "masked-words"))
     found = model("The [MASK] by the [MASK] stands.", top=3)
+    assert [each.mask for each in found] == [1, 1, 1, 2, 2, 2]
+    predict._print("", found, as_json=False)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(":")[0] for line in lines] == ["[MASK] 1"] * 3 + ["[MASK] 2"] * 3
     assert len(found) == 6
     assert all(0.0 < each.probability <= 1.0 for each in found)
     assert found[0].probability >= found[1].probability >= found[2].probability
