@@ -22,7 +22,7 @@ require-corp`` on every answer, over https or from localhost. Without these the 
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -144,11 +144,17 @@ def finish(out: Path, described: Mapping[str, Any]) -> str:
     artifact.write_json(out / PAGE, {"version": version, **described})
     # The runtime for GPUs is as large as all the rest: kept when a phone first asks for it.
     shell = [name for name in files if not name.endswith(".part") and "webgpu" not in name and "asyncify" not in name]
-    listed = ", ".join(json.dumps(name) for name in ["./", PAGE, *shell])
-    (out / SERVICE_WORKER).write_text(
-        template.replace("@VERSION@", version).replace("/* @SHELL@ */", listed), encoding="utf-8"
-    )
+    (out / SERVICE_WORKER).write_text(_service_worker(template, version, ["./", PAGE, *shell], out), encoding="utf-8")
     return version
+
+
+def _service_worker(template: str, version: str, kept: Sequence[str], out: Path) -> str:
+    # "./" is index.html under another name: fetched once more, and so counted once more.
+    total = sum((out / ("index.html" if name == "./" else name)).stat().st_size for name in kept)
+    listed = ", ".join(json.dumps(name) for name in kept)
+    return (
+        template.replace("@VERSION@", version).replace("/* @SHELL@ */", listed).replace("/* @TOTAL@ */ 0", str(total))
+    )
 
 
 def _libraries(folder: Path) -> str:

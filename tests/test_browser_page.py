@@ -1,11 +1,13 @@
 """The measuring page in a real headless Chromium with a phone's screen and a slowed processor."""
 
 import contextlib
+import itertools
 import json
 import re
 import threading
 import time
 from collections.abc import Iterator
+from http import HTTPStatus
 from pathlib import Path
 
 import chromium
@@ -15,6 +17,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from cluster import artifact, runtimes, stage
+from eval import page_server
 from eval.mobile import STAGE, Mobile
 from eval.page_server import Exchange, serving
 
@@ -209,6 +212,68 @@ def test_it_works_offline_after_the_first_load_and_sends_later(tab, page):
         assert exchange.done.wait(60)
         tab.wait("document.getElementById('delivery').innerText.startsWith('Sent')")
     assert len(exchange.result.rows) == 4
+
+
+RECORD_STATES = """
+[window.states, window.news] = [[], []];
+navigator.serviceWorker?.addEventListener('message', ({ data }) => window.news.push(data.bytes));
+new MutationObserver(() => {
+  const said = document.getElementById('state')?.textContent;
+  if (said && said !== window.states.at(-1)) window.states.push(said);
+}).observe(document, { subtree: true, childList: true, characterData: true });
+"""
+PAGES_KEPT = """
+(async () => {
+  const names = (await caches.keys()).filter((name) => name.startsWith('stillhouse-page-'));
+  const entries = await Promise.all(names.map(async (name) => (await (await caches.open(name)).keys()).length));
+  return entries.reduce((sum, count) => sum + count, 0);
+})()
+"""
+
+
+def test_keeping_the_page_says_how_much_has_come(tab, page):
+    tab("addScriptToEvaluateOnNewDocument", "Page", source=RECORD_STATES)
+    with opened(tab, page):
+        states = tab.run("window.states")
+        kept, news = tab.run(PAGES_KEPT), tab.run("window.news")
+        assert tab.complaints() == []
+    worker = (page.path / "service_worker.js").read_text()
+    total = int(re.search(r"const TOTAL = (\d+);", worker)[1])
+    assert kept == len(json.loads(worker.partition("const SHELL = ")[2].partition(";")[0]))
+    said = [found for state in states if (found := re.fullmatch(r"Keeping .*… ([\d.]+) MB of (\d+) MB", state))]
+    numbers = [float(found[1]) for found in said]
+    assert len(numbers) > 10, states
+    assert numbers == sorted(numbers)
+    assert {found[2] for found in said} == {f"{total / 1e6:.0f}"}
+    assert said[-1][1] == said[-1][2]
+    assert news[-1] == total, "every byte is counted, and none twice"
+    steps = [after - before for before, after in itertools.pairwise([0, *news])]
+    assert min(steps[:-1]) >= 2**18, "no more messages than a person can see"
+    assert tab.run("document.getElementById('state').getAttribute('aria-live')") == "polite"
+    tab.reload()  # the server is gone
+    tab.wait(READY)
+    assert tab.run("self.crossOriginIsolated")
+
+
+@pytest.mark.parametrize("fault", ["refused", "cut short"])
+def test_of_a_page_that_does_not_come_whole_nothing_is_kept(tab, page, monkeypatch, fault):
+    whole = page_server.Handler._file
+
+    def spoilt(handler: page_server.Handler, name: str) -> None:
+        if name != "libraries/LICENCES.md":
+            whole(handler, name)
+        elif fault == "refused":
+            handler._refuse(HTTPStatus.SERVICE_UNAVAILABLE, "not now")
+        else:
+            handler.close_connection = True
+            handler._head(HTTPStatus.OK, 1000, "text/plain", {})
+            handler.wfile.write(b"half")
+
+    monkeypatch.setattr(page_server.Handler, "_file", spoilt)
+    with opened(tab, page):
+        assert "does not let the page work offline" in text(tab, "state")
+        assert tab.run("document.getElementById('offline').hidden")
+        assert tab.run(PAGES_KEPT) == 0
 
 
 def test_a_connection_lost_while_loading_goes_on_when_it_is_back(tab, page):

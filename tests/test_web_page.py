@@ -70,6 +70,8 @@ def test_the_service_worker_keeps_the_page_and_not_what_is_large(libraries, tmp_
     assert {"./", "page.json", "page.js", "style.css", "libraries/ort-wasm-simd-threaded.wasm"} <= {*listed}
     assert [name for name in listed if name != "./" and name not in made.files] == []
     assert not any(name.endswith(".part") or "webgpu" in name or "asyncify" in name for name in listed)
+    sizes = [(made.path / ("index.html" if name == "./" else name)).stat().st_size for name in listed]
+    assert f"const TOTAL = {sum(sizes)};" in text
 
 
 def test_another_title_is_another_version(libraries, tmp_path):

@@ -39,12 +39,22 @@ async function keepPage() {
   const shown = navigator.serviceWorker.controller !== null;
   navigator.serviceWorker.addEventListener("controllerchange", () => { if (shown && !page.busy) location.reload(); });
   say("state", "Keeping this page on your device…");
+  navigator.serviceWorker.addEventListener("message", showKeeping);
   try {
     const { active, waiting, installing } = await navigator.serviceWorker.register("service_worker.js");
     page.kept = active !== null || (await settled(waiting ?? installing)) === "activated";
   } catch {
     // A certificate the browser does not trust, or a private window: the page then says that it needs the network.
+  } finally {
+    // A newer page may be kept later, while this one is in use.
+    navigator.serviceWorker.removeEventListener("message", showKeeping);
+    $("state").setAttribute("aria-live", "polite");
   }
+}
+
+function showKeeping({ data: { bytes, total } }) {
+  $("state").setAttribute("aria-live", "off"); // a screen reader would read out every number
+  say("state", `Keeping this page on your device… ${megabytes(bytes)} of ${megabytes(total)}`);
 }
 
 function settled(worker) {

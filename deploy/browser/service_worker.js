@@ -2,8 +2,10 @@
 
 const VERSION = "@VERSION@"; // a digest of all files below: another page is another service worker
 const SHELL = [/* @SHELL@ */];
+const TOTAL = /* @TOTAL@ */ 0; // bytes of all that is in SHELL
 const HOME = new URL("./", self.location.href).pathname;
 const KEPT = `stillhouse-page-${VERSION}`;
+const STEP = 2 ** 18; // bytes between two words on how far it is
 
 self.addEventListener("install", (event) => {
   event.waitUntil(install());
@@ -22,10 +24,48 @@ self.addEventListener("fetch", (event) => {
   else if (isKept(url)) event.respondWith(keptOrFetched(request));
 });
 
+// All or nothing: nothing is kept before everything has arrived.
 async function install() {
-  const store = await caches.open(KEPT);
-  await store.addAll(SHELL.map((path) => new Request(path, { cache: "no-cache" })));
+  const counted = counter();
+  const arrived = await Promise.all(SHELL.map(async (path) => [path, await fetchWhole(path, counted)]));
+  try {
+    const store = await caches.open(KEPT);
+    await Promise.all(arrived.map(([path, response]) => store.put(path, response)));
+  } catch (error) {
+    await caches.delete(KEPT); // a full phone is not left with half of a page
+    throw error;
+  }
   await self.skipWaiting();
+}
+
+async function fetchWhole(path, counted) {
+  const response = await fetch(path, { cache: "no-cache" });
+  if (!response.ok) throw new Error(`the server answered ${response.status} for ${path}`);
+  const count = new TransformStream({
+    transform(chunk, passed) {
+      passed.enqueue(chunk);
+      counted(chunk.length);
+    },
+  });
+  const whole = await new Response(response.body.pipeThrough(count)).blob();
+  return new Response(whole, response);
+}
+
+// Adds up the bytes of all files, and tells the page now and then how many there are.
+function counter() {
+  let [bytes, told] = [0, 0];
+  return (more) => {
+    bytes += more;
+    if (bytes - told < STEP && bytes !== TOTAL) return;
+    told = bytes;
+    tell({ bytes, total: TOTAL });
+  };
+}
+
+// The page that waits is not yet this worker's.
+async function tell(news) {
+  const pages = await self.clients.matchAll({ type: "window", includeUncontrolled: true });
+  for (const page of pages) page.postMessage(news);
 }
 
 async function activate() {
