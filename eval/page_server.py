@@ -17,12 +17,14 @@ it opens the link of another job.
 import contextlib
 import hashlib
 import hmac
+import io
 import json
 import mimetypes
 import secrets
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -38,6 +40,10 @@ from cluster.stage import StageError
 MOST_RESULT_BYTES = 2**20
 SILENCE_SECONDS = 30.0
 """After which a connection is closed that says nothing."""
+REQUEST_SECONDS = 60.0
+"""In which a request has arrived, from its first byte to the last of its body; the answer may take longer."""
+MOST_CONNECTIONS = 64
+"""At once, each with a thread of its own; a browser has about six."""
 _CHUNK_BYTES = 2**18
 
 _TYPES = {
@@ -116,7 +122,24 @@ class Server(ThreadingHTTPServer):
         self.exchange = exchange
         self.tls = tls
         self._open: set[socket.socket] = set()
+        self._room = threading.BoundedSemaphore(MOST_CONNECTIONS)
         super().__init__(address, Handler)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        if not self._room.acquire(blocking=False):
+            self.shutdown_request(request)
+            return
+        try:
+            super().process_request(request, client_address)
+        except BaseException:  # there is no thread that would give it back
+            self._room.release()
+            raise
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._room.release()
 
     def finish_request(self, request: Any, client_address: Any) -> None:
         # In the connection's own thread: a client that never completes its handshake holds up nobody.
@@ -162,6 +185,39 @@ def serving(exchange: Exchange, host: str, port: int, tls: ssl.SSLContext | None
         thread.join()
 
 
+class _Arriving(io.RawIOBase):
+    """What a client sends: a byte now and then would otherwise hold its thread for ever."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._deadline: float | None = None
+
+    def next_request(self) -> None:
+        """Before its first byte a request has all the time that silence has."""
+        self._deadline = None
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        self._connection.settimeout(self._patience())
+        try:
+            count = self._connection.recv_into(buffer)
+        finally:
+            self._connection.settimeout(SILENCE_SECONDS)  # of answers, which the deadline is not for
+        if self._deadline is None:
+            self._deadline = time.monotonic() + REQUEST_SECONDS
+        return count
+
+    def _patience(self) -> float:
+        if self._deadline is None:
+            return SILENCE_SECONDS
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("the request did not arrive in time")
+        return min(SILENCE_SECONDS, left)
+
+
 class Handler(BaseHTTPRequestHandler):
     """One connection."""
 
@@ -169,6 +225,16 @@ class Handler(BaseHTTPRequestHandler):
     server_version = "stillhouse"
     sys_version = ""
     server: Server
+
+    def setup(self) -> None:
+        super().setup()
+        self.rfile.close()  # it waits for every byte anew
+        self._arriving = _Arriving(self.connection)
+        self.rfile = io.BufferedReader(self._arriving)
+
+    def handle_one_request(self) -> None:
+        self._arriving.next_request()
+        super().handle_one_request()
 
     def do_GET(self) -> None:
         exchange, url = self.server.exchange, urlsplit(self.path)

@@ -1,16 +1,19 @@
+import contextlib
 import http.client
 import json
 import socket
 import ssl
 import subprocess
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from cluster import artifact
 from cluster.stage import StageError
-from eval import phone_link
-from eval.page_server import MOST_RESULT_BYTES, Exchange, ResultError, link_id, serving
+from eval import page_server, phone_link
+from eval.page_server import MOST_CONNECTIONS, MOST_RESULT_BYTES, Exchange, ResultError, link_id, serving
 
 FILES = {"index.html": "<!doctype html>", "page.js": "export {}", "models/a b.part": "abc", "libraries/ort.wasm": "w"}
 
@@ -176,6 +179,110 @@ def test_a_connection_that_says_nothing_holds_up_nobody(served):
     finally:
         for connection in idle:
             connection.close()
+
+
+def test_connections_are_limited_and_their_places_come_back(served):
+    exchange, port = served
+    with contextlib.ExitStack() as idle:
+        held = [idle.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(MOST_CONNECTIONS)]
+        with socket.create_connection(("127.0.0.1", port), timeout=10) as surplus:
+            assert surplus.recv(1) == b"", "closed at once"
+        held.pop().close()
+        assert ask_again(port, exchange.token) == 200
+    # Each of them again, so that not one place was lost.
+    with contextlib.ExitStack() as kept:
+        for _ in range(MOST_CONNECTIONS):
+            ask_again(port, exchange.token, kept)
+
+
+def ask_again(port: int, token: str, kept: contextlib.ExitStack | None = None) -> int:
+    """Until there is a place: that of a connection comes back a moment after its end."""
+    deadline = time.monotonic() + 10
+    while True:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+        try:
+            connection.request("GET", "/", headers={"Cookie": f"stillhouse_token_{port}={token}"})
+            answer = connection.getresponse()
+            answer.read()
+        except (ConnectionError, http.client.BadStatusLine):
+            connection.close()
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
+            continue
+        if kept is None:
+            connection.close()
+        else:
+            kept.callback(connection.close)
+        return answer.status
+
+
+@pytest.mark.parametrize("fault", ["handler", "thread"])
+def test_a_connection_that_fails_gives_its_place_back(served, monkeypatch, fault):
+    exchange, port = served
+
+    def fail(*_):
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            *{"handler": (page_server.Handler, "handle"), "thread": (threading.Thread, "start")}[fault], fail
+        )
+        for _ in range(MOST_CONNECTIONS + 1):
+            with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+                assert connection.recv(1) == b""
+    assert ask_again(port, exchange.token) == 200
+
+
+def drip(connection: socket.socket, data: bytes, seconds: float = 10) -> float:
+    """Send a byte now and then for as long as the server reads; how long that was."""
+    begun = time.monotonic()
+    connection.settimeout(0.05)
+    with contextlib.suppress(ConnectionError):
+        for place in range(len(data)):
+            connection.sendall(data[place : place + 1])
+            with contextlib.suppress(TimeoutError):
+                assert connection.recv(1) == b""
+                break
+            assert time.monotonic() < begun + seconds, "it is still read"
+    return time.monotonic() - begun
+
+
+@pytest.mark.parametrize("part", ["head", "body"])
+def test_a_request_that_drips_is_ended(served, monkeypatch, part):
+    """However often something comes: silence alone never ends it."""
+    monkeypatch.setattr(page_server, "REQUEST_SECONDS", 0.6)
+    exchange, port = served
+    head = (
+        f"POST /result?job={exchange.id} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        f"Cookie: stillhouse_token_{port}={exchange.token}\r\nContent-Length: 10000\r\n"
+    )
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+        connection.sendall(head.encode() + (b"\r\n" if part == "body" else b"X: "))
+        assert 0.4 < drip(connection, b"x" * 10_000) < 5
+    assert exchange.result is None
+
+
+def test_idle_and_slowly_read_connections_outlive_the_deadline_of_a_request(page, monkeypatch):
+    """A deadline is for what a client sends, not for the large file that it takes in slowly."""
+    monkeypatch.setattr(page_server, "REQUEST_SECONDS", 0.3)
+    whole = bytes(2**24)
+    (page.path / "libraries" / "ort.wasm").write_bytes(whole)
+    monkeypatch.setitem(page.files["libraries/ort.wasm"], "bytes", len(whole))
+    exchange = Exchange(page, {"job": "pocket"}, dict)
+    with serving(exchange, "127.0.0.1", 0) as port, socket.create_connection(("127.0.0.1", port), 10) as connection:
+        cookie = f"stillhouse_token_{port}={exchange.token}"
+        request = f"GET /libraries/ort.wasm HTTP/1.1\r\nHost: x\r\nCookie: {cookie}\r\n\r\n".encode()
+        for _ in range(2):
+            time.sleep(0.5)
+            # In two pieces: the second is read with less time than the answer has.
+            connection.sendall(request[:9])
+            time.sleep(0.1)
+            connection.sendall(request[9:])
+            time.sleep(0.5)  # more than lies between the two in buffers waits for this
+            answer = http.client.HTTPResponse(connection)
+            answer.begin()
+            assert (answer.status, len(answer.read())) == (200, len(whole))
 
 
 def test_a_port_that_is_taken_is_named(served, page):
