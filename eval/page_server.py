@@ -145,11 +145,15 @@ class Server(ThreadingHTTPServer):
         # In the connection's own thread: a client that never completes its handshake holds up nobody.
         request.settimeout(SILENCE_SECONDS)
         self._open.add(request)
+        answered = request
         try:
-            answered = self.tls.wrap_socket(request, server_side=True) if self.tls is not None else request
+            if self.tls is not None:
+                answered = self.tls.wrap_socket(request, server_side=True)
+                self._open.add(answered)  # which the connection is from here on
             super().finish_request(answered, client_address)
         finally:
             self._open.discard(request)
+            self._open.discard(answered)
 
     def server_close(self) -> None:
         """Close, also connections that are kept alive: with the job its page ends."""

@@ -13,7 +13,14 @@ import pytest
 from cluster import artifact
 from cluster.stage import StageError
 from eval import page_server, phone_link
-from eval.page_server import MOST_CONNECTIONS, MOST_RESULT_BYTES, Exchange, ResultError, link_id, serving
+from eval.page_server import (
+    MOST_CONNECTIONS,
+    MOST_RESULT_BYTES,
+    Exchange,
+    ResultError,
+    link_id,
+    serving,
+)
 
 FILES = {"index.html": "<!doctype html>", "page.js": "export {}", "models/a b.part": "abc", "libraries/ort.wasm": "w"}
 
@@ -303,9 +310,15 @@ def test_over_https_the_cookie_stays_there(page, tmp_path):
         silent = socket.create_connection(("127.0.0.1", port))  # never completes its handshake
         connection = http.client.HTTPSConnection("127.0.0.1", port, context=trusting, timeout=10)
         connection.request("GET", f"/?t={exchange.token}")
-        assert "; Secure" in connection.getresponse().headers["Set-Cookie"]
-        connection.close()
-        silent.close()
+        answer = connection.getresponse()
+        assert "; Secure" in answer.headers["Set-Cookie"]
+        answer.read()
+        kept = connection.sock
+    # With the job its connections end, those over https too: before this one's patience.
+    with contextlib.suppress(ConnectionError, ssl.SSLError):
+        assert kept.recv(1) == b""
+    connection.close()
+    silent.close()
 
 
 def test_half_of_a_certificate_is_refused(tmp_path):
