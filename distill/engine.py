@@ -10,6 +10,7 @@ import contextlib
 import io
 import logging
 import os
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -115,7 +116,7 @@ def join(threads: int) -> Workers:
         torch.cuda.set_device(device)
     if not torch.distributed.is_initialized():
         if not cuda:  # NCCL would wait for peers that may have failed
-            atexit.register(torch.distributed.destroy_process_group)
+            atexit.register(_leave)
         backend = "nccl" if cuda else "gloo"
         if "RANK" in os.environ:
             torch.distributed.init_process_group(backend)
@@ -125,6 +126,15 @@ def join(threads: int) -> Workers:
     os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists
     deepspeed.init_distributed(verbose=False)
     return Workers(torch.distributed.get_rank(), local_rank, torch.distributed.get_world_size(), device)
+
+
+def _leave() -> None:
+    """Leave the other workers, at the end of the process."""
+    torch.distributed.destroy_process_group()
+    # Gloo's threads live on, for DeepSpeed keeps the group. One that has just done its work lets go of its tensors, for
+    # which it needs the interpreter: where that is gone first, the process ends by SIGABRT, with all done. Asleep, we
+    # let it.
+    time.sleep(0.2)
 
 
 def check_precision(precision: Precision, device: torch.device) -> None:
