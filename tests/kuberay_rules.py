@@ -12,6 +12,8 @@ from manifests import Document, cluster_spec, label, of_kind
 NAME_LETTERS = {"RayCluster": 53, "RayJob": 47}
 ALPHA = ("networkPolicy", "tlsOptions", "historyServerOptions")
 TOKEN_SINCE = (2, 52)
+PROBED_SINCE = (2, 53)
+"""From here on the operator asks over HTTP; before, with wget, which our image does not have."""
 RESOURCE_PARAMETERS = ("num-cpus", "num-gpus", "memory", "resources")
 AUTOSCALER_VARIABLE = "RAY_enable_autoscaler_v2"
 
@@ -86,6 +88,8 @@ def _authentication(spec: Document) -> Iterator[str]:
             yield "token authentication needs rayVersion"
         elif (int(found[1]), int(found[2])) < TOKEN_SINCE:
             yield f"token authentication needs Ray 2.52, rayVersion is {spec['rayVersion']}"
+        elif (int(found[1]), int(found[2])) < PROBED_SINCE:
+            yield f"the operator probes Ray {spec['rayVersion']} with wget, which the image does not have"
         if options.get("enableK8sTokenAuth") and options.get("secretName"):
             yield "enableK8sTokenAuth and secretName exclude each other"
     elif options.get("enableK8sTokenAuth"):

@@ -155,6 +155,7 @@ BY_RULES = [
     ),
     ("RayCluster", "spec.rayVersion", None, "token authentication needs rayVersion"),
     ("RayCluster", "spec.rayVersion", "2.51.1", "needs Ray 2.52"),
+    ("RayCluster", "spec.rayVersion", "2.52.1", "probes Ray 2.52.1 with wget"),
     ("RayCluster", "spec.networkPolicy", {}, "alpha feature gate"),
     ("RayCluster", "spec.tlsOptions", {"enabled": True}, "alpha feature gate"),
     ("RayCluster", "spec.gcsFaultToleranceOptions", {"backend": "rocksdb"}, "alpha feature gate"),
