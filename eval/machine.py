@@ -92,9 +92,9 @@ def pinned(threads: int) -> Iterator[list[int] | None]:
         yield None
         return
     allowed = os.sched_getaffinity(0)
-    if threads > usable_cores():
+    if threads > len(allowed):
         raise StageError(
-            f"threads = {threads}, but this process may use {usable_cores()} cores: set threads to that or less"
+            f"threads = {threads}, but this process may use {len(allowed)} cores: set threads to that or less"
         )
     # The last ones: interrupts and other people's programs tend to sit on the first.
     cores = sorted(allowed)[-threads:]

@@ -77,6 +77,11 @@ class Phone(Recipe):
         return self
 
 
+def _asks(task: str) -> bool:
+    """Whether a task is to answer questions."""
+    return task in TASKS and TASKS[task].answers is not None
+
+
 class Exports(Recipe):
     """Which fine-tuned models are exported, to what, and timed."""
 
@@ -103,6 +108,19 @@ class Exports(Recipe):
     def on_phone(self, phone: Phone) -> str:
         """Task of the exports that a phone runs."""
         return phone.task or (QUESTIONS if QUESTIONS in self.tasks else self.tasks[0])
+
+    @model_validator(mode="after")
+    def _phones_can_run(self) -> Self:
+        for name, phone in self.mobile.items():
+            if not re.fullmatch(r"\w[\w.-]*", name):
+                raise ValueError(f"exports.mobile.{name}: a folder is called after it: use letters, digits, . and -")
+            if phone.task not in (None, *self.tasks):
+                raise ValueError(f"exports.mobile.{name} has the task {phone.task}, which is not among exports.task")
+            if phone.way == "browser" and not _asks(self.on_phone(phone)):
+                raise ValueError(
+                    f"exports.mobile.{name}: its page asks questions: set task to one of exports.task that does"
+                )
+        return self
 
     def making(self, name: Format) -> dict[str, Any]:
         """Values of the stage that makes a format."""
@@ -182,11 +200,6 @@ class Sweep(Recipe):
         return self
 
 
-def _asks(task: str) -> bool:
-    """Whether a task is to answer questions."""
-    return task in TASKS and TASKS[task].answers is not None
-
-
 class Suite(Recipe):
     """A table of jobs: models times tasks, exports, speed, one report."""
 
@@ -244,15 +257,6 @@ class Suite(Recipe):
                 raise ValueError(f"{where} names {unknown[0]}, which is not among tasks: {', '.join(self.tasks)}")
         if self.baselines is not None and PAIRS not in self.tasks:
             raise ValueError(f"baselines are timed on the pairs of {PAIRS}: put {PAIRS} = {{}} among the tasks")
-        for name, phone in (self.exports.mobile if self.exports else {}).items():
-            if not re.fullmatch(r"\w[\w.-]*", name):
-                raise ValueError(f"exports.mobile.{name}: a folder is called after it: use letters, digits, . and -")
-            if self.exports and phone.task not in (None, *self.exports.tasks):
-                raise ValueError(f"exports.mobile.{name} has the task {phone.task}, which is not among exports.task")
-            if self.exports and phone.way == "browser" and not _asks(self.exports.on_phone(phone)):
-                raise ValueError(
-                    f"exports.mobile.{name}: its page asks questions: set task to one of exports.task that does"
-                )
         if self.exports and (odd := [name for name in self.exports.values if name not in self.exported()]):
             raise ValueError(f"exports.values is about {odd[0]}, which is not among exports.formats: add it there")
         if self.exports and not {*self.exports.models} <= {TEACHER, STUDENT}:
@@ -306,9 +310,8 @@ class Suite(Recipe):
             check_toolchains(self.exports.formats, "exports.formats")
             for name, phone in self.exports.mobile.items():
                 check_toolchains([phone.format], f"exports.mobile.{name}.format")
-                for place in (phone.binary, phone.libraries):
-                    if place is not None and not Path(place).is_dir():
-                        raise StageError(f"exports.mobile.{name}: no folder {place}: correct it")
+                if phone.binary is not None and not Path(phone.binary).is_dir():
+                    raise StageError(f"exports.mobile.{name}: no folder {phone.binary}: correct it")
                 if phone.libraries is not None:
                     # Of the versions that the page will want hours later.
                     stage.find("deploy.web_page").identify["libraries"](Path(phone.libraries))
