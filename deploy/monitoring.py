@@ -29,13 +29,15 @@ _HOW = """# What to do when an alert fires
 
 Made of `rules/*.yaml` by `python -m deploy.monitoring`.
 
-Commands `kubectl …` are meant in the namespace: `kubectl config set-context --current --namespace stillhouse`. Commands
-`python -m …` run where the volume and the queue are, on the head of the Ray cluster that the alert names (`cluster`):
+Run `kubectl …` commands in the namespace: `kubectl config set-context --current --namespace stillhouse`. Run
+`python -m …` and `stillhouse …` commands where the volume and the queue are, on the head of the Ray cluster that the
+alert names (`cluster`):
 
     kubectl exec --container ray-head "$(kubectl get pod --output name \\
       --selector ray.io/node-type=head,ray.io/cluster=stillhouse)" -- python -m cluster.jobs list
 
-Who may only submit sends the same through the port (README, "A run, from outside"): `ray job submit -- python -m
+If you may only submit, send the same through the port
+([A run, from outside](../README.md#from-an-empty-cluster-to-a-finished-run)): `ray job submit -- python -m
 cluster.jobs list`.
 """
 
