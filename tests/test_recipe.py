@@ -325,15 +325,16 @@ def test_nothing_golden_or_named_is_left_of_recipes_that_are_gone() -> None:
     assert len({name.partition("/")[2] for name in SHIPPED}) == len(SHIPPED), "two shipped recipes share a name"
 
 
-def test_recipes_in_the_readme_are_what_the_code_accepts() -> None:
-    text = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+def test_recipes_in_the_docs_are_what_the_code_accepts() -> None:
+    docs = Path(__file__).parents[1] / "docs"
+    text = "\n".join((docs / name).read_text(encoding="utf-8") for name in ("corpus.md", "recipes.md"))
     blocks = [textwrap.dedent(block) for block in re.findall(r"(?:^    \S.*\n|^     .*\n|^\n(?=    ))+", text, re.M)]
     tables = [tomllib.loads(block) for block in blocks if re.search(r"^(\[|sources = )", block, re.M)]
     accepted = {"train": Distillation, "suite": Suite, "sources": Corpus}
     found = [next(name for name in accepted if name in table) for table in tables]
     assert sorted(found) == ["sources", "suite", "train", "train"]
     for name, table in zip(found, tables, strict=True):
-        accepted[name].of(table if name == "sources" else table[name], "README.md")
+        accepted[name].of(table if name == "sources" else table[name], "docs")
 
 
 @pytest.mark.parametrize("module", sorted({path.stem for path in (recipe.ROOT / "deploy").glob("*.py")}))
