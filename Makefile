@@ -48,7 +48,7 @@ bench: $(READY)
 
 ## make browser    fetch the libraries of the page that measures phones into build/browser (npm, pinned); its tests need them
 browser: $(READY)
-	$(BIN)/python -m deploy.vendoring --out build/browser
+	$(BIN)/python -m deploy.web_page.libraries --out build/browser
 
 ## make check      format, lint and strict types
 check: $(READY)

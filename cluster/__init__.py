@@ -1,3 +1,1 @@
-"""The ground every stage stands on: artifacts, recipes, the command line, jobs, metrics, corpus and tokens."""
-
-from cluster import unprobed as unprobed
+"""What every stage stands on: storage, artifacts, actors, corpus, tokens, models, jobs, inspection."""

@@ -1,3 +1,1 @@
-"""From a student to something that runs elsewhere."""
-
-from cluster import unprobed as unprobed
+"""Models to exports that run elsewhere."""

@@ -28,10 +28,12 @@ import numpy.typing as npt
 import torch
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
-from cluster import artifact, cache, exported, runtimes, storage
-from cluster.exported import Exported
-from cluster.stage import StageError, errors_for_people
-from deploy import answers, exporting, original, parity
+from cluster.artifacts import artifact, cache, commit
+from cluster.artifacts.errors import StageError, errors_for_people
+from cluster.models import export_spec, runtimes, span_decoding
+from cluster.models.export_spec import Exported
+from cluster.storage import filesystem
+from deploy.conversion import finalize, parity, source_model
 
 MASK = "[MASK]"
 """Taken for the mask of any tokenizer, RoBERTa's ``<mask>`` among them."""
@@ -53,7 +55,7 @@ class Prediction:
 
 
 @dataclass(frozen=True)
-class Model:
+class LoadedModel:
     """A model, ready to be asked."""
 
     described: Exported
@@ -70,7 +72,7 @@ class Model:
         if self.described.head == "question-answering":
             if second is None:
                 raise StageError("this model answers questions about a passage: give one with --passage")
-            found = answers.answer(self.call, self.described, self.tokenizer, text, second, top)
+            found = span_decoding.best_answer(self.call, self.described, self.tokenizer, text, second, top)
             return [Prediction(**asdict(each)) for each in found]
         if self.described.head == "masked-words":
             return self._words(text, second, top)
@@ -106,25 +108,25 @@ class Model:
         return {name: np.array([encoded[name]], dtype=np.int64) for name in self.described.inputs}
 
 
-def load(folder: Path, threads: int = 1) -> Model:
+def load(folder: Path, threads: int = 1) -> LoadedModel:
     """Open an export, or a model folder.
 
     Raises:
         ArtifactError: it was changed after it was made.
         StageError: neither, one that does not run here, or its runtime is not installed.
     """
-    if (folder / artifact.MANIFEST).is_file():
+    if (folder / commit.MANIFEST).is_file():
         # The runtimes have no sentence for half a file, and answer from one that was changed.
         artifact.verify(folder)
-    if exported.is_export(folder):
+    if export_spec.is_export(folder):
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
-        tokenizer = original.tokenizer_of(folder, config)
-        return Model(exported.read(folder), tokenizer, config.id2label, runtimes.open_export(folder, threads))
+        tokenizer = source_model.tokenizer_of(folder, config)
+        return LoadedModel(export_spec.read(folder), tokenizer, config.id2label, runtimes.open_export(folder, threads))
     # Of the whole process, as PyTorch has it.
     torch.set_num_threads(threads)
-    opened = original.open_original(folder)
-    described = exporting.describe(opened, "pytorch", "pytorch", "model.safetensors")
-    return Model(
+    opened = source_model.open_original(folder)
+    described = finalize.describe(opened, "pytorch", "pytorch", "model.safetensors")
+    return LoadedModel(
         described, opened.tokenizer, opened.config.id2label, parity.torch_outputs(opened.model, opened.outputs)
     )
 
@@ -143,7 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         second = options.second
         if options.passage_file is not None:
             second = _text_of(Path(options.passage_file))
-        model = load(cache.fetch(storage.location(options.export)), options.threads)
+        model = load(cache.fetch(filesystem.location(options.export)), options.threads)
         for text in options.texts:
             _print(text, model(text, second, options.top), options.json)
 

@@ -1,3 +1,1 @@
-"""From teacher and token rows to a student."""
-
-from cluster import unprobed as unprobed
+"""Teacher and token rows to a student."""

@@ -1,3 +1,1 @@
-"""From a student, a teacher or an export to numbers."""
-
-from cluster import unprobed as unprobed
+"""Measures models: scores, latency, phones, reports."""

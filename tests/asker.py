@@ -7,25 +7,27 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from cluster import jobs, ray_cluster, stage
-from cluster.job_failures import Patience
+from cluster.actors import ray_cluster
+from cluster.artifacts import errors
+from cluster.jobs import client, job
+from cluster.jobs.failures import RetryPolicy
 
 
-def _job(values: dict[str, Any]) -> jobs.Job:
+def _job(values: dict[str, Any]) -> job.Job:
     inputs = {role: Path(place) for role, place in values["inputs"].items()}
     places = {"inputs": inputs, "out": Path(values["out"]), "after": tuple(values.get("after", ()))}
-    return jobs.Job(**{**values, **places})
+    return job.Job(**{**values, **places})
 
 
 def _do(method: str, arguments: list[Any]) -> Any:
     if method == "start":
-        return str(jobs.start(Path(arguments[0]), Patience(**arguments[1])).ledger)
+        return str(client.start(Path(arguments[0]), RetryPolicy(**arguments[1])).ledger)
     if method == "stop":
-        return jobs.stop()
+        return client.stop()
     if method in ("submit", "run"):
         wanted = [_job(values) for values in arguments[0]]
-        return jobs.queue().submit(wanted) if method == "submit" else jobs.run(wanted, Path(arguments[1]))
-    return getattr(jobs.queue(), method)(*arguments)
+        return client.queue().submit(wanted) if method == "submit" else client.run(wanted, Path(arguments[1]))
+    return getattr(client.queue(), method)(*arguments)
 
 
 def _plain(value: Any) -> Any:
@@ -35,7 +37,7 @@ def _plain(value: Any) -> Any:
 def main() -> None:
     """Answer every line of stdin with one on stdout."""
     answers = sys.stdout  # to itself: Ray tells a driver on stdout what becomes of its nodes
-    with contextlib.redirect_stdout(sys.stderr), stage.logging_to_stderr(), ray_cluster.connect():
+    with contextlib.redirect_stdout(sys.stderr), errors.logging_to_stderr(), ray_cluster.connect():
         for line in sys.stdin:
             method, *arguments = json.loads(line)
             try:

@@ -9,9 +9,9 @@ import documents
 import torch
 from benching import Row, Spread, quick
 
-from cluster.rows import open_tokens
-from distill.batches import Batches, Masker
-from distill.distillation import Training
+from cluster.tokens.rows import open_tokens
+from distill.config import Training
+from distill.data.batches import Batches, Masker
 
 _VOCABULARY = 30_522
 _TOKENS = 200_000 if quick() else 4_000_000

@@ -10,8 +10,9 @@ from pathlib import Path
 from benching import Row, quick
 from toy_jobs import make_corpus
 
-from cluster import jobs, ray_cluster
-from cluster.jobs import Job
+from cluster.actors import ray_cluster
+from cluster.jobs import client
+from cluster.jobs.job import Job
 
 _JOBS = 50 if quick() else 1000
 
@@ -22,7 +23,7 @@ def rows() -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as folder, ray_cluster.connect(2):
         place = Path(folder)
         make_corpus(place)
-        queue = jobs.start(place / "ledger")
+        queue = client.start(place / "ledger")
         yield _many(queue, place)
         yield _one(queue, place)
 
@@ -31,7 +32,7 @@ def _job(place: Path, name: str) -> Job:
     return Job(name, "toy_stage", {"text": name}, {"corpus": place / "corpus"}, place / "out" / name)
 
 
-def _many(queue: jobs.Queue, place: Path) -> Row:
+def _many(queue: client.Queue, place: Path) -> Row:
     queue.wait(queue.submit([_job(place, "warm-up")]))
     started = time.perf_counter()
     ids = queue.submit([_job(place, f"job-{number}") for number in range(_JOBS)])
@@ -50,7 +51,7 @@ def _many(queue: jobs.Queue, place: Path) -> Row:
     )
 
 
-def _one(queue: jobs.Queue, place: Path) -> Row:
+def _one(queue: client.Queue, place: Path) -> Row:
     def run(number: int) -> float:
         started = time.perf_counter()
         queue.wait(queue.submit([_job(place, f"single-{number}")]))

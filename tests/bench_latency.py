@@ -21,9 +21,9 @@ from transformers import (
     DistilBertForSequenceClassification,
 )
 
-from cluster import artifact, stage
-from eval.export_formats import FORMATS, TITLES, Format, check_toolchains
-from eval.latency import STAGE, Latency
+from cluster.artifacts import artifact, errors, registry, stage
+from eval.benchmark.stage import STAGE, BenchmarkRecipe
+from eval.results.export_formats import FORMATS, TITLES, Format, check_toolchains
 
 _MEGABYTE = 1e6
 _LENGTHS = (8, 16) if quick() else (30, 384)
@@ -45,7 +45,7 @@ def rows() -> Iterator[Row]:
         for form in FORMATS:
             try:
                 check_toolchains([form], "bench")
-            except stage.StageError as error:
+            except errors.StageError as error:
                 yield not_measured(f"latency_{form}", "ratio", f"not installed; {error}")
                 continue
             made[form] = export(form, student, folder, made)
@@ -83,7 +83,7 @@ def export(form: Format, model: Path, folder: Path, made: dict[Format, Path]) ->
         values["calibration"] = {"rows": 8 if quick() else 32}
     if making.module == "deploy.litert_export":
         values["lengths"] = _BUCKETS
-    found = stage.find(making.module)
+    found = registry.find(making.module)
     stage.execute(found, found.recipe.of(values), inputs, folder / form)
     return folder / form
 
@@ -98,7 +98,7 @@ def rows_to_calibrate(place: Path) -> Path:
 
 def measure(bert: Path, student: Path, exports: Sequence[Path], out: Path) -> artifact.Artifact:
     """The benchmark itself, as anybody would run it."""
-    recipe = Latency(
+    recipe = BenchmarkRecipe(
         models=("bert_base", "distilbert"), lengths=_LENGTHS, threads=(1,) if quick() else (1, "all"), repeats=_REPEATS
     )
     inputs = {"bert_base": bert, "distilbert": student}

@@ -12,9 +12,8 @@ import numpy as np
 import torch
 from benching import Row, Spread, not_measured, quick
 
-from cluster import rows as row_files
-from cluster.rows import Rows
-from distill.batches import BLOCK_BYTES, WINDOW_BLOCKS, shuffled, shuffled_in_blocks
+from cluster.tokens.rows import Rows, write
+from distill.data.batches import BLOCK_BYTES, WINDOW_BLOCKS, shuffled, shuffled_in_blocks
 
 _VOCABULARY = 30_522
 _SEQ_LEN = 128
@@ -40,7 +39,7 @@ def _files(folder: Path, count: int, num_rows: int, batches: int) -> list[Path]:
     paths = [folder / f"train-{number:05}.arrow" for number in range(count)]
     for path in paths:
         table = drawn.integers(0, _VOCABULARY, (num_rows, _SEQ_LEN), dtype=np.uint16)
-        row_files.write(path, np.array_split(table, batches), seq_len=_SEQ_LEN, vocab_size=_VOCABULARY)
+        write(path, np.array_split(table, batches), seq_len=_SEQ_LEN, vocab_size=_VOCABULARY)
     return paths
 
 

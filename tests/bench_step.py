@@ -20,9 +20,11 @@ from safetensors.torch import save_file
 from transformers import BertConfig, BertForMaskedLM
 from yardsticks import LAYERS, TEACHER, Yardstick
 
-from cluster import artifact, vocabulary
-from distill import costs, shapes
-from distill.distillation import Precision
+from cluster.artifacts import artifact
+from cluster.models.precision import Precision
+from cluster.tokens.tokenizer import vocabulary_digest
+from distill.cost_model import costs
+from distill.modeling import model_shape
 
 _THREADS = 2
 _ROUNDS = 1 if quick() else 3
@@ -60,7 +62,7 @@ def prepare(work: Work) -> None:
     with artifact.create(folder / "teacher", kind="teacher", inputs={}, recipe={}) as draft:
         BertForMaskedLM(config).save_pretrained(draft.path)
         tokenizer = documents.tokenizer(draft.path, config.vocab_size)
-        draft.facts.update(vocabulary=vocabulary.vocabulary_digest(tokenizer), layers=config.num_hidden_layers)
+        draft.facts.update(vocabulary=vocabulary_digest(tokenizer), layers=config.num_hidden_layers)
 
 
 @dataclass(frozen=True)
@@ -186,10 +188,12 @@ def versus(name: str, ours: Measured, usual: Measured) -> Row:
 
 
 def share_of_peak(name: str, found: Measured) -> Row:
-    """Operations of a step by the formula of ``distill.costs``, over the fastest matrix product beside it."""
+    """Operations of a step by the formula of ``cost_model.costs``, over the fastest matrix product beside it."""
     work = found.work
-    teacher = shapes.find(TEACHER)
-    per_token = costs.step_flops_per_token(work.recipe(), teacher, costs.student_of(teacher, LAYERS), work.seq_len)
+    teacher = model_shape.find(TEACHER)
+    per_token = costs.step_flops_per_token(
+        work.recipe(), teacher, model_shape.student_shape(teacher, LAYERS), work.seq_len
+    )
     achieved = Spread(tuple(speed * per_token for speed in found.our_speed.values))
     share = ratios(achieved.values, found.peaks)
     detail = (

@@ -18,8 +18,9 @@ from contenders import Pace, Process
 from prometheus_client import REGISTRY, generate_latest
 from transformers import BertConfig, BertForMaskedLM
 
-from cluster import artifact, vocabulary
-from distill.distillation import Distillation, Placement
+from cluster.artifacts import artifact
+from cluster.tokens.tokenizer import vocabulary_digest
+from distill.config import Distillation, Placement
 
 _STEPS, _SAVE_EVERY = (6, 3) if quick() else (41, 20)
 _ROWS, _SEQ_LEN, _THREADS = 16, 128, 2
@@ -71,7 +72,7 @@ def _prepare(folder: Path) -> None:
     with artifact.create(folder / "teacher", kind="teacher", inputs={}, recipe={}) as draft:
         BertForMaskedLM(config).save_pretrained(draft.path)
         tokenizer = documents.tokenizer(draft.path, config.vocab_size)
-        draft.facts.update(vocabulary=vocabulary.vocabulary_digest(tokenizer), layers=config.num_hidden_layers)
+        draft.facts.update(vocabulary=vocabulary_digest(tokenizer), layers=config.num_hidden_layers)
 
 
 class Clock:
@@ -98,15 +99,15 @@ class Clock:
 
 def _train(folder: Path) -> dict[str, float]:
     """The run, in a process of its own."""
-    from distill import train
-    from distill.recorder import Recorder
-    from distill.saving import Saver
-    from distill.stopwatch import Stopwatch
-    from distill.validation import Validation
+    from distill.checkpointing.checkpoint_writer import Saver
+    from distill.engine.step_timer import StepTimer
+    from distill.train import loop
+    from distill.train.run_logger import Recorder
+    from distill.train.validation import Validation
 
     clock = Clock()
     for name in (*_RECORDING, "__exit__"):
-        clock.around(Stopwatch if name == "begin" else Recorder, name)
+        clock.around(StepTimer if name == "begin" else Recorder, name)
     clock.around(Validation, "measure")
     clock.around(Saver, "_write", time.thread_time)
     recipe = Distillation(
@@ -117,7 +118,7 @@ def _train(folder: Path) -> dict[str, float]:
         placement=Placement(threads=_THREADS, rows_per_device=_ROWS, save_every=_SAVE_EVERY, validate_every=10**6),
     )
     torch.manual_seed(0)
-    train.run(recipe, {"tokens": folder / "tokens", "teacher": folder / "teacher"}, folder / "run")
+    loop.run(recipe, {"tokens": folder / "tokens", "teacher": folder / "teacher"}, folder / "run")
     # From the end of the first step, which prepares much that the others need.
     whole = clock.moments["__exit__ begins"] - clock.moments["end_step begins"]
     newest = max((folder / "run" / "checkpoints").glob("step_*"))

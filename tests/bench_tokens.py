@@ -28,11 +28,14 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.models.bert.tokenization_bert_legacy import BertTokenizerLegacy
 
-from cluster import artifact, corpus, stage, tokens, vocabulary, wordpiece
-from cluster.encoding import Encoder, load_encoder
-from cluster.packing import Packing
-from cluster.ray_cluster import connect
-from cluster.tokenizing import Shard, read_texts, tokenize
+from cluster.actors.ray_cluster import connect
+from cluster.artifacts import artifact, stage
+from cluster.corpus import stage as corpus_stage
+from cluster.tokens import stage as tokens_stage
+from cluster.tokens.fast_encoder import Encoder, load_encoder
+from cluster.tokens.packing import Packing
+from cluster.tokens.shard_tokenizer import TokenShard, read_texts, tokenize
+from cluster.tokens.tokenizer import special_ids, train_wordpiece, vocabulary_size
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 _ROUNDS = 3
@@ -61,7 +64,7 @@ class Text:
 
     @property
     def shards(self) -> list[Path]:
-        return sorted(self.corpus.glob(corpus.SHARDS))
+        return sorted(self.corpus.glob(corpus_stage.SHARDS))
 
     @property
     def bytes(self) -> int:
@@ -86,13 +89,13 @@ def _text(folder: Path) -> Text:
     real = DATA.exists()
     path = str(DATA / "corpus" / _ARTICLES)
     source = {"kind": "parquet", "path": path} if real else {"kind": "installed-docs"}
-    recipe = corpus.Corpus.of({"sources": [source], "shard_bytes": _SHARD_BYTES})
-    stage.execute(corpus.STAGE, recipe, {}, folder / "corpus")
+    recipe = corpus_stage.Corpus.of({"sources": [source], "shard_bytes": _SHARD_BYTES})
+    stage.execute(corpus_stage.STAGE, recipe, {}, folder / "corpus")
     if real:
         shutil.copytree(DATA / "models" / "bert-base-uncased", folder / "tokenizer")
     else:
-        groups = partial(_groups, sorted((folder / "corpus").glob(corpus.SHARDS)))
-        wordpiece.train(groups, vocab_size=30_522, lowercase=True, min_frequency=2).save_pretrained(
+        groups = partial(_groups, sorted((folder / "corpus").glob(corpus_stage.SHARDS)))
+        train_wordpiece(groups, vocab_size=30_522, lowercase=True, min_frequency=2).save_pretrained(
             folder / "tokenizer"
         )
     found = Text(folder, "")
@@ -109,7 +112,7 @@ def _against_raw(text: Text) -> Row:
     """Shard by shard in turns: what an actor does, and the library's fastest call on the same documents in memory."""
     tokenizer = load_encoder(text.tokenizer / "tokenizer.json")
     whole = AutoTokenizer.from_pretrained(text.tokenizer)
-    special, vocab_size = vocabulary.special_ids(whole), vocabulary.vocab_size(whole)
+    special, vocab_size = special_ids(whole), vocabulary_size(whole)
     packing = Packing(_SEQ_LEN, vocab_size, special.cls, special.sep, special.all)
     encoder = Encoder(load_encoder(text.tokenizer / "tokenizer.json"), vocab_size)
     out = text.folder / "one"
@@ -118,7 +121,7 @@ def _against_raw(text: Text) -> Row:
         groups = list(read_texts(source))
         size = sum(len(document.encode()) for group in groups for document in group)
         raw.append(size / _seconds(lambda groups=groups: _encode_raw(tokenizer, groups)))
-        shard = Shard(source, number, out, out / "work", packing, _HELDOUT)
+        shard = TokenShard(source, number, out, out / "work", packing, _HELDOUT)
         ours.append(size / _seconds(lambda shard=shard: tokenize(shard, encoder.encode)))
     shutil.rmtree(out)
     found = ratios(ours, raw)
@@ -139,12 +142,12 @@ def _encode_raw(tokenizer: Tokenizer, groups: list[list[str]]) -> None:
 
 def _stage(text: Text, actors: int) -> Spread:
     """Bytes per second of the whole stage, actors started included, on a Ray that runs already."""
-    recipe = tokens.Tokens.of({"seq_len": _SEQ_LEN, "heldout": _HELDOUT, "placement": {"actors": actors}})
+    recipe = tokens_stage.Tokens.of({"seq_len": _SEQ_LEN, "heldout": _HELDOUT, "placement": {"actors": actors}})
     inputs = {"corpus": text.corpus, "tokenizer": text.tokenizer}
     found = []
     for number in range(_ROUNDS):
         out = text.folder / f"tokens-{actors}-{number}"
-        found.append(text.bytes / _seconds(partial(stage.execute, tokens.STAGE, recipe, inputs, out)))
+        found.append(text.bytes / _seconds(partial(stage.execute, tokens_stage.STAGE, recipe, inputs, out)))
         shutil.rmtree(out)
     return Spread(tuple(found))
 
@@ -233,12 +236,12 @@ def _a_gigabyte(folder: Path, text: Text) -> Iterator[Row]:
         return
     written = _synthetic(folder / "in", text)
     with Peaks() as corpus_peaks:
-        recipe = corpus.Corpus.of({"sources": [{"kind": "jsonl", "path": str(folder / "in")}]})
-        cleaned = _seconds(lambda: stage.execute(corpus.STAGE, recipe, {}, folder / "large"))
+        recipe = corpus_stage.Corpus.of({"sources": [{"kind": "jsonl", "path": str(folder / "in")}]})
+        cleaned = _seconds(lambda: stage.execute(corpus_stage.STAGE, recipe, {}, folder / "large"))
     with Peaks() as token_peaks:
         inputs = {"corpus": folder / "large", "tokenizer": text.tokenizer}
-        settings = tokens.Tokens.of({"seq_len": _SEQ_LEN, "heldout": _HELDOUT})
-        made = _seconds(lambda: stage.execute(tokens.STAGE, settings, inputs, folder / "rows"))
+        settings = tokens_stage.Tokens.of({"seq_len": _SEQ_LEN, "heldout": _HELDOUT})
+        made = _seconds(lambda: stage.execute(tokens_stage.STAGE, settings, inputs, folder / "rows"))
     facts = artifact.read(folder / "rows").facts
     yield Row(
         "corpus_to_rows_bytes_per_second",

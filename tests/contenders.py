@@ -29,10 +29,11 @@ from benching import BenchError
 from documents import Padded
 from safetensors.torch import load_file
 
-from distill.distillation import Distillation, Precision
+from cluster.models.precision import Precision
+from distill.config import Distillation
 
 LARGE_PAGES = "THP_MEM_ALLOC_ENABLE"
-"""Ours sets this for itself (``distill.engine``); the usual loop runs as people run it, without."""
+"""Ours sets this for itself (``distill.engine.deepspeed_engine.deepspeed_engine``); the usual loop runs as people run it, without."""
 
 
 @dataclass(frozen=True)
@@ -226,7 +227,8 @@ def _status(key: str) -> int:
 
 def ours(work: Work, pace: Pace) -> None:
     """``distill.train`` on the work's artifacts, a step at a time."""
-    from distill import batches, train  # not at the top: it changes the environment, which the usual loop must not see
+    from distill.data import batches
+    from distill.train import loop  # not at the top: it changes the environment, which the usual loop must not see
 
     take = batches.Batches.take
 
@@ -239,15 +241,15 @@ def ours(work: Work, pace: Pace) -> None:
     setattr(batches.Batches, "take", paced)  # noqa: B010 mypy would rather not
     folder = Path(work.folder)
     with tempfile.TemporaryDirectory() as out:
-        train.run(work.recipe(), {"tokens": folder / "tokens", "teacher": folder / "teacher"}, Path(out) / "run")
+        loop.run(work.recipe(), {"tokens": folder / "tokens", "teacher": folder / "teacher"}, Path(out) / "run")
 
 
 def usual(work: Work, pace: Pace) -> None:
     """``usual_loop`` on the same documents."""
     from usual_loop import UsualLoop, Words
 
-    from cluster.rows import open_tokens
-    from distill import masked_lm, student
+    from cluster.tokens.rows import open_tokens
+    from distill.modeling import masked_lm, student
 
     torch.set_num_threads(work.threads)
     folder, recipe = Path(work.folder), work.recipe()

@@ -34,9 +34,9 @@ def together(workers: int, function: Callable[..., Any], *arguments: Any) -> lis
 
 
 def main(name: str, folder: str) -> None:
-    from distill import engine
+    from distill.engine import process_group
 
-    workers = engine.join(threads=1)
+    workers = process_group.join(threads=1)
     module, function = name.split(":")
     arguments = json.loads(Path(folder, "arguments.json").read_text(encoding="utf-8"))
     found = getattr(importlib.import_module(module), function)(*arguments)

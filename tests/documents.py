@@ -15,7 +15,9 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from cluster import artifact, rows, vocabulary
+from cluster.artifacts import artifact
+from cluster.tokens import rows
+from cluster.tokens.tokenizer import vocabulary_digest
 
 I64 = npt.NDArray[np.int64]
 
@@ -123,6 +125,6 @@ def tokens_artifact(folder: Path, table: I64, vocab_size: int, heldout: int = 8)
             mask_id=MASK,
             pad_id=PAD,
             special_ids=list(range(len(_SPECIALS))),
-            vocabulary=vocabulary.vocabulary_digest(made),
+            vocabulary=vocabulary_digest(made),
         )
     return folder

@@ -14,8 +14,8 @@ from pathlib import Path
 import prometheus_servers as servers
 import scripted_service
 
-from deploy import board_picture
-from deploy.board_data import Window
+from k8s.monitoring.source import dashboards_picture
+from k8s.monitoring.source.picture_data import Window
 
 HOUR = 3600.0
 LABELS = 'cluster="v100-8",job="stillhouse",instance="10.0.0.7:9400"'
@@ -32,7 +32,7 @@ def main(out: Path) -> None:
         subprocess.run(blocks, check=True, stdout=subprocess.DEVNULL)
         with servers.prometheus(folder, {}) as source:
             now = end - 55.0  # the history's last moment is a minute before its end
-            assert board_picture.draw(source, Window(now, 6 * HOUR, rate_seconds=240), out) == 0
+            assert dashboards_picture.draw(source, Window(now, 6 * HOUR, rate_seconds=240), out) == 0
 
 
 if __name__ == "__main__":

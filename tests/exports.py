@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import tiny
 
-from cluster import artifact, stage
+from cluster.artifacts import artifact, registry, stage
 
 LOOSE = {"relative": 1.0, "agreement": 0.1, "score": 100.0}
 PROBE = {"lengths": [8, 24], "rows": 2}
@@ -43,7 +43,7 @@ def _installed(distribution: str) -> bool:
 
 def make(module: str, out: Path, inputs: Mapping[str, Path], **values: Any) -> artifact.Artifact:
     """An artifact of a stage with these values of its recipe."""
-    found = stage.find(module)
+    found = registry.find(module)
     made = stage.execute(found, found.recipe.of(values), inputs, out)
     assert made is not None
     return made

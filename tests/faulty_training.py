@@ -6,28 +6,29 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cluster import stage
-from distill import stopping, train
-from distill.distillation import Distillation
+from cluster.artifacts import stage
+from distill.config import Distillation
+from distill.train import graceful_stop, loop
 
 
 def run(recipe: Distillation, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
     """Train until the fault; without checkpoints before it, every attempt takes the same steps."""
-    agreed = stopping.Stopping.agreed
+    agreed = graceful_stop.Stopping.agreed
     steps = iter(range(1, 100))
 
-    def faulty(self: stopping.Stopping) -> stopping.Reason | None:
+    def faulty(self: graceful_stop.Stopping) -> graceful_stop.Reason | None:
         if next(steps) == 7 and int(os.environ["RANK"]) == int(os.environ["WORLD_SIZE"]) - 1:
             if os.environ["FAULT"] == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
             raise RuntimeError("a bug of step seven")
         return agreed(self)
 
-    stopping.Stopping.agreed = faulty  # type: ignore[method-assign]
-    return train.run(recipe, inputs, out)
+    graceful_stop.Stopping.agreed = faulty  # type: ignore[method-assign]
+    return loop.run(recipe, inputs, out)
 
 
 STAGE = stage.Stage(
+    name="faulty_training",
     run=run,
     recipe=Distillation,
     inputs={"tokens": stage.Role(("tokens",)), "teacher": stage.Role(("teacher",))},

@@ -5,8 +5,8 @@ import random
 from pathlib import Path
 from typing import Any
 
-from cluster import stage
-from eval.finetune import STAGE, Finetune
+from cluster.artifacts import stage
+from eval.finetune.stage import STAGE, Finetune
 
 GOOD = ["warm", "clear", "honey", "spring", "green", "garden", "light", "bread", "gold", "river"]
 BAD = ["broken", "frozen", "flood", "fire", "loud", "dull", "leak", "snow", "black", "winter"]

@@ -2,8 +2,8 @@
 
 from prometheus_client.metrics import MetricWrapperBase
 
-from cluster import telemetry
-from deploy import monitoring
+from cluster.telemetry import metrics
+from k8s.monitoring.source import generate
 
 FOREIGN = {
     # NVIDIA's DCGM exporter, in its default set (etc/default-counters.csv).
@@ -28,7 +28,7 @@ _SUFFIX = {"counter": "_total", "info": "_info"}
 def declared() -> dict[str, MetricWrapperBase]:
     """Our metrics by the name that Prometheus knows them by."""
     found = {}
-    for value in vars(telemetry).values():
+    for value in vars(metrics).values():
         if isinstance(value, MetricWrapperBase):
             (family,) = value.describe()
             found[family.name + _SUFFIX.get(family.type, "")] = value
@@ -37,4 +37,4 @@ def declared() -> dict[str, MetricWrapperBase]:
 
 def recorded() -> set[str]:
     """What recording rules make."""
-    return {rule["record"] for group in monitoring.groups() for rule in group["rules"] if "record" in rule}
+    return {rule["record"] for group in generate.groups() for rule in group["rules"] if "record" in rule}

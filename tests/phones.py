@@ -12,9 +12,9 @@ import chromium
 import headed
 import pytest
 
-from cluster import artifact, stage
-from eval.page_server import Exchange
-from eval.phone_result import read
+from cluster.artifacts import artifact, registry, stage
+from eval.mobile.page_server import ResultInbox
+from eval.mobile.result_schema import read
 
 ROOT = Path(__file__).resolve().parents[1]
 LIBRARIES = ROOT / "build" / "browser"
@@ -23,7 +23,7 @@ PLAN = {"lengths": [48], "warmup": 1, "repeats": 4, "threads": [1, 2]}
 
 needs_libraries = pytest.mark.skipif(
     not (LIBRARIES / "libraries.json").is_file(),
-    reason="the page's libraries are not here: python -m deploy.vendoring --out build/browser",
+    reason="the page's libraries are not here: python -m deploy.web_page.libraries --out build/browser",
 )
 needs_chromium = pytest.mark.skipif(
     chromium.PROGRAM is None, reason="no Chromium here (on Debian: apt-get install chromium)"
@@ -37,7 +37,7 @@ def exports(root: Path) -> dict[str, Path]:
 
 def _export(root: Path, role: str, family: str, layers: int) -> Path:
     model = headed.model_folder(root / f"{role}-model", family, "question-answering", layers=layers)
-    export, quantize = stage.find("deploy.onnx_export"), stage.find("deploy.quantize")
+    export, quantize = registry.find("deploy.onnx_export"), registry.find("deploy.quantize")
     whole = stage.execute(export, export.recipe(), {"model": model}, root / f"{role}-onnx")
     loose = quantize.recipe.of({"tolerance": {"relative": 1.0, "agreement": 0.0}})
     assert whole is not None
@@ -47,19 +47,19 @@ def _export(root: Path, role: str, family: str, layers: int) -> Path:
 
 def page(root: Path, given: dict[str, Path], libraries: Path = LIBRARIES, **changes: Any) -> artifact.Artifact:
     """The page over these exports, in parts small enough for several a model."""
-    maker = stage.find("deploy.web_page")
+    maker = registry.find("deploy.web_page")
     recipe = maker.recipe.of({"part_bytes": 20_000, "teacher": {"title": "BERT-base"}, **changes})
     made = stage.execute(maker, recipe, {**given, "libraries": libraries}, root / "page")
     assert made is not None
     return made
 
 
-def exchange(made: artifact.Artifact, plan: dict[str, Any] | None = None) -> Exchange:
+def exchange(made: artifact.Artifact, plan: dict[str, Any] | None = None) -> ResultInbox:
     """As a job makes it."""
     asked = plan or PLAN
     version = made.facts["version"]
     accept = functools.partial(read, page=version, plan=asked, models=[model["role"] for model in made.facts["models"]])
-    return Exchange(made, {"job": "pocket", "plan": asked, "version": version}, accept)
+    return ResultInbox(made, {"job": "pocket", "plan": asked, "version": version}, accept)
 
 
 def fake_adb(root: Path, serial: str = "R5CT30ABCDE") -> Path:

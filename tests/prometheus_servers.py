@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from deploy.board_data import Source
+from k8s.monitoring.source.picture_data import Source
 
 PROGRAMS = ("prometheus", "promtool", "prometheus-alertmanager")
 MISSING = [name for name in PROGRAMS if shutil.which(name) is None]

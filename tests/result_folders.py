@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cluster import artifact, telemetry
+from cluster.artifacts import artifact
+from cluster.storage import filesystem
+from cluster.telemetry import metrics_log
 
 PARAMETERS = {"teacher": 22_700_000, "student": 17_400_000}
 LAYERS = {"teacher": 6, "student": 3}
@@ -89,7 +91,7 @@ def write_run(folder: Path, teacher: bool) -> None:
         "inputs": {},
     }
     (folder / "recipe.json").write_text(json.dumps(recipe))
-    log = telemetry.MetricsLog(folder / "metrics.jsonl")
+    log = metrics_log.MetricsLog(folder / "metrics.jsonl")
     for step in range(10, 610, 10):
         masked = 3.9 + 5 * math.exp(-step / 90) + (0 if teacher else 0.35) + 0.03 * math.sin(step)
         soft, cosine = (masked * 0.8, 0.1 + math.exp(-step / 120)) if teacher else (None, None)
@@ -337,7 +339,7 @@ def seeds_around(score: float, step: float = 0.4) -> list[float]:
 def suite(out: Path) -> Path:
     """Everything that can be measured, measured: nine tasks, IMDb, SQuAD, second step, ablations, baselines, probes."""
     pipeline(out)
-    artifact.write_json(out / "suite.json", SUITE)
+    filesystem.write_json(out / "suite.json", SUITE)
     for task, (teacher, student, taught) in GLUE.items():
         majority = {"wnli": 56.3, "cola": 0.0, "stsb": 0.0}.get(task, 52.7)
         for model, score in (("teacher", teacher), ("student", student), ("student-second-step", taught)):

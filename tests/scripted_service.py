@@ -12,9 +12,9 @@ from typing import Any, get_args
 
 from prometheus_client import REGISTRY, CollectorRegistry, Gauge
 
-from cluster import telemetry
-from cluster.job_failures import Cause
-from distill.stopwatch import PARTS
+from cluster.jobs.failures import Cause
+from cluster.telemetry import metrics
+from distill.engine.step_timer import PARTS
 
 RUN, STEPS, STEP_SECONDS, SAVE_EVERY, WORKERS = "distilbert/student", 60_000, 0.6, 1000, 8
 ROWS, SEQ_LEN = 2048, 128
@@ -49,15 +49,15 @@ class Script:
     def __init__(self, started: float) -> None:
         self._started, self._now = started, started
         self._random = random.Random(1)
-        telemetry.RUN.labels(RUN).info(
+        metrics.RUN.labels(RUN).info(
             {"precision": "fp16", "rows_per_step": str(ROWS), "learning_rate": "0.0005", "temperature": "2.0"}
             | {"weights": "5/2/1", "zero_stage": "1", "seed": "1", "device": "Tesla V100-SXM2-16GB"}
         )
-        telemetry.STARTED.labels(RUN).set(started)
-        for metric in (telemetry.NONFINITE, telemetry.FAILED_CHECKPOINTS, telemetry.SKIPPED):
+        metrics.STARTED.labels(RUN).set(started)
+        for metric in (metrics.NONFINITE, metrics.FAILED_CHECKPOINTS, metrics.SKIPPED):
             metric.labels(RUN)
         for cause, times in (("death", 1), ("drain", 2), ("growth", 0)):
-            telemetry.RESTARTS.labels(RUN, cause).inc(times)
+            metrics.RESTARTS.labels(RUN, cause).inc(times)
 
     def advance(self, now: float) -> None:
         """Set everything to what it is at this moment."""
@@ -80,24 +80,24 @@ class Script:
         step, seconds = self._step(now), STEP_SECONDS * self._noise(0.01)
         rate = ROWS * SEQ_LEN / seconds
         for gauge, value in (
-            (telemetry.STEP, int(step)),
-            (telemetry.STEPS, STEPS),
-            (telemetry.STEP_TIME, now),
-            (telemetry.STEP_SECONDS, seconds),
-            (telemetry.REMAINING, (STEPS - step) * STEP_SECONDS),
-            (telemetry.WORKERS, WORKERS),
-            (telemetry.NODE_WORKERS, WORKERS),
-            (telemetry.RATE, rate),
-            (telemetry.UTILISATION, rate * 0.629e9 / (WORKERS * 125e12)),
-            (telemetry.CHECKPOINT_STEPS, SAVE_EVERY),
+            (metrics.STEP, int(step)),
+            (metrics.STEPS, STEPS),
+            (metrics.STEP_TIME, now),
+            (metrics.STEP_SECONDS, seconds),
+            (metrics.REMAINING, (STEPS - step) * STEP_SECONDS),
+            (metrics.WORKERS, WORKERS),
+            (metrics.NODE_WORKERS, WORKERS),
+            (metrics.RATE, rate),
+            (metrics.UTILISATION, rate * 0.629e9 / (WORKERS * 125e12)),
+            (metrics.CHECKPOINT_STEPS, SAVE_EVERY),
         ):
             gauge.labels(RUN).set(value)
-        telemetry.TOKENS.labels(RUN).inc(gone / STEP_SECONDS * ROWS * SEQ_LEN)
-        telemetry.ROWS.labels(RUN).inc(gone / STEP_SECONDS * ROWS)
+        metrics.TOKENS.labels(RUN).inc(gone / STEP_SECONDS * ROWS * SEQ_LEN)
+        metrics.ROWS.labels(RUN).inc(gone / STEP_SECONDS * ROWS)
         for part, share in zip(PARTS, (0.01, 0.24, 0.2, 0.42, 0.04, 0.09), strict=True):
             mean = seconds * share * self._noise(0.02)
-            telemetry.PART_SECONDS.labels(RUN, part, "mean").set(mean)
-            telemetry.PART_SECONDS.labels(RUN, part, "slowest").set(mean * (1.02 + abs(self._random.gauss(0, 0.02))))
+            metrics.PART_SECONDS.labels(RUN, part, "mean").set(mean)
+            metrics.PART_SECONDS.labels(RUN, part, "slowest").set(mean * (1.02 + abs(self._random.gauss(0, 0.02))))
 
     def _learn(self, now: float) -> None:
         step = self._step(now)
@@ -105,72 +105,72 @@ class Script:
         terms = {"soft": 0.35 + 3.2 * falls, "masked": 1.9 + 5.5 * falls, "cosine": 0.06 + 0.5 * falls}
         terms["total"] = 5 * terms["soft"] + 2 * terms["masked"] + terms["cosine"]
         for term, value in terms.items():
-            telemetry.LOSS.labels(RUN, term).set(value * self._noise(0.025))
+            metrics.LOSS.labels(RUN, term).set(value * self._noise(0.025))
         if int(step) % SAVE_EVERY < 60:  # a validation
             for term, value in terms.items():
-                telemetry.VALIDATION.labels(RUN, term).set(value * 1.01)
-            telemetry.ACCURACY.labels(RUN, "student").set(0.585 - 0.5 * min(1.0, falls))
-            telemetry.ACCURACY.labels(RUN, "teacher").set(0.62)
-            telemetry.AGREEMENT.labels(RUN).set(0.79 - 0.68 * min(1.0, falls))
+                metrics.VALIDATION.labels(RUN, term).set(value * 1.01)
+            metrics.ACCURACY.labels(RUN, "student").set(0.585 - 0.5 * min(1.0, falls))
+            metrics.ACCURACY.labels(RUN, "teacher").set(0.62)
+            metrics.AGREEMENT.labels(RUN).set(0.79 - 0.68 * min(1.0, falls))
             for task, best in (("rte", 0.61), ("mrpc", 0.87)):
-                telemetry.PROBE_SCORE.labels(RUN, task).set(best - 0.15 * min(1.0, falls) * self._noise(0.05))
-                telemetry.PROBE_STEP.labels(RUN, task).set(int(step) // SAVE_EVERY * SAVE_EVERY)
+                metrics.PROBE_SCORE.labels(RUN, task).set(best - 0.15 * min(1.0, falls) * self._noise(0.05))
+                metrics.PROBE_STEP.labels(RUN, task).set(int(step) // SAVE_EVERY * SAVE_EVERY)
         rising = 0.05 * STEPS
         rate = step / rising if step < rising else (STEPS - step) / (STEPS - rising)
-        telemetry.LEARNING_RATE.labels(RUN).set(5e-4 * rate)
-        telemetry.GRADIENT_NORM.labels(RUN).set((1.2 + 9 * falls) * abs(self._noise(0.15)))
-        telemetry.LOSS_SCALE.labels(RUN).set(2.0 ** (16 - int(step / 7000) % 3))
+        metrics.LEARNING_RATE.labels(RUN).set(5e-4 * rate)
+        metrics.GRADIENT_NORM.labels(RUN).set((1.2 + 9 * falls) * abs(self._noise(0.15)))
+        metrics.LOSS_SCALE.labels(RUN).set(2.0 ** (16 - int(step / 7000) % 3))
         if self._random.random() < 0.02:
-            telemetry.SKIPPED.labels(RUN).inc()
+            metrics.SKIPPED.labels(RUN).inc()
 
     def _checkpoints(self, now: float) -> None:
         behind = (now - self._started) % (SAVE_EVERY * STEP_SECONDS)
-        telemetry.CHECKPOINT_TIME.labels(RUN).set(now - behind)
-        telemetry.CHECKPOINT_BYTES.labels(RUN).set(12 * 66_985_530)
-        telemetry.CHECKPOINT_SECONDS.labels(RUN, "blocked").set(0.9 * self._noise(0.05))
-        telemetry.CHECKPOINT_SECONDS.labels(RUN, "written").set(11 * self._noise(0.1))
+        metrics.CHECKPOINT_TIME.labels(RUN).set(now - behind)
+        metrics.CHECKPOINT_BYTES.labels(RUN).set(12 * 66_985_530)
+        metrics.CHECKPOINT_SECONDS.labels(RUN, "blocked").set(0.9 * self._noise(0.05))
+        metrics.CHECKPOINT_SECONDS.labels(RUN, "written").set(11 * self._noise(0.1))
 
     def _queue(self, now: float, gone: float) -> None:
         hours = (now - self._started) / 3600
         for kind, most, seconds in (("finetune", 14, 900.0), ("export", 3, 60.0), ("benchmark", 1, 600.0)):
             waiting = max(0, round(most * (0.6 + math.sin(hours + most)) * self._noise(0.1)))
-            telemetry.JOBS_WAITING.labels(kind).set(waiting)
-            telemetry.JOBS_RUNNING.labels(kind).set(min(most, 4))
-            telemetry.OLDEST_JOB.labels(kind).set(waiting * seconds / 4)
+            metrics.JOBS_WAITING.labels(kind).set(waiting)
+            metrics.JOBS_RUNNING.labels(kind).set(min(most, 4))
+            metrics.OLDEST_JOB.labels(kind).set(waiting * seconds / 4)
             for state in ("done", "skipped", "failed", "cancelled"):
-                telemetry.JOBS_ENDED.labels(kind, state)
+                metrics.JOBS_ENDED.labels(kind, state)
             for cause in get_args(Cause):
-                telemetry.JOB_RETRIES.labels(kind, cause)
+                metrics.JOB_RETRIES.labels(kind, cause)
             for _ in range(int(2 * gone / seconds + self._random.random())):
-                telemetry.JOB_ATTEMPTS.labels(kind).inc()
-                telemetry.JOB_WAIT.labels(kind).observe(seconds * self._random.random())
-                telemetry.JOB_SECONDS.labels(kind).observe(seconds * abs(self._noise(0.3)))
+                metrics.JOB_ATTEMPTS.labels(kind).inc()
+                metrics.JOB_WAIT.labels(kind).observe(seconds * self._random.random())
+                metrics.JOB_SECONDS.labels(kind).observe(seconds * abs(self._noise(0.3)))
                 state = self._random.choices(("done", "skipped", "failed"), (0.9, 0.07, 0.03))[0]
-                telemetry.JOBS_ENDED.labels(kind, state).inc()
+                metrics.JOBS_ENDED.labels(kind, state).inc()
                 if self._random.random() < 0.1:
-                    telemetry.JOB_RETRIES.labels(kind, self._random.choice(("node", "memory"))).inc()
-        telemetry.QUEUE_TIME.set(now)
-        telemetry.QUEUE_DRAINING.set(0)
+                    metrics.JOB_RETRIES.labels(kind, self._random.choice(("node", "memory"))).inc()
+        metrics.QUEUE_TIME.set(now)
+        metrics.QUEUE_DRAINING.set(0)
 
     def _text(self, gone: float) -> None:
         for task, kept, lost in (("corpus", "passed", "dropped"), ("tokens", "train", "failed")):
             share = abs(self._noise(0.2))
-            telemetry.ACTORS.labels(task).set(16 if task == "tokens" else 24)
-            telemetry.UNITS.labels(task).inc(gone / 20 * share)
-            telemetry.UNIT_BYTES.labels(task).inc(gone * 38e6 * share)
-            telemetry.DOCUMENTS.labels(task, kept).inc(gone * 9000 * share)
-            telemetry.DOCUMENTS.labels(task, lost).inc(gone * (700 if task == "corpus" else 2) * share)
+            metrics.ACTORS.labels(task).set(16 if task == "tokens" else 24)
+            metrics.UNITS.labels(task).inc(gone / 20 * share)
+            metrics.UNIT_BYTES.labels(task).inc(gone * 38e6 * share)
+            metrics.DOCUMENTS.labels(task, kept).inc(gone * 9000 * share)
+            metrics.DOCUMENTS.labels(task, lost).inc(gone * (700 if task == "corpus" else 2) * share)
             died = self._random.random() < 0.004
-            telemetry.ACTOR_DEATHS.labels(task).inc(died)
-            telemetry.LOST_UNITS.labels(task).inc(died)
+            metrics.ACTOR_DEATHS.labels(task).inc(died)
+            metrics.LOST_UNITS.labels(task).inc(died)
             if task == "tokens":
-                telemetry.TOKENS_MADE.inc(gone * 8.5e6 * share)
+                metrics.TOKENS_MADE.inc(gone * 8.5e6 * share)
 
     def _results(self) -> None:
         scores = {"mnli": (84.7, 82.2), "sst-2": (92.7, 91.3), "mrpc": (88.6, 87.5), "rte": (69.3, 59.9)}
         for task, (teacher, student) in scores.items():
-            telemetry.SCORE.labels("teacher", task).set(teacher / 100)
-            telemetry.SCORE.labels("student", task).set(student / 100)
+            metrics.SCORE.labels("teacher", task).set(teacher / 100)
+            metrics.SCORE.labels("student", task).set(student / 100)
         torch, onnx = "PyTorch 2.13.0", "ONNX Runtime 1.31.1 int8"
         for model, runtime, seconds in (
             ("teacher", torch, 0.093),
@@ -179,14 +179,14 @@ class Script:
         ):
             for tokens, times in (("30", 1.0), ("384", 8.7)):
                 for percentile, slower in (("50", 1.0), ("90", 1.1), ("99", 1.25)):
-                    gauge = telemetry.LATENCY.labels(model, runtime, tokens, percentile)
+                    gauge = metrics.LATENCY.labels(model, runtime, tokens, percentile)
                     gauge.set(seconds * times * slower)
         for model, weights, megabytes in (
             ("teacher", "safetensors", 438),
             ("student", "safetensors", 265),
             ("student", "int8", 67),
         ):
-            telemetry.MODEL_BYTES.labels(model, weights).set(megabytes * 1e6)
+            metrics.MODEL_BYTES.labels(model, weights).set(megabytes * 1e6)
 
     def _machines(self, now: float) -> None:
         for gpu in range(GPUS):

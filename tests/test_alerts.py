@@ -10,11 +10,11 @@ from typing import Any, get_args
 import pytest
 import yaml
 
-from cluster.job_failures import Cause
-from deploy import monitoring
+from cluster.jobs.failures import Cause
+from k8s.monitoring.source import generate
 
-FILES = sorted((monitoring.FOLDER / "rules").glob("*.yaml"))
-ALERTS = {rule["alert"]: rule for rule in monitoring.alerts()}
+FILES = sorted((generate.FOLDER / "rules").glob("*.yaml"))
+ALERTS = {rule["alert"]: rule for rule in generate.alerts()}
 
 needs_promtool = pytest.mark.skipif(
     shutil.which("promtool") is None, reason="needs promtool (on Debian: apt-get install prometheus)"
@@ -57,7 +57,7 @@ def test_every_cause_of_a_repeated_attempt_is_alerted_on_but_waiting_for_others(
     assert all(f"`{cause}`" in runbook for cause in found[1].split("|"))
 
 
-PANELS = {panel.title for board in monitoring.BOARDS for row in board.rows for panel in row.panels}
+PANELS = {panel.title for board in generate.BOARDS for row in board.rows for panel in row.panels}
 
 
 def _unknown(runbook: str) -> list[str]:
@@ -107,6 +107,6 @@ def test_a_rule_that_were_otherwise_would_be_found(tmp_path: Path, name: str, ex
 
 
 def test_the_runbook_has_a_heading_for_every_alert() -> None:
-    text = (monitoring.FOLDER / "RUNBOOK.md").read_text(encoding="utf-8")
+    text = (generate.FOLDER / "RUNBOOK.md").read_text(encoding="utf-8")
     assert re.findall(r"^## (\w+)$", text, re.MULTILINE) == list(ALERTS)
     assert _unknown(text) == []

@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from eval.answer_scores import Answered, exact, f1, normalised, scores_always, scores_sometimes
+from eval.tasks.squad_metrics import Answered, exact, f1, normalised, scores_always, scores_sometimes
 
 
 @pytest.mark.parametrize(

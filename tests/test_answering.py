@@ -11,12 +11,12 @@ import torch
 from finetunes import colours, finetune, write_squad
 from transformers import AutoModelForQuestionAnswering
 
-from cluster import artifact
-from eval.answering import prepare_questions
-from eval.heads import open_source
-from eval.questions import questions_from_folder
-from eval.second_step import SecondStep, Teaching
-from eval.tasks import TASKS
+from cluster.artifacts import artifact
+from eval.finetune.question_answering import prepare_questions
+from eval.finetune.task_distillation import TaskDistillation, Teaching
+from eval.finetune.task_model import open_source
+from eval.tasks.definitions import TASKS
+from eval.tasks.questions import questions_from_folder
 
 LEARNS: dict[str, Any] = {"task": "squad", "epochs": 8, "learning_rate": 4e-3, "batch": 16, "max_length": 40}
 
@@ -130,7 +130,7 @@ def test_a_teacher_is_told_token_types_although_the_student_is_not(tmp_path: Pat
     finetune(tiny.bert_teacher(tmp_path / "bert", layers=1), folder, teacher, **{**LEARNS, "epochs": 1})
     tiny.distilbert(student)
     asked = questions_from_folder(TASKS["squad"], folder)
-    teaching = Teaching(SecondStep(), open_source(teacher), 8)
+    teaching = Teaching(TaskDistillation(), open_source(teacher), 8)
     said = []
     # As DistilBERT's own tokenizer on the hub, and as a student made here.
     for names in (["input_ids", "attention_mask"], ["input_ids", "token_type_ids", "attention_mask"]):

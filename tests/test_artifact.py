@@ -13,14 +13,16 @@ from typing import Any
 
 import pytest
 
-from cluster import artifact
-from cluster.artifact import Artifact, ArtifactError
+from cluster.artifacts import artifact, commit
+from cluster.artifacts.artifact import Artifact
+from cluster.artifacts.commit import ArtifactError
+from cluster.storage import filesystem
 
 RECIPE = {"loss": {"temperature": 2.0}, "seed": 1}
 
 KILLED = """
 import os, signal, sys
-from cluster import artifact
+from cluster.artifacts import artifact
 
 with artifact.create(sys.argv[1], kind="tokens", inputs={}, recipe={"seed": 1}) as draft:
     (draft.path / "first.bin").write_bytes(b"1" * 1000)
@@ -29,7 +31,7 @@ with artifact.create(sys.argv[1], kind="tokens", inputs={}, recipe={"seed": 1}) 
 
 HELD = """
 import sys
-from cluster import artifact
+from cluster.artifacts import artifact
 
 with artifact.create(sys.argv[1], kind="tokens", inputs={}, recipe={"seed": 1}) as draft:
     (draft.path / "rows.bin").write_bytes(b"first")
@@ -174,23 +176,23 @@ def test_identity_changes_with_everything_that_makes_it(tmp_path: Path, change: 
 
 def _edit(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
     def edit(path: Path) -> None:
-        manifest = json.loads((path / artifact.MANIFEST).read_text())
+        manifest = json.loads((path / commit.MANIFEST).read_text())
         change(manifest)
-        (path / artifact.MANIFEST).write_text(json.dumps(manifest))
+        (path / commit.MANIFEST).write_text(json.dumps(manifest))
 
     return edit
 
 
 def _half_manifest(path: Path) -> None:
-    text = (path / artifact.MANIFEST).read_text()
-    (path / artifact.MANIFEST).write_text(text[: len(text) // 2])
+    text = (path / commit.MANIFEST).read_text()
+    (path / commit.MANIFEST).write_text(text[: len(text) // 2])
 
 
 DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "no manifest": (lambda path: (path / artifact.MANIFEST).unlink(), "has no manifest.json"),
+    "no manifest": (lambda path: (path / commit.MANIFEST).unlink(), "has no manifest.json"),
     "cut manifest": (_half_manifest, "manifest.json cannot be read"),
-    "manifest of bytes": (lambda path: (path / artifact.MANIFEST).write_bytes(b"\xff\xfe"), "cannot be read"),
-    "another program's manifest": (lambda path: (path / artifact.MANIFEST).write_text("[]"), "is not a manifest"),
+    "manifest of bytes": (lambda path: (path / commit.MANIFEST).write_bytes(b"\xff\xfe"), "cannot be read"),
+    "another program's manifest": (lambda path: (path / commit.MANIFEST).write_text("[]"), "is not a manifest"),
     "another format": (_edit(lambda manifest: manifest.update(format=2)), "format 2, this is 1"),
     "no format": (_edit(lambda manifest: manifest.pop("format")), "format None, this is 1"),
     "cut file": (lambda path: (path / "rows.arrow").write_text("row"), "rows.arrow has 3 bytes, its manifest says 4"),
@@ -262,13 +264,13 @@ def test_identity_of_a_folder_follows_names_and_contents_not_place_or_time(tmp_p
 
 def test_a_json_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
     path = tmp_path / "facts.json"
-    artifact.write_json(path, {"b": 1, "a": "é"})
+    filesystem.write_json(path, {"b": 1, "a": "é"})
     before = path.read_bytes()
     assert before.decode().index('"a"') < before.decode().index('"b"')
     with pytest.raises(TypeError):
-        artifact.write_json(path, {"a": 1, "b": object()})
+        filesystem.write_json(path, {"a": 1, "b": object()})
     with pytest.raises(ValueError):
-        artifact.write_json(path, {"a": float("inf")})
+        filesystem.write_json(path, {"a": float("inf")})
     assert path.read_bytes() == before
     assert [entry.name for entry in tmp_path.iterdir()] == ["facts.json"]
 

@@ -17,27 +17,31 @@ import s3_server
 import s3fs
 from upath import UPath
 
-from cluster import artifact, lease, storage
-from cluster.artifact import Artifact, ArtifactError
-from cluster.lease import LeaseError
+from cluster.artifacts import artifact, commit
+from cluster.artifacts.artifact import Artifact
+from cluster.artifacts.commit import ArtifactError
+from cluster.storage import filesystem, lease
+from cluster.storage.lease import LeaseError
 
 RECIPE = {"seed": 1}
 
 KILLED = """
 import os, signal, sys
-from cluster import artifact, storage
+from cluster.artifacts import artifact
+from cluster.storage import filesystem
 
 with artifact.create(sys.argv[1], kind="tokens", inputs={}, recipe={"seed": 1}) as draft:
-    storage.write_json(draft.location / "first.json", 1)
+    filesystem.write_json(draft.location / "first.json", 1)
     os.kill(os.getpid(), signal.SIGKILL)
 """
 
 HELD = """
 import sys
-from cluster import artifact, storage
+from cluster.artifacts import artifact
+from cluster.storage import filesystem
 
 with artifact.create(sys.argv[1], kind="tokens", inputs={}, recipe={"seed": 1}) as draft:
-    storage.write_json(draft.location / "rows.json", "first")
+    filesystem.write_json(draft.location / "rows.json", "first")
     print("held", flush=True)
     sys.stdin.readline()
 """
@@ -60,15 +64,15 @@ def bucket(port: int, monkeypatch: pytest.MonkeyPatch) -> s3fs.S3FileSystem:
 
 @pytest.fixture
 def out(bucket: s3fs.S3FileSystem) -> UPath:
-    found = storage.location("s3://barrel/made/tokens")
+    found = filesystem.location("s3://barrel/made/tokens")
     assert isinstance(found, UPath)
     return found
 
 
-def _make(out: storage.Location, text: str = "rows", **given: Any) -> Artifact:
+def _make(out: filesystem.Location, text: str = "rows", **given: Any) -> Artifact:
     with artifact.create(out, **{"kind": "tokens", "inputs": {}, "recipe": RECIPE, **given}) as draft:
-        storage.write_json(draft.location / "rows.json", text)
-        storage.write_json(draft.location / "shards" / "0.json", {})
+        filesystem.write_json(draft.location / "rows.json", text)
+        filesystem.write_json(draft.location / "shards" / "0.json", {})
         draft.facts["rows"] = 3
     return artifact.read(out)
 
@@ -78,8 +82,8 @@ def _interrupt(out: UPath, name: str, **given: Any) -> list[str]:
     found: list[str] = []
     call = {"kind": "tokens", "inputs": {}, "recipe": RECIPE, **given}
     with contextlib.suppress(CrashError), artifact.create(out, **call) as draft:
-        found += [name for name in storage.listing(draft.location) if not name.startswith(".")]
-        storage.write_json(draft.location / name, name)
+        found += [name for name in filesystem.listing(draft.location) if not name.startswith(".")]
+        filesystem.write_json(draft.location / name, name)
         raise CrashError
     return found
 
@@ -89,12 +93,12 @@ def test_an_artifact_is_the_same_in_a_folder_and_in_an_object_store(out: UPath, 
     assert artifact.verify(out, "tokens") == there
     assert there.identity == here.identity
     assert there.files == here.files
-    assert [*storage.listing(out)] == ["manifest.json", "rows.json", "shards/0.json"]
+    assert [*filesystem.listing(out)] == ["manifest.json", "rows.json", "shards/0.json"]
 
 
 def test_until_its_manifest_is_there_it_is_no_artifact(out: UPath) -> None:
     with artifact.create(out, kind="tokens", inputs={}, recipe=RECIPE) as draft:
-        storage.write_json(draft.location / "rows.json", 1)
+        filesystem.write_json(draft.location / "rows.json", 1)
         with pytest.raises(
             ArtifactError, match=r"s3://barrel/made/tokens is not an artifact: it has no manifest\.json"
         ):
@@ -123,9 +127,9 @@ def test_what_exists_is_never_overwritten(out: UPath, bucket: s3fs.S3FileSystem)
 def test_a_killed_maker_is_known_to_be_dead_at_once(out: UPath) -> None:
     killed = subprocess.run([sys.executable, "-c", KILLED, str(out)], check=False)
     assert killed.returncode == -signal.SIGKILL
-    assert any(lease.NAME.fullmatch(name) for name in storage.listing(out))
+    assert any(lease.NAME.fullmatch(name) for name in filesystem.listing(out))
     assert _interrupt(out, "second.json") == ["first.json"]
-    assert [name for name in storage.listing(out) if lease.NAME.fullmatch(name)] == []
+    assert [name for name in filesystem.listing(out) if lease.NAME.fullmatch(name)] == []
 
 
 def test_two_processes_never_make_one_artifact_at_once(out: UPath) -> None:
@@ -138,7 +142,7 @@ def test_two_processes_never_make_one_artifact_at_once(out: UPath) -> None:
         first.communicate("\n")
     assert "\n" not in str(refused.value)
     assert first.returncode == 0
-    assert storage.read_json(artifact.verify(out).location / "rows.json") == "first"
+    assert filesystem.read_json(artifact.verify(out).location / "rows.json") == "first"
 
 
 ELSEWHERE = {"host": "elsewhere", "machine": "another", "process": os.getpid(), "started": 1, "beat": 0}
@@ -150,7 +154,7 @@ def test_a_maker_on_another_machine_that_is_not_heard_of_is_followed(
     monkeypatch.setattr(lease, "PATIENCE_SECONDS", 0.2)
     monkeypatch.setattr(lease, "POLL_SECONDS", 0.05)
     _interrupt(out, "first.json")
-    storage.write_json(out / ".lease-00007", ELSEWHERE)
+    filesystem.write_json(out / ".lease-00007", ELSEWHERE)
     assert _interrupt(out, "second.json") == ["first.json"]
 
 
@@ -160,7 +164,7 @@ def test_a_maker_on_another_machine_that_is_heard_of_is_left_alone(out: UPath, m
 
     def live() -> None:
         for beat in itertools.count():
-            storage.write_json(out / ".lease-00001", {**ELSEWHERE, "beat": beat})
+            filesystem.write_json(out / ".lease-00001", {**ELSEWHERE, "beat": beat})
             if ended.wait(0.05):
                 return
 
@@ -168,7 +172,7 @@ def test_a_maker_on_another_machine_that_is_heard_of_is_left_alone(out: UPath, m
     holder = threading.Thread(target=live)
     holder.start()
     try:
-        while not storage.exists(out / ".lease-00001"):
+        while not filesystem.exists(out / ".lease-00001"):
             continue
         with pytest.raises(LeaseError, match=r"another process is making .* \(on elsewhere\)"):
             _make(out)
@@ -180,20 +184,20 @@ def test_a_maker_on_another_machine_that_is_heard_of_is_left_alone(out: UPath, m
 def test_a_maker_that_was_followed_completes_nothing(out: UPath) -> None:
     making = artifact.create(out, kind="tokens", inputs={}, recipe=RECIPE)
     making.__enter__()
-    storage.remove(out / ".lease-00001")
-    storage.write_json(out / ".lease-00002", ELSEWHERE)
+    filesystem.remove(out / ".lease-00001")
+    filesystem.write_json(out / ".lease-00002", ELSEWHERE)
     with pytest.raises(LeaseError, match="another process went on with"):
         making.__exit__(None, None, None)
-    assert not storage.exists(out / artifact.MANIFEST)
+    assert not filesystem.exists(out / commit.MANIFEST)
 
 
 def test_a_manifest_that_is_there_already_stays(out: UPath) -> None:
     making = artifact.create(out, kind="tokens", inputs={}, recipe=RECIPE)
     making.__enter__()
-    (out / artifact.MANIFEST).write_bytes(b"theirs")
+    (out / commit.MANIFEST).write_bytes(b"theirs")
     with pytest.raises(ArtifactError, match="was completed by another process"):
         making.__exit__(None, None, None)
-    assert (out / artifact.MANIFEST).read_bytes() == b"theirs"
+    assert (out / commit.MANIFEST).read_bytes() == b"theirs"
 
 
 def test_damage_is_refused_by_name_in_one_line(out: UPath, bucket: s3fs.S3FileSystem) -> None:
@@ -222,7 +226,7 @@ def test_publishing_goes_on_where_it_was_interrupted(out: UPath, bucket: s3fs.S3
     out = out / tmp_path.name
     given = {"kind": made.kind, "inputs": made.inputs, "recipe": made.recipe}
     with contextlib.suppress(CrashError), artifact.publishing(out, **given):
-        storage.upload(made.path / "rows.json", out / "rows.json")
+        filesystem.upload(made.path / "rows.json", out / "rows.json")
         bucket.pipe_file((out / "shards" / "0.json").path, b"{")
         raise CrashError
     with artifact.publishing(out, **given) as publish:
@@ -239,7 +243,7 @@ def test_a_copy_that_fails_leaves_no_manifest(out: UPath, tmp_path: Path) -> Non
     with pytest.raises(FileNotFoundError) as missing, publishing as publish:
         publish(made)
     assert missing.value.filename == str(made.path / "shards" / "0.json")
-    assert [*storage.listing(out)] == [".draft.json", "rows.json"]
+    assert [*filesystem.listing(out)] == [".draft.json", "rows.json"]
 
 
 def test_a_manifest_holds_no_secret(out: UPath) -> None:

@@ -5,9 +5,9 @@ import pytest
 import tokens_artifact
 import torch
 
-from cluster.rows import TokenSet, open_tokens
-from distill.batches import BLOCK_BYTES, WINDOW_BLOCKS, Batches, Masker, shuffled, shuffled_in_blocks
-from distill.distillation import Loss, Masking, Training
+from cluster.tokens.rows import TokenSet, open_tokens
+from distill.config import Loss, Masking, Training
+from distill.data.batches import BLOCK_BYTES, WINDOW_BLOCKS, Batches, Masker, shuffled, shuffled_in_blocks
 
 SEED = 7
 WORDS = Loss(soft=0.0, cosine=0.0)

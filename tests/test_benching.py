@@ -10,7 +10,7 @@ import contenders
 import pytest
 from benching import BenchError, Row, Spread, not_measured, ratios
 
-from eval.export_formats import FORMATS
+from eval.results.export_formats import FORMATS
 
 HERE = Path(__file__).parent
 FASTER = Row("faster", 3.25, "ratio", "ours 325 tokens/s, theirs 100 tokens/s")

@@ -5,10 +5,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from deploy.board_data import Line
-from deploy.board_picture import draw_panel, shown
-from deploy.monitoring import BOARDS
-from deploy.panels import HEIGHT, Panel
+from k8s.monitoring.source.dashboards_picture import draw_panel, shown
+from k8s.monitoring.source.generate import BOARDS
+from k8s.monitoring.source.grafana import HEIGHT, Panel
+from k8s.monitoring.source.picture_data import Line
 
 PANELS = [panel for board in BOARDS for row in board.rows for panel in row.panels]
 COLUMN, LINE = 0.36, 0.22

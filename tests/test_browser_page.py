@@ -16,10 +16,11 @@ import phones
 import pytest
 from transformers import AutoTokenizer
 
-from cluster import artifact, runtimes, stage
-from eval import page_server
-from eval.mobile import STAGE, Mobile
-from eval.page_server import Exchange, serving
+from cluster.artifacts import artifact, stage
+from cluster.models import runtimes
+from eval.mobile import page_server
+from eval.mobile.page_server import ResultInbox, serving
+from eval.mobile.stage import STAGE, Mobile
 
 pytestmark = [phones.needs_libraries, phones.needs_chromium, pytest.mark.long]
 
@@ -53,7 +54,7 @@ def tab(browser) -> Iterator[chromium.Tab]:
 
 
 @contextlib.contextmanager
-def opened(tab: chromium.Tab, page: artifact.Artifact) -> Iterator[tuple[Exchange, int]]:
+def opened(tab: chromium.Tab, page: artifact.Artifact) -> Iterator[tuple[ResultInbox, int]]:
     """The page, ready in the tab, and its server."""
     exchange = phones.exchange(page)
     with serving(exchange, "127.0.0.1", 0) as port:

@@ -16,14 +16,15 @@ import tokens_artifact
 import trainings
 from trainings import curve, train
 
-from cluster import artifact, cache, storage
-from cluster.artifact import ArtifactError
+from cluster.artifacts import artifact, cache, commit
+from cluster.artifacts.commit import ArtifactError
+from cluster.storage import filesystem
 
 FILES = {f"rows-{number}.arrow": bytes([number]) * 1000 for number in range(6)}
 
 FETCH = """
 import sys
-from cluster import artifact, cache
+from cluster.artifacts import artifact, cache
 
 found = artifact.read(sys.argv[1])  # libraries and connections are ready then
 print("ready", flush=True)
@@ -51,12 +52,12 @@ def bucket(port: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> s3fs.S
 
 
 @pytest.fixture
-def tokens(bucket: s3fs.S3FileSystem) -> storage.Location:
+def tokens(bucket: s3fs.S3FileSystem) -> filesystem.Location:
     """An artifact in the object store."""
-    out = storage.location("s3://barrel/tokens")
+    out = filesystem.location("s3://barrel/tokens")
     with artifact.create(out, kind="tokens", inputs={}, recipe={}) as draft:
         for name, content in FILES.items():
-            with storage.writing(draft.location / name) as temporary:
+            with filesystem.writing(draft.location / name) as temporary:
                 temporary.write_bytes(content)
     return out
 
@@ -70,7 +71,7 @@ def _inodes(folder: Path) -> dict[str, int]:
     return {path.name: path.stat().st_ino for path in folder.iterdir()}
 
 
-def test_an_artifact_in_the_cache_is_that_in_the_store(tokens: storage.Location, tmp_path: Path) -> None:
+def test_an_artifact_in_the_cache_is_that_in_the_store(tokens: filesystem.Location, tmp_path: Path) -> None:
     path = cache.fetch(tokens)
     assert path.is_relative_to(tmp_path / "cache")
     assert path.name == "tokens"
@@ -82,7 +83,7 @@ def test_an_artifact_in_the_cache_is_that_in_the_store(tokens: storage.Location,
     assert cache.fetch(tmp_path) == tmp_path, "a path is its own"
 
 
-def test_two_processes_fill_an_entry_once(tokens: storage.Location, log: Path) -> None:
+def test_two_processes_fill_an_entry_once(tokens: filesystem.Location, log: Path) -> None:
     before = _fetched(log)
     command = [sys.executable, "-c", FETCH, str(tokens)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
@@ -99,7 +100,7 @@ def test_two_processes_fill_an_entry_once(tokens: storage.Location, log: Path) -
     assert len(artifact.verify(cache.fetch(tokens)).files) == len(FILES)
 
 
-def test_what_was_damaged_in_the_cache_is_fetched_again_and_nothing_else(tokens: storage.Location) -> None:
+def test_what_was_damaged_in_the_cache_is_fetched_again_and_nothing_else(tokens: filesystem.Location) -> None:
     path = cache.fetch(tokens)
     before = _inodes(path)
     (path / "rows-1.arrow").write_bytes(b"x" * 1000)
@@ -107,18 +108,18 @@ def test_what_was_damaged_in_the_cache_is_fetched_again_and_nothing_else(tokens:
         file.truncate(10)
     (path / "rows-3.arrow").unlink()
     os.utime(path / "rows-4.arrow")  # changed by its time alone: looked at, found right, kept
-    (path / artifact.MANIFEST).write_text("{}")
+    (path / commit.MANIFEST).write_text("{}")
     assert cache.fetch(tokens) == path
     assert artifact.verify(path, "tokens").manifest == artifact.read(tokens).manifest
     after = _inodes(path)
     assert {name for name in FILES if after[name] == before[name]} == {"rows-0.arrow", "rows-4.arrow", "rows-5.arrow"}
 
 
-def test_an_interrupted_fetch_is_continued(tokens: storage.Location) -> None:
+def test_an_interrupted_fetch_is_continued(tokens: filesystem.Location) -> None:
     """What a killed process leaves: files in place, one half of a file, and nothing that says all was verified."""
     path = cache.fetch(tokens)
     (path.parent / ".tokens.verified.json").unlink()
-    (path / artifact.MANIFEST).unlink()
+    (path / commit.MANIFEST).unlink()
     (path / "rows-5.arrow").rename(path / ".rows-5.arrow.0123.tmp")
     before = _inodes(path)
     assert cache.fetch(tokens) == path
@@ -126,11 +127,11 @@ def test_an_interrupted_fetch_is_continued(tokens: storage.Location) -> None:
     assert {name for name in before if before[name] == after.get(name)} == {
         f"rows-{number}.arrow" for number in range(5)
     }
-    assert set(after) == {*FILES, artifact.MANIFEST}
+    assert set(after) == {*FILES, commit.MANIFEST}
 
 
 def test_what_was_damaged_in_the_store_is_refused_in_one_line(
-    tokens: storage.Location, bucket: s3fs.S3FileSystem
+    tokens: filesystem.Location, bucket: s3fs.S3FileSystem
 ) -> None:
     bucket.pipe_file("barrel/tokens/rows-3.arrow", b"x" * 1000)
     for _ in range(2):
@@ -139,14 +140,14 @@ def test_what_was_damaged_in_the_store_is_refused_in_one_line(
         assert "\n" not in str(refused.value)
     kept = [path for path in cache.root().rglob("*.arrow") if path.read_bytes() not in FILES.values()]
     assert kept == []
-    assert [*cache.root().rglob(artifact.MANIFEST)] == []
+    assert [*cache.root().rglob(commit.MANIFEST)] == []
 
 
-def test_another_artifact_at_the_same_url_is_another_entry(tokens: storage.Location) -> None:
+def test_another_artifact_at_the_same_url_is_another_entry(tokens: filesystem.Location) -> None:
     first = cache.fetch(tokens)
-    storage.remove_tree(tokens)
+    filesystem.remove_tree(tokens)
     with artifact.create(tokens, kind="tokens", inputs={}, recipe={"seed": 2}) as draft:
-        storage.write_json(draft.location / "rows-0.arrow", "new")
+        filesystem.write_json(draft.location / "rows-0.arrow", "new")
     second = cache.fetch(tokens)
     assert first != second
     assert artifact.verify(second).recipe == {"seed": 2}
@@ -154,10 +155,10 @@ def test_another_artifact_at_the_same_url_is_another_entry(tokens: storage.Locat
 
 
 def test_one_artifact_under_two_names_is_kept_under_both(
-    tokens: storage.Location, bucket: s3fs.S3FileSystem, log: Path
+    tokens: filesystem.Location, bucket: s3fs.S3FileSystem, log: Path
 ) -> None:
     bucket.copy("barrel/tokens", "barrel/copy", recursive=True)
-    copy = storage.location("s3://barrel/copy")
+    copy = filesystem.location("s3://barrel/copy")
     first, second = cache.fetch(tokens), cache.fetch(copy)
     assert (first.name, second.name) == ("tokens", "copy")
     before = log.read_text().count(".arrow")
@@ -167,7 +168,7 @@ def test_one_artifact_under_two_names_is_kept_under_both(
 
 def test_folders_and_files_that_are_no_artifacts_follow_the_store(bucket: s3fs.S3FileSystem) -> None:
     bucket.pipe({"barrel/task/dev.tsv": b"1", "barrel/task/deep/train.tsv": b"2", "barrel/task-2/dev.tsv": b"3"})
-    folder = storage.location("s3://barrel/task")
+    folder = filesystem.location("s3://barrel/task")
     first = cache.fetch(folder)
     assert {str(path.relative_to(first)) for path in first.rglob("*") if path.is_file()} == {
         "dev.tsv",
@@ -181,7 +182,7 @@ def test_folders_and_files_that_are_no_artifacts_follow_the_store(bucket: s3fs.S
     one = cache.fetch(folder / "dev.tsv")
     assert (one.name, one.read_bytes()) == ("dev.tsv", b"4")
     with pytest.raises(ArtifactError, match="s3://barrel/none does not exist"):
-        cache.fetch(storage.location("s3://barrel/none"))
+        cache.fetch(filesystem.location("s3://barrel/none"))
 
 
 @pytest.mark.long

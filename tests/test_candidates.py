@@ -11,13 +11,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from cluster import artifact, stage
-from cluster.exported import Exported
-from eval import architectures, candidates, runners, workloads
-from eval.architectures import CONFIGURATIONS
-from eval.candidates import Preparation, choose, gather
-from eval.elmo import ElmoPairs, ElmoSizes
-from eval.workloads import Workload
+from cluster.artifacts import artifact, errors
+from cluster.models import runners
+from cluster.models.export_spec import Exported
+from eval.benchmark import contenders, reference_models, workloads
+from eval.benchmark.contenders import Preparation, choose, gather
+from eval.benchmark.elmo import ElmoPairs, ElmoSizes
+from eval.benchmark.reference_models import CONFIGURATIONS
+from eval.benchmark.workloads import Workload
 
 SMALL = ElmoSizes(character=4, filters=((1, 3), (2, 5)), highways=1, projection=6, cell=10, hidden=7)
 TEXTS = [(tiny.ENGLISH[0], tiny.ENGLISH[1]), (" ".join(tiny.ENGLISH[:12]), " ".join(tiny.ENGLISH[:12]))]
@@ -57,7 +58,7 @@ def export_of(model: Path, out: Path, form: str, head: str, **changes: Any) -> P
     return out
 
 
-def preparation(found: list[candidates.Candidate], folder: Path) -> Preparation:
+def preparation(found: list[contenders.Candidate], folder: Path) -> Preparation:
     return Preparation(found, SMALL, 0, folder)
 
 
@@ -97,7 +98,7 @@ def test_every_workload_gets_the_models_that_were_tuned_for_it(folders: dict[str
 
 def test_an_export_belongs_to_the_model_it_was_made_of(folders: dict[str, Path], tmp_path: Path) -> None:
     export = export_of(folders["student-squad"], tmp_path / "export", "int8", "question-answering")
-    with pytest.raises(stage.StageError, match=r"--export .*export was made of none of the models .*: give .* squad"):
+    with pytest.raises(errors.StageError, match=r"--export .*export was made of none of the models .*: give .* squad"):
         gather((), {"student": folders["student-stsb"], "export": export})
     found = gather((), {"teacher": folders["student-squad"], "export": export})
     assert [each.name for each in found] == ["teacher", "teacher int8"]
@@ -113,7 +114,7 @@ def test_an_export_belongs_to_the_model_it_was_made_of(folders: dict[str, Path],
 def test_what_cannot_be_measured_is_refused(
     folders: dict[str, Path], models: tuple[str, ...], given: tuple[str, ...], line: str
 ) -> None:
-    with pytest.raises(stage.StageError, match=line):
+    with pytest.raises(errors.StageError, match=line):
         gather(models, {role: folders[role] for role in given})
 
 
@@ -173,10 +174,10 @@ def test_another_models_tokenizer_may_stand_in_where_its_ids_are_known(
     assert reader.of == "student"
     config = AutoConfig.from_pretrained(folders["student-stsb"])
     config.vocab_size = len(reader.tokenizer) - 1
-    with pytest.raises(stage.StageError, match=r"tokenizer of student, which stands in, has .* ids, the distilbert"):
-        architectures.check_reads(config, reader)
+    with pytest.raises(errors.StageError, match=r"tokenizer of student, which stands in, has .* ids, the distilbert"):
+        reference_models.check_reads(config, reader)
     alone = gather(("distilbert",), {})
-    with pytest.raises(stage.StageError, match=r"distilbert has no tokenizer here: .* as --distilbert"):
+    with pytest.raises(errors.StageError, match=r"distilbert has no tokenizer here: .* as --distilbert"):
         preparation(alone, tmp_path).ready(alone[0], PAIRS)
 
 
@@ -187,25 +188,27 @@ def test_longer_inputs_than_a_model_reads_are_refused(folders: dict[str, Path], 
     found = gather((), given)
     making = preparation(found, tmp_path)
     eager, export = sorted(found, key=lambda each: each.form != "pytorch")
-    with pytest.raises(stage.StageError, match=r"65 tokens: 65 tokens are more than student has positions \(64\)"):
+    with pytest.raises(errors.StageError, match=r"65 tokens: 65 tokens are more than student has positions \(64\)"):
         making.ready(eager, Workload("lengths", 65), workloads.drawn(65, 1, 1, 100, 0))
-    with pytest.raises(stage.StageError, match=r"questions: 40 tokens are more than student litert-int8 has .* \(32\)"):
+    with pytest.raises(
+        errors.StageError, match=r"questions: 40 tokens are more than student litert-int8 has .* \(32\)"
+    ):
         making.ready(export, QUESTIONS)
 
 
 def test_a_folder_that_is_no_whole_model_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(stage.StageError, match=r"has no config\.json"):
-        architectures.with_head(tmp_path / "empty", "score", tmp_path / "out", 0)
-    with pytest.raises(stage.StageError, match="has no weights"):
+    with pytest.raises(errors.StageError, match=r"has no config\.json"):
+        reference_models.with_head(tmp_path / "empty", "score", tmp_path / "out", 0)
+    with pytest.raises(errors.StageError, match="has no weights"):
         gather((), {"teacher": folders["bert_base"]})
     damaged = tmp_path / "damaged"
     shutil.copytree(folders["teacher"], damaged)
     weights = load_file(damaged / "model.safetensors")
     del weights["bert.encoder.layer.1.output.dense.weight"]
     save_file(weights, damaged / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(stage.StageError, match=r"its weights lack bert\.encoder\.layer\.1\.output\.dense\.weight"):
-        architectures.with_head(damaged, "score", tmp_path / "out", 0)
+    with pytest.raises(errors.StageError, match=r"its weights lack bert\.encoder\.layer\.1\.output\.dense\.weight"):
+        reference_models.with_head(damaged, "score", tmp_path / "out", 0)
 
 
 def test_fixed_lengths_are_the_same_for_everybody_and_far_from_special_ids() -> None:

@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cluster import choice, faults
-from cluster.corpus import Corpus
-from cluster.ledger import Ledger
-from cluster.pieces import Piece, Span
-from cluster.stage import StageError
+from cluster.artifacts.errors import StageError
+from cluster.corpus import selection, source_limits
+from cluster.corpus.source_limits import ScanLedger
+from cluster.corpus.stage import Corpus
+from cluster.readers import bad_documents
+from cluster.readers.splits import Span, Split
 
 
 def test_of_equal_digests_the_first_that_counts_stays() -> None:
@@ -24,7 +25,7 @@ def test_of_equal_digests_the_first_that_counts_stays() -> None:
         expected.append(pair[2] and pair[:2] in seen)
         if pair[2]:
             seen.add(pair[:2])
-    assert choice.repeated(high, low, eligible).tolist() == expected
+    assert selection.repeated(high, low, eligible).tolist() == expected
 
 
 def _naive_limit(passed: list[bool], sizes: list[int], documents: int | None, num_bytes: int | None) -> int:
@@ -48,7 +49,7 @@ def test_limits_are_those_of_counting_one_by_one_over_any_parts(seed: int) -> No
     sizes = [draw.randint(1, 9) if good else 0 for good in passed]
     documents = draw.choice([None, 1, 5, 20, 1_000])
     num_bytes = draw.choice([None, 1, 30, 100, 10_000])
-    limit = choice._Limit(documents, num_bytes)
+    limit = source_limits.SelectionLimit(documents, num_bytes)
     cuts = sorted({0, 60, *draw.sample(range(60), 3)})
     found = 0
     for start, stop in itertools.pairwise(cuts):
@@ -62,21 +63,23 @@ def test_weights_are_shares_of_the_text_and_one_source_stays_whole() -> None:
     sizes = rng.integers(10, 1_000, 30_000).astype(np.uint32)
     hashes = rng.integers(0, 2**63, 30_000).astype(np.uint64)
     eligible = rng.random(30_000) < 0.9
-    gone = choice.superfluous(sizes, owners, hashes, eligible, [3.0, 1.0, 0.5])
+    gone = selection.near_duplicates_to_drop(sizes, owners, hashes, eligible, [3.0, 1.0, 0.5])
     assert not (gone & ~eligible).any()
     text = [int(sizes[eligible & ~gone & (owners == owner)].sum()) for owner in range(3)]
     assert text[0] == sizes[eligible & (owners == 0)].sum()
     assert [size / sum(text) for size in text] == pytest.approx([3 / 4.5, 1 / 4.5, 0.5 / 4.5], abs=1e-4)
     order = rng.permutation(30_000)
-    again = choice.superfluous(sizes[order], owners[order], hashes[order], eligible[order], [3.0, 1.0, 0.5])
+    again = selection.near_duplicates_to_drop(
+        sizes[order], owners[order], hashes[order], eligible[order], [3.0, 1.0, 0.5]
+    )
     assert (again == gone[order]).all()
     with pytest.raises(StageError, match="source 2 has a weight, and no text is left of it"):
-        choice.superfluous(sizes, owners, hashes, eligible & (owners != 1), [3.0, 1.0, 0.5])
+        selection.near_duplicates_to_drop(sizes, owners, hashes, eligible & (owners != 1), [3.0, 1.0, 0.5])
 
 
-def _pieces(*owners: tuple[int, ...]) -> list[Piece]:
+def _pieces(*owners: tuple[int, ...]) -> list[Split]:
     return [
-        Piece(number, tuple(Span(source, f"{number}.txt", f"{number}.txt", 0, 9, "", 9) for source in sources))
+        Split(number, tuple(Span(source, f"{number}.txt", f"{number}.txt", 0, 9, "", 9) for source in sources))
         for number, sources in enumerate(owners)
     ]
 
@@ -84,7 +87,7 @@ def _pieces(*owners: tuple[int, ...]) -> list[Piece]:
 def _facts(passed: int, bad: int = 0) -> dict[str, Any]:
     example = {"place": "in.txt", "where": "line 1", "reason": "not UTF-8", "text": "x"}
     spans = {"rows": passed + bad, "passed": passed, "passed_bytes": 10 * passed, "fingerprint": ""}
-    return {**spans, "bad": {"not UTF-8": bad} if bad else {}, "examples": [example] * min(bad, faults.EXAMPLES)}
+    return {**spans, "bad": {"not UTF-8": bad} if bad else {}, "examples": [example] * min(bad, bad_documents.EXAMPLES)}
 
 
 def _sources(*limits: int | None) -> Any:
@@ -94,14 +97,14 @@ def _sources(*limits: int | None) -> Any:
 
 @pytest.mark.parametrize("order", [[0, 1, 2, 3], [3, 2, 1, 0], [1, 3, 0, 2]])
 def test_pieces_behind_a_limit_do_not_count_however_many_were_read(order: list[int]) -> None:
-    ledger = Ledger(_pieces((0,), (0,), (0,), (0, 1)), _sources(25, None), 0.5)
+    ledger = ScanLedger(_pieces((0,), (0,), (0,), (0, 1)), _sources(25, None), 0.5)
     for number in order:
         ledger.add(number, [_facts(20)] * (2 if number == 3 else 1))
     assert [found.piece.number for found in ledger.used] == [0, 1, 3]
 
 
 def test_no_piece_of_a_source_is_asked_for_that_has_given_its_limit() -> None:
-    ledger = Ledger(_pieces((0,), (0,), (0,), (1,), (0, 1)), _sources(25, None), 0.5)
+    ledger = ScanLedger(_pieces((0,), (0,), (0,), (1,), (0, 1)), _sources(25, None), 0.5)
     asked = []
     for unit in ledger.wanted():
         asked.append(unit.payload.number)
@@ -110,13 +113,13 @@ def test_no_piece_of_a_source_is_asked_for_that_has_given_its_limit() -> None:
     assert [found.piece.number for found in ledger.used] == asked
 
 
-def _add_all(ledger: Ledger, facts: list[dict[str, Any]], order: list[int]) -> None:
+def _add_all(ledger: ScanLedger, facts: list[dict[str, Any]], order: list[int]) -> None:
     for number in order:
         ledger.add(number, [facts[number]])
 
 
 def test_a_slow_piece_of_a_limited_source_does_not_let_all_the_others_be_read() -> None:
-    ledger = Ledger(_pieces(*[(0,)] * 50), _sources(25), 0.5)
+    ledger = ScanLedger(_pieces(*[(0,)] * 50), _sources(25), 0.5)
     asked = []
     for unit in ledger.wanted():
         asked.append(unit.payload.number)
@@ -128,7 +131,7 @@ def test_a_slow_piece_of_a_limited_source_does_not_let_all_the_others_be_read() 
 
 
 def test_pieces_an_earlier_attempt_has_read_further_on_do_not_replace_those_before_them() -> None:
-    ledger = Ledger(_pieces(*[(0,)] * 6), _sources(50), 0.5)
+    ledger = ScanLedger(_pieces(*[(0,)] * 6), _sources(50), 0.5)
     for number in (1, 4, 5):
         ledger.add(number, [_facts(20)])
     asked = []
@@ -141,7 +144,7 @@ def test_pieces_an_earlier_attempt_has_read_further_on_do_not_replace_those_befo
 
 @pytest.mark.parametrize("order", [[0, 1, 2], [2, 1, 0]])
 def test_too_many_bad_documents_in_a_row_of_pieces_stop_a_run(order: list[int]) -> None:
-    ledger = Ledger(_pieces((0,), (0,), (0,)), _sources(None), 0.02)
+    ledger = ScanLedger(_pieces((0,), (0,), (0,)), _sources(None), 0.02)
     facts = [_facts(1_000, bad=15), _facts(1_000, bad=30), _facts(100_000)]
     bad = r"45 of the first 2,045 documents are bad \(45 not UTF-8\), more than max_bad_share = 0.02, for example in"
     with pytest.raises(StageError, match=bad):
@@ -149,6 +152,6 @@ def test_too_many_bad_documents_in_a_row_of_pieces_stop_a_run(order: list[int]) 
 
 
 def test_a_few_bad_documents_stop_nothing_whatever_their_share() -> None:
-    faults.check(read=11, bad={"empty": faults.FEW}, share=0.0, examples=[])
+    bad_documents.check(read=11, bad={"empty": bad_documents.FEW}, share=0.0, examples=[])
     with pytest.raises(StageError, match="11 of the first 11 documents are bad"):
-        faults.check(read=11, bad={"empty": faults.FEW + 1}, share=0.5, examples=[])
+        bad_documents.check(read=11, bad={"empty": bad_documents.FEW + 1}, share=0.5, examples=[])

@@ -10,8 +10,8 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from cluster.cleaning import Cleaner, Cleaning, clean, language_of
-from cluster.recipe import RecipeError
+from cluster.artifacts.recipe import RecipeError
+from cluster.corpus.filters import Cleaning, Filter, clean, language_of
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -27,7 +27,7 @@ GERMAN = (
 
 
 def _judge(text: str, **values: Any) -> str | None:
-    return Cleaner(Cleaning.of(values)).judge(text).reason
+    return Filter(Cleaning.of(values)).judge(text).reason
 
 
 def _naive(text: str) -> str:
@@ -124,10 +124,10 @@ def test_c4_keeps_the_lines_that_end_like_sentences() -> None:
         "Read on, there is much more...",
         "It was ready before the night came!  ",
     )
-    judged = Cleaner(Cleaning.of({"c4": {}})).judge(page)
+    judged = Filter(Cleaning.of({"c4": {}})).judge(page)
     assert judged.reason is None
     assert [line[:8] for line in judged.text.split("\n")] == ["The stil", "She aske", "It was r"]
-    assert Cleaner(Cleaning()).judge(page).text == page.rstrip()
+    assert Filter(Cleaning()).judge(page).text == page.rstrip()
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ import sys
 def refuse(event, arguments):
     if event in ("socket.getaddrinfo", "socket.connect", "urllib.Request", "pickle.find_class"):
         raise RuntimeError(event)
-from cluster.cleaning import language_of
+from cluster.corpus.filters import language_of
 sys.addaudithook(refuse)
 print(language_of("Nothing is fetched, and nothing is unpickled, when a language is asked for.")[0])
 """
@@ -208,6 +208,6 @@ def test_impossible_recipes_are_refused(values: dict[str, object], message: str)
 @pytest.mark.skipif(not DATA.is_dir(), reason="no ../shared/data beside the checkout")
 def test_encyclopedia_articles_pass_the_rules_made_for_good_text() -> None:
     table = pq.read_table(DATA / "corpus" / "wikipedia_en-00002-of-00008.parquet", columns=["text"])
-    cleaner = Cleaner(Cleaning.of({"languages": ["en"], "gopher": {}, "min_words": 50, "max_words": 100_000}))
+    cleaner = Filter(Cleaning.of({"languages": ["en"], "gopher": {}, "min_words": 50, "max_words": 100_000}))
     reasons = [cleaner.judge(text).reason for text in table.column("text").to_pylist()[:300]]
     assert reasons.count(None) >= 295, reasons

@@ -20,9 +20,13 @@ import tiny
 from clusters import actors, await_that
 from prometheus_client import REGISTRY
 
-from cluster import artifact, cleaning, corpus, pieces, prose, stage, storage
-from cluster.corpus import STAGE, Corpus
-from cluster.ray_cluster import connect
+from cluster.actors.ray_cluster import connect
+from cluster.artifacts import artifact, cli, errors, stage
+from cluster.corpus import filters
+from cluster.corpus import stage as corpus_stage
+from cluster.corpus.stage import STAGE, Corpus
+from cluster.readers import docstrings, splits
+from cluster.storage import filesystem
 
 REAL_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -36,7 +40,7 @@ def _make(out: Path, *sources: dict[str, Any], **settings: Any) -> artifact.Arti
 
 def _documents(made: artifact.Artifact) -> list[tuple[str, str]]:
     found: list[tuple[str, str]] = []
-    for path in sorted(made.path.glob(corpus.SHARDS)):
+    for path in sorted(made.path.glob(corpus_stage.SHARDS)):
         table = pq.read_table(path)
         found.extend(zip(table["source"].to_pylist(), table["text"].to_pylist(), strict=True))
     return found
@@ -191,7 +195,7 @@ See https://example.org/values or [the notes](https://example.org) for what is n
 
 
 def test_prose_of_a_docstring_is_its_sentences() -> None:
-    assert prose.paragraphs(DOCSTRING) == [
+    assert docstrings.paragraphs(DOCSTRING) == [
         "Return the smallest of the values that are given to smallest.",
         "It is an error to give no values at all, because there is no smallest of them.",
         "A point of a list that is a sentence of its own and goes on in the next line.",
@@ -213,7 +217,7 @@ def test_prose_of_a_docstring_is_its_sentences() -> None:
     ],
 )
 def test_what_does_not_read_like_english_is_no_prose(text: str) -> None:
-    assert not prose.reads_as_prose(text)
+    assert not docstrings.reads_as_prose(text)
 
 
 def test_installed_docs_are_read_without_importing_and_labelled_by_package(
@@ -254,7 +258,7 @@ def test_installed_docs_of_real_packages_are_prose(tmp_path: Path) -> None:
     assert labels == sorted(labels)
     assert {*labels} == {"filelock", "jinja2", "packaging"}
     paragraphs = [paragraph for text in _texts(made) for paragraph in text.split("\n\n")]
-    assert all(prose.reads_as_prose(paragraph) for paragraph in paragraphs)
+    assert all(docstrings.reads_as_prose(paragraph) for paragraph in paragraphs)
     assert len(paragraphs) == len({*paragraphs})
     assert made.facts["bytes"] > 50_000
 
@@ -349,7 +353,7 @@ def test_what_cannot_be_read_is_refused_in_one_line(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "recipe.toml").write_text(f"sources = [{prepare(tmp_path)}]\n", encoding="utf-8")
     with pytest.raises(SystemExit) as exit_code:
-        stage.main(STAGE, ["recipe.toml", "--out", "out"])
+        cli.main(STAGE.name, ["recipe.toml", "--out", "out"])
     said = capsys.readouterr()
     assert exit_code.value.code == 1
     *progress, error = said.err.splitlines()
@@ -392,12 +396,12 @@ def test_real_articles_and_novels_pass_whole(tmp_path: Path) -> None:
         "wikipedia": 300,
         "novels": 3,
     }
-    assert all(text == cleaning.clean(text) for text in _texts(made))
+    assert all(text == filters.clean(text) for text in _texts(made))
 
 
 @pytest.fixture
 def _small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pieces, "PIECE_BYTES", 2_000)
+    monkeypatch.setattr(splits, "PIECE_BYTES", 2_000)
 
 
 def _rich(path: Path) -> dict[str, Any]:
@@ -471,7 +475,7 @@ def test_the_bytes_are_the_same_for_any_number_of_actors_and_nothing_is_read_twi
         one = make("one", 1)
         broken.write_bytes(whole[:-8] + bytes(8))
         os.utime(broken, ns=(found.st_atime_ns, found.st_mtime_ns))
-        with pytest.raises(stage.StageError, match="not a readable Parquet file"):
+        with pytest.raises(errors.StageError, match="not a readable Parquet file"):
             make("two", 2)
         await_that(lambda: not actors(psutil.Process().children(recursive=True)))  # what they were at is written
         left = len(list((tmp_path / ".two.partial" / "pieces").glob("0*.json")))
@@ -489,21 +493,21 @@ def test_a_changed_source_starts_over_and_a_finished_attempt_is_not_made_again(t
     recipe = Corpus.of({"sources": [source], "shard_bytes": 400})
     (tmp_path / "out" / "documents-00003.parquet").mkdir(parents=True)  # no file can be put there
     with pytest.raises(IsADirectoryError):
-        corpus.run(recipe, {}, tmp_path / "out")
+        corpus_stage.run(recipe, {}, tmp_path / "out")
     marker, shard = tmp_path / "out" / "pieces" / "00000.json", tmp_path / "out" / "documents-00001.parquet"
     written = (shard.stat().st_ino, shard.stat().st_mtime_ns)
     (tmp_path / "out" / "documents-00003.parquet").rmdir()
     known = json.loads(marker.read_text())
     known["spans"][0]["fingerprint"] = "as it was left"
     marker.write_text(json.dumps(known))
-    facts = corpus.run(recipe, {}, tmp_path / "out")
+    facts = corpus_stage.run(recipe, {}, tmp_path / "out")
     assert facts["files"][0]["sha256"] == hashlib.sha256(b"as it was left").hexdigest()
     assert not marker.exists()
-    assert corpus.run(recipe, {}, tmp_path / "out") == facts
+    assert corpus_stage.run(recipe, {}, tmp_path / "out") == facts
     assert (shard.stat().st_ino, shard.stat().st_mtime_ns) == written
     _json_lines(tmp_path / "a.jsonl", tiny.ENGLISH[:12])
-    assert corpus.run(recipe, {}, tmp_path / "out")["documents"] == 12
-    assert len(list((tmp_path / "out").glob(corpus.SHARDS))) == 3
+    assert corpus_stage.run(recipe, {}, tmp_path / "out")["documents"] == 12
+    assert len(list((tmp_path / "out").glob(corpus_stage.SHARDS))) == 3
 
 
 def test_more_than_a_set_share_of_bad_documents_stops_the_run_with_examples(tmp_path: Path) -> None:
@@ -520,7 +524,7 @@ def test_more_than_a_set_share_of_bad_documents_stops_the_run_with_examples(tmp_
     ]
     path.write_bytes(b"\n".join([*fine[:100], *bad, *fine[100:]]))
     with pytest.raises(
-        stage.StageError, match=r"15 of the first 1,215 documents are bad .* max_bad_share = 0\.01, for"
+        errors.StageError, match=r"15 of the first 1,215 documents are bad .* max_bad_share = 0\.01, for"
     ):
         _make(tmp_path / "bad", {"kind": "jsonl", "path": str(path)})
     assert (
@@ -539,7 +543,7 @@ def test_sources_and_corpus_may_be_in_an_object_store(tmp_path: Path, monkeypatc
         remote = json.loads(json.dumps(local).replace(str(tmp_path), f"s3://{s3_server.BUCKET}"))
         with connect(2):
             here, there = (
-                stage.execute(STAGE, Corpus.of(recipe), {}, storage.location(out))
+                stage.execute(STAGE, Corpus.of(recipe), {}, filesystem.location(out))
                 for recipe, out in ((local, tmp_path / "out"), (remote, f"s3://{s3_server.BUCKET}/out"))
             )
         assert here is not None
@@ -554,17 +558,17 @@ def test_a_file_that_changes_while_it_is_read_ends_the_run_and_the_next_one_star
 ) -> None:
     texts = tmp_path / "texts.jsonl"
     texts.write_text("".join(json.dumps({"text": f"document {number}"}) + "\n" for number in range(100)))
-    whole, read = texts.read_text(), cleaning.Cleaner.judge
+    whole, read = texts.read_text(), filters.Filter.judge
     touched: list[str] = []
 
-    def judge(cleaner: cleaning.Cleaner, text: str) -> cleaning.Judged:
+    def judge(cleaner: filters.Filter, text: str) -> filters.FilterResult:
         if not touched:
             touched.append(text)
             texts.write_text(whole + whole.replace("document", "another"))
         return read(cleaner, text)
 
-    monkeypatch.setattr(cleaning.Cleaner, "judge", judge)
-    with pytest.raises(stage.StageError, match=r"texts.jsonl was changed while the corpus was made from it"):
+    monkeypatch.setattr(filters.Filter, "judge", judge)
+    with pytest.raises(errors.StageError, match=r"texts.jsonl was changed while the corpus was made from it"):
         _make(tmp_path / "out", {"kind": "jsonl", "path": str(texts)})
     assert _make(tmp_path / "out", {"kind": "jsonl", "path": str(texts)}).facts["documents"] == 200
 

@@ -14,8 +14,8 @@ import pytest
 import tiny
 from drivers import StageDriver
 
-from cluster import artifact
-from cluster.corpus import WORK
+from cluster.artifacts import artifact
+from cluster.corpus.stage import WORK
 
 pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(540)]
 

@@ -10,8 +10,8 @@ import monitoring_series
 import promql
 import pytest
 
-from deploy import monitoring
-from deploy.panels import Board
+from k8s.monitoring.source import generate
+from k8s.monitoring.source.grafana import Board
 
 UNITS = {"short", "s", "bytes", "Bps", "percent", "percentunit", "sci", "watt", "celsius", "hertz"}
 """Of Grafana's units, those in use: a misspelled one would be shown as text behind the number."""
@@ -20,7 +20,7 @@ KINDS = {"timeseries", "stat", "bargauge", "table", "row"}
 
 def drawn(board: Board) -> dict[str, Any]:
     """A dashboard as it is committed."""
-    path = monitoring.FOLDER / "dashboards" / f"{board.uid.removeprefix('stillhouse-')}.json"
+    path = generate.FOLDER / "dashboards" / f"{board.uid.removeprefix('stillhouse-')}.json"
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return found
 
@@ -31,14 +31,14 @@ def panels(board: Board) -> list[dict[str, Any]]:
 
 def expressions() -> Iterator[tuple[str, str]]:
     """Every panel's name with each of its queries."""
-    for board in monitoring.BOARDS:
+    for board in generate.BOARDS:
         for panel in panels(board):
             for target in panel["targets"]:
                 yield f"{board.title}: {panel['title']}", target["expr"]
 
 
 def variable_queries() -> Iterator[tuple[str, str]]:
-    for board in monitoring.BOARDS:
+    for board in generate.BOARDS:
         for variable in drawn(board)["templating"]["list"]:
             if variable["type"] == "query":
                 found = re.fullmatch(r"label_values\((.*), (\w+)\)", variable["query"])
@@ -48,17 +48,17 @@ def variable_queries() -> Iterator[tuple[str, str]]:
 
 def asked() -> set[str]:
     """Our series in dashboards and rules."""
-    rules = [rule["expr"] for group in monitoring.groups() for rule in group["rules"]]
+    rules = [rule["expr"] for group in generate.groups() for rule in group["rules"]]
     queries = [expr for _, expr in (*expressions(), *variable_queries())]
     return {name for expr in (*rules, *queries) for name in promql.series(expr)}
 
 
 def test_what_is_committed_is_what_would_be_made() -> None:
-    made = monitoring.made()
+    made = generate.made()
     assert len(made) == 4
-    stale = [name for name, text in made.items() if (monitoring.FOLDER / name).read_text(encoding="utf-8") != text]
-    assert stale == [], "run python -m deploy.monitoring"
-    kept = {path.relative_to(monitoring.FOLDER).as_posix() for path in (monitoring.FOLDER / "dashboards").iterdir()}
+    stale = [name for name, text in made.items() if (generate.FOLDER / name).read_text(encoding="utf-8") != text]
+    assert stale == [], "run python -m k8s.monitoring.source.generate"
+    kept = {path.relative_to(generate.FOLDER).as_posix() for path in (generate.FOLDER / "dashboards").iterdir()}
     assert kept <= {*made}, "dashboards that nothing makes"
 
 
@@ -101,7 +101,7 @@ def test_no_line_is_the_largest_of_things_that_differ(panel: str, expr: str) -> 
             assert {*known[name]._labelnames} <= told, f"{panel}: {name}"
 
 
-@pytest.mark.parametrize("board", monitoring.BOARDS, ids=lambda board: board.uid)
+@pytest.mark.parametrize("board", generate.BOARDS, ids=lambda board: board.uid)
 def test_a_dashboard_is_complete(board: Board) -> None:
     found = drawn(board)
     assert found["uid"] == board.uid
@@ -124,7 +124,7 @@ def test_a_dashboard_is_complete(board: Board) -> None:
             assert defaults["max"] == 1
 
 
-@pytest.mark.parametrize("board", monitoring.BOARDS, ids=lambda board: board.uid)
+@pytest.mark.parametrize("board", generate.BOARDS, ids=lambda board: board.uid)
 def test_no_two_panels_overlap_and_no_row_has_a_gap(board: Board) -> None:
     taken: Counter[tuple[int, int]] = Counter()
     for panel in drawn(board)["panels"]:
@@ -141,9 +141,9 @@ def test_the_two_dashboards_lead_to_each_other_and_to_those_of_ray() -> None:
     from ray.dashboard.modules.metrics.dashboards import default_dashboard_panels as default
     from ray.dashboard.modules.metrics.dashboards import train_dashboard_panels as train
 
-    there = {board.uid for board in monitoring.BOARDS}
+    there = {board.uid for board in generate.BOARDS}
     for module in (data, default, train):
         there |= {value.default_uid for value in vars(module).values() if hasattr(value, "default_uid")}
-    for board in monitoring.BOARDS:
+    for board in generate.BOARDS:
         assert {link["url"].removeprefix("/d/") for link in drawn(board)["links"]} <= there
         assert len(board.links) >= 3

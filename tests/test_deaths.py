@@ -9,25 +9,25 @@ from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError, Wo
 from ray.train.v2.api.exceptions import ControllerError, PreemptionError, WorkerGroupError
 from ray.train.v2.api.preemption import PreemptionInfo
 
-from distill.deaths import Deaths
-from distill.places import LaunchError
-from distill.run import Run
+from distill.checkpointing.run_folder import Run
+from distill.launch.elastic import LaunchError
+from distill.launch.failure_policy import FailureTracker
 
 DEAD = WorkerHealthCheckFailedError("A worker health check failed.", RayActorError())
 
 
 @pytest.fixture
-def deaths(tmp_path: Path) -> Deaths:
+def deaths(tmp_path: Path) -> FailureTracker:
     (tmp_path / "run").mkdir()
-    return Deaths("student", 2, Run(tmp_path / "run"), tmp_path / "student.log")
+    return FailureTracker("student", 2, Run(tmp_path / "run"), tmp_path / "student.log")
 
 
-def record(deaths: Deaths, step: int) -> None:
+def record(deaths: FailureTracker, step: int) -> None:
     with deaths.run.metrics.open("a") as lines:
         lines.write(json.dumps({"kind": "train", "step": step, "total": 1.0}) + "\n")
 
 
-def test_deaths_at_other_steps_are_forgiven_as_often_as_the_recipe_says(deaths: Deaths) -> None:
+def test_deaths_at_other_steps_are_forgiven_as_often_as_the_recipe_says(deaths: FailureTracker) -> None:
     for step in (10, 20):
         record(deaths, step)
         assert deaths.add(WorkerGroupError("", {0: DEAD})) == "death"
@@ -38,7 +38,7 @@ def test_deaths_at_other_steps_are_forgiven_as_often_as_the_recipe_says(deaths: 
         assert deaths.add(WorkerGroupError("", {0: DEAD})) == "death"
 
 
-def test_two_deaths_at_the_same_step_are_enough(deaths: Deaths) -> None:
+def test_two_deaths_at_the_same_step_are_enough(deaths: FailureTracker) -> None:
     record(deaths, 10)
     deaths.add(WorkerGroupError("", {0: DEAD}))
     with pytest.raises(LaunchError, match=r"died twice at the same step, the one after 10; .*student.log"):
@@ -46,26 +46,26 @@ def test_two_deaths_at_the_same_step_are_enough(deaths: Deaths) -> None:
     assert "the whole story" in deaths.log.read_text()
 
 
-def test_a_bug_is_told_from_its_echo_in_the_others(deaths: Deaths) -> None:
+def test_a_bug_is_told_from_its_echo_in_the_others(deaths: FailureTracker) -> None:
     echo = RuntimeError("Connection reset by peer")
     deaths.add(WorkerGroupError("", {0: echo, 1: ZeroDivisionError("by zero")}))
     with pytest.raises(LaunchError, match="worker 1: ZeroDivisionError: by zero"):
         deaths.add(WorkerGroupError("", {0: echo, 1: ZeroDivisionError("by zero")}))
 
 
-def test_what_people_must_mend_is_told_at_once(deaths: Deaths) -> None:
+def test_what_people_must_mend_is_told_at_once(deaths: FailureTracker) -> None:
     with pytest.raises(LaunchError, match=r"^write 3$"):
         deaths.add(WorkerGroupError("", {0: ValueError("write 3"), 1: RuntimeError("peer is gone")}))
 
 
 @pytest.mark.parametrize("dead", [DEAD, RuntimeError("peer is gone")])
-def test_a_lost_connection_is_nobodys_to_mend(deaths: Deaths, dead: Exception) -> None:
+def test_a_lost_connection_is_nobodys_to_mend(deaths: FailureTracker, dead: Exception) -> None:
     """It is an OSError, and those of a disk that is full are for people."""
     deaths.add(WorkerGroupError("", {0: ConnectionResetError("peer is gone"), 1: dead}))
     assert deaths.count == 1
 
 
-def test_a_node_that_said_it_would_leave_is_no_death(deaths: Deaths) -> None:
+def test_a_node_that_said_it_would_leave_is_no_death(deaths: FailureTracker) -> None:
     told = PreemptionInfo(deadline_ms=None, preempted_node_to_ranks={"a": [1]})
     for _ in range(9):
         assert deaths.add(PreemptionError(told, drain_timed_out=True)) == "drain"
@@ -75,7 +75,7 @@ def test_a_node_that_said_it_would_leave_is_no_death(deaths: Deaths) -> None:
     assert deaths.count == 0
 
 
-def test_a_start_that_failed_is_tried_again_and_an_impossible_one_is_not(deaths: Deaths) -> None:
+def test_a_start_that_failed_is_tried_again_and_an_impossible_one_is_not(deaths: FailureTracker) -> None:
     for _ in range(2):
         deaths.add(ControllerError(WorkerGroupStartupTimeoutError(num_workers=2)))
     with pytest.raises(LaunchError, match="workers of student died 3 times"):

@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cluster.decontamination import Decontamination, Evaluation, listing
-from cluster.recipe import RecipeError
-from cluster.stage import StageError
+from cluster.artifacts.errors import StageError
+from cluster.artifacts.recipe import RecipeError
+from cluster.corpus.decontamination import Decontamination, Evaluation, listing
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 

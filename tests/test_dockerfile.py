@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster.stage import StageError
-from deploy import image
+from cluster.artifacts.errors import StageError
+from deploy import verify_image
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCKERFILE = ROOT / "deploy" / "Dockerfile"
@@ -86,15 +86,15 @@ def test_programs_that_the_code_calls_are_in_it() -> None:
 def test_an_image_without_the_kernels_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     import torch
 
-    image.check(torch.__version__, [])
+    verify_image.check(torch.__version__, [])
     with pytest.raises(StageError, match=r"not 2.13.0\+cu999"):
-        image.check("2.13.0+cu999", [])
+        verify_image.check("2.13.0+cu999", [])
     with pytest.raises(SystemExit, match="1"):
-        image.main(["--version", torch.__version__, "--architectures", "sm_1"])
+        verify_image.main(["--version", torch.__version__, "--architectures", "sm_1"])
     assert "torch has no kernels for sm_1 (it has" in capsys.readouterr().err
 
 
 def test_kernels_are_read_from_the_list_of_the_toolkit() -> None:
     listing = "ELF file    1: fused_adam_op.1.sm_70.cubin\nELF file    2: fused_adam_op.2.sm_90a.cubin\n"
-    assert image.compiled_for(listing) == ["sm_70", "sm_90a"]
-    assert image.compiled_for("") == []
+    assert verify_image.compiled_for(listing) == ["sm_70", "sm_90a"]
+    assert verify_image.compiled_for("") == []

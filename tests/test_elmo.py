@@ -4,7 +4,17 @@ import pytest
 import torch
 from torch import nn
 
-from eval.elmo import ALPHABET, PADDING, ClippedLstm, Elmo, ElmoPairs, ElmoSizes, character_ids, encode, words_of
+from eval.benchmark.elmo import (
+    ALPHABET,
+    PADDING,
+    ClippedLstm,
+    Elmo,
+    ElmoPairs,
+    ElmoSizes,
+    character_ids,
+    encode,
+    words_of,
+)
 
 SMALL = ElmoSizes(
     character=4, filters=((1, 3), (2, 5)), highways=1, projection=6, cell=10, hidden=7, characters=8, words=5

@@ -10,8 +10,8 @@ import pytest
 import tiny
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
-from cluster import encoding
-from cluster.encoding import Encoder, load_encoder
+from cluster.tokens import fast_encoder
+from cluster.tokens.fast_encoder import Encoder, load_encoder
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -120,7 +120,7 @@ def test_ids_are_those_of_the_tokenizer(
 
 
 def test_what_is_kept_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(encoding, "KEPT_WORDS", 50)
+    monkeypatch.setattr(fast_encoder, "KEPT_WORDS", 50)
     encoder = Encoder(_bert(tmp_path), 500)
     for number in range(40):
         encoder.encode([f"word{number} {number}é other{number}" for number in range(number, number + 20)])

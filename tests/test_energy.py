@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from eval.energy import Meter
+from eval.benchmark.rapl import Meter
 
 
 def domain(folder: Path, name: str, path: str, microjoules: int) -> Path:

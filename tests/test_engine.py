@@ -13,11 +13,13 @@ import tiny
 import torch
 from torch import Tensor
 
-from distill import engine, masked_lm, student
-from distill.batches import Batch
-from distill.distillation import Loss, Optimizer, Placement, Student, Training
-from distill.engine import Engine, EngineError, State, Workers, check_precision, settings
-from distill.learner import Head, Learner
+from distill.config import Loss, Optimizer, Placement, Student, Training
+from distill.data.batches import Batch
+from distill.engine import deepspeed_engine, process_group
+from distill.engine.deepspeed_engine import Engine, EngineError, State, check_precision, settings
+from distill.engine.process_group import Workers
+from distill.modeling import masked_lm, student
+from distill.train.student_objective import Head, Learner
 
 GOLDEN = Path(__file__).parent / "golden" / "deepspeed"
 ROWS, LENGTH = 8, 16
@@ -27,7 +29,7 @@ Spoil: TypeAlias = Callable[[Tensor], Tensor]
 
 @pytest.fixture(scope="module")
 def workers() -> Workers:
-    return engine.join(1)
+    return process_group.join(1)
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +51,7 @@ def started(folder: Path, recipe: Training, workers: Workers) -> Engine:
 def one_step(made: Engine, seed: int = 0, spoil: Spoil | None = None) -> float:
     """A step on rows drawn from ``seed``; ``spoil`` changes the loss of one micro-batch of the last worker."""
     rows = torch.randint(5, 300, (ROWS, LENGTH), generator=torch.Generator().manual_seed(seed))
-    workers = engine.join(1)
+    workers = process_group.join(1)
     total = 0.0
     for micro in range(made.accumulation):
         first = (micro * workers.world_size + workers.rank) * made.micro_rows
@@ -141,7 +143,7 @@ def test_a_state_comes_back_as_it_was_given(folder: Path, workers: Workers, zero
 
 def quarter() -> int:
     """Rows of a micro-batch of which every worker takes four in a step."""
-    return ROWS // engine.join(1).world_size // 4
+    return ROWS // process_group.join(1).world_size // 4
 
 
 def overflowing(loss: Tensor) -> Tensor:
@@ -174,8 +176,8 @@ def overflows(folder: str, zero_stage: int) -> dict[str, Any]:
     On a CPU, fp16 is slow but there; only DeepSpeed's capability check says otherwise.
     """
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine.deepspeed.accelerator.get_accelerator(), "is_fp16_supported", lambda: True)
-        made = started(Path(folder), training("fp16", zero_stage, rows_per_device=quarter()), engine.join(1))
+        patch.setattr(deepspeed_engine.deepspeed.accelerator.get_accelerator(), "is_fp16_supported", lambda: True)
+        made = started(Path(folder), training("fp16", zero_stage, rows_per_device=quarter()), process_group.join(1))
     one_step(made)
     before, scales = made.state(keep=True), [made.loss_scale]
     for _ in range(2):
@@ -199,7 +201,7 @@ def overflows(folder: str, zero_stage: int) -> dict[str, Any]:
 
 def losses_lost(folder: str, precision: str, zero_stage: int, what: str) -> list[bool]:
     """Whether a good step changes the state, then one whose loss or gradient is no number, then a good one."""
-    made = started(Path(folder), training(precision, zero_stage, rows_per_device=quarter()), engine.join(1))
+    made = started(Path(folder), training(precision, zero_stage, rows_per_device=quarter()), process_group.join(1))
     states = [made.state(keep=True)]
     for seed, spoil in enumerate((None, SPOILS[what], None)):
         one_step(made, seed, spoil)
@@ -254,7 +256,7 @@ def test_nothing_moves_the_weights_from_a_number_that_is_none_on(
 
 
 def test_the_loss_scale_is_part_of_the_state(folder: Path, workers: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine.deepspeed.accelerator.get_accelerator(), "is_fp16_supported", lambda: True)
+    monkeypatch.setattr(deepspeed_engine.deepspeed.accelerator.get_accelerator(), "is_fp16_supported", lambda: True)
     made = started(folder, training("fp16", 1), workers)
     for _ in range(3):
         one_step(made, spoil=overflowing)

@@ -9,10 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cluster.recipe import ROOT
-from eval.examples import from_folder, from_hub
-from eval.readers import ExamplesError
-from eval.tasks import TASKS
+from cluster.artifacts.recipe import ROOT
+from eval.tasks.definitions import TASKS
+from eval.tasks.examples import from_folder, from_hub
+from eval.tasks.file_readers import ExamplesError
 
 DATA = ROOT.parent / "shared" / "data"
 
@@ -197,7 +197,7 @@ def test_a_data_set_that_cannot_be_fetched_is_one_line(tmp_path: Path, monkeypat
     with pytest.raises(ExamplesError, match=r"nyu-mll/glue:rte cannot be fetched .* --data DIR") as error:
         from_hub(TASKS["rte"], "nyu-mll/glue:rte")
     assert "\n" not in str(error.value)
-    with pytest.raises(ExamplesError, match=r"made here by python -m eval.provenance"):
+    with pytest.raises(ExamplesError, match=r"made here by stillhouse provenance"):
         from_hub(TASKS["provenance"], "nyu-mll/glue")
 
 

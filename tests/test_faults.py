@@ -15,8 +15,8 @@ from clusters import Cluster, training_workers
 from drivers import Driver
 from trainings import RECIPE, curve, train
 
-from cluster.telemetry import read_metrics
-from distill.run import Run
+from cluster.telemetry.metrics_log import read_metrics
+from distill.checkpointing.run_folder import Run
 
 pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(540)]
 
@@ -32,15 +32,16 @@ NETWORKS = pytest.mark.parametrize(
 DRIVER = """
 import json, sys
 from pathlib import Path
-from cluster import ray_cluster, stage
-from distill import workers
-from distill.distillation import Distillation
-from distill.run import Run
+from cluster.actors import ray_cluster
+from cluster.artifacts import errors
+from distill.checkpointing.run_folder import Run
+from distill.config import Distillation
+from distill.launch import ray_train
 
 module, values, folder, out = json.loads(sys.argv[1])
 inputs = {role: Path(folder) / role for role in ("tokens", "teacher")}
-with stage.errors_for_people(), ray_cluster.connect(2):
-    workers.on_workers(workers.Call(module, values, inputs, Path(out)), Distillation.of(values), Run(Path(out)))
+with errors.errors_for_people(), ray_cluster.connect(2):
+    ray_train.on_workers(ray_train.Call(module, values, inputs, Path(out)), Distillation.of(values), Run(Path(out)))
 """
 
 

@@ -8,7 +8,7 @@ import pytest
 import tiny
 import torch
 
-from eval.features import Features, encode, scoring_batches, training_batches
+from eval.finetune.batching import Features, encode, scoring_batches, training_batches
 
 
 def test_pairs_are_cut_at_the_longer_text_and_carry_types(tmp_path: Path) -> None:

@@ -14,9 +14,9 @@ import torch
 from finetunes import BAD, GOOD, QUICK, finetune, sentiment, write_rows
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from cluster import artifact, stage
-from eval.early_stopping import divide
-from eval.finetune import STAGE, Finetune
+from cluster.artifacts import artifact, cli, commit, stage
+from eval.finetune.early_stopping import divide
+from eval.finetune.stage import STAGE, Finetune
 
 
 @pytest.mark.parametrize("build", [tiny.bert_teacher, tiny.distilbert, tiny.roberta_teacher], ids=lambda b: b.__name__)
@@ -141,7 +141,7 @@ def test_an_attempt_interrupted_while_it_clears_up_is_complete(tmp_path: Path) -
         artifact.create(out, kind="finetune", inputs=stage.identities(STAGE, inputs), recipe=recipe.identity()) as made,
     ):
         for path in (tmp_path / "first").iterdir():
-            if path.name != artifact.MANIFEST:
+            if path.name != commit.MANIFEST:
                 (made.path / path.name).write_bytes(path.read_bytes())
         # The folder of the median seed is gone, the word that it is finished is not.
         (made.path / "seeds").mkdir()
@@ -335,9 +335,9 @@ def test_the_command_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> 
     capfd.readouterr()
     command = ["finetune", "--model", str(model), "--out", str(out), "--set", "task=sst2", "--set", "epochs=1"]
     with pytest.raises(SystemExit):
-        stage.main(STAGE, command)
+        cli.main(STAGE.name, command)
     assert "exactly one place: give either --data DIR or" in capfd.readouterr().err
-    stage.main(STAGE, [*command, "--set", "seeds=[1]", "--data", str(data)])
+    cli.main(STAGE.name, [*command, "--set", "seeds=[1]", "--data", str(data)])
     printed = capfd.readouterr()
     assert printed.out.strip() == str(out)
     assert "answers: 60 rows in" in printed.err

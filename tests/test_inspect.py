@@ -20,24 +20,19 @@ import tokens_artifact
 import torch
 from safetensors.torch import load_file, save_file
 
-from cluster import (
-    artifact,
-    corpus,
-    inspect_models,
-    inspect_picture,
-    inspect_rows,
-    rows,
-    shards,
-    stage,
-    storage,
-    tokens,
-)
-from cluster.artifact import Artifact, ArtifactError
-from cluster.inspect import look
-from cluster.inspect_findings import Bars, Curves, Findings, Histogram, InspectError, Section, Table
-from cluster.inspect_page import Page
-from cluster.inspect_terminal import width_of
-from distill import masked_lm
+from cluster.artifacts import artifact, stage
+from cluster.artifacts.artifact import Artifact
+from cluster.artifacts.commit import ArtifactError
+from cluster.corpus import shard_writer
+from cluster.corpus import stage as corpus_stage
+from cluster.inspect import models, picture, token_rows
+from cluster.inspect.cli import look
+from cluster.inspect.findings import Bars, Curves, Findings, Histogram, InspectError, Section, Table
+from cluster.inspect.terminal import Page, width_of
+from cluster.storage import filesystem
+from cluster.tokens import rows
+from cluster.tokens import stage as tokens_stage
+from distill.modeling import masked_lm
 
 FOOTER = "Read more of our stories on the front page of this site."
 
@@ -47,7 +42,7 @@ def _page(found: Findings, width: int = 100) -> str:
 
 
 def _look(path: Path, num_samples: int = 2, verify: bool = False) -> Findings:
-    return look(storage.location(path), num_samples, verify)
+    return look(filesystem.location(path), num_samples, verify)
 
 
 def _corpus(out: Path, texts: dict[str, list[str]], **facts: Any) -> Path:
@@ -58,7 +53,7 @@ def _corpus(out: Path, texts: dict[str, list[str]], **facts: Any) -> Path:
         names = [label for label, own in texts.items() for _ in own]
         labels = pa.array(names, pa.string()).dictionary_encode()
         column = pa.array([text for several in texts.values() for text in several], pa.large_string())
-        pq.write_table(pa.table([labels, column], schema=shards.SCHEMA), draft.path / "documents-00000.parquet")
+        pq.write_table(pa.table([labels, column], schema=shard_writer.SCHEMA), draft.path / "documents-00000.parquet")
         sources = {
             label: {"documents": len(own), "bytes": len("".join(own)), "licence": "CC BY", "weight": None}
             for label, own in texts.items()
@@ -199,11 +194,11 @@ def test_lengths_of_documents_are_found_across_rows_and_record_batches(
     table[:, 1:] = np.array(stream[: len(table) * width]).reshape(-1, width)
     path = _tokens(tmp_path / "tokens", table, table[:1], made / "tokens")
     complete = int((table == facts["sep_id"]).sum())
-    seen = inspect_rows.look(artifact.read(path), rows.TRAIN, 1)
+    seen = token_rows.look(artifact.read(path), rows.TRAIN, 1)
     assert (seen.whole, seen.lengths) == (True, lengths[:complete])
     # Where record batches are left out, documents that run into the gap are not taken for short ones.
-    monkeypatch.setattr(inspect_rows, "BUDGET", 3 * 2 * (width + 1))
-    part = inspect_rows.look(artifact.read(path), rows.TRAIN, 1)
+    monkeypatch.setattr(token_rows, "BUDGET", 3 * 2 * (width + 1))
+    part = token_rows.look(artifact.read(path), rows.TRAIN, 1)
     assert not part.whole
     assert part.rows < len(table)
     assert set(part.lengths) <= set(lengths)
@@ -213,7 +208,7 @@ def test_weights_are_read_as_torch_reads_them_and_broken_ones_are_named(tmp_path
     weights = load_file(teacher / "model.safetensors")
     half = {name: tensor.to(torch.bfloat16) for name, tensor in weights.items()}
     save_file(half, tmp_path / "half.safetensors")
-    for tensor in inspect_models.read(tmp_path / "half.safetensors"):
+    for tensor in models.read(tmp_path / "half.safetensors"):
         np.testing.assert_array_equal(tensor.values, half[tensor.name].float().flatten().numpy())
     page = _page(_look(teacher))
     assert f"{sum(tensor.numel() for tensor in weights.values()):,} numbers in model.safetensors" in page
@@ -269,7 +264,7 @@ def _run(folder: Path, losses: list[float], identity: str) -> Path:
     checkpoint = folder / "checkpoints" / "step_00000010"
     checkpoint.mkdir(parents=True)
     (checkpoint / "weights.safetensors").write_bytes(b"weights")
-    digest = artifact.file_sha256(checkpoint / "weights.safetensors")
+    digest = filesystem.file_sha256(checkpoint / "weights.safetensors")
     facts = {"step": 10, "tokens": 10_240, "files": {"weights.safetensors": digest}}
     (checkpoint / "checkpoint.json").write_text(json.dumps(facts))
     return folder
@@ -330,7 +325,7 @@ def test_data_sets_benchmarks_and_reports_say_what_is_in_them(tmp_path: Path) ->
     assert "  The student keeps 97 %." in _page(found["report"])
     assert found["report"].remarks == ["2 jobs failed"]
     with pytest.raises(InspectError, match="nothing to draw"):
-        inspect_picture.draw(found["report"], tmp_path / "report.png")
+        picture.draw(found["report"], tmp_path / "report.png")
     pipeline = _look(tmp_path)
     assert pipeline.headline.startswith("3 artifacts and 0 runs")
 
@@ -386,7 +381,7 @@ def test_a_picture_shows_any_text_without_a_warning(tmp_path: Path) -> None:
     found = _look(_corpus(tmp_path / "corpus", texts))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        inspect_picture.draw(found, tmp_path / "corpus.png")
+        picture.draw(found, tmp_path / "corpus.png")
     start = (tmp_path / "corpus.png").read_bytes()[:24]
     assert start[:8] == b"\x89PNG\r\n\x1a\n"
     assert int.from_bytes(start[16:20], "big") > 1500
@@ -397,7 +392,7 @@ def test_an_artifact_in_an_object_store_is_looked_at_by_its_url(tmp_path: Path, 
     try:
         for path in (made / "tokens").iterdir():
             store.pipe_file(f"/bucket/tokens/{path.name}", path.read_bytes())
-        here, there = _look(made / "tokens"), look(storage.location("memory://bucket/tokens"), 2, verify=True)
+        here, there = _look(made / "tokens"), look(filesystem.location("memory://bucket/tokens"), 2, verify=True)
         assert there.place == "memory://bucket/tokens"
         assert (there.title, there.headline, there.remarks) == (here.title, here.headline, here.remarks)
         wanted = [section for section in here.sections if section.title in ("DOCUMENTS", "TOKENS", "ROWS")]
@@ -470,10 +465,10 @@ def test_what_the_stages_make_has_all_that_is_looked_for(tmp_path: Path) -> None
     texts, model = tiny.corpus(tmp_path / "texts", documents=400), tmp_path / "model"
     tiny.wordpiece(model)
     recipe = {"sources": [{"kind": "jsonl", "path": str(texts)}], "placement": {"actors": 1}}
-    stage.execute(corpus.STAGE, corpus.Corpus.of(recipe), {}, tmp_path / "corpus")
+    stage.execute(corpus_stage.STAGE, corpus_stage.Corpus.of(recipe), {}, tmp_path / "corpus")
     given = {"corpus": tmp_path / "corpus", "tokenizer": model}
-    wanted = tokens.Tokens.of({"seq_len": 32, "heldout": 0.1, "placement": {"actors": 1}})
-    made = stage.execute(tokens.STAGE, wanted, given, tmp_path / "tokens")
+    wanted = tokens_stage.Tokens.of({"seq_len": 32, "heldout": 0.1, "placement": {"actors": 1}})
+    made = stage.execute(tokens_stage.STAGE, wanted, given, tmp_path / "tokens")
     assert isinstance(made, Artifact)
     assert "400 documents" in _page(_look(tmp_path / "corpus", verify=True))
     found = _look(tmp_path / "tokens", verify=True)

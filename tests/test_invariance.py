@@ -21,13 +21,13 @@ from torch.nn import functional
 from trainings import RECIPE, command, curve, environment, train
 from transformers import AutoModelForMaskedLM
 
-from cluster import stage
-from cluster.rows import open_tokens
-from cluster.telemetry import read_metrics
-from distill import masked_lm, student
-from distill.batches import Batches, Masker
-from distill.distillation import Distillation
-from distill.run import Run
+from cluster.artifacts import registry, stage
+from cluster.telemetry.metrics_log import read_metrics
+from cluster.tokens.rows import open_tokens
+from distill.checkpointing.run_folder import Run
+from distill.config import Distillation
+from distill.data.batches import Batches, Masker
+from distill.modeling import masked_lm, student
 
 pytestmark = pytest.mark.slow
 
@@ -81,7 +81,7 @@ def fit(folder: Path, out: Path, placed: Placed) -> None:
         "placement": {**RECIPE["placement"], **often, **where},
     }
     inputs = {"tokens": folder / "tokens", "teacher": folder / "teacher"}
-    stage.execute(stage.find("distill.train"), Distillation.of(recipe), inputs, out)
+    stage.execute(registry.find("distill.train"), Distillation.of(recipe), inputs, out)
 
 
 def fit_all(folder: str, runs: dict[str, Placed]) -> None:

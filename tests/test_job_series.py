@@ -10,11 +10,12 @@ import pytest
 from prometheus_client import REGISTRY
 from toy_jobs import make_corpus, toy_job
 
-from cluster import artifact, telemetry
-from cluster.job import settle
-from cluster.job_book import Book, Event
-from cluster.job_series import Series, show_artifact
-from cluster.storage import read_json
+from cluster.artifacts import artifact, commit
+from cluster.jobs.job import settle
+from cluster.jobs.metrics import Series, show_artifact
+from cluster.jobs.queue_state import Event, QueueState
+from cluster.storage.filesystem import read_json
+from cluster.telemetry import metrics
 
 HOUR = 3600.0
 
@@ -27,7 +28,7 @@ class Told:
     """A book and its series, told the same events."""
 
     def __init__(self) -> None:
-        self.book = Book()
+        self.book = QueueState()
         self.series = Series(self.book)
 
     def __call__(self, event: str, at: float, **values: Any) -> None:
@@ -97,8 +98,8 @@ def test_waits_retries_and_endings_are_counted(told: Told, ids: list[str]) -> No
 
 
 def test_kinds_that_people_invent_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(telemetry, "_values", {})
-    monkeypatch.setattr(telemetry, "MOST_VALUES", 2)
+    monkeypatch.setattr(metrics, "_values", {})
+    monkeypatch.setattr(metrics, "MOST_VALUES", 2)
     corpus, told = make_corpus(tmp_path), Told()
     jobs = settle([toy_job(corpus, f"job {number}", kind=f"invented {number}") for number in range(5)])
     told("submitted", time.time(), requests=[request.resolved() for request in jobs])
@@ -128,7 +129,7 @@ def test_what_a_job_has_made_is_shown_also_by_a_queue_that_starts_later(tmp_path
     told("ended", time.time(), id=request.id, state="done", error=None, failure=None, seconds=1.0)
     assert value("stillhouse_score_ratio", model="planted", task="rte") == pytest.approx(0.615)
     assert value("stillhouse_model_bytes", model="planted", weights="safetensors") == 1000
-    telemetry.SCORE.clear()
+    metrics.SCORE.clear()
     Series(told.book)
     assert value("stillhouse_score_ratio", model="planted", task="rte") == pytest.approx(0.615)
 
@@ -148,8 +149,8 @@ def test_a_result_that_is_damaged_troubles_nobody(tmp_path: Path, facts: Any) ->
     place = tmp_path / "finetune" / "damaged" / "rte"
     (request,) = settle([replace(toy_job(corpus, "damaged"), out=place)])
     finetuned(place, 61.5)
-    manifest = read_json(place / artifact.MANIFEST) | {"facts": facts}
-    (place / artifact.MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+    manifest = read_json(place / commit.MANIFEST) | {"facts": facts}
+    (place / commit.MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
     told("submitted", time.time(), requests=[request.resolved()])
     start(told, request.id, time.time())
     told("ended", time.time(), id=request.id, state="done", error=None, failure=None, seconds=1.0)
@@ -158,8 +159,8 @@ def test_a_result_that_is_damaged_troubles_nobody(tmp_path: Path, facts: Any) ->
 
 
 def test_lengths_of_texts_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(telemetry, "_values", {})
-    monkeypatch.setattr(telemetry, "MOST_VALUES", 2)
+    monkeypatch.setattr(metrics, "_values", {})
+    monkeypatch.setattr(metrics, "MOST_VALUES", 2)
     row = {"model": "long", "runtime": "PyTorch", "threads": 1, "workload": "lengths"}
     times = {"p50_ms": 1.0, "p90_ms": 1.0, "p99_ms": 1.0}
     rows = [{**row, **times, "length": length} for length in range(8, 16)]
@@ -185,7 +186,7 @@ def test_times_and_sizes_come_from_the_artifacts(tmp_path: Path) -> None:
     with artifact.create(place, kind="export", inputs={}, recipe={}) as draft:
         draft.facts.update(format="int8", bytes=67_000_000)
     for found in (tmp_path / "latency", tmp_path / "stand-in", place):
-        show_artifact(found, read_json(found / artifact.MANIFEST))
+        show_artifact(found, read_json(found / commit.MANIFEST))
     for tokens, seconds in (("30", 0.0125), ("pairs", 0.014)):
         labels = {"model": "timed", "runtime": "ONNX Runtime", "tokens": tokens}
         assert value("stillhouse_latency_seconds", percentile="99", **labels) == pytest.approx(seconds)

@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 from toy_jobs import make_corpus, toy_job
 
-from cluster import artifact, jobs, ray_cluster
-from cluster.job_failures import Patience
-from cluster.jobs import Job, Outcome
-from cluster.stage import StageError
+from cluster.actors import ray_cluster
+from cluster.artifacts import artifact, commit
+from cluster.artifacts.errors import StageError
+from cluster.jobs import client
+from cluster.jobs.failures import RetryPolicy
+from cluster.jobs.job import Job, Outcome
 
 DEATHS = 3
 
@@ -25,7 +27,7 @@ def ray_of_two_cpus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
         patch.delenv(ray_cluster.ADDRESS, raising=False)
         with ray_cluster.connect(2):
-            jobs.start(tmp_path_factory.mktemp("ledger"), Patience(deaths=DEATHS, first=0.1))
+            client.start(tmp_path_factory.mktemp("ledger"), RetryPolicy(deaths=DEATHS, first=0.1))
             yield
 
 
@@ -35,7 +37,7 @@ def corpus(tmp_path: Path) -> Path:
 
 
 def _run(corpus: Path, *wanted: Job) -> dict[str, Outcome]:
-    found = jobs.run(wanted, corpus.with_name("logs"))
+    found = client.run(wanted, corpus.with_name("logs"))
     assert [outcome.name for outcome in found] == [job.name for job in wanted]
     return {outcome.name: outcome for outcome in found}
 
@@ -131,7 +133,7 @@ def test_a_job_whose_workers_keep_dying_fails_and_keeps_its_files(corpus: Path) 
         rf"its worker died {DEATHS} times: process \d+ on .* was killed or .*", str(found["dies"].error)
     )
     assert (found["dies"].failure, found["dies"].attempts) == ("cluster", DEATHS)
-    partial = artifact.staging(corpus.with_name("dies"))
+    partial = commit.staging(corpus.with_name("dies"))
     assert (partial / "attempts.txt").stat().st_size == DEATHS
     assert found["heir"].state == "failed"
 
@@ -197,17 +199,17 @@ def test_jobs_that_could_never_run_are_refused_before_any_runs(
 ) -> None:
     wanted = [toy_job(corpus, "first"), toy_job(corpus, "second", **given), toy_job(corpus, "third", after=("second",))]
     with pytest.raises(StageError, match=message):
-        jobs.run(wanted, corpus.with_name("logs"))
+        client.run(wanted, corpus.with_name("logs"))
     assert not corpus.with_name("first").exists()
 
 
 def test_two_jobs_of_one_name_are_refused(corpus: Path) -> None:
     with pytest.raises(StageError, match="two jobs are called same"):
-        jobs.run([toy_job(corpus, "same"), toy_job(corpus, "same")], corpus.with_name("logs"))
+        client.run([toy_job(corpus, "same"), toy_job(corpus, "same")], corpus.with_name("logs"))
 
 
 def test_no_jobs_are_no_outcomes(tmp_path: Path) -> None:
-    assert jobs.run([], tmp_path / "logs") == []
+    assert client.run([], tmp_path / "logs") == []
 
 
 def test_connecting_inside_a_connection_leaves_it_open(corpus: Path) -> None:

@@ -15,10 +15,13 @@ import requests
 import torch
 from huggingface_hub.errors import OfflineModeIsEnabled
 
-from cluster import artifact, job_worker, stage
-from cluster.job_failures import Cause, Patience, after, is_busy, is_memory, is_outage, memory_kills
+from cluster.artifacts import artifact, commit, errors
+from cluster.jobs import worker
+from cluster.jobs.failures import Cause, RetryPolicy, after, is_busy, is_memory, is_outage
+from cluster.jobs.worker import clear
+from cluster.telemetry.host_memory import memory_kills
 
-PATIENCE = Patience(deaths=3, outages=4, losses=5, first=2, longest=10)
+PATIENCE = RetryPolicy(deaths=3, outages=4, losses=5, first=2, longest=10)
 
 
 @pytest.mark.parametrize(
@@ -83,7 +86,7 @@ def test_memory_that_ran_out_is_told_from_other_errors(error: Exception, memory:
 )
 def test_what_was_away_for_a_moment_is_told_from_what_people_must_mend(error: Exception, outage: bool) -> None:
     assert is_outage(error) is outage
-    told = stage.StageError("the data cannot be read")
+    told = errors.StageError("the data cannot be read")
     told.__context__, told.__suppress_context__ = error, True  # as `raise … from None` leaves it
     assert is_outage(told) is outage
 
@@ -97,13 +100,13 @@ def test_torch_says_that_memory_ran_out_as_is_expected_of_it() -> None:
 def test_another_process_at_the_same_artifact_is_told_from_an_artifact_that_is_wrong(tmp_path: Path) -> None:
     with (
         artifact.create(tmp_path / "out", kind="dataset", inputs={}, recipe={}),
-        pytest.raises(artifact.ArtifactError) as busy,
+        pytest.raises(commit.ArtifactError) as busy,
         artifact.create(tmp_path / "out", kind="dataset", inputs={}, recipe={}),
     ):
         pytest.fail("two made the same")
     assert isinstance(busy.value.__context__, filelock.Timeout)
     assert is_busy(busy.value)
-    with pytest.raises(artifact.ArtifactError) as missing:
+    with pytest.raises(commit.ArtifactError) as missing:
         artifact.read(tmp_path / "nothing")
     assert not is_busy(missing.value)
 
@@ -131,19 +134,19 @@ def test_what_a_dead_worker_leaves_is_ended_and_nobody_else() -> None:
         worker.kill()
         worker.wait()
         assert child.is_running()
-        assert job_worker.clear(about) is None, "the kernel killed nobody"
+        assert clear(about) is None, "the kernel killed nobody"
         assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
         ours = {"process": os.getpid(), "created": 0.0, "memory_kills": None}
-        assert job_worker.clear(ours) is None, "its number was given to this process, which lives"
+        assert clear(ours) is None, "its number was given to this process, which lives"
         kills = memory_kills()
         if kills is not None:
-            assert "GiB are free on the node" in str(job_worker.clear({**about, "memory_kills": kills - 1}))
+            assert "GiB are free on the node" in str(clear({**about, "memory_kills": kills - 1}))
 
 
 def test_an_error_whose_words_are_not_unicode_can_be_told_and_written(tmp_path: Path) -> None:
     corpus = os.fsdecode(bytes(tmp_path) + b"/\xff")
     log = tmp_path / "log"
-    call = job_worker.Call(
+    call = worker.Call(
         key="1",
         name="odd",
         module="toy_stage",
@@ -158,7 +161,7 @@ def test_an_error_whose_words_are_not_unicode_can_be_told_and_written(tmp_path: 
         halves=False,
         first=True,
     )
-    ended = job_worker.attempt(call)
+    ended = worker.attempt(call)
     assert ended.result == "user"
     assert f"{tmp_path}/\\udcff does not exist" in str(ended.error)
     assert f"{tmp_path}/\\udcff does not exist" in log.read_text()

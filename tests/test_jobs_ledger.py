@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from cluster import job_ledger
-from cluster.job_ledger import Ledger, SupersededError
-from cluster.stage import StageError
+from cluster.artifacts.errors import StageError
+from cluster.jobs import ledger
+from cluster.jobs.ledger import Ledger, SupersededError
 
 
 def _note(number: int) -> dict[str, Any]:
@@ -22,7 +22,7 @@ def _note(number: int) -> dict[str, Any]:
 
 
 def _numbers(folder: Path) -> list[int]:
-    return [event["number"] for event in job_ledger.read(folder) if event["event"] == "drained"]
+    return [event["number"] for event in ledger.read(folder) if event["event"] == "drained"]
 
 
 def test_what_was_written_is_read_by_whoever_comes_next(tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_a_line_that_no_crash_explains_is_named(tmp_path: Path) -> None:
     path = tmp_path / "segment-00001.jsonl"
     path.write_text(path.read_text() + "garbled\n" + json.dumps(_note(1)) + "\n")
     with pytest.raises(StageError, match=r"segment-00001.jsonl: line 3 is damaged"):
-        job_ledger.read(tmp_path)
+        ledger.read(tmp_path)
 
 
 def test_a_ledger_of_another_format_is_refused(tmp_path: Path) -> None:
@@ -104,7 +104,7 @@ def test_a_ledger_of_another_format_is_refused(tmp_path: Path) -> None:
 FULL = """
 import sys
 from pathlib import Path
-from cluster.job_ledger import Ledger
+from cluster.jobs.ledger import Ledger
 
 ledger = Ledger(Path(sys.argv[1]), "here")
 ledger.append([{"event": "drained", "on": True, "number": 0}])
@@ -137,7 +137,7 @@ NO_ROOM = """
 import os
 import sys
 from pathlib import Path
-from cluster.job_ledger import Ledger
+from cluster.jobs.ledger import Ledger
 
 for _ in range(3):
     try:

@@ -15,12 +15,16 @@ import pytest
 from clusters import await_that, free_ports
 from toy_jobs import make_corpus, toy_job
 
-from cluster import artifact, job_commands, jobs, ray_cluster, stage
-from cluster.job_failures import Patience
-from cluster.job_queue import PORT, given_port
-from cluster.jobs import Job, Queue
-from cluster.stage import StageError
-from distill import launch
+from cluster.actors import ray_cluster
+from cluster.artifacts import artifact, commit, errors
+from cluster.artifacts.errors import StageError
+from cluster.jobs import cli as jobs_cli
+from cluster.jobs import client, job
+from cluster.jobs.client import Queue
+from cluster.jobs.failures import RetryPolicy
+from cluster.jobs.job import Job
+from cluster.jobs.queue_actor import PORT, given_port
+from distill.launch import run_pipeline
 
 pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(120)]
 
@@ -32,8 +36,8 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Queue]:
         patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
         patch.delenv(ray_cluster.ADDRESS, raising=False)
         with ray_cluster.connect(2):
-            patience = Patience(deaths=2, outages=2, first=0.1, longest=0.2)
-            yield jobs.start(tmp_path_factory.mktemp("ledger"), patience)
+            patience = RetryPolicy(deaths=2, outages=2, first=0.1, longest=0.2)
+            yield client.start(tmp_path_factory.mktemp("ledger"), patience)
 
 
 @pytest.fixture
@@ -42,7 +46,7 @@ def queue(shared: Queue) -> Iterator[Queue]:
     yield shared
     shared.drain(False)
     shared.limit({}, {})
-    open_ids = [line["id"] for line in shared.list() if line["state"] in jobs.OPEN]
+    open_ids = [line["id"] for line in shared.list() if line["state"] in job.OPEN]
     shared.wait(shared.cancel(open_ids))
 
 
@@ -62,7 +66,7 @@ def _open_gate(corpus: Path) -> None:
 
 def _await_running(corpus: Path, *names: str) -> None:
     await_that(
-        lambda: all((artifact.staging(corpus.with_name(name)) / "text.txt").exists() for name in names), seconds=60
+        lambda: all((commit.staging(corpus.with_name(name)) / "text.txt").exists() for name in names), seconds=60
     )
 
 
@@ -141,7 +145,7 @@ def test_of_two_that_would_make_different_things_at_one_place_one_is_tried_again
 
 def test_the_probes_of_training_that_fails_are_cancelled_and_its_error_told(corpus: Path, queue: Queue) -> None:
     job = _gated(corpus, "probes")
-    with pytest.raises(ValueError, match="it diverged"), launch._probed(job, queue.ledger):
+    with pytest.raises(ValueError, match="it diverged"), run_pipeline._probed(job, queue.ledger):
         raise ValueError("it diverged")
     found = next(line for line in queue.list() if line["name"] == job.name)
     assert (found["state"], found["error"]) == ("cancelled", "it was cancelled")
@@ -151,7 +155,7 @@ def test_who_waits_is_told_what_troubles_the_queue(queue: Queue, capsys: pytest.
     with socket.create_server(("127.0.0.1", 0)) as taken:
         queue.serve(taken.getsockname()[1])
         await_that(lambda: queue.about()["trouble"])
-        with stage.logging_to_stderr():
+        with errors.logging_to_stderr():
             queue._pause(1.0)
     assert "the job queue is in trouble and goes on trying: metrics port" in capsys.readouterr().err
 
@@ -177,7 +181,7 @@ def test_what_is_asked_for_twice_is_run_once(corpus: Path, queue: Queue, capsys:
     same = Job("another-name", "toy_stage", {**job.recipe, "placement": {"rows": 4}}, job.inputs, place, priority=5)
     assert queue.submit([same]) == first
     capsys.readouterr()
-    with stage.logging_to_stderr():
+    with errors.logging_to_stderr():
         assert queue.submit([replace(job, alone=True, deadline=5.0)]) == first
     line = "job is in the queue already, where alone is false, not true, deadline is None, not 5.0: cancel it first"
     assert capsys.readouterr().err == f"{line} to change that\n"
@@ -369,7 +373,7 @@ def command(queue: Queue, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     monkeypatch.setenv(ray_cluster.ADDRESS, "of the cluster this process is connected to")
 
     def run(*words: object) -> str:
-        job_commands.main([str(word) for word in words])
+        jobs_cli.main([str(word) for word in words])
         return capsys.readouterr().out
 
     return run
@@ -430,5 +434,5 @@ def test_without_a_cluster_the_command_line_says_what_to_do(
 ) -> None:
     monkeypatch.delenv(ray_cluster.ADDRESS, raising=False)
     with pytest.raises(SystemExit, match="1"):
-        job_commands.main(["list"])
+        jobs_cli.main(["list"])
     assert capsys.readouterr().err.startswith("error: no cluster is named: set RAY_ADDRESS to its head's host:6379")

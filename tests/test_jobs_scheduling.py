@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from cluster.job import Job
-from cluster.job_nodes import refusal
-from cluster.scheduling import Need, Node, Plan, choose
+from cluster.jobs.job import Job
+from cluster.jobs.nodes import unmet_need
+from cluster.jobs.scheduler import Need, Node, Placements, choose_nodes
 
 Case = tuple[str, Need, float]
 """A job, what it needs, and how long it runs."""
@@ -25,12 +25,12 @@ def node(total: Mapping[str, float], *running: Mapping[str, float], others: floa
     return Node(total, {**free, "CPU": free["CPU"] - others}, running, exclusive)
 
 
-def plan(nodes: Sequence[Node], *waiting: Need, promised: Mapping[str, str] | None = None) -> Plan:
+def plan(nodes: Sequence[Node], *waiting: Need, promised: Mapping[str, str] | None = None) -> Placements:
     line = [(str(number), need) for number, need in enumerate(waiting)]
-    return choose(line, {f"n{number}": found for number, found in enumerate(nodes)}, promised or {})
+    return choose_nodes(line, {f"n{number}": found for number, found in enumerate(nodes)}, promised or {})
 
 
-def started(found: Plan) -> list[str]:
+def started(found: Placements) -> list[str]:
     return [job for job, _ in found.starts]
 
 
@@ -41,7 +41,7 @@ def test_jobs_start_in_order_as_long_as_they_fit() -> None:
 def test_nothing_takes_what_the_head_of_the_line_waits_for() -> None:
     one = {"CPU": 1.0}
     found = plan([node({"CPU": 2}, one)], cpus(2), cpus(1))
-    assert found == Plan([], {"0": "n0"})
+    assert found == Placements([], {"0": "n0"})
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_a_promise_is_for_the_node_with_the_fewest_endings_and_is_kept() -> None
 
 def test_two_large_jobs_are_promised_two_nodes() -> None:
     nodes = [node({"CPU": 2}, {"CPU": 1.0}), node({"CPU": 2}, {"CPU": 1.0})]
-    assert plan(nodes, cpus(2), cpus(2), cpus(1)) == Plan([], {"0": "n0", "1": "n1"})
+    assert plan(nodes, cpus(2), cpus(2), cpus(1)) == Placements([], {"0": "n0", "1": "n1"})
 
 
 def test_what_other_people_hold_is_not_waited_for_with_idle_hands() -> None:
@@ -90,8 +90,8 @@ def test_alone_takes_a_whole_node_that_nobody_else_is_on() -> None:
     whole = {"CPU": 4.0, "GPU": 2.0}
     assert started(plan([node(whole)], cpus(1, alone=True), cpus(1))) == ["0"]
     nodes = [node(whole, {"CPU": 1.0}), node({"CPU": 1})]
-    assert plan(nodes[:1], cpus(1, alone=True), cpus(1)) == Plan([], {"0": "n0"})
-    assert plan(nodes, cpus(2, alone=True), cpus(1)) == Plan([("1", "n1")], {"0": "n0"})
+    assert plan(nodes[:1], cpus(1, alone=True), cpus(1)) == Placements([], {"0": "n0"})
+    assert plan(nodes, cpus(2, alone=True), cpus(1)) == Placements([("1", "n1")], {"0": "n0"})
     assert started(plan([node(whole, whole, exclusive=True)], cpus(0.5))) == []
     assert started(plan([node(whole, others=1)], cpus(1, alone=True), cpus(1))) == ["1"]
 
@@ -151,7 +151,7 @@ class Simulation:
 
     def _start(self, now: float) -> None:
         self._now = now
-        found = choose([(name, need) for name, need, _ in self._waiting], self._look(), self._promised)
+        found = choose_nodes([(name, need) for name, need, _ in self._waiting], self._look(), self._promised)
         self._promised = found.promised
         for name, place in found.starts:
             case = next(case for case in self._waiting if case[0] == name)
@@ -237,8 +237,8 @@ def test_nodes_kept_for_measurements_take_those_and_nothing_else() -> None:
     assert plan([kept, busy, free], cpus(1, alone=True), cpus(1)).starts == [("0", "n0"), ("1", "n2")]
     # One that measures waits for the kept node although another is empty; what is too large for the others waits, too.
     measuring = node({"CPU": 4, "benchmark": 1}, {"CPU": 4.0}, exclusive=True)
-    assert plan([measuring, free], cpus(1, alone=True)) == Plan([], {"0": "n0"})
-    assert plan([kept], cpus(1)) == Plan()
+    assert plan([measuring, free], cpus(1, alone=True)) == Placements([], {"0": "n0"})
+    assert plan([kept], cpus(1)) == Placements()
     assert plan([free], cpus(1, alone=True)).starts == [("0", "n0")]
     assert plan([kept, free], Need({"CPU": 1.0, "benchmark": 1.0})).starts == [("0", "n0")]
 
@@ -246,7 +246,7 @@ def test_nodes_kept_for_measurements_take_those_and_nothing_else() -> None:
 def test_a_job_that_only_a_kept_node_could_carry_is_refused() -> None:
     job = Job("large", "cluster.tokens", {}, {}, Path("out"), cpus=16)
     nodes = {"a": {"CPU": 32.0, "benchmark": 1.0}, "b": {"CPU": 8.0}}
-    assert "the nodes have 8 CPUs and 0 GPUs" in str(refusal(job, nodes))
-    assert "all are kept for measurements" in str(refusal(job, {"a": nodes["a"]}))
-    assert refusal(replace(job, alone=True), nodes) is None
-    assert refusal(replace(job, alone=True, cpus=8, gpus=1), {**nodes, "c": {"CPU": 8.0, "GPU": 1.0}}) is None
+    assert "the nodes have 8 CPUs and 0 GPUs" in str(unmet_need(job, nodes))
+    assert "all are kept for measurements" in str(unmet_need(job, {"a": nodes["a"]}))
+    assert unmet_need(replace(job, alone=True), nodes) is None
+    assert unmet_need(replace(job, alone=True, cpus=8, gpus=1), {**nodes, "c": {"CPU": 8.0, "GPU": 1.0}}) is None

@@ -16,13 +16,13 @@ import tiny
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from cluster import artifact, stage
-from cluster.recipe import RecipeError, load
-from eval import latency
-from eval.elmo import ElmoSizes
-from eval.latency import STAGE, Latency, counts, summarise, time_turns, wanted
-from eval.model_process import ModelProcessError, Turn
-from eval.runners import ExportRunner, PyTorchRunner, runner_for
+from cluster.artifacts import artifact, cli, errors, stage
+from cluster.artifacts.recipe import RecipeError, load
+from cluster.models.runners import ExportRunner, PyTorchRunner, runner_for
+from eval.benchmark import stage as benchmark_stage
+from eval.benchmark.elmo import ElmoSizes
+from eval.benchmark.model_process import ModelProcessError, Turn
+from eval.benchmark.stage import STAGE, BenchmarkRecipe, counts, summarise, time_turns, wanted
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 SMALL = ElmoSizes(character=4, filters=((1, 3), (2, 5)), highways=1, projection=6, cell=10, hidden=7)
@@ -80,14 +80,14 @@ def test_models_take_turns_on_the_same_inputs() -> None:
     models: Any = {name: Noting(name, calls) for name in ("elmo", "student")}
     models["student"].joules = None
     shown = Shown()
-    times = time_turns(Latency(turn=2, warmup=1), models, 5, shown)
+    times = time_turns(BenchmarkRecipe(turn=2, warmup=1), models, 5, shown)
     order: list[Any] = ["first", "first", (0, 2), (2, 4), (4, 5)]
     assert calls == [(name, what) for what in order for name in models]
     assert (times["elmo"].ms, times["elmo"].joules, times["elmo"].first_ms) == ([1, 2, 3, 4, 5], 6.0, 50)
     assert times["student"].joules is None
     assert shown.count == 5
     # By default one call of every model before the next input.
-    assert Latency().turn == 1
+    assert BenchmarkRecipe().turn == 1
 
 
 def test_percentiles_by_hand_with_their_outliers() -> None:
@@ -102,7 +102,7 @@ def test_ratios_are_of_seconds_over_texts_and_of_medians_at_a_length() -> None:
         return {"model": model, "form": form, "seconds": seconds, "p50_ms": p50, "workload": workload}
 
     for workload, expected in (("pairs", (4.0, 8.0)), ("lengths", (2.0, 3.0))):
-        found = latency._compared(
+        found = benchmark_stage._compared(
             [
                 row("bert_base", "pytorch", 80.0, 30.0, workload),
                 row("teacher", "pytorch", 40.0, 20.0, workload),
@@ -111,31 +111,31 @@ def test_ratios_are_of_seconds_over_texts_and_of_medians_at_a_length() -> None:
             ]
         )
         assert (found[-1]["ratio_to_teacher"], found[-1]["ratio_to_bert_base"]) == expected
-    alone = latency._compared([row("student", "pytorch", 1.0, 1.0, "pairs")])
+    alone = benchmark_stage._compared([row("student", "pytorch", 1.0, 1.0, "pairs")])
     assert (alone[0]["ratio_to_teacher"], alone[0]["ratio_to_bert_base"]) == (None, None)
 
 
 def test_threads_are_counted_once() -> None:
     cores = len(os.sched_getaffinity(0))
-    assert counts(Latency()) == list(dict.fromkeys((1, cores)))
-    assert counts(Latency(threads=(cores, "all"))) == [cores]
+    assert counts(BenchmarkRecipe()) == list(dict.fromkeys((1, cores)))
+    assert counts(BenchmarkRecipe(threads=(cores, "all"))) == [cores]
     with pytest.raises(RecipeError, match="threads"):
-        Latency.of({"threads": ["most"]})
+        BenchmarkRecipe.of({"threads": ["most"]})
 
 
 def test_workloads_follow_from_what_is_given(tmp_path: Path) -> None:
     folders = {"pairs": stsb(tmp_path / "stsb"), "questions": squad(tmp_path / "squad")}
-    recipe = Latency.of({"lengths": [8], "pairs": {"limit": 3}, "questions": {"length": 20}})
+    recipe = BenchmarkRecipe.of({"lengths": [8], "pairs": {"limit": 3}, "questions": {"length": 20}})
     assert [each.name for each in wanted(recipe, folders)] == ["pairs", "8 tokens", "questions"]
     pairs, _, questions = wanted(recipe, folders)
     assert dict(pairs.about) == {"files": ["dev.jsonl"], "examples": 7, "measured": 3, "subset": True}
     assert len(pairs.texts) == 3
     assert pairs.texts == wanted(recipe, folders)[0].texts, "the same few every time"
-    assert [each for each in wanted(Latency(), folders)[0].texts if each in pairs.texts] == pairs.texts
+    assert [each for each in wanted(BenchmarkRecipe(), folders)[0].texts if each in pairs.texts] == pairs.texts
     assert dict(questions.about) == {"files": ["dev.jsonl"], "examples": 3, "measured": 3, "subset": False}
     assert questions.texts[0] == ("What?", "The river is long.")
-    with pytest.raises(stage.StageError, match="nothing to time the models on: give --pairs"):
-        wanted(Latency(lengths=()), {})
+    with pytest.raises(errors.StageError, match="nothing to time the models on: give --pairs"):
+        wanted(BenchmarkRecipe(lengths=()), {})
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +154,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def measured(folders: dict[str, Path]) -> artifact.Artifact:
-    recipe = Latency.of(
+    recipe = BenchmarkRecipe.of(
         {"models": ["elmo"], "lengths": [8], "threads": [1], "warmup": 1, "repeats": 7, "elmo": SMALL.model_dump()}
     )
     made = stage.execute(STAGE, recipe, folders, folders["teacher"].parent / "latency")
@@ -213,7 +213,7 @@ def test_a_model_that_does_not_load_ends_the_measurement_with_its_name(
     broken = exports.onnx(folders["student"], tmp_path / "broken")
     (broken / "model.onnx").write_bytes(b"\0" * (broken / "model.onnx").stat().st_size)
     before = os.sched_getaffinity(0)
-    recipe = Latency(lengths=(8,), threads=(1,), repeats=1)
+    recipe = BenchmarkRecipe(lengths=(8,), threads=(1,), repeats=1)
     with pytest.raises(ModelProcessError, match=r"^student onnx: InvalidProtobuf"):
         stage.execute(STAGE, recipe, {"student": folders["student"], "export": broken}, tmp_path / "latency")
     assert not (tmp_path / "latency").exists()
@@ -222,8 +222,8 @@ def test_a_model_that_does_not_load_ends_the_measurement_with_its_name(
 
 def test_an_export_in_the_place_of_a_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "runtime.json").write_text("{}")
-    with pytest.raises(stage.StageError, match=r"--student .* is an export: .* --export"):
-        stage.execute(STAGE, Latency(), {"student": tmp_path}, tmp_path / "latency")
+    with pytest.raises(errors.StageError, match=r"--student .* is an export: .* --export"):
+        stage.execute(STAGE, BenchmarkRecipe(), {"student": tmp_path}, tmp_path / "latency")
 
 
 @pytest.mark.long
@@ -245,20 +245,20 @@ def test_both_runners_answer_as_the_model_does(folders: dict[str, Path]) -> None
 
 
 def test_a_folder_that_is_no_whole_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(stage.StageError, match=r"it has no config\.json"):
+    with pytest.raises(errors.StageError, match=r"it has no config\.json"):
         runner_for(tmp_path)
     body = headed.model_folder(tmp_path / "body", "bert", "masked-words")
     config = json.loads((body / "config.json").read_text())
     (body / "config.json").write_text(json.dumps(config | {"architectures": ["BertForSequenceClassification"]}))
-    with pytest.raises(stage.StageError, match=r"weights lack bert\.pooler"):
+    with pytest.raises(errors.StageError, match=r"weights lack bert\.pooler"):
         runner_for(body)
     (body / "config.json").write_text(json.dumps(config | {"architectures": ["BertForEverything"]}))
-    with pytest.raises(stage.StageError, match="architectures names BertForEverything"):
+    with pytest.raises(errors.StageError, match="architectures names BertForEverything"):
         runner_for(body)
 
 
 def test_the_shipped_recipe_is_the_documented_one() -> None:
-    assert load(Latency, "latency") == Latency()
+    assert load(BenchmarkRecipe, "latency") == BenchmarkRecipe()
 
 
 @pytest.mark.slow
@@ -267,7 +267,7 @@ def test_the_shipped_recipe_is_the_documented_one() -> None:
 @pytest.mark.skipif(not DATA.is_dir(), reason="no ../shared/data beside the checkout")
 def test_the_papers_table_at_full_size_on_a_few_real_pairs(tmp_path: Path) -> None:
     inputs = {"pairs": DATA / "glue/stsb", "bert_base": DATA / "models/bert-base-uncased"}
-    recipe = load(Latency, "baselines", ["pairs.limit=4", "turn=2", "warmup=0"])
+    recipe = load(BenchmarkRecipe, "baselines", ["pairs.limit=4", "turn=2", "warmup=0"])
     made = stage.execute(STAGE, recipe, inputs, tmp_path / "out")
     assert made is not None
     found = {row["model"]: row for row in made.facts["rows"]}
@@ -285,7 +285,7 @@ def test_models_of_two_tasks_are_each_timed_on_their_texts(tmp_path: Path) -> No
     for task, head in (("stsb", "regression"), ("squad", "question-answering")):
         model = headed.model_folder(tmp_path / f"student-{task}", "distilbert", head)
         given |= {f"student-{task}": model, f"export-{task}": exports.onnx(model, tmp_path / f"onnx-{task}")}
-    recipe = Latency.of({"lengths": [], "threads": [1], "questions": {"length": 20}, "turn": 4, "warmup": 0})
+    recipe = BenchmarkRecipe.of({"lengths": [], "threads": [1], "questions": {"length": 20}, "turn": 4, "warmup": 0})
     made = stage.execute(STAGE, recipe, given, tmp_path / "latency")
     assert made is not None
     rows = made.facts["rows"]
@@ -305,16 +305,16 @@ def test_several_models_and_exports_are_given_on_the_command_line(tmp_path: Path
         ("c", "export", {"format": "int8"}), ("d", "export", {"format": "onnx"}), ("e", "student", {}),
     ):  # fmt: skip
         result_folders.make(tmp_path / name, kind, facts, {})
-    parser = stage.parser_for(STAGE)
+    parser = cli.parser_for(STAGE, "stillhouse latency")
 
     def inputs(*words: str) -> dict[str, Any]:
         given = [str(tmp_path / word) if len(word) == 1 else word for word in words]
         options = parser.parse_args(["default", *given, "--out", str(tmp_path / "out")])
-        return {name: Path(str(place)).name for name, place in stage.asked(STAGE, options)[1].items()}
+        return {name: Path(str(place)).name for name, place in cli.asked(STAGE, options)[1].items()}
 
     identities = {name: artifact.read(tmp_path / name).identity[:12] for name in ("c", "d")}
     found = inputs("--student", "b", "a", "--export", "c", "--export", "d")
     assert found == {"student-stsb": "a", "student-squad": "b"} | {f"export-{identities[x]}": x for x in ("c", "d")}
     assert inputs("--student", "e", "--export", "c") == {"student": "e", "export": "c"}
-    with pytest.raises(stage.StageError, match=r"/e does not say its task, which tells several apart: give one"):
+    with pytest.raises(errors.StageError, match=r"/e does not say its task, which tells several apart: give one"):
         inputs("--student", "a", "e")

@@ -16,15 +16,16 @@ import tokens_artifact
 from clusters import await_that, training_workers
 from trainings import RECIPE, curve, train
 
-from cluster import artifact, attempt, ray_cluster, recipe
-from cluster.stage import StageError
-from cluster.telemetry import read_metrics
-from distill import launch
-from distill.distillation import Distillation
-from distill.launch import LaunchError
-from distill.pipeline import Pipeline, Plan
-from distill.run import Run
-from distill.workers import Call, on_workers
+from cluster.actors import ray_cluster
+from cluster.artifacts import artifact, commit, recipe
+from cluster.artifacts.errors import StageError
+from cluster.telemetry.metrics_log import read_metrics
+from distill.checkpointing.run_folder import Run
+from distill.config import Distillation
+from distill.launch import run_pipeline
+from distill.launch.elastic import LaunchError
+from distill.launch.pipeline_recipe import Pipeline, PipelinePlan
+from distill.launch.ray_train import Call, on_workers
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(540)]
 
@@ -78,7 +79,7 @@ def test_every_stage_left_its_artifact(done: Path) -> None:
     points = read_metrics(done / "runs" / "student" / "probes.jsonl")
     assert [(point["step"], point["task"]) for point in points] == [(2, "provenance"), (4, "provenance")]
     for point in points:
-        assert attempt.parse(done / point["artifact"] / "manifest.json")["facts"]["score"] == point["score"]
+        assert commit.parse(done / point["artifact"] / "manifest.json")["facts"]["score"] == point["score"]
     assert not list((done / "probes").rglob("*.safetensors"))
     assert "model-index" in (done / "students" / "student" / "README.md").read_text()
     for name in ("report.html", "report.md", "report.json", "summary.txt"):
@@ -131,7 +132,7 @@ def test_a_pipeline_is_made_in_a_folder(
     pipeline = pipelines.write(tmp_path / "pipeline.toml", pipelines.values(tmp_path))
     monkeypatch.setattr(sys, "argv", ["launch", str(pipeline), "--out", "s3://barrel/out"])
     with pytest.raises(SystemExit, match="1"):
-        launch.main()
+        run_pipeline.main()
     assert capsys.readouterr().err.startswith("error: --out s3://barrel/out: runs grow in a folder")
     assert not [path for path in tmp_path.iterdir() if path.name.startswith("s3")]
 
@@ -250,7 +251,7 @@ def test_a_pipeline_submitted_to_a_cluster(head: dict[str, str], tmp_path: Path)
 
 
 def test_the_ledger_of_a_pipeline_is_that_of_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = Plan(Pipeline.of(pipelines.measured(tmp_path)), tmp_path / "out")
+    plan = PipelinePlan(Pipeline.of(pipelines.measured(tmp_path)), tmp_path / "out")
     monkeypatch.delenv("STILLHOUSE_JOBS", raising=False)
     assert plan.ledger == tmp_path / "out" / "queue"
     monkeypatch.setenv("STILLHOUSE_JOBS", str(tmp_path / "jobs"))
@@ -258,7 +259,7 @@ def test_the_ledger_of_a_pipeline_is_that_of_the_environment(tmp_path: Path, mon
 
 
 def test_trainings_of_a_pipeline_follow_from_its_recipe(tmp_path: Path) -> None:
-    plan = Plan(Pipeline.of(pipelines.measured(tmp_path)), tmp_path / "out")
+    plan = PipelinePlan(Pipeline.of(pipelines.measured(tmp_path)), tmp_path / "out")
     assert [job.name for job in plan.text()] == ["corpus", "tokens", "datasets/provenance"]
     assert plan.distillation("no-teacher").student.start == "random"
     assert plan.distillation("no-teacher").steps == plan.distillation("student").steps
@@ -273,7 +274,7 @@ def test_a_missing_task_folder_is_found_before_anything_runs(tmp_path: Path) -> 
     values = pipelines.values(tmp_path)
     values["suite"] = {"tasks": {"rte": {}}, "data": str(tmp_path / "nowhere" / "{task}")}
     with pytest.raises(StageError, match=r"rte: no folder .*nowhere/rte"):
-        launch.launch(Pipeline.of(values), tmp_path / "out")
+        run_pipeline.launch(Pipeline.of(values), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -283,7 +284,7 @@ def test_a_missing_reference_of_a_sweep_is_found_before_anything_runs(tmp_path: 
     with pytest.raises(
         StageError, match=r"sweep\.reference needs the model all-losses: there is teacher, student, no-te"
     ):
-        launch.launch(Pipeline.of(values), tmp_path / "out")
+        run_pipeline.launch(Pipeline.of(values), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -291,7 +292,7 @@ def test_a_missing_reference_of_a_sweep_is_found_before_anything_runs(tmp_path: 
 def test_an_ablation_that_diverges_stops_nothing_else(tmp_path: Path, embedded: None) -> None:
     values = pipelines.values(tmp_path)
     values["ablations"] = {"wild": {"optimizer": {"learning_rate": 1e38, "clip": 1e38}}}
-    failed = launch.launch(Pipeline.of(values), tmp_path / "out")
+    failed = run_pipeline.launch(Pipeline.of(values), tmp_path / "out")
     assert [entry["name"] for entry in failed] == ["runs/wild"]
     assert "is not finite" in str(failed[0]["error"])
     artifact.verify(tmp_path / "out" / "students" / "student", "student")
@@ -302,7 +303,7 @@ def test_the_tokenizer_is_the_teachers_where_none_is_named(tmp_path: Path) -> No
     values = pipelines.values(tmp_path)
     values["teacher"] = {"source": "some/model"}
     del values["tokens"]["tokenizer"]
-    plan = Plan(Pipeline.of(values), tmp_path)
+    plan = PipelinePlan(Pipeline.of(values), tmp_path)
     assert plan.text()[1].recipe["tokenizer"] == {"kind": "pretrained", "name": "some/model"}
 
 

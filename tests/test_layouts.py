@@ -9,10 +9,10 @@ import datasets
 import pytest
 from finetunes import colours, write_squad
 
-from eval.examples import from_folder
-from eval.questions import questions_from_folder
-from eval.readers import ExamplesError
-from eval.tasks import TASKS
+from eval.tasks.definitions import TASKS
+from eval.tasks.examples import from_folder
+from eval.tasks.file_readers import ExamplesError
+from eval.tasks.questions import questions_from_folder
 
 
 def write(path: Path, text: str) -> None:

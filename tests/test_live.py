@@ -12,16 +12,16 @@ import tokens_artifact
 import torch
 from prometheus_client import REGISTRY
 
-from cluster.rows import open_tokens
-from distill import costs, hardware
-from distill.costs import Shape
-from distill.distillation import Distillation
-from distill.engine import Workers
-from distill.live import Live
-from distill.phases import Schedule
-from distill.stopwatch import PARTS, Stopwatch
+from cluster.tokens.rows import open_tokens
+from distill.config import Distillation
+from distill.cost_model import costs, hardware
+from distill.data.schedule import Schedule
+from distill.engine.process_group import Workers
+from distill.engine.step_timer import PARTS, StepTimer
+from distill.modeling.model_shape import ModelShape
+from distill.train.run_metrics import RunMetrics
 
-STUDENT = Shape("student", "distilbert", 2, 64, 128, 4, 1000)
+STUDENT = ModelShape("student", "distilbert", 2, 64, 128, 4, 1000)
 CPU = torch.device("cpu")
 
 
@@ -34,7 +34,7 @@ def waste(seconds: float) -> None:
 
 
 def test_a_stopwatch_knows_where_the_time_went() -> None:
-    watch = Stopwatch(CPU)
+    watch = StepTimer(CPU)
     for _ in range(2):
         watch.begin("data")
         waste(0.02)
@@ -57,7 +57,7 @@ def test_a_stopwatch_knows_where_the_time_went() -> None:
 
 def test_a_stopwatch_costs_next_to_nothing() -> None:
     """Five marks a micro-batch, which takes milliseconds at least."""
-    watch = Stopwatch(CPU)
+    watch = StepTimer(CPU)
     started = time.perf_counter()
     for _ in range(10_000):
         watch.begin("data")
@@ -104,7 +104,7 @@ def line(step: int, schedule: Schedule, **changes: Any) -> Mapping[str, Any]:
 
 
 def test_what_was_logged_is_shown(schedule: Schedule) -> None:
-    live = Live("shown", recipe(), schedule, (None, STUDENT), Card(0, 0, 2, CPU))
+    live = RunMetrics("shown", recipe(), schedule, (None, STUDENT), Card(0, 0, 2, CPU))
     live.begin(10)
     live.logged([line(11, schedule, gradient_norm=70.0), line(12, schedule, gradient_norm=float("inf"))])
     assert value("stillhouse_step", run="shown") == 12
@@ -126,7 +126,7 @@ def test_a_port_that_is_taken_ends_no_run(schedule: Schedule, caplog: pytest.Log
         taken.bind(("", 0))
         taken.listen()
         port = int(taken.getsockname()[1])
-        live = Live("taken", recipe(metrics_port=port), schedule, (None, STUDENT), Workers(0, 0, 1, CPU))
+        live = RunMetrics("taken", recipe(metrics_port=port), schedule, (None, STUDENT), Workers(0, 0, 1, CPU))
         with caplog.at_level("INFO", "stillhouse"):
             live.begin(0)
             live.serve()
@@ -142,21 +142,21 @@ def test_every_node_has_an_endpoint_and_only_the_first_worker_speaks_for_the_run
     schedule: Schedule, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    Live("second node", recipe(), schedule, (None, STUDENT), Workers(4, 0, 8, CPU)).begin(0)
+    RunMetrics("second node", recipe(), schedule, (None, STUDENT), Workers(4, 0, 8, CPU)).begin(0)
     assert value("stillhouse_node_workers", run="second node") == 4
     assert value("stillhouse_workers", run="second node") is None
-    Live("other worker", recipe(), schedule, (None, STUDENT), Workers(5, 1, 8, CPU)).begin(0)
+    RunMetrics("other worker", recipe(), schedule, (None, STUDENT), Workers(5, 1, 8, CPU)).begin(0)
     assert value("stillhouse_node_workers", run="other worker") is None
 
 
 def test_a_loss_that_is_not_finite_is_counted_once_however_many_workers_find_it(schedule: Schedule) -> None:
     for rank in range(4):
-        Live("refused", recipe(), schedule, (None, STUDENT), Workers(rank, rank % 2, 4, CPU)).refused()
+        RunMetrics("refused", recipe(), schedule, (None, STUDENT), Workers(rank, rank % 2, 4, CPU)).refused()
     assert value("stillhouse_nonfinite_total", run="refused") == 1
 
 
 def test_a_run_on_unknown_devices_has_no_utilisation(schedule: Schedule, tmp_path: Path) -> None:
-    live = Live("unknown", recipe(), schedule, (None, STUDENT), Workers(0, 0, 1, CPU))
+    live = RunMetrics("unknown", recipe(), schedule, (None, STUDENT), Workers(0, 0, 1, CPU))
     live.begin(0)
     live.logged([line(1, schedule)])
     assert value("stillhouse_step", run="unknown") == 1

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from distill import fused
-from distill.distillation import Loss
-from distill.fused import HeadLosses, Taught, chunk_positions, head_losses, top_words
-from distill.losses import Losses, cosine_loss, masked_word_loss, soft_target_loss
-from distill.masked_lm import Projection
+from distill.config import Loss
+from distill.modeling import fused_head
+from distill.modeling.fused_head import DistillationTargets, HeadLosses, chunk_positions, head_losses, top_words
+from distill.modeling.losses import Losses, cosine_loss, masked_word_loss, soft_target_loss
+from distill.modeling.masked_lm import Projection
 
 POSITIONS, LABELS, VOCAB, HIDDEN = 70, 9, 30, 8
 WEIGHTS = [(5.0, 2.0), (1.0, 0.0), (0.0, 1.0), (0.3, 0.3)]
@@ -43,7 +43,7 @@ class Case:
         self.bias = torch.randn(vocab).to(dtype).requires_grad_()
         of_teacher = torch.randn(positions, HIDDEN + 4), torch.randn(vocab, HIDDEN + 4), torch.randn(vocab)
         features, weight, bias = (part.to(dtype) for part in of_teacher)
-        self.taught = Taught(features, Projection(weight, bias))
+        self.taught = DistillationTargets(features, Projection(weight, bias))
         self.labels = torch.randint(0, vocab, (LABELS,))
 
     @property
@@ -142,14 +142,16 @@ def test_half_precision_gradients_survive_the_number_of_positions(dtype: torch.d
         for tensor in (*half.learned, half.taught.features, half.taught.projection.weight):
             tensor.data = tensor.data.to(kind)
         case = half
-        case.taught = Taught(half.taught.features, Projection(*(part.to(kind) for part in parts_of(half.taught))))
+        case.taught = DistillationTargets(
+            half.taught.features, Projection(*(part.to(kind) for part in parts_of(half.taught)))
+        )
         found.append(iter(torch.autograd.grad(case.fused(Loss(), 256).weighted * 2**10, case.learned)))
     for ours, theirs in zip(*found, strict=True):
         error = float((ours.float() - theirs).norm() / theirs.norm())
         assert error < (2e-3 if dtype == torch.float16 else 2e-2)
 
 
-def parts_of(taught: Taught) -> tuple[Tensor, Tensor]:
+def parts_of(taught: DistillationTargets) -> tuple[Tensor, Tensor]:
     return taught.projection.weight, taught.projection.bias
 
 
@@ -199,7 +201,7 @@ def test_cosine_of_known_vectors() -> None:
 def test_the_fused_cosine_equals_the_reference(dtype: torch.dtype) -> None:
     torch.manual_seed(2)
     ours, theirs = torch.randn(300, 64).to(dtype).requires_grad_(), torch.randn(300, 64).to(dtype)
-    found, wanted = fused.cosine_loss(ours, theirs), cosine_loss(ours, theirs)
+    found, wanted = fused_head.cosine_loss(ours, theirs), cosine_loss(ours, theirs)
     assert found.item() == pytest.approx(wanted.item(), rel=1e-6)
     gradients = [torch.autograd.grad(loss * 2**10, ours)[0].float() for loss in (found, wanted)]
     tight = dtype == torch.float32
@@ -236,8 +238,8 @@ def test_numbers_stay_finite_where_the_teacher_is_certain() -> None:
     teacher[0, 3] = 1e4
     assert soft_target_loss(torch.zeros(1, VOCAB), teacher, 2.0).item() == pytest.approx(4 * np.log(VOCAB), rel=1e-6)
     projection = Projection(teacher.t().contiguous(), torch.zeros(VOCAB))
-    taught = Taught(torch.ones(1, 1), projection)
+    taught = DistillationTargets(torch.ones(1, 1), projection)
     features = torch.zeros(1, 1, requires_grad=True)
     plain = Projection(torch.zeros(VOCAB, 1), torch.zeros(VOCAB))
-    found = fused.head_losses(features, plain, taught, torch.tensor([3]), Loss(masked=0.0), 16)
+    found = fused_head.head_losses(features, plain, taught, torch.tensor([3]), Loss(masked=0.0), 16)
     assert found.soft.item() == pytest.approx(4 * np.log(VOCAB), rel=1e-6)

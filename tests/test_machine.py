@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from cluster import stage
-from eval import machine
-from eval.machine import Conditions, Usage, conditions
+from cluster.artifacts import errors
+from eval.benchmark import host
+from eval.benchmark.host import Conditions, Usage, conditions
 
 TICK = 1 / os.sysconf("SC_CLK_TCK")
 QUIET = Conditions(1, (0.1, 0.9), 0.02, 0.01, 0.0)
@@ -22,7 +22,7 @@ def test_pinning_is_undone_even_after_an_error() -> None:
     before = os.sched_getaffinity(0)
 
     def measure_and_fail() -> None:
-        with machine.pinned(1) as cores:
+        with host.pinned(1) as cores:
             assert os.sched_getaffinity(0) == set(cores)
             assert len(cores) == 1
             raise KeyError("measuring failed")
@@ -30,7 +30,7 @@ def test_pinning_is_undone_even_after_an_error() -> None:
     with pytest.raises(KeyError):
         measure_and_fail()
     assert os.sched_getaffinity(0) == before
-    with pytest.raises(stage.StageError, match=r"may use .* cores"), machine.pinned(len(before) + 1):
+    with pytest.raises(errors.StageError, match=r"may use .* cores"), host.pinned(len(before) + 1):
         pass
 
 
@@ -39,11 +39,11 @@ def test_instructions_are_read_from_the_processors_own_list(tmp_path: Path) -> N
         "processor\t: 0\nmodel name\t: Xeon 8\nflags\t\t: fpu avx2 avx512_vnni\n\nprocessor\t: 1\nmodel name\t: other\n"
     )
     (tmp_path / "x86").write_text(x86)
-    about = machine.describe(tmp_path / "x86")
+    about = host.describe(tmp_path / "x86")
     assert (about["processor"], about["flags"]) == ("Xeon 8", ["avx2", "avx512_vnni"])
     (tmp_path / "arm").write_text("processor\t: 0\nFeatures\t: fp asimd asimddp i8mm\n")
-    assert machine.describe(tmp_path / "arm")["flags"] == ["asimddp", "i8mm"]
-    assert machine.describe(tmp_path / "none")["flags"] == []
+    assert host.describe(tmp_path / "arm")["flags"] == ["asimddp", "i8mm"]
+    assert host.describe(tmp_path / "none")["flags"] == []
 
 
 @pytest.mark.parametrize(
@@ -104,9 +104,9 @@ def test_usage_is_read_from_the_systems_own_counts(tmp_path: Path) -> None:
     assert (bare.busy, bare.throttled) == ({}, 0.0)
 
 
-@pytest.mark.skipif(not machine.STAT.is_file(), reason="this system does not say who took the processor")
+@pytest.mark.skipif(not host.STAT.is_file(), reason="this system does not say who took the processor")
 def test_another_program_on_the_pinned_core_is_seen() -> None:
-    with machine.pinned(1) as cores:
+    with host.pinned(1) as cores:
         # Pinned as its parent is.
         other = subprocess.Popen(
             [sys.executable, "-c", "print(flush=True)\nwhile True: pass"], stdout=subprocess.PIPE, text=True
@@ -114,7 +114,7 @@ def test_another_program_on_the_pinned_core_is_seen() -> None:
         try:
             assert other.stdout is not None
             other.stdout.readline()
-            watch, until = machine.Watch(1, cores), time.monotonic() + 0.6
+            watch, until = host.InterferenceMonitor(1, cores), time.monotonic() + 0.6
             while time.monotonic() < until:
                 pass
             found = watch.conditions()
@@ -134,7 +134,7 @@ def test_versions_are_those_of_every_runtime_that_is_installed(monkeypatch: pyte
         return "1.2.3" if name in ("openvino", "executorch") else real(name)
 
     monkeypatch.setattr(importlib.metadata, "version", version)
-    found = machine.describe()["libraries"]
+    found = host.describe()["libraries"]
     assert (found["openvino"], found["executorch"]) == ("1.2.3", "1.2.3")
     assert "ai-edge-litert" not in found
     assert {"torch", "onnxruntime", "numpy"} <= {*found}

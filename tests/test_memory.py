@@ -5,7 +5,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from distill import memory
+from cluster.telemetry import host_memory
 
 MIB = 2**20
 
@@ -27,25 +27,25 @@ def own(tmp_path: Path, *lines: str) -> Path:
 def test_a_container_has_its_limit(tmp_path: Path, path: str) -> None:
     group(tmp_path / "groups", str(64 * MIB), 30 * MIB, 10 * MIB)
     given = (tmp_path / "groups", own(tmp_path, f"0::{path}"))
-    assert memory.total(*given) == 64 * MIB
-    assert memory.available(*given) == 44 * MIB
+    assert host_memory.total(*given) == 64 * MIB
+    assert host_memory.available(*given) == 44 * MIB
 
 
 def test_the_smallest_limit_on_the_way_up_holds(tmp_path: Path) -> None:
     group(tmp_path / "groups" / "batch", str(32 * MIB), 8 * MIB, 0)
     group(tmp_path / "groups" / "batch" / "job", "max", 4 * MIB, 0)
     given = (tmp_path / "groups", own(tmp_path, "0::/batch/job"))
-    assert (memory.total(*given), memory.available(*given)) == (32 * MIB, 24 * MIB)
+    assert (host_memory.total(*given), host_memory.available(*given)) == (32 * MIB, 24 * MIB)
 
 
 def test_the_older_kind_of_group_is_read_too(tmp_path: Path) -> None:
     group(tmp_path / "groups" / "memory" / "job", str(16 * MIB), 8 * MIB, 4 * MIB, version=1)
     given = (tmp_path / "groups", own(tmp_path, "5:cpu:/job", "4:memory:/job", "0::/"))
-    assert (memory.total(*given), memory.available(*given)) == (16 * MIB, 12 * MIB)
+    assert (host_memory.total(*given), host_memory.available(*given)) == (16 * MIB, 12 * MIB)
 
 
 def test_without_a_limit_all_there_is_counts(tmp_path: Path) -> None:
     group(tmp_path / "groups", "max", 8 * MIB, 0)
-    assert memory.total(tmp_path / "groups", own(tmp_path, "0::/")) == psutil.virtual_memory().total
-    assert memory.total(tmp_path / "none", tmp_path / "none") == psutil.virtual_memory().total
-    assert 0 < memory.available() <= memory.total()
+    assert host_memory.total(tmp_path / "groups", own(tmp_path, "0::/")) == psutil.virtual_memory().total
+    assert host_memory.total(tmp_path / "none", tmp_path / "none") == psutil.virtual_memory().total
+    assert 0 < host_memory.available() <= host_memory.total()

@@ -8,21 +8,24 @@ import tokens_artifact
 import torch
 from trainings import curve, train
 
-from cluster.rows import open_tokens
-from distill import engine, masked_lm, microbatch, student
-from distill.batches import Batches, Masker
-from distill.distillation import Distillation, Placement, Student
-from distill.engine import Frozen, Workers
-from distill.learner import Learner, head_for
-from distill.masked_lm import MaskedLM
-from distill.microbatch import Trial, candidates, choose, in_use, predicted_peak, search, tried
+from cluster.tokens.rows import open_tokens
+from distill.config import Distillation, Placement, Student
+from distill.data.batches import Batches, Masker
+from distill.engine import process_group
+from distill.engine.process_group import Workers
+from distill.engine.teacher_engine import TeacherEngine
+from distill.modeling import masked_lm, student
+from distill.modeling.masked_lm import MaskedLM
+from distill.train import micro_batch_size
+from distill.train.micro_batch_size import Trial, candidates, choose, in_use, predicted_peak, search, tried
+from distill.train.student_objective import Learner, head_for
 
 GIB = 2**30
 
 
 @pytest.fixture(scope="module")
 def workers() -> Workers:
-    return engine.join(1)
+    return process_group.join(1)
 
 
 def device(fixed_seconds: float, seconds_per_row: float, bytes_per_row: int, tried: list[int]):  # type: ignore[no-untyped-def]
@@ -93,8 +96,8 @@ def test_a_real_measurement_leaves_the_model_as_it_was(workers: Workers, tmp_pat
         asked.append(rows)
         return batches.take(0, 0, rows)
 
-    frozen = Frozen(MaskedLM(teacher), training, workers)
-    found = microbatch.measure(learner, frozen, take, training, workers)
+    frozen = TeacherEngine(MaskedLM(teacher), training, workers)
+    found = micro_batch_size.measure(learner, frozen, take, training, workers)
     assert found in candidates(32)
     assert set(asked) <= set(candidates(32))
     assert len(np.unique(asked)) >= 3

@@ -5,17 +5,19 @@ from pathlib import Path
 import phones
 import pytest
 
-from cluster import artifact, jobs, ray_cluster, stage
-from cluster.exported import Exported
-from cluster.jobs import Job
-from cluster.recipe import load
-from cluster.stage import StageError
-from eval import adb, phone_programs
-from eval.comparison import compare
-from eval.mobile import STAGE, Mobile
-from eval.phone_programs import PROGRAMS, Run, file_for, read_times
-from eval.phone_report import table
-from eval.results import collect
+from cluster.actors import ray_cluster
+from cluster.artifacts import artifact, stage
+from cluster.artifacts.errors import StageError
+from cluster.artifacts.recipe import load
+from cluster.jobs import client
+from cluster.jobs.job import Job
+from cluster.models.export_spec import Exported
+from eval.mobile import adb_benchmark, android_device
+from eval.mobile.adb_benchmark import PROGRAMS, ProgramRun, file_for, read_times
+from eval.mobile.stage import STAGE, Mobile
+from eval.report.phone_tables import table
+from eval.results.collect import collect
+from eval.results.comparison import compare
 
 # What a phone prints, from the programs themselves: benchmark_model's numbers are in microseconds.
 LITERT = """INFO: Initialized session in 92.318ms.
@@ -146,30 +148,30 @@ def test_a_program_that_fails_is_told_and_nothing_stays_on_the_phone(phone, bina
 def test_a_phone_that_does_not_answer_is_explained(phone, tmp_path, file, text, reason):
     (tmp_path / "phone" / file).write_text(text)
     with pytest.raises(StageError, match=reason):
-        adb.connect(str(phone), None)
+        android_device.connect(str(phone), None)
 
 
 def test_a_phone_is_chosen_by_its_serial(phone):
-    assert adb.connect(str(phone), "R5CT30ABCDE").serial == "R5CT30ABCDE"
+    assert android_device.connect(str(phone), "R5CT30ABCDE").serial == "R5CT30ABCDE"
     with pytest.raises(StageError, match=r"adb sees R5CT30ABCDE, not X: set placement\.serial"):
-        adb.connect(str(phone), "X")
+        android_device.connect(str(phone), "X")
     with pytest.raises(StageError, match=r"is not installed: install it \(on Debian: apt-get install adb\)"):
-        adb.connect(str(phone.parent / "no-adb"), None)
+        android_device.connect(str(phone.parent / "no-adb"), None)
 
 
 def test_a_phone_that_hangs_is_given_up(tmp_path, monkeypatch):
     hanging = tmp_path / "adb"
     hanging.write_text("#!/bin/sh\nexec sleep 600\n")
     hanging.chmod(0o755)
-    monkeypatch.setattr(adb, "PATIENCE_SECONDS", 0.2)
-    found = adb.Phone(str(hanging), "R5CT30ABCDE")
+    monkeypatch.setattr(android_device, "PATIENCE_SECONDS", 0.2)
+    found = android_device.AndroidPhone(str(hanging), "R5CT30ABCDE")
     with pytest.raises(StageError, match="adb shell on R5CT30ABCDE: no answer within 0 s: look at the phone's screen"):
         found.shell("true")
     assert found.asked("true") == ""
 
 
 def test_a_command_that_fails_on_the_phone_fails_here(phone):
-    found = adb.connect(str(phone), None)
+    found = android_device.connect(str(phone), None)
     assert found.shell("echo well") == "well\n"
     with pytest.raises(StageError, match="adb shell on R5CT30ABCDE: no such thing"):
         found.shell("echo no such thing >&2; exit 3")
@@ -178,12 +180,12 @@ def test_a_command_that_fails_on_the_phone_fails_here(phone):
 
 def test_cores_are_chosen_by_their_clocks():
     clocks = {0: 1800, 1: 1800, 2: 2300, 3: 2850}
-    assert adb.cores_for(clocks, 2, "fast") == [2, 3]
-    assert adb.cores_for(clocks, 1, "slow") == [1]
-    assert adb.cores_for(clocks, 2, "any") is adb.cores_for({}, 2, "fast") is None
-    assert adb.mask([0, 3]) == "9"
+    assert android_device.cores_for(clocks, 2, "fast") == [2, 3]
+    assert android_device.cores_for(clocks, 1, "slow") == [1]
+    assert android_device.cores_for(clocks, 2, "any") is android_device.cores_for({}, 2, "fast") is None
+    assert android_device.mask([0, 3]) == "9"
     with pytest.raises(StageError, match="threads = 5, but the phone has 4 cores"):
-        adb.cores_for(clocks, 5, "fast")
+        android_device.cores_for(clocks, 5, "fast")
 
 
 @pytest.mark.parametrize(
@@ -199,8 +201,8 @@ def test_what_the_programs_print_is_read(runtime, printed, load):
 
 
 def test_programs_are_told_threads_calls_and_length():
-    run = Run("student model.onnx", threads=4, length=48, warmup=2, calls=10)
-    asked = {name: phone_programs.command("p", program, run, "f0") for name, program in PROGRAMS.items()}
+    run = ProgramRun("student model.onnx", threads=4, length=48, warmup=2, calls=10)
+    asked = {name: adb_benchmark.command("p", program, run, "f0") for name, program in PROGRAMS.items()}
     assert all(line.startswith("LD_LIBRARY_PATH=. taskset f0 ./p ") for line in asked.values())
     assert "'--graph=student model.onnx' --num_threads=4" in asked["litert"]
     assert "--num_executions=10 --cpu_threads=4" in asked["executorch"]
@@ -314,8 +316,8 @@ def test_a_proxy_is_a_job_of_its_own_kind(exports, tmp_path, monkeypatch):
     place = tmp_path / "out" / "mobile" / "host"
     job = Job("host", "eval.mobile", asked, exports, place, alone=True)
     with ray_cluster.connect(2):
-        (done,) = jobs.run([job], tmp_path / "ledger")
-        (known,) = jobs.queue().list()
+        (done,) = client.run([job], tmp_path / "ledger")
+        (known,) = client.queue().list()
     assert (done.state, done.error) == ("done", None)
     assert known["kind"] == "mobile"
     assert artifact.verify(place, "benchmark").facts["proxy"]

@@ -14,7 +14,8 @@ import pytest
 import tokens_artifact
 import torch
 
-from cluster import artifact, exported, runtimes, stage
+from cluster.artifacts import artifact, commit, errors
+from cluster.models import export_spec, runtimes
 from deploy import predict
 
 FAMILIES = ("distilbert", "bert", "roberta")
@@ -53,7 +54,7 @@ def outputs(folder, model, head, length):
     mask = np.ones_like(ids)
     mask[1, length - length // 3 :] = 0
     feed = {"input_ids": ids, "attention_mask": mask}
-    if "token_type_ids" in exported.read(folder).inputs:
+    if "token_type_ids" in export_spec.read(folder).inputs:
         feed["token_type_ids"] = mask * (np.arange(length) >= length // 2)
     with torch.no_grad():
         wanted = headed.load(model, head)(**{name: torch.from_numpy(values) for name, values in feed.items()})
@@ -70,7 +71,7 @@ def check(made: artifact.Artifact, model, head, closeness: float) -> None:
     scale = max(np.abs(wanted).max() for wanted, _ in pairs)
     assert max(np.abs(wanted - found).max() for wanted, found in pairs) <= closeness * scale
     facts = made.facts
-    assert facts["bytes"] == exported.read(made.path).bytes(made.path) > 0
+    assert facts["bytes"] == export_spec.read(made.path).bytes(made.path) > 0
     assert facts["parity"]["relative"] <= closeness
     assert predict.load(made.path).described.head == head
 
@@ -92,13 +93,13 @@ def test_openvino_calibrates_on_corpus_rows(tmp_path, family):
         )
         assert kept.facts["parity"]["relative"] < 0.5 * made.facts["parity"]["relative"]
         assert kept.facts["bytes"] > made.facts["bytes"]
-        with pytest.raises(stage.StageError, match="keep: no layer is named everything"):
+        with pytest.raises(errors.StageError, match="keep: no layer is named everything"):
             exports.make("deploy.openvino_export", tmp_path / "no", inputs, **values, keep=["everything"])
     whole = exports.make(
         "deploy.openvino_export", tmp_path / "fp32", {"model": model}, precision="fp32", probe=exports.PROBE
     )
     check(whole, model, "question-answering", 1e-5)
-    with pytest.raises(stage.StageError, match="belong together"):
+    with pytest.raises(errors.StageError, match="belong together"):
         exports.make("deploy.openvino_export", tmp_path / "none", {"model": model}, probe=exports.PROBE)
 
 
@@ -135,7 +136,7 @@ def test_core_ml_is_converted_and_says_that_it_was_not_run(tmp_path, precision):
     assert "not run" in made.facts["not_run"]
     said = json.loads((made.path / "parity.json").read_text())
     assert said["traced"]["start_logits"]["relative"] < 1e-5
-    with pytest.raises(stage.StageError, match="runs on a Mac"):
+    with pytest.raises(errors.StageError, match="runs on a Mac"):
         predict.load(made.path)
 
 
@@ -162,7 +163,7 @@ def test_what_was_changed_is_made_into_nothing_else(onnx_of_a_model, tmp_path, m
     contents[len(contents) // 2] ^= 1
     (damaged / "model.onnx").write_bytes(contents)
     inputs = {"export": damaged} if module == "browser_layout" else {"export": damaged, "model": model}
-    with pytest.raises(artifact.ArtifactError, match="was changed after it was made"):
+    with pytest.raises(commit.ArtifactError, match="was changed after it was made"):
         exports.make(f"deploy.{module}", tmp_path / "out", inputs)
     assert not (tmp_path / "out").exists()
 
@@ -181,7 +182,7 @@ def test_a_browser_finds_the_model_and_a_whole_tokenizer(tmp_path):
     }  # fmt: skip
     passage = "She poured the warm mash into the copper still."
     assert predict.load(made.path)("What?", passage) == predict.load(int8)("What?", passage)
-    with pytest.raises(stage.StageError, match="give an export made by deploy"):
+    with pytest.raises(errors.StageError, match="give an export made by deploy"):
         exports.make("deploy.browser_layout", tmp_path / "again", {"export": made.path})
 
 
@@ -215,5 +216,5 @@ def test_a_toolchain_that_is_absent_is_one_line_with_its_extra(tmp_path, monkeyp
 
     monkeypatch.setattr(importlib.metadata, "version", version)
     model = headed.model_folder(tmp_path / "model", "distilbert", "classification")
-    with pytest.raises(stage.StageError, match=f"^{distribution} is not installed: pip install '{advice}'$"):
+    with pytest.raises(errors.StageError, match=f"^{distribution} is not installed: pip install '{advice}'$"):
         exports.make(module, tmp_path / "out", {"model": model})

@@ -12,8 +12,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from test_energy import domain
 
-from cluster.exported import Exported
-from eval.model_process import ModelProcess, ModelProcessError, Opening, write_inputs
+from cluster.models.export_spec import Exported
+from eval.benchmark.model_process import ModelProcess, ModelProcessError, Opening, write_inputs
 
 NAMES = ("input_ids", "attention_mask")
 

@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 from datasketch import MinHash
 
-from cluster import word_grams
-from cluster.near_duplicates import NearDuplicates, bands, minhash, repeated, signature
-from cluster.recipe import RecipeError
+from cluster.artifacts.recipe import RecipeError
+from cluster.corpus import word_ngrams
+from cluster.corpus.minhash import NearDuplicates, bands, minhash, repeated, signature
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 U64 = npt.NDArray[np.uint64]
@@ -48,7 +48,7 @@ def test_sketches_are_those_of_the_library() -> None:
     text = " ".join(f"word{number * number % 977}" for number in range(530))
     num_bands, num_rows = bands(recipe)
     reference = MinHash(num_perm=num_bands * num_rows, seed=4, hashfunc=int, scheme="affine32")
-    for run in word_grams.grams(word_grams.words(text), recipe.words):
+    for run in word_ngrams.grams(word_ngrams.words(text), recipe.words):
         reference.update(int(run) & 0xFFFFFFFF)
     assert minhash(text, recipe).tolist() == reference.hashvalues.tolist()
 

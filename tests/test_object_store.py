@@ -14,8 +14,8 @@ import pytest
 import s3_server
 import tiny
 
-from cluster import artifact, cache
-from cluster.rows import open_tokens
+from cluster.artifacts import artifact, cache
+from cluster.tokens.rows import open_tokens
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]
 

@@ -10,11 +10,12 @@ import pytest
 import torch
 from transformers import BertConfig, BertForTokenClassification, DistilBertConfig, DistilBertForSequenceClassification
 
-from cluster import artifact, stage
-from cluster.recipe import load
-from deploy import exporting, onnx_export, original
-from deploy.onnx_export import STAGE, Export
-from deploy.parity import Probe, Tolerance
+from cluster.artifacts import artifact, errors, stage
+from cluster.artifacts.recipe import load
+from deploy.conversion import finalize, source_model
+from deploy.conversion.parity import Probe, Tolerance
+from deploy.targets import onnx_export
+from deploy.targets.onnx_export import STAGE, Export
 
 SHORT = Probe(lengths=(8, 24), rows=2)
 # Seconds each: here those that a pipeline makes, in the long run every other family with every other head.
@@ -27,7 +28,7 @@ USUAL = [
 ]
 CASES = [
     pytest.param(family, head, marks=() if (family, head) in USUAL else pytest.mark.long)
-    for family in original.FAMILIES
+    for family in source_model.FAMILIES
     for head in ("masked-words", "classification", "question-answering")
 ]
 
@@ -81,7 +82,7 @@ def test_every_family_and_head_is_exported_with_free_batch_and_length(tmp_path, 
 
 def test_token_types_are_an_input_only_of_models_that_tell_them_apart(tmp_path):
     for family, expected in (("bert", 3), ("distilbert", 2), ("roberta", 2)):
-        source = original.open_original(headed.model_folder(tmp_path / family, family, "classification"))
+        source = source_model.open_original(headed.model_folder(tmp_path / family, family, "classification"))
         assert len(source.inputs) == expected
         assert source.positions == 64, "RoBERTa's two unused positions are not offered"
 
@@ -101,7 +102,7 @@ def test_a_regression_student_is_named_and_known_again(tmp_path):
 
 def test_an_export_further_than_the_tolerance_is_refused_and_leaves_nothing(tmp_path):
     model = headed.model_folder(tmp_path / "model", "distilbert", "question-answering")
-    with pytest.raises(stage.StageError, match=r"start_logits differs by .* tolerance\.relative allows 1e-12"):
+    with pytest.raises(errors.StageError, match=r"start_logits differs by .* tolerance\.relative allows 1e-12"):
         export(model, tmp_path / "export", tolerance=Tolerance(relative=1e-12))
     assert not (tmp_path / "export").exists()
     assert export(model, tmp_path / "export").facts["format"] == "onnx", (
@@ -120,11 +121,11 @@ def test_a_model_without_an_export_is_refused_by_name(tmp_path):
     )
     BertForTokenClassification(config).save_pretrained(tmp_path / "tagger")
     with pytest.raises(
-        stage.StageError, match=r"BertForTokenClassification \(bert\): it takes bert, distilbert, roberta"
+        errors.StageError, match=r"BertForTokenClassification \(bert\): it takes bert, distilbert, roberta"
     ):
         export(tmp_path / "tagger", tmp_path / "export")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(stage.StageError, match=r"it has no config\.json"):
+    with pytest.raises(errors.StageError, match=r"it has no config\.json"):
         export(tmp_path / "empty", tmp_path / "export")
 
 
@@ -132,7 +133,7 @@ def test_another_family_is_refused(tmp_path):
     model = headed.model_folder(tmp_path / "model", "bert", "classification")
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps(config | {"model_type": "electra"}))
-    with pytest.raises(stage.StageError, match=r"BertForSequenceClassification \(electra\)"):
+    with pytest.raises(errors.StageError, match=r"BertForSequenceClassification \(electra\)"):
         export(model, tmp_path / "export")
 
 
@@ -140,7 +141,7 @@ def test_a_head_that_was_never_saved_is_not_made_up(tmp_path):
     model = headed.model_folder(tmp_path / "model", "bert", "masked-words")
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps(config | {"architectures": ["BertForSequenceClassification"]}))
-    with pytest.raises(stage.StageError, match=r"weights lack bert\.pooler"):
+    with pytest.raises(errors.StageError, match=r"weights lack bert\.pooler"):
         export(model, tmp_path / "export")
 
 
@@ -149,18 +150,18 @@ def test_a_tokenizer_must_be_there_and_fit(tmp_path):
     shutil.copytree(model, tmp_path / "mute")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (tmp_path / "mute" / name).unlink()
-    with pytest.raises(stage.StageError, match="has no tokenizer"):
+    with pytest.raises(errors.StageError, match="has no tokenizer"):
         export(tmp_path / "mute", tmp_path / "export")
     small = DistilBertConfig(vocab_size=20, dim=16, n_layers=1, n_heads=2, hidden_dim=16)
     DistilBertForSequenceClassification(small).save_pretrained(model)
-    with pytest.raises(stage.StageError, match="its model 20: save the tokenizer"):
+    with pytest.raises(errors.StageError, match="its model 20: save the tokenizer"):
         export(model, tmp_path / "export")
 
 
 def test_libraries_may_warn_again_after_an_export(caplog):
-    with exporting.quiet():
-        exporting.logger.warning("nobody can act upon this")
-    exporting.logger.warning("this matters")
+    with finalize.quiet():
+        finalize.logger.warning("nobody can act upon this")
+    finalize.logger.warning("this matters")
     assert [record.message for record in caplog.records] == ["this matters"]
 
 

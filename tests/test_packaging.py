@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster import runtimes, stage
+from cluster.artifacts import errors, registry
+from cluster.models import runtimes
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -92,11 +93,11 @@ def test_the_extra_that_runs_an_export_brings_its_library(runtime: str) -> None:
 
 def _missing(target: str) -> str | None:
     """What a user reads where the toolchain is absent."""
-    toolchain = stage.find(f"deploy.{target}_export").toolchain
+    toolchain = registry.find(f"deploy.{target}_export").toolchain
     assert toolchain is not None
     try:
         toolchain()
-    except stage.StageError as error:
+    except errors.StageError as error:
         return str(error)
     return None
 

@@ -10,17 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from cluster import artifact
-from cluster.stage import StageError
-from eval import page_server, phone_link
-from eval.page_server import (
-    MOST_CONNECTIONS,
-    MOST_RESULT_BYTES,
-    Exchange,
-    ResultError,
-    link_id,
-    serving,
-)
+from cluster.artifacts import artifact
+from cluster.artifacts.errors import StageError
+from eval.mobile import one_time_link, page_server
+from eval.mobile.page_server import MOST_CONNECTIONS, MOST_RESULT_BYTES, ResultError, ResultInbox, link_id, serving
 
 FILES = {"index.html": "<!doctype html>", "page.js": "export {}", "models/a b.part": "abc", "libraries/ort.wasm": "w"}
 
@@ -43,7 +36,7 @@ def served(page):
             raise ResultError("answer: 42 is wanted")
         return posted
 
-    exchange = Exchange(page, {"job": "pocket"}, accept)
+    exchange = ResultInbox(page, {"job": "pocket"}, accept)
     with serving(exchange, "127.0.0.1", 0) as port:
         yield exchange, port
 
@@ -141,7 +134,7 @@ def test_numbers_of_another_job_are_not_taken(served, page):
         status, said = post(port, exchange.token, right, path=path)
         assert (status, "measured for another job" in said) == (400, True), path
     assert exchange.result is None
-    second = Exchange(page, {"job": "second"}, exchange.accept)
+    second = ResultInbox(page, {"job": "second"}, exchange.accept)
     with serving(second, "127.0.0.1", 0) as other:
         cookies = f"stillhouse_token_{port}={exchange.token}; stillhouse_token_{other}={second.token}"
         told = {at: json.loads(ask(at, "/job", Cookie=cookies)[1])["id"] for at in (port, other)}
@@ -276,7 +269,7 @@ def test_idle_and_slowly_read_connections_outlive_the_deadline_of_a_request(page
     whole = bytes(2**24)
     (page.path / "libraries" / "ort.wasm").write_bytes(whole)
     monkeypatch.setitem(page.files["libraries/ort.wasm"], "bytes", len(whole))
-    exchange = Exchange(page, {"job": "pocket"}, dict)
+    exchange = ResultInbox(page, {"job": "pocket"}, dict)
     with serving(exchange, "127.0.0.1", 0) as port, socket.create_connection(("127.0.0.1", port), 10) as connection:
         cookie = f"stillhouse_token_{port}={exchange.token}"
         request = f"GET /libraries/ort.wasm HTTP/1.1\r\nHost: x\r\nCookie: {cookie}\r\n\r\n".encode()
@@ -294,7 +287,7 @@ def test_idle_and_slowly_read_connections_outlive_the_deadline_of_a_request(page
 
 def test_a_port_that_is_taken_is_named(served, page):
     _, port = served
-    again = serving(Exchange(page, {}, dict), "127.0.0.1", port)
+    again = serving(ResultInbox(page, {}, dict), "127.0.0.1", port)
     with pytest.raises(StageError, match=rf"127\.0\.0\.1:{port}: .* set placement\.port"), again:
         pass
 
@@ -303,10 +296,10 @@ def test_over_https_the_cookie_stays_there(page, tmp_path):
     certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
     made = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
     subprocess.run([*made, "-out", certificate, "-keyout", key], check=True, capture_output=True)
-    exchange = Exchange(page, {}, dict)
+    exchange = ResultInbox(page, {}, dict)
     trusting = ssl.create_default_context()
     trusting.check_hostname, trusting.verify_mode = False, ssl.CERT_NONE
-    with serving(exchange, "127.0.0.1", 0, phone_link.tls(str(certificate), str(key))) as port:
+    with serving(exchange, "127.0.0.1", 0, one_time_link.tls(str(certificate), str(key))) as port:
         silent = socket.create_connection(("127.0.0.1", port))  # never completes its handshake
         connection = http.client.HTTPSConnection("127.0.0.1", port, context=trusting, timeout=10)
         connection.request("GET", f"/?t={exchange.token}")
@@ -322,12 +315,12 @@ def test_over_https_the_cookie_stays_there(page, tmp_path):
 
 
 def test_half_of_a_certificate_is_refused(tmp_path):
-    assert phone_link.tls(None, None) is None
+    assert one_time_link.tls(None, None) is None
     with pytest.raises(StageError, match=r"set placement\.certificate and placement\.key"):
-        phone_link.tls("cert.pem", None)
+        one_time_link.tls("cert.pem", None)
     (tmp_path / "a.pem").write_text("no certificate")
     with pytest.raises(StageError, match="are no certificate and its key in PEM"):
-        phone_link.tls(str(tmp_path / "a.pem"), str(tmp_path / "a.pem"))
+        one_time_link.tls(str(tmp_path / "a.pem"), str(tmp_path / "a.pem"))
 
 
 @pytest.mark.parametrize(
@@ -338,14 +331,14 @@ def test_half_of_a_certificate_is_refused(tmp_path):
     ],
 )  # fmt: skip
 def test_which_links_a_browser_trusts(address, secure):
-    assert phone_link.is_secure(address) == secure
+    assert one_time_link.is_secure(address) == secure
 
 
 def test_the_terminal_shows_the_qr_code_of_the_link():
     segno = pytest.importorskip("segno")
-    link = phone_link.link("http://192.168.1.20:8765/", "a-token")
+    link = one_time_link.link("http://192.168.1.20:8765/", "a-token")
     assert link == "http://192.168.1.20:8765/?t=a-token"
-    lines = phone_link.terminal(link)
+    lines = one_time_link.terminal(link)
     halves = {"█": (0, 0), "▀": (0, 1), "▄": (1, 0), " ": (1, 1)}
     drawn = [[halves[sign][half] for sign in line] for line in lines for half in (0, 1)]
     wanted = [list(line) for line in segno.make(link, error="l", micro=False).matrix_iter(border=2)]

@@ -6,11 +6,12 @@ import pytest
 import tiny
 import torch
 
-from cluster import stage
-from cluster.runtimes import open_export
-from deploy import onnx_export, parity
-from deploy.original import open_original
-from deploy.parity import Difference, Probe, Tolerance
+from cluster.artifacts import errors, stage
+from cluster.models.runtimes import open_export
+from deploy.conversion import parity
+from deploy.conversion.parity import Difference, Probe, Tolerance
+from deploy.conversion.source_model import open_original
+from deploy.targets import onnx_export
 
 NAMES = ("input_ids", "attention_mask", "token_type_ids")
 
@@ -53,7 +54,7 @@ def test_lengths_beyond_the_model_become_its_longest(tokenizer):
 def test_a_tokenizer_without_its_marks_is_refused(tmp_path):
     mute = tiny.wordpiece(tmp_path)
     mute.sep_token = None
-    with pytest.raises(stage.StageError, match="lacks a"):
+    with pytest.raises(errors.StageError, match="lacks a"):
         parity.fixed_inputs(Probe(), mute, NAMES, 64)
 
 
@@ -99,14 +100,14 @@ def test_a_value_that_is_no_number_is_refused_wherever_it_stands(bad):
     fine = parity.compare({"o": wanted}, {"o": wanted}, feed, {"o": "classes"})
     found = parity.compare({"o": wanted}, {"o": broken}, feed, {"o": "classes"})
     for merged in (found, parity.merge(fine, found), parity.merge(found, fine)):
-        with pytest.raises(stage.StageError, match=r"model\.onnx is not the model"):
+        with pytest.raises(errors.StageError, match=r"model\.onnx is not the model"):
             parity.check(merged, Tolerance(relative=1e6, agreement=0.0), "model.onnx")
 
 
 def test_a_refusal_shows_the_digits_that_differ():
     found = {"logits": Difference(max_abs=0.5035, scale=1.0, agreed=0, choices=0)}
     with pytest.raises(
-        stage.StageError, match=r"differs by 0\.5035 of its largest value, tolerance\.relative allows 0\.5;"
+        errors.StageError, match=r"differs by 0\.5035 of its largest value, tolerance\.relative allows 0\.5;"
     ):
         parity.check(found, Tolerance(relative=0.5, agreement=0.7), "it")
 
@@ -114,10 +115,12 @@ def test_a_refusal_shows_the_digits_that_differ():
 def test_too_little_agreement_is_refused_and_enough_is_not():
     found = {"logits": Difference(max_abs=0.1, scale=1.0, agreed=7, choices=10)}
     parity.check(found, Tolerance(relative=0.1, agreement=0.7), "it")
-    with pytest.raises(stage.StageError, match=r"agrees on 70\.0% of 10 choices, tolerance\.agreement asks for 71\.0%"):
+    with pytest.raises(
+        errors.StageError, match=r"agrees on 70\.0% of 10 choices, tolerance\.agreement asks for 71\.0%"
+    ):
         parity.check(found, Tolerance(relative=0.1, agreement=0.71), "it")
     with pytest.raises(
-        stage.StageError, match=r"differs by 0\.1 of its largest value, tolerance\.relative allows 0\.099"
+        errors.StageError, match=r"differs by 0\.1 of its largest value, tolerance\.relative allows 0\.099"
     ):
         parity.check(found, Tolerance(relative=0.099, agreement=0.7), "it")
 

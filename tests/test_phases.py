@@ -13,19 +13,23 @@ import tokens_artifact
 import torch
 from trainings import RECIPE, command, curve, environment, toml
 
-from cluster import artifact, recipe, stage
-from cluster.rows import open_tokens
-from cluster.telemetry import read_metrics
-from distill import costs, export, hardware, launch, plan, prediction, shapes
-from distill.distillation import Distillation, Training
-from distill.forecast import forecast
-from distill.phases import Schedule
-from distill.pipeline import Pipeline, Plan
-from distill.run import Run
-from distill.teacher import STAGE as TEACHER
-from distill.teacher import Teacher
+from cluster.artifacts import artifact, cli, recipe, registry, stage
+from cluster.telemetry.metrics_log import read_metrics
+from cluster.tokens.rows import open_tokens
+from distill.checkpointing.run_folder import Run
+from distill.config import Distillation, Training
+from distill.cost_model import hardware, step_prediction
+from distill.cost_model.forecast import forecast
+from distill.data.schedule import Schedule
+from distill.launch import run_pipeline
+from distill.launch.pipeline_recipe import Pipeline, PipelinePlan
+from distill.modeling import model_shape
+from distill.plan import cli as plan_cli
+from distill.train import export
+from distill.train.teacher import STAGE as TEACHER
+from distill.train.teacher import Teacher
 
-TRAIN = stage.find("distill.train")
+TRAIN = registry.find("distill.train")
 SHORT, LONG = 16, tokens_artifact.SEQ_LEN
 TOLERANCE = 1e-6
 PHASES = [{"seq_len": SHORT, "steps": 4}, {"seq_len": LONG, "steps": 4, "rows_per_step": 4}]
@@ -255,7 +259,7 @@ def test_tokens_and_phases_that_do_not_go_together_are_refused_in_one_line(
     given = [part for setting in settings for part in ("--set", setting)]
     arguments = [str(tmp_path / "recipe.toml"), "--tokens", *paths, "--teacher", str(folder / "teacher")]
     with pytest.raises(SystemExit) as stopped:
-        stage.main(TRAIN, [*arguments, "--out", str(tmp_path / "run"), *given])
+        cli.main(TRAIN.name, [*arguments, "--out", str(tmp_path / "run"), *given])
     assert stopped.value.code == 1
     said = capsys.readouterr().err
     assert said.count("\n") == 1, said
@@ -269,11 +273,11 @@ def test_the_order_of_tokens_does_not_matter_and_another_artifact_is_named(
     (tmp_path / "recipe.toml").write_text(toml(VALUES), encoding="utf-8")
     arguments = [str(tmp_path / "recipe.toml"), "--teacher", str(folder / "teacher"), "--out", str(run)]
     for first, second in ((folder / "short", folder / "tokens"), (folder / "tokens", folder / "short")):
-        stage.main(TRAIN, [*arguments, "--tokens", str(first), str(second)])
+        cli.main(TRAIN.name, [*arguments, "--tokens", str(first), str(second)])
     tokens_artifact.of_length(tmp_path / "other", folder / "bert", SHORT, documents=900)
     capsys.readouterr()
     with pytest.raises(SystemExit):
-        stage.main(TRAIN, [*arguments, "--tokens", str(tmp_path / "other"), str(folder / "tokens")])
+        cli.main(TRAIN.name, [*arguments, "--tokens", str(tmp_path / "other"), str(folder / "tokens")])
     assert "holds another run (inputs.tokens-16: " in capsys.readouterr().err
 
 
@@ -284,7 +288,7 @@ def test_a_pipeline_makes_the_rows_its_phases_read(tmp_path: Path) -> None:
     values["train"] = {**training, "phases": phases}
     values["teacher"]["train"] |= {"phases": [{"seq_len": 16, "steps": 2}]}
     del values["teacher"]["train"]["steps"]
-    made = Plan(Pipeline.of(values), tmp_path / "out")
+    made = PipelinePlan(Pipeline.of(values), tmp_path / "out")
     jobs = {job.name: job for job in made.text()}
     assert list(jobs) == ["corpus", "tokens", "tokens-16", "tokens-48"]
     extra = jobs["tokens-48"]
@@ -295,7 +299,7 @@ def test_a_pipeline_makes_the_rows_its_phases_read(tmp_path: Path) -> None:
     assert made.rows_of(made.distillation("student")) == {"tokens-32": out / "tokens", "tokens-48": out / "tokens-48"}
     alone = Training.of(values["teacher"]["train"])
     assert made.rows_of(alone) == {"tokens": out / "tokens-16"}
-    plain = Plan(Pipeline.of(pipelines.values(tmp_path)), out)
+    plain = PipelinePlan(Pipeline.of(pipelines.values(tmp_path)), out)
     assert [job.name for job in plain.text()] == ["corpus", "tokens"]
     assert [job.cpus for job in plain.text()] == [0, 0]  # what holds a CPU keeps it from its own actors
     assert plain.rows_of(plain.distillation("student")) == {"tokens": out / "tokens"}
@@ -310,7 +314,7 @@ def test_a_pipeline_in_phases_runs_from_text_to_report_and_is_complete_then(tmp_
         training["phases"] = [{"seq_len": 32, "epochs": 0.2}, {"seq_len": 48, "steps": 2}]
     out = tmp_path / "out"
     for _ in range(2):
-        assert launch.launch(Pipeline.of(values), out) == []
+        assert run_pipeline.launch(Pipeline.of(values), out) == []
     short, long = (artifact.read(out / name, "tokens") for name in ("tokens", "tokens-48"))
     assert short.facts["vocabulary"] == long.facts["vocabulary"]
     assert set(artifact.read(out / "teacher").inputs) == {"tokens-32", "tokens-48"}
@@ -325,20 +329,20 @@ def test_a_plan_counts_the_hours_of_every_phase(tmp_path: Path, capsys: pytest.C
     path = tmp_path / "recipe.toml"
     phases = [{"seq_len": 128, "epochs": 2.0}, {"seq_len": 512, "steps": 500, "rows_per_step": 1024}]
     path.write_text(toml({"precision": "fp16", "phases": phases}), encoding="utf-8")
-    plan.main([str(path), "--hardware", "8xV100-32GB", "--rows", "1000000", "--seq-len", "128"])
+    plan_cli.main([str(path), "--hardware", "8xV100-32GB", "--rows", "1000000", "--seq-len", "128"])
     printed = capsys.readouterr().out
     assert "488 steps of 4,096 rows of 128 tokens (2 passes over 1,000,000 rows), fp16" in printed
     assert "500 steps of 1,024 rows of 512 tokens, fp16" in printed
-    options = plan._parser().parse_args(
+    options = plan_cli._parser().parse_args(
         [str(path), "--hardware", "8xV100-32GB", "--rows", "1000000", "--seq-len", "128"]
     )
-    (planned,) = plan.Request(options).runs
+    (planned,) = plan_cli.Request(options).runs
     cluster = hardware.cluster("8xV100-32GB")
     found = forecast(planned, cluster)
-    teacher = shapes.KNOWN[shapes.DEFAULT]
+    teacher = model_shape.KNOWN[model_shape.DEFAULT]
     alone = Training.of({"precision": "fp16", "steps": 500, "rows_per_step": 1024, "placement": {"rows_per_device": 4}})
-    layout = prediction.Layout(8, 4, 1)
-    long = prediction.predict(alone, teacher, costs.student_of(teacher, 6), 512, cluster, layout)
+    layout = step_prediction.Layout(8, 4, 1)
+    long = step_prediction.predict(alone, teacher, model_shape.student_shape(teacher, 6), 512, cluster, layout)
     seconds = 488 * found.chosen.step_seconds + 500 * long.step_seconds + found.validation_seconds
     assert found.written.layout.micro_rows == 16
     assert found.hours == pytest.approx(seconds / 3600)

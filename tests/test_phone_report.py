@@ -10,12 +10,13 @@ import phones
 import pytest
 from result_folders import PHONES, phone, suite
 
-from cluster import artifact, stage
-from eval import phone_link
-from eval.comparison import compare
-from eval.mobile import STAGE, Mobile
-from eval.phone_report import table
-from eval.results import collect, identity
+from cluster.artifacts import artifact, commit, errors, stage
+from cluster.storage import filesystem
+from eval.mobile import one_time_link
+from eval.mobile.stage import STAGE, Mobile
+from eval.report.phone_tables import table
+from eval.results.collect import collect, identity
+from eval.results.comparison import compare
 
 ROOT = Path(__file__).parents[1]
 
@@ -59,7 +60,7 @@ def test_a_proxy_is_called_one_in_its_rows_its_finding_and_a_note(whole):
 def test_a_browser_that_is_no_phone_is_not_called_one(tmp_path):
     desk = PHONES["in-the-hand"] | {"device": {"user_agent": "Mozilla/5.0 (X11; Linux)", "mobile": False}}
     with artifact.create(tmp_path / "mobile" / "desk", kind="benchmark", inputs={}, recipe={}) as draft:
-        artifact.write_json(draft.path / "mobile.json", phone(**desk))
+        filesystem.write_json(draft.path / "mobile.json", phone(**desk))
     found = table(compare(collect(tmp_path)))
     assert found.rows[0].cells[0].detail == "X11; Linux, in a browser that is no phone"
 
@@ -74,7 +75,7 @@ def test_what_did_not_run_and_what_proves_nothing_is_said(whole):
 def test_a_student_that_is_slower_takes_more_time(tmp_path):
     slow = phone(**PHONES["this-host"] | {"ms": {"student": 300.0, "teacher": 240.0}})
     with artifact.create(tmp_path / "mobile" / "slow", kind="benchmark", inputs={}, recipe={}) as draft:
-        artifact.write_json(draft.path / "mobile.json", slow)
+        filesystem.write_json(draft.path / "mobile.json", slow)
     found = table(compare(collect(tmp_path)))
     assert [cell.text for cell in found.only("×", "% less time").rows[0].cells] == ["0.80×", "−25 %"]
     assert "25 % more time" in found.findings[0]
@@ -90,27 +91,27 @@ def test_a_link_is_in_the_report_as_long_as_its_job_waits(tmp_path):
     program.write_text(program.read_text().replace("\nexec", f"\n{case}\nexec"))
     place = {"host": "127.0.0.1", "port": 0, "wait_seconds": 900.0, "reach": "adb", "adb": str(program)}
     asked = Mobile.of({"way": {"kind": "browser"}, "placement": place})
-    with pytest.raises(stage.StageError):
+    with pytest.raises(errors.StageError):
         stage.execute(STAGE, asked, {"page": tmp_path / "page"}, out / "mobile" / "pocket")
     made = artifact.read(out / "report", "report")
     link = json.loads((made.path / "report.json").read_text())["phones"]["waiting"][0]["link"]
     assert re.fullmatch(r"http://localhost:\d+/\?t=\S{32}", link)
     assert all(link in (made.path / name).read_text() for name in ("report.html", "report.md", "summary.txt"))
-    assert (made.path / "plots" / "link-pocket.svg").read_text() == phone_link.svg(link)
+    assert (made.path / "plots" / "link-pocket.svg").read_text() == one_time_link.svg(link)
     assert 'aria-label="The link of pocket"' in (made.path / "report.html").read_text()
     assert not list((out / "mobile" / ".pocket.partial").glob("link.*")), "the link has ended"
-    with pytest.raises(artifact.ArtifactError, match="holds no results"):
+    with pytest.raises(commit.ArtifactError, match="holds no results"):
         collect(out)
 
 
 def test_a_link_of_a_job_that_was_killed_ends_with_its_time(tmp_path):
     folder = tmp_path / "mobile" / ".pocket.partial"
     folder.mkdir(parents=True)
-    artifact.write_json(folder / "link.json", {"link": "http://host/?t=x", "until": time.time() + 900})
+    filesystem.write_json(folder / "link.json", {"link": "http://host/?t=x", "until": time.time() + 900})
     waiting = identity(tmp_path)
     assert collect(tmp_path).links["pocket"].link == "http://host/?t=x"
-    artifact.write_json(folder / "link.json", {"link": "http://host/?t=y", "until": time.time() + 900})
+    filesystem.write_json(folder / "link.json", {"link": "http://host/?t=y", "until": time.time() + 900})
     assert identity(tmp_path) != waiting, "a report of it must be made again"
-    artifact.write_json(folder / "link.json", {"link": "http://host/?t=x", "until": time.time() - 1})
-    with pytest.raises(artifact.ArtifactError, match="holds no results"):
+    filesystem.write_json(folder / "link.json", {"link": "http://host/?t=x", "until": time.time() - 1})
+    with pytest.raises(commit.ArtifactError, match="holds no results"):
         collect(tmp_path)

@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
-from cluster.stage import StageError
-from eval.mobile_rows import compared, percentiles, row
-from eval.page_server import ResultError
-from eval.phone_result import check, read, rows, unfit
+from cluster.artifacts.errors import StageError
+from eval.mobile.page_server import ResultError
+from eval.mobile.result_schema import check, read, rows, unfit
+from eval.mobile.timing_rows import compared, percentiles, row
 
 PLAN = {"lengths": [48], "warmup": 1, "repeats": 3, "threads": [1, 2]}
 MODELS = ("student", "teacher")

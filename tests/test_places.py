@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from cluster import ray_cluster
-from cluster.recipe import RecipeError
-from distill.distillation import Training
-from distill.places import LaunchError, Places
+from cluster.actors import ray_cluster
+from cluster.artifacts.recipe import RecipeError
+from distill.config import Training
+from distill.launch.elastic import LaunchError, WorkerSlots
 
 
 def training(workers: Any, **placement: Any) -> Training:
@@ -17,12 +17,12 @@ def training(workers: Any, **placement: Any) -> Training:
 
 @pytest.mark.parametrize(("room", "count"), [(1, None), (2, 2), (3, 3), (5, 4), (7, 6), (64, 6)])
 def test_the_largest_number_that_divides_the_rows(room: int, count: int | None) -> None:
-    assert Places(training({"min": 2, "max": 8}), gpu=False, fixed=None).fitting(room) == count
+    assert WorkerSlots(training({"min": 2, "max": 8}), gpu=False, fixed=None).fitting(room) == count
 
 
 @pytest.mark.parametrize(("room", "count"), [(3, None), (4, 4), (64, 4)])
 def test_a_fixed_number_is_that_or_nothing(room: int, count: int | None) -> None:
-    assert Places(training(4), gpu=False, fixed=4).fitting(room) == count
+    assert WorkerSlots(training(4), gpu=False, fixed=4).fitting(room) == count
 
 
 def test_a_range_without_a_divisor_is_refused() -> None:
@@ -37,19 +37,19 @@ def cluster() -> Iterator[None]:
 
 
 def test_what_a_cluster_has_room_for(cluster: None) -> None:
-    assert Places.of(training("auto")).fixed == 1
-    assert Places.of(training({"min": 1, "max": 6})).await_workers(None) == 3
-    assert Places.of(training({"min": 1, "max": 6}, threads=2)).await_workers(None) == 1
-    assert Places.of(training(2)).resources == {"CPU": 1}
+    assert WorkerSlots.of(training("auto")).fixed == 1
+    assert WorkerSlots.of(training({"min": 1, "max": 6})).await_workers(None) == 3
+    assert WorkerSlots.of(training({"min": 1, "max": 6}, threads=2)).await_workers(None) == 1
+    assert WorkerSlots.of(training(2)).resources == {"CPU": 1}
 
 
 def test_lost_workers_are_awaited_and_then_done_without(cluster: None) -> None:
-    assert Places.of(training({"min": 1, "max": 6}, replace_seconds=0.1)).await_workers(6) == 3
-    fixed = Places.of(training(6, replace_seconds=0.1))
+    assert WorkerSlots.of(training({"min": 1, "max": 6}, replace_seconds=0.1)).await_workers(6) == 3
+    fixed = WorkerSlots.of(training(6, replace_seconds=0.1))
     with pytest.raises(LaunchError, match=r"asks for 6 workers, the cluster has room for 3 .* for 0.1 s"):
         fixed.await_workers(6)
 
 
 def test_too_small_a_cluster_is_refused_at_once(cluster: None) -> None:
     with pytest.raises(LaunchError, match="asks for at least 4 workers, the cluster has room for 3"):
-        Places.of(training({"min": 4, "max": 6})).await_workers(None)
+        WorkerSlots.of(training({"min": 4, "max": 6})).await_workers(None)

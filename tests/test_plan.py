@@ -12,17 +12,18 @@ import tokens_artifact
 import torch
 from transformers import BertConfig, BertForMaskedLM, RobertaConfig, RobertaForMaskedLM
 
-from distill import costs, fused, hardware, plan, prediction, shapes, student
-from distill.costs import Shape
-from distill.distillation import Distillation, Training
-from distill.forecast import Planned, forecast, runs_on, scaled
-from distill.hardware import HardwareError
-from distill.masked_lm import num_parameters
-from distill.prediction import Layout
-from distill.shapes import ShapeError
+from distill.config import Distillation, Training
+from distill.cost_model import costs, hardware, step_prediction
+from distill.cost_model.forecast import Planned, forecast, runs_on, scaled
+from distill.cost_model.hardware import HardwareError
+from distill.cost_model.step_prediction import Layout
+from distill.modeling import fused_head, model_shape, student
+from distill.modeling.masked_lm import num_parameters
+from distill.modeling.model_shape import ModelShape, ShapeError
+from distill.plan import cli as plan_cli
 
-BERT = shapes.KNOWN["bert-base-uncased"]
-HALF = costs.student_of(BERT, 6)
+BERT = model_shape.KNOWN["bert-base-uncased"]
+HALF = model_shape.student_shape(BERT, 6)
 DEVICES = ("v100-16gb", "v100-32gb", "a100-40gb", "a100-80gb", "h100", "h200", "cpu")
 
 
@@ -30,8 +31,8 @@ def _training(**values: Any) -> Distillation:
     return Distillation.of({"steps": 1000, "precision": "fp16", **values})
 
 
-def _planned(training: Training | None = None, seq_len: int = 512, teacher: Shape = BERT) -> Planned:
-    made = costs.student_of(teacher, teacher.layers // 2)
+def _planned(training: Training | None = None, seq_len: int = 512, teacher: ModelShape = BERT) -> Planned:
+    made = model_shape.student_shape(teacher, teacher.layers // 2)
     return Planned("student", training or _training(), teacher, made, seq_len, prefix="train.")
 
 
@@ -76,7 +77,7 @@ def test_memory_per_token_is_that_of_the_analysis() -> None:
 
 def test_the_fused_head_is_planned_with_the_memory_it_plans_with_itself() -> None:
     memory = 2**32
-    chunk = fused.chunk_positions(BERT.vocabulary, 2, memory, "cuda")
+    chunk = fused_head.chunk_positions(BERT.vocabulary, 2, memory, "cuda")
     gradient = 2 * 4 * HALF.vocabulary * HALF.hidden
     planned = costs.head_bytes(_training(), HALF, 10**6, chunk, "gpu") - gradient
     assert 0.9 * memory / 32 < planned <= memory / 32
@@ -90,11 +91,11 @@ def test_parameters_are_those_of_the_models() -> None:
         settings = config(**numbers, intermediate_size=40, max_position_embeddings=32, type_vocab_size=2)
         settings.type_vocab_size = 1 if kind is RobertaForMaskedLM else 2
         teacher = kind(settings)
-        shape = shapes.of_config(teacher.config.to_dict(), "teacher")
+        shape = model_shape.of_config(teacher.config.to_dict(), "teacher")
         assert shape.parameters == num_parameters(teacher)
         made = student.make(teacher, _training().student, seed=0)
-        assert costs.student_of(shape, 2).parameters == num_parameters(made)
-        assert shapes.of_config(made.config.to_dict(), "student").parameters == num_parameters(made)
+        assert model_shape.student_shape(shape, 2).parameters == num_parameters(made)
+        assert model_shape.of_config(made.config.to_dict(), "student").parameters == num_parameters(made)
 
 
 @pytest.mark.parametrize(("stage", "times"), [(0, 2), (1, 2), (2, 2), (3, 1 + 2 * 4)])
@@ -160,7 +161,7 @@ def test_a_device_of_ones_own_is_a_file(tmp_path: Path) -> None:
 
 def test_a_step_takes_its_operations_over_what_the_devices_sustain() -> None:
     cluster = hardware.cluster("8xV100-16GB")
-    found = prediction.predict(_training(), BERT, HALF, 512, cluster)
+    found = step_prediction.predict(_training(), BERT, HALF, 512, cluster)
     operations = 4096 * 512 * costs.step_flops_per_token(_training(), BERT, HALF, 512)
     assert found.compute_seconds == pytest.approx(operations / (8 * 125e12 * 0.35))
     assert found.micros == 4096 // 8 // 16
@@ -187,7 +188,7 @@ def test_more_workers_follow_the_formula(workers: int) -> None:
 def test_zero_shards_what_its_stage_says() -> None:
     cluster = hardware.cluster("8xV100-16GB")
     memory = {
-        stage: prediction.predict(_training(), BERT, HALF, 512, cluster, Layout(8, 16, stage)).memory
+        stage: step_prediction.predict(_training(), BERT, HALF, 512, cluster, Layout(8, 16, stage)).memory
         for stage in (1, 2, 3)
     }
     assert memory[1]["optimizer state"] == 12 * HALF.parameters // 8
@@ -196,17 +197,18 @@ def test_zero_shards_what_its_stage_says() -> None:
 
 
 def test_a_teacher_too_large_for_a_card_is_sharded_then_offloaded() -> None:
-    huge = Shape("huge", "bert", 48, 2560, 10240, 40, 30_522)
-    enormous = Shape("enormous", "bert", 96, 8192, 32_768, 64, 30_522)
-    few = costs.student_of(BERT, 6)
+    huge = ModelShape("huge", "bert", 48, 2560, 10240, 40, 30_522)
+    enormous = ModelShape("enormous", "bert", 96, 8192, 32_768, 64, 30_522)
+    few = model_shape.student_shape(BERT, 6)
     cluster = hardware.cluster("8xV100-16GB")
     placed = [
-        prediction.best(_training(), teacher, few, 128, cluster).layout.teacher for teacher in (BERT, huge, enormous)
+        step_prediction.best(_training(), teacher, few, 128, cluster).layout.teacher
+        for teacher in (BERT, huge, enormous)
     ]
     # 48 x 2560 is 7.8 GB in half precision and fits once; eight cards hold 96 layers of 8192 in no way.
     assert placed == ["replica", "replica", "offloaded"]
-    sharing = Shape("wide", "bert", 48, 5120, 20_480, 40, 30_522)
-    assert prediction.best(_training(), sharing, few, 128, cluster).layout.teacher == "sharded"
+    sharing = ModelShape("wide", "bert", 48, 5120, 20_480, 40, 30_522)
+    assert step_prediction.best(_training(), sharing, few, 128, cluster).layout.teacher == "sharded"
 
 
 def test_what_does_not_fit_says_what_to_write() -> None:
@@ -222,7 +224,7 @@ def test_what_does_not_fit_says_what_to_write() -> None:
 def test_a_smaller_card_takes_a_smaller_micro_batch_of_the_naive_head() -> None:
     naive = _training(placement={"head": "naive"})
     best = {
-        head: prediction.best(training, BERT, HALF, 512, hardware.cluster("8xV100-16GB")).layout.micro_rows
+        head: step_prediction.best(training, BERT, HALF, 512, hardware.cluster("8xV100-16GB")).layout.micro_rows
         for head, training in (("naive", naive), ("fused", _training()))
     }
     assert best["naive"] < best["fused"]
@@ -265,14 +267,14 @@ def test_idle_devices_and_slow_networks_are_warned_of() -> None:
 
 def test_network_bound_is_where_computing_takes_as_long() -> None:
     planned, cluster = _planned(), hardware.cluster("8xV100-16GB", "25GbE")
-    bound = prediction.network_bound_above(planned.training, BERT, HALF, 512, cluster)
+    bound = step_prediction.network_bound_above(planned.training, BERT, HALF, 512, cluster)
     assert bound is not None
     for workers, bounded in ((bound, False), (bound + 8, True)):
         step = planned.predict(cluster.of_workers(workers), Layout(workers, 1, 1))
         # Rows are rounded to the workers here; the bound divides them exactly.
         exact = step.compute_seconds * 4096 / (step.tokens / 512)
         assert (step.network_seconds > exact) is bounded
-    faster = prediction.network_bound_above(
+    faster = step_prediction.network_bound_above(
         planned.training, BERT, HALF, 512, hardware.cluster("8xV100-16GB", "100GbE")
     )
     assert faster is not None
@@ -299,22 +301,22 @@ def test_checkpoints_on_disk_are_the_newest_the_kept_and_the_one_in_writing() ->
 
 def test_shapes_come_from_folders_and_names(tmp_path: Path) -> None:
     folder = tiny.bert_teacher(tmp_path, layers=4)
-    found = shapes.find(str(folder))
+    found = model_shape.find(str(folder))
     assert (found.family, found.layers) == ("bert", 4)
-    assert shapes.find("google-bert/bert-base-uncased") == BERT
+    assert model_shape.find("google-bert/bert-base-uncased") == BERT
     with pytest.raises(ShapeError, match="give --teacher DIR"):
-        shapes.find("someone/unheard-of")
+        model_shape.find("someone/unheard-of")
     (tmp_path / "gpt").mkdir()
     (tmp_path / "gpt" / "config.json").write_text('{"model_type": "gpt2"}', encoding="utf-8")
     with pytest.raises(ShapeError, match="use a BERT or a RoBERTa"):
-        shapes.find(str(tmp_path / "gpt"))
+        model_shape.find(str(tmp_path / "gpt"))
 
 
 # The command
 
 
 def _printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    plan.main(arguments)
+    plan_cli.main(arguments)
     return capsys.readouterr().out
 
 
@@ -391,7 +393,7 @@ def test_machines_side_by_side_are_columns(tmp_path: Path, capsys: pytest.Captur
 )
 def test_errors_are_one_line(arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
-        plan.main(arguments)
+        plan_cli.main(arguments)
     assert stopped.value.code == 1
     printed = capsys.readouterr().err
     assert printed.count("\n") == 1

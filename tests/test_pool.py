@@ -14,9 +14,9 @@ import ray
 import workers_of_units as workers
 from clusters import free_ports
 
-from cluster.pool import PATIENCE, Placement, Unit, each
-from cluster.ray_cluster import connect
-from cluster.stage import StageError
+from cluster.actors.actor_pool import PATIENCE, Placement, Unit, each
+from cluster.actors.ray_cluster import connect
+from cluster.artifacts.errors import StageError
 
 
 @pytest.fixture(scope="module", autouse=True)

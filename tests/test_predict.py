@@ -10,8 +10,9 @@ import tiny
 import torch
 from transformers import AutoTokenizer
 
-from cluster import exported, stage
-from deploy import answers, predict
+from cluster.artifacts import errors
+from cluster.models import export_spec, span_decoding
+from deploy import predict
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +28,7 @@ def classifier(tmp_path_factory):
     return model, exports.onnx(model, root / "onnx")
 
 
-def described(head: str, **changes) -> exported.Exported:
+def described(head: str, **changes) -> export_spec.Exported:
     values = {
         "format": "onnx",
         "runtime": "onnxruntime",
@@ -40,7 +41,7 @@ def described(head: str, **changes) -> exported.Exported:
         "vocab_size": 100,
         "parameters": 1,
     }
-    return exported.Exported(**{**values, **changes})
+    return export_spec.Exported(**{**values, **changes})
 
 
 def test_an_export_says_what_its_model_says(classifier):
@@ -103,11 +104,11 @@ def test_words_behind_a_mask_are_filled_and_nothing_else_is(tmp_path, capsys):
     assert len(found) == 6
     assert all(0.0 < each.probability <= 1.0 for each in found)
     assert found[0].probability >= found[1].probability >= found[2].probability
-    with pytest.raises(stage.StageError, match=r"write \[MASK\] in the text"):
+    with pytest.raises(errors.StageError, match=r"write \[MASK\] in the text"):
         model("The mill stands.")
-    with pytest.raises(stage.StageError, match="leave the second one out"):
+    with pytest.raises(errors.StageError, match="leave the second one out"):
         model("[MASK]", "more")
-    with pytest.raises(stage.StageError, match=r"comes after the \d+ tokens that the model reads: shorten the text"):
+    with pytest.raises(errors.StageError, match=r"comes after the \d+ tokens that the model reads: shorten the text"):
         model("The mill stands. " * 200 + "[MASK]")
 
 
@@ -133,7 +134,7 @@ def test_a_regression_gives_a_number(tmp_path):
 
 def test_a_question_needs_a_passage_and_its_answer_stands_there(tmp_path):
     model = predict.load(headed.model_folder(tmp_path / "model", "bert", "question-answering"))
-    with pytest.raises(stage.StageError, match="give one with --passage"):
+    with pytest.raises(errors.StageError, match="give one with --passage"):
         model("What?")
     passage = " ".join(tiny.ENGLISH[:12])
     found = model("What did she pour into the copper still?", passage, top=4)
@@ -155,8 +156,8 @@ def test_the_answer_is_found_in_whichever_window_holds_it(tmp_path):
     words = ["river"] * 200
     for place in (0, 31, 77, 142, 199):
         passage = " ".join([*words[:place], "copper", *words[place:]])
-        best = answers.answer(sure, described("question-answering"), tokenizer, "what", passage, 1)[0]
+        best = span_decoding.best_answer(sure, described("question-answering"), tokenizer, "what", passage, 1)[0]
         assert (best.text, best.begin) == ("copper", passage.index("copper"))
         assert best.probability > 0.99
-    with pytest.raises(stage.StageError, match="fills all 64 tokens"):
-        answers.answer(sure, described("question-answering"), tokenizer, "what " * 80, "copper", 1)
+    with pytest.raises(errors.StageError, match="fills all 64 tokens"):
+        span_decoding.best_answer(sure, described("question-answering"), tokenizer, "what " * 80, "copper", 1)

@@ -9,13 +9,15 @@ import pytest
 import tokens_artifact
 import torch
 
-from cluster.artifact import ArtifactError
-from distill import costs, preflight, shapes, train
-from distill.distillation import Distillation
-from distill.preflight import Machine, PreflightError
+from cluster.artifacts.commit import ArtifactError
+from distill.config import Distillation
+from distill.cost_model import costs
+from distill.modeling import model_shape
+from distill.train import loop, preflight
+from distill.train.preflight import Machine, PreflightError
 
-BERT = shapes.KNOWN["bert-base-uncased"]
-HALF = costs.student_of(BERT, 6)
+BERT = model_shape.KNOWN["bert-base-uncased"]
+HALF = model_shape.student_shape(BERT, 6)
 V100 = Machine("cuda", "Tesla V100-SXM2-16GB", 16 * 2**30, 2**30, 10**12, 0, (7, 0))
 CPU = Machine("cpu", "this machine's CPU", 16 * 2**30, 0, 10**12, 0)
 
@@ -93,7 +95,7 @@ def test_training_asks_before_it_claims_a_folder(tmp_path: Path, monkeypatch: py
     full = type(shutil.disk_usage(tmp_path))(10**9, 10**9, 0)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
     with pytest.raises(PreflightError, match=r"0\.00 GB are free at --out"):
-        train.run(recipe, inputs, tmp_path / "run")
+        loop.run(recipe, inputs, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -106,5 +108,5 @@ def test_rows_are_read_whole_before_training_where_that_is_asked_for(tmp_path: P
     rows.write_bytes(content)
     recipe = {"steps": 1, "rows_per_step": 8, "placement": {"device": "cpu", "verify": "hashes"}}
     with pytest.raises(ArtifactError, match=f"{rows} was changed after it was made"):
-        train.run(Distillation.of(recipe), inputs, tmp_path / "run")
+        loop.run(Distillation.of(recipe), inputs, tmp_path / "run")
     assert not (tmp_path / "run").exists()

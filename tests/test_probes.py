@@ -10,9 +10,12 @@ import tiny
 from clusters import await_that
 from finetunes import QUICK, sentiment
 
-from cluster import jobs, ray_cluster, stage, telemetry
-from eval import probes
-from eval.probes import Probing, Watch, identity
+from cluster.actors import ray_cluster
+from cluster.artifacts import errors
+from cluster.jobs import client
+from cluster.telemetry import metrics_log
+from eval.finetune import checkpoint_probes
+from eval.finetune.checkpoint_probes import CheckpointWatch, Probing, identity
 
 
 def _run(folder: Path, *steps: int) -> Path:
@@ -23,9 +26,9 @@ def _run(folder: Path, *steps: int) -> Path:
     return folder
 
 
-def _watch(run: Path, every: int) -> Watch:
+def _watch(run: Path, every: int) -> CheckpointWatch:
     recipe = Probing.of({"tasks": {"rte": {"finetune": {"task": "rte"}}}, "steps": 50, "every": every})
-    return Watch(recipe, run, run.with_name("probes"))
+    return CheckpointWatch(recipe, run, run.with_name("probes"))
 
 
 def test_checkpoints_are_taken_up_so_many_steps_apart_and_the_last_one_always(tmp_path: Path) -> None:
@@ -46,13 +49,13 @@ def test_a_watch_is_over_when_the_last_step_is_scored(tmp_path: Path) -> None:
 
 def test_a_run_is_known_by_what_it_trains_not_by_how_far_it_got(tmp_path: Path) -> None:
     run = _run(tmp_path / "run", 5)
-    with pytest.raises(stage.StageError, match=r"is not a run: it has no recipe\.json"):
+    with pytest.raises(errors.StageError, match=r"is not a run: it has no recipe\.json"):
         identity(run)
     (run / "recipe.json").write_text("{}")
     before = identity(run)
     (run / "checkpoints" / "step_00000010").mkdir()
     assert identity(run) == before
-    assert probes.STAGE.produces == "probes"
+    assert checkpoint_probes.STAGE.produces == "probes"
 
 
 def test_a_run_that_writes_nothing_any_more_is_not_waited_for_for_ever(tmp_path: Path) -> None:
@@ -65,7 +68,7 @@ def test_a_run_that_writes_nothing_any_more_is_not_waited_for_for_ever(tmp_path:
         (run / name).touch()
         os.utime(run / name, (time.time() - 25 * 3600,) * 2)
     with pytest.raises(
-        stage.StageError, match=r"has written nothing for 24 hours, and has not reached its \d+ steps: let it"
+        errors.StageError, match=r"has written nothing for 24 hours, and has not reached its \d+ steps: let it"
     ):
         watch.check_alive()
     watch.begun.add(watch.recipe.steps)
@@ -82,12 +85,12 @@ def test_what_an_earlier_attempt_has_begun_is_scored_although_its_checkpoints_ar
     (run / "probes.jsonl").write_text(json.dumps(point) + "\n")
     folder = sentiment(tmp_path / "data", 40)
     tasks = {"sst2": {"finetune": {**QUICK, "task": "sst2", "epochs": 1}, "folder": str(folder)}}
-    watch = Watch(Probing.of({"tasks": tasks, "steps": 10, "every": 5}), run, out)
+    watch = CheckpointWatch(Probing.of({"tasks": tasks, "steps": 10, "every": 5}), run, out)
     with ray_cluster.connect(2):
-        queue = jobs.start(tmp_path / "queue")
+        queue = client.start(tmp_path / "queue")
         watch.resume(queue)
         assert watch.begun == {5, 10}
         await_that(lambda: watch.look(queue) or watch.is_over, seconds=120)
-    assert sorted(point["step"] for point in telemetry.read_metrics(run / "probes.jsonl")) == [5, 10]
+    assert sorted(point["step"] for point in metrics_log.read_metrics(run / "probes.jsonl")) == [5, 10]
     left = sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
     assert left == ["step-00000005/sst2/manifest.json", "step-00000005/sst2/scores.json"]

@@ -21,11 +21,11 @@ from prometheus_servers import Webhook, free_port, until
 from test_telemetry import scraped
 from trainings import command, environment
 
-from cluster import telemetry
-from cluster.telemetry import read_metrics
-from deploy import board_data, board_picture, monitoring
-from deploy.board_data import Source, Window
-from deploy.panels import Board, Panel
+from cluster.telemetry import exporter, metrics
+from cluster.telemetry.metrics_log import read_metrics
+from k8s.monitoring.source import dashboards_picture, generate, picture_data
+from k8s.monitoring.source.grafana import Board, Panel
+from k8s.monitoring.source.picture_data import Source, Window
 
 pytestmark = [
     pytest.mark.long,
@@ -66,7 +66,7 @@ class Ticking(threading.Thread):
         while not self._over.wait(0.5):
             self._script.advance(time.time())
             if self.stalls.is_set():
-                telemetry.STEP_TIME.labels(scripted_service.RUN).set(time.time() - 3600)
+                metrics.STEP_TIME.labels(scripted_service.RUN).set(time.time() - 3600)
 
     def stop(self) -> None:
         self._over.set()
@@ -79,7 +79,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
     tokens_artifact.make(folder)
     ours, foreign, real = free_port(), free_port(), free_port()
     script, webhook = Ticking(), Webhook()
-    telemetry.serve(ours)
+    exporter.serve(ours)
     start_http_server(foreign, registry=scripted_service.FOREIGN)
     script.start()
     targets = {SCRIPTED: [ours, foreign], REAL: [real]}
@@ -96,7 +96,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
 def _hasty(folder: Path) -> Path:
     """The rules as they are, but what must hold for minutes need hold for a second only."""
     folder.mkdir()
-    for path in (monitoring.FOLDER / "rules").glob("*.yaml"):
+    for path in (generate.FOLDER / "rules").glob("*.yaml"):
         rules = yaml.safe_load(path.read_text(encoding="utf-8"))
         for group in rules["groups"]:
             for rule in group["rules"]:
@@ -118,7 +118,7 @@ def _train(folder: Path, port: int) -> None:
 def _panels() -> list[Any]:
     return [
         pytest.param(panel, id=f"{board.uid}: {panel.title}")
-        for board in monitoring.BOARDS
+        for board in generate.BOARDS
         for row in board.rows
         for panel in row.panels
     ]
@@ -137,10 +137,10 @@ def test_a_panel_has_something_to_show(seen: Seen, panel: Panel) -> None:
     until(panel.title, every_query_is_answered, 20)
 
 
-@pytest.mark.parametrize("board", monitoring.BOARDS, ids=lambda board: board.uid)
+@pytest.mark.parametrize("board", generate.BOARDS, ids=lambda board: board.uid)
 def test_the_choices_of_a_dashboard_have_values(seen: Seen, board: Board) -> None:
-    for variable, query in zip(board.variables, board_data.variables(board), strict=True):
-        found = seen.source.get("query", {"query": board_data.filled(query.expr, _window())})["result"]
+    for variable, query in zip(board.variables, picture_data.variables(board), strict=True):
+        found = seen.source.get("query", {"query": picture_data.filled(query.expr, _window())})["result"]
         label = variable.query.rpartition(", ")[2].rstrip(")")
         assert {one["metric"].get(label, "") for one in found} - {""}, variable.name
 
@@ -216,13 +216,13 @@ def test_a_quiet_service_has_no_other_alerts(seen: Seen) -> None:
 
 
 def test_both_dashboards_are_drawn(seen: Seen, tmp_path: Path) -> None:
-    assert board_picture.draw(seen.source, _window(), tmp_path / "both.png") == 0, "panels with nothing to show"
+    assert dashboards_picture.draw(seen.source, _window(), tmp_path / "both.png") == 0, "panels with nothing to show"
     assert (tmp_path / "both.png").stat().st_size > 100_000
 
 
 def test_an_endpoint_says_nothing_but_what_is_declared() -> None:
     port = free_port()
-    telemetry.serve(port)
+    exporter.serve(port)
     names = {line.partition("{")[0] for line in scraped(port)}
     names = {name.removesuffix("_bucket").removesuffix("_sum").removesuffix("_count") for name in names}
     assert sorted(names - {*monitoring_series.declared()}) == []

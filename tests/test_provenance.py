@@ -11,12 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 import tiny
 
-from cluster import artifact, stage
-from eval.examples import from_folder
-from eval.finetune import STAGE as FINETUNE
-from eval.finetune import Finetune
-from eval.provenance import STAGE, Provenance, name_pattern
-from eval.tasks import TASKS
+from cluster.artifacts import artifact, errors, stage
+from eval.finetune.stage import STAGE as FINETUNE
+from eval.finetune.stage import Finetune
+from eval.tasks.definitions import TASKS
+from eval.tasks.examples import from_folder
+from eval.tasks.provenance import STAGE, Provenance, name_pattern
 
 SMALL = {"labels": 3, "passages_per_label": 20, "passages_per_document": 2, "words": 10}
 LICENCE = " ".join(f"licence{number}" for number in range(10))
@@ -131,7 +131,7 @@ def test_names_are_masked_in_every_spelling(text: str, masked: str) -> None:
 def test_a_corpus_too_small_is_refused(
     counts: Mapping[str, int], values: Mapping[str, Any], says: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(stage.StageError, match=says):
+    with pytest.raises(errors.StageError, match=says):
         make(packages(counts), tmp_path, **values)
     assert not (tmp_path / "out").exists()
 

@@ -9,8 +9,8 @@ import tokens_artifact
 import torch
 from transformers import AutoTokenizer
 
-from cluster import artifact, stage
-from cluster.rows import open_tokens
+from cluster.artifacts import artifact, errors
+from cluster.tokens.rows import open_tokens
 from deploy import predict
 
 FEW = {"calibration": {"rows": 16, "lengths": [12]}}
@@ -96,5 +96,5 @@ def test_it_is_a_model_folder_for_every_export(tmp_path):
 
 
 def test_a_byte_level_vocabulary_is_refused(tmp_path):
-    with pytest.raises(stage.StageError, match=r"no WordPiece vocabulary .* keep this one whole"):
+    with pytest.raises(errors.StageError, match=r"no WordPiece vocabulary .* keep this one whole"):
         pruned(tmp_path, "roberta", "masked-words")

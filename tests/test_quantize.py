@@ -10,11 +10,11 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from cluster import artifact, stage
-from cluster.recipe import load
-from deploy import onnx_export
-from deploy.parity import Probe, Tolerance
-from deploy.quantize import STAGE, Quantization
+from cluster.artifacts import artifact, errors, stage
+from cluster.artifacts.recipe import load
+from deploy.conversion.parity import Probe, Tolerance
+from deploy.targets import onnx_export
+from deploy.targets.quantize import STAGE, Quantization
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "data" / "models" / "minilm-l6-mlm"
 
@@ -90,7 +90,7 @@ def test_seven_bits_leave_room_for_processors_without_vnni(model, exported, tmp_
 
 
 def test_int8_further_than_the_tolerance_is_refused_and_leaves_nothing(model, exported, tmp_path):
-    with pytest.raises(stage.StageError, match=r"the int8 export .* tolerance\.relative allows 1e-06"):
+    with pytest.raises(errors.StageError, match=r"the int8 export .* tolerance\.relative allows 1e-06"):
         quantized(exported, model, tmp_path / "int8", tolerance={"relative": 1e-6})
     assert not (tmp_path / "int8").exists()
 
@@ -98,10 +98,10 @@ def test_int8_further_than_the_tolerance_is_refused_and_leaves_nothing(model, ex
 def test_the_wrong_model_or_export_is_refused(model, exported, tmp_path):
     shutil.copytree(model, tmp_path / "other")
     (tmp_path / "other" / "notes.txt").write_text("another folder")
-    with pytest.raises(stage.StageError, match="give the model it was made from, student, as --model"):
+    with pytest.raises(errors.StageError, match="give the model it was made from, student, as --model"):
         quantized(exported, tmp_path / "other", tmp_path / "int8")
     made = quantized(exported, model, tmp_path / "int8")
-    with pytest.raises(stage.StageError, match="is int8 already"):
+    with pytest.raises(errors.StageError, match="is int8 already"):
         quantized(made.path, model, tmp_path / "again")
 
 

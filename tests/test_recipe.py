@@ -6,7 +6,6 @@ sees what a change of a recipe or of a default really changes. To write them ane
     STILLHOUSE_GOLDEN=write python -m pytest tests/test_recipe.py
 """
 
-import importlib
 import json
 import os
 import re
@@ -19,12 +18,12 @@ import pydantic
 import pytest
 from pydantic import Field
 
-from cluster import recipe, stage
-from cluster.corpus import Corpus
-from cluster.recipe import Recipe, RecipeError
-from distill.distillation import Distillation
-from distill.pipeline import Pipeline, Plan
-from eval.suite_recipe import Suite
+from cluster.artifacts import recipe, registry
+from cluster.artifacts.recipe import Recipe, RecipeError
+from cluster.corpus.stage import Corpus
+from distill.config import Distillation
+from distill.launch.pipeline_recipe import Pipeline, PipelinePlan
+from eval.suite.recipe import Suite
 
 GOLDEN = Path(__file__).parent / "golden" / "recipes"
 
@@ -284,15 +283,15 @@ def _resolved(name: str) -> dict[str, Any]:
     path = str(recipe.ROOT / name.replace("/", "/recipes/")) + ".toml"
     if not name.startswith("distill/"):
         assert name in STAGES, f"{name} is new: name its stage in STAGES above"
-        return dict(recipe.load(stage.find(STAGES[name]).recipe, path).resolved())
+        return dict(recipe.load(registry.find(STAGES[name]).recipe, path).resolved())
     pipeline = recipe.load(Pipeline, path)
-    plan = Plan(pipeline, Path("out"))
+    plan = PipelinePlan(pipeline, Path("out"))
     trained = {f"students/{student}": plan.distillation(student).resolved() for student in pipeline.students()}
-    teacher = stage.find("distill.teacher").recipe.of(pipeline.teacher)
+    teacher = registry.find("distill.teacher").recipe.of(pipeline.teacher)
     stages: dict[str, Any] = {"teacher": teacher.resolved(), **trained}
     for job in plan.text():
-        stages[job.name] = stage.find(job.module).recipe.of(job.recipe).resolved()
-    finetune = stage.find("eval.finetune").recipe
+        stages[job.name] = registry.find(job.module).recipe.of(job.recipe).resolved()
+    finetune = registry.find("eval.finetune").recipe
     stages |= {task: finetune.of(plan.suite.tuning(task)).resolved() for task in plan.suite.tasks}
     stages["suite"] = plan.suite.resolved()
     return {"pipeline": pipeline.resolved(), "stages": _once(stages)}
@@ -337,14 +336,14 @@ def test_recipes_in_the_docs_are_what_the_code_accepts() -> None:
         accepted[name].of(table if name == "sources" else table[name], "docs")
 
 
-@pytest.mark.parametrize("module", sorted({path.stem for path in (recipe.ROOT / "deploy").glob("*.py")}))
-def test_one_value_set_alone_leaves_the_others_as_they_were(module: str) -> None:
+@pytest.mark.parametrize("name", [name for name in registry.entries() if name.startswith("deploy.")])
+def test_one_value_set_alone_leaves_the_others_as_they_were(name: str) -> None:
     """A table in a file is read over the defaults of its class: those of the field must be the same ones."""
-    found = getattr(importlib.import_module(f"deploy.{module}"), "STAGE", None)
-    for name, field in found.recipe.model_fields.items() if found else ():
+    found = registry.find(name)
+    for table, field in found.recipe.model_fields.items():
         below = field.get_default(call_default_factory=True)
         # What has no default of its own, a title, is refused by name when it is left out.
         if isinstance(below, Recipe) and not any(each.is_required() for each in type(below).model_fields.values()):
             for key, value in below.resolved().items():
-                changed = found.recipe.of({name: {key: value}})
-                assert getattr(changed, name) == below, f"deploy.{module}: {name}.{key}"
+                changed = found.recipe.of({table: {key: value}})
+                assert getattr(changed, table) == below, f"{name}: {table}.{key}"

@@ -19,18 +19,20 @@ import torch
 from safetensors.torch import load_file, save_file
 from trainings import RECIPE, command, curve, environment, toml, train
 
-from cluster import artifact, stage, telemetry
-from cluster.artifact import digest
-from cluster.rows import open_tokens
-from cluster.telemetry import read_metrics
-from distill import saving
-from distill.checkpoints import CHECKPOINT, WEIGHTS
-from distill.distillation import Distillation
-from distill.engine import EngineError, Workers, deepspeed
-from distill.recorder import TrainingError
-from distill.run import Run, RunError
+from cluster.artifacts import artifact, cli, commit, registry, stage
+from cluster.artifacts.artifact import digest
+from cluster.telemetry import metrics, progress
+from cluster.telemetry.metrics_log import read_metrics
+from cluster.tokens.rows import open_tokens
+from distill.checkpointing import checkpoint_writer
+from distill.checkpointing.checkpoint import CHECKPOINT, WEIGHTS
+from distill.checkpointing.run_folder import Run, RunError
+from distill.config import Distillation
+from distill.engine.deepspeed_engine import EngineError, deepspeed
+from distill.engine.process_group import Workers
+from distill.train.run_logger import TrainingError
 
-TRAIN = stage.find("distill.train")
+TRAIN = registry.find("distill.train")
 TOLERANCE = 1e-6
 LONGER = ("steps=40", "placement.log_every=1", "placement.save_every=10", "placement.validate_every=40")
 
@@ -62,7 +64,7 @@ def started(capsys: pytest.CaptureFixture[str], given: list[str]) -> tuple[int, 
         return done.returncode, done.stderr
     code = 0
     try:
-        stage.main(TRAIN, given[given.index("distill.train") + 1 :])
+        cli.main(TRAIN.name, given[given.index("distill.train") + 1 :])
     except SystemExit as stopped:
         code = int(stopped.code or 0)
     return code, capsys.readouterr().err
@@ -97,7 +99,7 @@ def test_training_goes_on_while_a_checkpoint_is_written(
     assert steps(run) == [2, 4, 6]
     assert set(behind) >= {3, 5, 6}
     assert all(checkpoint.damage() is None for checkpoint in run.checkpoints())
-    shown = {part: telemetry.CHECKPOINT_SECONDS.labels("run", part)._value.get() for part in ("blocked", "written")}
+    shown = {part: metrics.CHECKPOINT_SECONDS.labels("run", part)._value.get() for part in ("blocked", "written")}
     assert shown["blocked"] > 0
     assert shown["written"] > 0
 
@@ -226,22 +228,22 @@ def test_a_worker_that_sees_an_older_folder_waits_for_the_checkpoint_the_first_o
     whole.path.rename(hidden)
     appearing = threading.Timer(0.2, hidden.rename, [whole.path])
     appearing.start()
-    assert saving.seen(run, 2, identity, worker).step == 2
-    monkeypatch.setattr(saving, "_SEEN_SECONDS", 0.0)
+    assert checkpoint_writer.seen(run, 2, identity, worker).step == 2
+    monkeypatch.setattr(checkpoint_writer, "_SEEN_SECONDS", 0.0)
     with pytest.raises(RunError, match=r"worker 1 does not see .* of step 2 .* storage that all nodes share"):
-        saving.seen(run, 2, "another", worker)
+        checkpoint_writer.seen(run, 2, "another", worker)
 
 
 DYING = """
 import os, signal, sys
-from cluster import stage
+from cluster.artifacts import cli
 real = os.fsync
 def deadly(descriptor):
     if "step_00000020.partial" in os.readlink(f"/proc/self/fd/{descriptor}"):
         os.kill(os.getpid(), signal.SIGKILL)
     real(descriptor)
 os.fsync = deadly
-stage.main(stage.find("distill.train"), sys.argv[1:])
+cli.main("distill.train", sys.argv[1:])
 """
 
 
@@ -274,7 +276,7 @@ def test_a_collapsing_loss_scale_leaves_the_lines_of_the_steps_before(
     lines = train_lines(Run(tmp_path / "run"))
     assert len(lines) >= 16
     assert [line["step"] for line in lines] == [line["skipped_in_a_row"] for line in lines]
-    assert telemetry.training_note(lines[-1])["skipped in a row"] == str(len(lines))
+    assert progress.training_note(lines[-1])["skipped in a row"] == str(len(lines))
     assert lines[-1]["loss_scale"] == 1.0
 
 
@@ -302,7 +304,7 @@ def blind_teacher(folder: Path, word: int) -> None:
         return
     with artifact.create(folder / name, kind="teacher", inputs={}, recipe={"word": word}) as draft:
         for file in source.path.iterdir():
-            if file.name != artifact.MANIFEST:
+            if file.name != commit.MANIFEST:
                 (draft.path / file.name).write_bytes(file.read_bytes())
         weights = load_file(source.path / "model.safetensors")
         weights["bert.embeddings.word_embeddings.weight"][word] = float("nan")

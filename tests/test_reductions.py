@@ -12,7 +12,7 @@ import torch
 from test_engine import one_step, started, training
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from distill import engine
+from distill.engine import process_group
 
 pytestmark = pytest.mark.slow
 
@@ -44,7 +44,7 @@ class Traffic(TorchDispatchMode):
 
 def traffic(folder: str, precision: str, zero_stage: int, coalesced: bool) -> float:
     """Bytes reduced in the second step, per parameter of the model."""
-    made = started(Path(folder), training(precision, zero_stage, rows_per_device=1), engine.join(1))
+    made = started(Path(folder), training(precision, zero_stage, rows_per_device=1), process_group.join(1))
     assert made.accumulation == ACCUMULATION
     if not coalesced:
         made._engine.coalesce_grad_reduction = made._engine.no_sync = contextlib.nullcontext

@@ -17,12 +17,13 @@ import pytest
 from result_folders import JOBS, baselines, make, make_model, pipeline, scores, seeds_around, suite
 from safetensors.numpy import save_file
 
-from cluster import artifact, stage
-from eval import pages, paper, speed_picture
-from eval.comparison import compare
-from eval.report import STAGE, Report
-from eval.results import collect, identity
-from eval.summary import summary
+from cluster.artifacts import artifact, commit, stage
+from eval.report import pages, score_charts
+from eval.report.stage import STAGE, Report
+from eval.report.terminal_summary import summary
+from eval.results import paper
+from eval.results.collect import collect, identity
+from eval.results.comparison import compare
 
 VOID = {"meta", "br", "img", "link", "hr", "input"}
 
@@ -555,7 +556,7 @@ def test_same_results_are_already_complete_and_new_ones_refused(out: Path, caplo
         assert artifact.read(report(out)).identity == first
     assert "is already complete" in caplog.text
     make(out / "finetune/student/wnli", "finetune", {}, {"scores.json": scores("wnli", [56.3])})
-    with pytest.raises(artifact.ArtifactError, match="made differently"):
+    with pytest.raises(commit.ArtifactError, match="made differently"):
         report(out)
 
 
@@ -614,7 +615,7 @@ def test_artifacts_in_the_making_are_no_results(out: Path) -> None:
 
 
 def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(artifact.ArtifactError, match="holds no results"):
+    with pytest.raises(commit.ArtifactError, match="holds no results"):
         report(tmp_path)
 
 
@@ -688,12 +689,12 @@ def test_the_conditions_are_the_worst_that_were_seen(out: Path) -> None:
 
 def test_exports_are_drawn_at_their_own_score_or_said_to_be_at_their_models(everything: Path) -> None:
     report = compared(everything)
-    plot = speed_picture.draw(report, None)
+    plot = score_charts.draw_speed(report, None)
     assert plot is not None
     assert "Score against latency: STS-B pairs, 1 thread; area: bytes" in plot.title
-    scale = speed_picture._scale(report, None)
+    scale = score_charts._scale(report, None)
     assert scale is not None
-    points = {(row["model"], row["form"]): speed_picture._point(row, scale) for row in report["latency"]["first"]}
+    points = {(row["model"], row["form"]): score_charts._point(row, scale) for row in report["latency"]["first"]}
     assert points.pop(("bert_base", "pytorch")) is None, "nobody scored it"
     student = {form: point for (model, form), point in points.items() if model == "student" and point is not None}
     assert len(points) == 14

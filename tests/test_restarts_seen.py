@@ -13,11 +13,11 @@ from clusters import training_workers
 from drivers import Driver
 from prometheus_servers import free_port
 
-from cluster import artifact
-from deploy import monitoring
-from deploy.board_data import Source
-from distill.run import Run
-from distill.teacher import RUN
+from cluster.artifacts import commit
+from distill.checkpointing.run_folder import Run
+from distill.train.teacher import RUN
+from k8s.monitoring.source import generate
+from k8s.monitoring.source.picture_data import Source
 
 pytestmark = [
     pytest.mark.slow,
@@ -29,15 +29,16 @@ pytestmark = [
 DRIVER = """
 import json, sys
 from pathlib import Path
-from cluster import artifact, ray_cluster, stage
-from distill import workers
-from distill.run import Run
-from distill.teacher import RUN, Teacher
+from cluster.actors import ray_cluster
+from cluster.artifacts import commit, errors
+from distill.checkpointing.run_folder import Run
+from distill.launch import ray_train
+from distill.train.teacher import RUN, Teacher
 
 values, tokens, out = json.loads(sys.argv[1])
-call = workers.Call("distill.teacher", values, {"tokens": Path(tokens)}, Path(out))
-with stage.errors_for_people(), ray_cluster.connect(2):
-    workers.on_workers(call, Teacher.of(values, "teacher").train, Run(artifact.staging(call.out) / RUN))
+call = ray_train.Call("distill.teacher", values, {"tokens": Path(tokens)}, Path(out))
+with errors.errors_for_people(), ray_cluster.connect(2):
+    ray_train.on_workers(call, Teacher.of(values, "teacher").train, Run(commit.staging(call.out) / RUN))
 """
 NAME = "service/teacher"
 LOST = f'stillhouse_restarts_total{{run="{NAME}", cause="death"}}'
@@ -63,8 +64,8 @@ def test_prometheus_sees_that_workers_were_started_again_and_why(tmp_path: Path)
     tokens_artifact.make(tmp_path)
     port, out = free_port(), tmp_path / "service" / "teacher"
     out.parent.mkdir()
-    run = Run(artifact.staging(out) / RUN)
-    with servers.prometheus(tmp_path, {"here": [port]}, monitoring.FOLDER / "rules") as source:
+    run = Run(commit.staging(out) / RUN)
+    with servers.prometheus(tmp_path, {"here": [port]}, generate.FOLDER / "rules") as source:
         call = json.dumps([teacher(port), str(tmp_path / "tokens"), str(out)])
         driver = Driver(["-c", DRIVER, call], tmp_path / "driver.log", pipelines.environment())
         driver.await_that(lambda: run.newest() is not None and value(source, LOST) == 0)

@@ -13,8 +13,9 @@ import pyarrow as pa
 import pytest
 import tokens_artifact
 
-from cluster import artifact, rows
-from cluster.rows import Rows, RowsError, open_tokens
+from cluster.artifacts import artifact, commit
+from cluster.tokens import rows
+from cluster.tokens.rows import Rows, RowsError, open_tokens
 
 SEQ_LEN = 16
 
@@ -202,7 +203,7 @@ def test_an_artifact_with_changed_rows_opens_only_where_hashes_are_not_asked_for
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
     open_tokens(path)
-    with pytest.raises(artifact.ArtifactError, match=f"{file} was changed after it was made"):
+    with pytest.raises(commit.ArtifactError, match=f"{file} was changed after it was made"):
         open_tokens(path, check="hashes")
 
 

@@ -15,10 +15,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from distill.checkpoints import CheckpointError
-from distill.distillation import Placement
-from distill.engine import State
-from distill.run import Run, RunError
+from distill.checkpointing.checkpoint import CheckpointError
+from distill.checkpointing.run_folder import Run, RunError
+from distill.config import Placement
+from distill.engine.deepspeed_engine import State
 
 FACTS = {"tokens": 64, "device_seconds": 0.1, "skipped_steps": 0, "validation": {"masked": None, "total": 1.25}}
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from cluster import exported, runtimes, stage
-from cluster.exported import Exported
+from cluster.artifacts import errors
+from cluster.models import export_spec, runtimes
+from cluster.models.export_spec import Exported
 
 
 def description(**changes) -> Exported:
@@ -30,13 +31,13 @@ def description(**changes) -> Exported:
 def test_a_description_survives_its_file_in_order(tmp_path):
     written = description(outputs={"start_logits": "positions", "end_logits": "positions"})
     written.write(tmp_path)
-    found = exported.read(tmp_path)
+    found = export_spec.read(tmp_path)
     assert found == written
     assert list(found.outputs) == ["start_logits", "end_logits"], "ExecuTorch knows outputs by their order alone"
     assert found.lengths == (8, 16)
     assert description(files={"any": "model.onnx"}).lengths is None
-    with pytest.raises(stage.StageError, match=r"it has no runtime\.json"):
-        exported.read(tmp_path / "nothing")
+    with pytest.raises(errors.StageError, match=r"it has no runtime\.json"):
+        export_spec.read(tmp_path / "nothing")
 
 
 def test_bytes_are_those_of_the_model_with_what_belongs_to_it(tmp_path):
@@ -66,15 +67,15 @@ def test_rows_are_padded_to_the_shortest_length_that_holds_them_and_cut_back():
     assert [feed["input_ids"][0, 10:].tolist() for feed in seen] == [[7] * 6] * 2, "padded with the padding token"
     assert all(feed["attention_mask"].sum() == 10 for feed in seen)
     padded({"input_ids": ids[:, :8], "attention_mask": np.ones((2, 8), dtype=np.int64)})
-    with pytest.raises(stage.StageError, match="17 tokens are more than this litert-int8 takes: at most 16"):
+    with pytest.raises(errors.StageError, match="17 tokens are more than this litert-int8 takes: at most 16"):
         padded({"input_ids": np.ones((1, 17), dtype=np.int64), "attention_mask": np.ones((1, 17), dtype=np.int64)})
 
 
 def test_what_cannot_run_here_says_what_to_do(tmp_path, monkeypatch):
     description(format="coreml-int8", runtime="coreml").write(tmp_path)
-    with pytest.raises(stage.StageError, match="runs on a Mac, iPhone or iPad only"):
+    with pytest.raises(errors.StageError, match="runs on a Mac, iPhone or iPad only"):
         runtimes.open_export(tmp_path)
-    with pytest.raises(stage.StageError, match=r"no-such-runtime is not installed: pip install 'stillhouse\[some\]'"):
+    with pytest.raises(errors.StageError, match=r"no-such-runtime is not installed: pip install 'stillhouse\[some\]'"):
         runtimes.require("no-such-runtime", "some")
 
 

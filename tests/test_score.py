@@ -5,12 +5,12 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from cluster import artifact, stage
-from deploy import task_score
-from eval.examples import dev_from_folder
-from eval.heads import ModelError
-from eval.scores import measure
-from eval.tasks import TASKS
+from cluster.artifacts import artifact, errors
+from deploy.conversion import task_score
+from eval.finetune.task_model import ModelError
+from eval.tasks.definitions import TASKS
+from eval.tasks.examples import dev_from_folder
+from eval.tasks.metrics import measure
 
 
 @pytest.fixture(autouse=True)
@@ -61,7 +61,7 @@ def test_a_model_of_other_labels_or_of_fewer_tokens_is_refused(folders, tmp_path
         exports.make("eval.score", tmp_path / "a", {"model": other, "data": folders["data"]}, task="mrpc")
     with pytest.raises(ModelError, match="max_length = 65, but the model reads 64 tokens"):
         score(folders, "model", tmp_path / "b", max_length=65)
-    with pytest.raises(stage.StageError, match="stride is for questions"):
+    with pytest.raises(errors.StageError, match="stride is for questions"):
         score(folders, "model", tmp_path / "c", stride=3)
 
 
@@ -73,7 +73,7 @@ def test_an_export_says_what_it_costs_on_the_task(folders, tmp_path):
     said = made.facts["parity"]["score"]
     assert said["difference"] == said["export"] - said["model"]
     assert said["model"] == score(folders, "model", tmp_path / "score").facts["score"]
-    with pytest.raises(stage.StageError, match=r"does not say what it was fine-tuned on: write score\.task"):
+    with pytest.raises(errors.StageError, match=r"does not say what it was fine-tuned on: write score\.task"):
         exports.make("deploy.quantize", tmp_path / "untold", inputs, tolerance=loose)
 
 
@@ -82,9 +82,9 @@ def test_the_fall_that_is_allowed_decides():
     task_score.check(found, 1.5, "it")
     task_score.check({**found, "difference": 3.0}, 0.0, "it")
     for difference, most in ((-1.5, 1.4), (float("nan"), 100.0)):
-        with pytest.raises(stage.StageError, match=r"it loses .* points of mrpc \(80\.00 to 78\.50\)"):
+        with pytest.raises(errors.StageError, match=r"it loses .* points of mrpc \(80\.00 to 78\.50\)"):
             task_score.check({**found, "difference": difference}, most, "it")
     for keeps in (True, False):
-        with pytest.raises(stage.StageError) as refused:
+        with pytest.raises(errors.StageError) as refused:
             task_score.check(found, 1.0, "it", keeps)
         assert ("deploy.sensitivity" in str(refused.value)) == keeps

@@ -5,8 +5,8 @@ import warnings
 import numpy as np
 import pytest
 
-from eval.scores import METRICS, f1, headline, majority, matthews, measure, pearson, spearman
-from eval.tasks import TASKS
+from eval.tasks.definitions import TASKS
+from eval.tasks.metrics import METRICS, f1, headline, majority, matthews, measure, pearson, spearman
 
 
 def test_binary_metrics_by_hand() -> None:

@@ -11,9 +11,9 @@ import tiny
 import torch
 from finetunes import finetune, sentiment, write_rows
 
-from cluster import artifact, stage
-from eval.classification import ClassLoss
-from eval.second_step import SecondStep, soft_targets
+from cluster.artifacts import artifact, errors
+from eval.finetune.classification import ClassLoss
+from eval.finetune.task_distillation import TaskDistillation, soft_targets
 
 
 def softmax(values: list[float]) -> list[float]:
@@ -31,7 +31,7 @@ def test_soft_targets_by_hand() -> None:
 
 
 def test_the_loss_of_classes_and_of_scores_weighs_both_terms() -> None:
-    step = SecondStep(temperature=1.0, soft=0.25, task=0.75)
+    step = TaskDistillation(temperature=1.0, soft=0.25, task=0.75)
     labels, taught = torch.tensor([0, 1, 1]), torch.tensor([[9.0, 9.0], [2.0, 1.0], [0.0, 4.0]])
     logits = torch.tensor([[0.0, 3.0], [1.0, 1.0]])
     loss = ClassLoss(False, labels, taught, step)(logits, np.array([2, 1]))
@@ -70,13 +70,13 @@ def test_a_student_learns_from_its_teacher_alone(tmp_path: Path) -> None:
 
 def test_teacher_and_second_step_go_together(tmp_path: Path) -> None:
     model, data = tiny.distilbert(tmp_path / "model"), sentiment(tmp_path / "data", 40)
-    with pytest.raises(stage.StageError, match="second_step needs a teacher fine-tuned on sst2"):
+    with pytest.raises(errors.StageError, match="second_step needs a teacher fine-tuned on sst2"):
         run(tmp_path / "out", model, data, second_step={})
     teacher = tmp_path / "teacher"
     run(teacher, model, data, epochs=1)
-    with pytest.raises(stage.StageError, match=r"write \[second_step\], or leave --teacher out"):
+    with pytest.raises(errors.StageError, match=r"write \[second_step\], or leave --teacher out"):
         run(tmp_path / "out", model, data, teacher)
-    with pytest.raises(stage.StageError, match="was fine-tuned on sst2: give a teacher of cola"):
+    with pytest.raises(errors.StageError, match="was fine-tuned on sst2: give a teacher of cola"):
         run(tmp_path / "out", model, data, teacher, task="cola", second_step={})
 
 

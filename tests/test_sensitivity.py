@@ -6,10 +6,10 @@ import pytest
 import tokens_artifact
 import torch
 
-from cluster import artifact, stage
-from cluster.rows import open_tokens
-from deploy import calibration_rows, quantize
-from deploy.original import open_original
+from cluster.artifacts import artifact, errors
+from cluster.tokens.rows import open_tokens
+from deploy.conversion.source_model import open_original
+from deploy.targets import calibration_rows, quantize
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def test_what_is_kept_is_float_in_the_file_whatever_operator_it_is(folders, tmp_
             if values.data_type == onnx.TensorProto.FLOAT and len(values.dims) == 2
         ]
         assert len(floats) == layers
-    with pytest.raises(stage.StageError, match=r"keep: no layer is named layer\.0: write one of .*classifier"):
+    with pytest.raises(errors.StageError, match=r"keep: no layer is named layer\.0: write one of .*classifier"):
         exports.int8(inputs["export"], inputs["model"], tmp_path / "none", keep=["layer.0"])
 
 
@@ -74,7 +74,7 @@ def test_static_ranges_come_from_rows_and_need_them(folders, tmp_path):
     assert "QuantizeLinear" in operators
     assert "DynamicQuantizeLinear" not in operators
     for wrong, activations in ((given(folders, "model", "export"), "static"), (inputs, "dynamic")):
-        with pytest.raises(stage.StageError, match="give both or neither"):
+        with pytest.raises(errors.StageError, match="give both or neither"):
             exports.make("deploy.quantize", tmp_path / "no", wrong, activations=activations, **loose)
 
 
@@ -94,7 +94,7 @@ def test_calibration_inputs_are_texts_and_pairs_cut_from_the_rows(folders, tmp_p
         assert feed["token_type_ids"].sum() == (len(ids) - separators[0] - 1)
         assert tuple(ids[1:5]) in rows
     other = headed.model_folder(tmp_path / "other", "roberta", "classification")
-    with pytest.raises(stage.StageError, match="another vocabulary"):
+    with pytest.raises(errors.StageError, match="another vocabulary"):
         calibration_rows.feeds(settings, folders["tokens"], open_original(other))
 
 
@@ -106,7 +106,7 @@ def _rows(folders):
 def test_an_int8_export_has_nothing_left_to_measure(folders, tmp_path):
     inputs = given(folders, "model", "export")
     int8 = exports.int8(inputs["export"], inputs["model"], tmp_path / "int8")
-    with pytest.raises(stage.StageError, match="is int8 already: give the fp32 ONNX export"):
+    with pytest.raises(errors.StageError, match="is int8 already: give the fp32 ONNX export"):
         exports.make("deploy.sensitivity", tmp_path / "s", {**inputs, "export": int8})
 
 

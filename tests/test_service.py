@@ -16,8 +16,8 @@ import pytest
 from manifests import K8S, OVERLAYS, Document, all_pods, cluster_spec, of_kind, overlay, pods
 from service_rules import environment
 
-from cluster import recipe
-from distill.pipeline import Pipeline, Plan
+from cluster.artifacts import recipe
+from distill.launch.pipeline_recipe import Pipeline, PipelinePlan
 
 pytestmark = pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed: overlays need it")
 
@@ -51,7 +51,7 @@ def _pipeline(entrypoint: str, folder: Path, documents: list[Document]) -> tuple
 
 def _checked(entrypoint: str, folder: Path) -> None:
     pipeline, _ = _pipeline(entrypoint, folder, overlay("v100-8"))
-    Plan(pipeline, folder / "out").check()
+    PipelinePlan(pipeline, folder / "out").check()
 
 
 @pytest.mark.long  # the stages that check their recipes are all imported
@@ -60,7 +60,7 @@ def test_the_entrypoint_of_a_run_is_a_pipeline_on_shared_storage(name: str, tmp_
     documents = overlay(name)
     (entrypoint,) = _entrypoints(name)
     pipeline, out = _pipeline(entrypoint, tmp_path, documents)
-    Plan(pipeline, tmp_path / "out").check()
+    PipelinePlan(pipeline, tmp_path / "out").check()
     for pod in (found for found in all_pods(documents) if found.role in ("head", "worker")):
         mounts = {mount["mountPath"]: mount["name"] for mount in pod.main["volumeMounts"]}
         claims = {v["name"] for v in pod.spec["volumes"] if "persistentVolumeClaim" in v}

@@ -7,11 +7,12 @@ import pytest
 import tiny
 import torch
 
-from distill import engine, masked_lm
-from distill.batches import Batch
-from distill.distillation import Placement, Training
-from distill.engine import Frozen
-from distill.masked_lm import MaskedLM, Outputs
+from distill.config import Placement, Training
+from distill.data.batches import Batch
+from distill.engine import process_group
+from distill.engine.teacher_engine import TeacherEngine
+from distill.modeling import masked_lm
+from distill.modeling.masked_lm import MaskedLM, Outputs
 
 pytestmark = pytest.mark.slow
 
@@ -22,12 +23,12 @@ HIDDEN = 320
 TOLERANCE = {"fp32": 1e-6, "bf16": 4e-3}
 
 
-def asked(folder: str, precision: str, kind: str) -> tuple[Frozen, Outputs]:
+def asked(folder: str, precision: str, kind: str) -> tuple[TeacherEngine, Outputs]:
     """A teacher and what it says of rows of this worker's own."""
-    workers = engine.join(1)
+    workers = process_group.join(1)
     placement = Placement(teacher=kind)
     teacher, _ = masked_lm.load(folder)
-    frozen = Frozen(MaskedLM(teacher), Training(steps=1, precision=precision, placement=placement), workers)
+    frozen = TeacherEngine(MaskedLM(teacher), Training(steps=1, precision=precision, placement=placement), workers)
     rows = torch.randint(5, 300, (4, 16), generator=torch.Generator().manual_seed(workers.rank))
     return frozen, frozen(Batch(rows, torch.arange(12), rows.flatten()[:12]))
 

@@ -15,10 +15,10 @@ import pyarrow.parquet as pq
 import pytest
 import tiny
 
-from cluster import columnar, formats, lines, pieces
-from cluster.corpus import Corpus
-from cluster.faults import Document, Fault
-from cluster.stage import StageError
+from cluster.artifacts.errors import StageError
+from cluster.corpus.stage import Corpus
+from cluster.readers import columnar_files, splits, text_files
+from cluster.readers.bad_documents import Document, Fault
 
 TEXTS = ["One.", "Two is ä longer öne.", "", "Three, 三つ, in a few words.", "Four\nhas two lines.", "Five."]
 SINGLE = [text for text in TEXTS if text and "\n" not in text]
@@ -26,8 +26,8 @@ SINGLE = [text for text in TEXTS if text and "\n" not in text]
 
 def _read(source: dict[str, Any]) -> list[Document]:
     recipe = Corpus.of({"sources": [source]})
-    spans = [span for piece in pieces.cut(recipe.sources) for span in piece.spans]
-    batches = (batch for span in spans for batch in formats.read(recipe.sources[0], span))
+    spans = [span for piece in splits.cut(recipe.sources) for span in piece.spans]
+    batches = (batch for span in spans for batch in text_files.read(recipe.sources[0], span))
     return [document for _, documents in batches for document in documents]
 
 
@@ -100,9 +100,9 @@ def test_documents_are_the_same_wherever_the_files_are_cut(
     source = write(tmp_path)
     sizes = (1, 2, 3, 7, 20, 64, 100, 300, 2**26)
     for size in sizes:
-        monkeypatch.setattr(pieces, "PIECE_BYTES", max(size, pieces.COMPRESSION))
-        monkeypatch.setattr(lines, "BLOCK", max(1, size // 2))
-        monkeypatch.setattr(columnar, "BATCH_BYTES", size)
+        monkeypatch.setattr(splits, "PIECE_BYTES", max(size, splits.COMPRESSION))
+        monkeypatch.setattr(text_files, "BLOCK", max(1, size // 2))
+        monkeypatch.setattr(columnar_files, "BATCH_BYTES", size)
         found = [text.strip() if write is _wiki and isinstance(text, str) else text for text in _read(source)]
         assert found == expected, size
 
@@ -131,11 +131,11 @@ def test_sources_are_read_from_urls(tmp_path: Path) -> None:
 
 
 def test_pieces_are_cut_by_size_and_small_files_go_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pieces, "PIECE_BYTES", 100)
+    monkeypatch.setattr(splits, "PIECE_BYTES", 100)
     for name, size in (("a", 30), ("b", 60), ("c", 20), ("d", 250)):
         (tmp_path / f"{name}.jsonl").write_bytes(b"x" * size)
     (tmp_path / "e.jsonl.gz").write_bytes(b"x" * 90)
-    found = pieces.cut(Corpus.of({"sources": [{"kind": "jsonl", "path": str(tmp_path)}]}).sources)
+    found = splits.cut(Corpus.of({"sources": [{"kind": "jsonl", "path": str(tmp_path)}]}).sources)
     assert [[(span.name[0], span.start, span.end) for span in piece.spans] for piece in found] == [
         [("a", 0, 30), ("b", 0, 60)],
         [("c", 0, 20)],
@@ -151,8 +151,8 @@ def test_what_is_wrong_with_a_line_is_said_with_its_place(tmp_path: Path, monkey
     bad += [b"[" * 7_000, b"9" * 5_000, b'{"text": "' + b"x" * 9_000 + b'"}']
     fine = b'{"text": "Fine."}'
     (tmp_path / "a.jsonl").write_bytes(b"\n".join(line for pair in zip([fine] * 9, bad, strict=True) for line in pair))
-    monkeypatch.setattr(lines, "MAX_BYTES", 2**13)
-    monkeypatch.setattr(lines, "BLOCK", 2**9)
+    monkeypatch.setattr(text_files, "MAX_BYTES", 2**13)
+    monkeypatch.setattr(text_files, "BLOCK", 2**9)
     source = {"kind": "jsonl", "path": str(tmp_path / "a.jsonl")}
     found = _read(source)
     faults = [document for document in found if isinstance(document, Fault)]
@@ -162,7 +162,7 @@ def test_what_is_wrong_with_a_line_is_said_with_its_place(tmp_path: Path, monkey
     reasons += ["not JSON", "not JSON", "oversize"]
     assert [fault.reason for fault in faults] == reasons
     assert faults[0].text == '{"text": "\\xff\\xfe"}'
-    monkeypatch.setattr(pieces, "PIECE_BYTES", 40)
+    monkeypatch.setattr(splits, "PIECE_BYTES", 40)
     in_ranges = [document for document in _read(source) if isinstance(document, Fault)]
     assert [fault.reason for fault in in_ranges] == reasons
     assert [fault.where for fault in in_ranges[:3]] == ["line 2", "the line at byte 51", "the line at byte 79"]
@@ -192,8 +192,8 @@ def test_a_page_that_is_cut_is_a_fault_and_so_is_one_with_other_bytes(tmp_path: 
 
 
 def test_paragraphs_and_pages_have_a_largest_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lines, "MAX_BYTES", 200)
-    monkeypatch.setattr(lines, "BLOCK", 64)
+    monkeypatch.setattr(text_files, "MAX_BYTES", 200)
+    monkeypatch.setattr(text_files, "BLOCK", 64)
     (tmp_path / "a.txt").write_text("Short.\n\n" + "\n".join(tiny.ENGLISH) + "\n\nEnd.", encoding="utf-8")
     source = {"kind": "text", "path": str(tmp_path / "a.txt")}
     first, second, third = _read({**source, "documents": "paragraph"})
@@ -216,4 +216,4 @@ def test_paragraphs_and_pages_have_a_largest_size(tmp_path: Path, monkeypatch: p
 )
 def test_a_label_is_the_name_of_the_file_or_folder(path: str, label: str) -> None:
     source = Corpus.of({"sources": [{"kind": "jsonl", "path": path}]}).sources[0]
-    assert formats.sources.label(source) == label  # type: ignore[arg-type]
+    assert text_files.sources.label(source) == label  # type: ignore[arg-type]

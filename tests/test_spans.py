@@ -11,14 +11,14 @@ import tiny
 import torch
 from transformers import AutoTokenizer
 
-from cluster.recipe import ROOT
-from eval.features import Features
-from eval.heads import ModelError
-from eval.questions import Question, questions_from_folder
-from eval.second_step import SecondStep
-from eval.spans import ANSWER_TOKENS, SpanLoss, find, probabilities
-from eval.tasks import TASKS
-from eval.windows import QUERY_TOKENS, Windows, targets, windows
+from cluster.artifacts.recipe import ROOT
+from eval.finetune.answer_spans import ANSWER_TOKENS, SpanLoss, find, probabilities
+from eval.finetune.batching import Features
+from eval.finetune.passage_windows import QUERY_TOKENS, Windows, targets, windows
+from eval.finetune.task_distillation import TaskDistillation
+from eval.finetune.task_model import ModelError
+from eval.tasks.definitions import TASKS
+from eval.tasks.questions import Question, questions_from_folder
 
 DATA = ROOT / ".." / "shared" / "data"
 BUILDERS = pytest.mark.parametrize("build", [tiny.wordpiece, tiny.byte_level], ids=lambda build: build.__name__)
@@ -129,7 +129,7 @@ def test_an_answer_that_is_not_whole_in_a_window_is_no_target(tmp_path: Path) ->
 def test_the_loss_does_not_see_padding() -> None:
     features = Features.of([[1, 2, 3], [1, 2, 3, 4, 5]], None, pad=0)
     taught = torch.randn(8, 2, generator=torch.Generator().manual_seed(1))
-    loss = SpanLoss(features, torch.tensor([[1, 2], [0, 0]]), taught, SecondStep(soft=0.3, task=0.7))
+    loss = SpanLoss(features, torch.tensor([[1, 2], [0, 0]]), taught, TaskDistillation(soft=0.3, task=0.7))
     logits = torch.randn(2, 2, 5, generator=torch.Generator().manual_seed(2)).requires_grad_()
     together = loss(logits, np.array([0, 1]))
     apart = loss(logits[:1, :, :3], np.array([0])) + loss(logits[1:], np.array([1]))

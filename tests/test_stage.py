@@ -16,11 +16,12 @@ import toy_stage
 from toy_stage import Toy
 from upath import UPath
 
-from cluster import artifact, cache, stage, storage
-from cluster.artifact import ArtifactError
-from cluster.recipe import RecipeError
-from cluster.stage import StageError
-from cluster.storage import Location
+from cluster.artifacts import artifact, cache, cli, commit, errors, registry, stage
+from cluster.artifacts.commit import ArtifactError
+from cluster.artifacts.errors import StageError
+from cluster.artifacts.recipe import RecipeError
+from cluster.storage import filesystem
+from cluster.storage.filesystem import Location
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), str(Path.cwd())])}
 
@@ -42,7 +43,7 @@ def _run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 def _refusal(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
     """The line of a command that ends with exit code 1."""
     with pytest.raises(SystemExit) as ended:
-        stage.main(toy_stage.STAGE, [*map(str, arguments)])
+        cli.main(toy_stage.STAGE.name, [*map(str, arguments)])
     assert ended.value.code == 1
     shown = capsys.readouterr()
     lines = [line for line in shown.err.splitlines() if line.startswith("error: ")]
@@ -79,13 +80,13 @@ def test_a_bug_keeps_its_traceback_and_the_partial_its_files(corpus: Path) -> No
     assert "Traceback (most recent call last)" in ended.stderr
     assert ended.stderr.endswith("RuntimeError: a bug in the toy\n")
     assert not out.exists()
-    assert (artifact.staging(out) / "text.txt").read_text() == "toy"
+    assert (commit.staging(out) / "text.txt").read_text() == "toy"
 
 
 def test_usage_errors_exit_2(corpus: Path) -> None:
     for arguments in (["default", "--out", "o"], ["default", "--corpus", str(corpus)], ["--tokens", "t"]):
         with pytest.raises(SystemExit) as ended:
-            stage.main(toy_stage.STAGE, arguments)
+            cli.main(toy_stage.STAGE.name, arguments)
         assert ended.value.code == 2
 
 
@@ -96,7 +97,7 @@ def test_an_interrupt_exits_130_in_one_line_and_the_next_attempt_continues(corpu
         ended = _run(*arguments)
         assert ended.returncode == 130
         assert ended.stderr == "interrupted: run the same command again to continue\n"
-        assert (artifact.staging(out) / "attempts.txt").stat().st_size == attempt
+        assert (commit.staging(out) / "attempts.txt").stat().st_size == attempt
 
 
 def test_a_killed_stage_is_continued_by_the_same_command(corpus: Path) -> None:
@@ -129,7 +130,7 @@ def test_a_changed_recipe_is_refused_with_the_value_that_changed(
     corpus: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = corpus.with_name("made")
-    stage.main(toy_stage.STAGE, ["default", "--corpus", str(corpus), "--out", str(out)])
+    cli.main(toy_stage.STAGE.name, ["default", "--corpus", str(corpus), "--out", str(out)])
     before = artifact.verify(out)
     capsys.readouterr()
     line = _refusal(capsys, "default", "--corpus", corpus, "--out", out, "--set", "share=0.25")
@@ -167,7 +168,7 @@ def test_inputs_of_another_kind_are_refused(corpus: Path, capsys: pytest.Capture
     assert "nowhere does not exist" in line
     line = _refusal(capsys, "default", "--corpus", corpus, "--folder", corpus.with_name("nowhere"), "--out", out)
     assert "nowhere does not exist" in line
-    assert not artifact.staging(out).exists()
+    assert not commit.staging(out).exists()
 
 
 def test_an_out_of_another_kind_or_that_is_no_artifact_is_left_alone(
@@ -246,27 +247,27 @@ def test_a_role_may_identify_itself_and_a_growing_stage_makes_no_artifact(corpus
 
 def test_other_ranks_work_on_the_artifact_but_do_not_complete_it(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = corpus.with_name("made")
-    artifact.staging(out).mkdir()
+    commit.staging(out).mkdir()
     monkeypatch.setenv("RANK", "1")
     assert stage.execute(toy_stage.STAGE, Toy(), {"corpus": corpus}, out) is None
-    assert (artifact.staging(out) / "text.txt").is_file()
+    assert (commit.staging(out) / "text.txt").is_file()
     assert not out.exists()
 
 
 def test_only_modules_with_a_stage_are_stages() -> None:
-    assert stage.find("toy_stage") is toy_stage.STAGE
+    assert registry.find("toy_stage") is toy_stage.STAGE
     with pytest.raises(StageError, match=r"no stage cluster\.nowhere"):
-        stage.find("cluster.nowhere")
+        registry.find("cluster.nowhere")
     with pytest.raises(StageError, match=r"cluster\.artifact is not a stage"):
-        stage.find("cluster.artifact")
+        registry.find("cluster.artifact")
 
 
 def test_errors_for_people_and_bugs_are_told_apart() -> None:
-    assert stage.explain(RecipeError("a\n  b")) == "a b"
-    assert stage.explain(FileNotFoundError(2, "No such file", "there")) == "there: No such file"
-    assert stage.explain(OSError("out of luck")) == "out of luck"
-    assert stage.explain(KeyError("key")) is None
-    assert stage.explain(None) is None
+    assert errors.explain(RecipeError("a\n  b")) == "a b"
+    assert errors.explain(FileNotFoundError(2, "No such file", "there")) == "there: No such file"
+    assert errors.explain(OSError("out of luck")) == "out of luck"
+    assert errors.explain(KeyError("key")) is None
+    assert errors.explain(None) is None
 
 
 @pytest.fixture(scope="module")
@@ -284,7 +285,7 @@ def bucket(port: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> s3fs.S
 def test_a_stage_that_knows_nothing_of_urls_reads_and_writes_them(bucket: s3fs.S3FileSystem, tmp_path: Path) -> None:
     corpus = "s3://barrel/corpus"
     with artifact.create(corpus, kind="corpus", inputs={}, recipe={}) as draft:
-        storage.write_json(draft.location / "text.json", "text")
+        filesystem.write_json(draft.location / "text.json", "text")
     bucket.pipe_file("barrel/task/dev.tsv", b"1")
     arguments = ["default", "--corpus", corpus, "--folder", "s3://barrel/task", "--out", "s3://barrel/made"]
     first = subprocess.run(_command(*arguments), cwd=tmp_path, env=_here(), capture_output=True, text=True, check=False)
@@ -320,7 +321,7 @@ def _here() -> dict[str, str]:
 
 @pytest.mark.usefixtures("bucket")
 def test_an_interrupted_stage_is_continued_and_then_published(corpus: Path) -> None:
-    out = storage.location("s3://barrel/made")
+    out = filesystem.location("s3://barrel/made")
     with pytest.raises(RuntimeError, match="a bug in the toy"):
         stage.execute(toy_stage.STAGE, Toy(behaviour="bug"), {"corpus": corpus}, out)
     with pytest.raises(ArtifactError, match="is not an artifact: it has no"):
@@ -328,7 +329,7 @@ def test_an_interrupted_stage_is_continued_and_then_published(corpus: Path) -> N
     with pytest.raises(RuntimeError):
         stage.execute(toy_stage.STAGE, Toy(behaviour="bug"), {"corpus": corpus}, out)
     work = cache.workplace(cast(UPath, out))
-    assert (artifact.staging(work) / "attempts.txt").read_text() == "xx"
+    assert (commit.staging(work) / "attempts.txt").read_text() == "xx"
     made = stage.execute(toy_stage.STAGE, Toy(), {"corpus": corpus}, out)
     assert made is not None
     assert made.facts["attempts"] == 1, "another recipe starts anew"
@@ -337,7 +338,7 @@ def test_an_interrupted_stage_is_continued_and_then_published(corpus: Path) -> N
 @pytest.mark.usefixtures("bucket")
 def test_what_was_made_but_not_published_is_published_unless_it_is_no_longer_wanted(corpus: Path) -> None:
     for recipe in (Toy(), Toy(text="other")):
-        out = storage.location(f"s3://barrel/{recipe.text}")
+        out = filesystem.location(f"s3://barrel/{recipe.text}")
         before = stage.execute(toy_stage.STAGE, Toy(), {"corpus": corpus}, cache.workplace(cast(UPath, out)))
         made = stage.execute(toy_stage.STAGE, recipe, {"corpus": corpus}, out)
         assert before is not None
@@ -349,19 +350,19 @@ def test_what_was_made_but_not_published_is_published_unless_it_is_no_longer_wan
 @pytest.mark.usefixtures("bucket")
 def test_a_remote_stage_works_where_things_are() -> None:
     def run(recipe: Toy, inputs: Mapping[str, Location], out: Location) -> dict[str, Any]:
-        there = storage.read_json(inputs["corpus"] / "text.json")
-        found = [name for name in storage.listing(out) if not name.startswith(".")]
-        storage.write_json(out / f"copy-{len(found)}.json", there)
+        there = filesystem.read_json(inputs["corpus"] / "text.json")
+        found = [name for name in filesystem.listing(out) if not name.startswith(".")]
+        filesystem.write_json(out / f"copy-{len(found)}.json", there)
         if recipe.behaviour == "bug":
             raise RuntimeError
         return {"found": found}
 
     inputs = {"corpus": stage.Role(("corpus",))}
     working = stage.Stage(run=run, recipe=Toy, inputs=inputs, produces="dataset", remote=True)
-    given = {"corpus": storage.location("s3://barrel/corpus")}
+    given = {"corpus": filesystem.location("s3://barrel/corpus")}
     with artifact.create(given["corpus"], kind="corpus", inputs={}, recipe={}) as draft:
-        storage.write_json(draft.location / "text.json", "text")
-    out = storage.location("s3://barrel/made")
+        filesystem.write_json(draft.location / "text.json", "text")
+    out = filesystem.location("s3://barrel/made")
     with pytest.raises(RuntimeError):
         stage.execute(working, Toy(behaviour="bug"), given, out)
     with pytest.raises(RuntimeError):
@@ -369,8 +370,8 @@ def test_a_remote_stage_works_where_things_are() -> None:
     made = stage.execute(working, Toy(), given, out)
     assert made is not None
     assert made.facts == {"found": []}, "another recipe starts anew"
-    assert [*storage.listing(out)] == ["copy-0.json", "manifest.json"]
-    assert storage.read_json(out / "copy-0.json") == "text"
+    assert [*filesystem.listing(out)] == ["copy-0.json", "manifest.json"]
+    assert filesystem.read_json(out / "copy-0.json") == "text"
     assert not cache.root().exists(), "nothing was copied to this machine"
 
 
@@ -378,7 +379,7 @@ def test_a_remote_stage_works_where_things_are() -> None:
 def test_a_run_folder_cannot_be_in_an_object_store(capsys: pytest.CaptureFixture[str], corpus: Path) -> None:
     growing = stage.Stage(run=toy_stage.run, recipe=Toy, produces="run", grows=True)
     with pytest.raises(StageError, match="s3://barrel/run: a run grows while it is made"):
-        stage.execute(growing, Toy(), {}, storage.location("s3://barrel/run"))
+        stage.execute(growing, Toy(), {}, filesystem.location("s3://barrel/run"))
     line = _refusal(capsys, "default", "--corpus", "s3://barrel/none", "--out", corpus.with_name("made"))
     assert line.startswith("s3://barrel/none does not exist")
     line = _refusal(capsys, "default", "--corpus", corpus, "--out", "s3://key:word@barrel/made")

@@ -12,13 +12,13 @@ import torch
 from clusters import await_that
 from trainings import RECIPE, command, curve, environment, train
 
-from cluster import stage
-from cluster.telemetry import read_metrics
-from distill import stopping
-from distill.distillation import Distillation
-from distill.engine import Workers
-from distill.run import Run
-from distill.stopping import Reason, StoppedError, Stopping
+from cluster.artifacts import registry, stage
+from cluster.telemetry.metrics_log import read_metrics
+from distill.checkpointing.run_folder import Run
+from distill.config import Distillation
+from distill.engine.process_group import Workers
+from distill.train import graceful_stop
+from distill.train.graceful_stop import Reason, StoppedError, Stopping
 
 ALONE = Workers(0, 0, 1, torch.device("cpu"))
 SETTINGS = ("steps=150", "placement.log_every=1", "placement.save_every=100", "placement.validate_every=100")
@@ -42,8 +42,8 @@ def whole(folder: Path) -> list[float]:
 def test_a_request_is_heard_once_and_the_gravest_holds() -> None:
     with Stopping(ALONE) as stops:
         assert stops.agreed() is None
-        stopping.request(Reason.LEAVING)
-        stopping.request(Reason.GROWING)
+        graceful_stop.request(Reason.LEAVING)
+        graceful_stop.request(Reason.GROWING)
         assert stops.agreed() is Reason.LEAVING
     with Stopping(ALONE) as stops:
         assert stops.agreed() is None
@@ -79,13 +79,13 @@ def test_what_it_says_is_what_to_do() -> None:
 def test_a_stopped_run_has_a_checkpoint_and_goes_on(folder: Path, tmp_path: Path) -> None:
     inputs = {"tokens": folder / "tokens", "teacher": folder / "teacher"}
     recipe = Distillation.of(RECIPE)
-    stage.execute(stage.find("distill.train"), recipe, inputs, tmp_path / "whole")
+    stage.execute(registry.find("distill.train"), recipe, inputs, tmp_path / "whole")
     run = Run(tmp_path / "run")
-    stopping.request(Reason.TERMINATED)
+    graceful_stop.request(Reason.TERMINATED)
     with pytest.raises(StoppedError, match="stopped after step 1 "):
-        stage.execute(stage.find("distill.train"), recipe, inputs, run.path)
+        stage.execute(registry.find("distill.train"), recipe, inputs, run.path)
     assert [checkpoint.step for checkpoint in run.checkpoints()] == [1]
-    stage.execute(stage.find("distill.train"), recipe, inputs, run.path)
+    stage.execute(registry.find("distill.train"), recipe, inputs, run.path)
     assert curve(run.path) == pytest.approx(curve(tmp_path / "whole"), rel=1e-6)
 
 

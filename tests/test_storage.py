@@ -14,8 +14,9 @@ import s3_server
 import s3fs
 from upath import UPath
 
-from cluster import stage, storage
-from cluster.storage import Location, StorageError
+from cluster.artifacts import errors
+from cluster.storage import filesystem
+from cluster.storage.filesystem import Location, StorageError
 
 TREE = ("a/b.jsonl", "a-b.jsonl", "a/c/d.jsonl.gz", "notes.txt", "z.jsonl")
 
@@ -37,36 +38,36 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Location:
     if request.param == "local":
         return tmp_path / "text"
     request.getfixturevalue("bucket")
-    return storage.location("s3://barrel/text")
+    return filesystem.location("s3://barrel/text")
 
 
 def _fill(folder: Location) -> None:
     for name in (*TREE, "../text-2/other.jsonl"):
         place = folder.parent / name.removeprefix("../") if name.startswith("..") else folder / name
-        storage.write_json(place, name)
+        filesystem.write_json(place, name)
 
 
-def _names(folder: Location, found: list[storage.FileInfo]) -> list[str]:
+def _names(folder: Location, found: list[filesystem.FileInfo]) -> list[str]:
     return [str(info.location).removeprefix(f"{folder}/") for info in found]
 
 
 def test_paths_and_file_urls_are_paths_and_other_urls_are_not(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    assert storage.location("text/a") == tmp_path / "text" / "a"
+    assert filesystem.location("text/a") == tmp_path / "text" / "a"
     for text in (
         f"file://{tmp_path}/a%20b",
         f"file://localhost{tmp_path}/a b",
         tmp_path / "a b",
         UPath(tmp_path / "a b"),
     ):
-        found = storage.location(text)
+        found = filesystem.location(text)
         assert isinstance(found, Path)
         assert not isinstance(found, UPath)
         assert found == tmp_path / "a b"
-    remote = storage.location("S3://barrel/text/")
-    assert not storage.is_local(remote)
+    remote = filesystem.location("S3://barrel/text/")
+    assert not filesystem.is_local(remote)
     assert (str(remote / "a"), remote.name) == ("s3://barrel/text/a", "text")
-    assert storage.location(remote) is remote
+    assert filesystem.location(remote) is remote
 
 
 @pytest.mark.parametrize(
@@ -83,7 +84,7 @@ def test_paths_and_file_urls_are_paths_and_other_urls_are_not(monkeypatch: pytes
 )
 def test_what_is_no_location_is_refused_in_one_line_without_its_secret(text: str | Path, message: str) -> None:
     with pytest.raises(StorageError) as refused:
-        storage.location(text)
+        filesystem.location(text)
     assert message in str(refused.value)
     assert "\n" not in str(refused.value)
     assert "hunter2" not in str(refused.value)
@@ -92,31 +93,37 @@ def test_what_is_no_location_is_refused_in_one_line_without_its_secret(text: str
 def test_a_missing_library_is_named_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gcsfs", None)  # as Python marks what cannot be imported
     with pytest.raises(StorageError, match=r"gs://barrel/text: .*gcsfs.*: pip install 'stillhouse\[gs\]'"):
-        storage.location("gs://barrel/text")
+        filesystem.location("gs://barrel/text")
 
 
 def test_files_are_found_alike_in_folders_and_object_stores(folder: Location) -> None:
     _fill(folder)
-    assert _names(folder, storage.files(folder)) == ["a/b.jsonl", "a/c/d.jsonl.gz", "a-b.jsonl", "notes.txt", "z.jsonl"]
+    assert _names(folder, filesystem.files(folder)) == [
+        "a/b.jsonl",
+        "a/c/d.jsonl.gz",
+        "a-b.jsonl",
+        "notes.txt",
+        "z.jsonl",
+    ]
     suffixes = (".jsonl", ".jsonl.gz")
-    assert _names(folder, storage.files(folder, suffixes)) == ["a/b.jsonl", "a/c/d.jsonl.gz", "a-b.jsonl", "z.jsonl"]
-    assert _names(folder, storage.files(f"{folder}/*.jsonl")) == ["a-b.jsonl", "z.jsonl"]
-    assert _names(folder, storage.files(f"{folder}/**/*.jsonl")) == ["a/b.jsonl", "a-b.jsonl", "z.jsonl"]
-    assert _names(folder, storage.files(folder / "notes.txt", suffixes)) == ["notes.txt"]
-    assert storage.files(folder / "nowhere") == []
-    listed = storage.listing(folder)
+    assert _names(folder, filesystem.files(folder, suffixes)) == ["a/b.jsonl", "a/c/d.jsonl.gz", "a-b.jsonl", "z.jsonl"]
+    assert _names(folder, filesystem.files(f"{folder}/*.jsonl")) == ["a-b.jsonl", "z.jsonl"]
+    assert _names(folder, filesystem.files(f"{folder}/**/*.jsonl")) == ["a/b.jsonl", "a-b.jsonl", "z.jsonl"]
+    assert _names(folder, filesystem.files(folder / "notes.txt", suffixes)) == ["notes.txt"]
+    assert filesystem.files(folder / "nowhere") == []
+    listed = filesystem.listing(folder)
     assert [*listed] == ["a/b.jsonl", "a/c/d.jsonl.gz", "a-b.jsonl", "notes.txt", "z.jsonl"]
     assert listed["notes.txt"].bytes == len('"notes.txt"\n')
-    assert storage.read_json(listed["a/c/d.jsonl.gz"].location) == "a/c/d.jsonl.gz"
+    assert filesystem.read_json(listed["a/c/d.jsonl.gz"].location) == "a/c/d.jsonl.gz"
 
 
 def test_a_stamp_follows_the_contents_and_listings_are_never_old(folder: Location) -> None:
-    storage.write_json(folder / "a.json", 1)
-    before = storage.files(folder)
-    assert storage.files(folder) == before
-    storage.write_json(folder / "a.json", 2)
-    storage.write_json(folder / "b.json", 1)
-    after = storage.files(folder)
+    filesystem.write_json(folder / "a.json", 1)
+    before = filesystem.files(folder)
+    assert filesystem.files(folder) == before
+    filesystem.write_json(folder / "a.json", 2)
+    filesystem.write_json(folder / "b.json", 1)
+    after = filesystem.files(folder)
     assert [info.location.name for info in after] == ["a.json", "b.json"]
     assert after[0].bytes == before[0].bytes
     assert after[0].stamp != before[0].stamp
@@ -124,69 +131,69 @@ def test_a_stamp_follows_the_contents_and_listings_are_never_old(folder: Locatio
 
 def test_a_file_is_put_in_place_whole_or_not_at_all(folder: Location) -> None:
     place = folder / "deep" / "facts.json"
-    with storage.writing(place) as temporary:
+    with filesystem.writing(place) as temporary:
         temporary.write_text("first")
-        assert not storage.exists(place)
-    with contextlib.suppress(RuntimeError), storage.writing(place) as temporary:
+        assert not filesystem.exists(place)
+    with contextlib.suppress(RuntimeError), filesystem.writing(place) as temporary:
         temporary.write_text("half")
         raise RuntimeError
     assert place.read_bytes() == b"first"
-    assert [*storage.listing(folder)] == ["deep/facts.json"]
+    assert [*filesystem.listing(folder)] == ["deep/facts.json"]
 
 
 def test_two_writers_of_one_file_do_not_hurt_each_other(folder: Location) -> None:
     place = folder / "shard"
-    with storage.writing(place) as one:
+    with filesystem.writing(place) as one:
         one.write_text("the same")
-        with storage.writing(place) as other:
+        with filesystem.writing(place) as other:
             other.write_text("the same")
         assert place.read_bytes() == b"the same"
     assert place.read_bytes() == b"the same"
-    assert [*storage.listing(folder)] == ["shard"]
+    assert [*filesystem.listing(folder)] == ["shard"]
 
 
 def test_what_is_read_is_seekable_and_libraries_get_a_file(folder: Location) -> None:
-    with storage.writing(folder / "text.parquet") as temporary:
+    with filesystem.writing(folder / "text.parquet") as temporary:
         temporary.write_bytes(bytes(range(200)))
-    with storage.open_read(folder / "text.parquet") as file:
+    with filesystem.open_read(folder / "text.parquet") as file:
         file.seek(-10, os.SEEK_END)
         assert file.read(2) == bytes([190, 191])
-    with storage.local(folder / "text.parquet") as path:
+    with filesystem.local(folder / "text.parquet") as path:
         assert path.suffix == ".parquet"
         assert path.read_bytes() == bytes(range(200))
-    assert path.exists() == storage.is_local(folder), "a copy lasts as long as the block"
+    assert path.exists() == filesystem.is_local(folder), "a copy lasts as long as the block"
 
 
 def test_trees_and_files_are_removed_and_their_neighbours_are_not(folder: Location) -> None:
     _fill(folder)
-    storage.remove(folder / "z.jsonl")
-    storage.remove(folder / "z.jsonl")
-    storage.remove_tree(folder / "a")
-    storage.remove_tree(folder / "a")
-    assert [*storage.listing(folder)] == ["a-b.jsonl", "notes.txt"]
-    storage.remove_tree(folder)
-    assert not storage.exists(folder)
-    assert [*storage.listing(folder.parent / "text-2")] == ["other.jsonl"]
+    filesystem.remove(folder / "z.jsonl")
+    filesystem.remove(folder / "z.jsonl")
+    filesystem.remove_tree(folder / "a")
+    filesystem.remove_tree(folder / "a")
+    assert [*filesystem.listing(folder)] == ["a-b.jsonl", "notes.txt"]
+    filesystem.remove_tree(folder)
+    assert not filesystem.exists(folder)
+    assert [*filesystem.listing(folder.parent / "text-2")] == ["other.jsonl"]
 
 
 def test_objects_carry_their_hash_and_those_of_others_are_read(bucket: s3fs.S3FileSystem) -> None:
-    ours, theirs = storage.location("s3://barrel/ours"), storage.location("s3://barrel/theirs")
-    with storage.writing(ours) as temporary:
+    ours, theirs = filesystem.location("s3://barrel/ours"), filesystem.location("s3://barrel/theirs")
+    with filesystem.writing(ours) as temporary:
         temporary.write_bytes(b"spirit")
     bucket.pipe_file("barrel/theirs", b"spirit")
     found = bucket.metadata("barrel/ours")["sha256"]
-    assert found == storage.stated_sha256(ours) == storage.stated_sha256(theirs) == storage.file_sha256(theirs)
+    assert found == filesystem.stated_sha256(ours) == filesystem.stated_sha256(theirs) == filesystem.file_sha256(theirs)
     bucket.pipe_file("barrel/theirs", b"Spirit")
-    assert storage.stated_sha256(theirs) != found
+    assert filesystem.stated_sha256(theirs) != found
 
 
 @pytest.mark.usefixtures("bucket")
 def test_of_many_who_make_one_object_one_succeeds() -> None:
-    place = storage.location("s3://barrel/once")
+    place = filesystem.location("s3://barrel/once")
 
     def attempt(number: int) -> bool:
         try:
-            storage.create_text(place, str(number))  # type: ignore[arg-type]
+            filesystem.create_text(place, str(number))  # type: ignore[arg-type]
         except FileExistsError:
             return False
         return True
@@ -199,21 +206,21 @@ def test_of_many_who_make_one_object_one_succeeds() -> None:
 
 @pytest.mark.usefixtures("bucket")
 def test_a_bucket_or_an_object_that_is_not_there_is_named() -> None:
-    nowhere = storage.location("s3://no-such-barrel/text")
-    for attempt in (lambda: storage.write_json(nowhere, 1), lambda: storage.listing(nowhere)):
+    nowhere = filesystem.location("s3://no-such-barrel/text")
+    for attempt in (lambda: filesystem.write_json(nowhere, 1), lambda: filesystem.listing(nowhere)):
         with pytest.raises(StorageError, match=r"s3://no-such-barrel/text: .*bucket.*: create the bucket"):
             attempt()
     with pytest.raises(FileNotFoundError) as missing:
-        storage.read_json(storage.location("s3://barrel/none.json"))
-    assert stage.explain(missing.value) == "s3://barrel/none.json: No such file or directory"
+        filesystem.read_json(filesystem.location("s3://barrel/none.json"))
+    assert errors.explain(missing.value) == "s3://barrel/none.json: No such file or directory"
 
 
-LOOK = "import sys; from cluster import storage; storage.write_json(storage.location(sys.argv[1]), 1)"
+LOOK = "import sys; from cluster.storage import filesystem; filesystem.write_json(filesystem.location(sys.argv[1]), 1)"
 
 
 def _refusal(environment: dict[str, str], url: str) -> str:
     """What a process that writes to ``url`` says to people, one line."""
-    code = f"from cluster import stage\nwith stage.errors_for_people():\n    {LOOK}"
+    code = f"from cluster.artifacts import errors\nwith errors.errors_for_people():\n    {LOOK}"
     clean = {key: value for key, value in os.environ.items() if not key.startswith("AWS_")}
     ended = subprocess.run(
         [sys.executable, "-c", code, url], env={**clean, **environment}, capture_output=True, text=True, check=False

@@ -7,9 +7,9 @@ import tiny
 import torch
 from transformers import AutoModelForMaskedLM
 
-from distill import masked_lm, student
-from distill.distillation import Student
-from distill.masked_lm import MaskedLM, ModelError
+from distill.config import Student
+from distill.modeling import masked_lm, student
+from distill.modeling.masked_lm import MaskedLM, ModelError
 
 LAYERS = 4
 

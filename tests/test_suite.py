@@ -9,15 +9,15 @@ import exports
 import pytest
 from result_folders import make, make_model
 
-from cluster.artifact import write_json
-from cluster.jobs import Outcome
-from cluster.recipe import RecipeError, load
-from cluster.stage import StageError
-from deploy import vendoring
-from eval.latency import Latency
-from eval.suite import _report_job, models, record
-from eval.suite_jobs import Plan
-from eval.suite_recipe import TABLE_3, Suite
+from cluster.artifacts.errors import StageError
+from cluster.artifacts.recipe import RecipeError, load
+from cluster.jobs.job import Outcome
+from cluster.storage.filesystem import write_json
+from deploy.web_page import libraries
+from eval.benchmark.stage import BenchmarkRecipe
+from eval.suite.plan import SuitePlan
+from eval.suite.recipe import TABLE_3, Suite
+from eval.suite.stage import _report_job, models, record
 
 TASKS: dict[str, Any] = {"rte": {}, "stsb": {"epochs": 2}, "provenance": {"seeds": [1]}}
 
@@ -44,12 +44,12 @@ def out(tmp_path: Path) -> Path:
     return out
 
 
-def _plan(data: Path, out: Path, **values: Any) -> Plan:
+def _plan(data: Path, out: Path, **values: Any) -> SuitePlan:
     suite = Suite.of({"data": f"{data}/{{task}}", "tasks": TASKS, **values})
-    return Plan(suite, models(suite, {}, out), out)
+    return SuitePlan(suite, models(suite, {}, out), out)
 
 
-def _jobs(plan: Plan) -> dict[str, Any]:
+def _jobs(plan: SuitePlan) -> dict[str, Any]:
     found = {job.name: job for job in plan.jobs()}
     assert len(found) == len(plan.jobs())
     return found
@@ -204,7 +204,7 @@ def test_a_toolchain_that_is_missing_is_named_before_anything_starts(
 def test_phones_measure_the_exports_of_answers(data: Path, out: Path) -> None:
     for name in ("squad", "browser", "programs"):
         (data / name).mkdir()
-    write_json(data / "browser" / "libraries.json", {"packages": vendoring.versions(), "files": {}})
+    write_json(data / "browser" / "libraries.json", {"packages": libraries.versions(), "files": {}})
     phones = {
         "host": {"format": "ort-int8", "measure": {"threads": [1]}},
         "pocket": {"libraries": str(data / "browser"), "measure": {"way": {"kind": "browser"}}},
@@ -234,14 +234,14 @@ def test_phones_measure_the_exports_of_answers(data: Path, out: Path) -> None:
 
 
 def test_the_papers_table_is_the_shipped_recipe() -> None:
-    assert load(Latency, "baselines") == Latency.of(TABLE_3)
+    assert load(BenchmarkRecipe, "baselines") == BenchmarkRecipe.of(TABLE_3)
 
 
 def test_models_may_be_given_or_named(data: Path, tmp_path: Path) -> None:
     (tmp_path / "large").mkdir()
     (tmp_path / "mine").mkdir()
     suite = Suite.of({"data": f"{data}/{{task}}", "tasks": {"rte": {}}, "models": {"large": str(tmp_path / "large")}})
-    plan = Plan(suite, models(suite, {"student": tmp_path / "mine"}, tmp_path / "out"), tmp_path / "out")
+    plan = SuitePlan(suite, models(suite, {"student": tmp_path / "mine"}, tmp_path / "out"), tmp_path / "out")
     assert list(_jobs(plan)) == ["finetune/student/rte", "finetune/large/rte"]
     assert plan.described()["models"] == {"large": str(tmp_path / "large"), "student": str(tmp_path / "mine")}
     absent = Suite.of({"models": {"large": str(tmp_path / "nowhere")}})
@@ -251,7 +251,7 @@ def test_models_may_be_given_or_named(data: Path, tmp_path: Path) -> None:
 
 def test_tasks_from_the_hub_need_no_folder(out: Path) -> None:
     suite = Suite.of({"hub": "nyu-mll/glue:{task}", "tasks": {"rte": {}, "imdb": {"data": "stanfordnlp/imdb"}}})
-    found = _jobs(Plan(suite, models(suite, {}, out), out))
+    found = _jobs(SuitePlan(suite, models(suite, {}, out), out))
     assert found["finetune/student/rte"].recipe["data"] == "nyu-mll/glue:rte"
     assert found["finetune/student/imdb"].recipe["data"] == "stanfordnlp/imdb"
     assert set(found["finetune/student/rte"].inputs) == {"model"}

@@ -2,7 +2,7 @@
 
 import pytest
 
-from eval.tasks import ALL_TASKS, GLUE, TASKS, Task
+from eval.tasks.definitions import ALL_TASKS, GLUE, TASKS, Task
 
 
 def test_the_nine_glue_tasks_and_ours_are_there_once() -> None:

@@ -9,11 +9,11 @@ import tokens_artifact
 import torch
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
-from cluster import artifact, stage
-from cluster.recipe import RecipeError
-from cluster.stage import StageError
-from distill.masked_lm import ModelError
-from distill.teacher import STAGE, Teacher
+from cluster.artifacts import artifact, stage
+from cluster.artifacts.errors import StageError
+from cluster.artifacts.recipe import RecipeError
+from distill.modeling.masked_lm import ModelError
+from distill.train.teacher import STAGE, Teacher
 
 TRAINING = {
     "steps": 4,

@@ -17,11 +17,12 @@ import pytest
 from clusters import free_ports
 from prometheus_client.metrics import MetricWrapperBase
 
-from cluster import artifact, telemetry
-from cluster.telemetry import MetricsLog, read_metrics
-from distill import teacher
+from cluster.artifacts import commit
+from cluster.telemetry import exporter, metrics, metrics_log, progress
+from cluster.telemetry.metrics_log import MetricsLog, read_metrics
+from distill.train import teacher
 
-METRICS = {name: value for name, value in vars(telemetry).items() if isinstance(value, MetricWrapperBase)}
+METRICS = {name: value for name, value in vars(metrics).items() if isinstance(value, MetricWrapperBase)}
 
 UNITS = ("_seconds", "_bytes", "_ratio", "_nats", "_per_second")
 DIMENSIONLESS = {
@@ -42,15 +43,16 @@ DIMENSIONLESS = {
 NOT_BASE = re.compile(r"_(ms|milliseconds|minutes|hours|kb|mb|gb|kilobytes|megabytes|percent|pct|bits)(_|$)")
 
 SHOWING = """
-from cluster import stage, telemetry
+from cluster.artifacts import errors
+from cluster.telemetry import progress
 
-with stage.logging_to_stderr():
-    telemetry.PLAIN_SECONDS = 0.0
-    with telemetry.Progress("rows", 3, "rows") as shown:
+with errors.logging_to_stderr():
+    progress.PLAIN_SECONDS = 0.0
+    with progress.Progress("rows", 3, "rows") as shown:
         shown.advance(note={"loss": "0.5"})
-        telemetry.say("in between")
+        progress.say("in between")
         shown.advance(2)
-    list(telemetry.progress(range(2), "shards", 2, "shards"))
+    list(progress.progress(range(2), "shards", 2, "shards"))
 """
 
 
@@ -86,9 +88,9 @@ def test_a_last_line_cut_by_a_crash_is_dropped(tmp_path: Path) -> None:
 def test_a_port_that_is_taken_ends_no_work(caplog: pytest.LogCaptureFixture) -> None:
     (port,) = free_ports(1)
     caplog.set_level("INFO", logger="stillhouse")
-    with telemetry.serving(port):
+    with exporter.serving(port):
         done = []
-        with telemetry.serving(port):
+        with exporter.serving(port):
             done.append("the other's work")
         assert done
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
@@ -148,12 +150,12 @@ def scraped(port: int, host: str = "127.0.0.1") -> dict[str, str]:
 
 def test_what_is_recorded_is_served() -> None:
     port = free_ports(1)[0]
-    telemetry.serve(port)
-    telemetry.LOSS.labels("served", "soft").set(0.25)
-    telemetry.TOKENS.labels("served").inc(4096)
-    telemetry.JOB_WAIT.labels("served").observe(30.0)
-    telemetry.GRADIENT_NORM.labels("served").set(float("nan"))
-    telemetry.RUN.labels("served").info({"precision": "fp16"})
+    exporter.serve(port)
+    metrics.LOSS.labels("served", "soft").set(0.25)
+    metrics.TOKENS.labels("served").inc(4096)
+    metrics.JOB_WAIT.labels("served").observe(30.0)
+    metrics.GRADIENT_NORM.labels("served").set(float("nan"))
+    metrics.RUN.labels("served").info({"precision": "fp16"})
     lines = scraped(port)
     assert (
         lines.items()
@@ -168,39 +170,39 @@ def test_what_is_recorded_is_served() -> None:
     )
     assert not [name for name in lines if "_created" in name], "series that nobody has declared"
     with pytest.raises(OSError, match="in use"):
-        telemetry.serve(port)
+        exporter.serve(port)
 
 
 def test_a_process_that_ends_waits_for_prometheus_where_it_comes_at_intervals() -> None:
     port = free_ports(1)[0]
-    with ThreadPoolExecutor(1) as other, telemetry.serving(port):
+    with ThreadPoolExecutor(1) as other, exporter.serving(port):
         scraped(port)
         started = time.monotonic()
-        telemetry.linger()
+        exporter.linger()
         assert time.monotonic() - started < 0.1, "somebody looked once: nobody is to be waited for"
         while time.monotonic() - started < 0.5:
             scraped(port)
             Event().wait(0.2)
-        leaving = other.submit(telemetry.linger)
+        leaving = other.submit(exporter.linger)
         assert not wait([leaving], 0.05).done
-        telemetry.NONFINITE.labels("lingering").inc()
+        metrics.NONFINITE.labels("lingering").inc()
         assert scraped(port)['stillhouse_nonfinite_total{run="lingering"}'] == "1.0"
         assert wait([leaving], 5).done
         started = time.monotonic()
-        telemetry.linger()  # whoever came does not come any more
+        exporter.linger()  # whoever came does not come any more
         assert 0.2 <= time.monotonic() - started < 5
 
 
 def test_a_run_is_called_after_its_pipeline_too() -> None:
-    assert telemetry.run_name(Path("/shared/distilbert/runs/student")) == "distilbert/student"
-    assert telemetry.run_name(Path("/shared/alone")) == "alone"
-    made = artifact.staging(Path("/shared/distilbert/teacher")) / teacher.RUN
-    assert telemetry.run_name(made) == "distilbert/teacher", "not every teacher is called run"
+    assert metrics.run_name(Path("/shared/distilbert/runs/student")) == "distilbert/student"
+    assert metrics.run_name(Path("/shared/alone")) == "alone"
+    made = commit.staging(Path("/shared/distilbert/teacher")) / teacher.RUN
+    assert metrics.run_name(made) == "distilbert/teacher", "not every teacher is called run"
 
 
 def test_the_newest_line_is_found_however_long_the_file_is(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    assert telemetry.newest_metrics(path, "train") is None
+    assert metrics_log.newest_metrics(path, "train") is None
     log = MetricsLog(path)
     _train_lines(log, range(1, 5001))
     log.write(kind="validation", step=5000, total=0.5)
@@ -208,17 +210,17 @@ def test_the_newest_line_is_found_however_long_the_file_is(tmp_path: Path) -> No
     with path.open("a") as file:
         file.write('{"kind": "train", "st')
     assert path.stat().st_size > 3 * 64 * 1024
-    newest = telemetry.newest_metrics(path, "train")
+    newest = metrics_log.newest_metrics(path, "train")
     assert newest is not None
     assert newest["step"] == 5000
-    assert telemetry.newest_metrics(path, "probe") is None
+    assert metrics_log.newest_metrics(path, "probe") is None
 
 
 def test_a_label_that_people_name_has_so_many_values_and_no_more() -> None:
-    named = [telemetry.bounded("planted", f"name {number}") for number in range(2 * telemetry.MOST_VALUES)]
-    assert len({*named}) == telemetry.MOST_VALUES + 1
+    named = [metrics.bounded("planted", f"name {number}") for number in range(2 * metrics.MOST_VALUES)]
+    assert len({*named}) == metrics.MOST_VALUES + 1
     assert named[-1] == "other"
-    assert telemetry.bounded("planted", "name 3") == "name 3"
+    assert metrics.bounded("planted", "name 3") == "name 3"
 
 
 def test_progress_in_a_log_is_plain_lines() -> None:
@@ -235,8 +237,8 @@ def test_progress_in_a_log_is_plain_lines() -> None:
 
 
 def test_progress_goes_back_with_the_work(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(telemetry, "PLAIN_SECONDS", 0.0)
-    with caplog.at_level("INFO", "stillhouse"), telemetry.Progress("training", 120, "steps", 80) as shown:
+    monkeypatch.setattr(progress, "PLAIN_SECONDS", 0.0)
+    with caplog.at_level("INFO", "stillhouse"), progress.Progress("training", 120, "steps", 80) as shown:
         for done in (90, 60, 110):
             shown.reach(done)
     told = [re.sub(r"\d+\.\d s", "T s", record.message) for record in caplog.records]

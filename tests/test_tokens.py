@@ -15,11 +15,14 @@ import tiny
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from cluster import artifact, corpus, rows, stage, vocabulary, wordpiece
-from cluster.packing import Packing, Stream
-from cluster.ray_cluster import connect
-from cluster.tokenizing import is_heldout
-from cluster.tokens import STAGE, WORK, Tokens
+from cluster.actors.ray_cluster import connect
+from cluster.artifacts import artifact, cli, commit, errors, stage
+from cluster.corpus import stage as corpus_stage
+from cluster.tokens import rows
+from cluster.tokens.packing import Packing, Stream
+from cluster.tokens.shard_tokenizer import is_heldout
+from cluster.tokens.stage import STAGE, WORK, Tokens
+from cluster.tokens.tokenizer import SPECIAL_TOKENS, vocabulary_digest
 
 SEQ_LEN = 32
 SHARE = 0.2
@@ -53,10 +56,10 @@ def made(tmp_path_factory: pytest.TempPathFactory, texts: Path, bert: Path) -> a
 
 def _corpus(folder: Path, lines: list[str], shard_bytes: int = 10**6) -> Path:
     (folder / "in.jsonl").write_text("".join(json.dumps({"text": line}) + "\n" for line in lines), encoding="utf-8")
-    recipe = corpus.Corpus.of(
+    recipe = corpus_stage.Corpus.of(
         {"sources": [{"kind": "jsonl", "path": str(folder / "in.jsonl")}], "shard_bytes": shard_bytes}
     )
-    assert stage.execute(corpus.STAGE, recipe, {}, folder / "corpus") is not None
+    assert stage.execute(corpus_stage.STAGE, recipe, {}, folder / "corpus") is not None
     return folder / "corpus"
 
 
@@ -82,7 +85,7 @@ def _streams(texts: Path, folder: Path, part: str) -> list[list[int]]:
     encoder.encode_special_tokens = True
     encoder.no_truncation()
     found: list[list[int]] = []
-    for path in sorted(texts.glob(corpus.SHARDS)):
+    for path in sorted(texts.glob(corpus_stage.SHARDS)):
         kept = [
             text for text in pq.read_table(path)["text"].to_pylist() if is_heldout(text, SHARE) == (part == "heldout")
         ]
@@ -143,7 +146,7 @@ def test_the_artifact_is_a_tokenizer_folder_with_the_same_vocabulary(made: artif
     assert tokenizer.tokenize("The mill by the river") == AutoTokenizer.from_pretrained(bert).tokenize(
         "The mill by the river"
     )
-    assert vocabulary.vocabulary_digest(tokenizer) == made.facts["vocabulary"]
+    assert vocabulary_digest(tokenizer) == made.facts["vocabulary"]
     assert len(tokenizer) == made.facts["vocab_size"]
 
 
@@ -151,7 +154,7 @@ def test_the_artifact_is_a_tokenizer_folder_with_the_same_vocabulary(made: artif
 def test_rows_are_the_same_bytes_on_any_number_of_actors(
     tmp_path: Path, made: artifact.Artifact, texts: Path, bert: Path, actors: int
 ) -> None:
-    assert len(list(texts.glob(corpus.SHARDS))) > 3
+    assert len(list(texts.glob(corpus_stage.SHARDS))) > 3
     again = _make(tmp_path / "tokens", texts, bert, placement={"actors": actors})
     assert _contents(again) == _contents(made)
     assert again.identity == made.identity
@@ -164,17 +167,17 @@ def test_the_share_of_heldout_documents_is_the_one_asked_for() -> None:
 def test_an_interrupted_attempt_goes_on_with_the_shards_that_are_missing(
     tmp_path: Path, made: artifact.Artifact, texts: Path, bert: Path
 ) -> None:
-    last = sorted(texts.glob(corpus.SHARDS))[-1]
+    last = sorted(texts.glob(corpus_stage.SHARDS))[-1]
     whole = last.read_bytes()
     last.write_bytes(bytes(len(whole)))
     try:
-        with pytest.raises(stage.StageError, match=last.name):
+        with pytest.raises(errors.StageError, match=last.name):
             _make(tmp_path / "tokens", texts, bert, placement={"actors": 1})
     finally:
         last.write_bytes(whole)
     staging = tmp_path / ".tokens.partial"
     written = {path.name: path.stat().st_mtime_ns for path in staging.glob("*.arrow")}
-    assert len(list((staging / WORK).glob("0*.json"))) == len(list(texts.glob(corpus.SHARDS))) - 1
+    assert len(list((staging / WORK).glob("0*.json"))) == len(list(texts.glob(corpus_stage.SHARDS))) - 1
     resumed = _make(tmp_path / "tokens", texts, bert, placement={"actors": 2})
     assert _contents(resumed) == _contents(made)
     assert {name: (resumed.path / name).stat().st_mtime_ns for name in written} == written
@@ -187,7 +190,7 @@ def test_roberta_tokenizers_bring_their_own_special_tokens(tmp_path: Path, texts
     assert found.facts["cls_id"] == tokenizer.convert_tokens_to_ids("<s>") == 0
     assert found.facts["sep_id"] == tokenizer.convert_tokens_to_ids("</s>")
     assert found.facts["mask_id"] == tokenizer.convert_tokens_to_ids("<mask>")
-    assert found.facts["vocabulary"] == vocabulary.vocabulary_digest(tokenizer)
+    assert found.facts["vocabulary"] == vocabulary_digest(tokenizer)
     train = _whole(rows.open_tokens(found.path).train)
     assert (train[:, 0] == 0).all()
     assert tiny.ENGLISH[0].split()[1] in tokenizer.decode(train.reshape(-1))
@@ -201,7 +204,7 @@ def test_a_trained_vocabulary_is_the_same_in_every_process_and_has_berts_order(t
     assert done.returncode == 0, done.stderr
     assert _contents(artifact.read(tmp_path / "there", "tokens")) == _contents(here)
     tokenizer = AutoTokenizer.from_pretrained(here.path)
-    assert tokenizer.convert_ids_to_tokens(range(5)) == list(wordpiece.SPECIAL_TOKENS)
+    assert tokenizer.convert_ids_to_tokens(range(5)) == list(SPECIAL_TOKENS)
     assert sorted(tokenizer.all_special_ids) == [0, 1, 2, 3, 4]
     assert len(tokenizer) == here.facts["vocab_size"] == 400
     assert tokenizer.tokenize("THE") == ["the"]
@@ -281,7 +284,7 @@ def test_what_makes_no_tokens_is_refused_in_one_line(
     arguments += [word for setting in settings for word in ("--set", setting)]
     arguments += ["--tokenizer", str(folders[given])] if given else []
     with pytest.raises(SystemExit) as exit_code:
-        stage.main(STAGE, arguments)
+        cli.main(STAGE.name, arguments)
     *progress, error = capsys.readouterr().err.splitlines()
     assert exit_code.value.code == 1
     assert error.startswith("error: ")
@@ -291,7 +294,7 @@ def test_what_makes_no_tokens_is_refused_in_one_line(
 
 
 def test_a_folder_that_is_no_corpus_is_refused(tmp_path: Path, bert: Path) -> None:
-    with pytest.raises(artifact.ArtifactError, match="corpus"):
+    with pytest.raises(commit.ArtifactError, match="corpus"):
         _make(tmp_path / "out", bert, bert)
 
 
@@ -320,7 +323,7 @@ def test_documents_on_which_the_tokenizer_fails_are_counted_and_the_others_are_n
     assert found.facts["failed"]["examples"][0]["text"] == bad[0][:40]
     assert found.facts["documents"] == len(good)
     assert _contents(found) == _contents(expected)
-    with pytest.raises(stage.StageError, match=r"fails on 12 of 204 documents .*max_bad_share = 0.05") as refused:
+    with pytest.raises(errors.StageError, match=r"fails on 12 of 204 documents .*max_bad_share = 0.05") as refused:
         _make(tmp_path / "refused", texts, tokenizer, max_bad_share=0.05)
     assert bad[0][:40] in str(refused.value)
 

@@ -18,16 +18,18 @@ from clusters import free_ports
 from trainings import RECIPE, curve, environment, train
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
-from cluster import artifact, stage, vocabulary
-from cluster.rows import open_tokens
-from cluster.telemetry import read_metrics
-from distill import export, masked_lm, student
-from distill.batches import Masker
-from distill.checkpoints import CheckpointError
-from distill.distillation import Distillation, Loss, Student
-from distill.run import Run, RunError
+from cluster.artifacts import artifact, registry, stage
+from cluster.telemetry.metrics_log import read_metrics
+from cluster.tokens.rows import open_tokens
+from cluster.tokens.tokenizer import load_tokenizer, vocabulary_digest
+from distill.checkpointing.checkpoint import CheckpointError
+from distill.checkpointing.run_folder import Run, RunError
+from distill.config import Distillation, Loss, Student
+from distill.data.batches import Masker
+from distill.modeling import masked_lm, student
+from distill.train import export
 
-TRAIN = stage.find("distill.train")
+TRAIN = registry.find("distill.train")
 
 
 @pytest.fixture(scope="module")
@@ -180,10 +182,10 @@ def test_bad_input_is_one_line_and_exit_code_1(folder: Path, tmp_path: Path, cas
 
 def test_tokens_of_another_vocabulary_are_refused(folder: Path, tmp_path: Path) -> None:
     other = tiny.roberta_teacher(tmp_path / "roberta")
-    tokenizer = vocabulary.load(other)
+    tokenizer = load_tokenizer(other)
     with artifact.create(tmp_path / "teacher", kind="teacher", inputs={}, recipe={}) as draft:
         shutil.copytree(other, draft.path, dirs_exist_ok=True)
-        draft.facts["vocabulary"] = vocabulary.vocabulary_digest(tokenizer)
+        draft.facts["vocabulary"] = vocabulary_digest(tokenizer)
     arguments = ["--tokens", str(folder / "tokens"), "--teacher", str(tmp_path / "teacher")]
     check_refused(folder, arguments, "have different vocabularies: make the tokens with --tokenizer", tmp_path / "run")
 

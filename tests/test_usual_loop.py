@@ -11,11 +11,12 @@ from torch.testing import assert_close
 from transformers import BertConfig, BertForMaskedLM
 from usual_loop import IGNORED, Masked, UsualLoop, Words
 
-from distill import student
-from distill.batches import Batch
-from distill.distillation import Loss, Precision, Student, Training
-from distill.learner import Head, Learner
-from distill.masked_lm import MaskedLM
+from cluster.models.precision import Precision
+from distill.config import Loss, Student, Training
+from distill.data.batches import Batch
+from distill.modeling import student
+from distill.modeling.masked_lm import MaskedLM
+from distill.train.student_objective import Head, Learner
 
 VOCABULARY, LENGTH = 320, 24
 

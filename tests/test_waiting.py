@@ -23,13 +23,14 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from trainings import RECIPE
 
-from cluster import stage
-from distill import engine, train
-from distill.batches import Batches
-from distill.distillation import Distillation
-from distill.engine import Engine
-from distill.recorder import Recorder
-from distill.stopping import Stopping
+from cluster.artifacts import stage
+from distill.config import Distillation
+from distill.data.batches import Batches
+from distill.engine import deepspeed_engine
+from distill.engine.deepspeed_engine import Engine
+from distill.train.graceful_stop import Stopping
+from distill.train.loop import STAGE
+from distill.train.run_logger import Recorder
 
 STEPS, UNWATCHED = 4, 2
 CUDA = torch.cuda.is_available()
@@ -139,7 +140,7 @@ def waits_of(folder: Path, out: Path, patch: pytest.MonkeyPatch, precision: str,
     inputs = {"tokens": folder / "tokens", "teacher": folder / "teacher"}
     with patch.context() as inner:
         loop = Loop(inner)
-        stage.execute(train.STAGE, Distillation.of({**RECIPE, **changes}), inputs, out)
+        stage.execute(STAGE, Distillation.of({**RECIPE, **changes}), inputs, out)
     return loop.waits
 
 
@@ -158,7 +159,7 @@ def test_a_step_in_fp16_reads_one_flag(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zero_stage: int
 ) -> None:
     """Whether a gradient overflowed decides, in DeepSpeed, whether there is an update at all."""
-    monkeypatch.setattr(engine.deepspeed.accelerator.get_accelerator(), "is_fp16_supported", lambda: True)
+    monkeypatch.setattr(deepspeed_engine.deepspeed.accelerator.get_accelerator(), "is_fp16_supported", lambda: True)
     waits = waits_of(folder, tmp_path / "run", monkeypatch, "fp16", zero_stage=zero_stage)
     assert len(waits) == STEPS - UNWATCHED
     assert CUDA or all(wait.startswith("aten._local_scalar_dense at stage") for wait in waits)

@@ -7,11 +7,12 @@ import headed
 import phones
 import pytest
 
-from cluster import artifact, stage
-from cluster.recipe import load
-from cluster.stage import StageError
-from deploy import vendoring
-from deploy.web_page import WebPage
+from cluster.artifacts import artifact, commit, registry
+from cluster.artifacts.errors import StageError
+from cluster.artifacts.recipe import load
+from cluster.storage import filesystem
+from deploy.web_page.libraries import BROWSER, FILES, LIBRARIES, LICENCES, versions
+from deploy.web_page.stage import WebPage
 
 
 @pytest.fixture(scope="module")
@@ -19,11 +20,11 @@ def libraries(tmp_path_factory) -> Path:
     """As vendored, with a few bytes in the place of each file."""
     folder = tmp_path_factory.mktemp("vendored") / "libraries"
     folder.mkdir()
-    for names in vendoring.FILES.values():
+    for names in FILES.values():
         for name in names:
             (folder / name).write_text(name)
-    files = {path.name: artifact.file_sha256(path) for path in folder.iterdir()}
-    artifact.write_json(folder / vendoring.LIBRARIES, {"packages": vendoring.versions(), "files": files})
+    files = {path.name: filesystem.file_sha256(path) for path in folder.iterdir()}
+    filesystem.write_json(folder / LIBRARIES, {"packages": versions(), "files": files})
     return folder
 
 
@@ -39,7 +40,7 @@ def an_export(folder: Path, head: str = "question-answering", runtime: str = "on
         for path in folder.with_name(f"{folder.name}-tokenizer").iterdir():
             shutil.copyfile(path, draft.path / path.name)
         (draft.path / "model.onnx").write_bytes(bytes(range(250)) * 200)
-        artifact.write_json(draft.path / "runtime.json", described)
+        filesystem.write_json(draft.path / "runtime.json", described)
     return folder
 
 
@@ -55,7 +56,7 @@ def test_a_page_has_everything_and_names_it(libraries, tmp_path):
         assert [part["bytes"] for part in model["parts"]] == [20_000, 20_000, 10_000]
         whole = b"".join((made.path / part["path"]).read_bytes() for part in model["parts"])
         assert whole == (export / "model.onnx").read_bytes()
-        assert all(artifact.file_sha256(made.path / part["path"]) == part["sha256"] for part in model["parts"])
+        assert all(filesystem.file_sha256(made.path / part["path"]) == part["sha256"] for part in model["parts"])
         assert (made.path / model["tokenizer"]).is_file()
     # Equal parts are one file, whichever model they are of.
     assert len([*made.path.glob("models/*.part")]) == len({part["sha256"] for part in described["models"][0]["parts"]})
@@ -101,7 +102,7 @@ def test_another_tokenizer_is_refused(libraries, tmp_path):
     headed.tiny.byte_level(folder)
     with artifact.create(tmp_path / "other", kind="export", inputs={}, recipe={}) as draft:
         for path in (*export.iterdir(), *folder.iterdir()):
-            if path.name != artifact.MANIFEST:
+            if path.name != commit.MANIFEST:
                 shutil.copyfile(path, draft.path / path.name)
     with pytest.raises(StageError, match=r"student: its tokenizer is BPE: it needs WordPiece"):
         phones.page(tmp_path, {"student": tmp_path / "other"}, libraries)
@@ -118,29 +119,29 @@ def test_libraries_that_were_changed_are_refused(libraries, tmp_path):
     (changed / "tokenizers.min.mjs").write_text("other")
     with pytest.raises(StageError, match=r"tokenizers\.min\.mjs is missing or was changed"):
         phones.page(tmp_path, {"student": export}, changed)
-    (changed / vendoring.LIBRARIES).write_text(json.dumps({"packages": {"onnxruntime-web": "1.0.0"}, "files": {}}))
+    (changed / LIBRARIES).write_text(json.dumps({"packages": {"onnxruntime-web": "1.0.0"}, "files": {}}))
     with pytest.raises(StageError, match="has other versions than"):
         phones.page(tmp_path, {"student": export}, changed)
 
 
 def test_every_package_is_pinned_and_its_licence_is_named():
-    lock = json.loads((vendoring.BROWSER / "package-lock.json").read_text())
-    licences = (vendoring.BROWSER / vendoring.LICENCES).read_text()
-    for name, version in vendoring.versions().items():
+    lock = json.loads((BROWSER / "package-lock.json").read_text())
+    licences = (BROWSER / LICENCES).read_text()
+    for name, version in versions().items():
         locked = lock["packages"][f"node_modules/{name}"]
         assert locked["version"] == version
         assert f"[{name}](" in licences
         assert f"| {version} | {locked['license']} |" in licences
     packages = {name: entry for name, entry in lock["packages"].items() if name}
     assert all(entry["integrity"].startswith("sha512-") for entry in packages.values())
-    assert {*vendoring.FILES} == {*vendoring.versions()}
+    assert {*FILES} == {*versions()}
 
 
 def test_nothing_is_loaded_from_elsewhere():
     """No address of another machine in what a browser runs, but for the name of a namespace."""
     found = {
         (path.name, address)
-        for path in vendoring.BROWSER.iterdir()
+        for path in BROWSER.iterdir()
         if path.suffix in (".js", ".html", ".css", ".webmanifest")
         for address in re.findall(r"(?:https?:)?//[\w.-]+\.[a-z]{2,}[^\s\"']*", path.read_text(encoding="utf-8"))
     }
@@ -149,4 +150,4 @@ def test_nothing_is_loaded_from_elsewhere():
 
 def test_the_shipped_recipe_loads():
     assert load(WebPage, "page").teacher.title == "Teacher", "whichever model it is"
-    assert stage.find("deploy.web_page").produces == "export"
+    assert registry.find("deploy.web_page").produces == "export"

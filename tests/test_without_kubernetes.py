@@ -14,11 +14,11 @@ import tiny
 from clusters import RAY, Cluster, Node, await_that, training_workers
 from test_telemetry import scraped
 
-from cluster import artifact
-from cluster.job import GOOD
-from cluster.telemetry import read_metrics
-from distill.live import CAUSES
-from distill.run import Run
+from cluster.artifacts import artifact
+from cluster.jobs.job import GOOD
+from cluster.telemetry.metrics_log import read_metrics
+from distill.checkpointing.run_folder import Run
+from distill.train.run_metrics import CAUSES
 
 pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(540)]
 

@@ -7,7 +7,7 @@ import string
 import numpy as np
 import pytest
 
-from cluster import word_grams
+from cluster.corpus import word_ngrams
 
 I64 = np.int64
 
@@ -28,51 +28,51 @@ def _text(num_words: int, seed: int) -> str:
 def test_equal_numbers_are_equal_runs_of_words_and_nothing_else(length: int) -> None:
     text = _text(400, seed=1) + " " + _text(300, seed=1).upper().replace("SS", "ß")
     runs = _naive_runs(text, length)
-    numbers = word_grams.grams(word_grams.words(text), length).tolist()
+    numbers = word_ngrams.grams(word_ngrams.words(text), length).tolist()
     assert len(numbers) == len(runs)
     assert len(set(runs)) < len(runs), "the text repeats none of its runs: it proves nothing"
     assert len(set(zip(runs, numbers, strict=True))) == len(set(runs)) == len(set(numbers))
 
 
 def test_runs_of_other_lengths_or_orders_have_other_numbers() -> None:
-    found = word_grams.words("a a b b")
-    pairs, singles = word_grams.grams(found, 2).tolist(), word_grams.grams(found, 1).tolist()
+    found = word_ngrams.words("a a b b")
+    pairs, singles = word_ngrams.grams(found, 2).tolist(), word_ngrams.grams(found, 1).tolist()
     assert len({*pairs, *singles}) == 5
-    assert word_grams.grams(word_grams.words("b a"), 2)[0] != word_grams.grams(word_grams.words("a b"), 2)[0]
+    assert word_ngrams.grams(word_ngrams.words("b a"), 2)[0] != word_ngrams.grams(word_ngrams.words("a b"), 2)[0]
 
 
 @pytest.mark.parametrize("text", ["It's U.S. GDP-growth.", "it 's u.s . gdp - growth", "(IT) S\n«u» s\tGDP… growth"])
 def test_case_and_punctuation_do_not_count(text: str) -> None:
-    assert word_grams.words(text).tolist() == word_grams.words("it s u s gdp growth").tolist()
+    assert word_ngrams.words(text).tolist() == word_ngrams.words("it s u s gdp growth").tolist()
 
 
 def test_a_text_of_many_parts_has_the_words_of_its_pieces() -> None:
     pieces = [_text(3000, seed) for seed in range(6)]
-    together = word_grams.words("".join(pieces))
+    together = word_ngrams.words("".join(pieces))
     assert len("".join(pieces)) > 2 * 2**15, "the text is one part: it proves nothing"
-    apart = np.concatenate([word_grams.words(piece) for piece in pieces])
+    apart = np.concatenate([word_ngrams.words(piece) for piece in pieces])
     assert together.tolist() == apart.tolist()
     lines = "one line of words\n" * 4000
-    assert len(np.unique(word_grams.words(lines))) == 4
+    assert len(np.unique(word_ngrams.words(lines))) == 4
 
 
 @pytest.mark.parametrize(
     ("text", "count"), [("", 0), (" \n…!", 0), ("x" * 100_000, 4), ("a\ud800b 😀", 2), ("हिन्दी में", 2)]
 )
 def test_texts_at_the_edge(text: str, count: int) -> None:
-    found = word_grams.words(text)
+    found = word_ngrams.words(text)
     assert len(found) == count
-    assert len(word_grams.grams(found, 13)) == 0
+    assert len(word_ngrams.grams(found, 13)) == 0
 
 
 def test_runs_at_places_are_those_of_all_runs() -> None:
-    found = word_grams.words(_text(100, seed=3))
+    found = word_ngrams.words(_text(100, seed=3))
     starts = np.array([0, 7, 50, 87, 88, 99], I64)
-    everywhere = word_grams.grams(found, 13)
-    assert word_grams.grams_at(found, starts, 13).tolist() == everywhere[[0, 7, 50, 87]].tolist()
+    everywhere = word_ngrams.grams(found, 13)
+    assert word_ngrams.grams_at(found, starts, 13).tolist() == everywhere[[0, 7, 50, 87]].tolist()
 
 
 def test_numbers_never_change() -> None:
     """They lie in the pieces of an interrupted corpus: another version of this code must not read them differently."""
-    found = word_grams.words("Numbers of words, for ever: ünïcode 漢字 😀")
-    assert [f"{int(number):016x}" for number in word_grams.grams(found, 8)] == ["13b46ba6f4ec6fd7"]
+    found = word_ngrams.words("Numbers of words, for ever: ünïcode 漢字 😀")
+    assert [f"{int(number):016x}" for number in word_ngrams.grams(found, 8)] == ["13b46ba6f4ec6fd7"]

@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 import tiny
 
-from cluster import artifact, rows, vocabulary
+from cluster.artifacts import artifact
+from cluster.tokens import rows
+from cluster.tokens.tokenizer import load_tokenizer, special_ids, vocabulary_digest, vocabulary_size
 
 SEQ_LEN = 32
 
@@ -16,18 +18,18 @@ def make(folder: Path, *, documents: int = 1200, heldout: int = 40) -> Path:
     """A tokens artifact of recombined sentences, and beside it ``teacher``, a BERT of four layers that reads it."""
     model = tiny.bert_teacher(folder / "bert", layers=4)
     tokens = of_length(folder / "tokens", model, SEQ_LEN, documents, heldout)
-    tokenizer = vocabulary.load(model)
+    tokenizer = load_tokenizer(model)
     with artifact.create(folder / "teacher", kind="teacher", inputs={}, recipe={}) as draft:
         for file in model.iterdir():
             shutil.copy(file, draft.path)
-        draft.facts.update(vocabulary=vocabulary.vocabulary_digest(tokenizer), layers=4)
+        draft.facts.update(vocabulary=vocabulary_digest(tokenizer), layers=4)
     return tokens
 
 
 def of_length(out: Path, model: Path, seq_len: int, documents: int = 1200, heldout: int = 40) -> Path:
     """Rows of ``seq_len`` tokens in the words of the tokenizer in ``model``."""
-    tokenizer = vocabulary.load(model)
-    special = vocabulary.special_ids(tokenizer)
+    tokenizer = load_tokenizer(model)
+    special = special_ids(tokenizer)
     choice = random.Random(5)
     stream: list[int] = []
     for _ in range(documents):
@@ -35,7 +37,7 @@ def of_length(out: Path, model: Path, seq_len: int, documents: int = 1200, heldo
     count = len(stream) // (seq_len - 1)
     packed = np.array(stream[: count * (seq_len - 1)]).reshape(count, seq_len - 1)
     table = np.hstack([np.full((count, 1), special.cls), packed])
-    size = vocabulary.vocab_size(tokenizer)
+    size = vocabulary_size(tokenizer)
     with artifact.create(out, kind="tokens", inputs={}, recipe={}) as draft:
         for part, taken in ((rows.HELDOUT, table[:heldout]), (rows.TRAIN, table[heldout:])):
             rows.write(draft.path / f"{part}-00000.arrow", [taken], seq_len=seq_len, vocab_size=size)
@@ -56,6 +58,6 @@ def of_length(out: Path, model: Path, seq_len: int, documents: int = 1200, heldo
             mask_id=special.mask,
             pad_id=special.pad,
             special_ids=list(special.all),
-            vocabulary=vocabulary.vocabulary_digest(tokenizer),
+            vocabulary=vocabulary_digest(tokenizer),
         )
     return out

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cluster import artifact
-from cluster.jobs import Job
+from cluster.artifacts import artifact
+from cluster.jobs.job import Job
 
 
 def make_corpus(folder: Path) -> Path:

@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveInt
 
-from cluster import stage
-from cluster.recipe import Recipe
+from cluster.artifacts import cli, errors, stage
+from cluster.artifacts.recipe import Recipe
 
 
 class Placement(Recipe):
@@ -90,12 +90,12 @@ def halved(recipe: Toy) -> Toy | None:
 def _behave(behaviour: str) -> None:
     match behaviour:
         case "refuse":
-            raise stage.StageError("the toy refuses:\nwrite behaviour = work")
+            raise errors.StageError("the toy refuses:\nwrite behaviour = work")
         case "outage":
             try:
                 raise ConnectionResetError("reset by peer")
             except OSError as error:
-                raise stage.StageError(f"the store does not answer: {error}") from None
+                raise errors.StageError(f"the store does not answer: {error}") from None
         case "bug":
             raise RuntimeError("a bug in the toy")
         case "interrupt":
@@ -106,6 +106,7 @@ def _behave(behaviour: str) -> None:
 
 
 STAGE = stage.Stage(
+    name="toy_stage",
     run=run,
     recipe=Toy,
     inputs={"corpus": stage.Role(("corpus", "dataset")), "folder": stage.Role((stage.FOLDER,), optional=True)},
@@ -114,4 +115,4 @@ STAGE = stage.Stage(
 )
 
 if __name__ == "__main__":
-    stage.main(STAGE)
+    cli.main("toy_stage")

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from cluster.telemetry import read_metrics
+from cluster.telemetry.metrics_log import read_metrics
 
 RECIPE: dict[str, Any] = {
     "steps": 6,

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
-from distill.distillation import Precision, Training
+from cluster.models.precision import Precision
+from distill.config import Training
 
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 IGNORED = -100

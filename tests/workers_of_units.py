@@ -6,8 +6,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from cluster.pool import Attempt
-from cluster.stage import StageError
+from cluster.actors.actor_pool import Attempt
+from cluster.artifacts.errors import StageError
 
 
 class Doubler:

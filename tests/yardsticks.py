@@ -73,14 +73,16 @@ def _wait(work: Work) -> None:
 
 def plan(work: Work) -> dict[str, float]:
     """What ``distill.plan --hardware here`` says of this work: seconds of a step, bytes of a worker."""
-    from distill import calibration, prediction, shapes
-    from distill.costs import student_of
-    from distill.hardware import Cluster
+    from distill.cost_model import step_prediction
+    from distill.cost_model.hardware import Cluster
+    from distill.modeling import model_shape
+    from distill.modeling.model_shape import student_shape
+    from distill.plan import calibration
 
-    recipe, teacher = work.recipe(), shapes.find(TEACHER)
-    student = student_of(teacher, LAYERS)
+    recipe, teacher = work.recipe(), model_shape.find(TEACHER)
+    student = student_shape(teacher, LAYERS)
     device = calibration.measure(recipe, teacher, student, work.seq_len)
-    found = prediction.predict(recipe, teacher, student, work.seq_len, Cluster(device))
+    found = step_prediction.predict(recipe, teacher, student, work.seq_len, Cluster(device))
     return {
         "seconds": found.step_seconds,
         "bytes": float(found.used_bytes),

@@ -4,7 +4,7 @@ import os
 import signal
 from collections.abc import Sequence
 
-from cluster.encoding import Encoder
+from cluster.tokens.fast_encoder import Encoder
 
 _encode = Encoder.encode
 

@@ -1,5 +1,5 @@
 """In processes that find this folder on their path a corpus is read in many small pieces."""
 
-from cluster import pieces
+from cluster.readers import splits
 
-pieces.PIECE_BYTES = 400_000
+splits.PIECE_BYTES = 400_000

@@ -1,0 +1,1 @@
+"""Ray: connecting to a cluster, its state, and pools of actors."""

@@ -1,0 +1,1 @@
+"""Recipes, artifacts, the commit protocol, the cache, stages and their command line."""

@@ -1,0 +1,166 @@
+"""The cache: what lies in object stores, on this machine, for stages that open paths and for rows that are mapped.
+
+::
+
+    $STILLHOUSE_CACHE/  (~/.cache/stillhouse)
+      4f1c…/                    the start of the identity of an artifact
+        .lock                   held by the process that fills or looks through the entry
+        tokens/                 the files, under the name they have in the store
+        .tokens.verified.json   size and time of change of every file when its SHA-256 was last found right
+      making/                   artifacts that are published when they are complete
+
+An entry is filled once, whatever the number of processes that want it. The files of an artifact are compared with
+their SHA-256 when they arrive, and again when they have changed since; what is wrong is fetched again, and only that.
+A folder that is no artifact is known by the names, sizes and ETags of its files. Nothing is ever thrown out: delete
+the folders that are no longer needed.
+"""
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import filelock
+from upath import UPath
+
+from cluster.artifacts import artifact
+from cluster.artifacts.artifact import Artifact
+from cluster.artifacts.commit import MANIFEST, ArtifactError
+from cluster.storage import filesystem
+from cluster.storage.filesystem import Location
+from cluster.telemetry import progress
+
+VARIABLE = "STILLHOUSE_CACHE"
+
+_LOCK = ".lock"
+_LETTERS = 16
+"""Of an identity in the name of an entry."""
+
+
+def root() -> Path:
+    """Where the cache is; the environment variable STILLHOUSE_CACHE moves it."""
+    return Path(os.environ.get(VARIABLE) or Path.home() / ".cache" / "stillhouse").absolute()
+
+
+def fetch(place: Location) -> Path:
+    """An artifact, a folder or a file as this machine can open it: itself, or its entry in the cache.
+
+    Raises:
+        ArtifactError: nothing is there, or it is damaged in the store.
+    """
+    if isinstance(place, Path):
+        return place
+    wanted = _wanted(place)
+    entry = root() / wanted.key[:_LETTERS]
+    with _alone(entry, place):
+        _fill(entry, wanted)
+    return entry / place.name
+
+
+def workplace(out: UPath) -> Path:
+    """Where an artifact is made that will be published at ``out``: the same for every attempt."""
+    return root() / "making" / artifact.digest(str(out))[:_LETTERS] / out.name
+
+
+def keep(made: Artifact, published: UPath) -> None:
+    """Make an entry of an artifact that was published from its workplace: it need not be fetched back."""
+    entry = root() / made.identity[:_LETTERS]
+    folder = entry / published.name
+    with _alone(entry, published):
+        if not _verified(folder).exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            made.path.rename(folder)
+            filesystem.write_json(_verified(folder), {name: _stamp(folder / name) for name in [*made.files, MANIFEST]})
+    shutil.rmtree(made.path.parent)
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What an entry must hold: name to ``bytes`` and, where the store's manifest says it, ``sha256`` of every file."""
+
+    place: UPath
+    key: str
+    files: Mapping[str, Mapping[str, Any]]
+    manifest: Mapping[str, Any] | None = None
+
+
+def _wanted(place: UPath) -> _Wanted:
+    if filesystem.is_file(place / MANIFEST):
+        found = artifact.read(place)
+        return _Wanted(place, found.identity, found.files, found.manifest)
+    listed = filesystem.files(place)
+    if not listed:
+        raise ArtifactError(f"{place} does not exist")
+    start = len(f"{place}/")
+    names = [str(info.location)[start:] or "." for info in listed]
+    stamps = [[name, info.bytes, info.stamp] for name, info in zip(names, listed, strict=True)]
+    files = {name: {"bytes": info.bytes} for name, info in zip(names, listed, strict=True)}
+    return _Wanted(place, artifact.digest([str(place), stamps]), files)
+
+
+def _fill(entry: Path, wanted: _Wanted) -> None:
+    """Fetch what is not there, and what is not as it was when it was verified."""
+    folder = entry / wanted.place.name
+    verified = filesystem.read_json(_verified(folder)) if _verified(folder).exists() else {}
+    names = [*wanted.files, *([MANIFEST] if wanted.manifest else [])]
+    changed = [name for name in names if _stamp(folder / name) != verified.get(name, ())]
+    if not changed:
+        return
+    if verified:
+        progress.say(f"{folder / changed[0]} has changed since it was fetched: it is looked through, and mended")
+    for stray in entry.rglob(".*.tmp"):
+        stray.unlink()
+    sizes = {name: int(wanted.files[name]["bytes"]) for name in changed if name != MANIFEST}
+    filesystem.transfer(f"fetching {wanted.place}", lambda name: _fetch_file(folder / name, wanted, name), sizes)
+    if wanted.manifest:
+        filesystem.write_json(folder / MANIFEST, wanted.manifest)
+    filesystem.write_json(_verified(folder), {name: _stamp(folder / name) for name in names})
+
+
+def _verified(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.verified.json")
+
+
+def _fetch_file(path: Path, wanted: _Wanted, name: str) -> None:
+    entry = wanted.files[name]
+    if path.is_file() and _is(path, entry):
+        return
+    source = wanted.place if name == "." else wanted.place / name
+    with filesystem.writing(path) as temporary:
+        filesystem.download(source, temporary)
+        if not _is(temporary, entry):
+            raise ArtifactError(
+                f"{source} is not what it was when it was made: delete {wanted.place} and make it again"
+            )
+
+
+def _is(path: Path, entry: Mapping[str, Any]) -> bool:
+    if path.stat().st_size != entry["bytes"]:
+        return False
+    return "sha256" not in entry or filesystem.file_sha256(path) == entry["sha256"]
+
+
+def _stamp(path: Path) -> list[int] | None:
+    """Size and time of change; None where there is no file."""
+    if not path.is_file():
+        return None
+    found = path.stat()
+    return [found.st_size, found.st_mtime_ns]
+
+
+@contextlib.contextmanager
+def _alone(entry: Path, place: Location) -> Iterator[None]:
+    entry.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(entry / _LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        progress.say(f"another process is fetching {place} into {entry}: waiting for it")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()

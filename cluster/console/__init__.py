@@ -1,0 +1,1 @@
+"""The ``stillhouse`` command: one front door to every stage and command."""

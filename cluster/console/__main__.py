@@ -1,0 +1,3 @@
+from cluster.console.cli import main
+
+main()

@@ -1,0 +1,1 @@
+"""Documents to a corpus: scan, filter, deduplicate, decontaminate, write shards."""

@@ -1,0 +1,1 @@
+"""Shows what an artifact or a run folder holds."""

@@ -1,0 +1,3 @@
+from cluster.inspect.cli import main
+
+main()

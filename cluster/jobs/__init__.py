@@ -1,0 +1,1 @@
+"""The job queue: ledger, scheduler, workers, retries, client and command line."""

@@ -1,0 +1,3 @@
+from cluster.jobs.cli import main
+
+main()

@@ -1,0 +1,1 @@
+"""Model folders and exports: how they are described, opened and run."""

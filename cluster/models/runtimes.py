@@ -1,0 +1,221 @@
+"""Exported models made callable: one door to every library that runs one.
+
+:func:`open_export` takes an export's folder and gives a function of named arrays. It hides what runtimes cannot do:
+where a file is for one length only, rows are padded to it and the answer is cut back; where a runtime takes one row at
+a time, a batch is run row by row.
+"""
+
+import contextlib
+import importlib
+import importlib.metadata
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from cluster.artifacts.errors import StageError
+from cluster.models.export_spec import ANY, Exported, read
+
+Feed: TypeAlias = Mapping[str, npt.NDArray[np.int64]]
+"""Named model inputs, each ``[rows, length]``."""
+
+Outputs: TypeAlias = dict[str, npt.NDArray[np.float32]]
+
+Call: TypeAlias = Callable[[Feed], Outputs]
+
+
+def open_export(folder: Path, threads: int = 1) -> Call:
+    """The model of an export as a function of its inputs, on so many threads of the processor.
+
+    Raises:
+        StageError: not an export, one that does not run on this machine, or its runtime is not installed.
+    """
+    exported = read(folder)
+    prepare(exported)
+    opened = {key: RUNTIMES[exported.runtime](folder / name, exported, threads) for key, name in exported.files.items()}
+    whole = opened[ANY] if exported.lengths is None else _padded(exported, {int(key): opened[key] for key in opened})
+    return _row_by_row(whole) if exported.rows == "one" else whole
+
+
+def require(distribution: str, extra: str | None) -> str:
+    """Version of a library.
+
+    Raises:
+        StageError: it is not installed; names the extra that brings it.
+    """
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        raise StageError(f"{distribution} is not installed: pip install 'stillhouse[{extra}]'") from None
+
+
+def prepare(exported: Exported) -> None:
+    """Import the library that runs an export, which may take seconds.
+
+    Raises:
+        StageError: it is not installed, or there is none for this machine.
+    """
+    if exported.runtime not in RUNTIMES:
+        raise StageError(f"{exported.format} runs on a Mac, iPhone or iPad only: open it there with Xcode")
+    distribution, extra = NEEDS[exported.runtime]
+    require(distribution, extra)
+    with _quiet():
+        for module in MODULES[exported.runtime]:
+            importlib.import_module(module)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep warnings back that libraries log while they are imported: torchao, which ExecuTorch brings, has several."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+@contextlib.contextmanager
+def _unheard() -> Iterator[None]:
+    """Keep back what C++ writes to stderr and no setting stops: ExecuTorch's notes on processor and threads."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nothing:
+            os.dup2(nothing.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+def described(exported: Exported) -> str:
+    """Runtime, its version and the format, for people: ``ONNX Runtime 1.31.1 int8``."""
+    distribution, _ = NEEDS[exported.runtime]
+    precision = next((word for word in ("int8", "fp16") if word in exported.format), "fp32")
+    return f"{TITLES[exported.runtime]} {importlib.metadata.version(distribution)} {precision}"
+
+
+def onnx_session(path: Path, threads: int) -> Any:
+    """An ONNX or ORT file opened on the processor."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def _onnxruntime(path: Path, exported: Exported, threads: int) -> Call:
+    session, names = onnx_session(path, threads), list(exported.outputs)
+    return lambda feed: dict(zip(names, session.run(names, dict(feed)), strict=True))
+
+
+def _openvino(path: Path, exported: Exported, threads: int) -> Call:
+    import openvino
+
+    # Where the processor has bf16 OpenVINO would use it by itself: what was made fp32 or int8 is run as such.
+    hints = {"INFERENCE_PRECISION_HINT": "f32", "NUM_STREAMS": "1", "INFERENCE_NUM_THREADS": str(threads)}
+    core = openvino.Core()
+    compiled = core.compile_model(core.read_model(path), "CPU", hints)
+
+    def call(feed: Feed) -> Outputs:
+        found = compiled(dict(feed))
+        return {name: np.array(found[name], dtype=np.float32) for name in exported.outputs}
+
+    return call
+
+
+def _executorch(path: Path, exported: Exported, threads: int) -> Call:
+    import torch
+    from executorch.extension.pybindings import portable_lib
+
+    # Of the whole process: ExecuTorch has one pool of threads.
+    with _unheard():
+        portable_lib._unsafe_reset_threadpool(threads)
+    module = portable_lib._load_for_executorch(str(path))
+
+    def call(feed: Feed) -> Outputs:
+        found = module.forward([torch.from_numpy(np.ascontiguousarray(feed[name])) for name in exported.inputs])
+        # Copied: the next call writes to the same memory.
+        return {name: values.float().clone().numpy() for name, values in zip(exported.outputs, found, strict=True)}
+
+    return call
+
+
+def _litert(path: Path, exported: Exported, threads: int) -> Call:
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(str(path), num_threads=threads)
+    run = interpreter.get_signature_runner()
+
+    def call(feed: Feed) -> Outputs:
+        found = run(**{name: feed[name].astype(np.int32) for name in exported.inputs})
+        return {name: found[name].astype(np.float32) for name in exported.outputs}
+
+    return call
+
+
+RUNTIMES: Mapping[str, Callable[[Path, Exported, int], Call]] = {
+    "onnxruntime": _onnxruntime,
+    "openvino": _openvino,
+    "executorch": _executorch,
+    "litert": _litert,
+}
+NEEDS: Mapping[str, tuple[str, str | None]] = {
+    "onnxruntime": ("onnxruntime", None),
+    "openvino": ("openvino", "openvino"),
+    "executorch": ("executorch", "executorch"),
+    "litert": ("ai-edge-litert", "litert"),
+}
+"""Runtime to its distribution, and the extra that brings it."""
+MODULES = {
+    "onnxruntime": ("onnxruntime",),
+    "openvino": ("openvino",),
+    # The second brings the operator of 8-bit embeddings, without which a program does not run.
+    "executorch": ("executorch.extension.pybindings.portable_lib", "executorch.kernels.quantized"),
+    "litert": ("ai_edge_litert.interpreter",),
+}
+TITLES = {
+    "onnxruntime": "ONNX Runtime",
+    "openvino": "OpenVINO",
+    "executorch": "ExecuTorch",
+    "litert": "LiteRT",
+}
+
+
+def _padded(exported: Exported, by_length: Mapping[int, Call]) -> Call:
+    """Rows padded to the shortest length that holds them; what is said of the padding is cut off."""
+
+    def call(feed: Feed) -> Outputs:
+        length = feed["input_ids"].shape[1]
+        room = min((each for each in by_length if each >= length), default=None)
+        if room is None:
+            raise StageError(f"{length} tokens are more than this {exported.format} takes: at most {max(by_length)}")
+        fill = {"input_ids": exported.pad}
+        widened = {
+            name: np.pad(values, ((0, 0), (0, room - length)), constant_values=fill.get(name, 0))
+            for name, values in feed.items()
+        }
+        found = by_length[room](widened)
+        return {
+            name: found[name] if layout == "classes" else found[name][:, :length]
+            for name, layout in exported.outputs.items()
+        }
+
+    return call
+
+
+def _row_by_row(single: Call) -> Call:
+    def call(feed: Feed) -> Outputs:
+        rows = range(len(feed["input_ids"]))
+        found = [single({name: values[row : row + 1] for name, values in feed.items()}) for row in rows]
+        return {name: np.concatenate([each[name] for each in found]) for name in found[0]}
+
+    return call

@@ -1,0 +1,1 @@
+"""Readers of source documents: files of many formats, hub data sets, docstrings."""

@@ -1,0 +1,393 @@
+"""Where files lie: folders of this machine and object stores behind one set of functions.
+
+A file is put in place whole or not at all. An object carries the SHA-256 of what was meant to be written, so that
+whoever lists it later need not read it again. Listings are never remembered.
+"""
+
+import contextlib
+import errno
+import glob
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+import urllib.request
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, TypeAlias
+
+import fsspec
+from upath import UPath
+
+from cluster.telemetry import progress
+
+Location: TypeAlias = Path | UPath
+
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
+_SIGNED = ("http", "https")
+_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs"}
+_LIBRARIES = {"aiobotocore", "aiohttp", "botocore", "gcsfs", "google", "requests", "s3fs"}
+"""Where the errors of object stores come from that are no OSError: credentials, endpoints, broken connections."""
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+
+
+class StorageError(ValueError):
+    """A location cannot be understood, reached, read or written."""
+
+
+def location(text: str | Path | UPath) -> Location:
+    """What a path or URL means; relative paths start at the working directory.
+
+    Raises:
+        StorageError: a URL of a store whose library is not installed, one that holds a secret, or one that has lost a
+            slash on its way through a path.
+    """
+    if isinstance(text, UPath):
+        return text if text.protocol not in ("", "file", "local") else Path(text.path).absolute()
+    if (url := _URL.fullmatch(str(text))) is None or isinstance(text, Path):
+        if re.match(r"[a-z][a-z0-9]+:/", str(text)):
+            raise StorageError(f"{text} is neither a path nor a URL: write two slashes after the colon")
+        return Path(text).absolute()
+    scheme, rest = url[1].lower(), url[2]
+    if scheme in ("file", "local"):
+        return Path(urllib.request.url2pathname(rest.removeprefix("localhost"))).absolute()
+    _refuse_secrets(scheme, rest)
+    try:
+        fsspec.get_filesystem_class(scheme)
+    except (ImportError, ValueError) as error:
+        extra = _EXTRAS.get(scheme)
+        advice = f"pip install 'stillhouse[{extra}]'" if extra else "use a path, s3:// or gs://"
+        raise StorageError(f"{text}: {_one_line(error)}: {advice}") from None
+    # Listings are never remembered: other processes and machines write to the same places.
+    return UPath(f"{scheme}://{rest}", use_listings_cache=False)
+
+
+def is_local(place: Location) -> bool:
+    return isinstance(place, Path)
+
+
+def explain_storage_error(error: BaseException) -> str | None:
+    """The one line for an error of an object store's library; None for any other."""
+    if type(error).__module__.partition(".")[0] in _LIBRARIES:
+        return _one_line(error)
+    return None
+
+
+@contextlib.contextmanager
+def storage_errors(place: Location) -> Iterator[None]:
+    """Makes one line of what the library of an object store raises in the block: where, what, and what to do.
+
+    Raises:
+        StorageError: what people can mend.
+        FileNotFoundError: no such object, with its URL as the file name.
+    """
+    try:
+        yield
+    except (FileNotFoundError, FileExistsError) as error:
+        if is_local(place) or isinstance(error, FileExistsError):
+            raise
+        if "bucket" in str(error).lower():
+            raise StorageError(f"{place}: {_one_line(error)}: create the bucket, or name another") from None
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(place)) from None
+    except Exception as error:
+        if is_local(place) or (isinstance(error, OSError) and error.errno in _FULL):
+            raise
+        if (line := explain_storage_error(error)) is None and not isinstance(error, OSError):
+            raise
+        raise StorageError(f"{place}: {line or _one_line(error)}: {_advice(place)}") from None
+
+
+def _advice(place: Location) -> str:
+    known = {"s3": "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY", "gs": "GOOGLE_APPLICATION_CREDENTIALS"}
+    extra = _EXTRAS.get(getattr(place, "protocol", ""), "")
+    return f"check the address, the network and the credentials{f' ({known[extra]})' if extra else ''}"
+
+
+def _refuse_secrets(scheme: str, rest: str) -> None:
+    host = rest.partition("/")[0]
+    # Secrets may hold a slash, so that the @ after them is not in the part before the first one; buckets hold no colon.
+    if ":" in host.rpartition("@")[0] or (scheme in _EXTRAS and ":" in host):
+        raise StorageError(f"the {scheme}:// URL holds a password: leave it out, credentials come from the environment")
+    if scheme in _SIGNED and "?" in rest:
+        place = rest.partition("?")[0]
+        raise StorageError(
+            f"{scheme}://{place}?… is signed or has parameters, and would be kept in manifests: fetch it"
+        )
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()).rstrip(".") or type(error).__name__
+
+
+TRANSFERS = 8
+"""Files copied to or from an object store at a time."""
+
+_SHA256 = "sha256"
+_CHUNK = 2**20
+
+
+@dataclass(frozen=True)
+class FileInfo:
+    """A file as a listing shows it."""
+
+    location: Location
+    bytes: int
+    stamp: str
+    """What changes when the file does: its time of change in nanoseconds, or its ETag."""
+
+
+def exists(place: Location) -> bool:
+    """Whether a file or a folder is there; in an object store a folder is there while something lies in it."""
+    with storage_errors(place):
+        return place.exists()
+
+
+def is_file(place: Location) -> bool:
+    with storage_errors(place):
+        return place.is_file()
+
+
+def files(text: str | Location, suffixes: tuple[str, ...] = ("",)) -> list[FileInfo]:
+    """The file, the files with these suffixes below the folder, or those the glob matches; sorted by name.
+
+    Nothing there gives an empty list.
+    """
+    place = location(text)
+    if isinstance(place, Path):
+        found = _local_files(place, suffixes)
+        return [_local_info(path) for path in sorted(found)]
+    with storage_errors(place):
+        entries = _remote_files(place, suffixes)
+        return [_remote_info(place, name, entries[name]) for name in sorted(entries, key=_parts)]
+
+
+def listing(folder: Location) -> dict[str, FileInfo]:
+    """Every file below a folder by its name relative to it, sorted; nothing there gives nothing."""
+    if isinstance(folder, Path):
+        return {path.relative_to(folder).as_posix(): _local_info(path) for path in sorted(_below(folder, ("",)))}
+    with storage_errors(folder):
+        entries = _objects_below(folder, ("",))
+    start = len(folder.path.rstrip("/")) + 1
+    return {name[start:]: _remote_info(folder, name, entries[name]) for name in sorted(entries, key=_parts)}
+
+
+def info(place: Location) -> FileInfo:
+    """One file as a listing would show it now.
+
+    Raises:
+        FileNotFoundError: it is not there.
+    """
+    if isinstance(place, Path):
+        return _local_info(place)
+    with storage_errors(place):
+        return _remote_info(place, place.path, place.fs.info(place.path))
+
+
+def open_read(place: Location) -> BinaryIO:
+    """The file opened for reading at any position; the caller closes it."""
+    with storage_errors(place):
+        return place.open("rb")
+
+
+@contextlib.contextmanager
+def local(place: Location) -> Iterator[Path]:
+    """The file as one of this machine, for libraries that can open no other: itself, or a copy for as long as the
+    block lasts."""
+    if isinstance(place, Path):
+        yield place
+        return
+    with tempfile.TemporaryDirectory(prefix="stillhouse-") as folder:
+        copy = Path(folder) / place.name
+        download(place, copy)
+        yield copy
+
+
+def download(place: UPath, path: Path) -> None:
+    """Copy an object to a local path, which is not there in whole before this returns."""
+    with storage_errors(place):
+        place.fs.get_file(place.path, str(path))
+
+
+def transfer(what: str, copy: Callable[[str], None], sizes: Mapping[str, int]) -> None:
+    """Copy files, several at a time, showing the bytes done; the first that fails ends it."""
+    with progress.Progress(what, sum(sizes.values()), "bytes") as shown, ThreadPoolExecutor(TRANSFERS) as transfers:
+        running = {name: transfers.submit(copy, name) for name in sizes}
+        try:
+            for name, copied in running.items():
+                copied.result()
+                shown.advance(sizes[name])
+        except BaseException:
+            transfers.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+@contextlib.contextmanager
+def writing(place: Location) -> Iterator[Path]:
+    """A temporary file of this machine to fill; when the block ends well it is put in place, whole.
+
+    Of two writers of the same file the last one stays; neither ever sees or harms the other's half.
+    """
+    if isinstance(place, Path):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        temporary = place.with_name(f".{place.name}.{uuid.uuid4().hex}.tmp")
+        try:
+            yield temporary
+            sync(temporary)
+            temporary.replace(place)
+        finally:
+            temporary.unlink(missing_ok=True)
+        return
+    with tempfile.TemporaryDirectory(prefix="stillhouse-") as folder:
+        temporary = Path(folder) / place.name
+        yield temporary
+        upload(temporary, place)
+
+
+def upload(path: Path, place: UPath) -> None:
+    """Make an object of a local file, with its SHA-256 beside it."""
+    carried = _carried(place, file_sha256(path))
+    with storage_errors(place):
+        place.fs.put_file(str(path), place.path, **carried)
+
+
+def create_text(place: UPath, text: str) -> None:
+    """Make an object that is not there yet: of several who try at once, one succeeds.
+
+    Raises:
+        FileExistsError: it is there already.
+    """
+    with storage_errors(place):
+        place.fs.pipe_file(place.path, text.encode(), mode="create")
+
+
+def write_json(place: Location, value: Any) -> None:
+    """Write a JSON file whole or not at all: readers never see half of it.
+
+    Raises:
+        ValueError: a number that JSON does not have (NaN, infinity).
+    """
+    text = json_text(value)
+    with writing(place) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def json_text(value: Any) -> str:
+    """A JSON value as this project writes it.
+
+    Raises:
+        ValueError: a number that JSON does not have (NaN, infinity).
+    """
+    return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def read_json(place: Location) -> Any:
+    """The value of a JSON file.
+
+    Raises:
+        ValueError: it is not JSON in UTF-8.
+    """
+    with storage_errors(place):
+        return json.loads(place.read_bytes().decode("utf-8"))
+
+
+def remove(place: Location) -> None:
+    """Remove a file; none there is as good."""
+    with storage_errors(place), contextlib.suppress(FileNotFoundError):
+        place.unlink()
+
+
+def remove_tree(folder: Location) -> None:
+    """Remove a folder and all below it; none there is as good."""
+    with storage_errors(folder), contextlib.suppress(FileNotFoundError):
+        if isinstance(folder, Path):
+            shutil.rmtree(folder)
+        else:
+            folder.fs.rm(folder.path, recursive=True)
+
+
+def file_sha256(place: Location) -> str:
+    """SHA-256 of a file's contents, read from the first byte to the last."""
+    if isinstance(place, Path):
+        with place.open("rb") as opened:
+            return hashlib.file_digest(opened, "sha256").hexdigest()
+    digest = hashlib.sha256()
+    with storage_errors(place), open_read(place) as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def stated_sha256(place: Location) -> str:
+    """SHA-256 of what was written there: as the object carries it, else from its contents."""
+    if isinstance(place, Path):
+        return file_sha256(place)
+    with storage_errors(place):
+        if place.protocol in ("s3", "s3a"):
+            carried = place.fs.metadata(place.path)
+        else:
+            carried = place.fs.info(place.path).get("metadata") or {}
+    return str(carried.get(_SHA256) or file_sha256(place))
+
+
+def sync(path: Path) -> None:
+    """Wait until a file or folder is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _local_files(place: Path, suffixes: tuple[str, ...]) -> list[Path]:
+    if place.is_file():
+        return [place]
+    if place.is_dir():
+        return _below(place, suffixes)
+    return [Path(name) for name in glob.glob(str(place), recursive=True) if Path(name).is_file()]
+
+
+def _below(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.name.endswith(suffixes) and path.is_file()]
+
+
+def _local_info(path: Path) -> FileInfo:
+    found = path.stat()
+    return FileInfo(path, found.st_size, str(found.st_mtime_ns))
+
+
+def _remote_files(place: UPath, suffixes: tuple[str, ...]) -> dict[str, Mapping[str, Any]]:
+    if glob.has_magic(place.path):
+        matches = place.fs.glob(place.path, detail=True)
+        return {name: entry for name, entry in matches.items() if entry["type"] == "file"}
+    return _objects_below(place, suffixes)
+
+
+def _objects_below(place: UPath, suffixes: tuple[str, ...]) -> dict[str, Mapping[str, Any]]:
+    """Objects below a folder by their full names, or the one object that the place itself is."""
+    entries = place.fs.find(place.path, detail=True)
+    if [*entries] == [place.path]:
+        return dict(entries)
+    return {name: entry for name, entry in entries.items() if name.endswith(suffixes) and not name.endswith("/")}
+
+
+def _remote_info(place: UPath, name: str, entry: Mapping[str, Any]) -> FileInfo:
+    found = (entry.get(key) for key in ("ETag", "etag", "LastModified", "updated", "mtime", "created"))
+    stamp = next((str(value).strip('"') for value in found if value), "")
+    return FileInfo(UPath(f"{place.protocol}://{name.lstrip('/')}", **place.storage_options), int(entry["size"]), stamp)
+
+
+def _carried(place: UPath, sha256: str) -> dict[str, Any]:
+    """How a store is asked to keep a SHA-256 with an object."""
+    if place.protocol in ("s3", "s3a"):
+        return {"Metadata": {_SHA256: sha256}}
+    return {"metadata": {_SHA256: sha256}} if place.protocol in ("gs", "gcs") else {}
+
+
+def _parts(name: str) -> list[str]:
+    """Objects are sorted as paths are: ``a/b`` before ``a-b``."""
+    return name.split("/")

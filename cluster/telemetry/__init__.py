@@ -1,0 +1,1 @@
+"""Metrics, their exporter and log, progress for people, and how numbers read."""

@@ -1,0 +1,1 @@
+"""A corpus to full token rows in Arrow files."""

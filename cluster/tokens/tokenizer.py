@@ -1,0 +1,160 @@
+"""What the stages must know of a tokenizer: loading it, its special ids, and whether two have the same vocabulary."""
+
+import contextlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import transformers
+from tokenizers import Tokenizer
+from tokenizers.models import WordPiece
+from tokenizers.normalizers import BertNormalizer
+from tokenizers.pre_tokenizers import BertPreTokenizer
+from tokenizers.trainers import WordPieceTrainer
+from transformers import AutoTokenizer, BertTokenizerFast
+
+from cluster.artifacts import artifact
+from cluster.artifacts.errors import StageError
+
+
+@dataclass(frozen=True)
+class SpecialIds:
+    """Ids of the special tokens; BERT calls ``cls`` and ``sep`` [CLS] and [SEP], RoBERTa <s> and </s>."""
+
+    cls: int
+    sep: int
+    mask: int
+    pad: int | None
+    unk: int | None
+    all: tuple[int, ...]
+    """Every special id, ascending: these are never masked."""
+
+
+def load_tokenizer(name: Path | str) -> Any:
+    """The fast tokenizer of a model folder, an artifact, or a name on the Hugging Face Hub.
+
+    Raises:
+        StageError: there is none, it cannot be fetched, or it is not of the fast kind.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(name), trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
+        raise StageError(
+            f"no tokenizer at {name} ({reason}): name a folder with tokenizer.json, or a model of the hub in reach"
+        ) from None
+    if not tokenizer.is_fast:
+        raise StageError(f"{name} has no fast tokenizer: convert it to a folder with tokenizer.json first")
+    return tokenizer
+
+
+def special_ids(tokenizer: Any) -> SpecialIds:
+    """The special ids that masked-language training needs.
+
+    Raises:
+        StageError: the tokenizer has no token for the start, the end, or a masked word.
+    """
+    for role in ("cls", "sep", "mask"):
+        if getattr(tokenizer, f"{role}_token_id") is None:
+            raise StageError(
+                f"the tokenizer {tokenizer.name_or_path or 'given'} has no {role}_token: "
+                "take one of a masked language model such as BERT or RoBERTa"
+            )
+    return SpecialIds(
+        cls=tokenizer.cls_token_id,
+        sep=tokenizer.sep_token_id,
+        mask=tokenizer.mask_token_id,
+        pad=tokenizer.pad_token_id,
+        unk=tokenizer.unk_token_id,
+        all=tuple(sorted({*tokenizer.all_special_ids})),
+    )
+
+
+def vocabulary_size(tokenizer: Any) -> int:
+    """Number of ids a model must know: one more than the highest, or the number of entries where that is more."""
+    return int(max(len(tokenizer), max(tokenizer.get_vocab().values()) + 1))
+
+
+def vocabulary_digest(tokenizer: Any) -> str:
+    """SHA-256 over the vocabulary in the order of its ids, added tokens included.
+
+    Equal for teacher and tokens means that an id stands for the same piece of text in both.
+    """
+    entries = sorted((number, piece) for piece, number in tokenizer.get_vocab().items())
+    return artifact.digest([[number, piece] for number, piece in entries])
+
+
+@contextlib.contextmanager
+def quiet_tokenizer() -> Iterator[None]:
+    """Keep transformers' bars and load reports off the terminal: what matters of them is raised as an error."""
+    verbosity, bars = transformers.logging.get_verbosity(), transformers.logging.is_progress_bar_enabled()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers.logging.set_verbosity(verbosity)
+        if bars:
+            transformers.logging.enable_progress_bar()
+
+
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+MAX_ALPHABET = 1000
+MAX_LENGTH = 512
+"""Longest input the saved tokenizer lets through uncut: the positions of a BERT."""
+
+
+def train_wordpiece(
+    read_texts: Callable[[], Iterable[list[str]]], *, vocab_size: int, lowercase: bool, min_frequency: int
+) -> Any:
+    """A BERT tokenizer with a vocabulary learned from texts.
+
+    ``read_texts`` gives all texts, in batches, each time it is called (twice). Characters rarer than the
+    thousandth are left to [UNK].
+
+    Raises:
+        StageError: the vocabulary is too small for the special tokens and the alphabet.
+    """
+    trained = Tokenizer(WordPiece(unk_token="[UNK]"))
+    trained.normalizer = BertNormalizer(lowercase=lowercase)
+    trained.pre_tokenizer = BertPreTokenizer()
+    alphabet = _alphabet(trained, read_texts())
+    continuations = [f"##{character}" for character in alphabet if _may_continue(trained, character)]
+    first = [*SPECIAL_TOKENS, *continuations]
+    if vocab_size < (least := len(first) + len(alphabet)):
+        raise StageError(f"tokenizer.vocab_size = {vocab_size} holds not even the characters: set {least} or more")
+    trainer = WordPieceTrainer(
+        vocab_size=vocab_size,
+        min_frequency=min_frequency,
+        special_tokens=first,
+        initial_alphabet=alphabet,
+        limit_alphabet=len(alphabet),
+        show_progress=False,
+    )
+    trained.train_from_iterator(read_texts(), trainer)
+    # A new tokenizer, because in the trained one the continuations count as special tokens.
+    return BertTokenizerFast(
+        vocab=trained.get_vocab(), do_lower_case=lowercase, model_max_length=MAX_LENGTH, name_or_path=""
+    )
+
+
+def _alphabet(tokenizer: Tokenizer, texts: Iterable[list[str]]) -> list[str]:
+    """The most frequent characters after normalisation, in the order of their code points."""
+    counts = Counter[str]()
+    for text in _each(texts):
+        counts.update(tokenizer.normalizer.normalize_str(text))
+    known = [(-count, character) for character, count in counts.items() if not character.isspace()]
+    return sorted(character for _, character in sorted(known)[:MAX_ALPHABET])
+
+
+def _may_continue(tokenizer: Tokenizer, character: str) -> bool:
+    """Whether a word may go on with this character: punctuation and Chinese characters are words of their own."""
+    word = tokenizer.normalizer.normalize_str(f"a{character}")
+    return len(tokenizer.pre_tokenizer.pre_tokenize_str(word)) == 1
+
+
+def _each(texts: Iterable[list[str]]) -> Iterator[str]:
+    for batch in texts:
+        yield from batch

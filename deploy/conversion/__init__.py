@@ -1,0 +1,1 @@
+"""What every export shares: source model, parity, score, description."""

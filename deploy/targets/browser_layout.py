@@ -1,0 +1,74 @@
+"""Lay an ONNX export out as transformers.js and ONNX Runtime Web look for it.
+
+::
+
+    stillhouse browser-layout RECIPE --export DIR --out DIR
+
+The file itself is the one that runs on a server; browsers want it elsewhere, and its tokenizer described in full::
+
+    onnx/model_quantized.onnx     or onnx/model.onnx of an fp32 export
+    config.json  tokenizer.json  tokenizer_config.json  special_tokens_map.json
+"""
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from cluster.artifacts import artifact, errors, stage
+from cluster.artifacts.recipe import Recipe
+from cluster.models import export_spec
+from cluster.models.export_spec import ANY
+from cluster.storage.filesystem import write_json
+from cluster.tokens.tokenizer import load_tokenizer
+from deploy.conversion import parity
+from deploy.targets import onnx_export
+
+FOLDER = "onnx"
+NAMES = {"onnx": "model.onnx", "int8": "model_quantized.onnx", "int8-static": "model_quantized.onnx"}
+"""Format to the name under which transformers.js looks for it: dtype ``fp32`` and ``q8``."""
+
+
+class BrowserLayout(Recipe):
+    """A layout for browsers."""
+
+
+def run(recipe: BrowserLayout, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
+    # Its parity is taken over, so it must be the file that was measured.
+    source = artifact.verify(inputs["export"], "export")
+    if source.facts["format"] not in NAMES or not (source.path / onnx_export.MODEL).is_file():
+        raise errors.StageError(
+            f"{source.path} is {source.facts['format']}: give an export made by deploy.onnx_export or deploy.quantize"
+        )
+    name = f"{FOLDER}/{NAMES[source.facts['format']]}"
+    (out / FOLDER).mkdir(exist_ok=True)
+    shutil.copyfile(source.path / onnx_export.MODEL, out / name)
+    for file in ("config.json", "tokenizer.json", "tokenizer_config.json", parity.FILE):
+        shutil.copyfile(source.path / file, out / file)
+    _complete_tokenizer(source.path, out)
+    described = replace(export_spec.read(source.path), files={ANY: name})
+    described.write(out)
+    return {**source.facts, "bytes": described.bytes(out), "layout": "transformers.js"}
+
+
+def _complete_tokenizer(folder: Path, out: Path) -> None:
+    """Say in full which token is which, and which tokenizer reads them: transformers.js has no defaults for either."""
+    tokenizer = load_tokenizer(folder)
+    config = json.loads((out / "tokenizer_config.json").read_text(encoding="utf-8"))
+    specials = {name: str(token) for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
+    pieces = json.loads((out / "tokenizer.json").read_text(encoding="utf-8"))["model"]
+    kind = {"WordPiece": "BertTokenizer", "BPE": "RobertaTokenizer"}.get(pieces["type"], "PreTrainedTokenizer")
+    config |= specials | {"tokenizer_class": kind, "model_max_length": tokenizer.model_max_length}
+    write_json(out / "tokenizer_config.json", config)
+    write_json(out / "special_tokens_map.json", specials)
+
+
+STAGE = stage.Stage(
+    name="deploy.browser_layout",
+    run=run,
+    recipe=BrowserLayout,
+    inputs={"export": stage.Role(("export",))},
+    produces="export",
+)

@@ -1,0 +1,69 @@
+"""Inputs to calibrate a static quantisation with: real text, cut out of the rows of a tokens artifact."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+from pydantic import Field, NonNegativeInt, PositiveInt
+
+from cluster.artifacts.errors import StageError
+from cluster.artifacts.recipe import Recipe
+from cluster.tokens.rows import open_tokens
+from cluster.tokens.tokenizer import SpecialIds, special_ids, vocabulary_digest
+from deploy.conversion.parity import SHORTEST, Feed
+from deploy.conversion.source_model import Original
+
+LEAST = SHORTEST + 2
+"""[CLS] and [SEP] twice around two tokens."""
+
+
+class Calibration(Recipe):
+    """How much text, and how long."""
+
+    rows: PositiveInt = 128
+    lengths: tuple[Annotated[int, Field(ge=LEAST)], ...] = Field((16, 32, 64, 128), min_length=1)  # taken in turn
+    seed: NonNegativeInt = 0
+
+
+def feeds(calibration: Calibration, tokens: Path, original: Original) -> list[Feed]:
+    """One row each, ``[1, length]``: single texts and pairs in turn, as tasks have both.
+
+    Raises:
+        StageError: the tokens are of another vocabulary than the model's.
+        ArtifactError: no complete tokens artifact.
+        RowsError: its row files are damaged.
+    """
+    opened = open_tokens(tokens)
+    _check_vocabulary(original, tokens, opened.artifact.facts.get("vocabulary"))
+    marks = special_ids(original.tokenizer)
+    chance = np.random.default_rng(calibration.seed)
+    chosen = np.sort(chance.choice(len(opened.train), min(calibration.rows, len(opened.train)), replace=False))
+    found = []
+    for number, row in enumerate(opened.train.take(chosen)):
+        words = row[~np.isin(row, marks.all)]
+        length = min(calibration.lengths[number // 2 % len(calibration.lengths)], original.positions)
+        found.append(_input(words, length, number % 2 == 1, marks, original.inputs))
+    return found
+
+
+def _input(words: np.ndarray, length: int, pair: bool, marks: SpecialIds, names: Sequence[str]) -> Feed:
+    """A text of at most ``length`` tokens, or two halves of one as a pair."""
+    words = words[: length - (3 if pair else 2)]
+    half = len(words) // 2 if pair else len(words)
+    first = [marks.cls, *words[:half], marks.sep]
+    second = [*words[half:], marks.sep] if pair else []
+    feed = {
+        "input_ids": np.array([[*first, *second]], dtype=np.int64),
+        "attention_mask": np.ones((1, len(first) + len(second)), dtype=np.int64),
+        "token_type_ids": np.array([[0] * len(first) + [1] * len(second)], dtype=np.int64),
+    }
+    return {name: feed[name] for name in names}
+
+
+def _check_vocabulary(original: Original, tokens: Path, known: str | None) -> None:
+    if known != vocabulary_digest(original.tokenizer):
+        raise StageError(
+            f"{tokens} was made with another vocabulary than that of {original.folder}: give the tokens it was "
+            "trained on, or make some with its tokenizer"
+        )

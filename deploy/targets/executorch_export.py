@@ -1,0 +1,122 @@
+"""Export a model folder to ExecuTorch for phones: one ``.pte`` file, its arithmetic XNNPACK's, fp32 or 8-bit.
+
+::
+
+    stillhouse executorch-export RECIPE --model DIR [--data DIR] --out DIR
+
+One row of any length at a time. In 8 bits the weights of every layer have a scale per output channel, activations are
+quantised while the model runs, and the embeddings have a scale per row; without these the file would be twice as
+large. Needs the extra ``executorch``.
+"""
+
+import importlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from cluster.artifacts import stage
+from cluster.models import runtimes
+from deploy.conversion import finalize, source_model
+from deploy.conversion.finalize import ExportRecipe, Rounded, logger
+from deploy.conversion.source_model import OneRow, Original, open_original
+
+MODEL = "model.pte"
+
+
+class ExecuTorch(ExportRecipe):
+    """An export to ExecuTorch."""
+
+    precision: Literal["int8", "fp32"] = "int8"
+    tolerance: Rounded = Rounded()
+
+
+class RoundedEmbedding(nn.Module):
+    """An embedding of 8 bits with a scale for each row, as ExecuTorch's own kernel reads it."""
+
+    def __init__(self, embedding: nn.Embedding) -> None:
+        super().__init__()
+        weight = embedding.weight.detach()
+        scales = (weight.abs().amax(dim=1) / 127).clamp(min=torch.finfo(torch.float32).tiny)
+        self.register_buffer("weight", torch.round(weight / scales[:, None]).to(torch.int8))
+        self.register_buffer("scales", scales)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        lookup = torch.ops.quantized_decomposed.embedding_byte.default
+        found: Tensor = lookup(self.weight, self.scales, None, 0, 0, ids)
+        return found
+
+
+def prepared(original: Original, precision: str) -> nn.Module:
+    """A copy of the model, ready to be lowered."""
+    model = OneRow(original)
+    if precision == "int8":
+        _round(model)
+    return model.eval()
+
+
+def _round(model: nn.Module) -> None:
+    from torchao.quantization import Int8DynamicActivationIntxWeightConfig, PerAxis, quantize_
+
+    # Defines the operator of the embeddings.
+    importlib.import_module("executorch.exir.passes._quant_patterns_and_replacements")
+    embeddings = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, nn.Embedding)]
+    for name, layer in embeddings:
+        parent, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(parent), leaf, RoundedEmbedding(layer))
+    config = Int8DynamicActivationIntxWeightConfig(weight_dtype=torch.int8, weight_granularity=PerAxis(0))
+    quantize_(model, config, lambda layer, _: isinstance(layer, nn.Linear))
+
+
+def lower(original: Original, precision: str) -> bytes:
+    """The model as an ExecuTorch program for one row of any length."""
+    from executorch.backends.xnnpack.partition import xnnpack_partitioner as xnnpack
+    from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
+
+    # Registers the form of the embedding's operator that a program calls.
+    importlib.import_module("executorch.kernels.quantized")
+    inputs = source_model.example_inputs(original, 17, torch.int64)
+    length = torch.export.Dim("length", min=2, max=original.positions)
+    program = torch.export.export(
+        prepared(original, precision), (), inputs, dynamic_shapes={name: {1: length} for name in inputs}
+    )
+    whole = [xnnpack.XnnpackPartitioner()]
+    rounded = [xnnpack.XnnpackDynamicallyQuantizedPartitioner(), *whole]
+    edge = to_edge_transform_and_lower(
+        program,
+        partitioner=rounded if precision == "int8" else whole,
+        # The check knows none of the operators of 8-bit models.
+        compile_config=EdgeCompileConfig(_check_ir_validity=False),
+    )
+    return bytes(edge.to_executorch().buffer)
+
+
+def toolchain() -> dict[str, str]:
+    """Versions of the libraries that this takes.
+
+    Raises:
+        StageError: one is not installed.
+    """
+    return {name: runtimes.require(name, "executorch") for name in ("executorch", "torchao")}
+
+
+def run(recipe: ExecuTorch, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
+    versions = toolchain()
+    original = open_original(inputs["model"])
+    logger.info("lowering %s", type(original.model).__name__)
+    with finalize.quiet():
+        (out / MODEL).write_bytes(lower(original, recipe.precision))
+    made = finalize.describe(original, f"executorch-{recipe.precision}", "executorch", MODEL, rows="one")
+    return {**finalize.complete(original, made, recipe, recipe.probe, inputs, out), "toolchain": versions}
+
+
+STAGE = stage.Stage(
+    name="deploy.executorch_export",
+    run=run,
+    recipe=ExecuTorch,
+    inputs=finalize.INPUTS,
+    produces="export",
+    toolchain=toolchain,
+)

@@ -1,0 +1,122 @@
+"""Fetch what the measuring page runs on: the npm packages pinned in ``deploy/browser/package-lock.json``.
+
+::
+
+    python -m deploy.web_page.libraries --out build/browser
+
+npm checks every package against the lock's digests and runs none of their scripts. Of the packages only the files that
+a browser loads are kept, with the list of licences and ``libraries.json``, which names versions and digests::
+
+    {"packages": {"onnxruntime-web": "1.30.0", …}, "files": {"ort.wasm.min.mjs": "<sha256>", …}}
+
+This is the only step that needs a network; the page itself loads nothing from anywhere else.
+"""
+
+import argparse
+import json
+import logging
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+from cluster.artifacts import errors
+from cluster.storage import filesystem
+
+logger = logging.getLogger("stillhouse")
+
+BROWSER = Path(__file__).parents[1] / "browser"
+LIBRARIES = "libraries.json"
+LICENCES = "LICENCES.md"
+
+FILES = {
+    "@huggingface/tokenizers": ("tokenizers.min.mjs",),
+    "onnxruntime-web": (
+        "ort.wasm.min.mjs",
+        "ort-wasm-simd-threaded.mjs",
+        "ort-wasm-simd-threaded.wasm",
+        # The same for a GPU; a page fetches it only where there is one.
+        "ort.webgpu.min.mjs",
+        "ort-wasm-simd-threaded.asyncify.mjs",
+        "ort-wasm-simd-threaded.asyncify.wasm",
+    ),
+}
+"""Package to the files of its ``dist`` that are kept."""
+
+
+def versions() -> dict[str, str]:
+    """The packages asked for and their exact versions."""
+    return dict(json.loads((BROWSER / "package.json").read_text(encoding="utf-8"))["dependencies"])
+
+
+def vendor(out: Path) -> Path:
+    """Fetch the packages into the folder ``out``, which is complete or absent; one of these versions is kept.
+
+    Raises:
+        StageError: no npm here, it failed, or ``out`` holds something else.
+    """
+    if out.exists():
+        check(out)
+        return out
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as work:
+        for name in ("package.json", "package-lock.json"):
+            shutil.copyfile(BROWSER / name, Path(work) / name)
+        _install(Path(work))
+        chosen = Path(work) / "chosen"
+        chosen.mkdir()
+        for package, names in FILES.items():
+            for name in names:
+                shutil.copyfile(Path(work) / "node_modules" / package / "dist" / name, chosen / name)
+        shutil.copyfile(BROWSER / LICENCES, chosen / LICENCES)
+        files = {path.name: filesystem.file_sha256(path) for path in sorted(chosen.iterdir())}
+        filesystem.write_json(chosen / LIBRARIES, {"packages": versions(), "files": files})
+        chosen.rename(out)
+    return out
+
+
+def check(folder: Path) -> dict[str, str]:
+    """The packages in a vendored folder and their versions.
+
+    Raises:
+        StageError: it is not a vendored folder, is of other versions, or was changed.
+    """
+    fetch = f"run python -m deploy.web_page.libraries --out {folder}"
+    if not folder.exists():
+        raise errors.StageError(f"the libraries of the page are not at {folder}: {fetch}")
+    again = f"delete it and {fetch}"
+    if not (folder / LIBRARIES).is_file():
+        raise errors.StageError(f"{folder} has no {LIBRARIES}, so it holds no libraries of the page: {again}")
+    said = json.loads((folder / LIBRARIES).read_text(encoding="utf-8"))
+    if said["packages"] != versions():
+        raise errors.StageError(f"{folder} has other versions than {BROWSER / 'package.json'}: {again}")
+    for name, digest in said["files"].items():
+        if not (folder / name).is_file() or filesystem.file_sha256(folder / name) != digest:
+            raise errors.StageError(f"{folder / name} is missing or was changed: {again}")
+    return dict(said["packages"])
+
+
+def _install(work: Path) -> None:
+    command = ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"]
+    logger.info("fetching %s", ", ".join(f"{name} {version}" for name, version in versions().items()))
+    try:
+        done = subprocess.run(command, cwd=work, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        raise errors.StageError("npm is not installed: install it (on Debian: apt-get install npm)") from None
+    if done.returncode != 0:
+        lines = done.stderr.strip().splitlines()
+        raise errors.StageError(f"npm could not fetch the packages: {lines[0] if lines else 'it gave no reason'}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m deploy.web_page.libraries", description=(__doc__ or "").partition("\n")[0]
+    )
+    parser.add_argument("--out", type=Path, metavar="DIR", required=True, help="where the libraries will be")
+    options = parser.parse_args()
+    with errors.errors_for_people():
+        print(vendor(options.out))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,193 @@
+"""Checkpoints on disk: written whole or not at all, hashed, pruned, set aside when damaged.
+
+::
+
+    checkpoints/
+      step_00000500/            weights.safetensors  moments.safetensors  checkpoint.json (with their hashes)
+      .step_00001000.partial/   being written or being deleted; whoever trains next clears it
+      .damaged-step_00000750/   a file changed since it was written: neither found nor deleted any more
+
+A checkpoint holds whole fp32 tensors by name, so it resumes on another number of workers and another ZeRO stage, and
+no pickle is ever read.
+"""
+
+import contextlib
+import errno
+import fcntl
+import functools
+import itertools
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from cluster.artifacts.artifact import digest
+from cluster.storage import filesystem
+from cluster.storage.filesystem import file_sha256, write_json
+from distill.engine.deepspeed_engine import State
+
+WEIGHTS, MOMENTS, CHECKPOINT = "weights.safetensors", "moments.safetensors", "checkpoint.json"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint is damaged, gone, or cannot be written."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint by its folder; nothing is read before it is asked for."""
+
+    path: Path
+
+    @property
+    def step(self) -> int:
+        """Steps it has behind it."""
+        return int(self.path.name.removeprefix("step_"))
+
+    @functools.cached_property
+    def facts(self) -> dict[str, Any]:
+        """How it was made, and the hashes of its files.
+
+        Raises:
+            CheckpointError: ``checkpoint.json`` is gone, cut or changed.
+        """
+        path = self.path / CHECKPOINT
+        try:
+            found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            if found.pop("sha256") == digest(found):
+                return found
+        except (FileNotFoundError, ValueError, KeyError, AttributeError):
+            pass
+        raise CheckpointError(f"{path} {_changed(path)}")
+
+    def damage(self) -> str | None:
+        """The first of its files that is not what was written, every one compared with its hash; None when all are."""
+        try:
+            for name, sha256 in self.facts["files"].items():
+                if not (self.path / name).is_file() or file_sha256(self.path / name) != sha256:
+                    return f"{self.path / name} {_changed(self.path / name)}"
+        except CheckpointError as error:
+            return str(error)
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            return f"{error.filename or self.path} cannot be read any more ({error.strerror})"
+        return None
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[None]:
+        """Inside the block nobody prunes it."""
+        path = self.path / CHECKPOINT
+        with path.open("rb") if path.exists() else contextlib.nullcontext() as file:
+            if file is not None:
+                fcntl.flock(file, fcntl.LOCK_SH)
+            yield
+
+    def load(self) -> State:
+        """The state, its files compared with their hashes first.
+
+        Raises:
+            CheckpointError: a file was cut or changed.
+        """
+        with self.reading():
+            if (damage := self.damage()) is not None:
+                raise CheckpointError(f"{damage}: delete {self.path}, and distill.train goes on from the one before")
+            weights, moments = load_file(self.path / WEIGHTS), load_file(self.path / MOMENTS)
+        return State(weights, moments, self.facts["optimizer_steps"], self.facts["scaler"])
+
+    def set_aside(self) -> Path:
+        """Rename it so that it is neither found nor deleted any more; returns where it is."""
+        places = (self.path.with_name(f".damaged-{self.path.name}{suffix}") for suffix in _suffixes())
+        place = next(place for place in places if not place.exists())
+        self.path.rename(place)
+        return place
+
+
+def find(folder: Path) -> list[Checkpoint]:
+    """The checkpoints of a folder, oldest first, damaged ones among them; copies under names like theirs are not."""
+    named = (path for path in folder.glob("step_*") if path.name.removeprefix("step_").isdecimal())
+    return sorted(map(Checkpoint, named), key=lambda found: found.step)
+
+
+def write(folder: Path, state: State, step: int, **facts: Any) -> Checkpoint:
+    """Write a checkpoint whole or not at all, and through to the disk.
+
+    Raises:
+        OSError: the disk is full or fails; nothing of the checkpoint is left behind.
+    """
+    path = folder / f"step_{step:08d}"
+    staging = _hidden(path)
+    sweep(folder)
+    try:
+        staging.mkdir(parents=True)
+        _save(state.weights, staging / WEIGHTS)
+        _save(state.moments, staging / MOMENTS)
+        files = {name: file_sha256(staging / name) for name in (WEIGHTS, MOMENTS)}
+        facts |= {"step": step, "optimizer_steps": state.optimizer_steps, "scaler": state.scaler, "files": files}
+        # As JSON gives them back: keys are strings there, and the hash is taken of what will be read.
+        facts = json.loads(json.dumps(facts))
+        write_json(staging / CHECKPOINT, {**facts, "sha256": digest(facts)})
+        filesystem.sync(staging)
+        staging.rename(path)
+        filesystem.sync(folder)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+    return Checkpoint(path)
+
+
+def prune(folder: Path, newest: int, every: int | None) -> None:
+    """Delete all but the ``newest`` and those of every ``every``-th step; what somebody reads right now stays."""
+    for old in find(folder)[:-newest]:
+        if (every is None or old.step % every) and not _being_read(old):
+            # Renamed first: a process that dies while it deletes leaves nothing that looks like a checkpoint.
+            shutil.rmtree(old.path.rename(_hidden(old.path)), ignore_errors=True)
+
+
+def sweep(folder: Path) -> None:
+    """Clear what a process that died while it wrote or deleted has left; only for the one who trains here."""
+    for left in folder.glob(".step_*.partial"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def _being_read(checkpoint: Checkpoint) -> bool:
+    path = checkpoint.path / CHECKPOINT
+    if not path.exists():
+        return False
+    with path.open("rb+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def _save(tensors: dict[str, Tensor], path: Path) -> None:
+    try:
+        save_file(tensors, path)
+    except SafetensorError as error:
+        # The library tells the system's errors in words only, with their number among them.
+        if (found := re.search(r"os error (\d+)", str(error))) is None:
+            raise
+        raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from None
+    filesystem.sync(path)
+
+
+def _hidden(path: Path) -> Path:
+    return path.with_name(f".{path.name}.partial")
+
+
+def _changed(path: Path) -> str:
+    return "was cut or changed" if path.exists() else "is missing"
+
+
+def _suffixes() -> Iterator[str]:
+    return itertools.chain([""], (f"-{number}" for number in itertools.count(2)))

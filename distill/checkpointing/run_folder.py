@@ -1,0 +1,150 @@
+"""A run folder: what grows while a model trains.
+
+::
+
+    run/
+      config.json …             what the trained model is: transformers configuration and tokenizer
+      recipe.json               what is trained, from which inputs; another recipe is refused
+      metrics.jsonl             one line a step, and one a validation
+      checkpoints/
+        step_00000500/          see :mod:`distill.checkpointing.checkpoint`
+"""
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from cluster.artifacts.artifact import first_difference
+from cluster.storage.filesystem import write_json
+from cluster.telemetry.progress import say
+from distill.checkpointing.checkpoint import Checkpoint, find, prune, write
+from distill.config import Placement
+from distill.engine.deepspeed_engine import State
+
+CHECKPOINTS = "checkpoints"
+
+
+class RunError(ValueError):
+    """A run folder holds something else, or cannot be read."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """The folder of a run."""
+
+    path: Path
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    def recipe(self) -> dict[str, Any]:
+        """What is trained here: ``{"recipe": …, "inputs": {role: identity}}``.
+
+        Raises:
+            RunError: not a run folder.
+        """
+        if not (self.path / "recipe.json").is_file():
+            raise RunError(f"{self.path} is not a run: it has no recipe.json; distill.train makes one")
+        return _parsed(self.path / "recipe.json")
+
+    def claim(self, recipe: Mapping[str, Any], inputs: Mapping[str, str]) -> None:
+        """Make the folder this run's, or find that it already is.
+
+        Raises:
+            RunError: the folder belongs to another run, or holds something that is no run.
+        """
+        wanted = json.loads(json.dumps({"recipe": dict(recipe), "inputs": dict(inputs)}))
+        if (self.path / "recipe.json").exists():
+            if (changed := first_difference(self.recipe(), wanted)) is not None:
+                raise RunError(f"{self.path} holds another run ({changed}): choose another --out")
+            return
+        if self.path.exists() and any(not path.name.startswith(".") for path in self.path.iterdir()):
+            raise RunError(f"{self.path} holds something that is no run: choose another --out")
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_json(self.path / "recipe.json", wanted)
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep the folder to this process inside the block; the system lets go of it should the process die.
+
+        Raises:
+            RunError: another process is training here.
+        """
+        lock = filelock.FileLock(self.path / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except filelock.Timeout:
+            raise RunError(
+                f"another process is training {self.path} right now: wait for it, or choose another --out"
+            ) from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def checkpoints(self) -> list[Checkpoint]:
+        """Checkpoints, oldest first. Each was complete once; whether its files still are what they were, it says."""
+        return find(self.path / CHECKPOINTS)
+
+    def newest(self) -> Checkpoint | None:
+        found = self.checkpoints()
+        return found[-1] if found else None
+
+    def checkpoint(self, step: int) -> Checkpoint:
+        """The checkpoint of a step.
+
+        Raises:
+            RunError: there is none; says which there are.
+        """
+        found = {checkpoint.step: checkpoint for checkpoint in self.checkpoints()}
+        if step not in found:
+            have = ", ".join(map(str, found)) or "none"
+            raise RunError(f"{self.path} has no checkpoint of step {step}: it has {have}")
+        return found[step]
+
+    def sound(self) -> Checkpoint | None:
+        """The newest checkpoint with undamaged files; younger, damaged ones are set aside, which is said.
+
+        Only for the process that :meth:`held` the folder.
+
+        Raises:
+            RunError: every checkpoint is damaged; nothing is renamed then.
+        """
+        damaged: list[tuple[Checkpoint, str]] = []
+        for checkpoint in reversed(self.checkpoints()):
+            if (damage := checkpoint.damage()) is None:
+                for worse, reason in damaged:
+                    say(f"{reason}: set aside as {worse.set_aside().name}, going on from step {checkpoint.step}")
+                return checkpoint
+            damaged.append((checkpoint, damage))
+        if not damaged:
+            return None
+        steps = ", ".join(str(checkpoint.step) for checkpoint, _ in reversed(damaged))
+        raise RunError(
+            f"every checkpoint of {self.path} is damaged (steps {steps}; {damaged[0][1]}): put sound ones back, or "
+            f"delete {self.path / CHECKPOINTS} to begin again at step 0"
+        )
+
+    def save(self, state: State, step: int, placement: Placement, **facts: Any) -> Checkpoint:
+        """Write a checkpoint whole or not at all, then delete those that ``placement`` does not keep.
+
+        Raises:
+            OSError: the disk is full or fails; nothing of the checkpoint is left, and the others are as they were.
+        """
+        made = write(self.path / CHECKPOINTS, state, step, **facts)
+        prune(self.path / CHECKPOINTS, placement.keep_checkpoints, placement.keep_every)
+        return made
+
+
+def _parsed(path: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise RunError(f"{path} cannot be read ({error}): it was cut or changed, delete {path.parent}") from None
+    return found

@@ -1,0 +1,263 @@
+"""A whole training run on given machines: hours, disk, and what speaks against it."""
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from cluster.telemetry.formatting import size
+from distill.config import Training, WorkerRange
+from distill.cost_model import costs, step_prediction
+from distill.cost_model.hardware import Cluster
+from distill.cost_model.step_prediction import Prediction
+from distill.modeling.model_shape import ModelShape
+
+CARDS_ARE_BUILT_FOR = "https://download.pytorch.org/whl/cu126"
+"""Index of the torch builds that still have kernels for V100s."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A training run that is to be planned: a student's, or a teacher's."""
+
+    name: str
+    training: Training
+    teacher: ModelShape | None
+    student: ModelShape
+    seq_len: int
+    train_rows: int | None = None
+    prefix: str = ""
+    """What ``--set`` writes before ``placement``: ``train.`` in a pipeline."""
+    later: tuple["Planned", ...] = ()
+    """What comes after the first phase of a run that has several, which this is then."""
+
+    @property
+    def phases(self) -> "tuple[Planned, ...]":
+        return (self, *self.later)
+
+    @property
+    def all_steps(self) -> int:
+        return sum(phase.steps for phase in self.phases)
+
+    @property
+    def steps(self) -> int:
+        if self.training.steps is not None:
+            return self.training.steps
+        assert self.train_rows is not None
+        return self.training.total_steps(self.train_rows)
+
+    def predict(self, cluster: Cluster, layout: step_prediction.Layout | None = None) -> Prediction:
+        return step_prediction.predict(self.training, self.teacher, self.student, self.seq_len, cluster, layout)
+
+    def follow(self, step: Prediction, cluster: Cluster) -> list[Prediction]:
+        """A step of every phase, when one of the first is laid out like this."""
+        return [step, *(phase.predict(cluster, phase.like(step.layout, self.seq_len)) for phase in self.later)]
+
+    def like(self, layout: step_prediction.Layout, seq_len: int) -> step_prediction.Layout:
+        """The layout of another phase, of rows of ``seq_len``, for this one: micro-batches of no more tokens."""
+        rows = max(1, round(self.training.rows_per_step / layout.workers))
+        most = max(1, layout.micro_rows * seq_len // self.seq_len)
+        return replace(layout, micro_rows=max(size for size in step_prediction.divisors(rows) if size <= most))
+
+    def best(self, cluster: Cluster) -> Prediction:
+        return step_prediction.best(self.training, self.teacher, self.student, self.seq_len, cluster)
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a run will take on a cluster."""
+
+    planned: Planned
+    cluster: Cluster
+    written: Prediction
+    """With the recipe's placement."""
+    best: Prediction
+    validation_seconds: float
+    refusals: tuple[str, ...]
+    """What the run would be refused for, each with what to write instead."""
+    warnings: tuple[str, ...]
+
+    @property
+    def chosen(self) -> Prediction:
+        """What the hours are those of: the recipe's placement, or the best where that does not fit."""
+        return self.written if self.written.fits else self.best
+
+    def hours_of(self, step: Prediction) -> float:
+        """The whole run with this step, that of the first phase; validations included."""
+        phases = zip(self.planned.phases, self.planned.follow(step, self.cluster), strict=True)
+        return (sum(phase.steps * found.step_seconds for phase, found in phases) + self.validation_seconds) / 3600
+
+    @property
+    def hours(self) -> float:
+        return self.hours_of(self.chosen)
+
+    @property
+    def best_hours(self) -> float:
+        return self.hours_of(self.best)
+
+    @property
+    def device_hours(self) -> float:
+        return self.hours * self.chosen.layout.workers
+
+    @property
+    def disk(self) -> dict[str, int]:
+        """Bytes, by what takes them; tokens only where their number is known."""
+        planned = self.planned
+        found = {
+            "checkpoints": checkpoints_kept(planned.training, planned.all_steps)
+            * costs.checkpoint_bytes(planned.student)
+        }
+        shapes = [shape for shape in (planned.teacher, planned.student) if shape]
+        found["models"] = sum(4 * shape.parameters for shape in shapes)
+        rows = {phase.seq_len: phase.train_rows for phase in planned.phases}
+        known = [
+            costs.tokens_bytes(count, length, planned.student.vocabulary) for length, count in rows.items() if count
+        ]
+        return found | ({"tokens": sum(known)} if known else {})
+
+
+def forecast(planned: Planned, cluster: Cluster) -> Forecast:
+    """Plan a run on a cluster."""
+    written, best = planned.predict(cluster), planned.best(cluster)
+    return Forecast(
+        planned=planned,
+        cluster=cluster,
+        written=written,
+        best=best,
+        validation_seconds=sum(_validation_seconds(phase, cluster, written) for phase in planned.phases),
+        refusals=tuple(_refusals(planned, cluster, written, best)),
+        warnings=tuple(_warnings(planned, cluster, written)),
+    )
+
+
+def checkpoints_kept(training: Training, steps: int) -> int:
+    """Most checkpoints on disk at once: the newest, those kept for good, and the one being written."""
+    placement = training.placement
+    saved = -(-steps // placement.save_every)
+    for_good = steps // placement.keep_every if placement.keep_every else 0
+    return min(saved, placement.keep_checkpoints + for_good) + 1
+
+
+def lacks_kernels(capability: tuple[int, int]) -> str | None:
+    """Why the torch installed here cannot use a GPU of this compute capability; None when it can."""
+    built = torch.cuda.get_arch_list()
+    if runs_on(capability, built):
+        return None
+    major, minor = capability
+    has = f"it was built for {', '.join(built)}" if built else "it is built without CUDA"
+    wanted = f"torch=={torch.__version__.partition('+')[0]}"
+    where = f'"{wanted}+cu126" from {CARDS_ARE_BUILT_FOR}' if capability < (7, 5) else f"a CUDA build of {wanted}"
+    return f"this torch ({torch.__version__}) has no kernels for sm_{major}{minor}: {has}; workers need {where}"
+
+
+def runs_on(capability: tuple[int, int], built: list[str]) -> bool:
+    """Whether code built for these architectures runs on a GPU of this capability.
+
+    Machine code (``sm_80``) runs on the same major version from that minor version up; PTX (``compute_80``) is
+    compiled for anything newer when it is loaded.
+    """
+    for name in built:
+        kind, _, number = name.partition("_")
+        digits = "".join(filter(str.isdigit, number))
+        have = (int(digits[:-1]), int(digits[-1]))
+        exact = not number.isdigit()  # sm_90a runs on 9.0 alone
+        if kind == "sm" and (have == capability if exact else have[0] == capability[0] and have <= capability):
+            return True
+        if kind == "compute" and have <= capability:
+            return True
+    return False
+
+
+def _validation_seconds(planned: Planned, cluster: Cluster, step: Prediction) -> float:
+    training = step_prediction.adapted(planned.training, cluster.device)
+    taught = planned.teacher if training.loss.needs_teacher else None
+    operations = costs.validation_flops_per_token(taught, planned.student, planned.seq_len)
+    rate = step.layout.workers * step_prediction.flops_per_second(training, training.precision, cluster.device)
+    times = -(-planned.steps // training.placement.validate_every)
+    return times * training.validation_rows * planned.seq_len * operations / rate
+
+
+def _refusals(planned: Planned, cluster: Cluster, written: Prediction, best: Prediction) -> list[str]:
+    training, device = planned.training, cluster.device
+    place = f"{planned.prefix}placement"
+    found = []
+    if written.precision != training.precision:
+        found.append(
+            f'{device.name} has no {training.precision}: write {planned.prefix}precision = "{written.precision}" '
+            "(planned with it)"
+        )
+    # Phases may share what is wrong with their rows; that they fit, all share: later micro-batches have no more tokens.
+    refused = (text for phase in planned.phases for text in _refused_rows(phase, written.layout.workers))
+    found += dict.fromkeys(refused)
+    asked = training.placement.workers
+    least = asked.min if isinstance(asked, WorkerRange) else 0 if asked == "auto" else asked
+    if least > cluster.workers:
+        found.append(f'{place}.workers asks for {least}, there are {cluster.workers}: write "auto" or fewer')
+    if not written.fits:
+        found.append(_does_not_fit(place, written, best))
+    return found
+
+
+def _refused_rows(phase: Planned, workers: int) -> list[str]:
+    """What a phase is refused for by its rows alone."""
+    training, student, found = phase.training, phase.student, []
+    if training.rows_per_step % workers:
+        near = max(1, round(training.rows_per_step / workers)) * workers
+        found.append(
+            f"rows_per_step {training.rows_per_step} does not divide by {workers} workers: write "
+            f"{phase.prefix}rows_per_step = {near} (planned with it)"
+        )
+    reads = student.positions - (2 if student.family == "roberta" else 0)
+    if phase.seq_len > reads:
+        found.append(f"rows of {phase.seq_len} tokens, but {student.name} reads {reads}: write a shorter seq_len")
+    return found
+
+
+def _does_not_fit(place: str, written: Prediction, best: Prediction) -> str:
+    needs = f"does not fit: needs {size(written.used_bytes)} of {size(written.memory_bytes)}"
+    if not best.fits:
+        return (
+            f"{needs}, and in the best layout {size(best.used_bytes)}: take devices with more memory, or more of them, "
+            "or a shorter seq_len"
+        )
+    layout = best.layout
+    writes = [f"{place}.rows_per_device = {layout.micro_rows}"]
+    if written.layout.zero_stage != layout.zero_stage:
+        writes.append(f"{place}.zero_stage = {layout.zero_stage}")
+    if written.layout.teacher != layout.teacher:
+        writes.append(f'{place}.teacher = "{layout.teacher}"')
+    return f"{needs}: write {', '.join(writes)} (planned with it)"
+
+
+def _warnings(planned: Planned, cluster: Cluster, written: Prediction) -> list[str]:
+    training, device = planned.training, cluster.device
+    found = []
+    if device.kind == "gpu" and training.placement.device == "cpu":
+        found.append(f'{planned.prefix}placement.device = "cpu" leaves the GPUs idle: write "auto"')
+    if (idle := cluster.workers - written.layout.workers) > 0:
+        found.append(f'{planned.prefix}placement.workers leaves {idle} of {cluster.workers} idle: write "auto"')
+    if device.capability is not None and (lacking := lacks_kernels(device.capability)):
+        found.append(lacking)
+    half = next((name for name in ("bf16", "fp16") if name in device.peak_tflops), None)
+    if written.precision == "fp32" and half and device.kind == "gpu":
+        times = device.peak_tflops[half] / device.peak_tflops["fp32"]
+        writes = f'{planned.prefix}precision = "{half}"'
+        found.append(f"fp32 leaves most of a {device.name} unused: {writes} has {times:.0f}x the peak")
+    if written.network_seconds > written.compute_seconds:
+        found.append(
+            f"network-bound: {written.network_seconds:.2f} s of every step go to the network, "
+            f"{written.compute_seconds:.2f} s to computing; a faster network, fewer workers or more rows_per_step help"
+        )
+    elif device.kind == "gpu":
+        bound = step_prediction.network_bound_above(
+            training, planned.teacher, planned.student, planned.seq_len, cluster
+        )
+        if bound is not None:
+            found.append(f"network-bound above {bound} {cluster.unit}s on {cluster.network}")
+    return found
+
+
+def scaled(planned: Planned, cluster: Cluster, workers: int) -> Prediction:
+    """The same run on another number of such devices, all of them used, micro-batches as they fit."""
+    placement = planned.training.placement.model_copy(update={"workers": "auto"})
+    training = planned.training.model_copy(update={"placement": placement})
+    return replace(planned, training=training).best(cluster.of_workers(workers))

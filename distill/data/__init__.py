@@ -1,0 +1,1 @@
+"""Order, masks and lengths of training rows, as arithmetic."""

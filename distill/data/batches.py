@@ -1,0 +1,202 @@
+"""Rows to masked batches, as arithmetic.
+
+Which rows a step sees, and which of their words are hidden, follow from ``(seed, epoch, row, position)`` alone: there
+is no sampler state to save, a resumed run needs only its step number, and any number of workers sees the same rows
+with the same masks.
+
+The order of an epoch is a pseudo-random permutation: a Feistel network over the next power of four, walked until it
+lands below the number of rows. Where rows are read from disks that seek, ``order = "blocks"`` permutes blocks of
+consecutive rows instead, and rows within windows of some blocks. Masks come from counters hashed by SplitMix64's
+finaliser.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from cluster.tokens.rows import Rows, TokenSet
+from distill.config import Training
+
+U64 = npt.NDArray[np.uint64]
+I64 = npt.NDArray[np.int64]
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_FEISTEL_ROUNDS = 6
+_CHOICE, _SHOWN, _RANDOM, _OTHERS = np.uint64(1), np.uint64(2), np.uint64(3), np.uint64(4)
+_TURN, _WINDOW = np.uint64(5), np.uint64(6)
+
+BLOCK_BYTES = 2**21
+"""Of consecutive rows, read together where the order is in blocks: long enough that a disk streams it."""
+WINDOW_BLOCKS = 32
+"""Blocks whose rows are mixed: 64 MiB of page cache, and more blocks than a thousandth of most corpora."""
+
+# Validation masks are drawn as if in an epoch no training ever reaches, so they never change and repeat none of its.
+VALIDATION_EPOCH = 2**31
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Masked rows, and the places of the flattened rows where words are compared.
+
+    ``positions`` begin with the hidden words, whose ``labels`` are the words that stood there; behind them come the
+    other places where the student's words are compared with the teacher's.
+    """
+
+    input_ids: Int[Tensor, "rows length"]
+    positions: Int[Tensor, " positions"]
+    labels: Int[Tensor, " labels"]
+
+    def to(self, device: torch.device) -> "Batch":
+        """On ``device``, without waiting for it: from page-locked memory where the device is a GPU."""
+        parts = (self.input_ids, self.positions, self.labels)
+        if device.type == "cuda":
+            parts = tuple(tensor.pin_memory() for tensor in parts)  # type: ignore[assignment]
+        return Batch(*(tensor.to(device, non_blocking=True) for tensor in parts))
+
+
+def mix(values: U64) -> U64:
+    """SplitMix64's finaliser: 64 well mixed bits from 64 bits."""
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
+
+
+def hashed(*parts: int | np.uint64 | U64) -> U64:
+    """One hash of several counters, with NumPy broadcasting."""
+    with np.errstate(over="ignore"):
+        state = np.asarray(0, dtype=np.uint64)
+        for part in parts:
+            state = mix(state * np.uint64(5) + np.asarray(part, dtype=np.uint64) * _GOLDEN + _GOLDEN)
+        return state
+
+
+def uniform(bits: U64) -> npt.NDArray[np.float64]:
+    """Numbers strictly between 0 and 1 from the upper 53 bits."""
+    return ((bits >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+
+
+def shuffled(places: I64, size: int, seed: int, epoch: int) -> I64:
+    """Rows at ``places`` of an epoch's order: a permutation of ``range(size)``."""
+    half = max(1, ((size - 1).bit_length() + 1) // 2)
+    low = np.uint64(2**half - 1)
+    shift = np.uint64(half)
+    found = places.astype(np.uint64)
+    outside = np.ones(found.shape, dtype=bool)
+    while outside.any():
+        left, right = found[outside] >> shift, found[outside] & low
+        for turn in range(_FEISTEL_ROUNDS):
+            left, right = right, left ^ (hashed(seed, epoch, turn, right) & low)
+        found[outside] = (left << shift) | right
+        outside = found >= size
+    return found.astype(np.int64)
+
+
+def shuffled_in_blocks(places: I64, size: int, block: int, seed: int, epoch: int) -> I64:
+    """Rows at ``places`` of an epoch's order, also a permutation of ``range(size)``: blocks of ``block`` consecutive
+    rows follow one another at random, and rows change places within windows of :data:`WINDOW_BLOCKS` of them.
+
+    Every epoch cuts the blocks elsewhere, because it turns the rows by a number of its own; the last block is shorter.
+    """
+    window = block * WINDOW_BLOCKS
+    windows = places // window
+    mixed = np.empty_like(places)
+    for number in np.unique(windows).tolist():
+        now = windows == number
+        start = number * window
+        own_seed = int(hashed(seed, _WINDOW, number))
+        mixed[now] = start + shuffled(places[now] - start, min(window, size - start), own_seed, epoch)
+    blocks, within = np.divmod(mixed, block)
+    whole = blocks < size // block
+    blocks[whole] = shuffled(blocks[whole], size // block, seed, epoch)
+    turn = int(hashed(seed, _TURN, epoch) % np.uint64(size))
+    return (blocks * block + within + turn) % size
+
+
+class Masker:
+    """Hides words of rows, the same ones for the same ``(seed, epoch, row)``.
+
+    Every row gets exactly ``round(share * seq_len)`` labels, drawn without replacement with chances proportional to
+    ``max(count, 1) ** -smoothing``; special tokens never (original code, ``distiller.py``: ``prepare_batch_mlm``). The
+    number of other positions is the same in every row as well, so no shape ever changes.
+    """
+
+    def __init__(self, tokens: TokenSet, training: Training) -> None:
+        self._masking, self._seed = training.masking, training.seed
+        self._mask_id, self._vocab_size = tokens.mask_id, tokens.vocab_size
+        self.labels_per_row = max(1, round(self._masking.share * tokens.seq_len))
+        self._others_per_row = training.loss.other_positions(tokens.seq_len - self.labels_per_row)
+        self._log_chance = -self._masking.smoothing * np.log(np.maximum(tokens.counts, 1).astype(np.float64))
+        self._log_chance[list(tokens.special_ids)] = -np.inf
+
+    def mask(self, input_ids: I64, rows: I64, epochs: I64) -> Batch:
+        """Mask ``input_ids [rows, length]``, which are rows ``rows`` as seen in their ``epochs``."""
+        length = input_ids.shape[1]
+        keys = hashed(self._seed, epochs.astype(np.uint64), rows.astype(np.uint64))[:, None]
+        places = np.arange(length, dtype=np.uint64)
+        # Gumbel's trick: the k largest of log-chance plus Gumbel noise are k draws without replacement.
+        noise = -np.log(-np.log(uniform(hashed(keys, _CHOICE, places))))
+        scores = self._log_chance[input_ids] + noise
+        chosen = np.sort(np.argpartition(-scores, self.labels_per_row - 1, axis=1)[:, : self.labels_per_row], axis=1)
+        labels = np.take_along_axis(input_ids, chosen, axis=1)
+        at = chosen.astype(np.uint64)
+        draw = uniform(hashed(keys, _SHOWN, at))
+        random = (hashed(keys, _RANDOM, at) % np.uint64(self._vocab_size)).astype(np.int64)
+        hidden = self._masking.mask
+        shown = np.where(draw < hidden, self._mask_id, np.where(draw < hidden + self._masking.random, random, labels))
+        masked = input_ids.copy()
+        np.put_along_axis(masked, chosen, shown, axis=1)
+        starts = np.arange(len(input_ids))[:, None] * length
+        others = self._others(chosen, keys, length)
+        positions = np.concatenate([(chosen + starts).reshape(-1), (others + starts).reshape(-1)])
+        return Batch(*(torch.from_numpy(array) for array in (masked, positions, labels.reshape(-1))))
+
+    def _others(self, chosen: I64, keys: U64, length: int) -> I64:
+        """Positions beside the hidden ones ``[rows, others_per_row]``: all there are, or a draw of them."""
+        free = np.ones((len(chosen), length), dtype=bool)
+        np.put_along_axis(free, chosen, False, axis=1)
+        if self._others_per_row == length - chosen.shape[1]:
+            return np.nonzero(free)[1].reshape(len(chosen), -1)
+        if self._others_per_row == 0:
+            return np.empty((len(chosen), 0), dtype=np.int64)
+        draw = uniform(hashed(keys, _OTHERS, np.arange(length, dtype=np.uint64)))
+        draw[~free] = np.inf
+        found = np.argpartition(draw, self._others_per_row - 1, axis=1)[:, : self._others_per_row]
+        return np.sort(found, axis=1)
+
+
+class Batches:
+    """The training batches of a run, or of a phase that begins at ``first_step`` and counts its epochs from
+    ``first_epoch``: pure, nothing to save, nothing to restore."""
+
+    def __init__(
+        self, rows: Rows, masker: Masker, training: Training, first_step: int = 0, first_epoch: int = 0
+    ) -> None:
+        self._rows, self._masker = rows, masker
+        self._rows_per_step, self._seed = training.rows_per_step, training.seed
+        self._block = max(1, BLOCK_BYTES // rows.row_bytes) if training.order == "blocks" else None
+        self._first_step, self._first_epoch = first_step, first_epoch
+
+    def rows(self, step: int, first: int, count: int) -> tuple[I64, I64]:
+        """Numbers of rows ``first`` to ``first + count`` of optimizer step ``step``, and the epochs they are in."""
+        seen = (step - self._first_step) * self._rows_per_step
+        epochs, within = np.divmod(seen + np.arange(first, first + count, dtype=np.int64), len(self._rows))
+        epochs += self._first_epoch
+        rows = np.empty_like(within)
+        for epoch in np.unique(epochs):
+            now = epochs == epoch
+            rows[now] = self._ordered(within[now], int(epoch))
+        return rows, epochs
+
+    def _ordered(self, places: I64, epoch: int) -> I64:
+        if self._block is None:
+            return shuffled(places, len(self._rows), self._seed, epoch)
+        return shuffled_in_blocks(places, len(self._rows), self._block, self._seed, epoch)
+
+    def take(self, step: int, first: int, count: int) -> Batch:
+        """Rows ``first`` to ``first + count`` of optimizer step ``step``, masked."""
+        rows, epochs = self.rows(step, first, count)
+        return self._masker.mask(self._rows.take(rows), rows, epochs)

@@ -1,0 +1,119 @@
+"""Which rows a step reads: the phases of a run, one after the other, each on the rows of its length.
+
+A run without phases is one of a single phase. Everything is arithmetic on the step, so a run that goes on needs only
+its step number, within a phase and across the border between two.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from cluster.tokens.rows import TokenSet, open_tokens
+from distill.config import Training
+from distill.data.batches import Batches, Masker
+
+_EPOCHS = 2**20
+"""Epochs set apart for a phase: phases that read the same rows read them in other orders, under other masks."""
+
+
+class PhaseError(ValueError):
+    """The tokens that were given are not those the phases read."""
+
+
+@dataclass(frozen=True)
+class OpenPhase:
+    """A phase with its rows, and where it lies in the run."""
+
+    number: int
+    """From 0."""
+    training: Training
+    """The run as if it were this phase alone."""
+    tokens: TokenSet
+    first_step: int
+
+    @property
+    def end(self) -> int:
+        """The step after its last one."""
+        return self.first_step + self.training.total_steps(len(self.tokens.train))
+
+    @property
+    def seq_len(self) -> int:
+        return self.tokens.seq_len
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.training.rows_per_step * self.seq_len
+
+    @cached_property
+    def batches(self) -> Batches:
+        masker = Masker(self.tokens, self.training)
+        return Batches(self.tokens.train, masker, self.training, self.first_step, self.number * _EPOCHS)
+
+
+class Schedule:
+    """The phases of a run, opened."""
+
+    def __init__(self, training: Training, tokens: Iterable[TokenSet]) -> None:
+        by_length = {found.seq_len: found for found in tokens}
+        _check(training, by_length)
+        lengths = [phase.seq_len for phase in training.phases] or list(by_length)
+        found: list[OpenPhase] = []
+        for number, (length, alone) in enumerate(zip(lengths, training.by_phase(), strict=True)):
+            found.append(OpenPhase(number, alone, by_length[length], found[-1].end if found else 0))
+        self.phases = tuple(found)
+
+    @classmethod
+    def of(cls, training: Training, paths: Iterable[Path]) -> "Schedule":
+        """The schedule of a run on the tokens artifacts at ``paths``.
+
+        Raises:
+            PhaseError: a length is missing, is no phase's, or the vocabularies differ.
+        """
+        return cls(training, [open_tokens(path) for path in paths])
+
+    @property
+    def first(self) -> OpenPhase:
+        return self.phases[0]
+
+    @property
+    def steps(self) -> int:
+        return self.phases[-1].end
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest rows."""
+        return max(phase.seq_len for phase in self.phases)
+
+    def at(self, step: int) -> OpenPhase:
+        """The phase of a step (0-based)."""
+        return next(phase for phase in self.phases if step < phase.end)
+
+    def tokens_after(self, steps: int) -> int:
+        """Tokens seen in the first ``steps`` steps."""
+        within = ((phase, min(steps, phase.end) - phase.first_step) for phase in self.phases)
+        return sum(max(0, count) * phase.tokens_per_step for phase, count in within)
+
+
+def _check(training: Training, by_length: dict[int, TokenSet]) -> None:
+    first, *others = by_length.values()
+    given = ", ".join(map(str, by_length))
+    for other in others:
+        if other.artifact.facts["vocabulary"] != first.artifact.facts["vocabulary"]:
+            raise PhaseError(
+                f"tokens {first.path} and {other.path} have different vocabularies: make the second with --tokenizer "
+                f"{first.path}"
+            )
+    if not training.phases and others:
+        raise PhaseError(
+            f"tokens of {len(by_length)} lengths ({given}) for a run without phases: give one, or write phases"
+        )
+    for number, phase in enumerate(training.phases, 1):
+        if phase.seq_len not in by_length:
+            raise PhaseError(
+                f"phase {number} reads rows of {phase.seq_len} tokens, and --tokens has rows of {given}: add an "
+                f"artifact made with seq_len = {phase.seq_len}"
+            )
+    for length, found in by_length.items():
+        if training.phases and length not in {phase.seq_len for phase in training.phases}:
+            raise PhaseError(f"no phase reads the rows of {length} tokens of {found.path}: leave it out of --tokens")

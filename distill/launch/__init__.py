@@ -1,0 +1,1 @@
+"""Pipelines on a Ray cluster: training workers, elasticity, failures."""

@@ -1,0 +1,3 @@
+from distill.launch.run_pipeline import main
+
+main()

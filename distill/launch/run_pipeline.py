@@ -1,0 +1,156 @@
+"""The front door: a whole pipeline, from text to report, on a Ray cluster.
+
+::
+
+    python -m distill.launch PIPELINE --out DIR [--set key=value]…
+
+Runs on the cluster at ``RAY_ADDRESS`` (``ray job submit -- python -m distill.launch …``), or starts one on this
+machine for as long as it runs. Everything lands below ``--out``, which all nodes must see::
+
+    corpus/ tokens/ teacher/                     artifacts; tokens-<seq_len>/ where phases read other lengths
+    runs/<name>/  students/<name>/               training runs, and the students exported from them
+    probes/<name>/                               scores of a run's checkpoints, while it trains
+    finetune/ exports/ latency/ baselines/       what :mod:`eval.suite` measures of them
+    queue/  jobs.json  report/                   what happened, and what came of it
+
+Run again, it skips what is complete and resumes what is not.
+"""
+
+import argparse
+import contextlib
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from cluster.actors import ray_cluster
+from cluster.artifacts import commit, errors, recipe, registry, stage
+from cluster.jobs import client
+from cluster.jobs.job import GOOD, Job, JobsFailedError, Outcome
+from cluster.storage import filesystem
+from cluster.telemetry.progress import say
+from distill.checkpointing.run_folder import Run
+from distill.data.schedule import Schedule
+from distill.launch.elastic import LaunchError
+from distill.launch.pipeline_recipe import MAIN, SUITE, Pipeline, PipelinePlan
+from distill.launch.ray_train import Call, on_workers
+from distill.train.teacher import RUN, Teacher
+
+JOBS = "jobs.json"
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m distill.launch", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("pipeline", metavar="PIPELINE", help="TOML file, or a pipeline that ships: demo, distilbert, …")
+    parser.add_argument("--out", metavar="DIR", required=True, help="where everything will be, seen by all nodes")
+    parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="override a recipe value")
+    options = parser.parse_args()
+    with errors.errors_for_people():
+        failed = launch(recipe.load(Pipeline, options.pipeline, options.set), _folder(options.out))
+    if failed:
+        sys.exit(1)
+
+
+def _folder(text: str) -> Path:
+    place = filesystem.location(text)
+    if not isinstance(place, Path):
+        raise LaunchError(
+            f"--out {text}: runs grow in a folder, so a pipeline is made in one: name a folder that all nodes see"
+        )
+    return place
+
+
+def launch(pipeline: Pipeline, out: Path) -> list[dict[str, Any]]:
+    """Run a pipeline to its report; returns the entries of ``jobs.json`` of the jobs that failed.
+
+    Raises:
+        ValueError: something the rest depends on (corpus, tokens, teacher, training) cannot be made.
+    """
+    out = out.absolute()
+    plan = PipelinePlan(pipeline, out)
+    plan.check()
+    out.mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
+    with ray_cluster.connect(pipeline.cpus):
+        outcomes = _required(client.run(plan.text(), plan.ledger))
+        train_teacher(plan)
+        outcomes += train_student(plan, MAIN)
+        for name in pipeline.ablations:
+            outcomes += train_ablation(plan, name)
+        filesystem.write_json(out / JOBS, [outcome.resolved() for outcome in outcomes])
+        # Which jobs have failed is in their file, beside those from before.
+        with contextlib.suppress(JobsFailedError):
+            stage.execute(registry.find(SUITE), plan.suite, {}, out)
+    failed = [entry for entry in filesystem.read_json(out / JOBS) if entry["state"] not in GOOD]
+    if (out / "report" / "summary.txt").is_file():
+        print((out / "report" / "summary.txt").read_text(encoding="utf-8"))
+        print(f"report: {out / 'report' / 'report.html'}")
+    say(f"pipeline {out.name}: {time.monotonic() - started:.0f} s, {len(failed)} failed jobs")
+    return failed
+
+
+def train_teacher(plan: PipelinePlan) -> None:
+    """Make the teacher: where it trains, on the workers; where it is taken as it is, here."""
+    out = plan.out / "teacher"
+    teacher = Teacher.of(plan.pipeline.teacher, "teacher")
+    inputs = plan.rows_of(teacher.train) if teacher.train else {}
+    if teacher.train is None or (out / commit.MANIFEST).is_file():
+        stage.execute(registry.find("distill.teacher"), teacher, inputs, out)
+    else:
+        call = Call("distill.teacher", plan.pipeline.teacher, inputs, out)
+        on_workers(call, teacher.train, Run(commit.staging(out) / RUN))
+
+
+def train_student(plan: PipelinePlan, name: str) -> list[Outcome]:
+    """Train one student on the workers, its checkpoints probed meanwhile, and export it; returns the probes' outcome.
+
+    A finished run is left as it is.
+    """
+    distillation = plan.distillation(name)
+    rows = plan.rows_of(distillation)
+    inputs = {**rows, "teacher": plan.out / "teacher"}
+    run = Run(plan.out / "runs" / name)
+    run.claim(distillation.identity(), stage.identities(registry.find("distill.train"), inputs))
+    total = Schedule.of(distillation, rows.values()).steps
+    newest = run.newest()
+    with _probed(plan.probes(name, total), plan.ledger) as probes:
+        if newest is None or newest.step < total:
+            on_workers(Call("distill.train", distillation.resolved(), inputs, run.path), distillation, run)
+        else:
+            say(f"runs/{name}: already complete")
+    export = registry.find("distill.export")
+    stage.execute(export, export.recipe(), {"run": run.path}, plan.out / "students" / name)
+    return client.run(probes, plan.ledger)
+
+
+@contextlib.contextmanager
+def _probed(job: Job | None, ledger: Path) -> Iterator[list[Job]]:
+    """Have a run's checkpoints fine-tuned inside the block and after it; not after training that failed."""
+    probes = [] if job is None else [job]
+    queue = client.queue(ledger)
+    known = queue.submit(probes)
+    try:
+        yield probes
+    except BaseException:
+        queue.cancel(known)
+        raise
+
+
+def train_ablation(plan: PipelinePlan, name: str) -> list[Outcome]:
+    """Train another student; that it cannot be made (it may diverge) is a result, and stops nothing else."""
+    started = time.monotonic()
+    try:
+        probes = train_student(plan, name)
+    except ValueError as error:
+        say(f"runs/{name}: failed: {error}")
+        return [Outcome(f"runs/{name}", "failed", time.monotonic() - started, errors.explain(error))]
+    return [Outcome(f"runs/{name}", "done", time.monotonic() - started), *probes]
+
+
+def _required(outcomes: list[Outcome]) -> list[Outcome]:
+    for outcome in outcomes:
+        if outcome.state not in GOOD:
+            raise LaunchError(f"{outcome.name}: {outcome.error}")
+    return outcomes

@@ -1,0 +1,1 @@
+"""Masked language models, the student, the fused head and the losses."""

@@ -1,0 +1,182 @@
+"""A masked language model taken apart: encoder, head transform, and the projection onto the vocabulary.
+
+Distillation never wants all logits at once; the models of ``transformers`` compute all of them. Here a model gives the
+last hidden states and, at chosen positions, the features that the vocabulary projection would turn into logits. This
+module is the one place that knows how each architecture is built.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import AutoConfig, AutoModelForMaskedLM
+
+from cluster.tokens.tokenizer import load_tokenizer, quiet_tokenizer
+
+ARCHITECTURES = ("BertForMaskedLM", "RobertaForMaskedLM", "DistilBertForMaskedLM")
+
+
+# Row length whose attention scores a core's cache holds for one head of one row, some times over.
+_CACHED_SCORES = 256
+
+
+class ModelError(ValueError):
+    """A model cannot be used here: its architecture, its files or its shape."""
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What a model puts out for a batch of rows.
+
+    ``hidden`` is the last hidden state of every token; ``features`` are what the vocabulary projection takes, at the
+    positions asked for.
+    """
+
+    hidden: Float[Tensor, "tokens hidden"]
+    features: Float[Tensor, "positions hidden"]
+
+
+@dataclass(frozen=True)
+class Projection:
+    """The last layer of a masked language model: ``logits = features @ weight.T + bias``."""
+
+    weight: Float[Tensor, "vocab hidden"]
+    bias: Float[Tensor, " vocab"]
+
+    def logits(self, features: Float[Tensor, "positions hidden"]) -> Float[Tensor, "positions vocab"]:
+        """All logits at once: a tensor of positions x vocabulary."""
+        return functional.linear(features, self.weight, self.bias)
+
+
+class MaskedLM(nn.Module):
+    """A ``BertForMaskedLM``, ``RobertaForMaskedLM`` or ``DistilBertForMaskedLM`` without its logits.
+
+    Rows are full (no padding), so there is no attention mask.
+    """
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        if type(model).__name__ not in ARCHITECTURES:
+            raise ModelError(f"{type(model).__name__} is not supported: use {', '.join(ARCHITECTURES)}")
+        self.model = model
+
+    def forward(self, input_ids: Int[Tensor, "rows length"], positions: Int[Tensor, " positions"]) -> Any:
+        """:class:`Outputs`: hidden states of all tokens, features at ``positions`` of the flattened rows."""
+        hidden = self.model.base_model(input_ids=input_ids).last_hidden_state.flatten(0, 1)
+        return Outputs(hidden, self._transform(hidden[positions]))
+
+    @property
+    def projection(self) -> Projection:
+        """The projection onto the vocabulary; under ZeRO-3 only usable inside :meth:`forward`."""
+        model = self.model
+        match type(model).__name__:
+            case "BertForMaskedLM":
+                last = model.cls.predictions.decoder
+            case "RobertaForMaskedLM":
+                last = model.lm_head.decoder
+            case _:
+                last = model.vocab_projector
+        return Projection(last.weight, last.bias)
+
+    def layers(self) -> Iterator[nn.Module]:
+        """The transformer layers, first to last."""
+        base = self.model.base_model
+        is_distilbert = type(self.model).__name__ == "DistilBertForMaskedLM"
+        yield from base.transformer.layer if is_distilbert else base.encoder.layer
+
+    def _transform(self, hidden: Float[Tensor, "positions hidden"]) -> Float[Tensor, "positions hidden"]:
+        model = self.model
+        match type(model).__name__:
+            case "BertForMaskedLM":
+                return model.cls.predictions.transform(hidden)  # type: ignore[no-any-return]
+            case "RobertaForMaskedLM":
+                return model.lm_head.layer_norm(functional.gelu(model.lm_head.dense(hidden)))  # type: ignore[no-any-return]
+            case _:
+                return model.vocab_layer_norm(model.activation(model.vocab_transform(hidden)))  # type: ignore[no-any-return]
+
+
+def load(source: str | Path, seed: int = 0) -> tuple[Any, frozenset[str]]:
+    """A masked language model from a folder or hub id, in fp32, and the names of weights that were not there.
+
+    Weights that were not there (a head, usually) are drawn from ``seed``. Only safetensors are read, never pickle.
+
+    Raises:
+        ModelError: not found, unreadable, or of an unsupported architecture.
+    """
+    try:
+        config = AutoConfig.from_pretrained(source)
+        with quiet_tokenizer(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model, report = AutoModelForMaskedLM.from_pretrained(
+                source, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+            )
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ModelError(f"no model can be loaded from {source}: {reason}") from None
+    if type(model).__name__ not in ARCHITECTURES:
+        raise ModelError(f"{source} is a {config.model_type} model: use one of {', '.join(ARCHITECTURES)}")
+    return model, frozenset(report["missing_keys"])
+
+
+def save_shape(model: Any, tokenizer: Path, folder: Path) -> None:
+    """Write what a model is without its weights: configuration, and the tokenizer it reads with."""
+    model.config.architectures = [type(model).__name__]
+    model.config.save_pretrained(folder)
+    load_tokenizer(tokenizer).save_pretrained(folder)
+
+
+def load_trained(folder: Path, weights: dict[str, Tensor]) -> Any:
+    """The model whose shape is in ``folder``, with weights as a checkpoint of :class:`MaskedLM` names them."""
+    config = AutoConfig.from_pretrained(folder)
+    model = MaskedLM(AutoModelForMaskedLM.from_config(config, dtype=torch.float32))
+    model.load_state_dict(weights, strict=False)
+    missing = {name for name, _ in model.named_parameters()} - weights.keys()
+    if missing:
+        raise ModelError(f"the checkpoint lacks {sorted(missing)[0]}: it is of another model than {folder}")
+    return model.model
+
+
+def choose_attention(model: Any, device: str, seq_len: int) -> None:
+    """The fastest way to attend over rows of this length on this kind of device.
+
+    On a CPU, matrix products over whole rows beat the kernels that never hold the scores, as long as those fit in the
+    cache; on a GPU those kernels always win.
+    """
+    model.set_attn_implementation("eager" if device == "cpu" and seq_len <= _CACHED_SCORES else "sdpa")
+
+
+def num_layers(model: Any) -> int:
+    config = model.config
+    return int(config.n_layers if config.model_type == "distilbert" else config.num_hidden_layers)
+
+
+def hidden_size(model: Any) -> int:
+    config = model.config
+    return int(config.dim if config.model_type == "distilbert" else config.hidden_size)
+
+
+def longest_row(model: Any) -> int:
+    """Most tokens in a row; RoBERTa's positions start behind its padding id."""
+    config = model.config
+    first = config.pad_token_id + 1 if config.model_type == "roberta" else 0
+    return int(config.max_position_embeddings) - first
+
+
+def num_parameters(model: Any) -> int:
+    """Parameters, tied ones once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def facts(model: Any) -> dict[str, Any]:
+    """What a manifest says of a model."""
+    return {
+        "architecture": type(model).__name__,
+        "parameters": num_parameters(model),
+        "layers": num_layers(model),
+        "hidden": hidden_size(model),
+    }

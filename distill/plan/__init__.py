@@ -1,0 +1,1 @@
+"""Predicts hours, memory and cost of a run."""

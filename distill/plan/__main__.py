@@ -1,0 +1,3 @@
+from distill.plan.cli import main
+
+main()

@@ -1,0 +1,210 @@
+"""This machine as a device to plan for: its matrix-product peak, and what a training step makes of it.
+
+Takes some seconds. What is timed are the models and losses that train, two layers of each; a plan counts the others.
+"""
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import psutil
+import torch
+from transformers import BertConfig, BertForMaskedLM, RobertaConfig, RobertaForMaskedLM
+
+from cluster.models.precision import DTYPES, Precision
+from cluster.telemetry import host_memory
+from distill.config import Student, Training
+from distill.cost_model import costs
+from distill.cost_model.hardware import Device
+from distill.data.batches import Batch
+from distill.engine.deepspeed_engine import check_precision, compile_layers
+from distill.modeling import student
+from distill.modeling.fused_head import chunk_positions
+from distill.modeling.masked_lm import MaskedLM, Outputs, choose_attention
+from distill.modeling.model_shape import ModelShape
+from distill.train.student_objective import Head, Learner
+
+_LAYERS = 2
+_REPEATS = 5
+_TOKENS = {"cpu": 1024, "cuda": 16_384}
+"""Most tokens of a micro-batch that is timed."""
+_SIDE = {"cpu": 2048, "cuda": 8192}
+"""Of the square matrices whose product is the peak."""
+_ADAM_VALUES = {"cpu": 8_000_000, "cuda": 100_000_000}
+_LINK_GB_PER_SECOND = {"cpu": 1.0, "cuda": 100.0}
+
+
+def measure(
+    training: Training, teacher: ModelShape | None, model: ModelShape, seq_len: int, workers: int = 1
+) -> Device:
+    """A worker's device here, ``workers`` of which share this machine; efficiency is that of this very training.
+
+    Raises:
+        EngineError: the recipe's precision is not supported here.
+    """
+    place = torch.device("cuda" if torch.cuda.is_available() and training.placement.device == "auto" else "cpu")
+    check_precision(training.precision, place)
+    torch.set_num_threads(training.placement.threads)
+    cores = training.placement.threads if place.type == "cpu" else 1
+    peak = _peak(training.precision, place)
+    sample = _Sample(training, teacher, model, seq_len, place)
+    overhead = sample.overhead_seconds() if place.type == "cuda" else 0.0
+    micro = sample.micro_seconds() - overhead
+    share = sample.flops / micro / peak
+    memory, reserved = _memory(place)
+    return Device(
+        name="here",
+        kind="gpu" if place.type == "cuda" else "cpu",
+        memory_gib=memory / (1 if place.type == "cuda" else workers) / 2**30,
+        capability=torch.cuda.get_device_capability(place) if place.type == "cuda" else None,
+        peak_tflops={training.precision: peak / cores / 1e12},
+        efficiency={training.precision: share},
+        efficiency_source=f"measured here, {training.precision}, {sample.tokens:,} tokens",
+        memory_gb_per_second=_adam_bytes_per_second(place) / 1e9,
+        link_gb_per_second=_LINK_GB_PER_SECOND[place.type],
+        overhead_seconds=overhead,
+        reserved_gib=reserved / 2**30,
+    )
+
+
+class _Sample:
+    """A few layers of teacher and student with the whole head, on one micro-batch of random words."""
+
+    def __init__(
+        self, training: Training, teacher: ModelShape | None, model: ModelShape, seq_len: int, place: torch.device
+    ) -> None:
+        self._training, self._place, self._seq_len = training, place, seq_len
+        self._taught = teacher if training.loss.needs_teacher else None
+        self._shape = model
+        most = training.placement.rows_per_device
+        rows = max(1, _TOKENS[place.type] // seq_len)
+        self._rows = rows if most == "auto" else min(rows, most)
+        self.tokens = self._rows * seq_len
+        self._learner, self._teacher = self._models()
+
+    @property
+    def flops(self) -> float:
+        """Of a micro-batch, all layers."""
+        training = self._training
+        return self.tokens * costs.step_flops_per_token(training, self._taught, self._shape, self._seq_len)
+
+    def micro_seconds(self) -> float:
+        """Of a micro-batch, all layers, from the few that are timed."""
+        return self._whole_seconds(self._batch(self._rows, self._seq_len))
+
+    def overhead_seconds(self) -> float:
+        """Of a micro-batch with next to nothing to compute."""
+        return self._whole_seconds(self._batch(1, 16))
+
+    def _whole_seconds(self, batch: Batch) -> float:
+        """Layers are alike: the teacher's count as often as it has them, the student's too; the head counts once."""
+        teaching, taught = 0.0, None
+        if self._teacher is not None and self._taught is not None:
+            teacher = self._teacher
+            with torch.no_grad():
+                taught = teacher(batch.input_ids, batch.positions)
+                teaching = _seconds(lambda: teacher(batch.input_ids, batch.positions), self._place)
+            teaching *= self._taught.layers / _few(self._taught).layers
+        learning = _seconds(lambda: self._learn(batch, taught), self._place)
+        layers = min(learning, _seconds(lambda: self._learn_layers(batch), self._place))
+        return teaching + layers * self._shape.layers / _few(self._shape).layers + learning - layers
+
+    def _learn(self, batch: Batch, taught: Outputs | None) -> None:
+        projection = self._teacher.projection if self._teacher else None
+        self._learner(batch, taught, projection).losses.total.backward()
+
+    def _learn_layers(self, batch: Batch) -> None:
+        """All but the losses."""
+        outputs = MaskedLM.forward(self._learner, batch.input_ids, batch.positions)
+        (outputs.hidden.sum() + outputs.features.sum()).backward()
+
+    def _models(self) -> tuple[Learner, MaskedLM | None]:
+        training, place, few = self._training, self._place, _few(self._shape)
+        trained = _model(few)
+        teacher = None
+        if self._taught is not None:
+            source = _model(_few(self._taught))
+            layers = Student(start="random", layers=tuple(range(few.layers)))
+            trained = student.make(source, layers, seed=0)
+            teacher = MaskedLM(source).eval().requires_grad_(False).to(place, DTYPES[training.precision])
+        for model in (trained, *([teacher.model] if teacher else [])):
+            choose_attention(model, place.type, self._seq_len)
+        compiled = training.placement.compiles(place.type)
+        bytes_per_logit = costs.VALUE_BYTES[training.precision]
+        chunk = chunk_positions(few.vocabulary, bytes_per_logit, _memory(place)[0], place.type)
+        learner = Learner(trained, training.loss, Head(training.placement.head, chunk, compiled)).eval()
+        learner.to(place, DTYPES[training.precision])
+        if compiled:
+            compile_layers(learner)
+            if teacher is not None:
+                compile_layers(teacher)
+        return learner, teacher
+
+    def _batch(self, rows: int, seq_len: int) -> Batch:
+        count = max(1, round(self._training.masking.share * seq_len))
+        others = self._training.loss.other_positions(seq_len - count)
+        words = torch.randint(self._shape.vocabulary, (rows, seq_len), device=self._place)
+        starts = torch.arange(rows, device=self._place)[:, None] * seq_len
+        labelled = (starts + torch.arange(count, device=self._place)).reshape(-1)
+        rest = (starts + torch.arange(count, count + others, device=self._place)).reshape(-1)
+        return Batch(words, torch.cat([labelled, rest]), words.reshape(-1)[labelled])
+
+
+def _few(shape: ModelShape) -> ModelShape:
+    return replace(shape, layers=min(_LAYERS, shape.layers))
+
+
+def _model(shape: ModelShape) -> BertForMaskedLM | RobertaForMaskedLM:
+    """A model of this shape with random weights."""
+    kind, config = (RobertaForMaskedLM, RobertaConfig) if shape.family == "roberta" else (BertForMaskedLM, BertConfig)
+    return kind(
+        config(
+            vocab_size=shape.vocabulary,
+            hidden_size=shape.hidden,
+            num_hidden_layers=shape.layers,
+            num_attention_heads=shape.heads,
+            intermediate_size=shape.feed_forward,
+            max_position_embeddings=shape.positions,
+        )
+    )
+
+
+def _peak(precision: Precision, place: torch.device) -> float:
+    """Operations per second of large matrix products, the best of several."""
+    side = _SIDE[place.type]
+    left, right = (torch.randn(side, side, device=place).to(DTYPES[precision]) for _ in range(2))
+    return 2 * side**3 / _seconds(lambda: left @ right, place)
+
+
+def _adam_bytes_per_second(place: torch.device) -> float:
+    """Of an AdamW step: weights, two moments and gradients, 28 bytes a value."""
+    weights = torch.zeros(_ADAM_VALUES[place.type], device=place, requires_grad=True)
+    weights.grad = torch.ones_like(weights)
+    optimizer = torch.optim.AdamW([weights], fused=True)
+    return 28 * weights.numel() / _seconds(optimizer.step, place)
+
+
+def _seconds(work: Callable[[], object], place: torch.device) -> float:
+    """Seconds of a call: the fastest of some, after one to warm up; whatever else the machine does only slows one."""
+    taken = []
+    for _ in range(1 + _REPEATS):
+        _wait(place)
+        started = time.perf_counter()
+        work()
+        _wait(place)
+        taken.append(time.perf_counter() - started)
+    return min(taken[1:])
+
+
+def _wait(place: torch.device) -> None:
+    if place.type == "cuda":
+        torch.cuda.synchronize(place)
+
+
+def _memory(place: torch.device) -> tuple[int, int]:
+    """Bytes of the device, and what is taken of them before anything is trained."""
+    if place.type == "cuda":
+        free, total = torch.cuda.mem_get_info(place)
+        return total, total - free - torch.cuda.memory_reserved(place)
+    return host_memory.total(), psutil.Process(os.getpid()).memory_info().rss

@@ -1,0 +1,157 @@
+"""A run's newest checkpoint as a student: a folder that transformers loads, with a model card.
+
+The folder holds ``config.json``, ``model.safetensors``, the tokenizer and ``README.md``; it needs nothing of this
+project: ``AutoModelForMaskedLM.from_pretrained(folder)``.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import PositiveInt
+
+from cluster.artifacts import stage
+from cluster.artifacts.artifact import digest
+from cluster.artifacts.commit import CARD
+from cluster.artifacts.recipe import Recipe
+from cluster.tokens.tokenizer import load_tokenizer, quiet_tokenizer
+from distill.checkpointing.checkpoint import Checkpoint
+from distill.checkpointing.run_folder import Run, RunError
+from distill.modeling import masked_lm
+from distill.train.validation import NAMES
+
+_CARD = """---
+library_name: transformers
+pipeline_tag: fill-mask
+tags:
+- distillation
+- masked-lm
+---
+
+# {architecture}, {layers} layers
+
+A student of {layers} layers and {parameters:,} parameters, distilled with Stillhouse by the recipe of DistilBERT
+(Sanh et al. 2019, arXiv 1910.01108){weights}.
+
+```python
+from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+student = AutoModelForMaskedLM.from_pretrained("this folder")
+tokenizer = AutoTokenizer.from_pretrained("this folder")
+```
+
+## Training
+
+| | |
+|---|---|
+| optimizer steps | {steps:,} of {rows} |
+| tokens seen | {tokens:,} |
+| precision | {precision} |
+| workers | {world_size} × {device} |
+| device hours of training steps | {device_hours:.3g} |
+| teacher | identity `{teacher}` |
+| token rows | identity `{token_rows}` |
+
+## Held-out rows
+
+| measure | student | teacher |
+|---|---|---|
+| masked-word loss, nats | {masked} | {teacher_masked} |
+| masked-word accuracy | {accuracy} | {teacher_accuracy} |
+| top word agrees with the teacher's | {agreement} | |
+
+Measured on rows that training never saw ({validation_rows} at most{of_length}), the same masks for both.
+
+## Results
+
+Not measured yet: `stillhouse card REPORT --student DIR` fills this section, and the metadata above, from a report.
+
+## Limits
+
+The student knows what its corpus said, errors and prejudice included, and is meant to be fine-tuned.
+"""
+
+
+class Export(Recipe):
+    """Which checkpoint becomes the student."""
+
+    step: PositiveInt | None = None
+    """Optimizer step of the checkpoint; the newest by default."""
+
+
+def run(recipe: Export, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
+    """Write the student of a run."""
+    source = Run(inputs["run"])
+    checkpoint = _checkpoint(source, recipe.step)
+    described = source.recipe()
+    with quiet_tokenizer():
+        model = masked_lm.load_trained(source.path, checkpoint.load().weights)
+        model.save_pretrained(out)
+        load_tokenizer(source.path).save_pretrained(out)
+    facts = masked_lm.facts(model) | {
+        "steps": checkpoint.step,
+        "tokens": checkpoint.facts["tokens"],
+        "device_hours": checkpoint.facts["device_seconds"] / 3600,
+        "world_size": checkpoint.facts["world_size"],
+        "device": checkpoint.facts["device"],
+        "validation": dict.fromkeys(("total", *NAMES)) | checkpoint.facts["validation"],
+        "lineage": described["inputs"],
+    }
+    (out / CARD).write_text(_card(facts, described["recipe"]), encoding="utf-8")
+    return facts
+
+
+def identity(path: Path) -> str:
+    """Identity of a run as it stands: what is trained, and how far it got."""
+    run = Run(path)
+    described = run.recipe()
+    checkpoints = [{"step": found.step, "files": found.facts["files"]} for found in run.checkpoints()]
+    return digest({"described": described, "checkpoints": checkpoints})
+
+
+def _checkpoint(source: Run, step: int | None) -> Checkpoint:
+    newest = source.newest()
+    if newest is None:
+        raise RunError(f"{source.path} has no checkpoint yet: let distill.train reach one (placement.save_every)")
+    return newest if step is None else source.checkpoint(step)
+
+
+def _card(facts: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
+    validation = {key: _number(value) for key, value in facts["validation"].items()}
+    length = facts["validation"].get("seq_len")
+    loss = recipe["loss"]
+    terms = " + ".join(f"{loss[term]:g} · {term}" for term in ("soft", "masked", "cosine"))
+    return _CARD.format(
+        **{key: facts[key] for key in ("architecture", "layers", "parameters", "steps", "tokens", "device")},
+        **{key: recipe[key] for key in ("precision", "validation_rows")},
+        rows=_rows(recipe),
+        **validation,
+        of_length=f", of {length:,} tokens" if length else "",
+        weights=f"; loss {terms}, temperature {loss['temperature']:g}",
+        world_size=facts["world_size"],
+        device_hours=facts["device_hours"],
+        teacher=facts["lineage"]["teacher"][:12],
+        token_rows="`, `".join(known[:12] for known in stage.several("tokens", facts["lineage"]).values()),
+    )
+
+
+def _rows(recipe: Mapping[str, Any]) -> str:
+    """Rows of a step, phase by phase."""
+    default = f"{recipe['rows_per_step']:,} rows"
+    counts = ((phase["rows_per_step"] or recipe["rows_per_step"], phase["seq_len"]) for phase in recipe["phases"])
+    return ", then ".join(f"{rows:,} rows of {length:,} tokens" for rows, length in counts) or default
+
+
+def _number(value: float | None) -> str:
+    return "not measured" if value is None else f"{value:.4f}"
+
+
+STAGE = stage.Stage(
+    name="distill.export",
+    run=run,
+    recipe=Export,
+    inputs={"run": stage.Role((stage.FOLDER,))},
+    produces="student",
+    subject="run",
+    identify={"run": identity},
+)

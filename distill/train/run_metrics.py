@@ -1,0 +1,167 @@
+"""What Prometheus sees of a run: the series of ``cluster.telemetry.metrics.metrics`` that training fills.
+
+The first worker of every node serves an endpoint. What holds for the run as a whole comes from the first worker alone.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from typing import Any
+
+from cluster.telemetry import exporter, metrics
+from cluster.telemetry.progress import say
+from distill.config import Training
+from distill.cost_model import costs, hardware
+from distill.data.schedule import OpenPhase, Schedule
+from distill.engine.process_group import Workers
+from distill.engine.step_timer import PARTS
+from distill.modeling.model_shape import ModelShape
+
+CAUSES = ("death", "drain", "growth")
+"""Why workers are started again: one or its node died, a node was drained, there was room for more of them."""
+
+
+class RunMetrics:
+    """The numbers of one run, for Prometheus."""
+
+    def __init__(
+        self,
+        name: str,
+        training: Training,
+        schedule: Schedule,
+        models: tuple[ModelShape | None, ModelShape],
+        workers: Workers,
+    ) -> None:
+        self._name, self._training, self._schedule, self._workers = name, training, schedule, workers
+        self._models = models
+        self._peak = hardware.peak_flops(workers.device_name, workers.memory, training.precision)
+        self._served, self._warned = False, False
+
+    def begin(self, step: int) -> None:
+        """Say what is trained, and from which step on; serve it."""
+        if self._workers.leads:
+            self._begin(step)
+        if self._workers.local_rank == 0:
+            metrics.NODE_WORKERS.labels(self._name).set(self._workers.local_world_size)
+            self.serve()
+
+    def serve(self) -> None:
+        """Serve this node's endpoint; a port that is taken is tried again at the next log, and never ends a run."""
+        port = self._training.placement.metrics_port
+        if port is None or self._served or self._workers.local_rank != 0:
+            return
+        try:
+            exporter.serve(port)
+            self._served = True
+        except OSError as error:
+            if not self._warned:
+                say(f"warning: placement.metrics_port {port}: {error.strerror}: no metrics until it is free")
+            self._warned = True
+
+    def linger(self) -> None:
+        """Let the last numbers be seen."""
+        if self._served:
+            exporter.linger()
+
+    def _begin(self, step: int) -> None:
+        name, placement = self._name, self._training.placement
+        metrics.RUN.labels(name).info(described(self._training, self._workers))
+        metrics.STARTED.labels(name).set_to_current_time()
+        metrics.STEP_TIME.labels(name).set_to_current_time()
+        metrics.STEP.labels(name).set(step)
+        metrics.STEPS.labels(name).set(self._schedule.steps)
+        metrics.STEP_SECONDS.labels(name).set(0)
+        metrics.WORKERS.labels(name).set(self._workers.world_size)
+        metrics.CHECKPOINT_STEPS.labels(name).set(placement.save_every)
+        # A counter that is born with its first event looks to Prometheus as if nothing had happened.
+        for counter in (metrics.SKIPPED, metrics.NONFINITE, metrics.FAILED_CHECKPOINTS, metrics.TOKENS):
+            counter.labels(name)
+        metrics.ROWS.labels(name)
+        for cause in CAUSES:
+            metrics.RESTARTS.labels(name, cause)
+
+    def stepped(self) -> None:
+        """A step was made; what it measured is read later."""
+        if self._workers.leads:
+            metrics.STEP_TIME.labels(self._name).set_to_current_time()
+
+    def logged(self, lines: Sequence[Mapping[str, Any]]) -> None:
+        """Show the steps since the last log, which are lines of the metrics file; oldest first."""
+        name, last = self._name, lines[-1]
+        for term in ("total", "soft", "masked", "cosine"):
+            metrics.LOSS.labels(name, term).set(last[term])
+        norms = [line["gradient_norm"] for line in lines if math.isfinite(line["gradient_norm"])]
+        metrics.GRADIENT_NORM.labels(name).set(max(norms, default=math.nan))
+        metrics.LEARNING_RATE.labels(name).set(last["learning_rate"])
+        if self._training.precision == "fp16":
+            metrics.LOSS_SCALE.labels(name).set(last["loss_scale"])
+        self._show_pace(lines)
+
+    def _show_pace(self, lines: Sequence[Mapping[str, Any]]) -> None:
+        name, last = self._name, lines[-1]
+        step, rate = last["step"], last["tokens_per_second"]
+        metrics.STEP.labels(name).set(step)
+        metrics.STEP_SECONDS.labels(name).set(last["step_seconds"])
+        metrics.RATE.labels(name).set(rate)
+        left = self._schedule.tokens_after(self._schedule.steps) - last["tokens"]
+        metrics.REMAINING.labels(name).set(left / rate)
+        phases = [self._schedule.at(line["step"] - 1) for line in lines]
+        metrics.TOKENS.labels(name).inc(sum(phase.tokens_per_step for phase in phases))
+        metrics.ROWS.labels(name).inc(sum(phase.training.rows_per_step for phase in phases))
+        if self._peak is not None:
+            used = rate * self._flops_per_token(phases[-1])
+            metrics.UTILISATION.labels(name).set(used / (self._peak * self._workers.world_size))
+
+    def _flops_per_token(self, phase: OpenPhase) -> float:
+        teacher, student = self._models
+        return costs.step_flops_per_token(phase.training, teacher, student, phase.seq_len)
+
+    def divided(self, parts: Sequence[Sequence[float]]) -> None:
+        """Show the seconds of a mean step by part ``[workers][parts]``."""
+        for number, part in enumerate(PARTS):
+            seconds = [worker[number] for worker in parts]
+            metrics.PART_SECONDS.labels(self._name, part, "mean").set(sum(seconds) / len(seconds))
+            metrics.PART_SECONDS.labels(self._name, part, "slowest").set(max(seconds))
+
+    def validated(self, values: Mapping[str, float | None]) -> None:
+        """Show a validation; None is what was not measured."""
+        name = self._name
+        for term in ("total", "soft", "masked", "cosine"):
+            if (value := values[term]) is not None:
+                metrics.VALIDATION.labels(name, term).set(value)
+        for model, key in (("student", "accuracy"), ("teacher", "teacher_accuracy")):
+            if (value := values[key]) is not None:
+                metrics.ACCURACY.labels(name, model).set(value)
+        if (value := values["agreement"]) is not None:
+            metrics.AGREEMENT.labels(name).set(value)
+
+    def skipped(self, steps: int) -> None:
+        metrics.SKIPPED.labels(self._name).inc(steps)
+
+    def refused(self) -> None:
+        """A loss left the numbers; every worker says so, and it is one event."""
+        if self._workers.leads:
+            metrics.NONFINITE.labels(self._name).inc()
+
+    def blocked(self, seconds: float) -> None:
+        """Training stood still to take a checkpoint."""
+        metrics.CHECKPOINT_SECONDS.labels(self._name, "blocked").set(seconds)
+
+
+def described(training: Training, workers: Workers) -> dict[str, str]:
+    """What to know of a run beside its curves; neither paths nor hosts."""
+    loss, optimizer, placement = training.loss, training.optimizer, training.placement
+    found = {
+        "precision": training.precision,
+        "rows_per_step": training.rows_per_step,
+        "learning_rate": optimizer.learning_rate,
+        "temperature": loss.temperature,
+        "weights": f"{loss.soft:g}/{loss.masked:g}/{loss.cosine:g}",
+        "soft_positions": loss.soft_positions,
+        "seed": training.seed,
+        "zero_stage": placement.zero_stage,
+        "teacher": placement.teacher,
+        "device": workers.device_name,
+        "version": version("stillhouse"),
+    }
+    return {key: str(value) for key, value in found.items()}

@@ -1,0 +1,193 @@
+"""A teacher: taken from a hub id or a folder, given a head, or trained from scratch with masked words.
+
+Training goes through the same loop as the student's, without a teacher of its own.
+"""
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import torch
+from pydantic import PositiveFloat, PositiveInt, model_validator
+from transformers import BertConfig, BertForMaskedLM
+
+from cluster.artifacts import artifact, errors, stage
+from cluster.artifacts.recipe import Recipe
+from cluster.tokens.rows import TokenSet, open_tokens
+from cluster.tokens.tokenizer import load_tokenizer, quiet_tokenizer, vocabulary_digest
+from distill.checkpointing.run_folder import Run
+from distill.config import Training
+from distill.data.schedule import Schedule
+from distill.engine.process_group import join
+from distill.modeling import masked_lm
+from distill.modeling.masked_lm import MaskedLM, ModelError
+from distill.train import preflight
+from distill.train.loop import fit
+
+RUN = "run"
+"""Folder of the training run, in the artifact while it is being made."""
+
+_HEADS = ("cls.", "lm_head.")
+
+
+class Architecture(Recipe):
+    """A BERT to be trained from scratch; heads are 64 wide where the size allows it (Devlin et al. 2018)."""
+
+    layers: PositiveInt
+    hidden: PositiveInt
+    heads: PositiveInt
+    feed_forward: PositiveInt
+    positions: PositiveInt = 512
+    initializer_range: PositiveFloat = 0.02
+    """Standard deviation of the first weights; BERT's 0.02 suits widths of 512 and more, narrow models want more."""
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Self:
+        if self.hidden % self.heads:
+            raise ValueError(f"architecture.hidden {self.hidden} does not divide by architecture.heads {self.heads}")
+        return self
+
+
+class Teacher(Recipe):
+    """Where a teacher comes from: exactly one of ``source`` and ``architecture``."""
+
+    source: str | None = None
+    """A folder or hub id of a BERT or RoBERTa, with or without a masked-word head."""
+    architecture: Architecture | None = None
+    train: Training | None = None
+    """Masked-word training: needed from scratch and for an encoder without a head, possible for any."""
+    trains: Literal["all", "head"] = "all"
+    """What ``train`` changes: every weight, or the head alone (word embeddings, which it shares, stay)."""
+
+    @property
+    def placement(self) -> Any:
+        return self.train.placement if self.train else None
+
+    def identity(self) -> dict[str, Any]:
+        """Also without the placement of its training."""
+        values = super().identity()
+        return values | {"train": self.train.identity() if self.train else None}
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        if (self.source is None) == (self.architecture is None):
+            raise ValueError('write source = "…" or a table [architecture], exactly one of them')
+        if self.architecture is not None and (self.train is None or self.trains == "head"):
+            raise ValueError('a teacher from scratch needs a table [train], and trains = "all"')
+        if self.train is not None and self.train.loss.needs_teacher:
+            raise ValueError("a teacher has no teacher: write train.loss.soft = 0 and train.loss.cosine = 0")
+        return self
+
+
+def run(recipe: Teacher, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
+    """Write a teacher."""
+    given = [open_tokens(path) for path in stage.several("tokens", inputs).values()]
+    tokens = given[0] if given else None
+    model, tokenizer_folder = _untrained(recipe, tokens)
+    tokenizer = load_tokenizer(tokenizer_folder)
+    _check_reads(model, tokenizer, tokenizer_folder, given)
+    facts: dict[str, Any] = {
+        "source": recipe.source or "trained here",
+        "vocabulary": vocabulary_digest(tokenizer),
+    }
+    if recipe.train is not None:
+        if tokens is None:
+            raise errors.StageError("a teacher with a table [train] needs --tokens DIR")
+        identities = {role: artifact.read(path).identity for role, path in inputs.items()}
+        _train(model, recipe, Schedule(recipe.train, given), identities, out / RUN)
+    if int(os.environ.get("RANK", "0")) != 0:
+        return {}  # the first worker alone writes
+    if recipe.train is not None:
+        model, facts["validation"] = _trained(recipe, tokens, out / RUN)
+    with quiet_tokenizer():
+        model.save_pretrained(out)
+        tokenizer.save_pretrained(out)
+    if (out / RUN).exists():
+        (out / RUN / "metrics.jsonl").replace(out / "metrics.jsonl")
+        shutil.rmtree(out / RUN)
+    return masked_lm.facts(model) | facts
+
+
+def _untrained(recipe: Teacher, tokens: TokenSet | None) -> tuple[Any, str | Path]:
+    """The model to start from, and where its tokenizer is."""
+    if recipe.source is not None:
+        model, missing = masked_lm.load(recipe.source, recipe.train.seed if recipe.train else 0)
+        if type(model).__name__ not in ("BertForMaskedLM", "RobertaForMaskedLM"):
+            raise ModelError(f"{recipe.source} is a {type(model).__name__}: a teacher is a BERT or a RoBERTa")
+        lost = sorted(name for name in missing if not name.startswith(_HEADS))
+        if lost:
+            raise ModelError(f"{recipe.source} lacks weights of its encoder ({lost[0]}): it is incomplete")
+        if missing and recipe.train is None:
+            raise ModelError(f"{recipe.source} has no masked-word head: add a table [train] to the recipe to train one")
+        return model, recipe.source
+    if tokens is None:
+        raise errors.StageError("a teacher from scratch needs --tokens DIR")
+    assert recipe.architecture is not None
+    assert recipe.train is not None
+    shape = recipe.architecture
+    config = BertConfig(
+        vocab_size=tokens.vocab_size,
+        hidden_size=shape.hidden,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        intermediate_size=shape.feed_forward,
+        max_position_embeddings=shape.positions,
+        initializer_range=shape.initializer_range,
+        pad_token_id=tokens.artifact.facts["pad_id"],
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.train.seed)
+        return BertForMaskedLM(config), tokens.path
+
+
+def _check_reads(model: Any, tokenizer: Any, folder: str | Path, given: list[TokenSet]) -> None:
+    """The tokenizer must be the tokens' and fit the model's embeddings; rows must fit its positions."""
+    if len(tokenizer) > model.config.vocab_size:
+        raise ModelError(
+            f"{folder} has {len(tokenizer)} words for {model.config.vocab_size} embeddings: they do not fit"
+        )
+    for tokens in given:
+        if tokens.artifact.facts["vocabulary"] != vocabulary_digest(tokenizer):
+            raise ModelError(
+                f"tokens {tokens.path} and teacher {folder} have different vocabularies: make the tokens with "
+                f"--tokenizer {folder}"
+            )
+        if tokens.seq_len > masked_lm.longest_row(model):
+            raise ModelError(f"rows of {tokens.seq_len} tokens, but the teacher reads {masked_lm.longest_row(model)}")
+
+
+def _train(model: Any, recipe: Teacher, schedule: Schedule, identities: dict[str, str], folder: Path) -> None:
+    """Masked-word training, by all workers together."""
+    training = recipe.train
+    assert training is not None
+    if recipe.trains == "head":
+        model.base_model.requires_grad_(False)
+    workers = join(training.placement.threads)
+    preflight.check_worker(schedule, None, model, workers, folder)
+    if workers.leads:
+        Run(folder).claim(recipe.identity(), identities)
+    torch.distributed.barrier()
+    fit(model, None, schedule, training, Run(folder), workers)
+
+
+def _trained(recipe: Teacher, tokens: TokenSet | None, folder: Path) -> tuple[Any, Mapping[str, Any]]:
+    """The model after training, and its last validation.
+
+    From the checkpoint, which has the weights whole and in fp32; in memory they may be sharded and half precision.
+    """
+    newest = Run(folder).newest()
+    assert newest is not None
+    model, _ = _untrained(recipe, tokens)
+    MaskedLM(model).load_state_dict(newest.load().weights, strict=False)
+    return model, newest.facts["validation"]
+
+
+STAGE = stage.Stage(
+    name="distill.teacher",
+    run=run,
+    recipe=Teacher,
+    inputs={"tokens": stage.Role(("tokens",), optional=True, several_by="seq_len")},
+    produces="teacher",
+)

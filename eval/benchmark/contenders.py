@@ -1,0 +1,235 @@
+"""Which models a benchmark times: folders in PyTorch, exports of them, published architectures.
+
+Whose export a folder is, its own record says: it was made of one of the models that are given, or it is refused. So
+no export is ever counted for another model, whatever the folders are called.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from cluster.artifacts import artifact, commit, stage
+from cluster.artifacts.errors import StageError
+from cluster.models import export_spec, runners
+from cluster.models.export_spec import Exported
+from cluster.tokens.tokenizer import load_tokenizer
+from eval.benchmark import reference_models, workloads
+from eval.benchmark.elmo import ElmoSizes
+from eval.benchmark.model_process import Kind
+from eval.benchmark.reference_models import CONFIGURATIONS, Reader, Weights
+from eval.benchmark.workloads import Encoded, Workload
+
+TEACHER, STUDENT = "teacher", "student"
+OWN = (TEACHER, STUDENT)
+REFERENCE = "bert_base"
+PYTORCH: Final = "pytorch"
+"""The form of what is no export: eager PyTorch in fp32."""
+
+_HEADS = {"score": ("regression", "classification"), "answers": ("question-answering",)}
+"""Heads of exports that a workload can time."""
+_REMEDIES: dict[workloads.Kind, str] = {
+    "lengths": "leave that length out",
+    "questions": "lower questions.length, or export it for that length too",
+    "pairs": "export it for that length too",
+}
+_ORDER = ("regression", "classification", "question-answering", "masked-words")
+"""Where there is a model for several tasks and anything will do, the first of these is taken."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One model in one form."""
+
+    who: str
+    """``teacher``, ``student`` or an architecture."""
+    form: str
+    """``pytorch``, or the export's format."""
+    weights: Weights
+    folder: Path | None = None
+    """None for an architecture without one."""
+    export: Exported | None = None
+    of: Path | None = None
+    """The model that an export was made of: it has the tokenizer's files, too."""
+
+    @property
+    def name(self) -> str:
+        """``student``, ``student int8``."""
+        return self.who if self.export is None else f"{self.who} {self.form}"
+
+    def serves(self, workload: Workload) -> bool:
+        """Whether it can do a workload: an export has the head it has, anything else is given one."""
+        if self.export is not None:
+            return workload.head == "any" or self.export.head in _HEADS[workload.head]
+        return self.who != "elmo" or workload.kind == "pairs"
+
+    @property
+    def config(self) -> Any:
+        """Of the model, or of the one that an export was made of."""
+        folder = self.of or self.folder
+        return CONFIGURATIONS[self.who]() if folder is None else reference_models.configuration(folder)
+
+    @property
+    def positions(self) -> int:
+        """Longest input in tokens."""
+        return runners.positions(self.config) if self.export is None else self.export.positions
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A candidate made ready for one workload."""
+
+    candidate: Candidate
+    kind: Kind
+    folder: Path
+    tokenizer: str
+    """``own``, or whose stands in."""
+    encoded: Encoded
+
+
+def gather(models: Sequence[str], inputs: Mapping[str, Path]) -> list[Candidate]:
+    """Every model and export of a benchmark's inputs, and the architectures it names.
+
+    Raises:
+        StageError: nothing to measure, an export where a model belongs, an export of none of the models, or a folder
+            for an architecture that is not measured.
+    """
+    folders = {who: list(stage.several(who, inputs).values()) for who in OWN}
+    folders |= {name: [inputs[name]] for name in CONFIGURATIONS if name in inputs}
+    if unused := [name for name in folders if name not in (*OWN, *models)]:
+        raise StageError(f"--{unused[0]} was given, but models does not have {unused[0]}: add it there")
+    found = [each for who in OWN for each in _eager(who, folders[who], "own")]
+    for name in models:
+        given = folders.get(name, [])
+        random = not given or not reference_models.has_weights(given[0])
+        found += _eager(name, given or [None], "random" if random else "given")
+    if not found:
+        raise StageError("nothing to measure: give --student or --teacher, or name architectures in models")
+    found += _exports(list(stage.several("export", inputs).values()), found)
+    # For work that any model can do, the tasks in one order whatever the folders are called.
+    return sorted(found, key=lambda each: _ORDER.index(_head(each)))
+
+
+def _eager(who: str, places: Sequence[Path | None], weights: Weights) -> Iterator[Candidate]:
+    for place in places:
+        if place is not None and export_spec.is_export(place):
+            raise StageError(
+                f"--{who} {place} is an export: give the model folder it was made from, and the export as --export"
+            )
+        if place is not None and weights == "own" and not reference_models.has_weights(place):
+            raise StageError(f"{place} has no weights (*.safetensors): save the whole model there")
+        yield Candidate(who, PYTORCH, weights, place)
+
+
+def _exports(places: Sequence[Path], models: Sequence[Candidate]) -> Iterator[Candidate]:
+    known = {_identity(each.folder): each for each in models if each.folder is not None}
+    for place in places:
+        made = artifact.read(place, "export")
+        of = known.get(made.facts["source"])
+        if of is None:
+            raise StageError(
+                f"--export {place} was made of none of the models that are given: give the one it was made of, "
+                f"{made.facts['model_name']}, as --student, --teacher or an architecture"
+            )
+        described = export_spec.read(place)
+        yield Candidate(of.who, described.format, of.weights, place, described, of.folder)
+
+
+def _identity(folder: Path) -> str:
+    """As exports record what they were made of."""
+    if (folder / commit.MANIFEST).is_file():
+        return artifact.read(folder).identity
+    return artifact.folder_identity(folder)
+
+
+def _head(candidate: Candidate) -> str:
+    if candidate.export is not None:
+        return candidate.export.head
+    if candidate.folder is None:
+        return _ORDER[0]
+    config = candidate.config
+    if reference_models.fits(config, "score"):
+        return "regression" if config.num_labels == 1 else "classification"
+    return "question-answering" if reference_models.fits(config, "answers") else "masked-words"
+
+
+def choose(candidates: Sequence[Candidate], workload: Workload) -> list[Candidate]:
+    """One candidate for each model and form: with the workload's own head where there is one."""
+    fitting = [each for each in candidates if each.serves(workload)]
+    wanted = _HEADS.get(workload.head, _ORDER)
+    ordered = sorted(fitting, key=lambda each: _head(each) not in wanted)
+    first = {(each.who, each.form): each for each in reversed(ordered)}
+    rank = {who: place for place, who in enumerate(("elmo", *CONFIGURATIONS, *OWN))}
+    return sorted(first.values(), key=lambda each: (rank[each.who], each.form != PYTORCH, each.form))
+
+
+class Preparation:
+    """Makes candidates ready for workloads; what it writes lies in ``folder``."""
+
+    def __init__(self, candidates: Sequence[Candidate], sizes: ElmoSizes, seed: int, folder: Path) -> None:
+        self._sizes, self._seed, self._folder = sizes, seed, folder
+        self._made: dict[tuple[str, str], Path] = {}
+        self._encoded: dict[tuple[Path | str, str], Encoded] = {}
+        given = [each for each in candidates if each.export is None]
+        # For architectures without a tokenizer: BERT-base's where it was given, else the first at hand.
+        ordered = sorted(given, key=lambda each: (each.who != REFERENCE, each.who not in OWN))
+        self._stand_in = next(((each.who, each.folder) for each in ordered if each.folder), ("none", None))
+
+    def ready(self, candidate: Candidate, workload: Workload, drawn: Encoded | None = None) -> Contender:
+        """``drawn`` are the inputs of a workload without texts.
+
+        Raises:
+            StageError: no tokenizer at hand, one with other ids than the model's, fewer positions than an input has
+                tokens, or weights that lack a part.
+        """
+        if candidate.who == "elmo":
+            encoded = workloads.read_characters(workload, self._sizes)
+            return Contender(candidate, "elmo", self._elmo(), "own", encoded)
+        reader = Reader(None, "own") if drawn else self._reader(candidate)
+        encoded = drawn or self._read(candidate, reader, workload)
+        if encoded.longest > candidate.positions:
+            raise StageError(
+                f"{workload.name}: {encoded.longest} tokens are more than {candidate.name} has positions "
+                f"({candidate.positions}): {_REMEDIES[workload.kind]}"
+            )
+        if candidate.export is not None and candidate.folder is not None:
+            return Contender(candidate, "export", candidate.folder, reader.of, encoded)
+        return Contender(candidate, PYTORCH, self._model(candidate, workload), reader.of, encoded)
+
+    def _model(self, candidate: Candidate, workload: Workload) -> Path:
+        if candidate.folder is not None and reference_models.has_weights(candidate.folder):
+            place = self._folder / f"{candidate.who}-{workload.head}"
+            return reference_models.with_head(candidate.folder, workload.head, place, self._seed)
+        key = (candidate.who, "answers" if workload.head == "answers" else "score")
+        if key not in self._made:
+            place = self._folder / "-".join(key)
+            self._made[key] = reference_models.random(candidate.config, workload.head, place, self._seed)
+        return self._made[key]
+
+    def _elmo(self) -> Path:
+        place = self._folder / "elmo"
+        if not place.exists():
+            place.mkdir()
+            reference_models.random_elmo(self._sizes, place, self._seed)
+        return place
+
+    def _reader(self, candidate: Candidate) -> Reader:
+        own = candidate.of or candidate.folder
+        whose, folder = ("own", own) if own else self._stand_in
+        if folder is None:
+            raise StageError(
+                f"{candidate.who} has no tokenizer here: give a folder with config.json and tokenizer.json as "
+                f"--{candidate.who} (or as --{REFERENCE}, whose tokenizer then stands in)"
+            )
+        reader = Reader(load_tokenizer(folder), whose)
+        reference_models.check_reads(candidate.config, reader)
+        return reader
+
+    def _read(self, candidate: Candidate, reader: Reader, workload: Workload) -> Encoded:
+        """Once for a model and all of its exports, which read with the same tokenizer."""
+        key = (candidate.of or candidate.folder or candidate.who, workload.name)
+        if key not in self._encoded:
+            config = candidate.config
+            types = getattr(config, "type_vocab_size", 1) > 1
+            self._encoded[key] = workloads.read(workload, reader, runners.positions(config), types)
+        return self._encoded[key]

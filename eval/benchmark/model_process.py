@@ -1,0 +1,301 @@
+"""A model in a process of its own, driven from outside: what it takes to start it, to hold it and to call it.
+
+In processes of their own, because the peak of a process's memory never falls, and because the runtimes' pools of
+threads must not share one. What drives them can let them take turns; the times are taken inside. Orders and answers
+are JSON, one line each::
+
+    {"open": {"kind": "export", "folder": …, "threads": 1, "megabytes": null}}  -> {"open_seconds": …, "runtime": …, …}
+    {"take": "inputs.npz"}                                                      -> {"rows": 1500}
+    {"first": 0}                                        one call                -> {"ms": 12.5}
+    {"turn": [25, 50]}        one call that does not count, then one for each   -> {"ms": […], "joules": null}
+    {"end": true}                                                               -> {"peak_memory_bytes": …, …}
+
+An answer with ``error`` is the last one. Only the library that a model needs is imported: an export in ONNX Runtime
+has no PyTorch in its memory.
+"""
+
+import contextlib
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from cluster.artifacts import errors
+from cluster.models import export_spec, runtimes
+from eval.benchmark.rapl import POWERCAP, Meter
+
+Kind: TypeAlias = Literal["export", "pytorch", "elmo"]
+Arrays: TypeAlias = Mapping[str, npt.NDArray[np.int64]]
+"""Named inputs of one call."""
+
+MEGABYTE = 2**20
+STATUS = Path("/proc/self/status")
+
+
+class ModelProcessError(errors.StageError):
+    """A model does not load or run, or its process died; names the model."""
+
+
+@dataclass(frozen=True)
+class Opening:
+    """What a process opens."""
+
+    name: str
+    """What the model is called in errors."""
+    kind: Kind
+    folder: Path
+    threads: int
+    megabytes: int | None = None
+    """What it may allocate for the model and its calls, beyond what Python and the runtime's library took."""
+    powercap: Path = POWERCAP
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What counted of a turn: milliseconds of every call, and joules of all of them where they are known."""
+
+    ms: list[float]
+    joules: float | None
+
+
+class ModelProcess:
+    """A model's process; a context manager, in which the model is open."""
+
+    load_seconds: float
+    """From the start of the process until the model could be called: Python and imports are in it."""
+    opened: dict[str, Any]
+    """``runtime``, ``parameters``, ``bytes`` of the weights on disk, ``open_seconds`` of the model alone."""
+
+    def __init__(self, opening: Opening) -> None:
+        self._opening = opening
+        self._running = contextlib.ExitStack()
+
+    def __enter__(self) -> Self:
+        with contextlib.ExitStack() as stack:
+            self._errors = stack.enter_context(tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace"))
+            started = time.perf_counter()
+            self._process = stack.enter_context(
+                subprocess.Popen(
+                    [sys.executable, "-m", "eval.benchmark.model_process"],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=self._errors,
+                    text=True,
+                    # Some libraries size their pools by this alone, when they are imported.
+                    env={**os.environ, "OMP_NUM_THREADS": str(self._opening.threads)},
+                )
+            )
+            stack.callback(self._process.kill)
+            asked = {**self._opening.__dict__, "folder": str(self._opening.folder)}
+            self.opened = self._ask(open={**asked, "powercap": str(self._opening.powercap)})
+            self.load_seconds = time.perf_counter() - started
+            self._running = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._running.close()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def take(self, inputs: Path) -> int:
+        """Read the inputs of a file of :func:`write_inputs`; returns how many."""
+        return int(self._ask(take=str(inputs))["rows"])
+
+    def first(self, row: int = 0) -> float:
+        """Milliseconds of one call."""
+        return float(self._ask(first=row)["ms"])
+
+    def turn(self, first: int, last: int) -> Turn:
+        """Call the model for the inputs from ``first`` to before ``last``.
+
+        A call before them does not count: others have emptied its caches, and their threads may still be spinning.
+        """
+        return Turn(**self._ask(turn=[first, last]))
+
+    def end(self) -> dict[str, int | None]:
+        """``peak_memory_bytes`` of the process, and ``model_memory_bytes``, without what was there before the model."""
+        return self._ask(end=True)
+
+    def _ask(self, **order: Any) -> dict[str, Any]:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):  # it died; the answer that does not come says so
+            self._process.stdin.write(f"{json.dumps(order)}\n")
+            self._process.stdin.flush()
+        answer = self._process.stdout.readline()
+        said: dict[str, Any] = json.loads(answer) if answer else {"error": self._death()}
+        if (error := said.get("error")) is not None:
+            raise ModelProcessError(f"{self._opening.name}: {error}")
+        return said
+
+    def _death(self) -> str:
+        code = self._process.wait()
+        self._errors.seek(0)
+        last = self._errors.read().strip().rpartition("\n")[2]
+        ended = f"signal {-code}" if code < 0 else f"exit code {code}"
+        return f"its process died ({ended}; {'memory may have run out' if code == -9 else last or 'it said nothing'})"
+
+
+def write_inputs(path: Path, rows: list[Arrays]) -> None:
+    """Write inputs for :meth:`ModelProcess.take`."""
+    named = {f"{number}.{name}": values for number, row in enumerate(rows) for name, values in row.items()}
+    np.savez(path, allow_pickle=False, **named)
+
+
+def _read_inputs(path: Path) -> list[Arrays]:
+    rows: dict[int, dict[str, npt.NDArray[np.int64]]] = {}
+    with np.load(path, allow_pickle=False) as found:
+        for key in found.files:
+            number, _, name = key.partition(".")
+            rows.setdefault(int(number), {})[name] = found[key]
+    return [rows[number] for number in sorted(rows)]
+
+
+def _open_export(folder: Path, threads: int) -> tuple[Callable[[Arrays], Any], dict[str, Any]]:
+    known = export_spec.read(folder)
+    call = runtimes.open_export(folder, threads)
+
+    def one(row: Arrays) -> Any:
+        # As in PyTorch, where no types means all zero: one single text.
+        return call({name: row[name] if name in row else np.zeros_like(row["input_ids"]) for name in known.inputs})
+
+    about = {
+        "runtime": runtimes.described(known),
+        "parameters": known.parameters,
+        "bytes": known.bytes(folder),
+    }
+    return one, about
+
+
+def _open_pytorch(folder: Path, threads: int) -> tuple[Callable[[Arrays], Any], dict[str, Any]]:
+    from cluster.models.runners import PyTorchRunner
+
+    runner = PyTorchRunner(folder, threads)
+    loaded = runner.loaded
+    about = {"runtime": loaded.runtime, "parameters": loaded.parameters, "bytes": loaded.bytes}
+    return lambda row: runner(**row), about
+
+
+def _open_elmo(folder: Path, threads: int) -> tuple[Callable[[Arrays], Any], dict[str, Any]]:
+    import torch
+
+    from eval.benchmark.elmo import ElmoPairs
+
+    torch.set_num_threads(threads)
+    model = ElmoPairs.load(folder)
+
+    def one(row: Arrays) -> Any:
+        with torch.inference_mode():
+            return model(torch.from_numpy(row["first"]), torch.from_numpy(row["second"]))
+
+    about = {
+        "runtime": f"PyTorch {torch.__version__}",
+        "parameters": sum(each.numel() for each in model.parameters()),
+        "bytes": sum(path.stat().st_size for path in folder.glob("*.safetensors")),
+    }
+    return one, about
+
+
+_KINDS = {"export": _open_export, "pytorch": _open_pytorch, "elmo": _open_elmo}
+
+
+class _Served:
+    """Inside the process: the model, and the inputs it was given last."""
+
+    def __init__(self, asked: Mapping[str, Any]) -> None:
+        folder, threads = Path(asked["folder"]), int(asked["threads"])
+        if asked["kind"] == "export":
+            # Imported before the clock starts: that is Python's time, not the model's.
+            runtimes.prepare(export_spec.read(folder))
+        self._before = _memory("VmRSS")
+        if asked["megabytes"] is not None:
+            _limit(int(asked["megabytes"]))
+        started = time.perf_counter()
+        self._model, about = _KINDS[asked["kind"]](folder, threads)
+        self.about = {**about, "open_seconds": time.perf_counter() - started}
+        self._meter = Meter(Path(asked["powercap"]))
+        self._rows: list[Arrays] = []
+
+    def take(self, path: str) -> dict[str, Any]:
+        self._rows = _read_inputs(Path(path))
+        return {"rows": len(self._rows)}
+
+    def first(self, row: int) -> dict[str, Any]:
+        return {"ms": self._timed(row)}
+
+    def turn(self, bounds: tuple[int, int]) -> dict[str, Any]:
+        first, last = bounds
+        self._model(self._rows[first])
+        before = self._meter.read()
+        times = [self._timed(row) for row in range(first, last)]
+        return {"ms": times, "joules": self._meter.joules(before, self._meter.read())}
+
+    def end(self, _: bool) -> dict[str, Any]:
+        peak = _memory("VmHWM")
+        beyond = None if peak is None or self._before is None else max(0, peak - self._before)
+        return {"peak_memory_bytes": peak, "model_memory_bytes": beyond}
+
+    def _timed(self, row: int) -> float:
+        given = self._rows[row]
+        started = time.perf_counter()
+        self._model(given)
+        return 1000 * (time.perf_counter() - started)
+
+
+def serve() -> None:
+    """Be a model's process: do what the lines say until they end."""
+    # Libraries print what they like; only answers may reach whoever asked.
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    try:
+        for answer in _answers():
+            print(json.dumps(answer), file=answers, flush=True)
+    except Exception as error:  # whatever a runtime raises goes to whoever asked
+        line = errors.explain(error) or f"{type(error).__name__}: {' '.join(str(error).split())}"
+        print(json.dumps({"error": line}), file=answers, flush=True)
+
+
+def _answers() -> Iterator[dict[str, Any]]:
+    served: _Served | None = None
+    for line in sys.stdin:
+        ((order, value),) = json.loads(line).items()
+        if order == "open":
+            served = _Served(value)
+            yield served.about
+        else:
+            yield getattr(served, order)(value)
+
+
+def _memory(key: str) -> int | None:
+    """Of this process in bytes: what is resident (``VmRSS``) or was at most (``VmHWM``); None where nothing says it.
+
+    Not ``ru_maxrss``, which begins with the memory of the process that started this one.
+    """
+    if not STATUS.is_file():
+        return None
+    lines = STATUS.read_text(encoding="ascii", errors="replace").splitlines()
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:")), None)
+
+
+def _limit(megabytes: int) -> None:
+    """Let the process allocate so much more; mapped files do not count."""
+    taken = _memory("VmData")
+    assert taken is not None, "a limit needs Linux"
+    most = taken + megabytes * MEGABYTE
+    resource.setrlimit(resource.RLIMIT_DATA, (most, most))
+
+
+if __name__ == "__main__":
+    serve()

@@ -1,0 +1,291 @@
+"""Measure how fast models are on this machine's processor, and what they take: teacher, student, every export, others.
+
+::
+
+    stillhouse latency RECIPE --student DIR [--teacher DIR] [--export DIR…] [--bert_base DIR]
+                                  [--pairs DIR] [--questions DIR] --out DIR
+
+Workloads are token ids of fixed ``lengths``; with ``--pairs`` (a folder of STS-B) the paper's protocol, its development
+set one pair at a time; with ``--questions`` (a folder of SQuAD) questions with their passages in 384 tokens. Models
+fine-tuned for both are both given (``--student STSB SQUAD``). Whose an export is, it says itself. Published
+architectures are named in ``models``: with weights where a folder brings them, else random, which ``weights`` says.
+
+For every number of threads and workload, each model runs in a process of its own, all on the same cores, one call of
+every model before the next input: a machine that grows warm or busy does it to all of them alike. ``latency.json``::
+
+    {"machine": {"processor": …, "flags": […], "governor": …, "libraries": {…}, …}, "settings": {…},
+     "conditions": [{"threads": 1, "workload": "pairs", "pinned_cores": [1], "others_share_of_machine": 0.01, …}],
+     "data": {"pairs": {"files": ["dev.tsv"], "examples": 1500, "measured": 1500, "subset": false}},
+     "energy": {"absent": null},                                   or why there are no joules
+     "fit": true, "unfit": null,                                   or why not: the machine was not quiet
+     "rows": [{"model": "student", "form": "int8", "weights": "own", "tokenizer": "own", "runtime": …,
+               "workload": "pairs", "length": null, "tokens": 31.2, "inputs": 1500, "batch": 1, "threads": 1,
+               "seconds": …, "tokenise_seconds": …, "p50_ms": …, "p90_ms": …, "p99_ms": …, "mean_ms": …, "min_ms": …,
+               "max_ms": …, "first_ms": …, "load_seconds": …, "peak_memory_bytes": …, "model_memory_bytes": …,
+               "bytes": …, "parameters": …, "joules": …, "ratio_to_teacher": …, "ratio_to_bert_base": …}]}
+
+``seconds`` are of all ``inputs`` together, without tokenisation and never scaled up from fewer; with it they are
+``seconds + tokenise_seconds``. Outliers are kept. ``load_seconds`` are from the start of a process to a model that can
+be called. ``model_memory_bytes`` of the peak came with the model; the rest is Python and the runtime's library (that of
+ExecuTorch brings PyTorch along, as it does not on a phone). ``joules`` are of one call. Ratios are of eager PyTorch in
+fp32 to this one, in the same turns, 2 means twice as fast: of the seconds over texts, of the medians at a fixed length.
+"""
+
+import contextlib
+import logging
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+from pydantic import Field, NonNegativeInt, PositiveInt
+
+from cluster.artifacts import errors, stage
+from cluster.artifacts.recipe import Recipe
+from cluster.storage import filesystem
+from cluster.telemetry import progress
+from eval.benchmark import contenders, host, rapl, workloads
+from eval.benchmark.contenders import OWN, PYTORCH, REFERENCE, TEACHER, Candidate, Contender, Preparation, gather
+from eval.benchmark.elmo import ElmoSizes
+from eval.benchmark.model_process import ModelProcess, Opening, write_inputs
+from eval.benchmark.reference_models import CONFIGURATIONS, TITLES
+from eval.benchmark.workloads import Workload
+
+logger = logging.getLogger("stillhouse")
+
+FILE = "latency.json"
+
+Architecture: TypeAlias = Literal["elmo", "bert_base", "distilbert", "roberta_base", "distilroberta"]
+Row: TypeAlias = dict[str, Any]
+
+
+class PairSet(Recipe):
+    """The development set of STS-B, where ``--pairs`` is given."""
+
+    limit: PositiveInt | None = None  # pairs; all of them where it is left out
+
+
+class QuestionSet(Recipe):
+    """The development set of SQuAD, where ``--questions`` is given."""
+
+    limit: PositiveInt | None = 200  # questions, each with its passage
+    length: PositiveInt = 384  # tokens of both, cut or padded to it
+
+
+class BenchmarkRecipe(Recipe):
+    """A measurement of speed and size."""
+
+    models: tuple[Architecture, ...] = ()
+    """Published architectures, beside the models that are given."""
+    lengths: tuple[PositiveInt, ...] = (30, 128)  # tokens of one input
+    batch: PositiveInt = 1  # inputs of one call at a fixed length; texts come one by one
+    pairs: PairSet = PairSet()
+    questions: QuestionSet = QuestionSet()
+    threads: tuple[PositiveInt | Literal["all"], ...] = Field((1, "all"), min_length=1)
+    turn: PositiveInt = 1  # inputs a model answers before the next one's turn; a call before them does not count
+    warmup: NonNegativeInt = 5  # more calls of each model on each workload that are not counted
+    repeats: PositiveInt = 50  # inputs of a fixed length
+    elmo: ElmoSizes = Field(default_factory=ElmoSizes)
+    seed: NonNegativeInt = 0
+
+
+@dataclass
+class Times:
+    """What was measured of one model on one workload."""
+
+    first_ms: float
+    ms: list[float] = field(default_factory=list)
+    joules: float | None = 0.0
+
+    def add(self, ms: Sequence[float], joules: float | None) -> None:
+        self.ms += ms
+        self.joules = None if joules is None or self.joules is None else self.joules + joules
+
+
+def counts(recipe: BenchmarkRecipe) -> list[int]:
+    """Numbers of threads, each once."""
+    everything = host.usable_cores()
+    return list(dict.fromkeys(everything if count == "all" else count for count in recipe.threads))
+
+
+def wanted(recipe: BenchmarkRecipe, inputs: Mapping[str, Path]) -> list[Workload]:
+    """The workloads of a benchmark.
+
+    Raises:
+        StageError: there are none.
+        ExamplesError: a folder does not hold its task.
+    """
+    found = [workloads.pairs(inputs["pairs"], recipe.pairs.limit)] if "pairs" in inputs else []
+    found += [Workload("lengths", length) for length in recipe.lengths]
+    if "questions" in inputs:
+        found.append(workloads.questions(inputs["questions"], recipe.questions.limit, recipe.questions.length))
+    if not found:
+        raise errors.StageError("nothing to time the models on: give --pairs or --questions, or write lengths")
+    return found
+
+
+def ready(
+    recipe: BenchmarkRecipe, workload: Workload, known: Sequence[Candidate], making: Preparation
+) -> list[Contender]:
+    """The contenders of a workload; none where no model can do it."""
+    chosen = contenders.choose(known, workload)
+    drawn = None
+    if workload.length is not None and workload.kind == "lengths" and chosen:
+        vocab_size = min(each.config.vocab_size for each in chosen)
+        drawn = workloads.drawn(workload.length, recipe.repeats, recipe.batch, vocab_size, recipe.seed)
+    return [making.ready(each, workload, drawn) for each in chosen]
+
+
+def time_turns(
+    recipe: BenchmarkRecipe, processes: Mapping[str, ModelProcess], rows: int, shown: Any
+) -> dict[str, Times]:
+    """Call every model for all rows, in turns."""
+    times = {name: Times(process.first()) for name, process in processes.items()}
+    for _ in range(recipe.warmup):
+        for process in processes.values():
+            process.first()
+    for first in range(0, rows, recipe.turn):
+        last = min(first + recipe.turn, rows)
+        for name, process in processes.items():
+            turn = process.turn(first, last)
+            times[name].add(turn.ms, turn.joules)
+        shown.advance(last - first)
+    return times
+
+
+def measure(
+    recipe: BenchmarkRecipe, workload: Workload, contenders: Sequence[Contender], threads: int, place: Path, shown: Any
+) -> list[Row]:
+    """One row for each contender.
+
+    Raises:
+        ModelProcessError: a model does not load, or its process died.
+    """
+    with contextlib.ExitStack() as stack:
+        processes: dict[str, ModelProcess] = {}
+        for each in contenders:
+            opening = Opening(each.candidate.name, each.kind, each.folder, threads)
+            processes[opening.name] = stack.enter_context(ModelProcess(opening))
+            write_inputs(place, each.encoded.rows)
+            rows = processes[opening.name].take(place)
+        times = time_turns(recipe, processes, rows, shown)
+        found = []
+        for each in contenders:
+            process = processes[each.candidate.name]
+            found.append(_row(recipe, workload, each, threads, process, times[each.candidate.name]))
+    return _compared(found)
+
+
+def _row(
+    recipe: BenchmarkRecipe, workload: Workload, contender: Contender, threads: int, process: ModelProcess, times: Times
+) -> Row:
+    candidate, encoded, opened = contender.candidate, contender.encoded, process.opened
+    return {
+        "model": candidate.who,
+        "title": TITLES[candidate.who],
+        "form": candidate.form,
+        "weights": candidate.weights,
+        "tokenizer": contender.tokenizer,
+        "runtime": opened["runtime"],
+        "workload": workload.kind,
+        "length": workload.length,
+        "tokens": encoded.tokens,
+        "inputs": len(encoded.rows),
+        "batch": recipe.batch if workload.kind == "lengths" else 1,
+        "threads": threads,
+        "tokenise_seconds": encoded.seconds,
+        **summarise(times.ms),
+        "first_ms": times.first_ms,
+        "load_seconds": process.load_seconds,
+        **process.end(),
+        "bytes": opened["bytes"],
+        "parameters": opened["parameters"],
+        "joules": None if times.joules is None else times.joules / len(times.ms),
+    }
+
+
+def summarise(ms: Sequence[float]) -> dict[str, float]:
+    """Seconds of all counted calls together, and of a call in milliseconds; outliers are kept."""
+    p50, p90, p99 = np.percentile(ms, (50, 90, 99))
+    return {
+        "seconds": sum(ms) / 1000,
+        "p50_ms": float(p50),
+        "p90_ms": float(p90),
+        "p99_ms": float(p99),
+        "mean_ms": float(np.mean(ms)),
+        "min_ms": min(ms),
+        "max_ms": max(ms),
+    }
+
+
+def _compared(rows: Sequence[Row]) -> list[Row]:
+    """Rows of the same turns, with their ratios to teacher and BERT-base in eager PyTorch."""
+    eager = {row["model"]: row for row in rows if row["form"] == PYTORCH}
+
+    def against(who: str, row: Row) -> float | None:
+        measured = "p50_ms" if row["workload"] == "lengths" else "seconds"
+        return float(eager[who][measured] / row[measured]) if who in eager else None
+
+    return [
+        {**row, "ratio_to_teacher": against(TEACHER, row), "ratio_to_bert_base": against(REFERENCE, row)}
+        for row in rows
+    ]
+
+
+def _name_the_rest(known: Sequence[Candidate], contenders: Sequence[Contender]) -> None:
+    timed = [each.candidate for each in contenders]
+    for each in known:
+        if each not in timed:
+            logger.info("%s (%s) is not timed: no workload here is for its head", each.name, each.folder or "random")
+
+
+def run(recipe: BenchmarkRecipe, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
+    rows: list[Row] = []
+    conditions = []
+    known = gather(recipe.models, inputs)
+    with tempfile.TemporaryDirectory() as folder:
+        making = Preparation(known, recipe.elmo, recipe.seed, Path(folder))
+        # On a core of its own, because tokenisation is timed here.
+        with host.pinned(1):
+            work = [(each, ready(recipe, each, known, making)) for each in wanted(recipe, inputs)]
+        _name_the_rest(known, [contender for _, contenders in work for contender in contenders])
+        turns = [(count, *each) for count in counts(recipe) for each in work if each[1]]
+        total = sum(len(contenders[0].encoded.rows) for _, _, contenders in turns)
+        with progress.Progress("latency", total, "inputs") as shown:
+            for count, workload, contenders in turns:
+                with host.pinned(count) as cores:
+                    watch = host.InterferenceMonitor(count, cores)
+                    rows += measure(recipe, workload, contenders, count, Path(folder) / "inputs.npz", shown)
+                    found = watch.conditions()
+                about = {"threads": count, "workload": workload.name, "pinned_cores": cores}
+                conditions.append({**about, **found.facts(), **found.verdict()})
+    reasons = [each["unfit"] for each in conditions if each["unfit"]]
+    facts = {
+        "machine": host.describe(),
+        "conditions": conditions,
+        "data": {each.kind: dict(each.about) for each, _ in work if each.about},
+        "energy": {"absent": rapl.Meter().absent},
+        "fit": not reasons,
+        "unfit": reasons[0] if reasons else None,
+        "rows": rows,
+    }
+    filesystem.write_json(out / FILE, {"settings": recipe.resolved(), **facts})
+    return facts
+
+
+FOLDER = stage.Role((stage.FOLDER,), optional=True)
+TUNED = stage.Role((stage.FOLDER,), optional=True, several_by="task")
+
+STAGE = stage.Stage(
+    name="eval.latency",
+    run=run,
+    recipe=BenchmarkRecipe,
+    inputs={
+        **dict.fromkeys(OWN, TUNED),
+        "export": stage.Role(("export",), optional=True, several_by=stage.IDENTITY),
+        **dict.fromkeys((*CONFIGURATIONS, "pairs", "questions"), FOLDER),
+    },
+    produces="benchmark",
+)

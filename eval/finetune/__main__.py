@@ -1,0 +1,3 @@
+from cluster.artifacts import cli
+
+cli.main("eval.finetune")

@@ -1,0 +1,319 @@
+"""Fine-tunes a teacher or student on one task, over several seeds, and scores it on the task's dev set.
+
+Teacher and student go through the same lines, so that "per cent of the teacher" compares like with like::
+
+    finetune/
+      config.json model.safetensors tokenizer.json …     the model of the median seed
+      scores.json                                        median, range and every seed, in percent
+      predictions.json nbest_predictions.json            SQuAD: that model's answers (2.0: null_odds.json, too)
+
+With ``[second_step]`` in the recipe and a fine-tuned model as ``--teacher`` the labels are not the only teacher
+(``task_distillation``). Finished seeds survive an interruption: the same command goes on with the next one.
+"""
+
+import json
+import os
+import shutil
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
+
+from cluster.artifacts import artifact, errors, stage
+from cluster.artifacts.recipe import Recipe
+from cluster.storage.filesystem import write_json
+from eval.finetune.classification import prepare
+from eval.finetune.early_stopping import EarlyStopping, EpochWatch, divide
+from eval.finetune.passage_windows import STRIDE
+from eval.finetune.question_answering import prepare_questions
+from eval.finetune.task_distillation import TaskDistillation, Teaching
+from eval.finetune.task_model import ModelError, TaskSource, device, open_source, save
+from eval.finetune.trainer import Precision, Settings, TaskProblem, Trainer, check_precision, on_cpu
+from eval.tasks.definitions import TASKS, Task
+from eval.tasks.examples import from_folder, from_hub
+from eval.tasks.metrics import headline
+from eval.tasks.questions import questions_from_folder, questions_from_hub
+
+SCORES = "scores.json"
+SEEDS = "seeds"
+
+
+class FinetunePlacement(Recipe):
+    threads: PositiveInt | Literal["auto"] = 1
+    """Threads of PyTorch on a CPU; ``auto``: one a core, or what ``OMP_NUM_THREADS`` says."""
+    micro_batch: PositiveInt | None = None
+    """Examples that go through the model at once; the whole batch where left out. Fewer need less memory."""
+
+
+class Finetune(Recipe):
+    """How a model is fine-tuned; a value left out is the task's standard one (:mod:`eval.tasks.definitions.definitions`)."""
+
+    task: str
+    data: str | None = None
+    """Data set on the hub (``nyu-mll/glue:rte``), in place of ``--data DIR``."""
+    seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] = (1,)
+    epochs: PositiveInt | None = None
+    learning_rate: PositiveFloat | None = None
+    batch: PositiveInt | None = None
+    max_length: Annotated[int, Field(ge=8)] | None = None
+    """Tokens of an example, special ones included; the task's standard is lowered to what the model can read."""
+    stride: PositiveInt | None = None
+    """Tokens by which a window of a long passage begins after the one before it; for tasks of answers only."""
+    train_limit: PositiveInt | None = None
+    """At most this many training examples, the same ones for every seed."""
+    dev_limit: PositiveInt | None = None
+    """At most this many examples of each dev set, the same ones for every seed and model."""
+    warmup: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.06
+    """Share of the steps in which the learning rate rises from 0."""
+    weight_decay: NonNegativeFloat = 0.01
+    precision: Precision = "fp32"
+    """Of the matrix products of training; weights, optimizer and scoring stay fp32. fp16 is scaled, and for GPUs."""
+    early_stopping: EarlyStopping | None = None
+    second_step: TaskDistillation | None = None
+    """A fine-tuned teacher (``--teacher``) teaches beside the labels."""
+    placement: FinetunePlacement = FinetunePlacement()
+
+    @field_validator("task")
+    @classmethod
+    def _task_is_known(cls, name: str) -> str:
+        if name not in TASKS:
+            raise ValueError(f"no task {name}: write one of {', '.join(TASKS)}")
+        return name
+
+    @field_validator("seeds")
+    @classmethod
+    def _seeds_differ(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(seeds)) != len(seeds):
+            raise ValueError(f"{list(seeds)} names a seed twice: name each once")
+        return seeds
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What all seeds share: the task as this model reads it, and how it is trained."""
+
+    recipe: Finetune
+    source: TaskSource
+    problem: TaskProblem
+    settings: Settings
+    taught_by: str | None
+    """Identity of the teacher of a second step."""
+
+    @property
+    def micro_batch(self) -> int:
+        return self.recipe.placement.micro_batch or self.settings.batch
+
+
+def run(recipe: Finetune, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
+    """Fine-tune once per seed; keep the model of the median seed.
+
+    Raises:
+        StageError: not exactly one of ``--data`` and the recipe's ``data``; a second step without a teacher, or a
+            teacher without a second step.
+        ExamplesError: the data is not what the task needs.
+        ModelError: a model is incomplete, the precision is not for this device, or training diverged.
+    """
+    threads = recipe.placement.threads
+    # Always set: this process may have run something else with other threads before.
+    torch.set_num_threads(
+        int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1) if threads == "auto" else threads
+    )
+    if (out / SCORES).is_file():
+        # An attempt was interrupted while it cleared up: seeds that are gone must not be looked for again.
+        shutil.rmtree(out / SEEDS, ignore_errors=True)
+        told = json.loads((out / SCORES).read_text(encoding="utf-8"))
+        return {name: value for name, value in told.items() if name != "seeds"}
+    prepared = _prepare(recipe, inputs)
+    results = [_result_of(seed, prepared, out / SEEDS / f"{seed}") for seed in recipe.seeds]
+    # With an even number of seeds the median score lies between two of them; the lower one's model is kept.
+    median = sorted(results, key=lambda result: float(result["score"]))[(len(results) - 1) // 2]
+    for path in (out / SEEDS / f"{median['seed']}").iterdir():
+        path.rename(out / path.name)
+    facts = _facts(prepared, results, median)
+    write_json(out / SCORES, {**facts, "seeds": results})
+    shutil.rmtree(out / SEEDS)
+    return facts
+
+
+def halved(recipe: Finetune) -> Finetune | None:
+    """The recipe with half the micro-batch, which makes the same thing with less memory; None of a single example.
+
+    Half of what the longest examples really have: on a CPU that may be less than was asked for.
+    """
+    task = TASKS[recipe.task]
+    micro_batch = recipe.placement.micro_batch or recipe.batch or task.batch
+    if device().type == "cpu":
+        micro_batch = min(micro_batch, on_cpu(recipe.max_length or task.max_length))
+    if micro_batch == 1:
+        return None
+    placement = recipe.placement.model_copy(update={"micro_batch": (micro_batch + 1) // 2})
+    return recipe.model_copy(update={"placement": placement})
+
+
+def _prepare(recipe: Finetune, inputs: Mapping[str, Path]) -> Prepared:
+    _check_inputs(recipe, inputs)
+    check_precision(recipe.precision, device())
+    task = TASKS[recipe.task]
+    source = open_source(inputs["model"])
+    settings = _settings(recipe, task, source.positions)
+    teacher, identity = _teacher(task, inputs["teacher"]) if "teacher" in inputs else (None, None)
+    micro_batch = recipe.placement.micro_batch or settings.batch
+    teaching = Teaching(recipe.second_step, teacher, micro_batch) if recipe.second_step and teacher else None
+    make = _classification if task.answers is None else _answering
+    return Prepared(recipe, source, make(recipe, inputs, source, settings, teaching), settings, identity)
+
+
+def _classification(
+    recipe: Finetune, inputs: Mapping[str, Path], source: TaskSource, settings: Settings, teaching: Teaching | None
+) -> TaskProblem:
+    if recipe.stride is not None:
+        raise errors.StageError(f"stride is for questions about passages, not for {recipe.task}: leave it out")
+    task = TASKS[recipe.task]
+    data = from_hub(task, recipe.data) if recipe.data is not None else from_folder(task, inputs["data"])
+    return prepare(source, data.sample(recipe.train_limit, recipe.dev_limit), settings.max_length, teaching)
+
+
+def _answering(
+    recipe: Finetune, inputs: Mapping[str, Path], source: TaskSource, settings: Settings, teaching: Teaching | None
+) -> TaskProblem:
+    task = TASKS[recipe.task]
+    data = (
+        questions_from_hub(task, recipe.data)
+        if recipe.data is not None
+        else questions_from_folder(task, inputs["data"])
+    )
+    data = data.sample(recipe.train_limit, recipe.dev_limit)
+    return prepare_questions(source, data, settings.max_length, recipe.stride or STRIDE, teaching)
+
+
+def _check_inputs(recipe: Finetune, inputs: Mapping[str, Path]) -> None:
+    if ("data" in inputs) == (recipe.data is not None):
+        raise errors.StageError(
+            f"{recipe.task} takes its examples from exactly one place: give either --data DIR or the recipe's data = "
+            '"owner/name:configuration"'
+        )
+    if recipe.second_step is not None and "teacher" not in inputs:
+        raise errors.StageError(
+            f"second_step needs a teacher fine-tuned on {recipe.task}: make one with python -m eval.finetune and give "
+            "it with --teacher DIR, or leave second_step out"
+        )
+    if recipe.second_step is None and "teacher" in inputs:
+        raise errors.StageError("--teacher teaches only in a second step: write [second_step], or leave --teacher out")
+
+
+def _teacher(task: Task, path: Path) -> tuple[TaskSource, str]:
+    found = artifact.read(path, "finetune")
+    if found.facts["task"] != task.name:
+        raise errors.StageError(f"{path} was fine-tuned on {found.facts['task']}: give a teacher of {task.name}")
+    return open_source(path), found.identity
+
+
+def _settings(recipe: Finetune, task: Task, positions: int) -> Settings:
+    if recipe.max_length is not None and recipe.max_length > positions:
+        raise ModelError(
+            f"max_length = {recipe.max_length}, but the model reads {positions} tokens: write at most that"
+        )
+    return Settings(
+        epochs=recipe.epochs or task.epochs,
+        learning_rate=recipe.learning_rate or task.learning_rate,
+        batch=recipe.batch or task.batch,
+        max_length=recipe.max_length or min(task.max_length, positions),
+        warmup=recipe.warmup,
+        weight_decay=recipe.weight_decay,
+        precision=recipe.precision,
+    )
+
+
+def _result_of(seed: int, prepared: Prepared, folder: Path) -> dict[str, Any]:
+    """Train and score one seed, or read what an interrupted attempt finished; its model is left in ``folder``."""
+    finished = folder.with_suffix(".json")
+    if finished.is_file():
+        return dict(json.loads(finished.read_text(encoding="utf-8")))
+    started = time.monotonic()
+    problem = prepared.problem
+    model = problem.start(seed)
+    epochs = _train(model, prepared, seed)
+    save(model, prepared.source, folder)
+    measured = problem.measure(model, prepared.micro_batch, folder)
+    result = {
+        "seed": seed,
+        "score": headline(problem.task, measured),
+        "metrics": measured,
+        "epochs": epochs,
+        "seconds": round(time.monotonic() - started, 3),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "device": torch.cuda.get_device_name() if model.device.type == "cuda" else "cpu",
+    }
+    # Last, because it says that the seed is finished.
+    write_json(finished, result)
+    return result
+
+
+def _train(model: Any, prepared: Prepared, seed: int) -> int:
+    """Returns the epochs that the model has behind it."""
+    problem, stopping, settings = prepared.problem, prepared.recipe.early_stopping, prepared.settings
+    trainer = Trainer(model, problem.forward, problem.train, problem.loss, settings, prepared.micro_batch)
+    what = f"{problem.task.name}, seed {seed}"
+    if stopping is None:
+        trainer.train(np.arange(len(problem.train)), seed, what)
+        return settings.epochs
+    rows, held = divide(problem.units, stopping.held_out)
+    watch = EpochWatch(trainer, held, stopping.patience)
+    trainer.train(rows, seed, what, watch.ended)
+    watch.restore()
+    return watch.best_epoch
+
+
+def _facts(prepared: Prepared, results: Sequence[Mapping[str, Any]], median: Mapping[str, Any]) -> dict[str, Any]:
+    """What the manifest and ``scores.json`` state; ``score`` and ``majority`` are on the first dev set."""
+    recipe, problem = prepared.recipe, prepared.problem
+    task, (train, *dev) = problem.task, problem.parts
+    score, most_frequent = _over_seeds([result["score"] for result in results]), problem.majority()
+    limited = recipe.train_limit is not None or recipe.dev_limit is not None
+    return {
+        "task": task.name,
+        "task_version": task.version,
+        "metric": task.metric,
+        "score": score["median"],
+        "low": score["low"],
+        "high": score["high"],
+        "metrics": {name: _over_seeds([result["metrics"][name] for result in results]) for name in median["metrics"]},
+        "median_seed": median["seed"],
+        "majority": most_frequent,
+        "below_majority": score["median"] < most_frequent,
+        "train_examples": len(train),
+        "train_files": list(train.files),
+        "dev_examples": len(dev[0]),
+        "dev_files": [name for examples in dev for name in examples.files],
+        "subset": limited or any(examples.is_subset for examples in problem.parts),
+        "parameters": median["parameters"],
+        "device": median["device"],
+        "settings": asdict(prepared.settings)
+        | {"early_stopping": recipe.early_stopping and recipe.early_stopping.resolved()},
+        "second_step": recipe.second_step and {**recipe.second_step.resolved(), "teacher": prepared.taught_by},
+        "seconds": round(sum(result["seconds"] for result in results), 3),
+    }
+
+
+def _over_seeds(values: Sequence[float]) -> dict[str, float]:
+    return {"median": statistics.median(values), "low": min(values), "high": max(values)}
+
+
+STAGE = stage.Stage(
+    name="eval.finetune",
+    run=run,
+    recipe=Finetune,
+    inputs={
+        "model": stage.Role((stage.FOLDER,)),
+        "data": stage.Role((stage.FOLDER,), optional=True),
+        "teacher": stage.Role(("finetune",), optional=True),
+    },
+    produces="finetune",
+    halved=halved,
+)

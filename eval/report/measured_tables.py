@@ -1,0 +1,269 @@
+"""The report's tables: each is a function of ``report.json``'s contents, in the order a reader meets them."""
+
+import datetime
+from collections.abc import Iterable, Mapping
+from pathlib import PurePath
+from typing import Any
+
+from eval.report.table import (
+    NOT_MEASURED,
+    NOTHING,
+    Cell,
+    Row,
+    Table,
+    amount,
+    cells,
+    megabytes,
+    millions,
+    plain,
+    ratio,
+    signed,
+)
+from eval.results.export_formats import TITLES as FORMS
+from eval.results.schema import STUDENT, TEACHER
+
+Report = Mapping[str, Any]
+
+
+def models(report: Report) -> Table:
+    """What was made: the teacher, the student, and the ablations."""
+    rows = []
+    for model in report["models"]:
+        # A teacher from elsewhere was not trained here, and agrees with itself: nothing to measure.
+        absent = NOTHING if model["name"] == TEACHER else NOT_MEASURED
+        texts = (
+            model["architecture"] or NOT_MEASURED,
+            amount(model["layers"], "d"),
+            amount(model["hidden"], "d"),
+            millions(model["parameters"]),
+            megabytes(model["weight_bytes"]),
+            amount(model["masked_loss"], ".3f"),
+            amount(model["accuracy"], ".1f", " %", 100),
+            amount(model["agreement"], ".1f", " %", 100, absent),
+            amount(model["steps"], ",d", absent=absent),
+            millions(model["tokens"], absent),
+            amount(model["device_hours"], ".2f", absent=absent),
+        )
+        name = Cell(model["name"], PurePath(model["origin"] or "").name, model["source"])
+        rows.append(Row((name, *cells(texts)), "main" if model["name"] == STUDENT else ""))
+    columns = (
+        "Model", "Architecture", "Layers", "Hidden", "Parameters", "Weights", "MLM loss", "MLM accuracy", "Agreement",
+        "Steps", "Tokens", "Device hours",
+    )  # fmt: skip
+    notes = (
+        "MLM loss (nats) and accuracy: masked words of held-out text, the same rows and masks for all runs with the "
+        "same seed and validation_rows. Agreement: masked words for which the model's first guess is the teacher's.",
+    )
+    words = frozenset({"Model", "Architecture"})
+    return Table(columns, tuple(rows), words, _findings(report), notes if rows else ())
+
+
+def _findings(report: Report) -> tuple[str, ...]:
+    """The main student against each other one, in a sentence; those of a sweep are compared with its reference."""
+    sweep = report["tables"]["4"]
+    swept = {row["student"] for row in sweep["rows"]} | {sweep["reference"]}
+    apart = swept if sweep["reference"] not in (None, STUDENT) else set()
+    found = {model["name"]: model for model in report["models"] if model["name"] not in apart}
+    student = found.get(STUDENT)
+    if student is None or student["masked_loss"] is None:
+        return ()
+    findings = []
+    for name, other in found.items():
+        if name in (TEACHER, STUDENT) or other["masked_loss"] is None:
+            continue
+        gain = other["masked_loss"] - student["masked_loss"]
+        sides = f"{student['masked_loss']:.3f} against {other['masked_loss']:.3f} nats"
+        word = "lower" if gain >= 0 else "higher"
+        finding = f"The student's MLM loss is {abs(gain):.3f} {word} than that of {name} ({sides}"
+        if None not in (student["accuracy"], other["accuracy"]):
+            finding += f"; accuracy {100 * student['accuracy']:.1f} % against {100 * other['accuracy']:.1f} %"
+        findings.append(f"{finding}), {_same_training(student, other)}.")
+    return tuple(findings)
+
+
+def _same_training(student: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+    if None in (student["tokens"], other["tokens"]):
+        return "the tokens seen were not recorded for both"
+    if student["tokens"] == other["tokens"]:
+        return f"both after {millions(student['tokens'])} tokens"
+    return f"after {millions(student['tokens'])} tokens against {millions(other['tokens'])}"
+
+
+def exports(report: Report) -> Table:
+    """What was exported, how large, how far from the model it came from, and how it scores."""
+    rows = []
+    for export in report["exports"]:
+        parity, score = export["parity"], export["score"] or {}
+        texts = (
+            FORMS.get(export["format"], export["format"]),
+            export["task"] or NOTHING,
+            megabytes(export["bytes"]),
+            amount(parity.get("max_abs"), ".2g"),
+            amount(parity.get("relative"), ".2g"),
+            amount(parity.get("agreement"), ".1f", " %", 100),
+            amount(score.get("export"), ".1f"),
+            signed(score.get("difference"), ".2f"),
+        )
+        rows.append(Row((Cell(export["model"], source=export["source"]), *cells(texts))))
+    columns = (
+        "Model", "Format", "Task", "Size", "Largest difference", "Relative difference", "Same answer", "Score",
+        "Change",
+    )  # fmt: skip
+    notes = (
+        "Differences of the exported model's outputs from PyTorch's on the same inputs. "
+        "Same answer: positions at which both give the same most likely one. Change: of the score, in points, from the "
+        "model that was exported, on the same examples.",
+    )
+    return Table(columns, tuple(rows), frozenset({"Model", "Format", "Task"}), notes=notes)
+
+
+def latency(report: Report) -> Table:
+    """Time, memory, size and energy of every model in every form, by workload and number of threads."""
+    found = report["latency"] or {"rows": [], "wins": [], "unfit": None, "energy": None}
+    rows: list[Row] = []
+    for row in found["rows"]:
+        own = NOT_MEASURED if row["model"] == STUDENT else NOTHING
+        weights = "random weights" if row["weights"] == "random" else ""
+        place = (row["where"], f"{row['threads']}")
+        rest = (
+            row["how"], amount(row["p50_ms"], ".2f"),
+            ratio(row["ratio_to_teacher"]), ratio(row["ratio_to_bert_base"], NOTHING),
+            ratio(row["ratio_same_form"], own), megabytes(row["bytes"]), megabytes(row["peak_memory_bytes"]),
+            amount(row["joules"], ".3g", absent=NOTHING if found["energy"] else NOT_MEASURED),
+            amount(row["seconds"], ".2f"), amount(row["tokenise_seconds"], ".2f", absent=NOTHING),
+            *(amount(row[key], ".2f") for key in ("p90_ms", "p99_ms", "mean_ms", "first_ms")),
+            amount(row["load_seconds"], ".2f"),
+        )  # fmt: skip
+        named = Cell(row["title"] or row["model"], weights)
+        linked = [Cell(text, source="latency" if number == 1 else None) for number, text in enumerate(rest)]
+        linked[6] = Cell(rest[6], amount(row["model_memory_bytes"], ".0f", " MB the model", 1e-6, ""))
+        starts = bool(rows) and [cell.text for cell in rows[-1].cells[:2]] != [*place]
+        rows.append(Row((*cells(place), named, *linked), "group" if starts else ""))
+    columns = (
+        "Workload", "Threads", "Model", "Runtime", "p50 ms", "× PyTorch teacher", "× BERT-base", "× same runtime",
+        "Size", "Memory", "J a call", "all, s", "tokens, s", "p90 ms", "p99 ms", "mean ms", "first ms", "load s",
+    )  # fmt: skip
+    findings = [_winners(found["wins"])] if found["wins"] else []
+    findings += [f"Unfit: {found['unfit']}. The times are shown and prove nothing."] if found["unfit"] else []
+    words = frozenset({"Workload", "Model", "Runtime"})
+    return Table(columns, tuple(rows), words, tuple(findings), _latency_notes(found))
+
+
+def _winners(wins: Iterable[Mapping[str, Any]]) -> str:
+    """Which runtime is the fastest where, in one sentence."""
+    told = []
+    for row in wins:
+        on = f"{row['threads']} thread{'' if row['threads'] == 1 else 's'}"
+        against = [("the teacher", row["ratio_to_teacher"]), ("BERT-base", row["ratio_to_bert_base"])]
+        gains = [f"{ratio(value)} {name}" for name, value in against if value is not None]
+        more = f", {' and '.join(gains)} in PyTorch" if gains else ""
+        told.append(f"{row['how']} for {row['where']} on {on} ({row['p50_ms']:.2f} ms{more})")
+    return f"The student is fastest in {'; in '.join(told)}."
+
+
+def _latency_notes(found: Mapping[str, Any]) -> tuple[str, ...]:
+    notes = [
+        "All calls of a group were made in turns, one input after the other, each model in a process of its own on the "
+        "same cores. × PyTorch teacher, × BERT-base: those in eager fp32 PyTorch over this one; they hold what the "
+        "runtime brings, too. × same runtime: the teacher in the same runtime and precision over this one. Over texts "
+        "ratios are of the seconds, at a fixed length of p50. Memory: the process's peak, and what of it came with the "
+        "model; the rest is Python and the runtime's library, and that of ExecuTorch brings PyTorch along. all, s: all "
+        "inputs together, without tokenisation, which is timed by itself (tokens, s). load s: from the start of the "
+        "process, imports included. Random weights take the time of trained ones."
+    ]
+    if found["energy"]:
+        notes.append(f"Energy: {NOT_MEASURED}, {found['energy']}.")
+    return tuple(notes)
+
+
+def conditions(measured: Mapping[str, Any] | None) -> Table:
+    """The machine and settings that times were measured with."""
+    found = {key: (measured or {}).get(key) or {} for key in ("machine", "settings")}
+    pairs = [*found["machine"].items(), *found["settings"].items()]
+    if pairs and measured is not None:
+        pairs.append(("quiet machine", "yes" if measured["fit"] else f"no: {measured['unfit']}"))
+    rows = tuple(Row(cells((key.replace("_", " "), plain(value)))) for key, value in pairs)
+    return Table(("Condition", "Value"), rows, frozenset({"Condition", "Value"}))
+
+
+def cost(report: Report) -> Table:
+    """Device hours here beside the published ones."""
+    published = report["paper"]["costs"]
+    of = published[0]["gpu_hours"]
+    rows = [_training_row(run, of) for run in report["runs"]]
+    rows += [_tuning_row(tuning) for tuning in report["tuning"]]
+    for spent in published:
+        texts = (spent["gpu"], f"{spent['gpus']:,}", *(NOTHING,) * 5, f"≈ {spent['gpu_hours']:,.0f}")
+        share = _share(spent["gpu_hours"], of)
+        rows.append(Row((Cell(f"{spent['model']} (paper)"), *cells((*texts, share))), "paper"))
+    columns = (
+        "Work", "Device", "Workers", "Precision", "Rows a step", "Steps", "Tokens", "Tokens/s", "Device hours",
+        "Of DistilBERT's",
+    )  # fmt: skip
+    notes = (
+        f"{report['paper']['source']}, section 3: {published[0]['gpus']} × {published[0]['gpu']} for about "
+        f"{published[0]['hours']:.0f} hours on English Wikipedia and the Toronto Book Corpus; how many passes was "
+        "never published. Hours of other devices on other amounts of text are no measure of efficiency. Tokens/s is "
+        "the median over the logged steps; a device is a GPU, or a worker on a CPU.",
+    )
+    return Table(columns, tuple(rows), frozenset({"Work", "Device", "Precision"}), notes=notes)
+
+
+def _training_row(run: Mapping[str, Any], of: float) -> Row:
+    texts = (
+        run["device"] or NOT_MEASURED, amount(run["workers"], "d"), run["precision"] or NOT_MEASURED,
+        _rows_a_step(run), amount(run["steps"], ",d"), millions(run["tokens"]),
+        amount(run["tokens_per_second"], ",.0f"), amount(run["device_hours"], ".2f"), _share(run["device_hours"], of),
+    )  # fmt: skip
+    name = Cell(f"training {run['name']}", source=run["source"])
+    return Row((name, *cells(texts)), "main" if run["name"] == STUDENT else "")
+
+
+def _tuning_row(tuning: Mapping[str, Any]) -> Row:
+    name = Cell("fine-tuning", f"{tuning['runs']} models and tasks, all seeds")
+    hours = (amount(tuning["hours"], ".2f"), NOTHING)
+    return Row((name, *cells((tuning["device"] or NOT_MEASURED, *(NOTHING,) * 6, *hours))))
+
+
+def _share(hours: float | None, of: float) -> str:
+    if hours is None:
+        return NOT_MEASURED
+    return f"{100 * hours / of:.2g} %" if hours < 0.1 * of else f"{hours / of:.2g}×"
+
+
+def _rows_a_step(run: Mapping[str, Any]) -> str:
+    """Phase by phase, where a run has phases."""
+    sizes = [phase["rows_per_step"] or run["rows_per_step"] for phase in run["recipe"].get("phases", ())]
+    return " → ".join(amount(size, ",d") for size in sizes or [run["rows_per_step"]])
+
+
+def descent(entries: Iterable[Mapping[str, Any]]) -> Table:
+    """What each artifact was made from, by which code, when."""
+    rows = []
+    for entry in entries:
+        inputs = ", ".join(
+            f"{given['role']}: {given['path'] or given['name'] or given['identity'][:12]}" for given in entry["inputs"]
+        )
+        code = f"{entry['code']['version']} {entry['code']['commit'][:12]}".strip()
+        made = datetime.datetime.fromtimestamp(entry["made_at"], datetime.UTC)
+        texts = (
+            entry["kind"], entry["identity"][:12], inputs or NOTHING, code,
+            f"{made:%Y-%m-%d %H:%M}", f"{entry['seconds']:.1f}",
+        )  # fmt: skip
+        rows.append(Row((Cell(entry["path"], source=entry["path"]), *cells(texts))))
+    columns = ("Path", "Kind", "Identity", "Made from", "Code", "Made at (UTC)", "Seconds")
+    return Table(columns, tuple(rows), frozenset(columns[:4]))
+
+
+def jobs(report: Report) -> Table:
+    """What was done, failed jobs first."""
+    ended = ("failed", "cancelled")
+    ordered = sorted(report["jobs"], key=lambda job: job["state"] not in ended)
+    rows = []
+    for job in ordered:
+        texts = (
+            job["name"], job["state"], amount(job["attempts"], "d", absent=NOTHING), amount(job["seconds"], ".1f"),
+            job["error"] or NOTHING,
+        )  # fmt: skip
+        rows.append(Row(cells(texts), "failed" if job["state"] in ended else ""))
+    return Table(("Job", "State", "Attempts", "Seconds", "Error"), tuple(rows), frozenset({"Job", "State", "Error"}))

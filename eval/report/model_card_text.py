@@ -1,0 +1,169 @@
+"""The words of a model card: its section of results, and a beginning for a card that has none."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from eval.report import measured_tables
+from eval.report.pages import Page
+from eval.report.table import Row, Table, amount, cells, millions, percent
+from eval.results.paper import key
+from eval.results.schema import STUDENT, TEACHER
+
+RESULTS = "Results"
+
+
+def opening(report: Mapping[str, Any], name: str) -> str:
+    """The beginning of a card for a student that came without one."""
+    model = _model(report, name)
+    return (
+        f"# {model['architecture'] or name}\n\n"
+        f"A student of {model['layers'] or '?'} layers and {millions(model['parameters'])} parameters, distilled by "
+        f"the recipe of DistilBERT ({report['paper']['source']})."
+    )
+
+
+def results(report: Mapping[str, Any], name: str, identity: str) -> str:
+    """The section's text: scores beside the teacher's, how they were taken, and the main student's speed."""
+    rows = [row for row in _rows(report) if name in row["scores"]]
+    if not rows:
+        return f"No task was measured (report `{identity[:12]}`)."
+    seeds = sorted({len(row["seeds"]) for row in report["scores"] if row["model"] == name})
+    counted = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
+    taken = (
+        f"Percent on development sets (IMDb: test set), median over {counted} seed{'s' if seeds[-1] > 1 else ''} of "
+        "fine-tuning, with the range. Kept: the share of the teacher's score, fine-tuned by the same code on the same "
+        "examples. The teacher's and all other numbers, their conditions and descent are in the report "
+        f"`{identity[:12]}` that this section was filled from."
+    )
+    parts = [_lines(_table(report, rows, name)), taken]
+    if any(row["subset"] for row in rows):
+        parts.append(
+            "subset: trained or measured on a part of the task's examples; not comparable with published scores."
+        )
+    if name == STUDENT and report["latency"]:
+        parts += ["### Speed", _lines(_speed(report)), _conditions(report["latency"])]
+    return "\n\n".join(parts)
+
+
+def with_section(body: str, title: str, text: str) -> str:
+    """``body`` with the section ``## title`` in the place of an earlier one, or at its end."""
+    section = f"## {title}\n\n{text}\n"
+    earlier = re.compile(rf"^## {re.escape(title)}[ \t]*\n.*?(?=^## |^# |\Z)", flags=re.M | re.S)
+    if earlier.search(body):
+        return earlier.sub(lambda _: f"{section}\n", body, count=1).rstrip()
+    return f"{body.rstrip()}\n\n{section}".rstrip()
+
+
+def _rows(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [*report["tables"]["1"]["rows"], *report["tables"]["2"]["rows"], *report["other_tasks"]]
+
+
+def _table(report: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], name: str) -> Table:
+    ranges = {row["task"]: row for row in report["scores"] if row["model"] == name}
+    found = []
+    for row in rows:
+        known = next((score for task, score in ranges.items() if row["task"] in (task, task.lower())), None)
+        found.append(_row(row, name, known))
+    for mean in report["tables"]["1"]["means"]:
+        if name in mean["scores"]:
+            texts = (mean["title"], f"{len(mean['tasks'])} tasks", f"{mean['scores'][name]:.1f}", "–")
+            found.append(Row(cells((*texts, *_teacher(mean, name), "–")), "total"))
+    columns = ("Task", "Metric", "Score", "Range", "Teacher", "Kept", "Examples")
+    return Table(columns, tuple(found), frozenset({"Task", "Metric"}))
+
+
+def _row(row: Mapping[str, Any], name: str, score: Mapping[str, Any] | None) -> Row:
+    spread = (score["metrics"].get(row["metric"]) or score) if score else None
+    low_high = f"{spread['low']:.1f}–{spread['high']:.1f}" if spread and spread["low"] < spread["high"] else "–"
+    examples = f"{row['dev_examples']:,}{', subset' if row['subset'] else ''}"
+    same = name in row["comparable"]
+    texts = (row["title"], row["metric"] or "", f"{row['scores'][name]:.1f}", low_high)
+    return Row(cells((*texts, *(_teacher(row, name) if same else ("–", "–")), examples)))
+
+
+def _teacher(row: Mapping[str, Any], name: str) -> tuple[str, str]:
+    """The teacher's score, and the share of it that is kept."""
+    teacher = row["scores"].get(TEACHER)
+    return amount(teacher, ".1f"), percent(100 * row["scores"][name] / teacher if teacher else None)
+
+
+def _speed(report: Mapping[str, Any]) -> Table:
+    shown = (
+        "Workload", "Threads", "Model", "Runtime", "p50 ms", "p99 ms", "Memory", "Size", "× same runtime",
+        "× PyTorch teacher",
+    )  # fmt: skip
+    return measured_tables.latency(report).only(*shown)
+
+
+def _conditions(latency: Mapping[str, Any]) -> str:
+    told = [row.cells for row in measured_tables.conditions(latency).rows]
+    return "Measured with: " + "; ".join(f"{key.text} {value.text}" for key, value in told) + "."
+
+
+def _lines(table: Table) -> str:
+    page = Page({}, (), None)
+    rule = "|" + "".join(" :-- |" if column in table.words else " --: |" for column in table.columns)
+    return "\n".join([f"| {' | '.join(table.columns)} |", rule, *(page.line(row) for row in table.rows)])
+
+
+def _model(report: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    found: Mapping[str, Any] = next(model for model in report["models"] if model["name"] == name)
+    return found
+
+
+METRICS = {
+    "matthews": "matthews_correlation",
+    "pearson": "pearsonr",
+    "spearman": "spearmanr",
+    "exact": "exact_match",
+}
+"""Our names of metrics to the Hub's, where they differ."""
+
+_MISMATCHED = "mismatched_"
+
+
+@dataclass(frozen=True)
+class ScoredSet:
+    """A set of examples and a metric, by the Hub's names; ``dataset`` is the task's own name where the Hub has none."""
+
+    task_type: str
+    title: str
+    dataset: str
+    configuration: str | None
+    split: str
+    metric: str
+
+
+_GLUE = {
+    "cola": "CoLA",
+    "mnli": "MNLI",
+    "mrpc": "MRPC",
+    "qnli": "QNLI",
+    "qqp": "QQP",
+    "rte": "RTE",
+    "sst2": "SST-2",
+    "stsb": "STS-B",
+    "wnli": "WNLI",
+}
+_OTHERS = {
+    "imdb": ("text-classification", "IMDb", "stanfordnlp/imdb", "test"),
+    "squad": ("question-answering", "SQuAD 1.1", "rajpurkar/squad", "validation"),
+    "squad2": ("question-answering", "SQuAD 2.0", "rajpurkar/squad_v2", "validation"),
+}
+
+
+def scored_set(task: str, metric: str) -> ScoredSet:
+    """The set of examples behind a task's metric."""
+    name = key(task)
+    plain = metric.removeprefix(_MISMATCHED)
+    if name in _GLUE:
+        split = "validation"
+        if name == "mnli":
+            split = "validation_matched" if plain == metric else "validation_mismatched"
+        return ScoredSet("text-classification", f"GLUE {_GLUE[name]}", "nyu-mll/glue", name, split, plain)
+    if name in _OTHERS:
+        kind, title, dataset, split = _OTHERS[name]
+        return ScoredSet(kind, title, dataset, None, split, plain)
+    return ScoredSet("text-classification", task, task, None, "dev", plain)

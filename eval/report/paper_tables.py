@@ -1,0 +1,303 @@
+"""The paper's tables 1 to 4, re-done: ours, the paper's, the difference, the share kept, and a verdict."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from eval.report.table import (
+    NOT_MEASURED,
+    NOTHING,
+    Cell,
+    Row,
+    Table,
+    amount,
+    megabytes,
+    millions,
+    percent,
+    ratio,
+    signed,
+)
+from eval.results.paper import PARAMETERS_SAVED
+
+Report = Mapping[str, Any]
+
+_SCORES = (
+    "Task", "Teacher", "Student", "Student (D)", "Kept", "Verdict", "ELMo (paper)", "BERT-base (paper)",
+    "DistilBERT (paper)", "Kept (paper)", "Difference", "Majority", "Examples",
+)  # fmt: skip
+_WORDS = frozenset({"Task", "Verdict", "Claim", "Model", "Training", "Weights"})
+_CLAIMS = {
+    "glue": ("Score kept on GLUE", "{:.1f} %"),
+    "imdb": ("Accuracy kept on IMDb", "{:.1f} %"),
+    "squad": ("F1 kept on SQuAD 1.1", "{:.1f} %"),
+    "second_step": ("Points of F1 that a second distillation adds on SQuAD 1.1", "{:+.1f}"),
+    "parameters": (f"Parameters saved (DistilBERT, counted exactly: {PARAMETERS_SAVED} %)", "{:.0f} %"),
+    "speed": ("DistilBERT's speed on a CPU, times BERT-base", "{:.2f}×"),
+    "ablations": ("Parts of the training found to help", "{:.0f}"),
+}
+
+
+def verdict(found: Mapping[str, str] | None) -> Cell:
+    """How a claim fared; nothing where none is made."""
+    if found is None:
+        return Cell(NOTHING)
+    if found["state"] == NOT_MEASURED:
+        return Cell(NOT_MEASURED)
+    return Cell(found["state"], found["reason"], tone=found["state"])
+
+
+def claims(report: Report) -> Table:
+    """What the paper says and what was found here, one line each."""
+    rows = []
+    for claim in report["claims"]:
+        title, form = _CLAIMS[claim["claim"]]
+        detail = _told(claim["tasks"]) if claim["ours"] is not None and claim.get("tasks") else ""
+        ours = NOT_MEASURED if claim["ours"] is None else _minus(form.format(claim["ours"]))
+        paper = _minus(form.format(claim["paper"]))
+        if claim["claim"] == "ablations":
+            ours, paper = (NOT_MEASURED if claim["ours"] is None else f"{ours} of {paper}"), f"{paper} of {paper}"
+        rows.append(Row((Cell(title, detail), Cell(ours), Cell(paper), verdict(claim["verdict"]))))
+    return Table(("Claim", "Here", "Paper", "Verdict"), tuple(rows), _WORDS)
+
+
+def _told(tasks: Sequence[str]) -> str:
+    return "all nine tasks" if len(tasks) == 9 else f"on {', '.join(tasks)}"
+
+
+def glue(report: Report) -> Table:
+    """Table 1: GLUE development sets."""
+    found = report["tables"]["1"]
+    rows = [_score_row(row) for row in found["rows"]]
+    rows += [_mean_row(mean) for mean in found["means"]]
+    notes = [
+        "Percent on the development set: the median over the seeds, the range below it. Kept: the student's share of "
+        "its teacher's score, both fine-tuned by the same code on the same examples. Passed: at least the share that "
+        "DistilBERT keeps of BERT-base in the paper; of a mean, at least "
+        f"{report['paper']['target_percent']:.0f} %. Difference: student less DistilBERT, in points.",
+        "Unclear: who is at chance scores no higher than always giving the commonest answer (Majority): such a teacher "
+        "has nothing to keep, such a student keeps nothing; or the share is within two standard errors, over the "
+        "seeds, of what it is compared with.",
+    ]
+    return _table(found["rows"], rows, (*notes, *_row_notes(found["rows"])))
+
+
+def downstream(report: Report) -> Table:
+    """Table 2: IMDb and SQuAD 1.1, with the second step."""
+    rows = report["tables"]["2"]["rows"]
+    notes = ("Student (D): distilled once more while it was fine-tuned, by the fine-tuned teacher (paper, section 4).",)
+    return _table(rows, [_score_row(row) for row in rows], (*notes, *_row_notes(rows)), always=("Student (D)",))
+
+
+def other_tasks(report: Report) -> Table:
+    """Tasks the paper has no numbers of."""
+    found = report["other_tasks"]
+    rows = tuple(Row(_ours(row)) for row in found)
+    return Table((*_SCORES[:5], *_SCORES[-2:]), rows, _WORDS, notes=_row_notes(found))
+
+
+def _table(
+    found: Sequence[Mapping[str, Any]], rows: Sequence[Row], notes: tuple[str, ...], always: tuple[str, ...] = ()
+) -> Table:
+    """The columns of which something was measured."""
+    table = Table(_SCORES, tuple(rows), _WORDS, notes=notes)
+    empty = {"Student (D)": "second_step", "Majority": "majority", "Examples": "dev_examples"}
+    gone = [name for name, key in empty.items() if name not in always and all(row[key] is None for row in found)]
+    if all((row["paper"] or {}).get("elmo") is None for row in found):
+        gone.append("ELMo (paper)")
+    return table.without(*gone)
+
+
+def _score_row(row: Mapping[str, Any]) -> Row:
+    ours, paper = _ours(row), row["paper"]
+    misprint = paper["teacher"] != paper["teacher_in_means"]
+    published = (
+        Cell(_printed(paper["elmo"])),
+        Cell(_printed(paper["teacher"]), f"{paper['teacher_in_means']:.1f} meant" if misprint else ""),
+        Cell(_printed(paper["student"]), "" if paper["second_step"] is None else f"(D) {paper['second_step']:.1f}"),
+        Cell(percent(paper["kept"])),
+        Cell(signed(row["difference"], absent=NOTHING)),
+    )
+    return Row((*ours[:5], verdict(row["verdict"]), *published, *ours[5:]))
+
+
+def _printed(score: float | None) -> str:
+    """A published score with the decimals it was published with."""
+    return NOTHING if score is None else f"{score:.2f}".removesuffix("0")
+
+
+def _ours(row: Mapping[str, Any]) -> tuple[Cell, ...]:
+    """Task, teacher, student, second step, share kept, majority, examples."""
+    taught = row["kept_second_step"]
+    # Where nothing was measured it is said once, by the verdict.
+    absent = NOT_MEASURED if row["scores"] else NOTHING
+    return (
+        Cell(row["title"], row["metric"] if row["metric"] and row.get("key") == row["task"] else ""),
+        *(_score(row[side], absent) for side in ("teacher", "student", "second_step")),
+        Cell(percent(row["kept"], absent), "" if taught is None else f"(D) {percent(taught)}"),
+        Cell(amount(row["majority"], ".1f", absent=NOTHING)),
+        Cell(amount(row["dev_examples"], ",d", absent=NOTHING), "subset" if row["subset"] else ""),
+    )
+
+
+def _score(found: Mapping[str, Any] | None, absent: str) -> Cell:
+    if found is None:
+        return Cell(absent)
+    spread = f"{found['low']:.1f}–{found['high']:.1f}" if found["seeds"] > 1 else "one seed"
+    return Cell(f"{found['score']:.1f}", spread, found["source"])
+
+
+def _mean_row(mean: Mapping[str, Any]) -> Row:
+    paper = mean["paper"]
+    tasks = mean["tasks"] if mean["key"] == "measured" else ()
+    taught = mean["kept_second_step"]
+    found = (
+        Cell(mean["title"], ", ".join(tasks)),
+        *(Cell(amount(mean[side], ".1f", absent=NOTHING)) for side in ("teacher", "student", "second_step")),
+        Cell(percent(mean["kept"], NOTHING), "" if taught is None else f"(D) {percent(taught)}"),
+        verdict(mean["verdict"]),
+        *(Cell(amount(paper[side], ".1f", absent=NOTHING)) for side in ("elmo", "teacher", "student")),
+        Cell(percent(paper["kept"])),
+        Cell(signed(mean["difference"], absent=NOTHING)),
+        Cell(NOTHING),
+        Cell(NOTHING, "subset" if mean["subset"] and mean["student"] is not None else ""),
+    )
+    return Row(found, "total")
+
+
+def _row_notes(rows: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    notes = [f"{row['title']}: {row['note']}." for row in rows if row.get("note")]
+    if any(row["subset"] for row in rows):
+        notes.append("subset: trained or measured on a part of the task's examples, not comparable with the paper's.")
+    return tuple(notes)
+
+
+def size_and_speed(report: Report) -> Table:
+    """Table 3: parameters, and one pass over the development set of STS-B."""
+    found = report["tables"]["3"]
+    rows = tuple(_speed_row(row, found) for row in found["rows"])
+    columns = (
+        "Model", "Weights", "Parameters", "Size", "Pass, s", "ms a pair", "p99 ms", "× BERT-base", "Verdict",
+        "Parameters (paper)", "Pass, s (paper)", "× BERT-base (paper)", "Difference",
+    )  # fmt: skip
+    own = found["own"]
+    findings = []
+    if own["ratio"] is not None:
+        said = verdict(own["verdict"])
+        aim = next(row["paper"]["ratio"] for row in found["rows"] if row["key"] == "distilbert")
+        findings.append(
+            f"The student passes {ratio(own['ratio'])} as fast as its own teacher ({said.text}; the paper's pair: "
+            f"{ratio(aim)})."
+        )
+    if found["unfit"]:
+        findings.append(f"Unfit: {found['unfit']}. The times are shown and prove nothing.")
+    notes = (
+        f"One pass over {found['pairs']:,} pairs of STS-B, one at a time; a shorter one says how many and is not "
+        "extrapolated: compare milliseconds a pair. Tokenisation is counted apart (+). Passed: at least the paper's "
+        "ratio. Random weights take the time of trained ones. "
+        f"Paper: {report['paper']['speed_conditions']}; another processor, so compare ratios, not seconds.",
+    )
+    return Table(columns, rows, _WORDS, tuple(findings), notes)
+
+
+def _speed_row(row: Mapping[str, Any], found: Mapping[str, Any]) -> Row:
+    ours, paper = row["measured"], row["paper"] or {}
+    if ours is None:
+        measured = (*(Cell(NOTHING) for _ in range(3)), Cell(NOT_MEASURED), *(Cell(NOTHING) for _ in range(3)))
+    else:
+        counted = f"{ours['pairs']:,} pairs" if ours["pairs"] != found["pairs"] else ""
+        spoken = "" if ours["tokenise_seconds"] is None else f"+ {ours['tokenise_seconds']:.1f} s tokens"
+        measured = (
+            Cell(ours["weights"]),
+            Cell(millions(ours["parameters"])),
+            Cell(megabytes(ours["bytes"])),
+            Cell(amount(ours["seconds"], ".1f"), counted or spoken, found["source"]),
+            Cell(amount(ours["pair_ms"], ".1f")),
+            Cell(amount(ours["p99_ms"], ".1f")),
+            Cell(ratio(row["ratio"])),
+        )
+    published = (
+        Cell(millions(paper.get("parameters"), NOTHING)),
+        Cell(
+            amount(paper.get("seconds"), ".0f", absent=NOTHING),
+            amount(paper.get("pair_ms"), ".0f", " ms a pair", absent=""),
+        ),
+        Cell(ratio(paper.get("ratio"), NOTHING)),
+        Cell(signed(row["difference"], ".2f", absent=NOTHING)),
+    )
+    return Row((Cell(row["model"]), *measured, verdict(row["verdict"]), *published))
+
+
+def ablations(report: Report) -> Table:
+    """Table 4: what each part of the training is worth, in points of the mean score."""
+    found = report["tables"]["4"]
+    rows = tuple(
+        Row(
+            (
+                Cell(row["title"], row["student"] if row["title"] != row["student"] else ""),
+                Cell(amount(row["score"], ".1f", absent=NOTHING)),
+                Cell(
+                    signed(row["change"], ".2f", absent=NOTHING),
+                    "" if row["error"] is None else f"± {row['error']:.2f}",
+                ),
+                Cell(signed(row["paper"], ".2f", absent=NOTHING)),
+                Cell(signed(row["difference"], ".2f", absent=NOTHING)),
+                verdict(row["verdict"]),
+                Cell(signed(row["masked_change"], ".3f", absent=NOTHING)),
+            )
+        )
+        for row in found["rows"]
+    )
+    columns = ("Training", "Score", "Change", "Change (paper)", "Difference", "Verdict", "MLM loss, change")
+    return Table(columns, rows, _WORDS, _ablation_findings(found), _ablation_notes(found))
+
+
+def _ablation_findings(found: Mapping[str, Any]) -> tuple[str, ...]:
+    judged = [row for row in found["rows"] if row["same_sign"] is not None]
+    if not judged:
+        return ()
+    same = [row["title"] for row in judged if row["same_sign"]]
+    sure = [row["title"] for row in judged if row["verdict"]["state"] == "passed"]
+    signs = f"{len(same)} of {len(judged)} changes have the paper's sign"
+    signs += f" ({', '.join(same)})" if same else ""
+    signs += f"; {len(sure)} of them by more than two standard errors of the seeds."
+    order = "the same order as in the paper" if found["order"] == found["paper_order"] else "not the paper's order"
+    return (signs, f"From worst to best: {', '.join(found['order'])}; {order} ({', '.join(found['paper_order'])}).")
+
+
+def _ablation_notes(found: Mapping[str, Any]) -> tuple[str, ...]:
+    if not found["tasks"]:
+        return ()
+    return (
+        f"Mean over {', '.join(found['tasks'])}, less that of {found['reference']} "
+        f"({found['score']:.1f}), which was trained with everything for as long. ±: standard error over the seeds of "
+        "fine-tuning; that of training the student again is not in it. Passed: the paper's sign, by more than two of "
+        "them; less is noise. MLM loss: nats on held-out words, more is worse.",
+    )
+
+
+def metrics(report: Report) -> Table:
+    """Every model on every task by every metric."""
+    rows: list[Row] = []
+    for score in report["scores"]:
+        told = ", ".join(f"{key} {score['settings'][key]:g}" for key in ("epochs", "learning_rate", "batch")
+                         if score["settings"].get(key) is not None).replace("_", " ")  # fmt: skip
+        texts = (
+            Cell(score["task"]),
+            Cell(score["model"], source=score["source"]),
+            Cell("; ".join(_metric(name, spread) for name, spread in score["metrics"].items())),
+            Cell(f"{len(score['seeds'])}"),
+            Cell(amount(score["train_examples"], ",d", absent=NOTHING)),
+            Cell(f"{score['dev_examples']:,}", "subset" if score["subset"] else ""),
+            Cell(told or NOTHING),
+        )
+        rows.append(Row(texts, "group" if rows and rows[-1].cells[0].text != score["task"] else ""))
+    columns = ("Task", "Model", "Metrics", "Seeds", "Training", "Examples", "Settings")
+    return Table(columns, tuple(rows), frozenset({"Task", "Model", "Metrics", "Settings"}))
+
+
+def _metric(name: str, spread: Mapping[str, float]) -> str:
+    span = f" ({spread['low']:.1f}–{spread['high']:.1f})" if spread["low"] != spread["high"] else ""
+    return f"{name.replace('_', ' ')} {spread['median']:.1f}{span}"
+
+
+def _minus(text: str) -> str:
+    return text.replace("-", "\N{MINUS SIGN}")

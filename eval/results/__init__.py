@@ -1,0 +1,1 @@
+"""Result files: their schemas, the values derived from them, the verdicts."""

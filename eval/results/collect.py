@@ -1,0 +1,244 @@
+"""What lies in the folder of a pipeline or a suite, read once and strictly.
+
+::
+
+    OUT/suite.json                       which models there are, and which of them are compared how
+    OUT/corpus OUT/tokens OUT/teacher    artifacts; OUT/tokens-<seq_len> where phases read other lengths
+    OUT/runs/<name>/                     recipe.json, metrics.jsonl, probes.jsonl
+    OUT/students/<name>/                 student artifacts; "student" is the main one, others are ablations
+    OUT/finetune/<model>/<task>/         scores.json
+    OUT/exports/<model>/<format>/        facts: bytes, parity
+    OUT/latency/ OUT/baselines/          latency.json, of teacher, student and exports, and of architectures
+    OUT/mobile/<name>/                   mobile.json; while a job waits for a phone, its link
+    OUT/jobs.json                        what was done, and what failed
+
+Everything may be absent: a result that is not there was not measured. What is there must be whole: a damaged
+artifact or file is refused by name.
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from cluster.artifacts import artifact, commit
+from cluster.artifacts.artifact import Artifact
+from cluster.artifacts.commit import ArtifactError
+from cluster.models import model_folder
+from cluster.storage import filesystem
+from cluster.telemetry import metrics_log
+from eval.results.schema import (
+    STUDENT,
+    TEACHER,
+    JobResult,
+    LatencyResult,
+    PhoneMeasurement,
+    ProbeScore,
+    ScoreResult,
+    SuiteResult,
+    WaitingLink,
+    parse,
+)
+
+WEIGHTS = ".safetensors"
+
+_PLACES = (
+    ("corpus", "corpus"),
+    ("tokens", "tokens"),
+    ("tokens-*", "tokens"),
+    ("teacher", "teacher"),
+    ("students/*", "student"),
+    ("finetune/*/*", "finetune"),
+    ("exports/*/*", "export"),
+    ("latency", "benchmark"),
+    ("baselines", "benchmark"),
+    ("mobile/*", "benchmark"),
+)
+# The record of making the report is written after the report: it is no result.
+_REPORT_JOB = "report"
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class ResultRun:
+    """One run folder; ``recipe`` is None where the run did not record one."""
+
+    name: str
+    recipe: Mapping[str, Any] | None
+    lines: list[dict[str, Any]]
+    probes: list[ProbeScore]
+
+
+@dataclass(frozen=True)
+class ResultModel:
+    """A teacher or student: an artifact made here, or a folder that was given."""
+
+    facts: Mapping[str, Any]
+    weight_bytes: int | None
+    identity: str
+    source: str | None
+    """Its artifact's path below the results; None for a folder from elsewhere."""
+
+
+@dataclass(frozen=True)
+class Results:
+    """All that was found. ``artifacts`` maps relative paths to artifacts, in the order of the pipeline."""
+
+    artifacts: dict[str, Artifact]
+    models: dict[str, ResultModel]
+    suite: SuiteResult
+    scores: dict[str, dict[str, ScoreResult]]
+    """Model and task to its score."""
+    runs: list[ResultRun]
+    latency: LatencyResult | None
+    baselines: LatencyResult | None
+    phones: dict[str, PhoneMeasurement]
+    """By the name of the benchmark's folder."""
+    links: dict[str, WaitingLink]
+    """Of jobs that wait for a phone, by the same name."""
+    jobs: list[JobResult]
+
+    def below(self, place: str) -> dict[str, Artifact]:
+        """Artifacts under ``place/``, by the rest of their path."""
+        start = f"{place}/"
+        return {path.removeprefix(start): found for path, found in self.artifacts.items() if path.startswith(start)}
+
+
+def collect(folder: Path) -> Results:
+    """Read everything a report tells from a pipeline's or suite's output folder.
+
+    Raises:
+        ArtifactError: no results there, or a damaged artifact, which is named.
+        ValueError: a damaged file beside the artifacts, which is named.
+    """
+    artifacts = _artifacts(folder)
+    runs = [_run(path) for path in sorted(folder.glob("runs/*")) if path.is_dir() and not path.name.startswith(".")]
+    links = _links(folder)
+    if not artifacts and not runs and not links:
+        raise ArtifactError(
+            f"{folder} holds no results: expected teacher/, students/, finetune/ … as distill.launch and eval.suite "
+            "make them"
+        )
+    suite = _file(folder / "suite.json", SuiteResult) or SuiteResult()
+    scores: dict[str, dict[str, ScoreResult]] = {}
+    for path, found in artifacts.items():
+        if found.kind == "finetune":
+            _, model, task = path.split("/")
+            score = _sealed(found, "scores.json", ScoreResult)
+            scores.setdefault(model, {})[task] = replace(score, data=found.inputs.get("data"))
+    return Results(
+        artifacts,
+        _models(folder, suite, artifacts),
+        suite,
+        scores,
+        runs,
+        _sealed(artifacts["latency"], "latency.json", LatencyResult) if "latency" in artifacts else None,
+        _sealed(artifacts["baselines"], "latency.json", LatencyResult) if "baselines" in artifacts else None,
+        {
+            path.removeprefix("mobile/"): _sealed(found, "mobile.json", PhoneMeasurement)
+            for path, found in artifacts.items()
+            if path.startswith("mobile/")
+        },
+        links,
+        [job for job in _file(folder / "jobs.json", list[JobResult]) or [] if job.name != _REPORT_JOB],
+    )
+
+
+def identity(folder: Path) -> str:
+    """Identity of the results in a folder, without hashing checkpoints, or the report made from them.
+
+    That a job ran or was skipped because its artifact was complete makes no other result; that it failed does.
+
+    Raises:
+        ArtifactError, ValueError: as :func:`collect`.
+    """
+    results = collect(folder)
+    names = ("recipe.json", "metrics.jsonl", "probes.jsonl")
+    logs = [path for name in names for path in sorted(folder.glob(f"runs/*/{name}"))]
+    return artifact.digest(
+        {
+            "artifacts": {path: found.identity for path, found in results.artifacts.items()},
+            "models": {name: model.identity for name, model in results.models.items()},
+            "compared": asdict(results.suite) | {"models": None},
+            "logs": {str(path.relative_to(folder)): filesystem.file_sha256(path) for path in logs},
+            "links": sorted(each.link for each in results.links.values()),
+            "failed": [[job.name, job.error] for job in results.jobs if job.state in ("failed", "cancelled")],
+        }
+    )
+
+
+def _artifacts(folder: Path) -> dict[str, Artifact]:
+    found: dict[str, Artifact] = {}
+    for pattern, kind in _PLACES:
+        for path in sorted(path for path in folder.glob(pattern) if path.is_dir()):
+            place = path.relative_to(folder)
+            # Hidden directories are artifacts in the making.
+            if not any(part.startswith(".") for part in place.parts):
+                found[str(place)] = artifact.read(path, kind)
+    return found
+
+
+def _links(folder: Path) -> dict[str, WaitingLink]:
+    """Links of jobs that wait for a phone: what lies in the folders of artifacts in the making, and has not ended."""
+    found = {
+        path.parent.name.removeprefix(".").removesuffix(".partial"): parse(path, path.read_bytes(), WaitingLink)
+        for path in sorted(folder.glob("mobile/.*.partial/link.json"))
+    }
+    return {name: each for name, each in found.items() if each.until > time.time()}
+
+
+def _models(folder: Path, suite: SuiteResult, artifacts: Mapping[str, Artifact]) -> dict[str, ResultModel]:
+    """Teacher and students made here, and those that ``suite.json`` says were given."""
+    made = {TEACHER: TEACHER} if TEACHER in artifacts else {}
+    made |= {path.partition("/")[2]: path for path in artifacts if path.startswith("students/")}
+    found = {name: _made(artifacts[path], path) for name, path in made.items() if name not in suite.models}
+    for name, place in suite.models.items():
+        path = folder / place
+        known = str(path.relative_to(folder)) if path.is_relative_to(folder) else ""
+        if known in artifacts:
+            found[name] = _made(artifacts[known], known)
+        elif (path / commit.MANIFEST).is_file():
+            found[name] = _made(artifact.read(path), None)
+        else:
+            found[name] = ResultModel(
+                model_folder.facts(path), model_folder.weight_bytes(path), model_folder.identity(path), None
+            )
+    names = sorted(found, key=lambda name: (name != TEACHER, name != STUDENT, name))
+    return {name: found[name] for name in names}
+
+
+def _made(found: Artifact, source: str | None) -> ResultModel:
+    sizes = [int(entry["bytes"]) for name, entry in found.files.items() if name.endswith(WEIGHTS)]
+    return ResultModel(found.facts, sum(sizes) if sizes else None, found.identity, source)
+
+
+def _run(path: Path) -> ResultRun:
+    return ResultRun(
+        path.name,
+        _file(path / "recipe.json", dict[str, Any]),
+        metrics_log.read_metrics(path / "metrics.jsonl"),
+        _probes(path / "probes.jsonl"),
+    )
+
+
+def _probes(path: Path) -> list[ProbeScore]:
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    found = [parse(path, line, ProbeScore) for line in lines]
+    return sorted(found, key=lambda probe: (probe.task, probe.step))
+
+
+def _file(path: Path, shape: type[T]) -> T | None:
+    return parse(path, path.read_bytes(), shape) if path.exists() else None
+
+
+def _sealed(found: Artifact, name: str, shape: type[T]) -> T:
+    """The contents of an artifact's file, which must be what the manifest says to the last bit."""
+    path = found.path / name
+    entry = found.files.get(name)
+    if entry is None:
+        raise ArtifactError(f"{found.path} has no {name}: delete it and make it again")
+    if filesystem.file_sha256(path) != entry["sha256"]:
+        raise ArtifactError(f"{path} was changed after it was made: delete {found.path} and make it again")
+    return parse(path, path.read_bytes(), shape)

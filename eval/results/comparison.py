@@ -1,0 +1,209 @@
+"""Results set beside the teacher's and the paper's: the contents of ``report.json``, as plain values.
+
+Nothing is guessed: a value that was not measured is None, and a share or ratio is only computed from two measurements
+made under the same conditions.
+"""
+
+import dataclasses
+import statistics
+from collections.abc import Mapping
+from typing import Any
+
+from eval.results import ablation_values, latency_values, paper, phone_values, score_values, verdicts
+from eval.results.collect import ResultModel, Results
+from eval.results.schema import STUDENT, TEACHER
+
+
+def compare(results: Results) -> dict[str, Any]:
+    """Everything a report says, without its words."""
+    models = _models(results)
+    report: dict[str, Any] = {
+        "models": models,
+        "tables": {
+            "1": score_values.glue(results),
+            "2": score_values.downstream(results),
+            "3": latency_values.baselines(results),
+            "4": ablation_values.ablations(results),
+        },
+        "other_tasks": score_values.others(results),
+        "scores": score_values.everything(results),
+        "runs": _runs(results),
+        "exports": _exports(results),
+        "latency": latency_values.latency(results),
+        "phones": phone_values.values(results),
+        "tuning": _tuning(results),
+        "descent": _descent(results),
+        "jobs": [dataclasses.asdict(job) for job in results.jobs],
+        "paper": _paper(),
+    }
+    report["headline"] = _headline(report)
+    report["claims"] = verdicts.claims(report)
+    return report
+
+
+def failed(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Jobs that did not bring what they were for."""
+    return [job for job in report["jobs"] if job["state"] in ("failed", "cancelled")]
+
+
+def _models(results: Results) -> list[dict[str, Any]]:
+    """The teacher, the main student, then the others by name."""
+    found = [{"name": name, **_model(model)} for name, model in results.models.items()]
+    for teacher in (model for model in found if model["name"] == TEACHER):
+        measured: Mapping[str, Any] = next(
+            (model["validation"] for model in found if "teacher_masked" in model["validation"]), {}
+        )
+        # On the rows and masks the student was measured on, where it was; else where the teacher was trained.
+        teacher["masked_loss"] = measured.get("teacher_masked", teacher["masked_loss"])
+        teacher["accuracy"] = measured.get("teacher_accuracy", teacher["accuracy"])
+    return found
+
+
+def _model(model: ResultModel) -> dict[str, Any]:
+    facts = model.facts
+    validation = {key: value for key, value in (facts.get("validation") or {}).items() if value is not None}
+    told = ("architecture", "layers", "hidden", "parameters", "steps", "tokens", "device_hours", "device")
+    return {
+        **{key: facts.get(key) for key in told},
+        "origin": facts.get("source"),
+        "workers": facts.get("world_size"),
+        "weight_bytes": model.weight_bytes,
+        "identity": model.identity,
+        "source": model.source,
+        "masked_loss": validation.get("masked"),
+        "accuracy": validation.get("accuracy"),
+        "agreement": validation.get("agreement"),
+        "validation": validation,
+    }
+
+
+def _runs(results: Results) -> list[dict[str, Any]]:
+    rows = []
+    for run in sorted(results.runs, key=lambda run: (run.name != STUDENT, run.name)):
+        train = [line for line in run.lines if line.get("kind") == "train"]
+        validation = [line for line in run.lines if line.get("kind") == "validation"]
+        rates = [line["tokens_per_second"] for line in train if line.get("tokens_per_second") is not None]
+        model = results.models.get(run.name)
+        facts = model.facts if model else {}
+        recipe = (run.recipe or {}).get("recipe", {})
+        last = train[-1] if train else {}
+        rows.append(
+            {
+                "name": run.name,
+                "precision": recipe.get("precision"),
+                "rows_per_step": recipe.get("rows_per_step"),
+                "device": facts.get("device"),
+                "workers": facts.get("world_size"),
+                "device_hours": facts.get("device_hours"),
+                "steps": last.get("step"),
+                "tokens": last.get("tokens"),
+                "tokens_per_second": statistics.median(rates) if rates else None,
+                "recipe": recipe,
+                "source": model.source if model else None,
+                "train": train,
+                "validation": validation,
+                "probes": [dataclasses.asdict(probe) for probe in run.probes],
+            }
+        )
+    return rows
+
+
+def _exports(results: Results) -> list[dict[str, Any]]:
+    """Every export with the task its model was tuned for, and its score there where that was taken."""
+    tuned = {found.identity: path.partition("/")[2] for path, found in results.below("finetune").items()}
+    rows = []
+    for path, found in results.below("exports").items():
+        model, _, name = path.partition("/")
+        parity = found.facts.get("parity") or {}
+        score = parity.get("score")
+        rows.append(
+            {
+                "model": model,
+                "format": found.facts.get("format", name),
+                "task": score["task"] if score else tuned.get(found.inputs.get("model", "")),
+                "source": f"exports/{path}",
+                "bytes": found.facts.get("bytes"),
+                "parity": parity,
+                "score": score,
+            }
+        )
+    return rows
+
+
+def _tuning(results: Results) -> list[dict[str, Any]]:
+    """Hours of fine-tuning by device, all models, tasks and seeds together."""
+    hours: dict[str, list[float]] = {}
+    for score in (score for tasks in results.scores.values() for score in tasks.values()):
+        spent = [seed.seconds for seed in score.seeds if seed.seconds is not None]
+        seconds = score.seconds if score.seconds is not None else sum(spent) if spent else None
+        if seconds is not None:
+            hours.setdefault(score.device or "", []).append(seconds / 3600)
+    return [{"device": device or None, "runs": len(each), "hours": sum(each)} for device, each in hours.items()]
+
+
+def _descent(results: Results) -> list[dict[str, Any]]:
+    places = {found.identity: path for path, found in results.artifacts.items()}
+    names = {model.identity: f"{name} (given)" for name, model in results.models.items() if model.source is None}
+    return [
+        {
+            "path": path,
+            "kind": found.kind,
+            "identity": found.identity,
+            "inputs": [
+                {"role": role, "identity": known, "path": places.get(known), "name": names.get(known)}
+                # A student is made from a run, which is no artifact: its lineage says what the run was made from.
+                for role, known in {**found.inputs, **found.facts.get("lineage", {})}.items()
+            ],
+            "recipe": found.recipe,
+            "code": dict(found.manifest["code"]),
+            "made_at": found.manifest["made"]["at"],
+            "seconds": found.manifest["made"]["seconds"],
+        }
+        for path, found in results.artifacts.items()
+    ]
+
+
+def _paper() -> dict[str, Any]:
+    bert, distilbert = paper.SPEEDS[1], paper.SPEEDS[2]
+    return {
+        "source": paper.SOURCE,
+        "claim": paper.CLAIM,
+        "target_percent": paper.TARGET_PERCENT,
+        "parameters_saved": 100 * (1 - distilbert.parameters / bert.parameters),
+        "speed_conditions": paper.SPEED_CONDITIONS,
+        "costs": [dataclasses.asdict(cost) | {"gpu_hours": cost.gpu_hours} for cost in paper.COSTS],
+    }
+
+
+def _headline(report: Mapping[str, Any]) -> dict[str, Any]:
+    """The numbers of the first sentence, each None unless measured."""
+    found = {model["name"]: model for model in report["models"]}
+    teacher, student = found.get(TEACHER, {}), found.get(STUDENT, {})
+    means = {mean["key"]: mean for mean in report["tables"]["1"]["means"]}
+    whole = means["nine"] if means["nine"]["kept"] is not None else means.get("measured", {})
+    parameters, of = student.get("parameters"), teacher.get("parameters")
+    measured = report["latency"] or {"first": [], "fit": None}
+    own = [row for row in measured["first"] if row["model"] == STUDENT]
+    same = [row for row in own if row["ratio_same_form"] is not None]
+    best = [row for row in own if row["ratio_to_teacher"] is not None]
+    fastest = max(best, key=lambda row: float(row["ratio_to_teacher"]), default=None)
+    form = fastest["form"] if fastest else None
+    scored = [
+        each["score"]
+        for each in report["exports"]
+        if each["score"] and (each["model"], each["format"]) == (STUDENT, form)
+    ]
+    return {
+        "kept": whole.get("kept"),
+        "tasks": whole["tasks"] if whole.get("kept") is not None else [],
+        "subset": whole.get("subset", False),
+        "student_layers": student.get("layers"),
+        "teacher_layers": teacher.get("layers"),
+        "parameter_share": 100 * parameters / of if parameters and of else None,
+        "parameters_saved": 100 * (1 - parameters / of) if parameters and of else None,
+        "fit": measured["fit"],
+        # Eager PyTorch where both were measured in it.
+        "same_form": min(same, key=lambda row: str(row["form"] != "pytorch"), default=None),
+        "fastest": fastest,
+        "fastest_score": next(iter(scored), None),
+    }

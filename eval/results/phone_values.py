@@ -1,0 +1,61 @@
+"""What phones measured, as the report uses it."""
+
+import dataclasses
+import datetime
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from eval.results import paper
+from eval.results.collect import Results
+from eval.results.schema import PhoneMeasurement
+
+PROXY = "proxy, no phone"
+_WAYS = {"browser": "in a browser", "adb": "over adb", "proxy": PROXY}
+
+
+def values(results: Results) -> dict[str, Any]:
+    """Benchmarks by device with the paper's beside them, and the links that wait; for ``report.json``."""
+    return {
+        "measured": [{"name": name, **_phone_values(phone)} for name, phone in results.phones.items()],
+        "waiting": [
+            {"name": name, "section": f"link-{name}", "link": each.link, "until": _minute(each.until)}
+            for name, each in results.links.items()
+        ],
+        "paper": {"phone": paper.PHONE, "rows": list(_published())},
+    }
+
+
+def _phone_values(phone: PhoneMeasurement) -> dict[str, Any]:
+    return {**dataclasses.asdict(phone), "title": _title(phone)}
+
+
+def _title(phone: PhoneMeasurement) -> str:
+    """What it was, in few words; what the device does not tell is left out."""
+    about = phone.device
+    if phone.way == "proxy":
+        return str(about["processor"])
+    if phone.way == "adb":
+        named = " ".join(str(about[key]) for key in ("maker", "model") if about.get(key))
+        system = f"Android {about['android']}" if about.get("android") else None
+        return ", ".join(filter(None, (named, about.get("chip"), system)))
+    # Browsers put what they run on into the first brackets: (Linux; Android 14; Pixel 7).
+    told = re.search(r"\(([^)]*)\)", about["user_agent"])
+    return told[1] if told else str(about["platform"])
+
+
+def _minute(seconds: float) -> str:
+    return f"{datetime.datetime.fromtimestamp(seconds, datetime.UTC):%Y-%m-%d %H:%M}"
+
+
+def _published() -> Iterator[dict[str, Any]]:
+    slowest = paper.PHONES[0].milliseconds
+    for each in paper.PHONES:
+        alone = each.milliseconds == slowest
+        yield {
+            "model": each.model,
+            "p50_ms": each.milliseconds,
+            "bytes": each.bytes,
+            "ratio_to_teacher": None if alone else slowest / each.milliseconds,
+            "less_time_percent": None if alone else 100 * (1 - each.milliseconds / slowest),
+        }

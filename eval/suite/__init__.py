@@ -1,0 +1,1 @@
+"""All measurements of a teacher and its students as jobs of the queue."""

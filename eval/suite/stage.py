@@ -1,0 +1,127 @@
+"""Every number of a teacher and its students, as jobs in the queue, and one report of them.
+
+::
+
+    python -m eval.suite RECIPE [--teacher DIR] [--student DIR] --out DIR
+
+Models are those given, those the recipe names, and those that a pipeline has left below ``--out`` (``teacher/``,
+``students/<name>/``). What comes of them lies there too::
+
+    datasets/ finetune/<model>/<task>/ exports/<model>/<format>/ latency/ baselines/ pages/<name>/ mobile/<name>/
+    suite.json      which models there are, and which of them are compared how
+    jobs.json       how every job ended
+    report/         and the model cards of the students, filled from it
+
+Run again, it runs what is missing. The jobs go through the queue of the Ray cluster at ``RAY_ADDRESS``
+(:mod:`cluster.jobs`), or of one that is started on this machine for as long as the suite runs.
+"""
+
+import json
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from cluster.actors import ray_cluster
+from cluster.artifacts import artifact, commit, errors, registry, stage
+from cluster.jobs import client
+from cluster.jobs.job import GOOD, Job, JobsFailedError, Outcome
+from cluster.storage import filesystem
+from eval.report import model_card
+from eval.suite.plan import SuitePlan
+from eval.suite.recipe import STUDENT, TEACHER, CardFacts, Suite
+
+LEDGER = "queue"
+SUITE, JOBS, REPORT = "suite.json", "jobs.json", "report"
+FEW = 5
+"""Failed jobs that an error names."""
+PLACES = ("datasets", "finetune", "exports", "latency", "baselines", "pages", "mobile", REPORT)
+"""The folders below ``--out`` that are made here, and after which the jobs are named."""
+
+
+def run(recipe: Suite, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
+    """Run the jobs of a suite in the folder ``out``, then report.
+
+    Raises:
+        StageError: a model or folder that the recipe needs is not there.
+        JobsFailedError: some jobs have failed; the others are done, and the report says so.
+    """
+    plan = SuitePlan(recipe, models(recipe, inputs, out), out)
+    wanted = plan.jobs()
+    out.mkdir(parents=True, exist_ok=True)
+    filesystem.write_json(out / SUITE, plan.described())
+    with ray_cluster.connect():
+        outcomes = client.run(wanted, out / LEDGER)
+        record(out, outcomes)
+        outcomes += client.run([_report_job(out)], out / LEDGER)
+    record(out, outcomes)
+    if (out / REPORT).is_dir():
+        fill_cards(recipe, plan, out)
+    if failed := [outcome.name for outcome in outcomes if outcome.state not in GOOD]:
+        more = f" and {len(failed) - FEW} more" if len(failed) > FEW else ""
+        raise JobsFailedError(
+            f"{len(failed)} of {len(outcomes)} jobs failed ({', '.join(failed[:FEW])}{more}): {out / JOBS} says why; "
+            "the same command tries them again"
+        )
+    return {}
+
+
+def models(recipe: Suite, inputs: Mapping[str, Path], out: Path) -> dict[str, Path]:
+    """The folder of every model: what was given comes before what lies below ``out``.
+
+    Raises:
+        StageError: a folder that the recipe names is not there.
+    """
+    found = {TEACHER: out / TEACHER} if (out / TEACHER).is_dir() else {}
+    students = sorted(path for path in out.glob("students/*") if path.is_dir() and not path.name.startswith("."))
+    found |= {path.name: path for path in sorted(students, key=lambda path: path.name != STUDENT)}
+    found |= {name: Path(place).absolute() for name, place in recipe.models.items()}
+    found |= {name: place.absolute() for name, place in inputs.items()}
+    for name, place in found.items():
+        if not place.is_dir():
+            raise errors.StageError(f"the model {name}: no folder {place}")
+    return found
+
+
+def fill_cards(recipe: Suite, plan: SuitePlan, out: Path) -> None:
+    """Write what was measured into the model card of every student that lies below ``out`` and was scored."""
+    told = model_card.CardNumbers(**{name: getattr(recipe.card, name) for name in CardFacts.model_fields})
+    for name, place in plan.models.items():
+        scored = any((out / "finetune" / name).glob(f"*/{commit.MANIFEST}"))
+        if scored and name != TEACHER and place.is_relative_to(out):
+            model_card.fill(out / REPORT, place, told)
+
+
+def record(out: Path, outcomes: Iterable[Outcome]) -> None:
+    """Set the endings of a suite's jobs into ``jobs.json``, behind those of what came before it."""
+    path = out / JOBS
+    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    before = [entry for entry in known if entry["name"].partition("/")[0] not in PLACES]
+    filesystem.write_json(path, [*before, *(outcome.resolved() for outcome in outcomes)])
+
+
+def _report_job(out: Path) -> Job:
+    """The report of what is there now; an older report of something else is set aside, never overwritten."""
+    place = out / REPORT
+    report = registry.find("eval.report")
+    if place.exists():
+        found = artifact.read(place, "report")
+        given = stage.identities(report, {"results": out})
+        if artifact.difference(found, inputs=given, recipe=report.recipe().identity()) is not None:
+            aside = place.with_name(f"{REPORT}-{found.identity[:12]}")
+            # Results that came back have given the same report again: one of it is kept.
+            shutil.rmtree(place) if aside.exists() else place.rename(aside)
+    return Job(name=REPORT, module="eval.report", recipe={}, inputs={"results": out}, out=place)
+
+
+STAGE = stage.Stage(
+    name="eval.suite",
+    run=run,
+    recipe=Suite,
+    inputs={
+        TEACHER: stage.Role((stage.FOLDER,), optional=True),
+        STUDENT: stage.Role((stage.FOLDER,), optional=True),
+    },
+    produces="suite",
+    grows=True,
+)

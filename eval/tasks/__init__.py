@@ -1,0 +1,1 @@
+"""Tasks as data: definitions, examples, layouts, metrics."""

@@ -1,0 +1,169 @@
+"""Files of examples as columns: Parquet, JSON lines, TSV, CSV, SQuAD's JSON, with the place of every row for errors."""
+
+import csv
+import json
+import logging
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from eval.tasks.definitions import Task
+
+logger = logging.getLogger("stillhouse")
+
+
+_SQUAD = re.compile(rb'\s*\{\s*("data"|"version"|$)')
+
+
+class ExamplesError(ValueError):
+    """The data of a task is missing, or a row of it is not what the task says."""
+
+
+@dataclass(frozen=True)
+class SourceTable:
+    """Columns as read from one file (or one split of a hub data set), called ``name`` and found at ``where``."""
+
+    name: str
+    where: str
+    columns: Mapping[str, Sequence[Any]]
+    unit: str = "row"
+    first: int = 1
+    """The number people give the first row, counted in ``unit`` (rows, or lines of a text file)."""
+
+    def place(self, row: int) -> str:
+        return f"{self.where}: {self.unit} {self.first + row}"
+
+
+def read_parquet(path: Path, task: Task) -> SourceTable:
+    try:
+        table = pq.read_table(path)
+    except pa.ArrowInvalid as error:
+        reason = str(error).splitlines()[0]
+        raise ExamplesError(f"{path} is no readable Parquet file ({reason}): get it again") from None
+    return SourceTable(path.name, str(path), {name: table.column(name).to_pylist() for name in table.column_names})
+
+
+def read_jsonl(path: Path, task: Task) -> SourceTable:
+    rows: list[dict[str, Any]] = []
+    for number, line in enumerate(_lines(path), start=1):
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ExamplesError(f"{path}: line {number} is not JSON ({error.msg}): write one object a line") from None
+        if not isinstance(row, dict):
+            raise ExamplesError(f"{path}: line {number} is not a JSON object: write one object a line")
+        rows.append(row)
+    names = dict.fromkeys(name for row in rows for name in row)
+    return SourceTable(path.name, str(path), {name: [row.get(name) for row in rows] for name in names}, "line")
+
+
+def read_json(path: Path, task: Task) -> SourceTable:
+    """SQuAD's own form, one object with ``data``; else one object a line."""
+    with path.open("rb") as file:
+        first = file.read(200).split(b"\n", 1)[0]
+    return read_squad(path) if _SQUAD.match(first) else read_jsonl(path, task)
+
+
+def read_squad(path: Path) -> SourceTable:
+    """A row for each question: ``id``, ``question``, ``context``, ``answers`` as the hub has them."""
+    try:
+        articles = json.loads(path.read_text(encoding="utf-8"))["data"]
+        rows = [
+            (question["id"], question["question"], passage["context"], _answers(question))
+            for article in articles
+            for passage in article["paragraphs"]
+            for question in passage["qas"]
+        ]
+    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ExamplesError(
+            f"{path} is not a SQuAD file ({type(error).__name__}: {error}): it holds data, paragraphs, qas as published"
+        ) from None
+    names = ("id", "question", "context", "answers")
+    return SourceTable(
+        path.name, str(path), {name: [row[index] for row in rows] for index, name in enumerate(names)}, "question"
+    )
+
+
+def read_text_folders(folder: Path, labels: Sequence[str]) -> SourceTable:
+    """``<label>/*.txt``, a file for each text, in the order of label and name: columns ``text`` and ``label``."""
+    paths = [path for label in labels for path in _text_files(folder / label)]
+    texts = [_text(path) for path in paths]
+    numbers = [labels.index(path.parent.name) for path in paths]
+    return SourceTable(folder.name, str(folder), {"text": texts, "label": numbers}, "file")
+
+
+def _text_files(folder: Path) -> list[Path]:
+    found = sorted(folder.glob("*.txt"))
+    if not found:
+        raise ExamplesError(f"{folder} has no texts (*.txt): unpack the data set again, all of it")
+    return found
+
+
+def read_tsv(path: Path, task: Task) -> SourceTable:
+    """GLUE's own files: a quotation mark is a character like any other."""
+    rows = [line.split("\t") for line in _lines(path)]
+    if task.headerless and not {"label", "sentence"} <= set(rows[0] if rows else ()):
+        return _table(path, list(task.headerless), rows, "line", first=1)
+    header, body = (rows[0], rows[1:]) if rows else ([], [])
+    if task.broken_lines and (broken := sum(len(fields) != len(header) for fields in body)):
+        logger.info("%s: %d of %d lines are cut in two and left out", path, broken, len(body))
+        return _table(path, header, [fields for fields in body if len(fields) == len(header)], "whole line", first=1)
+    return _table(path, header, body, "line", first=2)
+
+
+def read_csv(path: Path, task: Task) -> SourceTable:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            rows = list(csv.reader(file, strict=True))
+    except UnicodeDecodeError as error:
+        raise ExamplesError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}): convert it") from None
+    except csv.Error as error:
+        raise ExamplesError(
+            f"{path} is not CSV ({error}): mend its quotation marks, or save it as JSON lines"
+        ) from None
+    return _table(path, rows[0] if rows else [], rows[1:], "row", first=1)
+
+
+READERS: dict[str, Callable[[Path, Task], SourceTable]] = {
+    ".parquet": read_parquet,
+    ".jsonl": read_jsonl,
+    ".json": read_json,
+    ".tsv": read_tsv,
+    ".csv": read_csv,
+}
+"""By file ending."""
+
+
+def _table(path: Path, header: list[str], rows: list[list[str]], unit: str, first: int) -> SourceTable:
+    for number, fields in enumerate(rows, start=first):
+        if len(fields) != len(header):
+            raise ExamplesError(
+                f"{path}: {unit} {number} has {len(fields)} fields, not {len(header)} ({', '.join(header)}): "
+                "mend it or drop it"
+            )
+    columns = {name: [fields[index] for fields in rows] for index, name in enumerate(header)}
+    return SourceTable(path.name, str(path), columns, unit, first)
+
+
+def _answers(question: dict[str, Any]) -> dict[str, list[Any]]:
+    # Questions without an answer in SQuAD 2.0 name some that only look like one, elsewhere.
+    given = question.get("answers", [])
+    return {key: [answer[key] for answer in given] for key in ("text", "answer_start")}
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ExamplesError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}): convert it") from None
+
+
+def _lines(path: Path) -> list[str]:
+    """Lines of a text file. Only a line feed ends one: texts contain the other characters Python would split at."""
+    text = _text(path)
+    return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")] if text else []

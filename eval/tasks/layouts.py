@@ -1,0 +1,122 @@
+"""Where the examples of a task lie: a folder in one of the usual layouts, or a data set of the Hugging Face hub.
+
+::
+
+    rte/train.parquet dev.parquet       a file per split, also validation.*; .jsonl, .tsv, .csv; shards -00000-of-00002
+    qnli/train_subset.parquet           in place of train: part of the official set, and recorded as such
+    glue_data/RTE/train.tsv dev.tsv     GLUE's own download: the folder of the task, or the one above it
+    squad/train-v1.1.json dev-v1.1.json SQuAD's own files, those of the task's version; also train-v1.1-subset.json
+    aclImdb/train/pos/0_9.txt …         IMDb's own folder, or the one above it
+    rte/dataset_dict.json train/ …      what datasets' save_to_disk writes
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import datasets
+
+from eval.tasks.definitions import Task
+from eval.tasks.file_readers import READERS, ExamplesError, SourceTable, read_text_folders
+
+Splits: TypeAlias = Callable[[Sequence[str]], list[SourceTable]]
+"""``splits(names)``: the tables of the split that has one of these names."""
+
+SUBSET = re.compile(r"[-_]subset(?![a-z])")
+SHARD = re.compile(r"-of-(\d+)$")
+
+
+def local(task: Task, folder: Path) -> Splits:
+    """The splits of a local folder, in whichever layout it is.
+
+    Raises:
+        ExamplesError: there is none; reading one may also raise it.
+    """
+    folder = _home(task, folder)
+    if (folder / "dataset_dict.json").is_file():
+        return _of_data_set(_saved(folder), folder.name, str(folder))
+    if task.text_folders and (folder / task.dev[0][0]).is_dir():
+        return lambda names: [read_text_folders(folder / names[0], task.text_folders)]
+    return lambda names: [READERS[path.suffix](path, task) for path in _files(task, folder, names)]
+
+
+def hub(task: Task, name: str) -> Splits:
+    """The splits of a data set on the hub; ``name`` is ``owner/name`` or ``owner/name:configuration``.
+
+    Raises:
+        ExamplesError: it cannot be fetched.
+    """
+    if task.hub is None:
+        raise ExamplesError(f"{task.name} is made here by stillhouse provenance: give its folder with --data DIR")
+    path, _, configuration = name.partition(":")
+    try:
+        found = datasets.load_dataset(path, configuration or None)
+    except (OSError, ValueError) as error:
+        raise ExamplesError(
+            f"data set {name} cannot be fetched ({_first_line(error)}): check its name ({task.name} is {task.hub}) and "
+            "the network, or give local files with --data DIR"
+        ) from None
+    return _of_data_set(found, name, name)
+
+
+def _of_data_set(found: Mapping[str, Any], name: str, where: str) -> Splits:
+    # The name goes into facts, which say nothing of where things lie on one machine.
+    def tables(names: Sequence[str]) -> list[SourceTable]:
+        present = [each for each in names if each in found]
+        if not present:
+            raise ExamplesError(f"data set {where} has splits {', '.join(found)}: expected {' or '.join(names)}")
+        split = present[0]
+        return [SourceTable(f"{name} {split}", f"{where} {split}", found[split][:])]
+
+    return tables
+
+
+def _saved(folder: Path) -> Any:
+    try:
+        return datasets.load_from_disk(folder)
+    except (OSError, ValueError) as error:
+        raise ExamplesError(f"{folder} is no readable data set ({_first_line(error)}): save it again") from None
+
+
+def _home(task: Task, folder: Path) -> Path:
+    """The folder itself, or the one of the task in it (``glue_data`` holds ``RTE``)."""
+    if not folder.is_dir() or any(path.suffix in READERS for path in folder.iterdir()):
+        return folder
+    inside = [folder / name for name in (task.name, *task.folders) if (folder / name).is_dir()]
+    return inside[0] if inside else folder
+
+
+def _files(task: Task, folder: Path, names: Sequence[str]) -> list[Path]:
+    """The file of a split, or its shards in order; more than one form of it would be read twice, so is refused."""
+    version = rf"(?:-v{re.escape(task.published)})?" if task.published else ""
+    form = re.compile(rf"(?P<split>(?:{'|'.join(names)}){version}(?:[-_]subset)?)(?:[-_.]\d+(?:-of-\d+)?)?")
+    matches = [
+        (path, match["split"])
+        for path in sorted(folder.glob("*"))
+        if path.suffix in READERS and (match := form.fullmatch(path.stem))
+    ]
+    if not matches:
+        present = ", ".join(sorted(path.name for path in folder.glob("*"))) or "nothing"
+        raise ExamplesError(
+            f"{folder} has no {names[0]} file of {task.name}: expected {' or '.join(names)} with one of the endings "
+            f"{', '.join(READERS)}; found {present}"
+        )
+    if len({(split, path.suffix) for path, split in matches}) > 1:
+        listed = ", ".join(path.name for path, _ in matches)
+        raise ExamplesError(f"{folder} has more than one {names[0]} file of {task.name} ({listed}): keep one of them")
+    _check_shards([path for path, _ in matches])
+    return [path for path, _ in matches]
+
+
+def _check_shards(paths: Sequence[Path]) -> None:
+    """Half a data set would be read as if it were the whole."""
+    for path in paths:
+        if (match := SHARD.search(path.stem)) and int(match[1]) != len(paths):
+            raise ExamplesError(
+                f"{path} is one of {int(match[1])} files, of which {len(paths)} are here: get the others"
+            )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

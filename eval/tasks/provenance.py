@@ -1,0 +1,180 @@
+"""Makes a classification task out of a corpus: from which of N sources does this passage come?
+
+Every corpus of several sources (packages, books, sites) is a labelled set already. The task made of it needs no
+download, is of the student's own domain, and is as hard as the sources are alike::
+
+    provenance/
+      train.parquet  dev.parquet        sentence: string, label: int64
+      labels.json                       source names, in the order of their labels
+
+A passage is ``words`` consecutive words of one document. No document has passages in both files, no passage occurs
+twice, and every label has the same number of passages. The names of the sources are replaced by "it" in every
+passage: a passage that says "numpy" would give itself away.
+"""
+
+import hashlib
+import heapq
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import Field, NonNegativeInt, PositiveInt
+
+from cluster.artifacts import errors, stage
+from cluster.artifacts.recipe import Recipe
+from cluster.storage.filesystem import write_json
+from cluster.telemetry.progress import progress
+from eval.tasks.examples import LABEL_NAMES
+
+MASK = "it"
+
+# A name this long is masked wherever it occurs in a word (PyTorch, torchvision); a shorter one only as a whole
+# word, because "ray" is in "array".
+SHORTEST_INNER_NAME = 5
+SHORTEST_PART = 3
+DOCUMENTS_PER_PASSAGE = 4
+"""Documents kept of a source for each passage wanted of it: some passages are dropped as shared."""
+
+
+class Provenance(Recipe):
+    """Which passages become examples. The same corpus and recipe give the same files."""
+
+    labels: Annotated[int, Field(ge=2)] = 8
+    """The sources with the most documents, ties by name."""
+    passages_per_label: Annotated[int, Field(ge=2)] = 250
+    passages_per_document: PositiveInt = 4
+    words: Annotated[int, Field(ge=5)] = 40
+    dev_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2
+    seed: NonNegativeInt = 1
+
+
+def run(recipe: Provenance, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
+    """Choose the sources, cut their documents into passages, and split them by document.
+
+    Raises:
+        StageError: the corpus has too few sources, or a source too few passages.
+    """
+    shards = sorted(inputs["corpus"].glob("documents-*.parquet"))
+    sources = _largest_sources(shards, recipe.labels)
+    documents = _passages(recipe, shards, sources)
+    train, dev = [], []
+    for label, source in enumerate(sources):
+        for_train, for_dev = _split(recipe, source, documents[source])
+        train += [(passage, label) for passage in for_train]
+        dev += [(passage, label) for passage in for_dev]
+    _write(out / "train.parquet", train, recipe.seed)
+    _write(out / "dev.parquet", dev, recipe.seed)
+    write_json(out / LABEL_NAMES, sources)
+    return {"labels": sources, "train_examples": len(train), "dev_examples": len(dev), "words": recipe.words}
+
+
+def _largest_sources(shards: Sequence[Path], labels: int) -> list[str]:
+    counts: Counter[str] = Counter()
+    for shard in shards:
+        for entry in pq.read_table(shard, columns=["source"]).column("source").value_counts().to_pylist():
+            counts[entry["values"]] += entry["counts"]
+    if len(counts) < labels:
+        instead = f"set labels = {len(counts)}" if len(counts) > 1 else "give the corpus more sources"
+        raise errors.StageError(
+            f"the corpus has {len(counts)} sources ({', '.join(sorted(counts))}), labels = {labels}: {instead}"
+        )
+    return sorted(counts, key=lambda source: (-counts[source], source))[:labels]
+
+
+def _passages(recipe: Provenance, shards: Sequence[Path], sources: Sequence[str]) -> dict[str, list[list[str]]]:
+    """For each source its documents, as the passages chosen of them; passages of several documents are left out.
+
+    What several documents share (licences, notices, headers) says nothing about where it comes from, and would
+    stand in both files. Of each source only so many documents are kept as can be needed, first by hash: a corpus of
+    any size needs no more memory than a small one.
+    """
+    names = name_pattern(sources)
+    limit = DOCUMENTS_PER_PASSAGE * recipe.passages_per_label
+    kept: dict[str, list[tuple[int, list[str]]]] = {source: [] for source in sources}
+    for source, text in _documents(shards):
+        chosen = _choose(recipe, names.sub(MASK, text).split()) if source in kept else []
+        if chosen:
+            # A heap gives up its smallest: with ranks negated, the last by hash.
+            entry = (-int.from_bytes(_rank(recipe.seed, chosen[0]), "big"), chosen)
+            push = heapq.heappush if len(kept[source]) < limit else heapq.heappushpop
+            push(kept[source], entry)
+    seen = Counter(passage for found in kept.values() for _, chosen in found for passage in chosen)
+    unique = {
+        source: [[passage for passage in chosen if seen[passage] == 1] for _, chosen in found]
+        for source, found in kept.items()
+    }
+    return {source: [chosen for chosen in found if chosen] for source, found in unique.items()}
+
+
+def _documents(shards: Sequence[Path]) -> Iterator[tuple[str, str]]:
+    total = sum(pq.ParquetFile(shard).metadata.num_rows for shard in shards)
+
+    def rows() -> Iterator[tuple[str, str]]:
+        for shard in shards:
+            for batch in pq.ParquetFile(shard).iter_batches(batch_size=1024, columns=["source", "text"]):
+                yield from zip(batch.column("source").to_pylist(), batch.column("text").to_pylist(), strict=True)
+
+    return progress(rows(), "passages", total, "documents")
+
+
+def _choose(recipe: Provenance, words: Sequence[str]) -> list[str]:
+    """Some of the passages of a document: those first by hash, so that equal passages are chosen alike."""
+    starts = range(0, len(words) - recipe.words + 1, recipe.words)
+    passages = dict.fromkeys(" ".join(words[start : start + recipe.words]) for start in starts)
+    return heapq.nsmallest(recipe.passages_per_document, passages, key=lambda passage: _rank(recipe.seed, passage))
+
+
+def _split(recipe: Provenance, source: str, documents: Sequence[Sequence[str]]) -> tuple[list[str], list[str]]:
+    """Passages of one source for training and for scoring; the document at the border gives to one side only.
+
+    Raises:
+        StageError: the documents do not hold enough passages.
+    """
+    dev_wanted = max(1, round(recipe.dev_share * recipe.passages_per_label))
+    wanted = {"dev": dev_wanted, "train": max(1, recipe.passages_per_label - dev_wanted)}
+    parts: dict[str, list[str]] = {"dev": [], "train": []}
+    for passages in sorted(documents, key=lambda passages: _rank(recipe.seed, passages[0])):
+        side = "dev" if len(parts["dev"]) < wanted["dev"] else "train"
+        parts[side] += passages
+    if len(parts["train"]) < wanted["train"] or len(parts["dev"]) < wanted["dev"]:
+        found = len(parts["train"]) + len(parts["dev"])
+        raise errors.StageError(
+            f"source {source} has {found} passages of {recipe.words} words in {len(documents)} documents, too few for "
+            f"passages_per_label = {recipe.passages_per_label}: lower it, words or labels, or raise "
+            "passages_per_document"
+        )
+    return parts["train"][: wanted["train"]], parts["dev"][: wanted["dev"]]
+
+
+def name_pattern(sources: Sequence[str]) -> re.Pattern[str]:
+    """Matches every spelling of these names: ``scikit-learn`` as scikit_learn, ScikitLearn, scikit, learn."""
+    names = [tuple(re.findall(r"[^\W_]+", source)) for source in sources]
+    parts = {(part,) for name in names for part in name if len(part) >= SHORTEST_PART}
+    letter = r"[^\W_]"
+    forms = []
+    # Longest first: the first form that matches is the one replaced.
+    for name in sorted({*names, *parts} - {()}, key=lambda name: (-len("".join(name)), name)):
+        inner = f"{letter}*" if len("".join(name)) >= SHORTEST_INNER_NAME else ""
+        forms.append(inner + r"[-_.\s]?".join(map(re.escape, name)) + inner)
+    return re.compile(rf"(?<!{letter})(?:{'|'.join(forms)})(?!{letter})", re.IGNORECASE)
+
+
+def _rank(seed: int, text: str) -> bytes:
+    """A place in an order that looks random and depends on nothing but the seed and the text."""
+    return hashlib.sha256(f"{seed}:{text}".encode()).digest()
+
+
+def _write(path: Path, examples: Sequence[tuple[str, int]], seed: int) -> None:
+    mixed = sorted(examples, key=lambda example: _rank(seed, example[0]))
+    sentences, labels = zip(*mixed, strict=True)
+    columns = {"sentence": pa.array(sentences, pa.string()), "label": pa.array(labels, pa.int64())}
+    pq.write_table(pa.table(columns), path, compression="zstd")
+
+
+STAGE = stage.Stage(
+    name="eval.provenance", run=run, recipe=Provenance, inputs={"corpus": stage.Role(("corpus",))}, produces="dataset"
+)
