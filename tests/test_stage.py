@@ -231,6 +231,7 @@ def test_a_role_may_identify_itself_and_a_growing_stage_makes_no_artifact(corpus
         return {}
 
     growing = stage.Stage(
+        name="growing",
         run=grow,
         recipe=Toy,
         inputs={"run": stage.Role((stage.FOLDER,))},
@@ -258,8 +259,8 @@ def test_only_modules_with_a_stage_are_stages() -> None:
     assert registry.find("toy_stage") is toy_stage.STAGE
     with pytest.raises(StageError, match=r"no stage cluster\.nowhere"):
         registry.find("cluster.nowhere")
-    with pytest.raises(StageError, match=r"cluster\.artifact is not a stage"):
-        registry.find("cluster.artifact")
+    with pytest.raises(StageError, match=r"did you mean distill\.train\?"):
+        registry.find("distill.trian")
 
 
 def test_errors_for_people_and_bugs_are_told_apart() -> None:
@@ -358,7 +359,7 @@ def test_a_remote_stage_works_where_things_are() -> None:
         return {"found": found}
 
     inputs = {"corpus": stage.Role(("corpus",))}
-    working = stage.Stage(run=run, recipe=Toy, inputs=inputs, produces="dataset", remote=True)
+    working = stage.Stage(name="working", run=run, recipe=Toy, inputs=inputs, produces="dataset", remote=True)
     given = {"corpus": filesystem.location("s3://barrel/corpus")}
     with artifact.create(given["corpus"], kind="corpus", inputs={}, recipe={}) as draft:
         filesystem.write_json(draft.location / "text.json", "text")
@@ -377,7 +378,7 @@ def test_a_remote_stage_works_where_things_are() -> None:
 
 @pytest.mark.usefixtures("bucket")
 def test_a_run_folder_cannot_be_in_an_object_store(capsys: pytest.CaptureFixture[str], corpus: Path) -> None:
-    growing = stage.Stage(run=toy_stage.run, recipe=Toy, produces="run", grows=True)
+    growing = stage.Stage(name="growing", run=toy_stage.run, recipe=Toy, produces="run", grows=True)
     with pytest.raises(StageError, match="s3://barrel/run: a run grows while it is made"):
         stage.execute(growing, Toy(), {}, filesystem.location("s3://barrel/run"))
     line = _refusal(capsys, "default", "--corpus", "s3://barrel/none", "--out", corpus.with_name("made"))
