@@ -33,7 +33,7 @@ from cluster.models.precision import Precision
 from distill.config import Distillation
 
 LARGE_PAGES = "THP_MEM_ALLOC_ENABLE"
-"""Ours sets this for itself (``distill.engine.deepspeed_engine.deepspeed_engine``); the usual loop runs as people run it, without."""
+"""Ours sets this for itself (``distill.engine.deepspeed_engine``); the usual loop runs as people run it, without."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ turns one thing into another without choices takes that thing in the place of th
 
     stillhouse export RUN --out DIR
 
-Inputs and ``--out`` may be URLs of an object store (:mod:`cluster.storage.filesystem`). A stage need not know: it is given copies
+Inputs and ``--out`` may be URLs of an object store (:mod:`cluster.storage`). A stage need not know: it is given copies
 in the cache, and what it made on this machine is published when it is complete.
 """
 
@@ -63,7 +63,7 @@ class Stage(Generic[R]):
     also holds checkpoints, logs or the very artifact being made. A stage that ``grows`` works in ``out`` itself: a run
     folder, which is no artifact and looks after its own identity.
 
-    A ``remote`` stage reads its inputs and writes ``out`` where they are, with :mod:`cluster.storage.filesystem`: what it is given
+    A ``remote`` stage reads its inputs and writes ``out`` where they are, with :mod:`cluster.storage`: what it is given
     are locations, and ``out`` in an object store is the artifact's own place.
 
     ``halved`` gives the recipe with half the micro-batch, which changes its placement alone, or None where there is

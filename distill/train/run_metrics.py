@@ -1,4 +1,4 @@
-"""What Prometheus sees of a run: the series of ``cluster.telemetry.metrics.metrics`` that training fills.
+"""What Prometheus sees of a run: the series of ``cluster.telemetry.metrics`` that training fills.
 
 The first worker of every node serves an endpoint. What holds for the run as a whole comes from the first worker alone.
 """

@@ -52,7 +52,7 @@ class FinetunePlacement(Recipe):
 
 
 class Finetune(Recipe):
-    """How a model is fine-tuned; a value left out is the task's standard one (:mod:`eval.tasks.definitions.definitions`)."""
+    """How a model is fine-tuned; a value left out is the task's standard one (:mod:`eval.tasks.definitions`)."""
 
     task: str
     data: str | None = None
