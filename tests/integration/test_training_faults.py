@@ -1,0 +1,218 @@
+"""Workers, nodes and steps that truly die under Ray: each ends with the uninterrupted curve or with a clear stop."""
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import clusters
+import paths
+import pipelines
+import psutil
+import pytest
+import tokens_artifact
+from clusters import Cluster, training_workers
+from drivers import Driver
+from trainings import RECIPE, curve, train
+
+from cluster.telemetry.metrics_log import read_metrics
+from distill.checkpointing.run_folder import Run
+
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(540)]
+
+# Many rows a step, a few at a time: steps slow enough that a node can leave and another one come between them.
+VALUES: dict[str, Any] = {**RECIPE, "steps": 160, "rows_per_step": 32, "validation_rows": 8}
+PLACEMENT: dict[str, Any] = {"rows_per_device": 2, "log_every": 1, "save_every": 10, "validate_every": 80}
+
+NETWORKS = pytest.mark.parametrize(
+    "isolated", [clusters.namespaces_work()], ids=lambda yes: "apart" if yes else "loopback"
+)
+"""Whether nodes have networks of their own: wherever root may make them."""
+
+DRIVER = """
+import json, sys
+from pathlib import Path
+from cluster.actors import ray_cluster
+from cluster.artifacts import errors
+from distill.checkpointing.run_folder import Run
+from distill.config import Distillation
+from distill.launch import ray_train
+
+module, values, folder, out = json.loads(sys.argv[1])
+inputs = {role: Path(folder) / role for role in ("tokens", "teacher")}
+with errors.errors_for_people(), ray_cluster.connect(2):
+    ray_train.on_workers(ray_train.Call(module, values, inputs, Path(out)), Distillation.of(values), Run(Path(out)))
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    found = tmp_path_factory.mktemp("faults")
+    tokens_artifact.make(found)
+    return found
+
+
+@pytest.fixture(scope="module")
+def whole(folder: Path) -> list[float]:
+    """The curve of the run nothing happened to, on one worker without Ray."""
+    settings = ["steps=160", "rows_per_step=32", "validation_rows=8"]
+    settings += [f"placement.{key}={value}" for key, value in PLACEMENT.items()]
+    done = train(folder, folder / "whole", 1, *settings)
+    assert done.returncode == 0, done.stderr
+    return curve(folder / "whole")
+
+
+class TrainingDriver(Driver):
+    """A process that trains on the cluster of its environment, and the folder it trains in."""
+
+    def __init__(self, folder: Path, out: Path, environment: dict[str, str], **placement: Any) -> None:
+        self.run = Run(out)
+        module = "faulty_training" if "FAULT" in environment else "distill.train"
+        values = {**VALUES, "placement": {**PLACEMENT, **placement}}
+        call = json.dumps([module, values, str(folder), str(out)])
+        super().__init__(["-c", DRIVER, call], out.with_name("driver.log"), environment)
+
+    def await_step(self, step: int, workers: int | None = None) -> None:
+        """Until a checkpoint of this step or a later one is there, written by so many workers."""
+
+        def written() -> bool:
+            newest = self.run.newest()
+            return newest is not None and newest.step >= step and workers in (None, newest.facts["world_size"])
+
+        self.await_that(written)
+
+    def await_metrics_after(self, step: int) -> float:
+        """Seconds until a step beyond this one is recorded."""
+        started = time.monotonic()
+        self.await_that(lambda: last_step(self.run) > step)
+        return time.monotonic() - started
+
+    def finish(self) -> str:
+        """Wait for its end; what it said."""
+        self.process.wait(timeout=300)
+        return self.said()
+
+
+def last_step(run: Run) -> int:
+    lines = read_metrics(run.metrics)
+    return lines[-1]["step"] if lines else 0
+
+
+@pytest.mark.parametrize("victim", [0, 1], ids=["the-first-worker", "another-worker"])
+def test_a_worker_that_is_killed(folder: Path, tmp_path: Path, whole: list[float], victim: int) -> None:
+    driver = TrainingDriver(folder, tmp_path / "run", pipelines.environment(), workers=2)
+    driver.await_step(20)
+    found = training_workers(psutil.Process(driver.process.pid).children(recursive=True))
+    assert len(found) == 2
+    found[victim].kill()
+    before = last_step(driver.run)
+    seconds = driver.await_metrics_after(before)
+    print(f"worker {victim} killed after step {before}: going on {seconds:.1f} s later")
+    said = driver.finish()
+    assert driver.process.returncode == 0, said
+    assert "a worker died; starting again from the newest checkpoint" in said
+    assert curve(driver.run.path) == pytest.approx(whole, rel=1e-6)
+
+
+@NETWORKS
+def test_a_node_that_is_killed_and_replaced(folder: Path, tmp_path: Path, whole: list[float], isolated: bool) -> None:
+    """Two workers on two nodes, then one, then two again."""
+    with clusters.running(tmp_path, nodes=2, isolated=isolated) as cluster:
+        elastic = {"workers": {"min": 1, "max": 2}, "replace_seconds": 2.0}
+        driver = TrainingDriver(folder, tmp_path / "run", cluster.environment, **elastic)
+        driver.await_step(20, workers=2)
+        cluster.nodes[2].kill()
+        before = last_step(driver.run)
+        seconds = driver.await_metrics_after(before)
+        print(f"node killed after step {before}: going on {seconds:.1f} s later")
+        driver.await_step(before, workers=1)
+        cluster.add()
+        started = time.monotonic()
+        driver.await_step(before, workers=2)
+        print(f"node came: first checkpoint of two workers {time.monotonic() - started:.1f} s later")
+        said = driver.finish()
+    assert driver.process.returncode == 0, said
+    assert "room for 1 of 2 workers: going on with 1" in said
+    assert "there is room for more workers; stopped at step" in said
+    assert curve(driver.run.path) == pytest.approx(whole, rel=1e-6)
+
+
+@NETWORKS
+def test_a_node_that_is_drained(folder: Path, tmp_path: Path, whole: list[float], isolated: bool) -> None:
+    """The checkpoint is written before the deadline, though none was due, and another node goes on from there."""
+    with clusters.running(tmp_path, nodes=2, isolated=isolated) as cluster:
+        # No checkpoint is due before the end, and no death is forgiven.
+        driver = TrainingDriver(folder, tmp_path / "run", cluster.environment, workers=1, restarts=0, save_every=1000)
+        driver.await_that(lambda: last_step(driver.run) >= 10)
+        leaving = hosts(cluster)
+        leaving.drain()
+        started = time.monotonic()
+        driver.await_step(10)
+        seconds = time.monotonic() - started
+        newest = driver.run.newest()
+        assert newest is not None
+        print(f"drained: checkpoint of step {newest.step} after {seconds:.1f} s")
+        assert seconds < 30, "Ray's own deadline"
+        assert newest.step < VALUES["steps"]
+        print(f"going on elsewhere {driver.await_metrics_after(newest.step):.1f} s later")
+        assert hosts(cluster) is not leaving
+        said = driver.finish()
+    assert driver.process.returncode == 0, said
+    assert f"a node is about to leave; stopped at step {newest.step}, starting again from there" in said
+    assert curve(driver.run.path) == pytest.approx(whole, rel=1e-6)
+
+
+def test_a_driver_that_is_terminated_ends_with_a_checkpoint(folder: Path, tmp_path: Path, whole: list[float]) -> None:
+    # No checkpoint is due before the end.
+    driver = TrainingDriver(folder, tmp_path / "run", pipelines.environment(), workers=2, save_every=1000)
+    driver.await_that(lambda: last_step(driver.run) >= 10)
+    driver.process.terminate()
+    said = driver.finish()
+    assert driver.process.returncode == 130, said
+    newest = driver.run.newest()
+    assert newest is not None
+    assert 10 <= newest.step < VALUES["steps"]
+    told = [f"run: SIGTERM; stopped at step {newest.step}, checkpoint written"]
+    assert said.splitlines()[-2:] == [*told, "interrupted: run the same command again to continue"]
+    again = TrainingDriver(folder, tmp_path / "run", pipelines.environment(), workers=2, save_every=1000)
+    said = again.finish()
+    assert again.process.returncode == 0, said
+    assert curve(driver.run.path) == pytest.approx(whole, rel=1e-6)
+
+
+def hosts(cluster: Cluster) -> clusters.Node:
+    """The node that has the training worker."""
+    return next(node for node in cluster.nodes[1:] if training_workers(node.processes()))
+
+
+@NETWORKS
+def test_a_lost_node_that_nobody_replaces_is_a_clear_stop(folder: Path, tmp_path: Path, isolated: bool) -> None:
+    with clusters.running(tmp_path, nodes=1, isolated=isolated) as cluster:
+        driver = TrainingDriver(folder, tmp_path / "run", cluster.environment, workers=1, replace_seconds=2.0)
+        driver.await_step(10)
+        cluster.nodes[1].kill()
+        said = driver.finish()
+    assert driver.process.returncode == 1
+    assert said.splitlines()[-1].startswith("error: placement asks for 1 workers, the cluster has room for 0"), said
+    assert "run the same command again to go on" in said
+
+
+@pytest.mark.parametrize(
+    ("fault", "line"),
+    [
+        ("kill", "worker 1: The actor is dead because its worker process has died"),
+        ("raise", "worker 1: RuntimeError: a bug of step seven"),
+    ],
+)
+def test_a_step_that_dies_twice_is_not_tried_again(folder: Path, tmp_path: Path, fault: str, line: str) -> None:
+    path = os.pathsep.join([str(paths.SUPPORT), os.environ.get("PYTHONPATH", "")])
+    environment = pipelines.environment(FAULT=fault, PYTHONPATH=path)
+    driver = TrainingDriver(folder, tmp_path / "run", environment, workers=2, restarts=50)
+    said = driver.finish()
+    assert driver.process.returncode == 1
+    assert said.count("starting again from the newest checkpoint") == 1, said
+    last = said.splitlines()[-1]
+    assert last.startswith("error: run: workers died twice at the same step, the one after ")
+    assert line in last
+    assert line.partition(": ")[2] in (tmp_path / ".ray" / "run.log").read_text()

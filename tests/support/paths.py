@@ -1,0 +1,10 @@
+"""Where the tests find things: the checkout, golden files, and the data beside the checkout."""
+
+from pathlib import Path
+
+SUPPORT = Path(__file__).resolve().parent
+ROOT = SUPPORT.parents[1]
+TESTS = ROOT / "tests"
+GOLDEN = TESTS / "golden"
+SHARED = ROOT.parent / "shared"
+DATA = SHARED / "data"

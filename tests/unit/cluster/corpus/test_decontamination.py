@@ -1,0 +1,274 @@
+"""Decontamination: a run of a task's words is found wherever it stands, in every form tasks come in."""
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import paths
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from cluster.artifacts.errors import StageError
+from cluster.artifacts.recipe import RecipeError
+from cluster.corpus.decontamination import Decontamination, Evaluation, listing
+
+DATA = paths.DATA
+
+LONG = "a spirit safe is a padlocked glass walled chest found in distilleries that produce single malt whisky"
+SHORT = "The condenser turns vapour into liquid again, slowly!"
+TINY = "not worth it"
+
+
+def _load(*tasks: Path | str, **values: Any) -> Evaluation:
+    return Evaluation.load(Decontamination.of({"tasks": [str(task) for task in tasks], **values}))
+
+
+def _task(folder: Path, *texts: str, name: str = "dev.jsonl") -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = [json.dumps({"sentence": text, "label": 1, "idx": number}) for number, text in enumerate(texts)]
+    (folder / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder
+
+
+def test_thirteen_words_in_a_row_are_an_overlap_and_twelve_are_none(tmp_path: Path) -> None:
+    evaluation = _load(_task(tmp_path / "whisky", LONG))
+    words = LONG.split()
+    for start in range(len(words) - 12):
+        text = f"Before it. {' '.join(words[start : start + 13])} And after it."
+        assert evaluation.overlap(text) == "whisky"
+        assert evaluation.overlap(text.replace(words[start + 6], "other")) is None
+        assert evaluation.overlap(" ".join(words[start : start + 12])) is None
+    assert evaluation.overlap("") is None
+
+
+def test_case_punctuation_and_line_breaks_hide_nothing(tmp_path: Path) -> None:
+    evaluation = _load(_task(tmp_path / "whisky", LONG))
+    assert evaluation.overlap("«" + LONG.upper().replace(" ", ",\n") + "»") == "whisky"
+
+
+def test_shorter_texts_count_whole_and_the_shortest_not_at_all(tmp_path: Path) -> None:
+    evaluation = _load(_task(tmp_path / "vapour", SHORT, TINY))
+    assert evaluation.overlap("Now the condenser turns vapour into liquid again slowly and quietly.") == "vapour"
+    assert evaluation.overlap("The condenser turns vapour into liquid again.") is None
+    assert evaluation.overlap(f"It is {TINY}.") is None
+    assert evaluation.counts == {"vapour": {"files": 1, "texts": 2, "ignored": 1, "runs": 1}}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_overlaps_are_those_of_a_naive_search(tmp_path: Path, seed: int) -> None:
+    choice = random.Random(seed)
+
+    def text(length: int) -> str:
+        return " ".join(choice.choice("ab") for _ in range(length))
+
+    texts = [text(choice.randint(3, 9)) for _ in range(4)]
+    evaluation = _load(_task(tmp_path / "letters", *texts), words=7, min_words=5)
+    lengths = {one: min(7, len(one.split())) for one in texts}
+    runs = {
+        tuple(one.split()[start : start + length])
+        for one, length in lengths.items()
+        for start in range(len(one.split()) - length + 1)
+        if length >= 5
+    }
+    documents = [text(12) for _ in range(300)]
+    expected = [
+        any(tuple(words[start : start + len(run)]) == run for run in runs for start in range(len(words)))
+        for words in (document.split() for document in documents)
+    ]
+    assert 0 < sum(expected) < len(expected), "all or none: it proves nothing"
+    assert [evaluation.overlap(document) is not None for document in documents] == expected
+
+
+def test_the_first_named_task_is_told_where_several_share_a_text(tmp_path: Path) -> None:
+    one, other = _task(tmp_path / "one", LONG), _task(tmp_path / "other", LONG, SHORT)
+    assert _load(one, other).overlap(f"{SHORT} {LONG}") == "one"
+    assert _load(other, one).overlap(f"{SHORT} {LONG}") == "other"
+    assert _load(one, other).overlap(SHORT) == "other"
+
+
+def _parquet(path: Path) -> None:
+    nested = [{"text": [LONG], "start": [3]}]
+    pq.write_table(pa.table({"idx": [0], "answers": nested}), path)
+
+
+def _arrow(path: Path) -> None:
+    table = pa.table({"premise": [LONG], "label": [1]})
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+
+
+def _arrow_file(path: Path) -> None:
+    table = pa.table({"premise": pa.array([LONG]).dictionary_encode(), "label": [1]})
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+
+
+def _squad(path: Path) -> None:
+    paragraph = {
+        "context": LONG,
+        "qas": [{"question": "What?", "id": "1", "answers": [{"text": "a", "answer_start": 0}]}],
+    }
+    path.write_text(
+        json.dumps({"version": "1.1", "data": [{"title": "x", "paragraphs": [paragraph]}]}), encoding="utf-8"
+    )
+
+
+def _json_lines(path: Path) -> None:
+    path.write_text(f'{{"a": 1}}\n{json.dumps({"b": [LONG]})}\n', encoding="utf-8")
+
+
+def _tsv(path: Path) -> None:
+    path.write_text(f'index\tsentence\n0\t"Quoted {LONG}\r\n1\tanother\n', encoding="utf-8")
+
+
+def _csv(path: Path) -> None:
+    path.write_text(f'index,sentence\n0,"First, a line.\n{LONG}"\n', encoding="utf-8")
+
+
+def _lines(path: Path) -> None:
+    path.write_text(f"\n = Title = \n{LONG}\n", encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("validation-00000-of-00001.parquet", _parquet),
+        ("test.arrow", _arrow),
+        ("valid.arrow", _arrow_file),
+        ("dev-v1.1.json", _squad),
+        ("dev.json", _json_lines),
+        ("dev_matched.jsonl", _json_lines),
+        ("dev.tsv", _tsv),
+        ("TEST.csv", _csv),
+        ("valid.txt", _lines),
+    ],
+)
+def test_every_form_is_read(tmp_path: Path, name: str, write: Callable[[Path], None]) -> None:
+    (tmp_path / "task").mkdir()
+    write(tmp_path / "task" / name)
+    assert _load(tmp_path / "task").overlap(LONG) == "task"
+
+
+def test_of_a_folder_the_files_named_for_evaluation_count(tmp_path: Path) -> None:
+    root = tmp_path / "glue"
+    _task(root / "rte", LONG)
+    _task(root / "rte", SHORT, name="train.jsonl")
+    _task(root / "mnli" / "validation", LONG, name="0000.jsonl")
+    _task(root / "cola", LONG, name="latest.jsonl")
+    (root / "rte" / "dev.md").write_text(SHORT)
+    recipe = Decontamination.of({"tasks": [str(root)]})
+    assert [(file.task, file.info.location.name) for file in listing(recipe)] == [
+        ("glue/mnli", "0000.jsonl"),
+        ("glue/rte", "dev.jsonl"),
+    ]
+    assert Evaluation.load(recipe).overlap(SHORT) is None
+
+
+def test_files_and_globs_are_taken_as_they_are_named(tmp_path: Path) -> None:
+    _task(tmp_path / "rte", LONG, name="heldout.jsonl")
+    _task(tmp_path / "cola", SHORT, name="heldout.jsonl")
+    assert _load(tmp_path / "rte" / "heldout.jsonl").tasks == ("rte",)
+    assert _load(f"{tmp_path}/*/held*.jsonl").tasks == ("cola", "rte")
+    assert _load(tmp_path / "rte", files=["heldout"]).overlap(LONG) == "rte"
+
+
+def test_what_one_process_loaded_others_open(tmp_path: Path) -> None:
+    loaded = _load(_task(tmp_path / "whisky", LONG, SHORT))
+    loaded.save(tmp_path / "made" / "evaluation.npz")
+    opened = Evaluation.open(tmp_path / "made" / "evaluation.npz")
+    assert opened.overlap(SHORT) == "whisky"
+    assert opened.overlap(TINY) is None
+    assert opened.fingerprint == loaded.fingerprint
+    assert opened.counts == loaded.counts
+    assert _load(_task(tmp_path / "whisky", LONG)).fingerprint != loaded.fingerprint
+
+
+def _nothing(folder: Path) -> Path:
+    return folder / "nowhere"
+
+
+def _no_match(folder: Path) -> Path:
+    return folder / "*.tsv"
+
+
+def _train_only(folder: Path) -> Path:
+    return _task(folder / "rte", LONG, name="train.jsonl")
+
+
+def _broken(folder: Path) -> Path:
+    (folder / "dev.jsonl").write_text('{"sentence": "cut')
+    return folder
+
+
+def _truncated(folder: Path) -> Path:
+    _parquet(folder / "dev.parquet")
+    content = (folder / "dev.parquet").read_bytes()
+    (folder / "dev.parquet").write_bytes(content[: len(content) // 2])
+    return folder
+
+
+def _latin(folder: Path) -> Path:
+    (folder / "test.txt").write_bytes("naïve".encode("latin-1"))
+    return folder
+
+
+def _all_short(folder: Path) -> Path:
+    return _task(folder / "sst2", TINY)
+
+
+def _other_kind(folder: Path) -> Path:
+    (folder / "dev.xml").write_text("<a/>")
+    return folder / "dev.xml"
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (_nothing, "nowhere.*nothing is there"),
+        (_no_match, "nothing matches this glob"),
+        (_train_only, r"no file .* dev, test, valid.*there is train.jsonl.*decontamination.files"),
+        (_broken, r"dev.jsonl: not readable as .jsonl"),
+        (_truncated, r"dev.parquet: not readable as .parquet"),
+        (_latin, r"test.txt: not readable as .txt .*utf-8"),
+        (_all_short, "no text of sst2 has 8 words: lower min_words"),
+        (_other_kind, "dev.xml: evaluation data is read from .parquet"),
+    ],
+)
+def test_what_cannot_be_read_is_refused_by_name(tmp_path: Path, make: Callable[[Path], Path], message: str) -> None:
+    with pytest.raises(StageError, match=message):
+        _load(make(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"tasks": []}, "tasks"),
+        ({"tasks": ["x"], "min_words": 14}, "min_words 14 is above words 13"),
+        ({"tasks": ["x"], "files": ["dev_matched"]}, "files.0"),
+    ],
+)
+def test_impossible_recipes_are_refused(values: dict[str, object], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        Decontamination.of(values)
+
+
+@pytest.mark.real_data
+@pytest.mark.skipif(not DATA.is_dir(), reason="no ../shared/data beside the checkout")
+def test_an_article_with_a_paragraph_of_squad_is_found() -> None:
+    """Articles that SQuAD was made of are in none of the files, so they are put there; others overlap in phrases."""
+    evaluation = _load(DATA / "squad", DATA / "glue" / "rte", DATA / "glue" / "mrpc")
+    table = pq.read_table(DATA / "corpus" / "wikipedia_en-00000-of-00008.parquet", columns=["text"])
+    articles = table.column("text").to_pylist()[:300]
+    squad = json.loads((DATA / "squad" / "dev-v1.1.json").read_text(encoding="utf-8"))["data"]
+    contexts = [paragraph["context"] for article in squad for paragraph in article["paragraphs"]]
+    found = [evaluation.overlap(article) for article in articles]
+    assert set(found) <= {None, "squad"}
+    assert sum(task is not None for task in found) <= 15
+    planted = [
+        f"{article[:500]}\n{context}\n{article[500:]}"
+        for article, context in zip(articles, contexts[::7], strict=False)
+    ]
+    assert {evaluation.overlap(text) for text in planted} == {"squad"}
