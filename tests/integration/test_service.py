@@ -3,7 +3,6 @@
 import importlib.util
 import re
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -18,8 +17,6 @@ from service_rules import environment
 
 from cluster.artifacts import recipe
 from distill.launch.pipeline_recipe import Pipeline, PipelinePlan
-
-pytestmark = pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed: overlays need it")
 
 ROOT = K8S.parent
 README = K8S / "README.md"

@@ -1,32 +1,48 @@
 """Custom resources against their definitions as an API server reads them.
 
-Null values go, defaults come, then what is required and allowed is checked, unknown fields are refused, and the CEL
-rules are evaluated; those about an update (``oldSelf``) need two objects and are left out.
+As an API server does, drop null values, fill in defaults, validate against the schema, refuse unknown fields and
+evaluate the CEL rules. Rules about an update (``oldSelf``) need two objects and are left out.
+
+``custom_resource_definitions/*.json.gz`` are upstream's, without descriptions (the README there names
+the versions)::
+
+    python tests/support/crds.py FOLDER     reads them again from FOLDER/{kuberay,kueue,prometheus-operator}/*.yaml
 """
 
 import functools
+import gzip
+import json
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import celpy
 import paths
+import yaml
 from jsonschema import Draft4Validator
-from manifests import Document, label, parsed
+from manifests import Document, label
 
-SCHEMAS = paths.SHARED / "schemas"
+SCHEMAS = paths.SUPPORT / "custom_resource_definitions"
+KINDS = (
+    "ray.io_rayclusters",
+    "ray.io_rayjobs",
+    "kueue.x-k8s.io_clusterqueues",
+    "kueue.x-k8s.io_localqueues",
+    "kueue.x-k8s.io_resourceflavors",
+    "kueue.x-k8s.io_topologies",
+    "kueue.x-k8s.io_workloadpriorityclasses",
+    "monitoring.coreos.com_podmonitors",
+    "monitoring.coreos.com_prometheusrules",
+)
 ALWAYS = {"apiVersion", "kind", "metadata"}
 
-_FILES = {
-    "ray.io": "kuberay/ray.io_{}.yaml",
-    "kueue.x-k8s.io": "kueue/kueue.x-k8s.io_{}.yaml",
-    "monitoring.coreos.com": "prometheus-operator/monitoring.coreos.com_{}.yaml",
-}
 VERSIONS = {"ray.io": "v1", "kueue.x-k8s.io": "v1beta2", "monitoring.coreos.com": "v1"}
-"""The only ones that are accepted, though definitions still serve older ones."""
+"""The versions that the manifests may use. Definitions still serve older ones."""
 
 
 def is_custom(document: Document) -> bool:
-    return document["apiVersion"].partition("/")[0] in _FILES
+    return document["apiVersion"].partition("/")[0] in VERSIONS
 
 
 def problems(document: Document) -> Iterator[str]:
@@ -51,9 +67,7 @@ def _definition(group: str, kind: str) -> tuple[str, Document]:
     plural = {"Topology": "topologies", "WorkloadPriorityClass": "workloadpriorityclasses"}.get(
         kind, f"{kind.lower()}s"
     )
-    text = (SCHEMAS / _FILES[group].format(plural)).read_text(encoding="utf-8")
-    (definition,) = parsed(text)
-    spec = definition["spec"]
+    spec = json.loads(gzip.decompress((SCHEMAS / f"{group}_{plural}.json.gz").read_bytes()))["spec"]
     assert spec["names"]["kind"] == kind
     (version,) = [found for found in spec["versions"] if found["name"] == VERSIONS[group]]
     assert version["served"]
@@ -117,3 +131,22 @@ def _broken_rules(value: Any, schema: Document, path: str) -> Iterator[str]:
 def _program(rule: str) -> Any:
     environment = celpy.Environment()
     return environment.program(environment.compile(rule))
+
+
+def _without_descriptions(value: Any) -> Any:
+    if isinstance(value, dict):
+        kept = {name: inner for name, inner in value.items() if name != "description" or isinstance(inner, dict)}
+        return {name: _without_descriptions(inner) for name, inner in kept.items()}
+    return [_without_descriptions(inner) for inner in value] if isinstance(value, list) else value
+
+
+def main(source: Path) -> None:
+    for kind in KINDS:
+        (path,) = source.glob(f"*/{kind}.yaml")
+        definition = _without_descriptions(yaml.load(path.read_bytes(), Loader=yaml.CSafeLoader))
+        text = json.dumps(definition, sort_keys=True, separators=(",", ":"))
+        (SCHEMAS / f"{kind}.json.gz").write_bytes(gzip.compress(text.encode(), mtime=0))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import paths
+import programs
 import yaml
 
 K8S = paths.ROOT / "k8s"
@@ -25,7 +26,8 @@ _BINARY = {"Ki": 1, "Mi": 2, "Gi": 3, "Ti": 4, "Pi": 5}
 
 @functools.cache
 def _built(folder: Path) -> str:
-    done = subprocess.run(["kubectl", "kustomize", str(folder)], capture_output=True, text=True)
+    command = [programs.installed_program("kubectl"), "kustomize", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, f"{folder}: {done.stderr}"
     return done.stdout
 

