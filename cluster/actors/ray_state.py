@@ -1,11 +1,24 @@
-"""What Ray knows about the nodes of its cluster."""
+"""Nodes of the connected Ray cluster, by hex id. Only this module reads Ray's private state."""
+
+from collections.abc import Mapping
 
 import ray
+from ray._private import state  # Ray 2.60 has no public API for free resources per node, or for draining nodes
 
 HEAD = "node:__internal_head__"
-"""A resource that only the head has, also one that was started again."""
+"""Resource that only the head node has, also after it restarts."""
 
 
-def alive() -> dict[str, dict[str, float]]:
-    """Everything each living node has."""
+def alive_nodes() -> dict[str, dict[str, float]]:
+    """Total resources of every node that is alive."""
     return {node["NodeID"]: dict(node["Resources"]) for node in ray.nodes() if node["Alive"]}
+
+
+def free_resources() -> dict[str, Mapping[str, float]]:
+    """Free resources per node; Ray updates them about a second late."""
+    return dict(state.available_resources_per_node())
+
+
+def draining_nodes() -> set[str]:
+    """Nodes that are being drained."""
+    return set(state.state.get_draining_nodes())

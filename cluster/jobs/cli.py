@@ -136,7 +136,7 @@ def _submit(called: stage.Stage[Any], options: argparse.Namespace) -> bool:
     recipe, inputs, out = cli.asked(called, options)
     job = Job(
         name=options.name or out.name,
-        module=called.name,
+        stage=called.name,
         recipe=recipe.resolved(),
         inputs=cast(dict[str, Path], inputs),
         out=cast(Path, out),
@@ -289,7 +289,7 @@ def details(shown: Mapping[str, Any], printed: str, now: float) -> str:
         "state": " ".join(filter(None, [shown["state"], f"({shown['failure']})" if shown["failure"] else ""])),
         "why": shown["error"] or shown["why"],
         "by": f"{shown['user']}, {_ago(now - shown['submitted'])} ago, priority {shown['priority']}",
-        "stage": job["module"],
+        "stage": job["stage"],
         **{f"  --{role}": place for role, place in job["inputs"].items()},
         "  --out": job["out"],
         "needs": ", ".join(needs) + (", a node to itself" if job["alone"] else ""),

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cluster.actors.ray_state import alive
+from cluster.actors.ray_state import alive_nodes
 from cluster.jobs import failures
 from cluster.jobs.failures import RetryPolicy
 from cluster.jobs.job import Failure
@@ -110,7 +110,7 @@ class Controller:
 
     def _missing(self, entry: Entry) -> AttemptResult:
         """For a job that runs, says the ledger, but whose worker went with its cluster, or was never made."""
-        lost = entry.node not in alive()
+        lost = entry.node not in alive_nodes()
         detail = "the node it ran on is gone" if lost else "its worker was gone when the queue looked for it"
         return AttemptResult(_key(entry), cause="node", detail=detail)
 
@@ -193,7 +193,7 @@ class Controller:
         return Call(
             key=key_of(entry.id, entry.number, attempt),
             name=job.name,
-            module=job.module,
+            stage=job.stage,
             recipe=job.recipe,
             inputs={role: str(place) for role, place in job.inputs.items()},
             out=str(job.out),

@@ -42,7 +42,7 @@ class Job:
     """One stage call: module, recipe values, inputs by role, where its artifact will be, and what it needs."""
 
     name: str
-    module: str
+    stage: str
     recipe: Mapping[str, Any]
     inputs: Mapping[str, Path]
     """Or ``UPath`` for what lies in an object store, like ``out``."""
@@ -160,7 +160,7 @@ def _request(job: Job, ids: Mapping[str, str]) -> Request:
     kind, identity = _stage_facts(job)
     cwd = Path(job.cwd).absolute()
     inputs = {role: _whole(place, cwd) for role, place in job.inputs.items()}
-    makes = {"module": job.module, "recipe": identity, "inputs": inputs, "out": _whole(job.out, cwd)}
+    makes = {"stage": job.stage, "recipe": identity, "inputs": inputs, "out": _whole(job.out, cwd)}
     after = tuple(dict.fromkeys(ids.get(name, name) for name in job.after))
     recipe, resources = dict(job.recipe), dict(job.resources)
     settled = replace(job, recipe=recipe, resources=resources, after=after, kind=job.kind or kind, cwd=cwd)
@@ -173,10 +173,10 @@ def _stage_facts(job: Job) -> tuple[str, Mapping[str, Any]]:
     A stage or recipe that is refused here is refused again where the job runs, which is where people are told.
     """
     try:
-        called = registry.find(job.module)
+        called = registry.find(job.stage)
         return called.job_kind or called.produces, called.recipe.of(job.recipe, job.name).identity()
     except (ValueError, ImportError):
-        return job.module, dict(job.recipe)
+        return job.stage, dict(job.recipe)
 
 
 def _whole(place: Path, cwd: Path) -> str:

@@ -27,7 +27,7 @@ from typing import Any
 from cluster.artifacts.errors import StageError
 from cluster.storage import filesystem
 
-FORMAT = 1
+FORMAT = 2
 
 _SEGMENT = re.compile(r"segment-(\d{5})\.jsonl")
 

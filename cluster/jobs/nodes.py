@@ -8,9 +8,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from ray._private import state as cluster_state  # Ray 2.60 has no public word for what is free, or draining, per node
-
-from cluster.actors.ray_state import alive
+from cluster.actors.ray_state import alive_nodes, draining_nodes, free_resources
 from cluster.jobs.job import Job
 from cluster.jobs.scheduler import Amounts, Node, Shape, allowed
 
@@ -40,15 +38,15 @@ class Nodes:
 
     def look(self, held: Iterable[Held]) -> dict[str, Node]:
         """Nodes on which something may start now, by Ray's id."""
-        totals = alive()
-        free = cluster_state.available_resources_per_node()
+        totals = alive_nodes()
+        free = free_resources()
         mine: dict[str, list[Held]] = {}
         for one in held:
             mine.setdefault(one.node, []).append(one)
         self._others = {
             name: self._taken(name, totals[name], free.get(name, {}), mine.get(name, ())) for name in totals
         }
-        staying = totals.keys() - set(cluster_state.state.get_draining_nodes())
+        staying = totals.keys() - draining_nodes()
         return {name: _node(totals[name], self._others[name], mine.get(name, ())) for name in staying}
 
     def _taken(self, name: str, total: Amounts, free: Amounts, held: Sequence[Held]) -> dict[str, float]:

@@ -123,14 +123,14 @@ class JobQueue:
     def listing(self) -> list[dict[str, Any]]:
         """Every job in the order of submission, in short."""
         with self._lock:
-            keeper, now, nodes = self._kept(), time.time(), ray_state.alive()
+            keeper, now, nodes = self._kept(), time.time(), ray_state.alive_nodes()
             return [line(keeper, entry, now, nodes) for entry in keeper.book.entries.values()]
 
     def show(self, text: str) -> dict[str, Any]:
         """Everything about one job."""
         with self._lock:
             keeper, entry = self._kept(), self._entry(text)
-            short = line(keeper, entry, time.time(), ray_state.alive())
+            short = line(keeper, entry, time.time(), ray_state.alive_nodes())
             shown = {**short, "request": entry.request.resolved(), "history": entry.history}
             return {**shown, "log": str(log_path(self._folder, entry.id)), "causes": dict(entry.causes)}
 
@@ -210,7 +210,7 @@ class JobQueue:
     def _check(self, keeper: Controller, requests: Sequence[Request]) -> None:
         """Refuse new jobs that could never run, or that others are in the way of."""
         known, places, taken = {*keeper.book.entries}, dict[str, Request](), dict[str, Request]()
-        nodes = ray_state.alive()
+        nodes = ray_state.alive_nodes()
         for request in requests:
             job = request.job
             for name in job.after:

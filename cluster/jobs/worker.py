@@ -32,7 +32,7 @@ class Call:
     key: str
     """Of this attempt and no other."""
     name: str
-    module: str
+    stage: str
     recipe: Mapping[str, Any]
     inputs: Mapping[str, str]
     out: str
@@ -121,10 +121,10 @@ def attempt(call: Call) -> Ended:
 
 
 def _execute(call: Call) -> None:
-    called = registry.find(call.module)
+    called = registry.find(call.stage)
     recipe = called.recipe.of(call.recipe, call.name)
     if call.halves and called.halved is not None and (halved := called.halved(recipe)) is not None:
-        _check_halved(call.module, recipe, halved)
+        _check_halved(call.stage, recipe, halved)
         print("memory ran out before: this attempt has half the micro-batch", flush=True)
         recipe = halved
     inputs = {role: filesystem.location(place) for role, place in call.inputs.items()}

@@ -13,7 +13,7 @@ import ray
 from ray.exceptions import ActorUnavailableError, OutOfMemoryError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from cluster.actors.ray_state import alive
+from cluster.actors.ray_state import alive_nodes
 from cluster.jobs import worker
 from cluster.jobs.failures import Cause
 from cluster.jobs.nodes import SETTLED_SECONDS, Held, now
@@ -244,7 +244,7 @@ class WorkerPool:
         if isinstance(error, OutOfMemoryError):
             self._end(hand)
             return AttemptResult(hand.task.call.key, cause="memory", detail=hand.detail)
-        if hand.task.node not in alive() or hand.about is None:
+        if hand.task.node not in alive_nodes() or hand.about is None:
             return self._lost(hand)
         hand.state = "dead"
         self._clear(hand)
@@ -275,7 +275,7 @@ class WorkerPool:
         )
 
     def _lost(self, hand: WorkerHandle) -> AttemptResult:
-        lost = hand.task.node not in alive()
+        lost = hand.task.node not in alive_nodes()
         self._end(hand)
         if lost:
             return AttemptResult(hand.task.call.key, cause="node", detail="the node it ran on is gone")

@@ -8,9 +8,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import ray
-from ray._private import state as cluster_state  # Ray 2.60 has no public word for what is free, or draining, per node
-
+from cluster.actors.ray_state import alive_nodes, draining_nodes, free_resources
 from cluster.telemetry.progress import say
 from distill.config import Training, WorkerRange
 
@@ -34,7 +32,7 @@ class WorkerSlots:
     def of(cls, training: Training) -> "WorkerSlots":
         """Settle what ``auto`` means on the cluster as it is."""
         placement = training.placement
-        nodes = _nodes(cluster_state.total_resources_per_node())
+        nodes = _staying(alive_nodes())
         gpus = int(sum(node.get("GPU", 0) for node in nodes)) if placement.device == "auto" else 0
         if placement.workers == "auto":
             return cls(training, gpus > 0, gpus or sum(node.get("CPU", 0) >= placement.threads for node in nodes))
@@ -47,11 +45,11 @@ class WorkerSlots:
 
     def total(self) -> int:
         """Places of the cluster, taken or not."""
-        return self._room(cluster_state.total_resources_per_node())
+        return self._room(alive_nodes())
 
     def free(self) -> int:
         """Places nobody has taken."""
-        return self._room(cluster_state.available_resources_per_node())
+        return self._room(free_resources())
 
     def fitting(self, room: int) -> int | None:
         """The largest number of workers that is allowed and finds places, or None: not even the smallest does."""
@@ -89,7 +87,7 @@ class WorkerSlots:
     def _room(self, resources: Mapping[str, Mapping[str, float]]) -> int:
         return sum(
             int(min(node.get(name, 0) // amount for name, amount in self.resources.items()))
-            for node in _nodes(resources)
+            for node in _staying(resources)
         )
 
     def _refusal(self, room: int) -> str:
@@ -103,12 +101,7 @@ class WorkerSlots:
         )
 
 
-def leaving() -> set[str]:
-    """Hex ids of the nodes that are being drained."""
-    return set(cluster_state.state.get_draining_nodes())
-
-
-def _nodes(resources: Mapping[str, Mapping[str, float]]) -> list[Mapping[str, float]]:
-    """Resources of the nodes that are there to stay."""
-    staying = {node["NodeID"] for node in ray.nodes() if node["Alive"]} - leaving()
+def _staying(resources: Mapping[str, Mapping[str, float]]) -> list[Mapping[str, float]]:
+    """Resources of the nodes that are alive and not being drained."""
+    staying = alive_nodes().keys() - draining_nodes()
     return [found for node, found in resources.items() if node in staying]

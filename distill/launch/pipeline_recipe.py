@@ -114,7 +114,7 @@ class PipelinePlan:
         recipe = {key: value for key, value in tokens.recipe.items() if key != "tokenizer"} | {"seq_len": seq_len}
         inputs = {**tokens.inputs, "tokenizer": tokens.out}
         out = self._rows(seq_len)
-        return Job(out.name, tokens.module, recipe, inputs, out, (*tokens.after, tokens.name), cpus=0)
+        return Job(out.name, tokens.stage, recipe, inputs, out, (*tokens.after, tokens.name), cpus=0)
 
     def rows_of(self, training: Training) -> dict[str, Path]:
         """Inputs of a training: the tokens of every length it reads."""

@@ -22,6 +22,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
 
+from cluster.actors.ray_state import draining_nodes
 from cluster.artifacts import errors, registry, stage
 from cluster.jobs import worker
 from cluster.telemetry import metrics, metrics_log, progress
@@ -175,7 +176,7 @@ def _listen(asked: WorkerSlots, wish: Path, done: threading.Event) -> None:
             graceful_stop.request(Reason.TERMINATED)
         # A head that is busy or away for a moment is asked again.
         with contextlib.suppress(RayError):
-            if node in elastic.leaving():
+            if node in draining_nodes():
                 graceful_stop.request(Reason.LEAVING)
             elif grows:
                 looks = looks + 1 if (asked.fitting(workers + asked.free()) or 0) > workers else 0

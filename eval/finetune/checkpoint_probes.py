@@ -158,7 +158,7 @@ class CheckpointWatch:
             inputs = {"model": folder / STUDENT} | ({} if probe.folder is None else {"data": Path(probe.folder)})
             yield Job(
                 name=f"{self.source.name} at step {step:,}: {task}",
-                module="eval.finetune",
+                stage="eval.finetune",
                 recipe={**probe.finetune, "placement": {"threads": placement.cpus}},
                 inputs=inputs,
                 out=folder / task,

@@ -181,7 +181,7 @@ class SuitePlan:
     def _job(
         self,
         name: str,
-        module: str,
+        stage: str,
         values: Mapping[str, Any],
         inputs: Mapping[str, Path],
         out: Path | None = None,
@@ -190,7 +190,7 @@ class SuitePlan:
         hours = self.suite.deadline_hours
         return Job(
             name=name,
-            module=module,
+            stage=stage,
             recipe=values,
             inputs=inputs,
             out=out or self.out / name,

@@ -111,7 +111,7 @@ def _report_job(out: Path) -> Job:
             aside = place.with_name(f"{REPORT}-{found.identity[:12]}")
             # Results that came back have given the same report again: one of it is kept.
             shutil.rmtree(place) if aside.exists() else place.rename(aside)
-    return Job(name=REPORT, module="eval.report", recipe={}, inputs={"results": out}, out=place)
+    return Job(name=REPORT, stage="eval.report", recipe={}, inputs={"results": out}, out=place)
 
 
 STAGE = stage.Stage(

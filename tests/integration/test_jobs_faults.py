@@ -35,7 +35,7 @@ class Place:
     def job(self, name: str, *, gated: bool = False, after: tuple[str, ...] = (), **recipe: Any) -> dict[str, Any]:
         values = {"text": name, "tally": str(self.tally), "gate": str(self.gate) if gated else "", **recipe}
         places = {"inputs": {"corpus": str(self.folder / "corpus")}, "out": str(self.folder / "out" / name)}
-        return {"name": name, "module": "toy_stage", "recipe": values, **places, "after": after}
+        return {"name": name, "stage": "toy_stage", "recipe": values, **places, "after": after}
 
     def finished(self) -> Counter[str]:
         return Counter(self.tally.read_text().split()) if self.tally.exists() else Counter()

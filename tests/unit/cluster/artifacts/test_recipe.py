@@ -291,7 +291,7 @@ def _resolved(name: str) -> dict[str, Any]:
     teacher = registry.find("distill.teacher").recipe.of(pipeline.teacher)
     stages: dict[str, Any] = {"teacher": teacher.resolved(), **trained}
     for job in plan.text():
-        stages[job.name] = registry.find(job.module).recipe.of(job.recipe).resolved()
+        stages[job.name] = registry.find(job.stage).recipe.of(job.recipe).resolved()
     finetune = registry.find("eval.finetune").recipe
     stages |= {task: finetune.of(plan.suite.tuning(task)).resolved() for task in plan.suite.tasks}
     stages["suite"] = plan.suite.resolved()

@@ -149,7 +149,7 @@ def test_an_error_whose_words_are_not_unicode_can_be_told_and_written(tmp_path: 
     call = worker.Call(
         key="1",
         name="odd",
-        module="toy_stage",
+        stage="toy_stage",
         recipe={},
         inputs={"corpus": corpus},
         out=str(tmp_path / "out"),

@@ -97,7 +97,7 @@ def test_a_line_that_no_crash_explains_is_named(tmp_path: Path) -> None:
 
 def test_a_ledger_of_another_format_is_refused(tmp_path: Path) -> None:
     (tmp_path / "segment-00001.jsonl").write_text('{"event": "opened", "format": 99}\n')
-    with pytest.raises(StageError, match="ledger format 99, this is 1"):
+    with pytest.raises(StageError, match="format 99"):
         Ledger(tmp_path, "here")
 
 

@@ -121,7 +121,7 @@ def test_what_is_timed_is_alone(data: Path, out: Path) -> None:
     assert found["exports/student/int8"].after == ("exports/student/onnx",)
     assert found["exports/student/onnx"].after == ("finetune/student/stsb",)
     assert found["baselines"].inputs["pairs"] == data / "stsb"
-    assert found["baselines"].module == found["latency"].module == "eval.latency"
+    assert found["baselines"].stage == found["latency"].stage == "eval.latency"
     assert found["baselines"].recipe["turn"] == 25
     assert found["baselines"].after == ("finetune/teacher/stsb", "finetune/student/stsb")
 
@@ -145,7 +145,7 @@ def test_exports_come_in_every_format_for_every_task(data: Path, out: Path) -> N
         f"exports/student/squad-{form}" for form in ("onnx", "int8", "ort-int8")
     ]
     job = found["exports/student/squad-ort-int8"]
-    assert (job.module, job.recipe) == ("deploy.ort_mobile", {"score": {"limit": 30}})
+    assert (job.stage, job.recipe) == ("deploy.ort_mobile", {"score": {"limit": 30}})
     assert job.inputs == {
         "export": out / "exports/student/squad-int8",
         "model": out / "finetune/student/squad",
@@ -213,14 +213,14 @@ def test_phones_measure_the_exports_of_answers(data: Path, out: Path) -> None:
     asked = {"task": ["stsb", "squad"], "formats": ["onnx"], "mobile": phones}
     found = _jobs(_plan(data, out, tasks={"stsb": {}, "squad": {}}, exports=asked))
     host = found["mobile/host"]
-    assert (host.module, host.alone, host.out) == ("eval.mobile", True, out / "mobile/host")
+    assert (host.stage, host.alone, host.out) == ("eval.mobile", True, out / "mobile/host")
     assert host.recipe == {"way": {"kind": "proxy"}, "threads": [1]}
     assert host.inputs == {role: out / f"exports/{role}/squad-ort-int8" for role in ("teacher", "student")}
     assert host.after == ("exports/teacher/squad-ort-int8", "exports/student/squad-ort-int8")
     pocket, page = found["mobile/pocket"], found["pages/pocket"]
     assert (pocket.inputs, pocket.after, pocket.alone) == ({"page": out / "pages/pocket"}, ("pages/pocket",), False)
     assert page.after == ("exports/teacher/squad-int8", "exports/student/squad-int8")
-    assert (page.module, page.inputs["libraries"]) == ("deploy.web_page", data / "browser")
+    assert (page.stage, page.inputs["libraries"]) == ("deploy.web_page", data / "browser")
     assert found["mobile/cable"].inputs == {
         "teacher": out / "exports/teacher/int8",
         "student": out / "exports/student/int8",
