@@ -1,18 +1,73 @@
-"""What a plain Hugging Face folder says about its model, read without loading it."""
+"""What a Hugging Face folder says about its model, read without loading the weights."""
 
 import json
 from collections.abc import Mapping
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import safe_open
 
-from cluster.artifacts import artifact
+from cluster.artifacts import artifact, commit
 from cluster.artifacts.commit import ArtifactError
+from cluster.artifacts.errors import StageError
+from cluster.models.export_spec import Head
 from cluster.storage import filesystem
 
-_CONFIG = "config.json"
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+CONFIG = "config.json"
+
+_HEADS: Mapping[str, Head] = {
+    "ForMaskedLM": "masked-words",
+    "ForSequenceClassification": "classification",
+    "ForQuestionAnswering": "question-answering",
+}
+
+
+def configuration(folder: Path) -> "PretrainedConfig":
+    """
+    Raises:
+        StageError: the folder has no ``config.json``.
+    """
+    # Imported here: reports read folders without transformers.
+    from transformers import AutoConfig
+
+    if not (folder / CONFIG).is_file():
+        raise StageError(f"{folder} is not a model folder: it has no {CONFIG}; name the folder transformers would load")
+    return AutoConfig.from_pretrained(folder, local_files_only=True)
+
+
+def positions(config: "PretrainedConfig") -> int:
+    """Longest input in tokens."""
+    # RoBERTa numbers its positions from the padding id + 1.
+    offset = config.pad_token_id + 1 if config.model_type == "roberta" else 0
+    return int(config.max_position_embeddings) - offset
+
+
+def head(config: "PretrainedConfig") -> Head | None:
+    """The head that ``config.architectures`` names; None for another head, or none."""
+    architecture = (config.architectures or [""])[0]
+    found = next((head for ending, head in _HEADS.items() if architecture.endswith(ending)), None)
+    return "regression" if found == "classification" and config.num_labels == 1 else found
+
+
+def identity(folder: Path) -> str:
+    """Identity that an export records of its source: the artifact's, or a hash of all files of the folder."""
+    if (folder / commit.MANIFEST).is_file():
+        return artifact.read(folder).identity
+    return artifact.folder_identity(folder)
+
+
+def weights_identity(folder: Path) -> str:
+    """SHA-256 over configuration and weights. Other files, such as a README, do not change it.
+
+    Raises:
+        ArtifactError: no safetensors there.
+    """
+    files = [folder / CONFIG, *_weights(folder)]
+    return artifact.digest([[path.name, filesystem.file_sha256(path)] for path in files])
 
 
 def facts(folder: Path) -> dict[str, Any]:
@@ -21,7 +76,10 @@ def facts(folder: Path) -> dict[str, Any]:
     Raises:
         ArtifactError: no ``config.json`` or no safetensors there.
     """
-    config = _config(folder)
+    path = folder / CONFIG
+    if not path.is_file():
+        raise ArtifactError(f"{folder} is not a model folder: it has no {CONFIG}")
+    config = json.loads(path.read_text(encoding="utf-8"))
     return {
         "architecture": next(iter(config.get("architectures") or ()), config.get("model_type")),
         "layers": config.get("num_hidden_layers", config.get("n_layers")),
@@ -32,21 +90,8 @@ def facts(folder: Path) -> dict[str, Any]:
 
 
 def weight_bytes(folder: Path) -> int:
-    """Bytes of the weight files."""
-    return sum(path.stat().st_size for path in _weights(folder))
-
-
-def identity(folder: Path) -> str:
-    """SHA-256 over configuration and weights; what is said about the model in its README is no part of it."""
-    files = [folder / _CONFIG, *_weights(folder)]
-    return artifact.digest([[path.name, filesystem.file_sha256(path)] for path in files])
-
-
-def _config(folder: Path) -> Mapping[str, Any]:
-    path = folder / _CONFIG
-    if not path.is_file():
-        raise ArtifactError(f"{folder} is no model: it has no {_CONFIG}; name the folder transformers would load")
-    return dict(json.loads(path.read_text(encoding="utf-8")))
+    """Bytes of the weight files; 0 without any."""
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
 
 
 def _weights(folder: Path) -> list[Path]:

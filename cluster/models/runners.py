@@ -13,10 +13,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import transformers
-from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from cluster.artifacts.errors import StageError
-from cluster.models import export_spec, runtimes
+from cluster.models import export_spec, model_folder, runtimes
 from cluster.tokens.tokenizer import quiet_tokenizer
 
 Ids: TypeAlias = npt.NDArray[np.int64]
@@ -63,7 +63,7 @@ class PyTorchRunner:
     """
 
     def __init__(self, folder: Path, threads: int = 1) -> None:
-        config = _config(folder)
+        config = model_folder.configuration(folder)
         # The class is imported before the clock starts: that is Python's time, not the model's.
         model_class = _model_class(folder, config)
         torch.set_num_threads(threads)
@@ -83,10 +83,10 @@ class PyTorchRunner:
         self.loaded = Loaded(
             runtime=f"PyTorch {torch.__version__}",
             parameters=model.num_parameters(),
-            bytes=sum(path.stat().st_size for path in folder.glob("*.safetensors")),
+            bytes=model_folder.weight_bytes(folder),
             load_seconds=seconds,
             vocab_size=config.vocab_size,
-            positions=positions(config),
+            positions=model_folder.positions(config),
         )
 
     def __call__(self, input_ids: Ids, attention_mask: Ids, token_type_ids: Ids | None = None) -> Outputs:
@@ -131,22 +131,9 @@ class ExportRunner:
         return tuple(self._call(feed).values())
 
 
-def _config(folder: Path) -> PretrainedConfig:
-    if not (folder / "config.json").is_file():
-        raise StageError(f"{folder} is not a model folder: it has no config.json")
-    return AutoConfig.from_pretrained(folder, local_files_only=True)
-
-
 def _model_class(folder: Path, config: PretrainedConfig) -> type[PreTrainedModel]:
     name = (config.architectures or ["none"])[0]
     found: Any = getattr(transformers, name, None)
     if found is None:
         raise StageError(f"{folder}/config.json: architectures names {name}, which transformers does not have")
     return found  # type: ignore[no-any-return]
-
-
-def positions(config: PretrainedConfig) -> int:
-    """Longest input in tokens."""
-    # RoBERTa counts its positions from the padding id + 1.
-    unused = config.pad_token_id + 1 if config.model_type == "roberta" else 0
-    return int(config.max_position_embeddings) - unused

@@ -12,12 +12,12 @@ from pydantic import Field, PositiveFloat
 
 from cluster.artifacts import artifact, errors, stage
 from cluster.artifacts.recipe import Recipe
-from cluster.models import runtimes
+from cluster.models import model_folder, runtimes
 from cluster.models.export_spec import ANY, Exported
 from cluster.storage import filesystem
 from cluster.telemetry import progress
 from deploy.conversion import parity, task_score
-from deploy.conversion.source_model import Original, identity
+from deploy.conversion.source_model import Original
 
 logger = logging.getLogger("stillhouse")
 
@@ -110,7 +110,7 @@ def check_source(exported: artifact.Artifact, model: Path) -> None:
     Raises:
         StageError: an export was made of another model.
     """
-    if exported.facts["source"] != identity(model):
+    if exported.facts["source"] != model_folder.identity(model):
         raise errors.StageError(
             f"{exported.path} was not exported from {model}: give the model it was made from, "
             f"{exported.facts['model_name']}, as --model"

@@ -9,7 +9,6 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from transformers import (
-    AutoConfig,
     AutoModelForMaskedLM,
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
@@ -19,7 +18,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from cluster.artifacts import artifact, commit, errors
+from cluster.artifacts import errors
+from cluster.models import model_folder
 from cluster.models.export_spec import Head, Layout
 from cluster.tokens.tokenizer import quiet_tokenizer
 
@@ -48,8 +48,7 @@ class Original:
 
     @property
     def head(self) -> Head:
-        regression = self.kind.name == "classification" and self.config.num_labels == 1
-        return "regression" if regression else self.kind.name
+        return model_folder.head(self.config) or self.kind.name
 
     @property
     def outputs(self) -> Mapping[str, Layout]:
@@ -63,13 +62,12 @@ class Original:
 
     @property
     def positions(self) -> int:
-        """Longest input in tokens; RoBERTa counts its positions from the padding id + 1."""
-        unused = self.config.pad_token_id + 1 if self.config.model_type == "roberta" else 0
-        return int(self.config.max_position_embeddings) - unused
+        """Longest input in tokens."""
+        return model_folder.positions(self.config)
 
     @property
     def identity(self) -> str:
-        return identity(self.folder)
+        return model_folder.identity(self.folder)
 
 
 class Positional(torch.nn.Module):
@@ -140,13 +138,6 @@ KINDS = {
 """End of an architecture's name to what it answers."""
 
 
-def identity(folder: Path) -> str:
-    """Identity of a model folder, artifact or not."""
-    if (folder / commit.MANIFEST).is_file():
-        return artifact.read(folder).identity
-    return artifact.folder_identity(folder)
-
-
 def open_original(folder: Path) -> Original:
     """Open a model folder.
 
@@ -154,9 +145,7 @@ def open_original(folder: Path) -> Original:
         StageError: no model folder, of another family or with another head, without all of its weights, or with a
             tokenizer that does not fit.
     """
-    if not (folder / "config.json").is_file():
-        raise errors.StageError(f"{folder} is not a model folder: it has no config.json")
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    config = model_folder.configuration(folder)
     kind = _kind(folder, config)
     with quiet_tokenizer():
         model, loading = kind.auto.from_pretrained(

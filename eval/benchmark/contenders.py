@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from cluster.artifacts import artifact, commit, stage
+from cluster.artifacts import artifact, stage
 from cluster.artifacts.errors import StageError
-from cluster.models import export_spec, runners
+from cluster.models import export_spec, model_folder
 from cluster.models.export_spec import Exported
 from cluster.tokens.tokenizer import load_tokenizer
 from eval.benchmark import reference_models, workloads
@@ -67,12 +67,12 @@ class Candidate:
     def config(self) -> Any:
         """Of the model, or of the one that an export was made of."""
         folder = self.of or self.folder
-        return CONFIGURATIONS[self.who]() if folder is None else reference_models.configuration(folder)
+        return CONFIGURATIONS[self.who]() if folder is None else model_folder.configuration(folder)
 
     @property
     def positions(self) -> int:
         """Longest input in tokens."""
-        return runners.positions(self.config) if self.export is None else self.export.positions
+        return model_folder.positions(self.config) if self.export is None else self.export.positions
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def _eager(who: str, places: Sequence[Path | None], weights: Weights) -> Iterato
 
 
 def _exports(places: Sequence[Path], models: Sequence[Candidate]) -> Iterator[Candidate]:
-    known = {_identity(each.folder): each for each in models if each.folder is not None}
+    known = {model_folder.identity(each.folder): each for each in models if each.folder is not None}
     for place in places:
         made = artifact.read(place, "export")
         of = known.get(made.facts["source"])
@@ -135,22 +135,12 @@ def _exports(places: Sequence[Path], models: Sequence[Candidate]) -> Iterator[Ca
         yield Candidate(of.who, described.format, of.weights, place, described, of.folder)
 
 
-def _identity(folder: Path) -> str:
-    """As exports record what they were made of."""
-    if (folder / commit.MANIFEST).is_file():
-        return artifact.read(folder).identity
-    return artifact.folder_identity(folder)
-
-
 def _head(candidate: Candidate) -> str:
     if candidate.export is not None:
         return candidate.export.head
     if candidate.folder is None:
         return _ORDER[0]
-    config = candidate.config
-    if reference_models.fits(config, "score"):
-        return "regression" if config.num_labels == 1 else "classification"
-    return "question-answering" if reference_models.fits(config, "answers") else "masked-words"
+    return model_folder.head(candidate.config) or "masked-words"
 
 
 def choose(candidates: Sequence[Candidate], workload: Workload) -> list[Candidate]:
@@ -231,5 +221,5 @@ class Preparation:
         if key not in self._encoded:
             config = candidate.config
             types = getattr(config, "type_vocab_size", 1) > 1
-            self._encoded[key] = workloads.read(workload, reader, runners.positions(config), types)
+            self._encoded[key] = workloads.read(workload, reader, model_folder.positions(config), types)
         return self._encoded[key]

@@ -13,9 +13,10 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoModelForQuestionAnswering, AutoModelForSequenceClassification
+from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClassification
 
 from cluster.artifacts.errors import StageError
+from cluster.models import model_folder
 from cluster.tokens.tokenizer import quiet_tokenizer, vocabulary_size
 from eval.benchmark.elmo import ElmoPairs, ElmoSizes
 
@@ -65,16 +66,6 @@ def has_weights(folder: Path) -> bool:
     return next(folder.glob("*.safetensors"), None) is not None
 
 
-def configuration(folder: Path) -> Any:
-    """
-    Raises:
-        StageError: the folder has none.
-    """
-    if not (folder / "config.json").is_file():
-        raise StageError(f"{folder} has no config.json: give a model folder, or one with configuration and tokenizer")
-    return AutoConfig.from_pretrained(folder, local_files_only=True)
-
-
 def fits(config: Any, head: Head) -> bool:
     """Whether a model has the head as it is."""
     return str((config.architectures or [""])[0]).endswith(_ENDINGS[head])
@@ -86,7 +77,7 @@ def with_head(folder: Path, head: Head, out: Path, seed: int) -> Path:
     Raises:
         StageError: its weights lack a part of the encoder.
     """
-    if fits(configuration(folder), head):
+    if fits(model_folder.configuration(folder), head):
         return folder
     with torch.random.fork_rng(devices=[]), quiet_tokenizer():
         torch.manual_seed(seed)

@@ -11,6 +11,7 @@ import torch
 import transformers
 from torch import Tensor
 
+from cluster.models import model_folder
 from cluster.tokens.tokenizer import quiet_tokenizer
 from eval.finetune.batching import Inputs
 from eval.tasks.definitions import Task
@@ -33,9 +34,8 @@ class TaskSource:
 
     @property
     def positions(self) -> int:
-        """Longest input, in tokens. RoBERTa counts positions from its padding id + 1."""
-        offset = self.config.pad_token_id + 1 if self.config.model_type == "roberta" else 0
-        return int(self.config.max_position_embeddings) - offset
+        """Longest input, in tokens."""
+        return model_folder.positions(self.config)
 
 
 def open_source(path: Path) -> TaskSource:

@@ -78,7 +78,7 @@ def _name(report: Mapping[str, Any], student: Location) -> str:
     if filesystem.is_file(student / commit.MANIFEST):
         identity = artifact.read(student).identity
     elif isinstance(student, Path):
-        identity = model_folder.identity(student)
+        identity = model_folder.weights_identity(student)
     else:
         raise ArtifactError(f"{student} has no {commit.MANIFEST}: name a student artifact, or a folder of this machine")
     names = [model["name"] for model in report["models"] if model["identity"] == identity]

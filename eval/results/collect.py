@@ -203,7 +203,7 @@ def _models(folder: Path, suite: SuiteResult, artifacts: Mapping[str, Artifact])
             found[name] = _made(artifact.read(path), None)
         else:
             found[name] = ResultModel(
-                model_folder.facts(path), model_folder.weight_bytes(path), model_folder.identity(path), None
+                model_folder.facts(path), model_folder.weight_bytes(path), model_folder.weights_identity(path), None
             )
     names = sorted(found, key=lambda name: (name != TEACHER, name != STUDENT, name))
     return {name: found[name] for name in names}

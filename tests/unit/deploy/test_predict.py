@@ -73,7 +73,7 @@ def test_a_folder_that_is_nothing_is_one_line(tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
         predict.main([str(tmp_path), "text"])
     assert stopped.value.code == 1
-    assert capsys.readouterr().err == f"error: {tmp_path} is not a model folder: it has no config.json\n"
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path} is not a model folder")
 
 
 @pytest.mark.parametrize("damage", [lambda whole: whole[:-100], lambda whole: whole[:-1] + bytes([whole[-1] ^ 1])])
