@@ -21,6 +21,7 @@ from cluster.actors.ray_cluster import connect, is_connected
 from cluster.artifacts.errors import StageError
 from cluster.artifacts.recipe import Recipe
 from cluster.telemetry import exporter, metrics, progress
+from cluster.telemetry.error_text import first_line
 
 logger = logging.getLogger("stillhouse")
 
@@ -232,7 +233,7 @@ class _Pool:
         if self._failed_starts >= FAILED_STARTS:
             lines = [line for line in str(error).splitlines() if line.strip()]
             raise StageError(f"{self._task}: no worker could be started ({lines[-1].strip()})") from error
-        reason = str(error).partition("\n")[0]
+        reason = first_line(error)
         lost = actor.node and not any(node["NodeID"] == actor.node and node["Alive"] for node in ray.nodes())
         if (unit := actor.unit) is not None:
             if not lost:

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 
 from cluster.artifacts.errors import StageError
+from cluster.telemetry.error_text import first_line
 
 ADDRESS = "RAY_ADDRESS"
 PROBE_SECONDS = 10.0
@@ -86,10 +87,9 @@ def _join(address: str) -> None:
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
         raise StageError(
-            f"the Ray cluster at {ADDRESS}={address} cannot be joined ({reason}): check the address, and RAY_AUTH_MODE "
-            "and the token if it asks for one"
+            f"the Ray cluster at {ADDRESS}={address} cannot be joined ({first_line(error)}): check the address, and "
+            "RAY_AUTH_MODE and the token if it asks for one"
         ) from None
 
 

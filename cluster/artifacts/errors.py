@@ -1,4 +1,4 @@
-"""Errors for people: one line on stderr with exit code 1; bugs keep their traceback."""
+"""Errors that users can correct become one line on stderr; bugs keep their traceback."""
 
 import contextlib
 import errno
@@ -23,12 +23,12 @@ _ADVICE = {
 
 
 class StageError(ValueError):
-    """A stage cannot run with what it was given: inputs, environment or data."""
+    """A stage cannot run with these inputs, in this environment, or on this data."""
 
 
 @contextlib.contextmanager
 def errors_for_people() -> Iterator[None]:
-    """Turns errors meant for people into one line on stderr and exit code 1; bugs keep their traceback."""
+    """Turn an error that :func:`explain` knows into one line on stderr and exit code 1."""
     try:
         with logging_to_stderr():
             yield
@@ -44,7 +44,7 @@ def errors_for_people() -> Iterator[None]:
 
 @contextlib.contextmanager
 def logging_to_stderr() -> Iterator[None]:
-    """Show what the stages say, as plain lines on stderr, inside the block."""
+    """Write the log messages of the stages to stderr as plain lines inside the block."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
     level, propagate = logger.level, logger.propagate
@@ -60,12 +60,16 @@ def logging_to_stderr() -> Iterator[None]:
 
 
 def explain(error: BaseException | None) -> str | None:
-    """The one line for an error that people can mend (ValueError family, the operating system's); None for a bug."""
+    """The line for an error that the user can correct (ValueError, the operating system, a store); None for a bug."""
     if isinstance(error, OSError):
         place = f"{error.filename}: " if error.filename else ""
-        advice = _ADVICE.get(error.errno or 0, "")
-        return f"{place}{error.strerror or error}{advice}"
-    # Files of weights are written by a library with an error type of its own, a full disk included.
+        return f"{place}{error.strerror or error}{_ADVICE.get(error.errno or 0, '')}"
+    # safetensors raises its own class for every failed write, a full disk included.
     if isinstance(error, ValueError | SafetensorError):
         return " ".join(str(error).split())
     return filesystem.explain_storage_error(error) if error else None
+
+
+def describe(error: BaseException) -> str:
+    """One line for any error: :func:`explain`, or the class and the message of a bug."""
+    return explain(error) or f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(": ")

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from cluster.artifacts.errors import StageError
 from cluster.storage import filesystem
+from cluster.telemetry.error_text import first_line
 
 _BATCH = 1024
 
@@ -34,8 +35,9 @@ def read(place: filesystem.Location) -> Iterator[str]:
     try:
         yield from _READERS[suffix](content)
     except (pa.ArrowException, OSError, ValueError, csv.Error) as error:
-        reason = str(error).partition("\n")[0].rstrip(".")
-        raise StageError(f"{place}: not readable as {suffix} ({reason}): fetch it again, or leave it out") from None
+        raise StageError(
+            f"{place}: not readable as {suffix} ({first_line(error)}): fetch it again, or leave it out"
+        ) from None
 
 
 def _parquet(content: bytes) -> Iterator[str]:

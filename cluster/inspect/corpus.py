@@ -16,6 +16,7 @@ from cluster.inspect.text_stats import TextStats, described, samples
 from cluster.inspect.token_rows import evenly
 from cluster.storage import filesystem
 from cluster.telemetry import progress
+from cluster.telemetry.error_text import first_line
 from cluster.telemetry.formatting import file_size, plural, share
 
 BUDGET = 2**25
@@ -65,8 +66,9 @@ def _documents(found: Artifact, name: str, budget: int, text: TextStats) -> Iter
                     *(table[column].to_pylist() for column in (shard_writer.SOURCE, shard_writer.TEXT)), strict=True
                 )
     except (pa.ArrowException, KeyError, OSError) as error:
-        reason = str(error).partition("\n")[0]
-        raise InspectError(f"{found.location / name} cannot be read ({reason}): make the corpus again") from None
+        raise InspectError(
+            f"{found.location / name} cannot be read ({first_line(error)}): make the corpus again"
+        ) from None
 
 
 def _sources(found: Artifact) -> Section:

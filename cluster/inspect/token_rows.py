@@ -15,6 +15,7 @@ from cluster.artifacts.artifact import Artifact
 from cluster.inspect.findings import InspectError
 from cluster.storage import filesystem
 from cluster.telemetry import progress
+from cluster.telemetry.error_text import first_line
 from cluster.tokens import rows
 
 BUDGET = 2**25
@@ -61,8 +62,9 @@ def look(found: Artifact, part: str, num_samples: int) -> RowSet:
             with filesystem.open_read(found.location / name) as source:
                 _look_into(seen, name, source, BUDGET // len(chosen), found, num_samples)
         except pa.ArrowException as error:
-            reason = str(error).partition("\n")[0]
-            raise InspectError(f"{found.location / name} cannot be read ({reason}): make the tokens again") from None
+            raise InspectError(
+                f"{found.location / name} cannot be read ({first_line(error)}): make the tokens again"
+            ) from None
     return seen
 
 

@@ -20,6 +20,7 @@ from cluster.jobs.queue_state import Entry, Event, QueueState
 from cluster.jobs.scheduler import Amounts, choose_nodes
 from cluster.jobs.worker import Call, Ended
 from cluster.jobs.worker_pool import AttemptResult, Placed, Task, WorkerPool, job_of, key_of
+from cluster.telemetry.error_text import one_line
 
 
 class Controller:
@@ -179,7 +180,7 @@ class Controller:
         try:
             placed = self.crew.give(worker, task)
         except (ValueError, TypeError) as error:  # Ray will not have it; those begun beside it are not to suffer
-            refused = Ended("user", 0.0, f"the queue cannot run it: {' '.join(str(error).split())}")
+            refused = Ended("user", 0.0, f"the queue cannot run it: {one_line(error)}")
             self._heard.append(AttemptResult(task.call.key, refused))
         else:
             self._heard += [placed] if placed is not None else []

@@ -260,7 +260,7 @@ class JobQueue:
                 logger.error("%s: this queue ends", error)
                 os._exit(1)  # Ray starts it again where it is still the one that should be there
             except Exception as error:  # a cluster or a disk that is away for a moment must not end the queue
-                self._trouble = errors.explain(error) or f"{type(error).__name__}: {error}"
+                self._trouble = errors.describe(error)
                 logger.error("the queue will try again: %s", traceback.format_exc())
                 time.sleep(1.0)
 

@@ -137,12 +137,11 @@ def _check_halved(module: str, recipe: Recipe, halved: Recipe) -> None:
 
 
 def _failed(call: Call, error: BaseException, seconds: float) -> Ended:
-    said = errors.explain(error) or f"{type(error).__name__}: {error}".rstrip(": ")
-    plain = said.encode(errors="backslashreplace").decode()  # names of files need not be Unicode
+    plain = errors.describe(error).encode(errors="backslashreplace").decode()  # names of files need not be Unicode
     if is_busy(error):
         return Ended("busy", seconds, plain)
     if is_memory(error):
-        return Ended("memory", seconds, f"{' '.join(plain.split())}; {memory_numbers()}", fit=False)
+        return Ended("memory", seconds, f"{plain}; {memory_numbers()}", fit=False)
     bug = errors.explain(error) is None
     if is_outage(error):
         return Ended("outage", seconds, plain, fit=not bug)

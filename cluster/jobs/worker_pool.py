@@ -19,6 +19,7 @@ from cluster.jobs.failures import Cause
 from cluster.jobs.nodes import SETTLED_SECONDS, Held, now
 from cluster.jobs.scheduler import Amounts, Need, Shape
 from cluster.jobs.worker import Call, Ended
+from cluster.telemetry.error_text import first_line
 
 NAMESPACE = "stillhouse"
 
@@ -216,7 +217,7 @@ class WorkerPool:
         except RayTaskError as error:
             self._end(hand)
             return AttemptResult(
-                hand.task.call.key, Ended("user", 0.0, f"the queue cannot run it: {_first_line(error.cause)}")
+                hand.task.call.key, Ended("user", 0.0, f"the queue cannot run it: {first_line(error.cause)}")
             )
         except RayError as error:
             return self._died(hand, error)
@@ -240,7 +241,7 @@ class WorkerPool:
 
     def _died(self, hand: WorkerHandle, error: RayError) -> AttemptResult | None:
         """What the death of a worker means; None while its node is cleared of what it left."""
-        hand.detail = _first_line(error)
+        hand.detail = first_line(error)
         if isinstance(error, OutOfMemoryError):
             self._end(hand)
             return AttemptResult(hand.task.call.key, cause="memory", detail=hand.detail)
@@ -311,8 +312,3 @@ def _made(name: str, task: Task) -> Any:
         resources=named or None,
         scheduling_strategy=NodeAffinitySchedulingStrategy(task.node, soft=False),
     ).remote()
-
-
-def _first_line(error: BaseException | None) -> str:
-    lines: Iterable[str] = (line.strip() for line in str(error).splitlines())
-    return next((line for line in lines if line), type(error).__name__)[:300]

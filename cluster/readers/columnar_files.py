@@ -14,6 +14,7 @@ from cluster.artifacts.errors import StageError
 from cluster.readers.bad_documents import Document, Fault, excerpt
 from cluster.readers.splits import Span
 from cluster.storage import filesystem
+from cluster.telemetry.error_text import first_line
 
 BATCH_BYTES = 2**22
 """Text read at once, about."""
@@ -79,9 +80,8 @@ def _columnar(span: Span, kind: str) -> Iterator[Any]:
             with filesystem.open_read(place) as raw:
                 yield pa.PythonFile(raw, "r")
     except (pa.ArrowException, OSError) as error:
-        reason = str(error).partition("\n")[0].rstrip(".")
         raise StageError(
-            f"{span.place} is not a readable {kind} file ({reason}): it is cut or damaged, fetch it again"
+            f"{span.place} is not a readable {kind} file ({first_line(error)}): it is cut or damaged, fetch it again"
         ) from None
 
 

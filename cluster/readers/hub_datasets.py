@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from cluster.artifacts.errors import StageError
 from cluster.readers.source_recipes import Hub
+from cluster.telemetry.error_text import first_line
 
 BATCH = 64
 """Documents taken at once: novels have a million characters each."""
@@ -85,8 +86,7 @@ def _explained(source: Hub) -> Iterator[None]:
     except StageError:
         raise
     except (OSError, ValueError, RuntimeError, pa.ArrowException, datasets.exceptions.DatasetsError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
         raise StageError(
-            f"dataset {source.dataset}, split {source.split}: cannot be loaded ({reason}); check its name and the "
-            "network, or name a local folder"
+            f"dataset {source.dataset}, split {source.split}: cannot be loaded ({first_line(error)}); check its name "
+            "and the network, or name a local folder"
         ) from None

@@ -21,6 +21,7 @@ from cluster.readers.bad_documents import Document, Fault, excerpt
 from cluster.readers.source_recipes import CODECS, AnyFiles, AnySource
 from cluster.readers.splits import Span
 from cluster.storage import filesystem
+from cluster.telemetry.error_text import first_line
 
 BATCH = 512
 """Documents of line files handed on together."""
@@ -234,8 +235,9 @@ def opened(place: str) -> Iterator[Any]:
         with filesystem.open_read(location) as raw:
             yield pa.CompressedInputStream(pa.PythonFile(raw, "r"), codec) if codec else raw
     except (OSError, pa.ArrowException) as error:
-        reason = str(error).partition("\n")[0].rstrip(".")
-        raise StageError(f"{place} cannot be read ({reason}): it is cut or damaged, fetch it again") from None
+        raise StageError(
+            f"{place} cannot be read ({first_line(error)}): it is cut or damaged, fetch it again"
+        ) from None
 
 
 def of_range(stream: Any, start: int, end: int | None) -> Iterator[Line]:

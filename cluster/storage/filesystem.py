@@ -25,6 +25,7 @@ import fsspec
 from upath import UPath
 
 from cluster.telemetry import progress
+from cluster.telemetry.error_text import one_line
 
 Location: TypeAlias = Path | UPath
 
@@ -62,7 +63,7 @@ def location(text: str | Path | UPath) -> Location:
     except (ImportError, ValueError) as error:
         extra = _EXTRAS.get(scheme)
         advice = f"pip install 'stillhouse[{extra}]'" if extra else "use a path, s3:// or gs://"
-        raise StorageError(f"{text}: {_one_line(error)}: {advice}") from None
+        raise StorageError(f"{text}: {one_line(error)}: {advice}") from None
     # Listings are never remembered: other processes and machines write to the same places.
     return UPath(f"{scheme}://{rest}", use_listings_cache=False)
 
@@ -74,7 +75,7 @@ def is_local(place: Location) -> bool:
 def explain_storage_error(error: BaseException) -> str | None:
     """The one line for an error of an object store's library; None for any other."""
     if type(error).__module__.partition(".")[0] in _LIBRARIES:
-        return _one_line(error)
+        return one_line(error)
     return None
 
 
@@ -92,14 +93,14 @@ def storage_errors(place: Location) -> Iterator[None]:
         if is_local(place) or isinstance(error, FileExistsError):
             raise
         if "bucket" in str(error).lower():
-            raise StorageError(f"{place}: {_one_line(error)}: create the bucket, or name another") from None
+            raise StorageError(f"{place}: {one_line(error)}: create the bucket, or name another") from None
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(place)) from None
     except Exception as error:
         if is_local(place) or (isinstance(error, OSError) and error.errno in _FULL):
             raise
         if (line := explain_storage_error(error)) is None and not isinstance(error, OSError):
             raise
-        raise StorageError(f"{place}: {line or _one_line(error)}: {_advice(place)}") from None
+        raise StorageError(f"{place}: {line or one_line(error)}: {_advice(place)}") from None
 
 
 def _advice(place: Location) -> str:
@@ -118,10 +119,6 @@ def _refuse_secrets(scheme: str, rest: str) -> None:
         raise StorageError(
             f"{scheme}://{place}?… is signed or has parameters, and would be kept in manifests: fetch it"
         )
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()).rstrip(".") or type(error).__name__
 
 
 TRANSFERS = 8

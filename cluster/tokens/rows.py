@@ -22,6 +22,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from cluster.artifacts.artifact import Artifact, read, verify
+from cluster.telemetry.error_text import first_line
 
 COLUMN = "input_ids"
 TRAIN, HELDOUT = "train", "heldout"
@@ -159,9 +160,8 @@ def _map(path: Path, parts: list[Tokens]) -> Form:
     except (pa.ArrowException, OSError) as error:
         if limit := _LIMITS.get(getattr(error, "errno", None) or 0):
             raise RowsError(f"{path} cannot be opened: {limit}") from None
-        reason = str(error).splitlines()[0]
         raise RowsError(
-            f"{path} is not a readable row file ({reason}): it is cut or damaged, make the tokens again"
+            f"{path} is not a readable row file ({first_line(error)}): it is cut or damaged, make the tokens again"
         ) from None
     return form
 

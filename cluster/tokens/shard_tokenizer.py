@@ -23,6 +23,7 @@ from cluster.corpus import stage as corpus_stage
 from cluster.readers import bad_documents
 from cluster.storage import filesystem
 from cluster.storage.filesystem import Location
+from cluster.telemetry.error_text import first_line
 from cluster.tokens import rows
 from cluster.tokens.fast_encoder import Encoder, load_encoder
 from cluster.tokens.packing import Packing, Stream
@@ -96,9 +97,8 @@ def read_texts(source: Location) -> Iterator[list[str]]:
                         yield group
                         group, size = [], 0
     except (pa.ArrowException, OSError) as error:
-        reason = str(error).partition("\n")[0]
         raise StageError(
-            f"{source} cannot be read on {socket.gethostname()} ({reason}): make the corpus again"
+            f"{source} cannot be read on {socket.gethostname()} ({first_line(error)}): make the corpus again"
         ) from None
     if group:
         yield group

@@ -17,6 +17,7 @@ from transformers import AutoTokenizer, BertTokenizerFast
 
 from cluster.artifacts import artifact
 from cluster.artifacts.errors import StageError
+from cluster.telemetry.error_text import first_line
 
 
 @dataclass(frozen=True)
@@ -41,9 +42,9 @@ def load_tokenizer(name: Path | str) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(name), trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
         raise StageError(
-            f"no tokenizer at {name} ({reason}): name a folder with tokenizer.json, or a model of the hub in reach"
+            f"no tokenizer at {name} ({first_line(error)}): name a folder with tokenizer.json, or a model of "
+            "the hub in reach"
         ) from None
     if not tokenizer.is_fast:
         raise StageError(f"{name} has no fast tokenizer: convert it to a folder with tokenizer.json first")

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoConfig, AutoModelForMaskedLM
 
+from cluster.telemetry.error_text import one_line
 from cluster.tokens.tokenizer import load_tokenizer, quiet_tokenizer
 
 ARCHITECTURES = ("BertForMaskedLM", "RobertaForMaskedLM", "DistilBertForMaskedLM")
@@ -116,8 +117,7 @@ def load(source: str | Path, seed: int = 0) -> tuple[Any, frozenset[str]]:
                 source, dtype=torch.float32, use_safetensors=True, output_loading_info=True
             )
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise ModelError(f"no model can be loaded from {source}: {reason}") from None
+        raise ModelError(f"no model can be loaded from {source}: {one_line(error)}") from None
     if type(model).__name__ not in ARCHITECTURES:
         raise ModelError(f"{source} is a {config.model_type} model: use one of {', '.join(ARCHITECTURES)}")
     return model, frozenset(report["missing_keys"])

@@ -263,8 +263,7 @@ def serve() -> None:
         for answer in _answers():
             print(json.dumps(answer), file=answers, flush=True)
     except Exception as error:  # whatever a runtime raises goes to whoever asked
-        line = errors.explain(error) or f"{type(error).__name__}: {' '.join(str(error).split())}"
-        print(json.dumps({"error": line}), file=answers, flush=True)
+        print(json.dumps({"error": errors.describe(error)}), file=answers, flush=True)
 
 
 def _answers() -> Iterator[dict[str, Any]]:

@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cluster.telemetry.error_text import first_line
 from eval.tasks.definitions import Task
 
 logger = logging.getLogger("stillhouse")
@@ -43,8 +44,7 @@ def read_parquet(path: Path, task: Task) -> SourceTable:
     try:
         table = pq.read_table(path)
     except pa.ArrowInvalid as error:
-        reason = str(error).splitlines()[0]
-        raise ExamplesError(f"{path} is no readable Parquet file ({reason}): get it again") from None
+        raise ExamplesError(f"{path} is no readable Parquet file ({first_line(error)}): get it again") from None
     return SourceTable(path.name, str(path), {name: table.column(name).to_pylist() for name in table.column_names})
 
 

@@ -17,6 +17,7 @@ from typing import Any, TypeAlias
 
 import datasets
 
+from cluster.telemetry.error_text import first_line
 from eval.tasks.definitions import Task
 from eval.tasks.file_readers import READERS, ExamplesError, SourceTable, read_text_folders
 
@@ -54,7 +55,7 @@ def hub(task: Task, name: str) -> Splits:
         found = datasets.load_dataset(path, configuration or None)
     except (OSError, ValueError) as error:
         raise ExamplesError(
-            f"data set {name} cannot be fetched ({_first_line(error)}): check its name ({task.name} is {task.hub}) and "
+            f"data set {name} cannot be fetched ({first_line(error)}): check its name ({task.name} is {task.hub}) and "
             "the network, or give local files with --data DIR"
         ) from None
     return _of_data_set(found, name, name)
@@ -76,7 +77,7 @@ def _saved(folder: Path) -> Any:
     try:
         return datasets.load_from_disk(folder)
     except (OSError, ValueError) as error:
-        raise ExamplesError(f"{folder} is no readable data set ({_first_line(error)}): save it again") from None
+        raise ExamplesError(f"{folder} is no readable data set ({first_line(error)}): save it again") from None
 
 
 def _home(task: Task, folder: Path) -> Path:
@@ -116,7 +117,3 @@ def _check_shards(paths: Sequence[Path]) -> None:
             raise ExamplesError(
                 f"{path} is one of {int(match[1])} files, of which {len(paths)} are here: get the others"
             )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
