@@ -1,0 +1,17 @@
+"""The one-line forms of an exception's message."""
+
+import pytest
+
+from cluster.telemetry.error_text import first_line, one_line
+
+
+@pytest.mark.parametrize(
+    ("message", "first", "whole"),
+    [
+        ("\n  no such bucket.\n  try again.", "no such bucket", "no such bucket. try again"),
+        ("", "ValueError", "ValueError"),
+        ("x" * 400, "x" * 300, "x" * 400),
+    ],
+)
+def test_a_message_on_one_line(message: str, first: str, whole: str) -> None:
+    assert (first_line(ValueError(message)), one_line(ValueError(message))) == (first, whole)
