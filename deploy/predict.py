@@ -72,7 +72,7 @@ class LoadedModel:
         if self.described.head == "question-answering":
             if second is None:
                 raise StageError("this model answers questions about a passage: give one with --passage")
-            found = span_decoding.best_answer(self.call, self.described, self.tokenizer, text, second, top)
+            found = span_decoding.best_answers(self.call, self.described, self.tokenizer, text, second, top)
             return [Prediction(**asdict(each)) for each in found]
         if self.described.head == "masked-words":
             return self._words(text, second, top)

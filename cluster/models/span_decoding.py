@@ -1,11 +1,11 @@
-"""Answers to a question about a passage, found in what a model says of each token.
+"""Answers to a question about a passage: windows over the passage, and the best spans in a model's logits.
 
-A passage longer than the model reads is read through several windows, each of which shares a third, 128 tokens at
-most, with the one before it. A span's worth is the sum of the logits of its first and last token (Devlin et al. 2019);
-it is at most 30 tokens long.
+A passage longer than the model reads is split into overlapping windows, each ``[CLS] question [SEP] part [SEP]``. A
+span is scored by the sum of the logits of its first and last token (Devlin et al. 2019), and has at most 30 tokens.
 """
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,83 +15,175 @@ from transformers import PreTrainedTokenizerBase
 
 from cluster.artifacts.errors import StageError
 from cluster.models.export_spec import Exported
-from cluster.models.runtimes import Call, Feed
+from cluster.models.runtimes import Call
 
-SHARED = 128
-LONGEST = 30
-CANDIDATES = 20
+OVERLAP = 128
+"""Tokens that two neighbouring windows of :func:`best_answers` share, at most."""
+SPAN_TOKENS = 30
+BEST_OF = 20
+"""First tokens, last tokens, and spans of a window that are considered."""
 
+Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class AnswerSpan:
-    """A piece of the passage, ``passage[begin:end]``."""
+class Window:
+    """The part of a passage in one model input."""
+
+    question: int
+    """Index of the question."""
+    offset: int
+    """Index in the input of the passage's first token."""
+    characters: Ints
+    """``[tokens, 2]``: first character of each token in the passage, and the one after its last."""
+
+
+@dataclass(frozen=True)
+class EncodedWindow:
+    """A window with the model input it belongs to, without padding."""
+
+    window: Window
+    ids: list[int]
+    types: list[int]
+    """Token types: 0 for the question, 1 for the passage."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """A candidate answer, ``passage[begin:end]``."""
 
     text: str
-    probability: float
-    """Among the best candidates of all windows."""
+    logit: float
+    """Sum of the logits of first and last token."""
     begin: int
     end: int
 
 
-def best_answer(
+@dataclass(frozen=True)
+class AnswerSpan:
+    """An answer, ``passage[begin:end]``."""
+
+    text: str
+    probability: float
+    """Relative to the other candidates of all windows."""
+    begin: int
+    end: int
+
+
+def encode_windows(
+    tokenizer: Any,
+    questions: Sequence[str],
+    passages: Sequence[str],
+    max_length: int,
+    stride: int,
+    question_tokens: int | None = None,
+) -> Iterator[EncodedWindow]:
+    """Windows of at most ``max_length`` tokens for each question and its passage, in order.
+
+    Each window begins ``stride`` tokens after the one before it, or less where a window holds less; a question is cut
+    to ``question_tokens``.
+
+    Raises:
+        StageError: a question leaves no room for its passage.
+    """
+    before, between, after = _special_tokens(tokenizer)
+    # Not verbose: transformers warns of passages longer than the model reads, which the windows solve.
+    plain = functools.partial(tokenizer, add_special_tokens=False, return_attention_mask=False, verbose=False)
+    tokens = _tokenize_once(plain, passages)
+    for number, (passage, query) in enumerate(zip(passages, plain(list(questions))["input_ids"], strict=True)):
+        ids, characters = tokens[passage]
+        prefix = [*before, *query[:question_tokens], *between]
+        room = max_length - len(prefix) - len(after)
+        if room < 1:
+            raise StageError(
+                f"max_length = {max_length} leaves no room for a passage with the question {questions[number]!r}: "
+                "raise it"
+            )
+        step = min(stride, room)
+        # Enough windows to cover the passage; one also for a passage without tokens.
+        for first in range(0, max(len(ids) - room, 0) + step, step):
+            part = ids[first : first + room]
+            yield EncodedWindow(
+                Window(number, len(prefix), characters[first : first + room]),
+                [*prefix, *part, *after],
+                [0] * len(prefix) + [1] * (len(part) + len(after)),
+            )
+
+
+def best_spans(passage: str, scored: Iterable[tuple[Window, Floats]]) -> list[Span]:
+    """Candidates of all windows of a passage, the best first.
+
+    ``scored`` has the logits ``[2, tokens]`` of each window: to be the first and the last token of the answer. A span
+    in two windows keeps its higher logit.
+    """
+    candidates: dict[tuple[int, int], float] = {}
+    for window, logits in scored:
+        for begin, end, logit in _spans(window, logits):
+            candidates[begin, end] = max(logit, candidates.get((begin, end), logit))
+    ordered = sorted(candidates.items(), key=lambda item: (-item[1], item[0]))
+    return [Span(passage[begin:end], logit, begin, end) for (begin, end), logit in ordered]
+
+
+def probabilities(spans: Sequence[Span]) -> list[float]:
+    """Softmax over the logits of these spans."""
+    weights = np.exp(np.array([span.logit for span in spans]) - max((span.logit for span in spans), default=0.0))
+    return [float(weight) for weight in weights / weights.sum()]
+
+
+def best_answers(
     call: Call, exported: Exported, tokenizer: PreTrainedTokenizerBase, question: str, passage: str, top: int
 ) -> list[AnswerSpan]:
-    """The best answers, the best first; none where the passage is empty.
+    """The ``top`` best answers of an export, the best first; none for an empty passage.
 
     Raises:
         StageError: the question leaves no room for a passage.
     """
-    spans: dict[tuple[int, int], float] = {}
-    for feed, characters in _windows(exported, tokenizer, question, passage):
-        found = call(feed)
-        for begin, end, worth in _spans(found["start_logits"][0], found["end_logits"][0], characters):
-            spans[begin, end] = max(worth, spans.get((begin, end), worth))
-    best = sorted(spans, key=lambda place: -spans[place])[:CANDIDATES]
-    worths = np.array([spans[place] for place in best])
-    shares = np.exp(worths - worths.max()) / np.exp(worths - worths.max()).sum() if best else worths
+    query = tokenizer(question, add_special_tokens=False)["input_ids"]
+    room = exported.positions - len(query) - tokenizer.num_special_tokens_to_add(pair=True)
+    if room < 1:
+        raise StageError(f"the question fills all {exported.positions} tokens that the model reads: shorten it")
+
+    def logits_of(encoded: EncodedWindow) -> Floats:
+        ids, types = (np.array([values], dtype=np.int64) for values in (encoded.ids, encoded.types))
+        inputs = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": types}
+        outputs = call({name: inputs[name] for name in exported.inputs})
+        return np.concatenate((outputs["start_logits"], outputs["end_logits"]))
+
+    stride = room - min(OVERLAP, room // 3)
+    windows = encode_windows(tokenizer, [question], [passage], exported.positions, stride)
+    best = best_spans(passage, ((each.window, logits_of(each)) for each in windows))[:BEST_OF]
     return [
-        AnswerSpan(passage[begin:end], float(share), begin, end)
-        for (begin, end), share in list(zip(best, shares, strict=True))[:top]
+        AnswerSpan(span.text, probability, span.begin, span.end)
+        for span, probability in list(zip(best, probabilities(best), strict=True))[:top]
     ]
 
 
-def _windows(
-    exported: Exported, tokenizer: PreTrainedTokenizerBase, question: str, passage: str
-) -> Iterator[tuple[Feed, Sequence[tuple[int, int] | None]]]:
-    """Inputs ``[1, length]``, and of each token its place in the passage in characters, None where it is not of it."""
-    asked = tokenizer(question, add_special_tokens=False)["input_ids"]
-    room = exported.positions - len(asked) - tokenizer.num_special_tokens_to_add(pair=True)
-    if room < 1:
-        raise StageError(f"the question fills all {exported.positions} tokens that the model reads: shorten it")
-    encoded: Any = tokenizer(
-        question,
-        passage,
-        truncation="only_second",
-        max_length=exported.positions,
-        stride=min(SHARED, room // 3),
-        return_overflowing_tokens=True,
-        return_offsets_mapping=True,
-        return_token_type_ids="token_type_ids" in exported.inputs,
-    )
-    for number, ids in enumerate(encoded["input_ids"]):
-        sides = encoded.sequence_ids(number)
-        places = zip(encoded["offset_mapping"][number], sides, strict=True)
-        feed = {name: np.array([encoded[name][number]], dtype=np.int64) for name in exported.inputs}
-        assert len(ids) == len(sides)
-        yield feed, [place if side == 1 else None for place, side in places]
+def _special_tokens(tokenizer: Any) -> tuple[list[int], list[int], list[int]]:
+    """What a tokenizer puts before, between and after a pair of texts: for BERT ``[CLS]``, ``[SEP]``, ``[SEP]``."""
+    pair = tokenizer("a", "a")
+    ids, sides = pair["input_ids"], pair.sequence_ids()
+    first, second = (sides.index(side) for side in (0, 1))
+    ends = [len(sides) - sides[::-1].index(side) for side in (0, 1)]
+    return ids[:first], ids[ends[0] : second], ids[ends[1] :]
 
 
-def _spans(
-    starts: Floats, ends: Floats, characters: Sequence[tuple[int, int] | None]
-) -> Iterator[tuple[int, int, float]]:
-    """Place in the passage and worth of what begins and ends at one of the likeliest tokens."""
-    inside = [number for number, place in enumerate(characters) if place is not None]
-    firsts = sorted(inside, key=lambda token: -starts[token])[:CANDIDATES]
-    lasts = sorted(inside, key=lambda token: -ends[token])[:CANDIDATES]
-    for first in firsts:
-        for last in lasts:
-            begin, end = characters[first], characters[last]
-            if first <= last < first + LONGEST and begin is not None and end is not None:
-                yield begin[0], end[1], float(starts[first] + ends[last])
+def _tokenize_once(plain: Any, passages: Sequence[str]) -> dict[str, tuple[list[int], Ints]]:
+    """Ids and characters ``[tokens, 2]`` of each different passage."""
+    texts = list(dict.fromkeys(passages))
+    encoded = plain(texts, return_offsets_mapping=True)
+    rows = zip(texts, encoded["input_ids"], encoded["offset_mapping"], strict=True)
+    return {text: (ids, np.array(offsets, dtype=np.int64).reshape(-1, 2)) for text, ids, offsets in rows}
+
+
+def _spans(window: Window, logits: Floats) -> list[tuple[int, int, float]]:
+    """Begin, end and logit of the best spans of one window, among its likeliest first and last tokens."""
+    starts, ends = logits[:, window.offset : window.offset + len(window.characters)]
+    firsts, lasts = (np.argsort(-side, kind="stable")[:BEST_OF] for side in (starts, ends))
+    first, last = (grid.ravel() for grid in np.meshgrid(firsts, lasts, indexing="ij"))
+    fits = (first <= last) & (last < first + SPAN_TOKENS)
+    first, last = first[fits], last[fits]
+    best = np.argsort(-(starts[first] + ends[last]), kind="stable")[:BEST_OF]
+    first, last = first[best], last[best]
+    places = zip(window.characters[first, 0], window.characters[last, 1], starts[first] + ends[last], strict=True)
+    return [(int(begin), int(end), float(logit)) for begin, end, logit in places]

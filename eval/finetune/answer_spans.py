@@ -1,59 +1,61 @@
-"""Answers as spans of a passage: what is learned of them, and the best ones found in what a model says.
+"""Answers as spans of a passage: encoded windows, training targets, the loss, and the best spans of a question.
 
-A model gives each token of a row a logit to be the first of the answer and one to be the last; a span is worth their
-sum. [CLS] stands for no answer.
+As Devlin et al. 2019 did for SQuAD: a question is cut at 64 tokens, and each window begins ``stride`` tokens after the
+one before it. A model gives each token a logit to be the first of the answer and one to be the last; [CLS] stands for
+no answer.
 """
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from cluster.models.span_decoding import BEST_OF, Floats, Ints, Span, Window, best_spans, encode_windows
 from eval.finetune.batching import Features, Rows
-from eval.finetune.passage_windows import Window
 from eval.finetune.task_distillation import TaskDistillation, soft_targets
 from eval.tasks.questions import Question
 
-BEST_OF = 20
-ANSWER_TOKENS = 30
+QUERY_TOKENS = 64
+STRIDE = 128
 
 # Finite, unlike minus infinity: a teacher's and a student's differ by 0, where infinities would differ by nan.
 NEVER = -1e9
 
-Floats = npt.NDArray[np.float32]
+
+@dataclass(frozen=True)
+class Windows:
+    """All windows of a split, encoded; row ``r`` of ``features`` is ``windows[r]``."""
+
+    features: Features
+    windows: tuple[Window, ...]
+
+    @property
+    def questions(self) -> Rows:
+        """``[rows]``: index of the question of each row."""
+        return np.array([window.question for window in self.windows])
 
 
 @dataclass(frozen=True)
-class Span:
-    """A piece of a passage that may be the answer."""
-
-    text: str
-    logit: float
-    begin: int
-    """Place in the passage, in characters."""
-    end: int
-
-
-@dataclass(frozen=True)
-class Found:
-    """What was found for one question: spans, the best one first, and what no answer is worth."""
+class AnswerCandidates:
+    """Spans of one question with different texts, the best first, and the logit of no answer."""
 
     spans: tuple[Span, ...]
     null: float
 
     @property
     def null_difference(self) -> float:
-        """By how much no answer is worth more than the best span, in logits."""
+        """Logit of no answer minus that of the best span."""
         return self.null - self.spans[0].logit if self.spans else -NEVER
 
 
 @dataclass(frozen=True)
 class SpanLoss:
-    """Loss of rows by their numbers: of the given answers, and of the teacher's logits where there is a second step."""
+    """Loss of rows by their numbers, against the labels and, in a second step, the teacher's logits."""
 
     features: Features
     targets: Tensor
@@ -78,42 +80,46 @@ class SpanLoss:
         return self.second_step.task * task + self.second_step.soft * soft
 
 
-def find(question: Question, seen: Iterable[tuple[Window, Floats]]) -> Found:
-    """The best spans over all windows of a question; ``seen`` has the logits ``[2, tokens]`` of each."""
-    spans: dict[tuple[int, int], float] = {}
-    null = -NEVER
-    for window, logits in seen:
-        null = min(null, float(logits[:, 0].sum()))
-        for begin, end, logit in _spans(window, logits):
-            spans[begin, end] = max(logit, spans.get((begin, end), NEVER))
-    best = sorted(spans.items(), key=lambda item: (-item[1], item[0]))
-    return Found(tuple(_unlike(question.context, best)), null)
+def encode_questions(tokenizer: Any, questions: Sequence[Question], max_length: int, stride: int) -> Windows:
+    """Encode questions with their passages.
+
+    Raises:
+        StageError: a question leaves no room for its passage.
+    """
+    texts, passages = [each.text for each in questions], [each.context for each in questions]
+    encoded = list(encode_windows(tokenizer, texts, passages, max_length, stride, QUERY_TOKENS))
+    types = [each.types for each in encoded] if "token_type_ids" in tokenizer("a", "a") else None
+    features = Features.of([each.ids for each in encoded], types, tokenizer.pad_token_id)
+    return Windows(features, tuple(each.window for each in encoded))
 
 
-def probabilities(spans: Sequence[Span]) -> list[float]:
-    """Of each of the best spans among them."""
-    weights = np.exp(np.array([span.logit for span in spans]) - max((span.logit for span in spans), default=0.0))
-    return [float(weight) for weight in weights / weights.sum()]
+def targets(encoded: Windows, questions: Sequence[Question]) -> Ints:
+    """First and last token of each row's first given answer, ``[rows, 2]``.
+
+    Both are 0, the index of [CLS], where the window does not hold the whole answer, or the question has none.
+    """
+    tokens = np.zeros((len(encoded.windows), 2), dtype=np.int64)
+    for row, window in enumerate(encoded.windows):
+        question = questions[window.question]
+        if question.answers:
+            tokens[row] = _target(window, question.starts[0], question.starts[0] + len(question.answers[0]))
+    return tokens
 
 
-def _spans(window: Window, logits: Floats) -> list[tuple[int, int, float]]:
-    """Of one window: place in the passage and logit of what begins and ends at one of the likeliest tokens."""
-    tokens = len(window.characters)
-    starts, ends = logits[:, window.offset : window.offset + tokens]
-    firsts, lasts = (np.argsort(-side, kind="stable")[:BEST_OF] for side in (starts, ends))
-    first, last = (grid.ravel() for grid in np.meshgrid(firsts, lasts, indexing="ij"))
-    fits = (first <= last) & (last < first + ANSWER_TOKENS)
-    first, last = first[fits], last[fits]
-    best = np.argsort(-(starts[first] + ends[last]), kind="stable")[:BEST_OF]
-    places = zip(window.characters[first[best], 0], window.characters[last[best], 1], strict=True)
-    worth = starts[first[best]] + ends[last[best]]
-    return [(int(begin), int(end), float(logit)) for (begin, end), logit in zip(places, worth, strict=True)]
+def _target(window: Window, begin: int, end: int) -> tuple[int, int]:
+    if not len(window.characters) or begin < window.characters[0, 0] or end > window.characters[-1, 1]:
+        return 0, 0
+    first = int(np.searchsorted(window.characters[:, 1], begin, side="right"))
+    last = int(np.searchsorted(window.characters[:, 0], end, side="left")) - 1
+    # An answer between two tokens is white space: no token stands for it.
+    return (window.offset + first, window.offset + last) if first <= last else (0, 0)
 
 
-def _unlike(context: str, best: Sequence[tuple[tuple[int, int], float]]) -> list[Span]:
-    """The first so many of them with different texts; a text that stands in several places counts once."""
-    found: dict[str, Span] = {}
-    for (begin, end), logit in best:
-        if len(found) < BEST_OF and (text := context[begin:end]) not in found:
-            found[text] = Span(text, logit, begin, end)
-    return list(found.values())
+def decode(question: Question, scored: Iterable[tuple[Window, Floats]]) -> AnswerCandidates:
+    """The best spans of a question; ``scored`` has each of its windows with its logits ``[2, tokens]``."""
+    scored = list(scored)
+    null = min((float(logits[:, 0].sum()) for _, logits in scored), default=-NEVER)
+    by_text: dict[str, Span] = {}
+    for span in best_spans(question.context, scored):
+        by_text.setdefault(span.text, span)
+    return AnswerCandidates(tuple(itertools.islice(by_text.values(), BEST_OF)), null)

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cluster.models.span_decoding import Floats, Span, Window, probabilities
 from cluster.storage.filesystem import write_json
 from cluster.tokens.tokenizer import vocabulary_digest
-from eval.finetune.answer_spans import Floats, Found, Span, SpanLoss, find, probabilities
+from eval.finetune.answer_spans import AnswerCandidates, SpanLoss, Windows, decode, encode_questions, targets
 from eval.finetune.batching import Features, Inputs, Rows
-from eval.finetune.passage_windows import Window, Windows, targets, windows
 from eval.finetune.task_distillation import Teaching
 from eval.finetune.task_model import ModelError, TaskSource, device, span_logits, start, trained
 from eval.finetune.trainer import outputs
@@ -87,7 +87,8 @@ def prepare_questions(
         ModelError: the teacher has another vocabulary, reads less, or lacks weights; or a question leaves no room.
     """
     train, dev = (
-        _on_device(windows(source.tokenizer, part.items, max_length, stride)) for part in (data.train, data.dev)
+        _on_device(encode_questions(source.tokenizer, part.items, max_length, stride))
+        for part in (data.train, data.dev)
     )
     taught = None
     if teaching is not None:
@@ -99,27 +100,27 @@ def prepare_questions(
     return Answering(source, data, train, dev, loss)
 
 
-def answer(model: Any, encoded: Windows, questions: Questions, micro_batch: int) -> list[Found]:
+def answer(model: Any, encoded: Windows, questions: Questions, micro_batch: int) -> list[AnswerCandidates]:
     """What the model finds for each question."""
     return found_in(encoded, questions, outputs(model, span_logits, encoded.features, micro_batch, "answers"))
 
 
-def found_in(encoded: Windows, questions: Questions, batches: Iterable[tuple[Rows, Tensor]]) -> list[Found]:
+def found_in(encoded: Windows, questions: Questions, batches: Iterable[tuple[Rows, Tensor]]) -> list[AnswerCandidates]:
     """What logits ``[rows, 2, longest]``, batch by batch, say to each question."""
     seen: list[list[tuple[Window, Floats]]] = [[] for _ in questions.items]
     for rows, logits in batches:
         for row, of_row in zip(rows, logits.cpu().numpy(), strict=True):
             window = encoded.windows[row]
             seen[window.question].append((window, of_row))
-    return [find(question, of_question) for question, of_question in zip(questions.items, seen, strict=True)]
+    return [decode(question, of_question) for question, of_question in zip(questions.items, seen, strict=True)]
 
 
-def scored(task: Task, questions: Questions, found: Sequence[Found]) -> dict[str, float]:
+def scored(task: Task, questions: Questions, found: Sequence[AnswerCandidates]) -> dict[str, float]:
     """All metrics in percent."""
     return (scores_sometimes if task.answers == "sometimes" else scores_always)(_answered(questions, found))
 
 
-def _answered(questions: Questions, found: Sequence[Found]) -> list[Answered]:
+def _answered(questions: Questions, found: Sequence[AnswerCandidates]) -> list[Answered]:
     return [
         Answered(each.spans[0].text if each.spans else "", each.null_difference, question.answers)
         for question, each in zip(questions.items, found, strict=True)
@@ -142,7 +143,7 @@ def _as_read_by(teacher: TaskSource, train: Windows, questions: Questions, max_l
     Raises:
         ModelError: it makes other tokens of the same texts.
     """
-    read = _on_device(windows(teacher.tokenizer, questions.items, max_length, stride)).features
+    read = _on_device(encode_questions(teacher.tokenizer, questions.items, max_length, stride)).features
     if not torch.equal(read.ids, train.features.ids):
         raise ModelError(
             f"{teacher.path} has the student's vocabulary, but its tokenizer splits the texts otherwise: a teacher of "
@@ -164,7 +165,7 @@ def _on_device(found: Windows) -> Windows:
     return Windows(found.features.to(device()), found.windows)
 
 
-def _listed(found: Found, silent: bool) -> list[dict[str, Any]]:
+def _listed(found: AnswerCandidates, silent: bool) -> list[dict[str, Any]]:
     """The best answers, the best one first; nothing is one of them where it may be the answer, and begins nowhere."""
     nothing = [Span("", found.null, -1, -1)] if silent else []
     best = sorted([*found.spans, *nothing], key=lambda span: -span.logit)

@@ -24,9 +24,9 @@ from cluster.artifacts.recipe import Recipe
 from cluster.models.runners import Runner, runner_for
 from cluster.storage.filesystem import write_json
 from cluster.telemetry import progress
+from eval.finetune.answer_spans import STRIDE, encode_questions
 from eval.finetune.batching import Features, Rows, encode, scoring_batches
 from eval.finetune.classification import measured
-from eval.finetune.passage_windows import STRIDE, windows
 from eval.finetune.question_answering import found_in, scored
 from eval.finetune.task_model import ModelError, TaskSource, check_labels
 from eval.tasks.definitions import TASKS, Task
@@ -129,7 +129,7 @@ def _questions(
     recipe: ScoreRecipe, task: Task, source: TaskSource, runner: Runner, max_length: int, data: Path
 ) -> dict[str, Any]:
     dev = dev_questions_from_folder(task, data).sample(recipe.limit)
-    encoded = windows(source.tokenizer, dev.items, max_length, recipe.stride or STRIDE)
+    encoded = encode_questions(source.tokenizer, dev.items, max_length, recipe.stride or STRIDE)
     batches = (
         (rows, torch.from_numpy(np.stack(sides, axis=1)))
         for rows, sides in _outputs(runner, encoded.features, recipe.batch)

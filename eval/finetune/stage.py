@@ -28,9 +28,9 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from cluster.artifacts import artifact, errors, stage
 from cluster.artifacts.recipe import Recipe
 from cluster.storage.filesystem import write_json
+from eval.finetune.answer_spans import STRIDE
 from eval.finetune.classification import prepare
 from eval.finetune.early_stopping import EarlyStopping, EpochWatch, divide
-from eval.finetune.passage_windows import STRIDE
 from eval.finetune.question_answering import prepare_questions
 from eval.finetune.task_distillation import TaskDistillation, Teaching
 from eval.finetune.task_model import ModelError, TaskSource, device, open_source, save

@@ -156,8 +156,8 @@ def test_the_answer_is_found_in_whichever_window_holds_it(tmp_path):
     words = ["river"] * 200
     for place in (0, 31, 77, 142, 199):
         passage = " ".join([*words[:place], "copper", *words[place:]])
-        best = span_decoding.best_answer(sure, described("question-answering"), tokenizer, "what", passage, 1)[0]
+        best = span_decoding.best_answers(sure, described("question-answering"), tokenizer, "what", passage, 1)[0]
         assert (best.text, best.begin) == ("copper", passage.index("copper"))
         assert best.probability > 0.99
     with pytest.raises(errors.StageError, match="fills all 64 tokens"):
-        span_decoding.best_answer(sure, described("question-answering"), tokenizer, "what " * 80, "copper", 1)
+        span_decoding.best_answers(sure, described("question-answering"), tokenizer, "what " * 80, "copper", 1)

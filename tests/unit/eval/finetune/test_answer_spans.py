@@ -11,12 +11,12 @@ import tiny
 import torch
 from transformers import AutoTokenizer
 
+from cluster.artifacts.errors import StageError
 from cluster.artifacts.recipe import ROOT
-from eval.finetune.answer_spans import ANSWER_TOKENS, SpanLoss, find, probabilities
+from cluster.models.span_decoding import SPAN_TOKENS, probabilities
+from eval.finetune.answer_spans import QUERY_TOKENS, SpanLoss, Windows, decode, encode_questions, targets
 from eval.finetune.batching import Features
-from eval.finetune.passage_windows import QUERY_TOKENS, Windows, targets, windows
 from eval.finetune.task_distillation import TaskDistillation
-from eval.finetune.task_model import ModelError
 from eval.tasks.definitions import TASKS
 from eval.tasks.questions import Question, questions_from_folder
 
@@ -44,7 +44,7 @@ def questions(count: int) -> list[Question]:
 def test_windows_are_what_the_tokenizer_says_and_cover_the_passage(build: Any, tmp_path: Path) -> None:
     tokenizer = build(tmp_path / "model")
     asked = questions(12)
-    found = windows(tokenizer, asked, max_length=64, stride=16)
+    found = encode_questions(tokenizer, asked, max_length=64, stride=16)
     for number, question in enumerate(asked):
         own = [row for row, window in enumerate(found.windows) if window.question == number]
         whole = tokenizer(question.text, question.context)
@@ -68,9 +68,9 @@ def test_windows_are_what_the_tokenizer_says_and_cover_the_passage(build: Any, t
 @BUILDERS
 def test_a_model_that_knows_gives_the_answer_exactly(build: Any, tmp_path: Path) -> None:
     asked = questions(60)
-    found = windows(build(tmp_path / "model"), asked, max_length=64, stride=20)
+    found = encode_questions(build(tmp_path / "model"), asked, max_length=64, stride=20)
     for number, question in enumerate(asked):
-        spans = find(question, told(found, number, asked)).spans
+        spans = decode(question, told(found, number, asked)).spans
         assert spans[0].text == question.context[spans[0].begin : spans[0].end]
         # A token may reach further than the answer ("(U.S.)" begins with a bracket), never less far.
         assert question.answers[0] in spans[0].text
@@ -92,18 +92,18 @@ def told(found: Windows, number: int, asked: list[Question]) -> list[tuple[Any, 
 
 def test_spans_are_ordered_short_enough_and_inside_the_passage(tmp_path: Path) -> None:
     question = Question("q", "what?", " ".join(["the"] * 45), (), ())
-    found = windows(tiny.wordpiece(tmp_path), [question], max_length=64, stride=16)
+    found = encode_questions(tiny.wordpiece(tmp_path), [question], max_length=64, stride=16)
     (window,) = found.windows
     logits = np.full((2, int(found.features.lengths[0])), -20.0, dtype=np.float32)
     logits[0, window.offset + 2] = 5.0
     # The likeliest end is before the beginning, the next too far: neither may be.
     logits[1, window.offset + 1] = 9.0
-    logits[1, window.offset + 2 + ANSWER_TOKENS] = 8.0
+    logits[1, window.offset + 2 + SPAN_TOKENS] = 8.0
     logits[1, window.offset + 4] = 3.0
     # Logits outside the passage are no answers; those of [CLS] say how likely none is.
     logits[:, 1] = 50.0
     logits[:, 0] = 3.5
-    best = find(question, [(window, logits)])
+    best = decode(question, [(window, logits)])
     assert (best.spans[0].text, best.spans[0].logit) == ("the the the", 8.0)
     assert best.null_difference == pytest.approx(7.0 - 8.0)
 
@@ -111,17 +111,17 @@ def test_spans_are_ordered_short_enough_and_inside_the_passage(tmp_path: Path) -
 def test_the_question_is_cut_and_a_window_too_small_refused(tmp_path: Path) -> None:
     tokenizer = tiny.wordpiece(tmp_path)
     long = Question("q", "the " * 90, "river mill", ("mill",), (6,))
-    found = windows(tokenizer, [long], max_length=80, stride=8)
+    found = encode_questions(tokenizer, [long], max_length=80, stride=8)
     assert found.windows[0].offset == 1 + QUERY_TOKENS + 1
     assert targets(found, [long]).tolist() == [[QUERY_TOKENS + 3, QUERY_TOKENS + 3]]
-    with pytest.raises(ModelError, match="max_length = 66 leaves no room beside the question"):
-        windows(tokenizer, [long], max_length=66, stride=8)
+    with pytest.raises(StageError, match="max_length = 66 leaves no room"):
+        encode_questions(tokenizer, [long], max_length=66, stride=8)
 
 
 def test_an_answer_that_is_not_whole_in_a_window_is_no_target(tmp_path: Path) -> None:
     context = " ".join(["the"] * 10 + ["river", "mill"] + ["the"] * 10)
     question = Question("q", "the", context, ("river mill",), (40,))
-    found = windows(tiny.wordpiece(tmp_path), [question], max_length=4 + 11, stride=10)
+    found = encode_questions(tiny.wordpiece(tmp_path), [question], max_length=4 + 11, stride=10)
     # Windows of 11 tokens from 0, 10 and 20: the answer, tokens 10 and 11, is whole in the second one only.
     assert targets(found, [question]).tolist() == [[0, 0], [3, 4], [0, 0]]
 
@@ -153,7 +153,7 @@ def test_real_squad_answers_come_back_from_their_tokens() -> None:
     assert (len(data.train), len(data.dev)) == (10711, 10570)
     assert (data.train.is_subset, data.dev.is_subset) == (True, False)
     asked = list(data.dev.sample(200).items)
-    found = windows(AutoTokenizer.from_pretrained(DATA / "models" / "bert-base-uncased"), asked, 384, 128)
-    exactly = sum(find(each, told(found, n, asked)).spans[0].text == each.answers[0] for n, each in enumerate(asked))
+    found = encode_questions(AutoTokenizer.from_pretrained(DATA / "models" / "bert-base-uncased"), asked, 384, 128)
+    exactly = sum(decode(each, told(found, n, asked)).spans[0].text == each.answers[0] for n, each in enumerate(asked))
     # A few answers are parts of tokens ("1990" of "1990s").
     assert exactly >= 197
