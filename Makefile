@@ -44,7 +44,7 @@ test-toolchains: toolchains
 
 ## make bench      speed and memory, measured here: a table and build/bench.json (BENCH="step data" for some of it)
 bench: $(READY)
-	$(BIN)/python tests/benchmarks/benching.py $(BENCH)
+	$(BIN)/python tests/benchmarks/benchmark_runner.py $(BENCH)
 
 ## make browser    fetch the libraries of the page that measures phones into build/browser (npm, pinned); its tests need them
 browser: $(READY)

@@ -5,9 +5,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import documents
+import random_documents
 import torch
-from benching import Row, Spread, quick
+from benchmark_runner import Row, Spread, quick
 
 from cluster.tokens.rows import open_tokens
 from distill.config import Training
@@ -24,7 +24,7 @@ _NEED = 0.6e6
 
 def rows() -> Iterator[Row]:
     torch.set_num_threads(1)
-    drawn = documents.draw(_TOKENS, _VOCABULARY)
+    drawn = random_documents.draw(_TOKENS, _VOCABULARY)
     short, long = (_speed(drawn, seq_len) for seq_len in (128, 512))
     yield Row(
         "batches_tokens_per_second",
@@ -36,11 +36,13 @@ def rows() -> Iterator[Row]:
     )
 
 
-def _speed(drawn: list[documents.I64], seq_len: int) -> Spread:
+def _speed(drawn: list[random_documents.I64], seq_len: int) -> Spread:
     """Tokens per second of some passes over the artifact, after one to bring it into memory."""
     training = Training(epochs=1, rows_per_step=_MICRO // seq_len)
     with tempfile.TemporaryDirectory() as folder:
-        path = documents.tokens_artifact(Path(folder) / "tokens", documents.packed(drawn, seq_len), _VOCABULARY)
+        path = random_documents.tokens_artifact(
+            Path(folder) / "tokens", random_documents.packed(drawn, seq_len), _VOCABULARY
+        )
         tokens = open_tokens(path)
         batches = Batches(tokens.train, Masker(tokens, training), training)
         steps = len(tokens.train) // training.rows_per_step

@@ -7,8 +7,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from benching import Row, quick
-from toy_jobs import make_corpus
+from benchmark_runner import Row, quick
+from toy_stage_jobs import make_corpus
 
 from cluster.actors import ray_cluster
 from cluster.jobs import client

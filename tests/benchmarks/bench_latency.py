@@ -11,9 +11,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import documents
+import random_documents
 import torch
-from benching import Row, not_measured, quick
+from benchmark_runner import Row, not_measured, quick
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
@@ -67,7 +67,7 @@ def models(folder: Path) -> tuple[Path, Path]:
         ("student", DistilBertForSequenceClassification(student)),
     ):
         model.save_pretrained(folder / name)
-        documents.tokenizer(folder / name, _VOCABULARY)
+        random_documents.tokenizer(folder / name, _VOCABULARY)
     return folder / "bert", folder / "student"
 
 
@@ -91,8 +91,8 @@ def export(form: Format, model: Path, folder: Path, made: dict[Format, Path]) ->
 def rows_to_calibrate(place: Path) -> Path:
     """Made-up text."""
     if not place.exists():
-        table = documents.packed(documents.draw(128 * 80, _VOCABULARY), 128)
-        documents.tokens_artifact(place, table, _VOCABULARY)
+        table = random_documents.packed(random_documents.draw(128 * 80, _VOCABULARY), 128)
+        random_documents.tokens_artifact(place, table, _VOCABULARY)
     return place
 
 

@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from benching import Row, Spread, not_measured, quick
+from benchmark_runner import Row, Spread, not_measured, quick
 
 from cluster.tokens.rows import Rows, write
 from distill.data.batches import BLOCK_BYTES, WINDOW_BLOCKS, shuffled, shuffled_in_blocks

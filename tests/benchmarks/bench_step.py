@@ -12,13 +12,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
-import documents
+import random_documents
 import torch
-from benching import Row, Spread, not_measured, quick, ratios
-from contenders import Contender, Taken, Work
+from benchmark_runner import Row, Spread, not_measured, quick, ratios
+from measured_sides import Contender, Taken, Work
+from reference_speeds import LAYERS, TEACHER, Yardstick
 from safetensors.torch import save_file
 from transformers import BertConfig, BertForMaskedLM
-from yardsticks import LAYERS, TEACHER, Yardstick
 
 from cluster.artifacts import artifact
 from cluster.models.precision import Precision
@@ -52,16 +52,16 @@ def prepare(work: Work) -> None:
     """The teacher, and documents enough for some steps, in both forms."""
     folder = Path(work.folder)
     config = BertConfig()
-    drawn = documents.draw(work.tokens * (_ROUNDS + 3), config.vocab_size)
-    documents.tokens_artifact(folder / "tokens", documents.packed(drawn, work.seq_len), config.vocab_size)
-    batches = documents.padded(drawn, work.seq_len, work.rows * work.seq_len)
+    drawn = random_documents.draw(work.tokens * (_ROUNDS + 3), config.vocab_size)
+    random_documents.tokens_artifact(folder / "tokens", random_documents.packed(drawn, work.seq_len), config.vocab_size)
+    batches = random_documents.padded(drawn, work.seq_len, work.rows * work.seq_len)
     ids = {f"ids.{number}": batch.input_ids.contiguous() for number, batch in enumerate(batches)}
     lengths = {f"lengths.{number}": batch.lengths.contiguous() for number, batch in enumerate(batches)}
     save_file({**ids, **lengths}, folder / "batches.safetensors")
     torch.manual_seed(0)
     with artifact.create(folder / "teacher", kind="teacher", inputs={}, recipe={}) as draft:
         BertForMaskedLM(config).save_pretrained(draft.path)
-        tokenizer = documents.tokenizer(draft.path, config.vocab_size)
+        tokenizer = random_documents.tokenizer(draft.path, config.vocab_size)
         draft.facts.update(vocabulary=vocabulary_digest(tokenizer), layers=config.num_hidden_layers)
 
 
@@ -182,7 +182,7 @@ def versus(name: str, ours: Measured, usual: Measured) -> Row:
     ratio = ratios(ours.our_speed.values, usual.usual_speed.values)
     detail = (
         f"ours {ours.work.precision} {ours.our_speed.median:,.0f} tokens/s, usual loop {_usual(usual.work)} "
-        f"{usual.usual_speed.median:,.0f} tokens/s; ratio {ratio}; {_conditions(ours.work)}; {documents.LENGTHS}"
+        f"{usual.usual_speed.median:,.0f} tokens/s; ratio {ratio}; {_conditions(ours.work)}; {random_documents.LENGTHS}"
     )
     return Row(name, ratio.median, "ratio", detail)
 

@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import documents
+import random_documents
 import torch
-from benching import Row, quick
-from contenders import Pace, Process
+from benchmark_runner import Row, quick
+from measured_sides import Pace, Process
 from prometheus_client import REGISTRY, generate_latest
 from transformers import BertConfig, BertForMaskedLM
 
@@ -67,11 +67,11 @@ def rows() -> Iterator[Row]:
 
 def _prepare(folder: Path) -> None:
     config = BertConfig(**_SHAPE)
-    drawn = documents.draw(_STEPS * _ROWS * _SEQ_LEN // 4 + 20 * _SEQ_LEN, config.vocab_size)
-    documents.tokens_artifact(folder / "tokens", documents.packed(drawn, _SEQ_LEN), config.vocab_size)
+    drawn = random_documents.draw(_STEPS * _ROWS * _SEQ_LEN // 4 + 20 * _SEQ_LEN, config.vocab_size)
+    random_documents.tokens_artifact(folder / "tokens", random_documents.packed(drawn, _SEQ_LEN), config.vocab_size)
     with artifact.create(folder / "teacher", kind="teacher", inputs={}, recipe={}) as draft:
         BertForMaskedLM(config).save_pretrained(draft.path)
-        tokenizer = documents.tokenizer(draft.path, config.vocab_size)
+        tokenizer = random_documents.tokenizer(draft.path, config.vocab_size)
         draft.facts.update(vocabulary=vocabulary_digest(tokenizer), layers=config.num_hidden_layers)
 
 

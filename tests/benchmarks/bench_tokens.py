@@ -24,7 +24,7 @@ import numpy as np
 import paths
 import psutil
 import transformers
-from benching import Row, Spread, not_measured, quick, ratios
+from benchmark_runner import Row, Spread, not_measured, quick, ratios
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.models.bert.tokenization_bert_legacy import BertTokenizerLegacy

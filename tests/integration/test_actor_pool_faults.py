@@ -6,14 +6,14 @@ import signal
 import string
 from pathlib import Path
 
-import clusters
-import pipelines
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray_clusters
 import tiny
-from drivers import StageDriver
+import tiny_pipeline
+from driver_processes import StageProcess
 
 from cluster.artifacts import artifact
 from cluster.corpus import stage as corpus_stage
@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(540)]
 
 SHARDS = 24
 SETTINGS = ("heldout=0.05", "seq_len=64")
-SHARED = pytest.mark.skipif(not clusters.namespaces_work(), reason="only root can give nodes networks of their own")
+SHARED = pytest.mark.skipif(not ray_clusters.namespaces_work(), reason="only root can give nodes networks of their own")
 
 
 @pytest.fixture(scope="module")
@@ -43,14 +43,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return found
 
 
-def _driver(folder: Path, out: Path, environment: dict[str, str]) -> StageDriver:
+def _driver(folder: Path, out: Path, environment: dict[str, str]) -> StageProcess:
     command = ["cluster.tokens", "default", "--corpus", str(folder / "corpus")]
     command += ["--tokenizer", str(folder / "tokenizer")]
     command += [word for setting in SETTINGS for word in ("--set", setting)]
-    return StageDriver(command, out, WORK, environment)
+    return StageProcess(command, out, WORK, environment)
 
 
-def _await_shards(driver: StageDriver, count: int) -> None:
+def _await_shards(driver: StageProcess, count: int) -> None:
     driver.await_that(lambda: len(driver.done()) >= count)
     assert len(driver.done()) < SHARDS, "too late for anything to happen"
 
@@ -63,16 +63,16 @@ def _contents(path: Path) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def whole(folder: Path) -> dict[str, str]:
     """Files of the run nothing happened to."""
-    _driver(folder, folder / "whole", pipelines.environment()).finish()
+    _driver(folder, folder / "whole", tiny_pipeline.environment()).finish()
     return _contents(folder / "whole")
 
 
 def test_an_actor_that_is_killed(folder: Path, tmp_path: Path, whole: dict[str, str]) -> None:
-    driver = _driver(folder, tmp_path / "tokens", pipelines.environment())
+    driver = _driver(folder, tmp_path / "tokens", tiny_pipeline.environment())
     _await_shards(driver, 4)
     family = psutil.Process(driver.process.pid)
-    driver.await_that(lambda: bool(clusters.actors(family.children(recursive=True))))
-    clusters.actors(family.children(recursive=True))[0].kill()
+    driver.await_that(lambda: bool(ray_clusters.actors(family.children(recursive=True))))
+    ray_clusters.actors(family.children(recursive=True))[0].kill()
     said = driver.finish()
     assert said.count(" died: its unit is replaced") == 1
     assert _contents(tmp_path / "tokens") == whole
@@ -81,10 +81,10 @@ def test_an_actor_that_is_killed(folder: Path, tmp_path: Path, whole: dict[str, 
 @SHARED
 @pytest.mark.parametrize("how", ["killed", "cut off"])
 def test_a_node_that_is_lost(folder: Path, tmp_path: Path, whole: dict[str, str], how: str) -> None:
-    with clusters.running(tmp_path, nodes=2, isolated=True) as cluster:
+    with ray_clusters.running_cluster(tmp_path, nodes=2, isolated=True) as cluster:
         driver = _driver(folder, tmp_path / "tokens", cluster.environment)
         _await_shards(driver, 4)
-        driver.await_that(lambda: all(clusters.actors(node.processes()) for node in cluster.nodes[1:]))
+        driver.await_that(lambda: all(ray_clusters.actors(node.processes()) for node in cluster.nodes[1:]))
         lost = cluster.nodes[2]
         if how == "killed":
             lost.kill()
@@ -97,11 +97,11 @@ def test_a_node_that_is_lost(folder: Path, tmp_path: Path, whole: dict[str, str]
 
 @SHARED
 def test_a_node_that_comes_later_is_put_to_work(folder: Path, tmp_path: Path, whole: dict[str, str]) -> None:
-    with clusters.running(tmp_path, nodes=1, isolated=True) as cluster:
+    with ray_clusters.running_cluster(tmp_path, nodes=1, isolated=True) as cluster:
         driver = _driver(folder, tmp_path / "tokens", cluster.environment)
         _await_shards(driver, 2)
         late = cluster.add()
-        driver.await_that(lambda: bool(clusters.actors(late.processes())))
+        driver.await_that(lambda: bool(ray_clusters.actors(late.processes())))
         driver.finish()
     assert _contents(tmp_path / "tokens") == whole
 
@@ -112,7 +112,7 @@ def test_a_node_that_comes_later_is_put_to_work(folder: Path, tmp_path: Path, wh
 def test_a_driver_that_is_stopped_and_started_again(
     folder: Path, tmp_path: Path, whole: dict[str, str], number: signal.Signals
 ) -> None:
-    with clusters.running(tmp_path, nodes=2, isolated=clusters.namespaces_work()) as cluster:
+    with ray_clusters.running_cluster(tmp_path, nodes=2, isolated=ray_clusters.namespaces_work()) as cluster:
         driver = _driver(folder, tmp_path / "tokens", cluster.environment)
         _await_shards(driver, 4)
         os.kill(driver.process.pid, number)

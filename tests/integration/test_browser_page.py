@@ -12,7 +12,7 @@ from pathlib import Path
 
 import chromium
 import numpy as np
-import phones
+import phone_setup
 import pytest
 from transformers import AutoTokenizer
 
@@ -22,7 +22,7 @@ from eval.mobile import page_server
 from eval.mobile.page_server import ResultInbox, serving
 from eval.mobile.stage import STAGE, Mobile
 
-pytestmark = [phones.needs_libraries, phones.needs_chromium, pytest.mark.long]
+pytestmark = [phone_setup.needs_libraries, phone_setup.needs_chromium, pytest.mark.long]
 
 READY = "document.getElementById('measure').disabled === false"
 QUESTION = "When did the train leave?"
@@ -36,12 +36,12 @@ def browser(tmp_path_factory) -> Iterator[chromium.Browser]:
 
 @pytest.fixture(scope="module")
 def exports(tmp_path_factory) -> dict[str, Path]:
-    return phones.exports(tmp_path_factory.mktemp("exports"))
+    return phone_setup.exports(tmp_path_factory.mktemp("exports"))
 
 
 @pytest.fixture(scope="module")
 def page(exports, tmp_path_factory) -> artifact.Artifact:
-    return phones.page(tmp_path_factory.mktemp("pages"), exports)
+    return phone_setup.page(tmp_path_factory.mktemp("pages"), exports)
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def tab(browser) -> Iterator[chromium.Tab]:
 @contextlib.contextmanager
 def opened(tab: chromium.Tab, page: artifact.Artifact) -> Iterator[tuple[ResultInbox, int]]:
     """The page, ready in the tab, and its server."""
-    exchange = phones.exchange(page)
+    exchange = phone_setup.exchange(page)
     with serving(exchange, "127.0.0.1", 0) as port:
         tab.go(f"http://127.0.0.1:{port}/?t={exchange.token}")
         tab.wait(READY)
@@ -82,7 +82,7 @@ def ask(tab: chromium.Tab, passage: str, question: str) -> None:
 def test_a_job_waits_for_a_phone_and_gets_its_numbers(tab, page, tmp_path, caplog):
     """The whole way of a benchmark: link, page, measurement, artifact."""
     caplog.set_level("INFO")
-    asked = Mobile.of({"way": {"kind": "browser"}, **phones.PLAN, "placement": {"host": "127.0.0.1", "port": 0}})
+    asked = Mobile.of({"way": {"kind": "browser"}, **phone_setup.PLAN, "placement": {"host": "127.0.0.1", "port": 0}})
     out = tmp_path / "pocket"
     job = threading.Thread(target=stage.execute, args=(STAGE, asked, {"page": page.path}, out), daemon=True)
     job.start()
@@ -195,7 +195,7 @@ def test_words_are_cut_as_the_tokenizer_does(tab, page, exports, odd):
 
 def test_it_works_offline_after_the_first_load_and_sends_later(tab, page):
     """Reload without a server, answer, measure; the numbers go out when the server is there again."""
-    exchange = phones.exchange(page)
+    exchange = phone_setup.exchange(page)
     with serving(exchange, "127.0.0.1", 0) as port:
         tab.go(f"http://127.0.0.1:{port}/?t={exchange.token}")
         tab.wait(READY)
@@ -278,7 +278,7 @@ def test_of_a_page_that_does_not_come_whole_nothing_is_kept(tab, page, monkeypat
 
 
 def test_a_connection_lost_while_loading_goes_on_when_it_is_back(tab, page):
-    exchange = phones.exchange(page)
+    exchange = phone_setup.exchange(page)
     described = json.loads((page.path / "page.json").read_text())
     lost = page.path / described["models"][1]["parts"][1]["path"]
     kept = lost.with_suffix(".kept")
@@ -296,12 +296,12 @@ def test_a_connection_lost_while_loading_goes_on_when_it_is_back(tab, page):
 
 
 def test_a_damaged_part_is_refused_said_and_mended(tab, exports, tmp_path):
-    page = phones.page(tmp_path, exports)
+    page = phone_setup.page(tmp_path, exports)
     described = json.loads((page.path / "page.json").read_text())
     part = page.path / described["models"][0]["parts"][0]["path"]
     whole = part.read_bytes()
     part.write_bytes(bytes(len(whole)))
-    exchange = phones.exchange(page)
+    exchange = phone_setup.exchange(page)
     with serving(exchange, "127.0.0.1", 0) as port:
         tab.go(f"http://127.0.0.1:{port}/?t={exchange.token}")
         tab.wait("document.getElementById('problem').hidden === false")
@@ -314,13 +314,13 @@ def test_a_damaged_part_is_refused_said_and_mended(tab, exports, tmp_path):
 
 def test_numbers_for_one_job_never_go_to_another(tab, page):
     """What a phone could not send is not the next job's, which still gets its own."""
-    first = phones.exchange(page)
+    first = phone_setup.exchange(page)
     with serving(first, "127.0.0.1", 0) as port:
         tab.go(f"http://127.0.0.1:{port}/?t={first.token}")
         tab.wait(READY)
     tab.run("document.getElementById('measure').click()")
     tab.wait("document.getElementById('delivery').innerText.startsWith('Not sent yet')")
-    second = phones.exchange(page)
+    second = phone_setup.exchange(page)
     with serving(second, "127.0.0.1", port):
         tab.go(f"http://127.0.0.1:{port}/?t={second.token}")
         tab.wait(READY)
@@ -336,8 +336,8 @@ def test_where_no_way_of_running_works_the_reason_is_said(tab, page):
         script = (
             "(async () => { const { measureAll } = await import('./measuring.js');"
             "const { models } = await (await fetch('page.json')).json();"
-            f"const given = {{ ways: [{{ backend: 'abacus', threads: 1 }}], models, plan: {json.dumps(phones.PLAN)},"
-            " text: {}, device: {} };"
+            "const given = { ways: [{ backend: 'abacus', threads: 1 }], models, text: {}, device: {},"
+            f" plan: {json.dumps(phone_setup.PLAN)} }};"
             "return measureAll(given, () => {}, { asked: false }).then(String, (error) => error.message); })()"
         )
         assert tab.run(script).startswith("The models do not run on this device: ")
@@ -352,7 +352,7 @@ def test_licences_can_be_read_with_the_page_kept(tab, page):
 
 
 def test_without_the_link_there_is_a_sentence_and_no_page(tab, page):
-    exchange = phones.exchange(page)
+    exchange = phone_setup.exchange(page)
     with serving(exchange, "127.0.0.1", 0) as port:
         tab.go(f"http://127.0.0.1:{port}/")
         assert tab.run("document.body.innerText").startswith("This page needs its link")

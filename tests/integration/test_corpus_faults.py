@@ -6,14 +6,14 @@ import os
 import signal
 from pathlib import Path
 
-import clusters
 import numpy as np
 import paths
-import pipelines
 import psutil
 import pytest
+import ray_clusters
 import tiny
-from drivers import StageDriver
+import tiny_pipeline
+from driver_processes import StageProcess
 
 from cluster.artifacts import artifact
 from cluster.corpus.stage import WORK
@@ -52,13 +52,13 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return found / "recipe.toml"
 
 
-def _driver(recipe: Path, out: Path, environment: dict[str, str]) -> StageDriver:
-    return StageDriver(["cluster.corpus", str(recipe)], out, WORK, environment)
+def _driver(recipe: Path, out: Path, environment: dict[str, str]) -> StageProcess:
+    return StageProcess(["cluster.corpus", str(recipe)], out, WORK, environment)
 
 
 def _environment() -> dict[str, str]:
-    path = os.pathsep.join([str(paths.SUPPORT / "small_pieces"), os.environ.get("PYTHONPATH", "")])
-    return pipelines.environment(PYTHONPATH=path)
+    path = os.pathsep.join([str(paths.SUPPORT / "patch_small_splits"), os.environ.get("PYTHONPATH", "")])
+    return tiny_pipeline.environment(PYTHONPATH=path)
 
 
 @pytest.fixture(scope="module")
@@ -81,23 +81,23 @@ def test_an_actor_that_is_killed(recipe: Path, tmp_path: Path, whole: artifact.A
     driver = _driver(recipe, tmp_path / "corpus", _environment())
     driver.await_that(lambda: len(driver.done()) >= 10)
     family = psutil.Process(driver.process.pid)
-    driver.await_that(lambda: bool(clusters.actors(family.children(recursive=True))))
-    clusters.actors(family.children(recursive=True))[0].kill()
+    driver.await_that(lambda: bool(ray_clusters.actors(family.children(recursive=True))))
+    ray_clusters.actors(family.children(recursive=True))[0].kill()
     said = driver.finish()
     assert said.count(" died: its unit is replaced") == 1
     _same(tmp_path / "corpus", whole)
 
 
-@pytest.mark.skipif(not clusters.namespaces_work(), reason="only root can give nodes networks of their own")
+@pytest.mark.skipif(not ray_clusters.namespaces_work(), reason="only root can give nodes networks of their own")
 @pytest.mark.parametrize("how", ["killed", "cut off"])
 def test_a_node_that_is_lost(recipe: Path, tmp_path: Path, whole: artifact.Artifact, how: str) -> None:
-    with clusters.running(tmp_path, isolated=True) as cluster:
+    with ray_clusters.running_cluster(tmp_path, isolated=True) as cluster:
         cluster.environment["PYTHONPATH"] = _environment()["PYTHONPATH"]
         for _ in range(2):
             cluster.add()
         driver = _driver(recipe, tmp_path / "corpus", cluster.environment)
         driver.await_that(lambda: len(driver.done()) >= 10)
-        driver.await_that(lambda: all(clusters.actors(node.processes()) for node in cluster.nodes[1:]))
+        driver.await_that(lambda: all(ray_clusters.actors(node.processes()) for node in cluster.nodes[1:]))
         if how == "killed":
             cluster.nodes[2].kill()
         else:

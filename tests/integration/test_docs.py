@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import tiny
-from trainings import toml
+from train_processes import toml
 
 from cluster.actors import ray_cluster
 from cluster.artifacts import artifact, recipe, registry

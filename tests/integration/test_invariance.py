@@ -13,12 +13,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import crew
 import pytest
 import tokens_artifact
 import torch
+import torchrun_workers
 from torch.nn import functional
-from trainings import RECIPE, command, curve, environment, train
+from train_processes import RECIPE, command, curve, environment, train
 from transformers import AutoModelForMaskedLM
 
 from cluster.artifacts import registry, stage
@@ -96,7 +96,7 @@ def spread(folder: Path, runs: Mapping[Path, Placed]) -> None:
         if workers == 1:
             fit_all(str(folder), ours)
         else:
-            crew.together(workers, fit_all, str(folder), ours)
+            torchrun_workers.run_on_workers(workers, fit_all, str(folder), ours)
 
 
 def sizes(line: Mapping[str, float]) -> dict[str, float]:

@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import clusters
 import paths
-import pipelines
 import pytest
-from clusters import Cluster, Node, await_that
-from drivers import Asker, RefusedError
-from toy_jobs import make_corpus
+import ray_clusters
+import tiny_pipeline
+from driver_processes import JobQueueClient, RefusedError
+from ray_clusters import Cluster, Node, wait_until
+from toy_stage_jobs import make_corpus
 
 pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(400)]
 
@@ -30,7 +30,7 @@ class Place:
         self.folder, self.ledger, self.tally = folder, folder / "ledger", folder / "tally.txt"
         self.gate = folder / "gate"
         make_corpus(folder)
-        self._askers: list[Asker] = []
+        self._clients: list[JobQueueClient] = []
 
     def job(self, name: str, *, gated: bool = False, after: tuple[str, ...] = (), **recipe: Any) -> dict[str, Any]:
         values = {"text": name, "tally": str(self.tally), "gate": str(self.gate) if gated else "", **recipe}
@@ -40,20 +40,20 @@ class Place:
     def finished(self) -> Counter[str]:
         return Counter(self.tally.read_text().split()) if self.tally.exists() else Counter()
 
-    def asker(self, cluster: Cluster) -> Asker:
-        return self.asker_of(cluster.environment)
+    def client(self, cluster: Cluster) -> JobQueueClient:
+        return self.client_of(cluster.environment)
 
-    def asker_of(self, environment: dict[str, str]) -> Asker:
-        self._askers.append(Asker(self.folder / "asker.log", environment))
-        return self._askers[-1]
+    def client_of(self, environment: dict[str, str]) -> JobQueueClient:
+        self._clients.append(JobQueueClient(self.folder / "client.log", environment))
+        return self._clients[-1]
 
     def begun(self, *names: str) -> bool:
         return all((self.folder / "out" / f".{name}.partial" / "text.txt").exists() for name in names)
 
     def end(self) -> None:
-        for asker in self._askers:
+        for client in self._clients:
             with contextlib.suppress(OSError):
-                asker.end()
+                client.end()
 
 
 @pytest.fixture
@@ -70,20 +70,20 @@ def _names(*outcomes: dict[str, Any]) -> dict[str, tuple[str, int]]:
 
 
 def test_a_queue_that_is_killed_goes_on_and_finds_its_workers_again(place: Place) -> None:
-    with clusters.running(place.folder, nodes=2) as cluster:
-        asker = place.asker(cluster)
-        asker.ask("start", str(place.ledger), QUICK)
+    with ray_clusters.running_cluster(place.folder, nodes=2) as cluster:
+        client = place.client(cluster)
+        client.request("start", str(place.ledger), QUICK)
         names = [f"job-{number}" for number in range(6)]
-        ids = asker.ask("submit", [place.job(name, gated=True) for name in names])
-        await_that(lambda: place.begun("job-0", "job-1"))
-        asker.ask("cancel", ids[5:])
+        ids = client.request("submit", [place.job(name, gated=True) for name in names])
+        wait_until(lambda: place.begun("job-0", "job-1"))
+        client.request("cancel", ids[5:])
         for _ in range(2):
-            os.kill(asker.ask("about")["process"], signal.SIGKILL)
+            os.kill(client.request("about")["process"], signal.SIGKILL)
             # A submission meets it dead, or being started again.
-            assert asker.ask("submit", [place.job("job-3", gated=True)]) == [ids[3]]
-        late = asker.ask("submit", [place.job("late", after=(ids[0],))])
+            assert client.request("submit", [place.job("job-3", gated=True)]) == [ids[3]]
+        late = client.request("submit", [place.job("late", after=(ids[0],))])
         place.gate.touch()
-        outcomes = asker.ask("wait", [*ids, *late])
+        outcomes = client.request("wait", [*ids, *late])
         segments = len(list(place.ledger.glob("segment-*")))
     assert _names(*outcomes) == {**dict.fromkeys([*names[:5], "late"], ("done", 1)), "job-5": ("cancelled", 0)}
     assert place.finished() == Counter([*names[:5], "late"])
@@ -91,41 +91,41 @@ def test_a_queue_that_is_killed_goes_on_and_finds_its_workers_again(place: Place
 
 
 def test_a_queue_that_is_stopped_is_taken_up_by_the_next_and_another_ledger_is_refused(place: Place) -> None:
-    with clusters.running(place.folder, nodes=1) as cluster:
-        asker = place.asker(cluster)
-        asker.ask("start", str(place.ledger), QUICK)
-        ids = asker.ask("submit", [place.job("one", gated=True), place.job("two")])
-        await_that(lambda: place.begun("one"))
+    with ray_clusters.running_cluster(place.folder, nodes=1) as cluster:
+        client = place.client(cluster)
+        client.request("start", str(place.ledger), QUICK)
+        ids = client.request("submit", [place.job("one", gated=True), place.job("two")])
+        wait_until(lambda: place.begun("one"))
         with pytest.raises(RefusedError, match=f"the queue of this cluster has the ledger {place.ledger}, not .*other"):
-            asker.ask("start", str(place.folder / "other"), QUICK)
-        asker.ask("drain", True)
-        assert asker.ask("stop")
+            client.request("start", str(place.folder / "other"), QUICK)
+        client.request("drain", True)
+        assert client.request("stop")
         # What ends while there is no queue is not lost: its worker knows.
         place.gate.touch()
-        await_that(lambda: (place.folder / "out" / "one").exists())
-        asker.ask("start", str(place.ledger), QUICK)
-        assert _names(*asker.ask("wait", ids[:1])) == {"one": ("done", 1)}
-        assert asker.ask("show", "two")["why"] == "the queue is drained"
-        asker.ask("drain", False)
-        assert _names(*asker.ask("wait", ids)) == {"one": ("done", 1), "two": ("done", 1)}
+        wait_until(lambda: (place.folder / "out" / "one").exists())
+        client.request("start", str(place.ledger), QUICK)
+        assert _names(*client.request("wait", ids[:1])) == {"one": ("done", 1)}
+        assert client.request("show", "two")["why"] == "the queue is drained"
+        client.request("drain", False)
+        assert _names(*client.request("wait", ids)) == {"one": ("done", 1), "two": ("done", 1)}
 
 
 @pytest.mark.parametrize("leave", [Node.kill, Node.drain], ids=["lost", "drained"])
 def test_jobs_of_a_node_that_leaves_run_elsewhere(place: Place, leave: Callable[[Node], None]) -> None:
-    with clusters.running(place.folder, nodes=2, isolated=clusters.namespaces_work()) as cluster:
-        asker = place.asker(cluster)
-        asker.ask("start", str(place.ledger), QUICK)
+    with ray_clusters.running_cluster(place.folder, nodes=2, isolated=ray_clusters.namespaces_work()) as cluster:
+        client = place.client(cluster)
+        client.request("start", str(place.ledger), QUICK)
         names = ["one", "two", "three"]
-        ids = asker.ask("submit", [place.job(name, gated=True) for name in names])
+        ids = client.request("submit", [place.job(name, gated=True) for name in names])
 
         def history() -> list[str]:
-            return [what for job in ids for _, what in asker.ask("show", job)["history"]]
+            return [what for job in ids for _, what in client.request("show", job)["history"]]
 
-        await_that(lambda: place.begun("one", "two"))
+        wait_until(lambda: place.begun("one", "two"))
         leave(cluster.nodes[1])
-        await_that(lambda: any("the node it ran on is gone" in what for what in history()))
+        wait_until(lambda: any("the node it ran on is gone" in what for what in history()))
         place.gate.touch()
-        outcomes = asker.ask("wait", ids)
+        outcomes = client.request("wait", ids)
         told = history()
     assert {outcome["state"] for outcome in outcomes} == {"done"}
     assert sorted(outcome["attempts"] for outcome in outcomes) == [1, 1, 2]
@@ -136,93 +136,93 @@ def test_jobs_of_a_node_that_leaves_run_elsewhere(place: Place, leave: Callable[
 
 
 def test_the_driver_that_is_killed_is_not_needed(place: Place) -> None:
-    with clusters.running(place.folder, nodes=1) as cluster:
-        driver, other = place.asker(cluster), place.asker(cluster)
+    with ray_clusters.running_cluster(place.folder, nodes=1) as cluster:
+        driver, other = place.client(cluster), place.client(cluster)
         wanted = [place.job("one", gated=True), place.job("two", after=("one",))]
-        driver.say("run", wanted, str(place.ledger))
-        await_that(lambda: place.begun("one"))
+        driver.send("run", wanted, str(place.ledger))
+        wait_until(lambda: place.begun("one"))
         driver.end()
-        ids = other.ask("submit", wanted)
+        ids = other.request("submit", wanted)
         place.gate.touch()
-        outcomes = other.ask("wait", ids)
+        outcomes = other.request("wait", ids)
     # The second asked for the same, and joined in.
     assert _names(*outcomes) == {"one": ("done", 1), "two": ("done", 1)}
     assert place.finished() == Counter(["one", "two"])
 
 
 def test_what_an_interrupted_command_left_on_a_cluster_of_its_own_is_not_in_the_way(place: Place) -> None:
-    environment = pipelines.environment()
-    first, second = (place.asker_of(environment) for _ in range(2))
-    first.say("run", [place.job("one", gated=True), place.job("two", after=("one",))], str(place.ledger))
-    await_that(lambda: place.begun("one"))
+    environment = tiny_pipeline.environment()
+    first, second = (place.client_of(environment) for _ in range(2))
+    first.send("run", [place.job("one", gated=True), place.job("two", after=("one",))], str(place.ledger))
+    wait_until(lambda: place.begun("one"))
     first.end()
     with sorted(place.ledger.glob("segment-*.jsonl"))[-1].open("a") as newest:
         newest.write('{"at": 0, "event": "drained", "on": true}\n')  # as an earlier cluster may have been
     changed = [place.job("one", text="changed"), place.job("three")]
-    outcomes = second.ask("run", changed, str(place.ledger))
+    outcomes = second.request("run", changed, str(place.ledger))
     assert {outcome["name"]: outcome["state"] for outcome in outcomes} == {"one": "done", "three": "done"}
-    states = {(line["name"], line["state"], line["error"]) for line in second.ask("list")}
+    states = {(line["name"], line["state"], line["error"]) for line in second.request("list")}
     assert ("two", "cancelled", "the command that wanted it was interrupted") in states
     assert place.finished() == Counter(["changed", "three"])
 
 
 def test_a_ledger_outlives_its_cluster(place: Place) -> None:
     names = ["done", "running", "waiting", "behind"]
-    with clusters.running(place.folder, nodes=1) as cluster:
-        asker = place.asker(cluster)
-        asker.ask("start", str(place.ledger), QUICK)
+    with ray_clusters.running_cluster(place.folder, nodes=1) as cluster:
+        client = place.client(cluster)
+        client.request("start", str(place.ledger), QUICK)
         wanted = [place.job("done"), place.job("running", gated=True), place.job("waiting")]
-        ids = asker.ask("submit", [*wanted, place.job("behind", after=("running",))])
-        await_that(lambda: place.begun("running"))
-        asker.ask("limit", {"*": 7}, {})
+        ids = client.request("submit", [*wanted, place.job("behind", after=("running",))])
+        wait_until(lambda: place.begun("running"))
+        client.request("limit", {"*": 7}, {})
         for node in cluster.nodes[::-1]:
             node.kill()
-        asker.end()
+        client.end()
     (place.folder / "again").mkdir()
     place.gate.touch()
-    with clusters.running(place.folder / "again", nodes=2) as cluster:
-        asker = place.asker(cluster)
-        asker.ask("start", str(place.ledger), QUICK)
-        outcomes = asker.ask("wait", ids)
-        assert asker.ask("about")["limits"] == {"user": {"*": 7}, "kind": {}}
+    with ray_clusters.running_cluster(place.folder / "again", nodes=2) as cluster:
+        client = place.client(cluster)
+        client.request("start", str(place.ledger), QUICK)
+        outcomes = client.request("wait", ids)
+        assert client.request("about")["limits"] == {"user": {"*": 7}, "kind": {}}
     attempts = {"done": 1, "running": 2, "waiting": 1, "behind": 1}
     assert _names(*outcomes) == {name: ("done", attempts[name]) for name in names}
     assert place.finished() == Counter(names)
 
 
 def test_two_people_who_ask_for_the_same_at_once_get_the_same(place: Place) -> None:
-    with clusters.running(place.folder, nodes=2) as cluster:
-        people = [place.asker(cluster), place.asker(cluster)]
+    with ray_clusters.running_cluster(place.folder, nodes=2) as cluster:
+        people = [place.client(cluster), place.client(cluster)]
         wanted = [place.job(f"job-{number}") for number in range(40)]
         for person in people:
-            person.say("run", wanted, str(place.ledger))
-        theirs, others = (person.hear() for person in people)
+            person.send("run", wanted, str(place.ledger))
+        theirs, others = (person.receive() for person in people)
         assert [outcome["id"] for outcome in theirs] == [outcome["id"] for outcome in others]
         assert {outcome["state"] for outcome in theirs} == {"done"}
-        people[0].ask("submit", [place.job("same", gated=True, text="a")])
+        people[0].request("submit", [place.job("same", gated=True, text="a")])
         with pytest.raises(RefusedError, match=r'is to make .* too, and differs \(recipe.text: "a" there, "b" asked'):
-            people[1].ask("submit", [place.job("same", gated=True, text="b")])
+            people[1].request("submit", [place.job("same", gated=True, text="b")])
     assert place.finished() == Counter(f"job-{number}" for number in range(40))
 
 
 def test_a_thousand_jobs_while_the_queue_and_workers_are_killed(place: Place) -> None:
     count, draw = 1000, random.Random(0)
-    with clusters.running(place.folder, nodes=2) as cluster:
-        asker, killer = place.asker(cluster), place.asker(cluster)
-        asker.ask("start", str(place.ledger), {"deaths": 10, "first": 0.1, "longest": 0.1})
+    with ray_clusters.running_cluster(place.folder, nodes=2) as cluster:
+        client, killer = place.client(cluster), place.client(cluster)
+        client.request("start", str(place.ledger), {"deaths": 10, "first": 0.1, "longest": 0.1})
         wanted = [place.job(f"job-{n}", after=(f"job-{n - 7}",) if n % 7 == 0 and n else ()) for n in range(count)]
-        asker.say("run", wanted, str(place.ledger))
+        client.send("run", wanted, str(place.ledger))
         for share in (0.2, 0.4, 0.6):
-            await_that(lambda share=share: sum(place.finished().values()) > share * count)  # type: ignore[misc]
-            os.kill(killer.ask("about")["process"], signal.SIGKILL)
+            wait_until(lambda share=share: sum(place.finished().values()) > share * count)  # type: ignore[misc]
+            os.kill(killer.request("about")["process"], signal.SIGKILL)
             node = draw.choice(cluster.nodes[1:])
             for process in node.processes():
-                with contextlib.suppress(clusters.psutil.NoSuchProcess):
+                with contextlib.suppress(ray_clusters.psutil.NoSuchProcess):
                     if "job_worker.Worker" in " ".join(process.cmdline()) or "ray::Worker" in " ".join(
                         process.cmdline()
                     ):
                         process.kill()
-        outcomes = asker.hear()
+        outcomes = client.receive()
     assert Counter(outcome["state"] for outcome in outcomes) == {"done": count}
     # A worker may die between its last line and its artifact; what is complete is never made again.
     assert place.finished().keys() == {f"job-{n}" for n in range(count)}

@@ -8,13 +8,13 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-import clusters
-import pipelines
 import psutil
 import pytest
+import ray_clusters
+import tiny_pipeline
 import tokens_artifact
-from clusters import await_that, training_workers
-from trainings import RECIPE, curve, train
+from ray_clusters import training_workers, wait_until
+from train_processes import RECIPE, curve, train
 
 from cluster.actors import ray_cluster
 from cluster.artifacts import artifact, commit, recipe
@@ -33,7 +33,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(540)]
 def launched(pipeline: Path, out: Path, *settings: str) -> subprocess.CompletedProcess[str]:
     changes = [part for setting in settings for part in ("--set", setting)]
     command = [sys.executable, "-m", "distill.launch", str(pipeline), "--out", str(out), *changes]
-    environment = pipelines.environment()
+    environment = tiny_pipeline.environment()
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
 
 
@@ -41,7 +41,7 @@ def launched(pipeline: Path, out: Path, *settings: str) -> subprocess.CompletedP
 def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Output of a whole pipeline, one of its jobs made to fail."""
     folder = tmp_path_factory.mktemp("pipeline")
-    values = pipelines.measured(folder)
+    values = tiny_pipeline.measured(folder)
     values["suite"]["tasks"]["rte"] = {}
     values["suite"]["second_step"] = {"tasks": ["provenance"]}
     values["suite"]["sweep"] = {"tasks": ["provenance"]}
@@ -49,7 +49,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "rte").mkdir()
     (folder / "rte" / "train.jsonl").write_text('{"sentence1": "a", "sentence2": "b"}\n')
     (folder / "rte" / "dev.jsonl").write_text('{"sentence1": "a", "sentence2": "b"}\n')
-    process = launched(pipelines.write(folder / "pipeline.toml", values), folder / "out")
+    process = launched(tiny_pipeline.write(folder / "pipeline.toml", values), folder / "out")
     assert process.returncode == 1, process.stderr
     assert "2 failed jobs" in process.stderr, process.stderr
     return folder / "out"
@@ -116,9 +116,9 @@ def test_another_recipe_for_the_same_place_is_refused_and_nothing_lost(done: Pat
 
 
 def test_a_pipeline_that_makes_no_sense_is_refused_before_anything_runs(tmp_path: Path) -> None:
-    values = pipelines.measured(tmp_path)
+    values = tiny_pipeline.measured(tmp_path)
     values["train"]["loss"] = {"temprature": 3.0}
-    process = launched(pipelines.write(tmp_path / "pipeline.toml", values), tmp_path / "out")
+    process = launched(tiny_pipeline.write(tmp_path / "pipeline.toml", values), tmp_path / "out")
     assert process.returncode == 1
     assert process.stderr.count("\n") == 1
     assert "[train]: unknown key loss.temprature; did you mean loss.temperature?" in process.stderr
@@ -129,7 +129,7 @@ def test_a_pipeline_is_made_in_a_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    pipeline = pipelines.write(tmp_path / "pipeline.toml", pipelines.values(tmp_path))
+    pipeline = tiny_pipeline.write(tmp_path / "pipeline.toml", tiny_pipeline.values(tmp_path))
     monkeypatch.setattr(sys, "argv", ["launch", str(pipeline), "--out", "s3://barrel/out"])
     with pytest.raises(SystemExit, match="1"):
         run_pipeline.main()
@@ -139,15 +139,15 @@ def test_a_pipeline_is_made_in_a_folder(
 
 @pytest.mark.long
 def test_a_pipeline_whose_driver_was_killed_goes_on_where_it_was(tmp_path: Path) -> None:
-    values = pipelines.values(tmp_path)
+    values = tiny_pipeline.values(tmp_path)
     values["train"] = {**values["train"], "steps": 300}
     values["train"]["placement"] = {**values["train"]["placement"], "save_every": 20}
-    pipeline, out = pipelines.write(tmp_path / "pipeline.toml", values), tmp_path / "out"
+    pipeline, out = tiny_pipeline.write(tmp_path / "pipeline.toml", values), tmp_path / "out"
     command = [sys.executable, "-m", "distill.launch", str(pipeline), "--out", str(out)]
     run = Run(out / "runs" / "student")
     with (tmp_path / "driver.log").open("wb") as log:
-        driver = subprocess.Popen(command, env=pipelines.environment(), stdout=log, stderr=log)
-        await_that(lambda: saved(run, 40), driver)
+        driver = subprocess.Popen(command, env=tiny_pipeline.environment(), stdout=log, stderr=log)
+        wait_until(lambda: saved(run, 40), driver)
         driver.send_signal(signal.SIGKILL)
         driver.wait()
     teacher = artifact.read(out / "teacher").identity
@@ -207,7 +207,7 @@ def saved(run: Run, step: int) -> bool:
 
 def kill_a_worker_at(run: Run, step: int, killed: list[int]) -> None:
     """SIGKILL one of the two training workers of our own cluster as soon as a checkpoint of ``step`` is there."""
-    await_that(lambda: saved(run, step))
+    wait_until(lambda: saved(run, step))
     workers = training_workers(psutil.Process().children(recursive=True))
     assert len(workers) == 2
     killed.append(workers[1].pid)
@@ -230,13 +230,13 @@ def test_more_workers_than_the_cluster_has_are_refused(folder: Path, tmp_path: P
 @pytest.fixture
 def head(tmp_path: Path) -> Iterator[dict[str, str]]:
     """A Ray cluster as an administrator starts it, with tokens; the environment of somebody who may use it."""
-    with clusters.running(tmp_path, head_cpus=2, dashboard=True) as cluster:
+    with ray_clusters.running_cluster(tmp_path, head_cpus=2, dashboard=True) as cluster:
         yield cluster.environment
 
 
 @pytest.mark.long
 def test_a_pipeline_submitted_to_a_cluster(head: dict[str, str], tmp_path: Path) -> None:
-    pipeline = pipelines.write(tmp_path / "pipeline.toml", pipelines.values(tmp_path))
+    pipeline = tiny_pipeline.write(tmp_path / "pipeline.toml", tiny_pipeline.values(tmp_path))
     ray = str(Path(sys.executable).with_name("ray"))
     command = [ray, "job", "submit", "--", sys.executable, "-m", "distill.launch"]
     command += [str(pipeline), "--out", str(tmp_path / "out")]
@@ -251,7 +251,7 @@ def test_a_pipeline_submitted_to_a_cluster(head: dict[str, str], tmp_path: Path)
 
 
 def test_the_ledger_of_a_pipeline_is_that_of_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = PipelinePlan(Pipeline.of(pipelines.measured(tmp_path)), tmp_path / "out")
+    plan = PipelinePlan(Pipeline.of(tiny_pipeline.measured(tmp_path)), tmp_path / "out")
     monkeypatch.delenv("STILLHOUSE_JOBS", raising=False)
     assert plan.ledger == tmp_path / "out" / "queue"
     monkeypatch.setenv("STILLHOUSE_JOBS", str(tmp_path / "jobs"))
@@ -259,7 +259,7 @@ def test_the_ledger_of_a_pipeline_is_that_of_the_environment(tmp_path: Path, mon
 
 
 def test_trainings_of_a_pipeline_follow_from_its_recipe(tmp_path: Path) -> None:
-    plan = PipelinePlan(Pipeline.of(pipelines.measured(tmp_path)), tmp_path / "out")
+    plan = PipelinePlan(Pipeline.of(tiny_pipeline.measured(tmp_path)), tmp_path / "out")
     assert [job.name for job in plan.text()] == ["corpus", "tokens", "datasets/provenance"]
     assert plan.distillation("no-teacher").student.start == "random"
     assert plan.distillation("no-teacher").steps == plan.distillation("student").steps
@@ -271,7 +271,7 @@ def test_trainings_of_a_pipeline_follow_from_its_recipe(tmp_path: Path) -> None:
 
 
 def test_a_missing_task_folder_is_found_before_anything_runs(tmp_path: Path) -> None:
-    values = pipelines.values(tmp_path)
+    values = tiny_pipeline.values(tmp_path)
     values["suite"] = {"tasks": {"rte": {}}, "data": str(tmp_path / "nowhere" / "{task}")}
     with pytest.raises(StageError, match=r"rte: no folder .*nowhere/rte"):
         run_pipeline.launch(Pipeline.of(values), tmp_path / "out")
@@ -279,7 +279,7 @@ def test_a_missing_task_folder_is_found_before_anything_runs(tmp_path: Path) -> 
 
 
 def test_a_missing_reference_of_a_sweep_is_found_before_anything_runs(tmp_path: Path) -> None:
-    values = pipelines.measured(tmp_path)
+    values = tiny_pipeline.measured(tmp_path)
     values["suite"]["sweep"] = {"reference": "all-losses"}
     with pytest.raises(
         StageError, match=r"sweep\.reference needs the model all-losses: there is teacher, student, no-te"
@@ -290,7 +290,7 @@ def test_a_missing_reference_of_a_sweep_is_found_before_anything_runs(tmp_path: 
 
 @pytest.mark.long
 def test_an_ablation_that_diverges_stops_nothing_else(tmp_path: Path, embedded: None) -> None:
-    values = pipelines.values(tmp_path)
+    values = tiny_pipeline.values(tmp_path)
     values["ablations"] = {"wild": {"optimizer": {"learning_rate": 1e38, "clip": 1e38}}}
     failed = run_pipeline.launch(Pipeline.of(values), tmp_path / "out")
     assert [entry["name"] for entry in failed] == ["runs/wild"]
@@ -300,7 +300,7 @@ def test_an_ablation_that_diverges_stops_nothing_else(tmp_path: Path, embedded: 
 
 
 def test_the_tokenizer_is_the_teachers_where_none_is_named(tmp_path: Path) -> None:
-    values = pipelines.values(tmp_path)
+    values = tiny_pipeline.values(tmp_path)
     values["teacher"] = {"source": "some/model"}
     del values["tokens"]["tokenizer"]
     plan = PipelinePlan(Pipeline.of(values), tmp_path)
@@ -318,4 +318,4 @@ def test_the_tokenizer_is_the_teachers_where_none_is_named(tmp_path: Path) -> No
 )
 def test_pipelines_that_are_refused(tmp_path: Path, change: dict[str, object], line: str) -> None:
     with pytest.raises(recipe.RecipeError, match=line):
-        Pipeline.of(pipelines.values(tmp_path) | change)
+        Pipeline.of(tiny_pipeline.values(tmp_path) | change)

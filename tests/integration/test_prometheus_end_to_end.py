@@ -13,13 +13,13 @@ from typing import Any
 import monitoring_series
 import prometheus_servers as servers
 import pytest
-import scripted_service
+import simulated_service
 import tokens_artifact
 import yaml
+from metrics_endpoint import scraped
 from prometheus_client import start_http_server
-from prometheus_servers import Webhook, free_port, until
-from scraping import scraped
-from trainings import command, environment
+from prometheus_servers import Webhook, free_port, wait_until
+from train_processes import command, environment
 
 from cluster.telemetry import exporter, metrics
 from cluster.telemetry.metrics_log import read_metrics
@@ -58,7 +58,7 @@ class Ticking(threading.Thread):
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
-        self._script = scripted_service.Script(time.time() - 3 * 3600)
+        self._script = simulated_service.Script(time.time() - 3 * 3600)
         self._script.advance(time.time())
         self.stalls, self._over = threading.Event(), threading.Event()
 
@@ -66,7 +66,7 @@ class Ticking(threading.Thread):
         while not self._over.wait(0.5):
             self._script.advance(time.time())
             if self.stalls.is_set():
-                metrics.STEP_TIME.labels(scripted_service.RUN).set(time.time() - 3600)
+                metrics.STEP_TIME.labels(simulated_service.RUN).set(time.time() - 3600)
 
     def stop(self) -> None:
         self._over.set()
@@ -80,7 +80,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
     ours, foreign, real = free_port(), free_port(), free_port()
     script, webhook = Ticking(), Webhook()
     exporter.serve(ours)
-    start_http_server(foreign, registry=scripted_service.FOREIGN)
+    start_http_server(foreign, registry=simulated_service.FOREIGN)
     script.start()
     targets = {SCRIPTED: [ours, foreign], REAL: [real]}
     with (
@@ -134,7 +134,7 @@ def test_a_panel_has_something_to_show(seen: Seen, panel: Panel) -> None:
         answers = [seen.source.ask(replace(panel, queries=(query,)), _window()) for query in panel.queries]
         return all(any(math.isfinite(value) for line in lines for value in line.values) for lines in answers)
 
-    until(panel.title, every_query_is_answered, 20)
+    wait_until(panel.title, every_query_is_answered, 20)
 
 
 @pytest.mark.parametrize("board", generate.BOARDS, ids=lambda board: board.uid)
@@ -199,15 +199,15 @@ def test_a_real_run_fills_what_training_declares(seen: Seen) -> None:
 
 
 def test_an_alert_reaches_people_and_is_taken_back(seen: Seen) -> None:
-    who = {"run": scripted_service.RUN, "cluster": SCRIPTED}
+    who = {"run": simulated_service.RUN, "cluster": SCRIPTED}
     assert seen.webhook.states(STALLED) == [], "nothing had stalled"
     seen.script.stalls.set()
-    until("the alert reaches the webhook", lambda: "firing" in seen.webhook.states(STALLED, **who))
-    (told,) = [one for one in seen.webhook.told if one["labels"]["alertname"] == STALLED][:1]
+    wait_until("the alert reaches the webhook", lambda: "firing" in seen.webhook.states(STALLED, **who))
+    (told,) = [one for one in seen.webhook.received if one["labels"]["alertname"] == STALLED][:1]
     assert told["labels"]["severity"] == "critical"
-    assert told["annotations"]["summary"].startswith(f"{scripted_service.RUN} has made no step for 1h 0m")
+    assert told["annotations"]["summary"].startswith(f"{simulated_service.RUN} has made no step for 1h 0m")
     seen.script.stalls.clear()
-    until("it is taken back", lambda: seen.webhook.states(STALLED, **who)[-1:] == ["resolved"])
+    wait_until("it is taken back", lambda: seen.webhook.states(STALLED, **who)[-1:] == ["resolved"])
 
 
 def test_a_quiet_service_has_no_other_alerts(seen: Seen) -> None:

@@ -4,14 +4,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pipelines
 import prometheus_servers as servers
 import psutil
 import pytest
+import tiny_pipeline
 import tokens_artifact
-from clusters import training_workers
-from drivers import Driver
+from driver_processes import DriverProcess
 from prometheus_servers import free_port
+from ray_clusters import training_workers
 
 from cluster.artifacts import commit
 from distill.checkpointing.run_folder import Run
@@ -67,7 +67,7 @@ def test_prometheus_sees_that_workers_were_started_again_and_why(tmp_path: Path)
     run = Run(commit.staging(out) / RUN)
     with servers.prometheus(tmp_path, {"here": [port]}, generate.FOLDER / "rules") as source:
         call = json.dumps([teacher(port), str(tmp_path / "tokens"), str(out)])
-        driver = Driver(["-c", DRIVER, call], tmp_path / "driver.log", pipelines.environment())
+        driver = DriverProcess(["-c", DRIVER, call], tmp_path / "driver.log", tiny_pipeline.environment())
         driver.await_that(lambda: run.newest() is not None and value(source, LOST) == 0)
         found = training_workers(psutil.Process(driver.process.pid).children(recursive=True))
         assert len(found) == 2

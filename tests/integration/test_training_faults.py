@@ -6,15 +6,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-import clusters
 import paths
-import pipelines
 import psutil
 import pytest
+import ray_clusters
+import tiny_pipeline
 import tokens_artifact
-from clusters import Cluster, training_workers
-from drivers import Driver
-from trainings import RECIPE, curve, train
+from driver_processes import DriverProcess
+from ray_clusters import Cluster, training_workers
+from train_processes import RECIPE, curve, train
 
 from cluster.telemetry.metrics_log import read_metrics
 from distill.checkpointing.run_folder import Run
@@ -26,7 +26,7 @@ VALUES: dict[str, Any] = {**RECIPE, "steps": 160, "rows_per_step": 32, "validati
 PLACEMENT: dict[str, Any] = {"rows_per_device": 2, "log_every": 1, "save_every": 10, "validate_every": 80}
 
 NETWORKS = pytest.mark.parametrize(
-    "isolated", [clusters.namespaces_work()], ids=lambda yes: "apart" if yes else "loopback"
+    "isolated", [ray_clusters.namespaces_work()], ids=lambda yes: "apart" if yes else "loopback"
 )
 """Whether nodes have networks of their own: wherever root may make them."""
 
@@ -63,7 +63,7 @@ def whole(folder: Path) -> list[float]:
     return curve(folder / "whole")
 
 
-class TrainingDriver(Driver):
+class TrainingDriver(DriverProcess):
     """A process that trains on the cluster of its environment, and the folder it trains in."""
 
     def __init__(self, folder: Path, out: Path, environment: dict[str, str], **placement: Any) -> None:
@@ -101,7 +101,7 @@ def last_step(run: Run) -> int:
 
 @pytest.mark.parametrize("victim", [0, 1], ids=["the-first-worker", "another-worker"])
 def test_a_worker_that_is_killed(folder: Path, tmp_path: Path, whole: list[float], victim: int) -> None:
-    driver = TrainingDriver(folder, tmp_path / "run", pipelines.environment(), workers=2)
+    driver = TrainingDriver(folder, tmp_path / "run", tiny_pipeline.environment(), workers=2)
     driver.await_step(20)
     found = training_workers(psutil.Process(driver.process.pid).children(recursive=True))
     assert len(found) == 2
@@ -118,7 +118,7 @@ def test_a_worker_that_is_killed(folder: Path, tmp_path: Path, whole: list[float
 @NETWORKS
 def test_a_node_that_is_killed_and_replaced(folder: Path, tmp_path: Path, whole: list[float], isolated: bool) -> None:
     """Two workers on two nodes, then one, then two again."""
-    with clusters.running(tmp_path, nodes=2, isolated=isolated) as cluster:
+    with ray_clusters.running_cluster(tmp_path, nodes=2, isolated=isolated) as cluster:
         elastic = {"workers": {"min": 1, "max": 2}, "replace_seconds": 2.0}
         driver = TrainingDriver(folder, tmp_path / "run", cluster.environment, **elastic)
         driver.await_step(20, workers=2)
@@ -141,7 +141,7 @@ def test_a_node_that_is_killed_and_replaced(folder: Path, tmp_path: Path, whole:
 @NETWORKS
 def test_a_node_that_is_drained(folder: Path, tmp_path: Path, whole: list[float], isolated: bool) -> None:
     """The checkpoint is written before the deadline, though none was due, and another node goes on from there."""
-    with clusters.running(tmp_path, nodes=2, isolated=isolated) as cluster:
+    with ray_clusters.running_cluster(tmp_path, nodes=2, isolated=isolated) as cluster:
         # No checkpoint is due before the end, and no death is forgiven.
         driver = TrainingDriver(folder, tmp_path / "run", cluster.environment, workers=1, restarts=0, save_every=1000)
         driver.await_that(lambda: last_step(driver.run) >= 10)
@@ -165,7 +165,7 @@ def test_a_node_that_is_drained(folder: Path, tmp_path: Path, whole: list[float]
 
 def test_a_driver_that_is_terminated_ends_with_a_checkpoint(folder: Path, tmp_path: Path, whole: list[float]) -> None:
     # No checkpoint is due before the end.
-    driver = TrainingDriver(folder, tmp_path / "run", pipelines.environment(), workers=2, save_every=1000)
+    driver = TrainingDriver(folder, tmp_path / "run", tiny_pipeline.environment(), workers=2, save_every=1000)
     driver.await_that(lambda: last_step(driver.run) >= 10)
     driver.process.terminate()
     said = driver.finish()
@@ -175,20 +175,20 @@ def test_a_driver_that_is_terminated_ends_with_a_checkpoint(folder: Path, tmp_pa
     assert 10 <= newest.step < VALUES["steps"]
     told = [f"run: SIGTERM; stopped at step {newest.step}, checkpoint written"]
     assert said.splitlines()[-2:] == [*told, "interrupted: run the same command again to continue"]
-    again = TrainingDriver(folder, tmp_path / "run", pipelines.environment(), workers=2, save_every=1000)
+    again = TrainingDriver(folder, tmp_path / "run", tiny_pipeline.environment(), workers=2, save_every=1000)
     said = again.finish()
     assert again.process.returncode == 0, said
     assert curve(driver.run.path) == pytest.approx(whole, rel=1e-6)
 
 
-def hosts(cluster: Cluster) -> clusters.Node:
+def hosts(cluster: Cluster) -> ray_clusters.Node:
     """The node that has the training worker."""
     return next(node for node in cluster.nodes[1:] if training_workers(node.processes()))
 
 
 @NETWORKS
 def test_a_lost_node_that_nobody_replaces_is_a_clear_stop(folder: Path, tmp_path: Path, isolated: bool) -> None:
-    with clusters.running(tmp_path, nodes=1, isolated=isolated) as cluster:
+    with ray_clusters.running_cluster(tmp_path, nodes=1, isolated=isolated) as cluster:
         driver = TrainingDriver(folder, tmp_path / "run", cluster.environment, workers=1, replace_seconds=2.0)
         driver.await_step(10)
         cluster.nodes[1].kill()
@@ -207,7 +207,7 @@ def test_a_lost_node_that_nobody_replaces_is_a_clear_stop(folder: Path, tmp_path
 )
 def test_a_step_that_dies_twice_is_not_tried_again(folder: Path, tmp_path: Path, fault: str, line: str) -> None:
     path = os.pathsep.join([str(paths.SUPPORT), os.environ.get("PYTHONPATH", "")])
-    environment = pipelines.environment(FAULT=fault, PYTHONPATH=path)
+    environment = tiny_pipeline.environment(FAULT=fault, PYTHONPATH=path)
     driver = TrainingDriver(folder, tmp_path / "run", environment, workers=2, restarts=50)
     said = driver.finish()
     assert driver.process.returncode == 1

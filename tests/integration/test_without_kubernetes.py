@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import clusters
-import pipelines
 import pytest
+import ray_clusters
 import tiny
-from clusters import RAY, Cluster, Node, await_that, training_workers
-from scraping import scraped
+import tiny_pipeline
+from metrics_endpoint import scraped
+from ray_clusters import RAY, Cluster, Node, training_workers, wait_until
 
 from cluster.artifacts import artifact
 from cluster.jobs.job import GOOD
@@ -36,7 +36,7 @@ def pipeline(folder: Path, metrics_port: int) -> dict[str, Any]:
     """Text to report, with a teacher that is taken as it is, and one training of many slow steps."""
     placement = {"workers": 1, "rows_per_device": 2, "log_every": 1, "save_every": SAVE_EVERY, "validate_every": STEPS}
     train = {"steps": STEPS, "rows_per_step": 32, "validation_rows": 8}
-    return pipelines.values(folder) | {
+    return tiny_pipeline.values(folder) | {
         "teacher": {"source": str(tiny.bert_teacher(folder / "bert", layers=4))},
         "tokens": {"seq_len": 32, "heldout": 0.2, "placement": {"actors": 1}},
         "train": {**train, "placement": {**placement, "metrics_port": metrics_port}},
@@ -46,8 +46,8 @@ def pipeline(folder: Path, metrics_port: int) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """A head that places nothing, and two nodes with room for one training worker each."""
-    folder, isolated = tmp_path_factory.mktemp("cluster"), clusters.namespaces_work()
-    with clusters.running(folder, nodes=2, isolated=isolated, dashboard=True) as started:
+    folder, isolated = tmp_path_factory.mktemp("cluster"), ray_clusters.namespaces_work()
+    with ray_clusters.running_cluster(folder, nodes=2, isolated=isolated, dashboard=True) as started:
         yield started
 
 
@@ -55,7 +55,9 @@ class Person:
     """Somebody outside, who knows where a cluster's dashboard is, and what else the environment says."""
 
     def __init__(self, cluster: Cluster, **known: str) -> None:
-        self._environment = pipelines.environment(RAY_ADDRESS=cluster.environment["RAY_API_SERVER_ADDRESS"], **known)
+        self._environment = tiny_pipeline.environment(
+            RAY_ADDRESS=cluster.environment["RAY_API_SERVER_ADDRESS"], **known
+        )
 
     @classmethod
     def admitted(cls, cluster: Cluster) -> "Person":
@@ -82,7 +84,7 @@ class Submission:
         self._follows = person.starts("submit", "--submission-id", name, "--", *command, log=log)
 
     def await_that(self, holds: Callable[[], bool]) -> None:
-        await_that(lambda: holds() or self.is_over())
+        wait_until(lambda: holds() or self.is_over())
         assert holds(), self._log.read_text()
 
     def is_over(self) -> bool:
@@ -132,8 +134,8 @@ def test_without_the_token_nothing_is_submitted(
 
 
 def test_a_submitted_run_outlives_its_node(cluster: Cluster, tmp_path: Path) -> None:
-    (port,) = clusters.free_ports(1)
-    recipe, out = pipelines.write(tmp_path / "pipeline.toml", pipeline(tmp_path, port)), tmp_path / "out"
+    (port,) = ray_clusters.free_ports(1)
+    recipe, out = tiny_pipeline.write(tmp_path / "pipeline.toml", pipeline(tmp_path, port)), tmp_path / "out"
     launch = [sys.executable, "-m", "distill.launch", str(recipe), "--out", str(out)]
     submission = Submission(Person.admitted(cluster), "tried", launch, tmp_path / "submission.log")
     run = Run(out / "runs" / "student")

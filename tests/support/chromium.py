@@ -1,4 +1,4 @@
-"""A real headless Chromium, driven through its DevTools protocol over a pipe: no driver program, no extra library."""
+"""Headless Chromium, driven by the DevTools protocol over a pipe, without a driver program or library."""
 
 import base64
 import contextlib
@@ -21,7 +21,7 @@ PATIENCE_SECONDS = 60.0
 
 
 class ScriptError(AssertionError):
-    """A script in the page threw."""
+    """A script in the page threw an exception."""
 
 
 class Browser:

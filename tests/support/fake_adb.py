@@ -1,4 +1,4 @@
-"""A program that behaves like adb with one phone attached: ``fake_adb.py STORAGE SERIAL adb-arguments``.
+"""An imitation of adb with one phone attached: ``fake_adb.py STORAGE SERIAL adb-arguments``.
 
 The phone's storage is a folder; its shell is this machine's, with the phone's programs (getprop, dumpsys, …) first
 in the path and ``/data/local/tmp`` in the folder. What adb says and how it ends is adb's: states, stderr, exit codes of

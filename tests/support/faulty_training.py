@@ -1,4 +1,4 @@
-"""``distill.train``, but whoever takes step 7 with the last worker finds the fault that ``FAULT`` names."""
+"""``distill.train`` in which the last worker fails at step 7 as the variable ``FAULT`` says: ``kill`` or ``bug``."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""The series that dashboards and alerts may ask for: ours, recorded ones, and those that others serve."""
+"""The series that dashboards and alerts may read: ours, recorded ones, and those of other exporters."""
 
 from prometheus_client.metrics import MetricWrapperBase
 
@@ -26,7 +26,7 @@ _SUFFIX = {"counter": "_total", "info": "_info"}
 
 
 def declared() -> dict[str, MetricWrapperBase]:
-    """Our metrics by the name that Prometheus knows them by."""
+    """Our metrics by their names in Prometheus."""
     found = {}
     for value in vars(metrics).values():
         if isinstance(value, MetricWrapperBase):
@@ -36,5 +36,5 @@ def declared() -> dict[str, MetricWrapperBase]:
 
 
 def recorded() -> set[str]:
-    """What recording rules make."""
+    """Names of the series that recording rules make."""
     return {rule["record"] for group in generate.groups() for rule in group["rules"] if "record" in rule}

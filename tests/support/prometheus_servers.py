@@ -1,4 +1,4 @@
-"""Prometheus and Alertmanager of the system, started by a test on ports of their own, and who is told of an alert."""
+"""Start the system's Prometheus and Alertmanager on free ports, and receive Alertmanager's notifications."""
 
 import contextlib
 import json
@@ -29,8 +29,8 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def until(what: str, holds: Callable[[], Any], seconds: float = 60.0) -> Any:
-    """What ``holds`` returns as soon as that is true."""
+def wait_until(what: str, holds: Callable[[], Any], seconds: float = 60.0) -> Any:
+    """The first true value of ``holds()``; fail after ``seconds``."""
     deadline = time.monotonic() + seconds
     while not (found := holds()):
         assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}"
@@ -40,19 +40,19 @@ def until(what: str, holds: Callable[[], Any], seconds: float = 60.0) -> Any:
 
 @dataclass
 class Webhook:
-    """Somebody who is told: every alert that Alertmanager sends, in order."""
+    """Receives every alert that Alertmanager sends, in order."""
 
     port: int = field(default_factory=free_port)
-    told: list[Mapping[str, Any]] = field(default_factory=list)
+    received: list[Mapping[str, Any]] = field(default_factory=list)
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        told = self.told
+        received = self.received
 
         class Listener(BaseHTTPRequestHandler):
             def do_POST(self) -> None:  # the library's name
                 message = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                told.extend(message["alerts"])
+                received.extend(message["alerts"])
                 self.send_response(200)
                 self.end_headers()
 
@@ -70,14 +70,14 @@ class Webhook:
             thread.join()
 
     def states(self, alert: str, **labels: str) -> list[str]:
-        """``firing`` and ``resolved`` in the order they came."""
+        """``firing`` and ``resolved`` notifications of an alert in order of arrival."""
         wanted = {"alertname": alert, **labels}.items()
-        return [one["status"] for one in self.told if wanted <= one["labels"].items()]
+        return [one["status"] for one in self.received if wanted <= one["labels"].items()]
 
 
 @contextlib.contextmanager
 def alertmanager(folder: Path, webhook: Webhook) -> Iterator[int]:
-    """Alertmanager, which tells ``webhook``; yields its port."""
+    """Run Alertmanager, which notifies ``webhook``; yields its port."""
     port = free_port()
     settings = {
         "route": {"receiver": "people", "group_by": ["alertname"], "group_wait": "1s", "group_interval": "1s"},
@@ -96,7 +96,7 @@ def alertmanager(folder: Path, webhook: Webhook) -> Iterator[int]:
 def prometheus(
     folder: Path, targets: Mapping[str, list[int]], rules: Path | None = None, alerts_to: int | None = None
 ) -> Iterator[Source]:
-    """Prometheus, which scrapes ports every second; ``targets`` by the label ``cluster`` that they get."""
+    """Run Prometheus, which scrapes these ports every second; ``targets`` maps the label ``cluster`` to ports."""
     port = free_port()
     static = [
         {"targets": [f"127.0.0.1:{port}" for port in ports], "labels": {"cluster": cluster}}
@@ -121,7 +121,7 @@ def prometheus(
 def _running(command: list[str], log: Path, ready: str) -> Iterator[None]:
     with log.open("wb") as output, subprocess.Popen(command, stdout=output, stderr=output) as program:
         try:
-            until(f"{command[0]} is ready ({log})", lambda: program.poll() is not None or _answers(ready))
+            wait_until(f"{command[0]} is ready ({log})", lambda: program.poll() is not None or _answers(ready))
             assert program.poll() is None, log.read_text(encoding="utf-8")
             yield
         finally:

@@ -1,4 +1,4 @@
-"""What a PromQL expression asks for."""
+"""The series that a PromQL expression reads."""
 
 import re
 
@@ -23,7 +23,7 @@ _HISTOGRAM = re.compile(r"_(bucket|sum|count)$")
 
 
 def series(expr: str) -> set[str]:
-    """Names of the series in an expression; those of a histogram's parts are the histogram's."""
+    """Names of the series in an expression; a histogram's parts count as the histogram."""
     plain = _LABELS.sub(" ", _STRING.sub('""', expr))
     found = {name for name in _NAME.findall(plain) if name not in _WORDS}
     return {_HISTOGRAM.sub("", name) if name.startswith("stillhouse_") else name for name in found}

@@ -1,4 +1,4 @@
-"""Folders of results as pipelines and suites leave them, made of real artifacts in a moment."""
+"""Result folders of pipelines and suites, made in a moment from complete artifacts with invented numbers."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""A real S3 API server (moto's) in a process of its own, on a free port of this machine, for the tests."""
+"""Run moto's S3 server in a separate process on a free port."""
 
 import os
 import subprocess
@@ -26,7 +26,7 @@ KEY, SECRET = "AKIASTILLHOUSETESTS0", "secret-of-the-tests-4242424242424242"
 
 
 def environment(port: int) -> dict[str, str]:
-    """What a process needs to find the server and to be let in."""
+    """Environment variables with the server's address and credentials."""
     return {
         "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
         "AWS_ACCESS_KEY_ID": KEY,
@@ -40,7 +40,7 @@ def environment(port: int) -> dict[str, str]:
 
 @contextmanager
 def serving(log: Path, **settings: str) -> Iterator[int]:
-    """The port of a server that lives as long as the block and writes a line about every request to ``log``.
+    """Run a server that logs every request to ``log``; yields its port.
 
     ``settings`` are moto's environment variables.
     """
@@ -67,7 +67,7 @@ def serving(log: Path, **settings: str) -> Iterator[int]:
 
 
 def use(port: int, monkeypatch: pytest.MonkeyPatch) -> s3fs.S3FileSystem:
-    """Make this process, and those it starts, talk to the server; its bucket, emptied, as s3fs sees it."""
+    """Point this process and its children to the server; returns its file system, with an empty bucket."""
     for name, value in environment(port).items():
         monkeypatch.setenv(name, value)
     files = s3fs.S3FileSystem(use_listings_cache=False)

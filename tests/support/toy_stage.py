@@ -1,4 +1,4 @@
-"""A stage for the tests of the ground: it works, refuses, breaks or dies as its recipe says."""
+"""A stage for tests: its recipe says whether it succeeds, refuses its input, fails with a bug or dies."""
 
 import hashlib
 import os
@@ -17,34 +17,34 @@ from cluster.artifacts.recipe import Recipe
 
 
 class Placement(Recipe):
-    """Where it runs."""
+    """Threads and micro-batch size."""
 
     threads: PositiveInt = 1
     rows: PositiveInt = 8
-    """Of a micro-batch."""
+    """Rows of a micro-batch."""
 
 
 class Toy(Recipe):
-    """What the toy does after it has written its text."""
+    """What the stage does after it has written its text."""
 
     text: str = "toy"
     share: float = Field(0.5, gt=0, lt=1)
     behaviour: Literal["work", "refuse", "bug", "interrupt", "wait", "outage"] = "work"
     deaths: int = Field(0, ge=0)
-    """How many attempts end with the death of the process."""
+    """The first ``deaths`` attempts kill their process."""
     meeting: str = ""
-    """A named pipe at which it waits for another toy, which has the other ``side``."""
+    """A named pipe at which it waits for another run that opens the other ``side``."""
     side: Literal["r", "w"] = "r"
     seconds: NonNegativeFloat = 0.0
-    """How long it computes."""
+    """How long it computes, in seconds of wall clock."""
     room: PositiveInt = 8
-    """Rows of a micro-batch that memory is enough for."""
+    """Largest micro-batch, in rows; more raise MemoryError."""
     child: str = ""
-    """Where it writes the number of a process that it starts, and that would outlive it."""
+    """A file for the process id of a child that it starts and leaves running."""
     gate: str = ""
-    """A file without which it does not end."""
+    """A file that must exist before it ends."""
     tally: str = ""
-    """A file to which it adds its text when it ends well."""
+    """A file to which it appends its text when it succeeds."""
     placement: Placement = Placement()
 
 

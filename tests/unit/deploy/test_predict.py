@@ -2,8 +2,8 @@ import json
 import shutil
 from pathlib import Path
 
-import exports
-import headed
+import model_exports
+import models_with_heads
 import numpy as np
 import pytest
 import tiny
@@ -24,8 +24,8 @@ def one_thread():
 def classifier(tmp_path_factory):
     torch.set_num_threads(1)
     root = tmp_path_factory.mktemp("predict")
-    model = headed.model_folder(root / "model", "bert", "classification", labels=("bad", "good"))
-    return model, exports.onnx(model, root / "onnx")
+    model = models_with_heads.model_folder(root / "model", "bert", "classification", labels=("bad", "good"))
+    return model, model_exports.onnx(model, root / "onnx")
 
 
 def described(head: str, **changes) -> export_spec.Exported:
@@ -46,7 +46,7 @@ def described(head: str, **changes) -> export_spec.Exported:
 
 def test_an_export_says_what_its_model_says(classifier):
     model, export = classifier
-    loaded, tokenizer = headed.load(model, "classification"), AutoTokenizer.from_pretrained(model)
+    loaded, tokenizer = models_with_heads.load(model, "classification"), AutoTokenizer.from_pretrained(model)
     with torch.no_grad():
         shares = loaded(**tokenizer("The mill", "the river", return_tensors="pt")).logits.softmax(-1)[0]
     for folder in (model, export):
@@ -95,7 +95,7 @@ def test_nothing_below_one_is_asked_for(classifier, capsys, option):
 
 
 def test_words_behind_a_mask_are_filled_and_nothing_else_is(tmp_path, capsys):
-    model = predict.load(headed.model_folder(tmp_path / "model", "roberta", "masked-words"))
+    model = predict.load(models_with_heads.model_folder(tmp_path / "model", "roberta", "masked-words"))
     found = model("The [MASK] by the [MASK] stands.", top=3)
     assert [each.mask for each in found] == [1, 1, 1, 2, 2, 2]
     predict._print("", found, as_json=False)
@@ -125,7 +125,7 @@ def test_a_model_folder_takes_the_threads_it_is_told(classifier):
 
 
 def test_a_regression_gives_a_number(tmp_path):
-    folder = headed.model_folder(tmp_path / "model", "distilbert", "regression")
+    folder = models_with_heads.model_folder(tmp_path / "model", "distilbert", "regression")
     found = predict.load(folder)("The mill", "the river")
     assert len(found) == 1
     assert float(found[0].text) == pytest.approx(float(found[0].text))
@@ -133,7 +133,7 @@ def test_a_regression_gives_a_number(tmp_path):
 
 
 def test_a_question_needs_a_passage_and_its_answer_stands_there(tmp_path):
-    model = predict.load(headed.model_folder(tmp_path / "model", "bert", "question-answering"))
+    model = predict.load(models_with_heads.model_folder(tmp_path / "model", "bert", "question-answering"))
     with pytest.raises(errors.StageError, match="give one with --passage"):
         model("What?")
     passage = " ".join(tiny.ENGLISH[:12])

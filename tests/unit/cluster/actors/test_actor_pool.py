@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import paths
+import pool_workers as workers
 import pytest
 import ray
-import workers_of_units as workers
-from clusters import free_ports
+from ray_clusters import free_ports
 
 from cluster.actors.actor_pool import PATIENCE, Placement, Unit, each
 from cluster.actors.ray_cluster import connect

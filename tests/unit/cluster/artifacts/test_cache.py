@@ -13,8 +13,8 @@ import pytest
 import s3_server
 import s3fs
 import tokens_artifact
-import trainings
-from trainings import curve, train
+import train_processes
+from train_processes import curve, train
 
 from cluster.artifacts import artifact, cache, commit
 from cluster.artifacts.commit import ArtifactError
@@ -193,11 +193,11 @@ def test_training_on_two_workers_reads_rows_and_teacher_by_their_urls(
     assert train(tmp_path, tmp_path / "local", 2).returncode == 0
     for name in ("tokens", "teacher"):
         bucket.put(str(tmp_path / name), f"barrel/{name}", recursive=True)
-    command = trainings.command(tmp_path, tmp_path / "remote", 2)
+    command = train_processes.command(tmp_path, tmp_path / "remote", 2)
     for name in ("tokens", "teacher"):
         command[command.index(str(tmp_path / name))] = f"s3://barrel/{name}"
         shutil.rmtree(tmp_path / name)
-    ended = subprocess.run(command, capture_output=True, text=True, env=trainings.environment(), check=False)
+    ended = subprocess.run(command, capture_output=True, text=True, env=train_processes.environment(), check=False)
     assert ended.returncode == 0, ended.stderr
     assert ended.stderr.count("fetching s3://barrel/tokens: ") == 1, "one rank fetched, the other waited"
     assert curve(tmp_path / "remote") == curve(tmp_path / "local")

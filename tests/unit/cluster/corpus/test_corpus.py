@@ -18,8 +18,8 @@ import pyarrow.parquet as pq
 import pytest
 import s3_server
 import tiny
-from clusters import actors, await_that
 from prometheus_client import REGISTRY
+from ray_clusters import actors, wait_until
 
 from cluster.actors.ray_cluster import connect
 from cluster.artifacts import artifact, cli, errors, stage
@@ -478,7 +478,7 @@ def test_the_bytes_are_the_same_for_any_number_of_actors_and_nothing_is_read_twi
         os.utime(broken, ns=(found.st_atime_ns, found.st_mtime_ns))
         with pytest.raises(errors.StageError, match="not a readable Parquet file"):
             make("two", 2)
-        await_that(lambda: not actors(psutil.Process().children(recursive=True)))  # what they were at is written
+        wait_until(lambda: not actors(psutil.Process().children(recursive=True)))  # what they were at is written
         left = len(list((tmp_path / ".two.partial" / "pieces").glob("0*.json")))
         broken.write_bytes(whole)
         os.utime(broken, ns=(found.st_atime_ns, found.st_mtime_ns))

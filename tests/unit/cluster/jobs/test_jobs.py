@@ -8,7 +8,7 @@ from typing import Any
 
 import paths
 import pytest
-from toy_jobs import make_corpus, toy_job
+from toy_stage_jobs import make_corpus, toy_job
 
 from cluster.actors import ray_cluster
 from cluster.artifacts import artifact, commit

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from prometheus_client import REGISTRY
-from toy_jobs import make_corpus, toy_job
+from toy_stage_jobs import make_corpus, toy_job
 
 from cluster.artifacts import artifact, commit
 from cluster.jobs.job import settle

@@ -13,8 +13,8 @@ from typing import Any
 import paths
 import psutil
 import pytest
-from clusters import await_that, free_ports
-from toy_jobs import make_corpus, toy_job
+from ray_clusters import free_ports, wait_until
+from toy_stage_jobs import make_corpus, toy_job
 
 from cluster.actors import ray_cluster
 from cluster.artifacts import artifact, commit, errors
@@ -66,7 +66,7 @@ def _open_gate(corpus: Path) -> None:
 
 
 def _await_running(corpus: Path, *names: str) -> None:
-    await_that(
+    wait_until(
         lambda: all((commit.staging(corpus.with_name(name)) / "text.txt").exists() for name in names), seconds=60
     )
 
@@ -84,7 +84,7 @@ def test_cancelled_jobs_end_with_their_children_and_what_comes_after_them(corpus
     child = corpus.with_name("child")
     running = toy_job(corpus, "running", {"gate": str(corpus / "never"), "child": str(child)})
     ids = queue.submit([running, _gated(corpus, "waiting", cpus=2), toy_job(corpus, "heir", after=("running",))])
-    await_that(child.exists)
+    wait_until(child.exists)
     started = psutil.Process(int(child.read_text()))
     worker = psutil.Process(next(e["about"]["process"] for e in _events(queue) if e["event"] == "placed"))
     assert queue.cancel([*ids[:2], ids[0]]) == ids[:2]
@@ -94,7 +94,7 @@ def test_cancelled_jobs_end_with_their_children_and_what_comes_after_them(corpus
         ("cancelled", "it was cancelled", None),
         ("failed", "running was cancelled, which comes before it", "dependency"),
     ]
-    await_that(lambda: not started.is_running() and not worker.is_running())
+    wait_until(lambda: not started.is_running() and not worker.is_running())
     assert queue.cancel(ids) == ()
     # It can be had after all, by asking for it again; what was cancelled has left the place to it.
     again = queue.submit([toy_job(corpus, "running", {"gate": str(corpus), "child": str(child)})])
@@ -155,7 +155,7 @@ def test_the_probes_of_training_that_fails_are_cancelled_and_its_error_told(corp
 def test_who_waits_is_told_what_troubles_the_queue(queue: Queue, capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         queue.serve(taken.getsockname()[1])
-        await_that(lambda: queue.about()["trouble"])
+        wait_until(lambda: queue.about()["trouble"])
         with errors.logging_to_stderr():
             queue._pause(1.0)
     assert "the job queue is in trouble and goes on trying: metrics port" in capsys.readouterr().err
@@ -298,8 +298,8 @@ def test_where_another_process_is_at_it_the_job_waits(corpus: Path, queue: Queue
     job = toy_job(corpus, "contested")
     with artifact.create(job.out, kind="dataset", inputs={}, recipe={"of": "another process"}):
         ids = queue.submit([job])
-        await_that(lambda: "another process is making" in queue.show(ids[0])["why"])
-        await_that(lambda: queue.show(ids[0])["attempts"] > 3)
+        wait_until(lambda: "another process is making" in queue.show(ids[0])["why"])
+        wait_until(lambda: queue.show(ids[0])["attempts"] > 3)
     found = queue.wait(ids)[0]
     assert (found.state, found.failure) == ("failed", "user")
     assert "was made differently" in str(found.error)
@@ -365,7 +365,7 @@ def test_jobs_are_metrics(corpus: Path, queue: Queue) -> None:
         'stillhouse_jobs_ended_total{kind="measured",state="done"}': 1.0,
         'stillhouse_job_attempts_total{kind="measured"}': 2.0,
     }
-    await_that(lambda: {name: served().get(name) for name in wanted} == wanted)
+    wait_until(lambda: {name: served().get(name) for name in wanted} == wanted)
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """What runs exports, and what a description of one promises."""
 
-import exports
-import headed
+import model_exports
+import models_with_heads
 import numpy as np
 import pytest
 import torch
@@ -86,7 +86,9 @@ def test_every_runtime_is_described_in_full():
 @pytest.mark.long
 def test_a_batch_is_answered_as_its_rows_are(tmp_path):
     torch.set_num_threads(1)
-    export = exports.onnx(headed.model_folder(tmp_path / "model", "distilbert", "question-answering"), tmp_path / "o")
+    export = model_exports.onnx(
+        models_with_heads.model_folder(tmp_path / "model", "distilbert", "question-answering"), tmp_path / "o"
+    )
     call = runtimes.open_export(export)
     ids = np.random.default_rng(0).integers(5, 100, (3, 9))
     feed = {"input_ids": ids, "attention_mask": np.ones_like(ids)}

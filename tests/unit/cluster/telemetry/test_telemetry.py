@@ -14,9 +14,9 @@ from pathlib import Path
 from threading import Event
 
 import pytest
-from clusters import free_ports
+from metrics_endpoint import scraped
 from prometheus_client.metrics import MetricWrapperBase
-from scraping import scraped
+from ray_clusters import free_ports
 
 from cluster.artifacts import commit
 from cluster.telemetry import exporter, metrics, metrics_log, progress

@@ -340,7 +340,7 @@ def test_a_document_that_kills_the_process_is_counted_and_the_others_are_not_tou
     texts = _corpus(tmp_path / "bad", [*lines, "kill the encoder"], shard_bytes=2_000)
     command = ["default", texts, tmp_path / "found", "--tokenizer", bert, "--set", f"seq_len={SEQ_LEN}"]
     arguments = [*map(str, command[3:]), "--set", f"heldout={SHARE}", "--set", "max_bad_share=0.02"]
-    deadly = paths.SUPPORT / "deadly"
+    deadly = paths.SUPPORT / "patch_encoder_that_kills"
     done = _command("default", texts, tmp_path / "found", *arguments, PYTHONPATH=str(deadly))
     assert done.returncode == 0, done.stderr
     found = artifact.read(tmp_path / "found", "tokens")

@@ -1,6 +1,6 @@
 import json
 
-import headed
+import models_with_heads
 import numpy as np
 import pytest
 import tiny
@@ -127,7 +127,7 @@ def test_too_little_agreement_is_refused_and_enough_is_not():
 
 def test_parity_json_is_true(tmp_path):
     torch.set_num_threads(1)
-    model = headed.model_folder(tmp_path / "model", "bert", "question-answering")
+    model = models_with_heads.model_folder(tmp_path / "model", "bert", "question-answering")
     recipe = onnx_export.Export(probe=Probe(lengths=(8, 24), rows=3, seed=5))
     exported = stage.execute(onnx_export.STAGE, recipe, {"model": model}, tmp_path / "export")
     said = json.loads((exported.path / "parity.json").read_text())
@@ -141,7 +141,7 @@ def test_parity_json_is_true(tmp_path):
     )
     assert said["inputs"] == parity.describe(recipe.probe, feeds)
     answer = open_export(exported.path)
-    loaded = headed.load(model, "question-answering")
+    loaded = models_with_heads.load(model, "question-answering")
     for name in ("start_logits", "end_logits"):
         largest, scale, agreed = 0.0, 0.0, []
         for feed in feeds:

@@ -7,8 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import exports
-import headed
+import model_exports
+import models_with_heads
 import numpy as np
 import paths
 import pytest
@@ -23,10 +23,10 @@ FAMILIES = ("distilbert", "bert", "roberta")
 HEADS = ("masked-words", "classification", "question-answering")
 LOOSE = {"relative": 0.2, "agreement": 0.6}
 
-OPENVINO = exports.needs("openvino", "nncf")
-EXECUTORCH = exports.needs("executorch", "torchao")
-LITERT = exports.needs("ai-edge-litert", "litert-torch", "ai-edge-quantizer")
-COREML = exports.needs("coremltools")
+OPENVINO = model_exports.needs("openvino", "nncf")
+EXECUTORCH = model_exports.needs("executorch", "torchao")
+LITERT = model_exports.needs("ai-edge-litert", "litert-torch", "ai-edge-quantizer")
+COREML = model_exports.needs("coremltools")
 ROUNDED_AND_NOT = pytest.mark.parametrize(
     ("family", "head", "precision"),
     [
@@ -45,8 +45,8 @@ def one_thread():
 @pytest.fixture(scope="module")
 def onnx_of_a_model(tmp_path_factory):
     root = tmp_path_factory.mktemp("onnx")
-    model = headed.model_folder(root / "model", "distilbert", "classification")
-    return model, exports.onnx(model, root / "onnx")
+    model = models_with_heads.model_folder(root / "model", "distilbert", "classification")
+    return model, model_exports.onnx(model, root / "onnx")
 
 
 def outputs(folder, model, head, length):
@@ -58,7 +58,9 @@ def outputs(folder, model, head, length):
     if "token_type_ids" in export_spec.read(folder).inputs:
         feed["token_type_ids"] = mask * (np.arange(length) >= length // 2)
     with torch.no_grad():
-        wanted = headed.load(model, head)(**{name: torch.from_numpy(values) for name, values in feed.items()})
+        wanted = models_with_heads.load(model, head)(
+            **{name: torch.from_numpy(values) for name, values in feed.items()}
+        )
     found = runtimes.open_export(folder)(feed)
     for name, values in found.items():
         whole = wanted[name].numpy()
@@ -81,36 +83,36 @@ def check(made: artifact.Artifact, model, head, closeness: float) -> None:
 @pytest.mark.long
 @pytest.mark.parametrize("family", FAMILIES)
 def test_openvino_calibrates_on_corpus_rows(tmp_path, family):
-    model = headed.model_folder(tmp_path / "model", family, "question-answering")
+    model = models_with_heads.model_folder(tmp_path / "model", family, "question-answering")
     tokens = tokens_artifact.of_length(tmp_path / "tokens", model, 32, 100, 4)
     inputs = {"model": model, "tokens": tokens}
-    values = {"probe": exports.PROBE, "tolerance": LOOSE, "calibration": {"rows": 8, "lengths": [8, 16]}}
-    made = exports.make("deploy.openvino_export", tmp_path / "int8", inputs, **values)
+    values = {"probe": model_exports.PROBE, "tolerance": LOOSE, "calibration": {"rows": 8, "lengths": [8, 16]}}
+    made = model_exports.make("deploy.openvino_export", tmp_path / "int8", inputs, **values)
     check(made, model, "question-answering", 0.2)
     assert made.facts["parity"]["relative"] > 1e-5, "rounding to 8 bits shows, or nothing was quantised"
     if family == "distilbert":
-        kept = exports.make(
+        kept = model_exports.make(
             "deploy.openvino_export", tmp_path / "kept", inputs, **values, keep=["*.layer.*", "qa_outputs"]
         )
         assert kept.facts["parity"]["relative"] < 0.5 * made.facts["parity"]["relative"]
         assert kept.facts["bytes"] > made.facts["bytes"]
         with pytest.raises(errors.StageError, match="keep: no layer is named everything"):
-            exports.make("deploy.openvino_export", tmp_path / "no", inputs, **values, keep=["everything"])
-    whole = exports.make(
-        "deploy.openvino_export", tmp_path / "fp32", {"model": model}, precision="fp32", probe=exports.PROBE
+            model_exports.make("deploy.openvino_export", tmp_path / "no", inputs, **values, keep=["everything"])
+    whole = model_exports.make(
+        "deploy.openvino_export", tmp_path / "fp32", {"model": model}, precision="fp32", probe=model_exports.PROBE
     )
     check(whole, model, "question-answering", 1e-5)
     with pytest.raises(errors.StageError, match="belong together"):
-        exports.make("deploy.openvino_export", tmp_path / "none", {"model": model}, probe=exports.PROBE)
+        model_exports.make("deploy.openvino_export", tmp_path / "none", {"model": model}, probe=model_exports.PROBE)
 
 
 @EXECUTORCH
 @pytest.mark.long
 @ROUNDED_AND_NOT
 def test_executorch_is_one_file_for_any_length(tmp_path, family, head, precision):
-    model = headed.model_folder(tmp_path / "model", family, head)
-    values = {"precision": precision, "probe": exports.PROBE, "tolerance": LOOSE}
-    made = exports.make("deploy.executorch_export", tmp_path / "export", {"model": model}, **values)
+    model = models_with_heads.model_folder(tmp_path / "model", family, head)
+    values = {"precision": precision, "probe": model_exports.PROBE, "tolerance": LOOSE}
+    made = model_exports.make("deploy.executorch_export", tmp_path / "export", {"model": model}, **values)
     check(made, model, head, 0.1 if precision == "int8" else 1e-5)
     assert made.facts["lengths"] is None
 
@@ -119,9 +121,9 @@ def test_executorch_is_one_file_for_any_length(tmp_path, family, head, precision
 @pytest.mark.long
 @ROUNDED_AND_NOT
 def test_litert_has_a_file_for_each_length(tmp_path, family, head, precision):
-    model = headed.model_folder(tmp_path / "model", family, head)
-    values = {"precision": precision, "lengths": [16, 24], "probe": exports.PROBE, "tolerance": LOOSE}
-    made = exports.make("deploy.litert_export", tmp_path / "export", {"model": model}, **values)
+    model = models_with_heads.model_folder(tmp_path / "model", family, head)
+    values = {"precision": precision, "lengths": [16, 24], "probe": model_exports.PROBE, "tolerance": LOOSE}
+    made = model_exports.make("deploy.litert_export", tmp_path / "export", {"model": model}, **values)
     check(made, model, head, 0.1 if precision == "int8" else 1e-5)
     assert made.facts["lengths"] == [16, 24]
     assert predict.load(made.path).described.positions == 24
@@ -131,8 +133,8 @@ def test_litert_has_a_file_for_each_length(tmp_path, family, head, precision):
 @pytest.mark.long
 @pytest.mark.parametrize("precision", ["int8", "fp16"])
 def test_core_ml_is_converted_and_says_that_it_was_not_run(tmp_path, precision):
-    model = headed.model_folder(tmp_path / "model", "bert", "question-answering")
-    made = exports.make("deploy.coreml_export", tmp_path / "export", {"model": model}, precision=precision)
+    model = models_with_heads.model_folder(tmp_path / "model", "bert", "question-answering")
+    made = model_exports.make("deploy.coreml_export", tmp_path / "export", {"model": model}, precision=precision)
     assert made.facts["parity"] is None
     assert "not run" in made.facts["not_run"]
     said = json.loads((made.path / "parity.json").read_text())
@@ -143,12 +145,12 @@ def test_core_ml_is_converted_and_says_that_it_was_not_run(tmp_path, precision):
 
 @pytest.mark.long
 def test_ort_mobile_answers_as_the_export_does(tmp_path):
-    model = headed.model_folder(tmp_path / "model", "distilbert", "classification")
-    onnx = exports.onnx(model, tmp_path / "onnx")
-    int8 = exports.int8(onnx, model, tmp_path / "int8")
+    model = models_with_heads.model_folder(tmp_path / "model", "distilbert", "classification")
+    onnx = model_exports.onnx(model, tmp_path / "onnx")
+    int8 = model_exports.int8(onnx, model, tmp_path / "int8")
     for source, form, closeness in ((onnx, "ort", 1e-5), (int8, "ort-int8", 0.3)):
         inputs = {"export": source, "model": model}
-        made = exports.make("deploy.ort_mobile", tmp_path / form, inputs)
+        made = model_exports.make("deploy.ort_mobile", tmp_path / form, inputs)
         check(made, model, "classification", closeness)
         assert made.facts["format"] == form
         operators = (made.path / "required_operators_and_types.config").read_text()
@@ -165,16 +167,16 @@ def test_what_was_changed_is_made_into_nothing_else(onnx_of_a_model, tmp_path, m
     (damaged / "model.onnx").write_bytes(contents)
     inputs = {"export": damaged} if module == "browser_layout" else {"export": damaged, "model": model}
     with pytest.raises(commit.ArtifactError, match="was changed after it was made"):
-        exports.make(f"deploy.{module}", tmp_path / "out", inputs)
+        model_exports.make(f"deploy.{module}", tmp_path / "out", inputs)
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.long
 def test_a_browser_finds_the_model_and_a_whole_tokenizer(tmp_path):
-    model = headed.model_folder(tmp_path / "model", "bert", "question-answering")
-    onnx = exports.onnx(model, tmp_path / "onnx")
-    int8 = exports.int8(onnx, model, tmp_path / "int8")
-    made = exports.make("deploy.browser_layout", tmp_path / "browser", {"export": int8})
+    model = models_with_heads.model_folder(tmp_path / "model", "bert", "question-answering")
+    onnx = model_exports.onnx(model, tmp_path / "onnx")
+    int8 = model_exports.int8(onnx, model, tmp_path / "int8")
+    made = model_exports.make("deploy.browser_layout", tmp_path / "browser", {"export": int8})
     assert (made.path / "onnx" / "model_quantized.onnx").read_bytes() == (int8 / "model.onnx").read_bytes()
     config = json.loads((made.path / "tokenizer_config.json").read_text())
     assert config["tokenizer_class"] == "BertTokenizer"
@@ -184,14 +186,16 @@ def test_a_browser_finds_the_model_and_a_whole_tokenizer(tmp_path):
     passage = "She poured the warm mash into the copper still."
     assert predict.load(made.path)("What?", passage) == predict.load(int8)("What?", passage)
     with pytest.raises(errors.StageError, match="give an export made by deploy"):
-        exports.make("deploy.browser_layout", tmp_path / "again", {"export": made.path})
+        model_exports.make("deploy.browser_layout", tmp_path / "again", {"export": made.path})
 
 
 @EXECUTORCH
 @pytest.mark.long
 def test_executorch_answers_without_notes_of_its_libraries(tmp_path):
-    model = headed.model_folder(tmp_path / "model", "distilbert", "classification")
-    made = exports.make("deploy.executorch_export", tmp_path / "out", {"model": model}, tolerance=exports.LOOSE)
+    model = models_with_heads.model_folder(tmp_path / "model", "distilbert", "classification")
+    made = model_exports.make(
+        "deploy.executorch_export", tmp_path / "out", {"model": model}, tolerance=model_exports.LOOSE
+    )
     command = [sys.executable, "-m", "deploy.predict", str(made.path), "a text"]
     done = subprocess.run(command, cwd=paths.ROOT, capture_output=True, text=True, check=True)
     assert done.stdout
@@ -216,6 +220,6 @@ def test_a_toolchain_that_is_absent_is_one_line_with_its_extra(tmp_path, monkeyp
         return there(name)
 
     monkeypatch.setattr(importlib.metadata, "version", version)
-    model = headed.model_folder(tmp_path / "model", "distilbert", "classification")
+    model = models_with_heads.model_folder(tmp_path / "model", "distilbert", "classification")
     with pytest.raises(errors.StageError, match=f"^{distribution} is not installed: pip install '{advice}'$"):
-        exports.make(module, tmp_path / "out", {"model": model})
+        model_exports.make(module, tmp_path / "out", {"model": model})

@@ -2,7 +2,7 @@ import json
 import shutil
 from pathlib import Path
 
-import headed
+import models_with_heads
 import numpy as np
 import onnx
 import onnxruntime
@@ -48,7 +48,7 @@ def both_outputs(
     model: Path, exported: Path, head: str, batch: int, length: int
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Outputs of the folder in plain transformers and of the export in plain ONNX Runtime, on ids of our own."""
-    loaded = headed.load(model, head)
+    loaded = models_with_heads.load(model, head)
     generator = torch.Generator().manual_seed(batch * 1000 + length)
     feed = {"input_ids": torch.randint(5, 100, (batch, length), generator=generator)}
     feed["attention_mask"] = torch.ones_like(feed["input_ids"])
@@ -65,7 +65,7 @@ def both_outputs(
 
 @pytest.mark.parametrize(("family", "head"), CASES)
 def test_every_family_and_head_is_exported_with_free_batch_and_length(tmp_path, family, head):
-    model = headed.model_folder(tmp_path / "model", family, head)
+    model = models_with_heads.model_folder(tmp_path / "model", family, head)
     exported = export(model, tmp_path / "export")
     for batch, length in ((1, 1), (1, 5), (3, 41), (2, 64)):
         pairs = both_outputs(model, exported.path, head, batch, length)
@@ -75,21 +75,21 @@ def test_every_family_and_head_is_exported_with_free_batch_and_length(tmp_path, 
             np.testing.assert_allclose(found, wanted, atol=1e-4)
     facts = exported.facts
     assert (facts["format"], facts["head"], facts["model_name"]) == ("onnx", head, "model")
-    assert facts["parameters"] == headed.load(model, head).num_parameters()
+    assert facts["parameters"] == models_with_heads.load(model, head).num_parameters()
     assert facts["bytes"] == (exported.path / "model.onnx").stat().st_size
     assert facts["parity"]["relative"] < 1e-5
 
 
 def test_token_types_are_an_input_only_of_models_that_tell_them_apart(tmp_path):
     for family, expected in (("bert", 3), ("distilbert", 2), ("roberta", 2)):
-        source = source_model.open_original(headed.model_folder(tmp_path / family, family, "classification"))
+        source = source_model.open_original(models_with_heads.model_folder(tmp_path / family, family, "classification"))
         assert len(source.inputs) == expected
         assert source.positions == 64, "RoBERTa's two unused positions are not offered"
 
 
 def test_a_regression_student_is_named_and_known_again(tmp_path):
     with artifact.create(tmp_path / "student", kind="student", inputs={}, recipe={}) as draft:
-        headed.model_folder(draft.path, "bert", "regression")
+        models_with_heads.model_folder(draft.path, "bert", "regression")
     exported = export(tmp_path / "student", tmp_path / "export", opset=18)
     assert exported.facts["head"] == "regression"
     assert exported.facts["parity"]["agreement"] is None, "one value, nothing to choose"
@@ -101,7 +101,7 @@ def test_a_regression_student_is_named_and_known_again(tmp_path):
 
 
 def test_an_export_further_than_the_tolerance_is_refused_and_leaves_nothing(tmp_path):
-    model = headed.model_folder(tmp_path / "model", "distilbert", "question-answering")
+    model = models_with_heads.model_folder(tmp_path / "model", "distilbert", "question-answering")
     with pytest.raises(errors.StageError, match=r"start_logits differs by .* tolerance\.relative allows 1e-12"):
         export(model, tmp_path / "export", tolerance=Tolerance(relative=1e-12))
     assert not (tmp_path / "export").exists()
@@ -130,7 +130,7 @@ def test_a_model_without_an_export_is_refused_by_name(tmp_path):
 
 
 def test_another_family_is_refused(tmp_path):
-    model = headed.model_folder(tmp_path / "model", "bert", "classification")
+    model = models_with_heads.model_folder(tmp_path / "model", "bert", "classification")
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps(config | {"model_type": "electra"}))
     with pytest.raises(errors.StageError, match=r"BertForSequenceClassification \(electra\)"):
@@ -138,7 +138,7 @@ def test_another_family_is_refused(tmp_path):
 
 
 def test_a_head_that_was_never_saved_is_not_made_up(tmp_path):
-    model = headed.model_folder(tmp_path / "model", "bert", "masked-words")
+    model = models_with_heads.model_folder(tmp_path / "model", "bert", "masked-words")
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps(config | {"architectures": ["BertForSequenceClassification"]}))
     with pytest.raises(errors.StageError, match=r"weights lack bert\.pooler"):
@@ -146,7 +146,7 @@ def test_a_head_that_was_never_saved_is_not_made_up(tmp_path):
 
 
 def test_a_tokenizer_must_be_there_and_fit(tmp_path):
-    model = headed.model_folder(tmp_path / "model", "distilbert", "classification")
+    model = models_with_heads.model_folder(tmp_path / "model", "distilbert", "classification")
     shutil.copytree(model, tmp_path / "mute")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (tmp_path / "mute" / name).unlink()

@@ -1,7 +1,7 @@
 import json
 
-import exports
-import headed
+import model_exports
+import models_with_heads
 import numpy as np
 import pytest
 import tiny
@@ -22,10 +22,10 @@ def one_thread():
 
 
 def pruned(folder, family: str, head: str, **values) -> tuple[artifact.Artifact, dict]:
-    model = headed.model_folder(folder / "model", family, head)
+    model = models_with_heads.model_folder(folder / "model", family, head)
     tokens = tokens_artifact.of_length(folder / "tokens", model, 32, 30, 4)
     inputs = {"model": model, "tokens": tokens}
-    return exports.make("deploy.prune_vocabulary", folder / "pruned", inputs, **FEW, **values), inputs
+    return model_exports.make("deploy.prune_vocabulary", folder / "pruned", inputs, **FEW, **values), inputs
 
 
 @pytest.mark.parametrize(
@@ -35,7 +35,7 @@ def test_what_is_left_answers_as_before_and_the_rest_is_gone(tmp_path, family, h
     made, inputs = pruned(tmp_path, family, head)
     facts = made.facts
     assert facts["pieces"] < facts["pieces_before"]
-    before, after = headed.load(inputs["model"], head), headed.load(made.path, head)
+    before, after = models_with_heads.load(inputs["model"], head), models_with_heads.load(made.path, head)
     assert facts["parameters"] == after.num_parameters() < before.num_parameters()
     assert after.config.vocab_size == facts["pieces"] == len(AutoTokenizer.from_pretrained(made.path))
     old, new = (AutoTokenizer.from_pretrained(folder) for folder in (inputs["model"], made.path))
@@ -71,15 +71,15 @@ def test_any_text_can_still_be_read_and_specials_keep_their_meaning(tmp_path):
 
 
 def test_words_added_to_a_vocabulary_stay_though_no_row_has_them(tmp_path):
-    model = headed.model_folder(tmp_path / "model", "bert", "classification")
-    tokenizer, loaded = AutoTokenizer.from_pretrained(model), headed.load(model, "classification")
+    model = models_with_heads.model_folder(tmp_path / "model", "bert", "classification")
+    tokenizer, loaded = AutoTokenizer.from_pretrained(model), models_with_heads.load(model, "classification")
     tokenizer.add_tokens(["stillhouse"])
     loaded.resize_token_embeddings(len(tokenizer))
     loaded.save_pretrained(model)
     tokenizer.save_pretrained(model)
     tokens = tokens_artifact.of_length(tmp_path / "tokens", model, 32, 30, 4)
     inputs = {"model": model, "tokens": tokens}
-    made = exports.make("deploy.prune_vocabulary", tmp_path / "pruned", inputs, **FEW)
+    made = model_exports.make("deploy.prune_vocabulary", tmp_path / "pruned", inputs, **FEW)
     after = AutoTokenizer.from_pretrained(made.path)
     assert after.tokenize("the stillhouse") == tokenizer.tokenize("the stillhouse")
     assert len(after) == made.facts["pieces"]
@@ -88,7 +88,7 @@ def test_words_added_to_a_vocabulary_stay_though_no_row_has_them(tmp_path):
 @pytest.mark.long
 def test_it_is_a_model_folder_for_every_export(tmp_path):
     made, _ = pruned(tmp_path, "distilbert", "classification")
-    onnx = exports.onnx(made.path, tmp_path / "onnx")
+    onnx = model_exports.onnx(made.path, tmp_path / "onnx")
     text = tiny.ENGLISH[0]
     of_folder, of_export = predict.load(made.path)(text), predict.load(onnx)(text)
     assert [each.text for each in of_folder] == [each.text for each in of_export]

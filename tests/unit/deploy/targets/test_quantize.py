@@ -2,7 +2,7 @@ import json
 import shutil
 from pathlib import Path
 
-import headed
+import models_with_heads
 import numpy as np
 import onnx
 import onnxruntime
@@ -23,7 +23,9 @@ REAL = paths.DATA / "models" / "minilm-l6-mlm"
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
     torch.set_num_threads(1)
-    return headed.model_folder(tmp_path_factory.mktemp("models") / "student", "bert", "classification", layers=2)
+    return models_with_heads.model_folder(
+        tmp_path_factory.mktemp("models") / "student", "bert", "classification", layers=2
+    )
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +51,10 @@ def test_int8_is_smaller_and_still_the_model_at_any_length(model, exported, tmp_
     assert facts["onnx_bytes"] == (exported / "model.onnx").stat().st_size
     # Rounding to 8 bits shows, or nothing was quantised.
     assert 1e-4 < facts["parity"]["relative"] <= 0.3
-    loaded, session = headed.load(model, "classification"), onnxruntime.InferenceSession(made.path / "model.onnx")
+    loaded, session = (
+        models_with_heads.load(model, "classification"),
+        onnxruntime.InferenceSession(made.path / "model.onnx"),
+    )
     for batch, length in ((1, 1), (2, 33), (1, 64)):
         ids = torch.randint(5, 100, (batch, length), generator=torch.Generator().manual_seed(length))
         with torch.no_grad():

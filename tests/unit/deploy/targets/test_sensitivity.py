@@ -1,5 +1,5 @@
-import exports
-import headed
+import model_exports
+import models_with_heads
 import numpy as np
 import onnx
 import pytest
@@ -16,14 +16,14 @@ from deploy.targets import calibration_rows, quantize
 def folders(tmp_path_factory):
     torch.set_num_threads(1)
     root = tmp_path_factory.mktemp("sensitivity")
-    model = headed.model_folder(root / "model", "bert", "classification")
+    model = models_with_heads.model_folder(root / "model", "bert", "classification")
     # One layer whose rounding is far worse than the others': an outlier in every row stretches the scale.
-    loaded = headed.load(model, "classification")
+    loaded = models_with_heads.load(model, "classification")
     with torch.no_grad():
         loaded.bert.encoder.layer[0].output.dense.weight[:, 0] *= 300
     loaded.save_pretrained(model)
     tokens = tokens_artifact.of_length(root / "tokens", model, 32, 100, 4)
-    return {"model": model, "export": exports.onnx(model, root / "onnx"), "tokens": tokens}
+    return {"model": model, "export": model_exports.onnx(model, root / "onnx"), "tokens": tokens}
 
 
 def given(folders, *roles):
@@ -34,7 +34,7 @@ def given(folders, *roles):
 def measured(folders):
     out = folders["model"].parent / "sensitivity"
     values = {"calibration": {"rows": 6, "lengths": [12]}, "keep": 1}
-    return exports.make("deploy.sensitivity", out, folders, **values)
+    return model_exports.make("deploy.sensitivity", out, folders, **values)
 
 
 def test_the_layer_that_was_made_bad_is_found_and_keeping_it_helps(folders, measured, tmp_path):
@@ -42,9 +42,9 @@ def test_the_layer_that_was_made_bad_is_found_and_keeping_it_helps(folders, meas
     assert measured.facts["layers"][0]["bytes_saved"] == 3 * 128 * 32
     assert {row["layer"] for row in measured.facts["layers"]} >= {"classifier", "bert.pooler.dense"}
     inputs = given(folders, "model", "export")
-    plain = artifact.read(exports.int8(inputs["export"], inputs["model"], tmp_path / "plain"))
+    plain = artifact.read(model_exports.int8(inputs["export"], inputs["model"], tmp_path / "plain"))
     kept = artifact.read(
-        exports.int8(inputs["export"], inputs["model"], tmp_path / "kept", keep=measured.facts["keep"])
+        model_exports.int8(inputs["export"], inputs["model"], tmp_path / "kept", keep=measured.facts["keep"])
     )
     assert kept.facts["parity"]["relative"] < 0.5 * plain.facts["parity"]["relative"]
     assert kept.facts["float_layers"] == measured.facts["keep"]
@@ -53,7 +53,7 @@ def test_the_layer_that_was_made_bad_is_found_and_keeping_it_helps(folders, meas
 def test_what_is_kept_is_float_in_the_file_whatever_operator_it_is(folders, tmp_path):
     inputs = given(folders, "model", "export")
     for pattern, layers in (("classifier", 1), ("*.layer.0.attention.*", 4), ("*", 11)):
-        made = exports.int8(inputs["export"], inputs["model"], tmp_path / str(layers), keep=[pattern])
+        made = model_exports.int8(inputs["export"], inputs["model"], tmp_path / str(layers), keep=[pattern])
         floats = [
             values.name
             for values in onnx.load(made / "model.onnx").graph.initializer
@@ -61,13 +61,13 @@ def test_what_is_kept_is_float_in_the_file_whatever_operator_it_is(folders, tmp_
         ]
         assert len(floats) == layers
     with pytest.raises(errors.StageError, match=r"keep: no layer is named layer\.0: write one of .*classifier"):
-        exports.int8(inputs["export"], inputs["model"], tmp_path / "none", keep=["layer.0"])
+        model_exports.int8(inputs["export"], inputs["model"], tmp_path / "none", keep=["layer.0"])
 
 
 def test_static_ranges_come_from_rows_and_need_them(folders, tmp_path):
     inputs = given(folders, "model", "export", "tokens")
-    loose = {"tolerance": exports.LOOSE, "calibration": {"rows": 8, "lengths": [12]}}
-    made = exports.make("deploy.quantize", tmp_path / "static", inputs, activations="static", **loose)
+    loose = {"tolerance": model_exports.LOOSE, "calibration": {"rows": 8, "lengths": [12]}}
+    made = model_exports.make("deploy.quantize", tmp_path / "static", inputs, activations="static", **loose)
     assert made.facts["format"] == "int8-static"
     assert made.facts["float_layers"] == ["bert.pooler.dense", "classifier"], "the head's ranges are the task's own"
     operators = {node.op_type for node in onnx.load(made.path / "model.onnx").graph.node}
@@ -75,7 +75,7 @@ def test_static_ranges_come_from_rows_and_need_them(folders, tmp_path):
     assert "DynamicQuantizeLinear" not in operators
     for wrong, activations in ((given(folders, "model", "export"), "static"), (inputs, "dynamic")):
         with pytest.raises(errors.StageError, match="give both or neither"):
-            exports.make("deploy.quantize", tmp_path / "no", wrong, activations=activations, **loose)
+            model_exports.make("deploy.quantize", tmp_path / "no", wrong, activations=activations, **loose)
 
 
 def test_calibration_inputs_are_texts_and_pairs_cut_from_the_rows(folders, tmp_path):
@@ -93,7 +93,7 @@ def test_calibration_inputs_are_texts_and_pairs_cut_from_the_rows(folders, tmp_p
         assert ids[0] == original.tokenizer.cls_token_id
         assert feed["token_type_ids"].sum() == (len(ids) - separators[0] - 1)
         assert tuple(ids[1:5]) in rows
-    other = headed.model_folder(tmp_path / "other", "roberta", "classification")
+    other = models_with_heads.model_folder(tmp_path / "other", "roberta", "classification")
     with pytest.raises(errors.StageError, match="another vocabulary"):
         calibration_rows.feeds(settings, folders["tokens"], open_original(other))
 
@@ -105,13 +105,13 @@ def _rows(folders):
 
 def test_an_int8_export_has_nothing_left_to_measure(folders, tmp_path):
     inputs = given(folders, "model", "export")
-    int8 = exports.int8(inputs["export"], inputs["model"], tmp_path / "int8")
+    int8 = model_exports.int8(inputs["export"], inputs["model"], tmp_path / "int8")
     with pytest.raises(errors.StageError, match="is int8 already: give the fp32 ONNX export"):
-        exports.make("deploy.sensitivity", tmp_path / "s", {**inputs, "export": int8})
+        model_exports.make("deploy.sensitivity", tmp_path / "s", {**inputs, "export": int8})
 
 
 def test_layers_are_named_as_in_the_model(folders):
     known = quantize.layers(quantize.load(folders["export"] / "model.onnx"))
-    modules = {name for name, _ in headed.load(folders["model"], "classification").named_modules()}
+    modules = {name for name, _ in models_with_heads.load(folders["model"], "classification").named_modules()}
     assert set(known) <= modules
     assert all(len(nodes) == 1 for nodes in known.values())

@@ -3,8 +3,8 @@ import re
 import shutil
 from pathlib import Path
 
-import headed
-import phones
+import models_with_heads
+import phone_setup
 import pytest
 
 from cluster.artifacts import artifact, commit, registry
@@ -35,7 +35,7 @@ def an_export(folder: Path, head: str = "question-answering", runtime: str = "on
         "inputs": ["input_ids", "attention_mask"], "outputs": {"start_logits": "positions", "end_logits": "positions"},
         "vocab_size": 441, "parameters": 28_994, "rows": "any",
     }  # fmt: skip
-    headed.tiny.wordpiece(folder.with_name(f"{folder.name}-tokenizer"))
+    models_with_heads.tiny.wordpiece(folder.with_name(f"{folder.name}-tokenizer"))
     with artifact.create(folder, kind="export", inputs={}, recipe={}) as draft:
         for path in folder.with_name(f"{folder.name}-tokenizer").iterdir():
             shutil.copyfile(path, draft.path / path.name)
@@ -46,7 +46,7 @@ def an_export(folder: Path, head: str = "question-answering", runtime: str = "on
 
 def test_a_page_has_everything_and_names_it(libraries, tmp_path):
     export = an_export(tmp_path / "student")
-    made = phones.page(tmp_path, {"student": export, "teacher": export}, libraries)
+    made = phone_setup.page(tmp_path, {"student": export, "teacher": export}, libraries)
     described = json.loads((made.path / "page.json").read_text())
     assert [(model["role"], model["title"]) for model in described["models"]] == [
         ("student", "Student"),
@@ -64,7 +64,7 @@ def test_a_page_has_everything_and_names_it(libraries, tmp_path):
 
 
 def test_the_service_worker_keeps_the_page_and_not_what_is_large(libraries, tmp_path):
-    made = phones.page(tmp_path, {"student": an_export(tmp_path / "student")}, libraries)
+    made = phone_setup.page(tmp_path, {"student": an_export(tmp_path / "student")}, libraries)
     text = (made.path / "service_worker.js").read_text()
     assert f'const VERSION = "{made.facts["version"]}"' in text
     listed = json.loads(text.partition("const SHELL = ")[2].partition(";")[0])
@@ -78,7 +78,7 @@ def test_the_service_worker_keeps_the_page_and_not_what_is_large(libraries, tmp_
 def test_another_title_is_another_version(libraries, tmp_path):
     export = an_export(tmp_path / "student")
     versions = {
-        phones.page(tmp_path / title, {"student": export}, libraries, student={"title": title}).facts["version"]
+        phone_setup.page(tmp_path / title, {"student": export}, libraries, student={"title": title}).facts["version"]
         for title in ("One", "Two")
     }
     assert len(versions) == 2
@@ -93,35 +93,35 @@ def test_another_title_is_another_version(libraries, tmp_path):
 )
 def test_what_a_page_cannot_show_is_refused(libraries, tmp_path, changes, reason):
     with pytest.raises(StageError, match=reason):
-        phones.page(tmp_path, {"student": an_export(tmp_path / "student", **changes)}, libraries)
+        phone_setup.page(tmp_path, {"student": an_export(tmp_path / "student", **changes)}, libraries)
 
 
 def test_another_tokenizer_is_refused(libraries, tmp_path):
     export = an_export(tmp_path / "student")
     folder = tmp_path / "byte-level"
-    headed.tiny.byte_level(folder)
+    models_with_heads.tiny.byte_level(folder)
     with artifact.create(tmp_path / "other", kind="export", inputs={}, recipe={}) as draft:
         for path in (*export.iterdir(), *folder.iterdir()):
             if path.name != commit.MANIFEST:
                 shutil.copyfile(path, draft.path / path.name)
     with pytest.raises(StageError, match=r"student: its tokenizer is BPE: it needs WordPiece"):
-        phones.page(tmp_path, {"student": tmp_path / "other"}, libraries)
+        phone_setup.page(tmp_path, {"student": tmp_path / "other"}, libraries)
 
 
 def test_libraries_that_were_changed_are_refused(libraries, tmp_path):
     export = an_export(tmp_path / "student")
     with pytest.raises(StageError, match=r"holds no libraries of the page: .* python -m deploy\.vendoring --out"):
-        phones.page(tmp_path, {"student": export}, tmp_path / "student")
+        phone_setup.page(tmp_path, {"student": export}, tmp_path / "student")
     with pytest.raises(StageError, match=r"are not at .*nowhere: run python -m deploy\.vendoring --out"):
-        phones.page(tmp_path, {"student": export}, tmp_path / "nowhere")
+        phone_setup.page(tmp_path, {"student": export}, tmp_path / "nowhere")
     changed = tmp_path / "changed"
     shutil.copytree(libraries, changed)
     (changed / "tokenizers.min.mjs").write_text("other")
     with pytest.raises(StageError, match=r"tokenizers\.min\.mjs is missing or was changed"):
-        phones.page(tmp_path, {"student": export}, changed)
+        phone_setup.page(tmp_path, {"student": export}, changed)
     (changed / LIBRARIES).write_text(json.dumps({"packages": {"onnxruntime-web": "1.0.0"}, "files": {}}))
     with pytest.raises(StageError, match="has other versions than"):
-        phones.page(tmp_path, {"student": export}, changed)
+        phone_setup.page(tmp_path, {"student": export}, changed)
 
 
 def test_every_package_is_pinned_and_its_licence_is_named():

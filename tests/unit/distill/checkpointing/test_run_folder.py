@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import disks
 import pytest
+import small_disk
 import torch
 from safetensors.torch import load_file
 
@@ -223,7 +223,7 @@ def test_a_file_that_may_not_grow_leaves_the_others_and_says_why(tmp_path: Path)
 
 
 def test_a_full_disk_leaves_the_others_and_says_so(tmp_path: Path) -> None:
-    with disks.small(tmp_path / "disk", 1000) as disk:
+    with small_disk.small_disk(tmp_path / "disk", 1000) as disk:
         run = saved(disk, 1)
         with pytest.raises(OSError, match="No space left on device") as caught:
             run.save(state(2, 100_000), 2, Placement(), **FACTS)

@@ -6,13 +6,13 @@ import os
 from pathlib import Path
 from typing import Any
 
-import crew
 import deepspeed
 import paths
 import pytest
 import tiny
 import torch
-from engines import ROWS, Spoil, one_step, started, training
+import torchrun_workers
+from tiny_engine import ROWS, Spoil, one_step, started, training
 from torch import Tensor
 
 from distill.config import Optimizer, Placement, Training
@@ -194,7 +194,7 @@ def spoiled(request: pytest.FixtureRequest, folder: Path) -> list[dict[str, Any]
     """What came of every case, on one worker and on two of which the second alone has a bad micro-batch."""
     if request.param == 1:
         return [all_spoiled(str(folder))]
-    return crew.together(request.param, all_spoiled, str(folder))
+    return torchrun_workers.run_on_workers(request.param, all_spoiled, str(folder))
 
 
 @pytest.mark.parametrize("zero_stage", [1, 2, 3])

@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import crew
 import pytest
 import tiny
 import torch
-from engines import one_step, started, training
+import torchrun_workers
+from tiny_engine import one_step, started, training
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from distill.engine import process_group
@@ -65,7 +65,7 @@ def all_traffic(folder: str) -> dict[str, float]:
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, float]]:
     folder = tiny.bert_teacher(tmp_path_factory.mktemp("reductions"), layers=2)
-    return crew.together(WORKERS, all_traffic, str(folder))
+    return torchrun_workers.run_on_workers(WORKERS, all_traffic, str(folder))
 
 
 @pytest.mark.parametrize(("precision", "zero_stage"), LAYOUTS)

@@ -2,10 +2,10 @@
 
 from typing import Any
 
-import crew
 import pytest
 import tiny
 import torch
+import torchrun_workers
 
 from distill.config import Placement, Training
 from distill.data.batches import Batch
@@ -57,7 +57,7 @@ def all_compared(folder: str) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder = tiny.bert_teacher(tmp_path_factory.mktemp("teacher"), layers=1, hidden=HIDDEN)
-    return crew.together(WORKERS, all_compared, str(folder))
+    return torchrun_workers.run_on_workers(WORKERS, all_compared, str(folder))
 
 
 @pytest.mark.parametrize("kind", KINDS)

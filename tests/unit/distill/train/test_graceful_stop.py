@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import tokens_artifact
 import torch
-from clusters import await_that
-from trainings import RECIPE, command, curve, environment, train
+from ray_clusters import wait_until
+from train_processes import RECIPE, command, curve, environment, train
 
 from cluster.artifacts import registry, stage
 from cluster.telemetry.metrics_log import read_metrics
@@ -98,7 +98,7 @@ def test_a_run_that_got_sigterm_goes_on_to_the_same_curve(
     run = Run(tmp_path / "run")
     started = command(folder, run.path, workers, *SETTINGS)
     process = subprocess.Popen(started, env=environment(), stderr=subprocess.PIPE, text=True)
-    await_that(lambda: len(read_metrics(run.metrics)) >= 5, process)
+    wait_until(lambda: len(read_metrics(run.metrics)) >= 5, process)
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate()
     newest = run.newest()

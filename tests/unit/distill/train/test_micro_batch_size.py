@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tokens_artifact
 import torch
-from trainings import curve, train
+from train_processes import curve, train
 
 from cluster.tokens.rows import open_tokens
 from distill.config import Distillation, Placement, Student

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pipelines
 import pytest
 import tiny
+import tiny_pipeline
 import tokens_artifact
 import torch
-from trainings import RECIPE, command, curve, environment, toml
+from train_processes import RECIPE, command, curve, environment, toml
 
 from cluster.artifacts import artifact, cli, recipe, registry, stage
 from cluster.telemetry.metrics_log import read_metrics
@@ -282,7 +282,7 @@ def test_the_order_of_tokens_does_not_matter_and_another_artifact_is_named(
 
 
 def test_a_pipeline_makes_the_rows_its_phases_read(tmp_path: Path) -> None:
-    values = pipelines.values(tmp_path)
+    values = tiny_pipeline.values(tmp_path)
     training = {key: value for key, value in values["train"].items() if key != "steps"}
     phases = [{"seq_len": 32, "steps": 2}, {"seq_len": 48, "steps": 2}]
     values["train"] = {**training, "phases": phases}
@@ -299,7 +299,7 @@ def test_a_pipeline_makes_the_rows_its_phases_read(tmp_path: Path) -> None:
     assert made.rows_of(made.distillation("student")) == {"tokens-32": out / "tokens", "tokens-48": out / "tokens-48"}
     alone = Training.of(values["teacher"]["train"])
     assert made.rows_of(alone) == {"tokens": out / "tokens-16"}
-    plain = PipelinePlan(Pipeline.of(pipelines.values(tmp_path)), out)
+    plain = PipelinePlan(Pipeline.of(tiny_pipeline.values(tmp_path)), out)
     assert [job.name for job in plain.text()] == ["corpus", "tokens"]
     assert [job.cpus for job in plain.text()] == [0, 0]  # what holds a CPU keeps it from its own actors
     assert plain.rows_of(plain.distillation("student")) == {"tokens": out / "tokens"}
@@ -308,7 +308,7 @@ def test_a_pipeline_makes_the_rows_its_phases_read(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.long
 def test_a_pipeline_in_phases_runs_from_text_to_report_and_is_complete_then(tmp_path: Path) -> None:
-    values = pipelines.values(tmp_path)
+    values = tiny_pipeline.values(tmp_path)
     for training in (values["train"], values["teacher"]["train"]):
         del training["steps"]
         training["phases"] = [{"seq_len": 32, "epochs": 0.2}, {"seq_len": 48, "steps": 2}]
@@ -320,7 +320,7 @@ def test_a_pipeline_in_phases_runs_from_text_to_report_and_is_complete_then(tmp_
     assert set(artifact.read(out / "teacher").inputs) == {"tokens-32", "tokens-48"}
     lines = read_metrics(out / "runs" / "student" / "metrics.jsonl")
     assert [line["seq_len"] for line in lines if line["kind"] == "train"][-3:] == [32, 48, 48]
-    places = [found["path"] for found in pipelines.report(out)["descent"]]
+    places = [found["path"] for found in tiny_pipeline.report(out)["descent"]]
     assert {"tokens", "tokens-48"} < set(places)
 
 

@@ -11,13 +11,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-import disks
 import numpy as np
 import pytest
+import small_disk
 import tokens_artifact
 import torch
 from safetensors.torch import load_file, save_file
-from trainings import RECIPE, command, curve, environment, toml, train
+from train_processes import RECIPE, command, curve, environment, toml, train
 
 from cluster.artifacts import artifact, cli, commit, registry, stage
 from cluster.artifacts.artifact import digest
@@ -58,7 +58,7 @@ def execute(folder: Path, out: Path, teacher: str = "teacher", **changes: Any) -
 
 
 def started(capsys: pytest.CaptureFixture[str], given: list[str]) -> tuple[int, str]:
-    """Exit code and error output of a command of ``trainings``: in this process what runs alone, which is quicker."""
+    """Exit code and error output of a training command; without torchrun in this process, which is quicker."""
     if "torch.distributed.run" in given:
         done = subprocess.run(given, env=environment(), capture_output=True, text=True, check=False)
         return done.returncode, done.stderr
@@ -144,7 +144,7 @@ class Full:
 
 def test_a_disk_that_is_full_for_a_while_costs_only_checkpoints(folder: Path, tmp_path: Path) -> None:
     """Metrics, too, find no room meanwhile: their lines wait."""
-    with disks.small(tmp_path / "disk", 20_000) as disk:
+    with small_disk.small_disk(tmp_path / "disk", 20_000) as disk:
         run = Run(disk / "run")
         settings = ("steps=60", "placement.log_every=1", "placement.save_every=20", "placement.validate_every=60")
         full = Full(disk, command(folder, run.path, 1, *settings), run.metrics)
@@ -165,7 +165,7 @@ def test_a_disk_that_stays_full_stops_the_run_and_loses_nothing(
     folder: Path, whole: list[float], tmp_path: Path, workers: int
 ) -> None:
     settings = ("steps=40", "placement.log_every=1", "placement.validate_every=40", "placement.save_every=1")
-    with disks.small(tmp_path / "disk", 20_000) as disk:
+    with small_disk.small_disk(tmp_path / "disk", 20_000) as disk:
         run = Run(disk / "run")
         given = command(folder, run.path, workers, *settings)
         full = Full(disk, given, run.path / "checkpoints" / "step_00000001")

@@ -14,8 +14,8 @@ import pytest
 import tiny
 import tokens_artifact
 import torch
-from clusters import free_ports
-from trainings import RECIPE, curve, environment, train
+from ray_clusters import free_ports
+from train_processes import RECIPE, curve, environment, train
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from cluster.artifacts import artifact, registry, stage

@@ -21,7 +21,7 @@ import pytest
 import tokens_artifact
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from trainings import RECIPE
+from train_processes import RECIPE
 
 from cluster.artifacts import stage
 from distill.config import Distillation

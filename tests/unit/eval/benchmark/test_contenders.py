@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import headed
+import models_with_heads
 import pytest
 import tiny
 import torch
@@ -33,8 +33,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     teacher = tiny.bert_teacher(root / "teacher", layers=4)
     return {
         "teacher": teacher,
-        "student-stsb": headed.model_folder(root / "stsb", "distilbert", "regression"),
-        "student-squad": headed.model_folder(root / "squad", "distilbert", "question-answering"),
+        "student-stsb": models_with_heads.model_folder(root / "stsb", "distilbert", "regression"),
+        "student-squad": models_with_heads.model_folder(root / "squad", "distilbert", "question-answering"),
         "bert_base": without_weights(root / "bert", teacher),
     }
 

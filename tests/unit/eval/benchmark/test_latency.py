@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import exports
-import headed
+import model_exports
+import models_with_heads
 import numpy as np
 import paths
 import pytest
@@ -145,11 +145,11 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     torch.set_num_threads(1)
     root = tmp_path_factory.mktemp("models")
     found = {
-        "teacher": headed.model_folder(root / "teacher", "bert", "classification", layers=4),
-        "student": headed.model_folder(root / "student", "bert", "classification", layers=2),
+        "teacher": models_with_heads.model_folder(root / "teacher", "bert", "classification", layers=4),
+        "student": models_with_heads.model_folder(root / "student", "bert", "classification", layers=2),
     }
-    onnx = exports.onnx(found["student"], root / "onnx")
-    int8 = exports.int8(onnx, found["student"], root / "int8")
+    onnx = model_exports.onnx(found["student"], root / "onnx")
+    int8 = model_exports.int8(onnx, found["student"], root / "int8")
     return found | {"export-1": onnx, "export-2": int8, "pairs": stsb(root / "stsb")}
 
 
@@ -211,7 +211,7 @@ def test_the_file_holds_the_conditions(measured: artifact.Artifact) -> None:
 def test_a_model_that_does_not_load_ends_the_measurement_with_its_name(
     folders: dict[str, Path], tmp_path: Path
 ) -> None:
-    broken = exports.onnx(folders["student"], tmp_path / "broken")
+    broken = model_exports.onnx(folders["student"], tmp_path / "broken")
     (broken / "model.onnx").write_bytes(b"\0" * (broken / "model.onnx").stat().st_size)
     before = os.sched_getaffinity(0)
     recipe = BenchmarkRecipe(lengths=(8,), threads=(1,), repeats=1)
@@ -248,7 +248,7 @@ def test_both_runners_answer_as_the_model_does(folders: dict[str, Path]) -> None
 def test_a_folder_that_is_no_whole_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(errors.StageError, match=r"it has no config\.json"):
         runner_for(tmp_path)
-    body = headed.model_folder(tmp_path / "body", "bert", "masked-words")
+    body = models_with_heads.model_folder(tmp_path / "body", "bert", "masked-words")
     config = json.loads((body / "config.json").read_text())
     (body / "config.json").write_text(json.dumps(config | {"architectures": ["BertForSequenceClassification"]}))
     with pytest.raises(errors.StageError, match=r"weights lack bert\.pooler"):
@@ -284,8 +284,8 @@ def test_the_papers_table_at_full_size_on_a_few_real_pairs(tmp_path: Path) -> No
 def test_models_of_two_tasks_are_each_timed_on_their_texts(tmp_path: Path) -> None:
     given = {"pairs": stsb(tmp_path / "stsb"), "questions": squad(tmp_path / "squad")}
     for task, head in (("stsb", "regression"), ("squad", "question-answering")):
-        model = headed.model_folder(tmp_path / f"student-{task}", "distilbert", head)
-        given |= {f"student-{task}": model, f"export-{task}": exports.onnx(model, tmp_path / f"onnx-{task}")}
+        model = models_with_heads.model_folder(tmp_path / f"student-{task}", "distilbert", head)
+        given |= {f"student-{task}": model, f"export-{task}": model_exports.onnx(model, tmp_path / f"onnx-{task}")}
     recipe = BenchmarkRecipe.of({"lengths": [], "threads": [1], "questions": {"length": 20}, "turn": 4, "warmup": 0})
     made = stage.execute(STAGE, recipe, given, tmp_path / "latency")
     assert made is not None

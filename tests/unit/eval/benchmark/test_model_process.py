@@ -4,8 +4,8 @@ import json
 import subprocess
 from pathlib import Path
 
-import exports
-import headed
+import model_exports
+import models_with_heads
 import numpy as np
 import onnx
 import pytest
@@ -85,12 +85,16 @@ def test_what_is_held_is_the_models_own(export: Path, tmp_path: Path) -> None:
     assert 0 < held["model_memory_bytes"] < held["peak_memory_bytes"] < ballast.nbytes
 
 
-@exports.needs("executorch", "torchao")
+@model_exports.needs("executorch", "torchao")
 @pytest.mark.long
 def test_a_runtime_brings_its_operators_into_a_new_process(tmp_path: Path) -> None:
-    model = headed.model_folder(tmp_path / "model", "distilbert", "classification")
-    made = exports.make(
-        "deploy.executorch_export", tmp_path / "pte", {"model": model}, tolerance=exports.LOOSE, probe=exports.PROBE
+    model = models_with_heads.model_folder(tmp_path / "model", "distilbert", "classification")
+    made = model_exports.make(
+        "deploy.executorch_export",
+        tmp_path / "pte",
+        {"model": model},
+        tolerance=model_exports.LOOSE,
+        probe=model_exports.PROBE,
     )
     with ModelProcess(Opening("student executorch-int8", "export", made.path, 1)) as process:
         process.take(inputs(tmp_path / "inputs.npz", 1))

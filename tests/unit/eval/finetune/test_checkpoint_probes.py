@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import tiny
-from clusters import await_that
-from finetunes import QUICK, sentiment
+from finetune_tasks import QUICK, sentiment
+from ray_clusters import wait_until
 
 from cluster.actors import ray_cluster
 from cluster.artifacts import errors
@@ -90,7 +90,7 @@ def test_what_an_earlier_attempt_has_begun_is_scored_although_its_checkpoints_ar
         queue = client.start(tmp_path / "queue")
         watch.resume(queue)
         assert watch.begun == {5, 10}
-        await_that(lambda: watch.look(queue) or watch.is_over, seconds=120)
+        wait_until(lambda: watch.look(queue) or watch.is_over, seconds=120)
     assert sorted(point["step"] for point in metrics_log.read_metrics(run / "probes.jsonl")) == [5, 10]
     left = sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
     assert left == ["step-00000005/sst2/manifest.json", "step-00000005/sst2/scores.json"]

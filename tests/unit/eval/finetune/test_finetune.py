@@ -11,7 +11,7 @@ import pytest
 import safetensors.torch
 import tiny
 import torch
-from finetunes import BAD, GOOD, QUICK, finetune, sentiment, write_rows
+from finetune_tasks import BAD, GOOD, QUICK, finetune, sentiment, write_rows
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from cluster.artifacts import artifact, cli, commit, stage

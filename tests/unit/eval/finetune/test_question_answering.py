@@ -8,7 +8,7 @@ import pytest
 import safetensors.torch
 import tiny
 import torch
-from finetunes import colours, finetune, write_squad
+from finetune_tasks import colours, finetune, write_squad
 from transformers import AutoModelForQuestionAnswering
 
 from cluster.artifacts import artifact

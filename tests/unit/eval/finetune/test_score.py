@@ -1,5 +1,5 @@
-import exports
-import headed
+import model_exports
+import models_with_heads
 import numpy as np
 import pytest
 import torch
@@ -22,13 +22,17 @@ def one_thread():
 def folders(tmp_path_factory):
     root = tmp_path_factory.mktemp("score")
     torch.set_num_threads(1)
-    model = exports.mrpc_model(root / "model")
-    return {"model": model, "onnx": exports.onnx(model, root / "onnx"), "data": exports.pairs(root / "data")}
+    model = model_exports.mrpc_model(root / "model")
+    return {
+        "model": model,
+        "onnx": model_exports.onnx(model, root / "onnx"),
+        "data": model_exports.pairs(root / "data"),
+    }
 
 
 def score(folders, which: str, out, **values) -> artifact.Artifact:
     inputs = {"model": folders[which], "data": folders["data"]}
-    return exports.make("eval.score", out, inputs, task="mrpc", **values)
+    return model_exports.make("eval.score", out, inputs, task="mrpc", **values)
 
 
 def test_a_score_is_that_of_the_model_asked_one_by_one_in_plain_transformers(folders, tmp_path):
@@ -56,9 +60,9 @@ def test_a_limit_is_said_and_an_export_is_named_by_its_runtime(folders, tmp_path
 
 
 def test_a_model_of_other_labels_or_of_fewer_tokens_is_refused(folders, tmp_path):
-    other = headed.model_folder(tmp_path / "other", "distilbert", "classification", labels=("no", "yes"))
+    other = models_with_heads.model_folder(tmp_path / "other", "distilbert", "classification", labels=("no", "yes"))
     with pytest.raises(ModelError, match="has the labels no, yes, mrpc here has not_equivalent, equivalent"):
-        exports.make("eval.score", tmp_path / "a", {"model": other, "data": folders["data"]}, task="mrpc")
+        model_exports.make("eval.score", tmp_path / "a", {"model": other, "data": folders["data"]}, task="mrpc")
     with pytest.raises(ModelError, match="max_length = 65, but the model reads 64 tokens"):
         score(folders, "model", tmp_path / "b", max_length=65)
     with pytest.raises(errors.StageError, match="stride is for questions"):
@@ -69,12 +73,12 @@ def test_a_model_of_other_labels_or_of_fewer_tokens_is_refused(folders, tmp_path
 def test_an_export_says_what_it_costs_on_the_task(folders, tmp_path):
     inputs = {"export": folders["onnx"], "model": folders["model"], "data": folders["data"]}
     loose = {"relative": 10.0, "agreement": 0.0, "score": 100.0}
-    made = exports.make("deploy.quantize", tmp_path / "int8", inputs, tolerance=loose, score={"task": "mrpc"})
+    made = model_exports.make("deploy.quantize", tmp_path / "int8", inputs, tolerance=loose, score={"task": "mrpc"})
     said = made.facts["parity"]["score"]
     assert said["difference"] == said["export"] - said["model"]
     assert said["model"] == score(folders, "model", tmp_path / "score").facts["score"]
     with pytest.raises(errors.StageError, match=r"does not say what it was fine-tuned on: write score\.task"):
-        exports.make("deploy.quantize", tmp_path / "untold", inputs, tolerance=loose)
+        model_exports.make("deploy.quantize", tmp_path / "untold", inputs, tolerance=loose)
 
 
 def test_the_fall_that_is_allowed_decides():

@@ -9,7 +9,7 @@ import pytest
 import safetensors.torch
 import tiny
 import torch
-from finetunes import finetune, sentiment, write_rows
+from finetune_tasks import finetune, sentiment, write_rows
 
 from cluster.artifacts import artifact, errors
 from eval.finetune.classification import ClassLoss

@@ -2,7 +2,7 @@ import json
 import re
 from pathlib import Path
 
-import phones
+import phone_setup
 import pytest
 
 from cluster.actors import ray_cluster
@@ -55,7 +55,7 @@ def an_export(folder: Path, description: Exported, size: int) -> Path:
 @pytest.fixture
 def phone(tmp_path: Path) -> Path:
     """The program that stands for adb; the phone's storage is the folder ``phone`` beside it."""
-    return phones.fake_adb(tmp_path)
+    return phone_setup.fake_adb(tmp_path)
 
 
 @pytest.fixture
@@ -279,7 +279,7 @@ def test_the_shipped_recipes_load():
 
 @pytest.fixture(scope="module")
 def exports(tmp_path_factory) -> dict[str, Path]:
-    return phones.exports(tmp_path_factory.mktemp("exports"))
+    return phone_setup.exports(tmp_path_factory.mktemp("exports"))
 
 
 @pytest.mark.long

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import paths
-import phones
+import phone_setup
 import pytest
 from result_folders import PHONES, phone, suite
 
@@ -87,7 +87,7 @@ def test_a_link_is_in_the_report_as_long_as_its_job_waits(tmp_path):
     out = tmp_path / "out"
     with artifact.create(tmp_path / "page", kind="export", inputs={}, recipe={}) as draft:
         draft.facts.update({"format": "page", "version": "v1", "models": [{"role": "student", "positions": 512}]})
-    program, command = phones.fake_adb(tmp_path), f'"{sys.executable}" -m eval.report "{out}" --out "{out}/report"'
+    program, command = phone_setup.fake_adb(tmp_path), f'"{sys.executable}" -m eval.report "{out}" --out "{out}/report"'
     case = f'case "$*" in *"am start"*) cd "{ROOT}" && {command} >&2; exit 1 ;; esac'
     program.write_text(program.read_text().replace("\nexec", f"\n{case}\nexec"))
     place = {"host": "127.0.0.1", "port": 0, "wait_seconds": 900.0, "reach": "adb", "adb": str(program)}

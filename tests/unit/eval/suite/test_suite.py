@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-import exports
+import model_exports
 import pytest
 from result_folders import make, make_model
 
@@ -168,7 +168,7 @@ def test_exports_come_in_every_format_for_every_task(data: Path, out: Path) -> N
     }
 
 
-@exports.needs("openvino", "nncf")
+@model_exports.needs("openvino", "nncf")
 def test_what_is_calibrated_gets_the_pipelines_rows(data: Path, out: Path) -> None:
     asked = {"task": "stsb", "formats": ["openvino-int8"]}
     with pytest.raises(StageError, match=r"openvino-int8, which is calibrated on token rows, and .* has none"):

@@ -7,7 +7,7 @@ from typing import Any
 
 import datasets
 import pytest
-from finetunes import colours, write_squad
+from finetune_tasks import colours, write_squad
 
 from eval.tasks.definitions import TASKS
 from eval.tasks.examples import from_folder

@@ -1,4 +1,4 @@
-"""A pipeline so small that the whole road takes a minute, and the environment to start it in."""
+"""A pipeline that runs from text to report in a minute, and the environment to start it in."""
 
 import copy
 import json
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import tiny
-from trainings import toml
+from train_processes import toml
 
 _TRAINING: dict[str, Any] = {
     "steps": 4,
@@ -18,7 +18,7 @@ _TRAINING: dict[str, Any] = {
 
 
 def values(folder: Path) -> dict[str, Any]:
-    """Text in two labelled sources to a teacher of four tiny layers, a student of two, and one ablation."""
+    """Recipe of a pipeline: two labelled sources, a teacher of four layers and a student of two."""
     sources = []
     for number, name in enumerate(("river", "mountain")):
         path = tiny.corpus(folder / name, documents=60, seed=number)
@@ -44,7 +44,7 @@ def values(folder: Path) -> dict[str, Any]:
 
 
 def measured(folder: Path) -> dict[str, Any]:
-    """:func:`values` with an ablation, probes, scores, exports and latency."""
+    """:func:`values` plus an ablation, probes, scores, exports and latency."""
     return values(folder) | {
         "ablations": {"no-teacher": {"loss": {"soft": 0.0, "cosine": 0.0}, "student": {"start": "random"}}},
         "suite": {

@@ -1,6 +1,6 @@
 """What measurements are held against, in processes of their own: the fastest matrix product here, and the plan.
 
-A child like those of ``contenders``: told its work, it answers every order.
+A child like those of ``measured_sides``: told its work, it answers every order.
 """
 
 import json
@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from contenders import Pace, Process, Work
+from measured_sides import Pace, Process, Work
 
 TEACHER = "bert-base-uncased"
 LAYERS = 6
@@ -32,7 +32,9 @@ class Yardstick(Process):
 
     def __init__(self, what: str, work: Work) -> None:
         # As in our own training: products are fastest in large pages.
-        super().__init__("yardsticks", what, json.dumps(asdict(work)), large_pages=True, cuda=work.device == "cuda")
+        super().__init__(
+            "reference_speeds", what, json.dumps(asdict(work)), large_pages=True, cuda=work.device == "cuda"
+        )
 
     def measure(self) -> Any:
         return self.ask("measure")

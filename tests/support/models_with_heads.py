@@ -1,4 +1,4 @@
-"""Tiny models with every head that is exported, saved with their tokenizers."""
+"""Tiny models with each head that the exports support, saved with their tokenizers."""
 
 from pathlib import Path
 
@@ -33,7 +33,7 @@ def model_folder(
         torch.manual_seed(0)
         model = HEADS[head][type(config)](config)
         with torch.no_grad():
-            # Far from the near-zero start, so that the outputs of different inputs differ.
+            # Initial weights near zero would give the same outputs for different inputs.
             for parameter in model.parameters():
                 parameter.add_(torch.randn_like(parameter) * 0.1)
     model.save_pretrained(folder)
@@ -52,6 +52,6 @@ def _config(folder: Path, family: str, layers: int) -> PretrainedConfig:
 
 
 def load(folder: Path, head: str) -> PreTrainedModel:
-    """The model of a folder as ``transformers`` loads it by itself."""
+    """The model of a folder, loaded by ``transformers`` alone."""
     config = AutoConfig.from_pretrained(folder)
     return HEADS[head][type(config)].from_pretrained(folder).eval()

@@ -1,4 +1,4 @@
-"""Small tasks that tiny models learn in a second, and the stage that teaches them."""
+"""Small tasks that tiny models learn in a second, and a call of the stage that fine-tunes."""
 
 import json
 import random
@@ -19,7 +19,7 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def sentiment(folder: Path, rows: int = 240) -> Path:
-    """Sentences of good or of bad words: a label that any encoder can learn."""
+    """Sentences of good or of bad words, labelled 1 or 0."""
     chance = random.Random(5)
     examples = []
     for _ in range(rows):
@@ -33,7 +33,7 @@ def sentiment(folder: Path, rows: int = 240) -> Path:
 
 
 def write_squad(path: Path, questions: list[dict[str, Any]]) -> None:
-    """A file in SQuAD's own form; each question has ``id``, ``question``, ``context`` and ``answers`` (text, start)."""
+    """A file in SQuAD's JSON format. Questions have ``id``, ``question``, ``context`` and ``answers`` (text, start)."""
     paragraphs = [
         {
             "context": each["context"],
@@ -54,17 +54,17 @@ def write_squad(path: Path, questions: list[dict[str, Any]]) -> None:
 
 
 def colours(count: int, *, silent: bool = False, filler: int = 6) -> list[dict[str, Any]]:
-    """Which good word stands in this passage of others? Some passages have none where ``silent``."""
+    """Questions for the one good word in a passage of function words; with ``silent`` 40 % have no answer."""
     chance = random.Random(3)
     found = []
     for number in range(count):
         words = chance.choices(["the", "and", "of", "to", "was", "in"], k=filler)
         answer = chance.choice(GOOD)
-        told = not silent or chance.random() < 0.6
-        if told:
+        answerable = not silent or chance.random() < 0.6
+        if answerable:
             words.insert(chance.randrange(len(words) + 1), answer)
         context = " ".join(words)
-        answers = [(answer, context.index(answer))] if told else []
+        answers = [(answer, context.index(answer))] if answerable else []
         found.append({"id": f"q{number}", "question": "what is it?", "context": context, "answers": answers})
     return found
 

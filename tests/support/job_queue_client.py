@@ -1,4 +1,4 @@
-"""Somebody at the job queue: a process connected to a cluster that does what it is told, a line of JSON at a time."""
+"""A process connected to a cluster that sends requests to its job queue: a line of JSON in, a line of JSON out."""
 
 import contextlib
 import dataclasses
@@ -36,7 +36,7 @@ def _plain(value: Any) -> Any:
 
 def main() -> None:
     """Answer every line of stdin with one on stdout."""
-    answers = sys.stdout  # to itself: Ray tells a driver on stdout what becomes of its nodes
+    answers = sys.stdout  # for answers only: Ray prints messages about its nodes to a driver's stdout
     with contextlib.redirect_stdout(sys.stderr), errors.logging_to_stderr(), ray_cluster.connect():
         for line in sys.stdin:
             method, *arguments = json.loads(line)

@@ -1,4 +1,4 @@
-"""A tiny student in the real engine, and one optimizer step of it."""
+"""A tiny student in the DeepSpeed engine, and one optimizer step of it."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,10 +1,10 @@
-"""Reads our metrics from an endpoint as Prometheus does."""
+"""Read our metrics from an HTTP endpoint, as Prometheus does."""
 
 import urllib.request
 
 
 def scraped(port: int, host: str = "127.0.0.1") -> dict[str, str]:
-    """Our lines of an endpoint."""
+    """The values of our series, by name and labels."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with opener.open(f"http://{host}:{port}/metrics", timeout=10) as answer:
         text = answer.read().decode()

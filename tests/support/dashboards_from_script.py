@@ -1,8 +1,8 @@
-"""The picture of both dashboards in k8s/README.md: six hours of the scripted service, kept in a real Prometheus.
+"""Draw the picture of both dashboards in k8s/README.md: six hours of the simulated service in a real Prometheus.
 
 ::
 
-    PYTHONPATH=. python tests/support/draw_dashboards.py k8s/monitoring/dashboards.png
+    PYTHONPATH=. python tests/support/dashboards_from_script.py k8s/monitoring/dashboards.png
 """
 
 import subprocess
@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import prometheus_servers as servers
-import scripted_service
+import simulated_service
 
 from k8s.monitoring.source import dashboards_picture
 from k8s.monitoring.source.picture_data import Window
@@ -25,10 +25,10 @@ def main(out: Path) -> None:
     end = time.time()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        script = scripted_service.Script(end - 8 * HOUR)
-        told = folder / "history.txt"
-        scripted_service.write_history(script, end - 7 * HOUR, end, 60.0, LABELS, told)
-        blocks = ["promtool", "tsdb", "create-blocks-from", "openmetrics", str(told), str(folder / "data")]
+        script = simulated_service.Script(end - 8 * HOUR)
+        history = folder / "history.txt"
+        simulated_service.write_history(script, end - 7 * HOUR, end, 60.0, LABELS, history)
+        blocks = ["promtool", "tsdb", "create-blocks-from", "openmetrics", str(history), str(folder / "data")]
         subprocess.run(blocks, check=True, stdout=subprocess.DEVNULL)
         with servers.prometheus(folder, {}) as source:
             now = end - 55.0  # the history's last moment is a minute before its end

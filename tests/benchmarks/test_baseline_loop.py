@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from documents import CLS, MASK, PAD, SEP, Padded, draw, packed, padded
+from baseline_loop import IGNORED, Masked, UsualLoop, Words
+from random_documents import CLS, MASK, PAD, SEP, Padded, draw, packed, padded
 from torch.testing import assert_close
 from transformers import BertConfig, BertForMaskedLM
-from usual_loop import IGNORED, Masked, UsualLoop, Words
 
 from cluster.models.precision import Precision
 from distill.config import Loss, Student, Training

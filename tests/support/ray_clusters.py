@@ -1,7 +1,7 @@
-"""Ray clusters of several nodes on one machine, as an administrator starts them, whose nodes can truly die.
+"""Ray clusters of several nodes on one machine, started with ``ray start``, whose nodes a test can kill.
 
-Where root allows, every node but the head lives in a network namespace of its own behind a bridge: killing it takes its
-cable away first, as a power cut does. Elsewhere the nodes share the loopback address on ports of their own.
+As root, every node but the head runs in its own network namespace, connected by a bridge: killing a node first takes
+its link down, as a power cut does. Other users' nodes share the loopback address on different ports.
 """
 
 import contextlib
@@ -18,8 +18,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import pipelines
 import psutil
+import tiny_pipeline
 
 RAY = str(Path(sys.executable).with_name("ray"))
 _NODE_PORTS = (
@@ -31,7 +31,7 @@ _NODE_PORTS = (
     "--object-manager-port",
 )
 _HEAD_PORTS = ("--port", "--dashboard-port", "--ray-client-server-port", *_NODE_PORTS)
-# By default Ray calls a silent node dead after half a minute; the head decides.
+# By default Ray declares a silent node dead after half a minute. The head decides, so it gets these.
 _IMPATIENT = {
     "RAY_health_check_initial_delay_ms": "1000",
     "RAY_health_check_period_ms": "500",
@@ -44,7 +44,7 @@ _IMPATIENT = {
 
 @dataclasses.dataclass(frozen=True)
 class Node:
-    """A node of a cluster: its ``ray start``, its address, and whether it has a network namespace to itself."""
+    """A node of a cluster: its ``ray start`` process, its address, and whether it has its own network namespace."""
 
     process: "subprocess.Popen[bytes]"
     number: int
@@ -52,7 +52,7 @@ class Node:
     isolated: bool
 
     def processes(self) -> list[psutil.Process]:
-        """Everything that runs on this node, ``ray start`` last."""
+        """All processes of this node, ``ray start`` last."""
         found = {child.pid: child for child in _family(self.process.pid)}
         if self.isolated:
             listed = subprocess.run(
@@ -64,7 +64,7 @@ class Node:
         return sorted(found.values(), key=lambda process: process.pid == self.process.pid)
 
     def kill(self) -> None:
-        """The node is gone from one moment to the next: its network, then all of its processes."""
+        """Remove the node at once: first its network, then all of its processes."""
         if self.isolated:
             self.cut()
         for process in self.processes():
@@ -73,16 +73,16 @@ class Node:
         self.process.wait()
 
     def cut(self) -> None:
-        """Its network is gone; its processes know nothing of it and work on."""
+        """Take its network link down. Its processes keep running."""
         _ip("link", "set", _cable(self.number), "down")
 
     def drain(self) -> None:
-        """SIGTERM, as Kubernetes or a cloud sends it before it takes a node away."""
+        """Send SIGTERM, as Kubernetes or a cloud does before it removes a node."""
         self.process.send_signal(signal.SIGTERM)
 
 
 class Cluster:
-    """A running cluster; ``environment`` is that of somebody who may use it."""
+    """A running cluster. A process with ``environment`` can connect to it."""
 
     def __init__(self, folder: Path, isolated: bool) -> None:
         self._folder, self._isolated = folder, isolated
@@ -91,7 +91,7 @@ class Cluster:
         # Ray's sockets have paths of at most 107 bytes.
         self.temporary = Path(f"/tmp/st-{os.getpid()}")
         (folder / "token").write_text("0123456789abcdef" * 4)
-        self.environment = pipelines.environment(
+        self.environment = tiny_pipeline.environment(
             RAY_AUTH_MODE="token",
             RAY_AUTH_TOKEN_PATH=str(folder / "token"),
             RAY_USAGE_STATS_ENABLED="0",
@@ -106,7 +106,7 @@ class Cluster:
         arguments = ["--head", f"--temp-dir={self.temporary}", f"--include-dashboard={str(dashboard).lower()}"]
         head = self._start(0, cpus, [*arguments, *(f"{name}={port}" for name, port in self._ports.items())])
         if dashboard:
-            await_that(lambda: listening(self._ports["--dashboard-port"]), head.process)
+            wait_until(lambda: listening(self._ports["--dashboard-port"]), head.process)
 
     def add(self, cpus: int = 1) -> Node:
         """Start another node and wait until it is part of the cluster."""
@@ -120,7 +120,7 @@ class Cluster:
         return self._start(number, cpus, arguments)
 
     def stop(self) -> None:
-        """Kill what is left of every node; only its own processes, interfaces and files."""
+        """Kill every remaining node and delete only this cluster's processes, interfaces and files."""
         for node in reversed(self.nodes):
             node.kill()
         if self._isolated:
@@ -150,7 +150,7 @@ class Cluster:
             process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
         node = Node(process, number, self._ip_of(number), apart)
         self.nodes.append(node)
-        await_that(lambda: b"Ray runtime started" in node_log.read_bytes(), process)
+        wait_until(lambda: b"Ray runtime started" in node_log.read_bytes(), process)
         return node
 
     def _plug_in(self, number: int) -> None:
@@ -167,10 +167,10 @@ class Cluster:
 
 
 @contextlib.contextmanager
-def running(
+def running_cluster(
     folder: Path, *, nodes: int = 0, head_cpus: int = 0, isolated: bool = False, dashboard: bool = False
 ) -> Iterator[Cluster]:
-    """A head and so many nodes of one CPU; all of their processes are gone afterwards."""
+    """A head and ``nodes`` nodes of one CPU each. On exit all of their processes have ended."""
     cluster = Cluster(folder, isolated)
     try:
         cluster.start_head(head_cpus, dashboard)
@@ -183,7 +183,7 @@ def running(
 
 @functools.cache
 def namespaces_work() -> bool:
-    """Whether this user may make network namespaces and bridges here."""
+    """Whether this user may create network namespaces and bridges."""
     try:
         _ip("netns", "add", _namespace(0))
         _ip("netns", "delete", _namespace(0))
@@ -195,7 +195,7 @@ def namespaces_work() -> bool:
 
 
 def training_workers(processes: list[psutil.Process]) -> list[psutil.Process]:
-    """Those of the processes that are Ray Train workers, the first worker (who writes the metrics) first."""
+    """The Ray Train workers among the processes, the one that writes the metrics first."""
     found = []
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -205,7 +205,7 @@ def training_workers(processes: list[psutil.Process]) -> list[psutil.Process]:
 
 
 def actors(processes: list[psutil.Process]) -> list[psutil.Process]:
-    """Those of the processes that are actors of a pool and have a unit of work."""
+    """The actors of a pool among the processes that work on a unit."""
     found = []
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -214,14 +214,14 @@ def actors(processes: list[psutil.Process]) -> list[psutil.Process]:
     return found
 
 
-def await_that(
+def wait_until(
     holds: Callable[[], bool], process: "subprocess.Popen[bytes] | None" = None, seconds: float = 600
 ) -> None:
-    """Return as soon as ``holds`` does; fails when ``process`` ends before, or after so many seconds."""
+    """Return as soon as ``holds()`` is true; fail when ``process`` ends first, or after ``seconds``."""
     deadline = time.monotonic() + seconds
     while not holds():
         assert process is None or process.poll() is None, "the process ended"
-        assert time.monotonic() < deadline, "waited in vain"
+        assert time.monotonic() < deadline, f"not true within {seconds:g} s"
         time.sleep(0.02)
 
 
@@ -234,7 +234,7 @@ def listening(port: int) -> bool:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports nobody has, of those that the system gives to no connection meanwhile, and Ray to no worker."""
+    """Free ports below the range from which the system numbers connections and Ray numbers workers."""
     found: dict[int, socket.socket] = {}
     while len(found) < count:
         tried = socket.socket()

@@ -25,8 +25,8 @@ from types import TracebackType
 from typing import Any, NoReturn, Self
 
 import torch
-from benching import BenchError
-from documents import Padded
+from benchmark_runner import BenchError
+from random_documents import Padded
 from safetensors.torch import load_file
 
 from cluster.models.precision import Precision
@@ -159,7 +159,7 @@ class Contender(Process):
     """``ours`` or ``usual`` at some work."""
 
     def __init__(self, side: str, work: Work) -> None:
-        super().__init__("contenders", side, json.dumps(asdict(work)), cuda=work.device == "cuda")
+        super().__init__("measured_sides", side, json.dumps(asdict(work)), cuda=work.device == "cuda")
 
     def step(self, full: bool = False) -> Taken:
         """One optimizer step; ``full``: memory is looked at, and the usual loop gets full rows too."""
@@ -247,8 +247,8 @@ def ours(work: Work, pace: Pace) -> None:
 
 
 def usual(work: Work, pace: Pace) -> None:
-    """``usual_loop`` on the same documents."""
-    from usual_loop import UsualLoop, Words
+    """``baseline_loop`` on the same documents."""
+    from baseline_loop import UsualLoop, Words
 
     from cluster.tokens.rows import open_tokens
     from distill.modeling import masked_lm, student

@@ -1,4 +1,4 @@
-"""Functions of a test module, run by several workers together in processes that torchrun starts once for many cases."""
+"""Run a function of a test module on several workers, which torchrun starts once for many cases."""
 
 import importlib.util
 import json
@@ -9,13 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from trainings import environment
+from train_processes import environment
 
 
-def together(workers: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
-    """What ``function(*arguments)`` returns on every worker, by rank; what goes in and comes out is JSON.
+def run_on_workers(workers: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+    """What ``function(*arguments)`` returns on every worker, by rank. Arguments and results are JSON values.
 
-    The function is found by its name at the top of its module, in every process anew.
+    Every process imports the function's module and takes the function by name, so it must be a top-level function.
     """
     name = f"{function.__code__.co_filename}:{function.__name__}"
     with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""Stages in processes of their own, watched while they work, for the tests that kill what they run on."""
+"""Processes that connect to a Ray cluster (Ray calls them drivers), for the tests that kill the cluster's parts."""
 
 import json
 import subprocess
@@ -7,11 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from clusters import await_that
+from ray_clusters import wait_until
 
 
-class Driver:
-    """A process that runs a command of Python on the cluster of its environment, and the log of what it says."""
+class DriverProcess:
+    """A process that runs a Python command on the cluster that ``environment`` names, and its log."""
 
     def __init__(self, arguments: list[str], log: Path, environment: dict[str, str]) -> None:
         self._log = log
@@ -20,7 +20,7 @@ class Driver:
 
     def await_that(self, holds: Callable[[], bool]) -> None:
         try:
-            await_that(holds, self.process)
+            wait_until(holds, self.process)
         except AssertionError as error:
             raise AssertionError(f"{error}: {self.said()}") from None
 
@@ -28,15 +28,15 @@ class Driver:
         return self._log.read_text()
 
 
-class StageDriver(Driver):
-    """A stage of the command line that cuts its work into units; ``work`` is where it notes which are done."""
+class StageProcess(DriverProcess):
+    """A stage of the command line that splits its work into units; the folder ``work`` lists the finished ones."""
 
     def __init__(self, arguments: list[str], out: Path, work: str, environment: dict[str, str]) -> None:
         self._work = out.with_name(f".{out.name}.partial") / work
         super().__init__(["-m", *arguments, "--out", str(out)], out.with_name("driver.log"), environment)
 
     def done(self) -> dict[str, int]:
-        """Finished units, and when each was."""
+        """Finished units and the modification time of each."""
         return {path.name: path.stat().st_mtime_ns for path in self._work.glob("[0-9]*.json")}
 
     def finish(self) -> str:
@@ -46,17 +46,17 @@ class StageDriver(Driver):
 
 
 class RefusedError(Exception):
-    """What the job queue said to people."""
+    """The job queue refused a request; the message is the queue's."""
 
 
-class Asker:
-    """Somebody at the job queue of the cluster of an environment, in a process of his own (:mod:`asker`)."""
+class JobQueueClient:
+    """A process that talks to the job queue of the cluster that ``environment`` names (:mod:`job_queue_client`)."""
 
     def __init__(self, log: Path, environment: dict[str, str]) -> None:
         self._log = log
         with log.open("a") as errors:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "asker"],
+                [sys.executable, "-m", "job_queue_client"],
                 env=environment,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -64,17 +64,17 @@ class Asker:
                 text=True,
             )
 
-    def say(self, method: str, *arguments: Any) -> None:
-        """Ask for something without waiting for the answer."""
+    def send(self, method: str, *arguments: Any) -> None:
+        """Send a request without waiting for the answer."""
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps([method, *arguments]) + "\n")
         self.process.stdin.flush()
 
-    def hear(self) -> Any:
+    def receive(self) -> Any:
         """The next answer.
 
         Raises:
-            RefusedError: the queue refused.
+            RefusedError: the queue refused the request.
         """
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
@@ -84,9 +84,9 @@ class Asker:
             raise RefusedError(answer["error"])
         return answer["answer"]
 
-    def ask(self, method: str, *arguments: Any) -> Any:
-        self.say(method, *arguments)
-        return self.hear()
+    def request(self, method: str, *arguments: Any) -> Any:
+        self.send(method, *arguments)
+        return self.receive()
 
     def end(self) -> None:
         self.process.kill()

@@ -1,4 +1,4 @@
-"""In processes that find this folder on their path a text can kill the encoder, as a crash of a library would."""
+"""Python imports this at start if the folder is on PYTHONPATH: one text kills the encoder, as a crash would."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""A disk small enough to be filled, where this user may mount one."""
+"""A file system of a few kilobytes, for tests of a full disk."""
 
 import contextlib
 import subprocess
@@ -9,8 +9,8 @@ import pytest
 
 
 @contextlib.contextmanager
-def small(folder: Path, kilobytes: int) -> Iterator[Path]:
-    """A file system of its own at ``folder``; skips the test where none can be mounted."""
+def small_disk(folder: Path, kilobytes: int) -> Iterator[Path]:
+    """Mount a tmpfs of this size at ``folder``; skip the test if this user may not mount."""
     folder.mkdir()
     try:
         mount = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(folder)]

@@ -2,8 +2,8 @@
 
 A bench file defines ``rows() -> Iterator[Row]``; that is all a new one needs::
 
-    python tests/benchmarks/benching.py                     all of them
-    python tests/benchmarks/benching.py step data --quick   these, at small sizes that only show that they run
+    python tests/benchmarks/benchmark_runner.py                     all of them
+    python tests/benchmarks/benchmark_runner.py step data --quick   these, at small sizes that only show that they run
 
 The table is printed as rows come, and ``build/bench.json`` written after every row. Ratios are ours / theirs, larger
 is better; of memory and of time, theirs / ours.
@@ -170,7 +170,7 @@ def _rows(name: str) -> Iterator[Row]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     folder = Path(__file__).resolve().parent
-    parser = argparse.ArgumentParser(prog="benching", description="measure, print a table, write a JSON file")
+    parser = argparse.ArgumentParser(prog="benchmark_runner", description="measure, print a table, write a JSON file")
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(names(folder))}; all by default")
     parser.add_argument("--out", type=Path, default=OUT, help="the file to write (default: %(default)s)")
     parser.add_argument("--quick", action="store_true", help="small sizes: shows that it runs, measures nothing")
@@ -186,4 +186,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 if __name__ == "__main__":
     # Under its own name, so that bench files meet the very classes that are used here.
-    sys.exit(importlib.import_module("benching").main())
+    sys.exit(importlib.import_module("benchmark_runner").main())

@@ -5,10 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import benching
-import contenders
+import benchmark_runner
+import measured_sides
 import pytest
-from benching import BenchError, Row, Spread, not_measured, ratios
+from benchmark_runner import BenchError, Row, Spread, not_measured, ratios
 
 from eval.results.export_formats import FORMATS
 
@@ -22,7 +22,7 @@ def document(out: Path) -> dict[str, list[dict[str, object]]]:
 
 
 def bench(folder: Path, name: str, body: str) -> None:
-    text = f"from benching import Row, not_measured\n\n\ndef rows():\n{body}"
+    text = f"from benchmark_runner import Row, not_measured\n\n\ndef rows():\n{body}"
     (folder / f"bench_{name}.py").write_text(text, encoding="utf-8")
 
 
@@ -37,7 +37,7 @@ def test_rows_are_printed_and_written(folder: Path, capsys: pytest.CaptureFixtur
     bench(folder, "first", '    yield Row("faster", 3.25, "ratio", "of it")\n')
     bench(folder, "second", '    yield not_measured("step_gpu_mfu", "share", "no GPU")\n')
     out = folder / "build" / "bench.json"
-    assert benching.run(["first", "second"], out) == 0
+    assert benchmark_runner.run(["first", "second"], out) == 0
     found = document(out)
     assert set(found) == {"machine", "rows"}
     assert found["rows"] == [
@@ -55,14 +55,14 @@ def test_a_failure_loses_nothing_and_is_told(folder: Path, capsys: pytest.Captur
     bench(folder, "broken", '    yield Row("before", 1.0, "s", "")\n    raise OSError("the disk is full")\n')
     bench(folder, "sound", '    yield Row("after", 2.0, "s", "")\n')
     out = folder / "bench.json"
-    assert benching.run(["broken", "sound"], out) == 1
+    assert benchmark_runner.run(["broken", "sound"], out) == 1
     assert [row["name"] for row in document(out)["rows"]] == ["before", "after"]
     assert "error: bench_broken" in (printed := capsys.readouterr()).err
     assert "the disk is full" in printed.err
 
 
 def test_rows_are_on_the_disk_as_they_come(tmp_path: Path) -> None:
-    report = benching.Report(tmp_path / "bench.json")
+    report = benchmark_runner.Report(tmp_path / "bench.json")
     report.add(FASTER)
     assert [row["name"] for row in document(tmp_path / "bench.json")["rows"]] == ["faster"]
     report.add(not_measured("slower", "s", "no time"))
@@ -70,7 +70,7 @@ def test_rows_are_on_the_disk_as_they_come(tmp_path: Path) -> None:
 
 
 def test_the_machine_is_described(tmp_path: Path) -> None:
-    report = benching.Report(tmp_path / "bench.json")
+    report = benchmark_runner.Report(tmp_path / "bench.json")
     report.add(FASTER)
     machine = json.loads((tmp_path / "bench.json").read_text(encoding="utf-8"))["machine"]
     assert machine["cpu"]
@@ -83,14 +83,14 @@ def test_the_machine_is_described(tmp_path: Path) -> None:
 
 def test_what_does_not_exist_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
-        benching.main(["stepp"])
+        benchmark_runner.main(["stepp"])
     assert ended.value.code == 2
     assert "there is no tests/benchmarks/bench_stepp.py" in capsys.readouterr().err
 
 
 def test_every_bench_file_can_be_chosen_and_yields_rows() -> None:
-    assert {"step", "data", "telemetry"} <= set(benching.names(HERE))
-    for name in benching.names(HERE):
+    assert {"step", "data", "telemetry"} <= set(benchmark_runner.names(HERE))
+    for name in benchmark_runner.names(HERE):
         assert "def rows() -> Iterator[Row]:" in (HERE / f"bench_{name}.py").read_text(encoding="utf-8"), name
 
 
@@ -103,25 +103,35 @@ def test_ratios_cancel_what_both_sides_share() -> None:
 
 
 def test_a_contender_that_dies_is_told_with_its_last_words() -> None:
-    with contenders.Process("contenders", "nobody", "{}") as child, pytest.raises(BenchError, match="TypeError"):
+    with (
+        measured_sides.Process("measured_sides", "nobody", "{}") as child,
+        pytest.raises(BenchError, match="TypeError"),
+    ):
         child.ask("step")
 
 
 def test_peak_memory_is_seen_and_starts_again() -> None:
-    contenders.held_bytes("cpu")
-    before = contenders.held_bytes("cpu")
+    measured_sides.held_bytes("cpu")
+    before = measured_sides.held_bytes("cpu")
     large = bytearray(200_000_000)
     large[::4096] = b"x" * len(large[::4096])
     del large
-    assert contenders.peak_bytes("cpu") - before > 190_000_000
-    assert contenders.peak_bytes("cpu") - contenders.held_bytes("cpu") > 190_000_000
-    assert contenders.peak_bytes("cpu") - before < 50_000_000
+    assert measured_sides.peak_bytes("cpu") - before > 190_000_000
+    assert measured_sides.peak_bytes("cpu") - measured_sides.held_bytes("cpu") > 190_000_000
+    assert measured_sides.peak_bytes("cpu") - before < 50_000_000
 
 
 @pytest.mark.slow
 @pytest.mark.long
 def test_latency_is_measured_in_what_is_installed(tmp_path: Path) -> None:
-    command = [sys.executable, str(HERE / "benching.py"), "latency", "--quick", "--out", str(tmp_path / "bench.json")]
+    command = [
+        sys.executable,
+        str(HERE / "benchmark_runner.py"),
+        "latency",
+        "--quick",
+        "--out",
+        str(tmp_path / "bench.json"),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     found = {str(row["name"]): row for row in document(tmp_path / "bench.json")["rows"]}

@@ -1,4 +1,4 @@
-"""Runs of ``distill.train`` as a user starts them: processes of their own, alone or under torchrun."""
+"""Run ``distill.train`` as a user does: as one process, or as several workers under torchrun."""
 
 import json
 import os
@@ -19,7 +19,7 @@ RECIPE: dict[str, Any] = {
 
 
 def command(folder: Path, out: Path, workers: int, *settings: str) -> list[str]:
-    """``python -m distill.train`` on the artifacts that ``tokens_artifact.make(folder)`` left there."""
+    """``python -m distill.train`` on the artifacts that ``tokens_artifact.make(folder)`` made."""
     starter = [sys.executable, "-m"]
     if workers > 1:
         starter += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(workers), "-m"]
@@ -48,7 +48,7 @@ def curve(run: Path) -> list[float]:
 
 
 def toml(values: dict[str, Any]) -> str:
-    """Nested plain values as TOML, by inline tables: JSON's scalars are TOML's."""
+    """Nested plain values as TOML with inline tables. JSON scalars are valid TOML."""
     return "".join(f"{key} = {_inline(value)}\n" for key, value in values.items())
 
 

@@ -1,11 +1,11 @@
-"""Models with their exports and data of a tiny task, made as anybody would: through the stages."""
+"""Tiny models, their exports, made by the stages, and the data of a tiny task."""
 
 import importlib.metadata
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-import headed
+import models_with_heads
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,7 +22,7 @@ Test = TypeVar("Test", bound=Callable[..., None])
 
 
 def needs(*distributions: str) -> Callable[[Test], Test]:
-    """Marks a test that needs a toolchain, and skips it where that is not installed."""
+    """Mark a test that needs these distributions, and skip it where one is not installed."""
     absent = [name for name in distributions if not _installed(name)]
     skip = pytest.mark.skipif(bool(absent), reason=f"{', '.join(absent)} is not installed: make test-toolchains does")
 
@@ -42,7 +42,7 @@ def _installed(distribution: str) -> bool:
 
 
 def make(module: str, out: Path, inputs: Mapping[str, Path], **values: Any) -> artifact.Artifact:
-    """An artifact of a stage with these values of its recipe."""
+    """The artifact that a stage makes with these recipe values."""
     found = registry.find(module)
     made = stage.execute(found, found.recipe.of(values), inputs, out)
     assert made is not None
@@ -58,7 +58,7 @@ def int8(export: Path, model: Path, out: Path, **values: Any) -> Path:
 
 
 def pairs(folder: Path, rows: int = 24) -> Path:
-    """Data of MRPC in its usual columns; labels without meaning."""
+    """Data in MRPC's columns with random labels."""
     folder.mkdir(parents=True)
     chance = np.random.default_rng(0)
     for split in ("train", "dev"):
@@ -70,4 +70,4 @@ def pairs(folder: Path, rows: int = 24) -> Path:
 
 def mrpc_model(folder: Path, family: str = "distilbert") -> Path:
     """A random classifier with the labels of MRPC."""
-    return headed.model_folder(folder, family, "classification", labels=("not_equivalent", "equivalent"))
+    return models_with_heads.model_folder(folder, family, "classification", labels=("not_equivalent", "equivalent"))

@@ -1,4 +1,4 @@
-"""What tests of the measuring page share: exports that answer questions, the page made of them, and a fake phone."""
+"""Set-up of the phone benchmark's tests: question-answering exports, the page made from them, and a fake phone."""
 
 import functools
 import os
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import chromium
-import headed
+import models_with_heads
 import paths
 import pytest
 
@@ -37,7 +37,7 @@ def exports(root: Path) -> dict[str, Path]:
 
 
 def _export(root: Path, role: str, family: str, layers: int) -> Path:
-    model = headed.model_folder(root / f"{role}-model", family, "question-answering", layers=layers)
+    model = models_with_heads.model_folder(root / f"{role}-model", family, "question-answering", layers=layers)
     export, quantize = registry.find("deploy.onnx_export"), registry.find("deploy.quantize")
     whole = stage.execute(export, export.recipe(), {"model": model}, root / f"{role}-onnx")
     loose = quantize.recipe.of({"tolerance": {"relative": 1.0, "agreement": 0.0}})
@@ -47,7 +47,7 @@ def _export(root: Path, role: str, family: str, layers: int) -> Path:
 
 
 def page(root: Path, given: dict[str, Path], libraries: Path = LIBRARIES, **changes: Any) -> artifact.Artifact:
-    """The page over these exports, in parts small enough for several a model."""
+    """The page for these exports, with several parts for each model."""
     maker = registry.find("deploy.web_page")
     recipe = maker.recipe.of({"part_bytes": 20_000, "teacher": {"title": "BERT-base"}, **changes})
     made = stage.execute(maker, recipe, {**given, "libraries": libraries}, root / "page")
@@ -56,7 +56,7 @@ def page(root: Path, given: dict[str, Path], libraries: Path = LIBRARIES, **chan
 
 
 def exchange(made: artifact.Artifact, plan: dict[str, Any] | None = None) -> ResultInbox:
-    """As a job makes it."""
+    """The inbox of results, as the benchmark's stage makes it."""
     asked = plan or PLAN
     version = made.facts["version"]
     accept = functools.partial(read, page=version, plan=asked, models=[model["role"] for model in made.facts["models"]])
@@ -64,7 +64,7 @@ def exchange(made: artifact.Artifact, plan: dict[str, Any] | None = None) -> Res
 
 
 def fake_adb(root: Path, serial: str = "R5CT30ABCDE") -> Path:
-    """An ``adb`` with one phone, whose storage is ``root / "phone"``: see fake_adb.py."""
+    """An ``adb`` program with one phone attached, whose storage is ``root / "phone"`` (fake_adb.py)."""
     program = root / "adb"
     shutil.copyfile(Path(__file__).with_name("fake_adb.py"), root / "fake_adb.py")
     program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -S "{root}/fake_adb.py" "{root}/phone" "{serial}" "$@"\n')

@@ -1,4 +1,4 @@
-"""Workers for the tests of the pool, in a module that actors can import."""
+"""Workers for the tests of the actor pool, in a module that actors can import."""
 
 import os
 import signal
@@ -11,7 +11,7 @@ from cluster.artifacts.errors import StageError
 
 
 class Doubler:
-    """Doubles a number; notes every attempt in a folder of its unit."""
+    """Double a number and append every attempt to the unit's log file."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -23,7 +23,7 @@ class Doubler:
 
 
 class Mortal(Doubler):
-    """Dies at the numbers whose file says how often it shall."""
+    """Die at each number that has a ``.deadly`` file, as many times as the file says."""
 
     def work(self, payload: int, attempt: Attempt) -> dict[str, Any]:
         found = super().work(payload, attempt)
@@ -43,7 +43,7 @@ class Refusing(Doubler):
 
 
 class Together(Doubler):
-    """Waits until so many workers are at work at the same time."""
+    """Wait until two workers work at the same time."""
 
     def work(self, payload: int, attempt: Attempt) -> dict[str, Any]:
         found = super().work(payload, attempt)
@@ -53,13 +53,13 @@ class Together(Doubler):
 
 
 class Unpicklable:
-    """Can be sent to an actor, and not be made there."""
+    """Can be pickled, but not unpickled in an actor."""
 
     def __call__(self, folder: Path) -> Doubler:
         return Doubler(folder)
 
     def __setstate__(self, state: object) -> None:
-        raise RuntimeError("an actor takes no such thing")
+        raise RuntimeError("cannot be unpickled")
 
     def __getstate__(self) -> dict[str, int]:
         return {"one": 1}

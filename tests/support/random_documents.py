@@ -1,4 +1,4 @@
-"""Documents of random words and lengths like Wikipedia's, for measurements: packed into rows, or padded in batches.
+"""Documents of random words with Wikipedia's lengths, for benchmarks: packed into rows, or padded in batches.
 
 Both forms hold the same words. Lengths are those of 3,279 Wikipedia paragraphs of at least nine word pieces, which a
 log-normal fits (mean of the logarithms 4.34, deviation 0.75: half of the paragraphs are shorter than 77 pieces).
@@ -31,7 +31,7 @@ _BIN = 4
 
 
 def draw(tokens: int, vocab_size: int, seed: int = 0) -> list[I64]:
-    """Documents of at least so many word pieces together."""
+    """Documents with at least ``tokens`` word pieces in total."""
     choice = np.random.default_rng(seed)
     found: list[I64] = []
     total = 0
@@ -43,7 +43,7 @@ def draw(tokens: int, vocab_size: int, seed: int = 0) -> list[I64]:
 
 
 def packed(documents: list[I64], seq_len: int) -> I64:
-    """Full rows ``[rows, seq_len]``: [CLS] first, [SEP] behind every document; what does not fill a row is dropped."""
+    """Full rows ``[rows, seq_len]``: [CLS] first, [SEP] after every document; an unfilled last row is dropped."""
     stream = np.concatenate([part for document in documents for part in (document, [SEP])])
     width = seq_len - 1
     body = stream[: len(stream) // width * width].reshape(-1, width)
@@ -52,7 +52,7 @@ def packed(documents: list[I64], seq_len: int) -> I64:
 
 @dataclass(frozen=True)
 class Padded:
-    """A batch of the usual kind."""
+    """A padded batch."""
 
     input_ids: Tensor
     """``[rows, longest]``"""
@@ -60,14 +60,14 @@ class Padded:
 
     @property
     def tokens(self) -> int:
-        """That are not padding."""
+        """Tokens that are not padding."""
         return int(self.lengths.sum())
 
 
 def padded(documents: list[I64], seq_len: int, tokens_per_batch: int) -> list[Padded]:
-    """Batches of rows of like lengths, a fixed number of rows each: on average so many tokens. Shortest rows first.
+    """Batches of rows of similar length, ``tokens_per_batch`` on average, a fixed number of rows each, shortest first.
 
-    Documents longer than a row are cut into several, each with its [CLS] and [SEP]; nothing is thrown away.
+    Documents longer than a row become several rows, each with its [CLS] and [SEP]; every token is used.
     """
     width = seq_len - 2
     parts = [document[start : start + width] for document in documents for start in range(0, len(document), width)]
@@ -90,7 +90,7 @@ def _padded(sequences: list[I64]) -> Padded:
 
 
 def tokenizer(folder: Path, vocab_size: int) -> PreTrainedTokenizerFast:
-    """A WordPiece tokenizer of so many made-up words, saved into ``folder``."""
+    """A WordPiece tokenizer of ``vocab_size`` invented words, saved into ``folder``."""
     letters = string.ascii_lowercase
     words = [*_SPECIALS, *letters, *(f"##{letter}" for letter in letters)]
     words += [f"w{number}" for number in range(vocab_size - len(words))]
@@ -106,7 +106,7 @@ def tokenizer(folder: Path, vocab_size: int) -> PreTrainedTokenizerFast:
 
 
 def tokens_artifact(folder: Path, table: I64, vocab_size: int, heldout: int = 8) -> Path:
-    """A tokens artifact of rows ``table``, the first of them held out; at most 65,536 words."""
+    """A tokens artifact of the rows ``table``; the first ``heldout`` rows are held out. At most 65,536 words."""
     seq_len = table.shape[1]
     with artifact.create(folder, kind="tokens", inputs={}, recipe={}) as draft:
         for part, taken in ((rows.HELDOUT, table[:heldout]), (rows.TRAIN, table[heldout:])):

@@ -1,0 +1,5 @@
+"""Python imports this at start if the folder is on PYTHONPATH: files are read in many small splits."""
+
+from cluster.readers import splits
+
+splits.PIECE_BYTES = 400_000
