@@ -9,7 +9,7 @@ The page is a folder of static files that any server can give out and that keeps
 for a job is ``eval.mobile``, which serves it. It holds::
 
     index.html page.js worker.js …      what people see (deploy/browser)
-    libraries/                          ONNX Runtime Web and the tokenizer (deploy.vendoring)
+    libraries/                          ONNX Runtime Web and the tokenizer (deploy.web_page.libraries)
     models/<role>/                      tokenizer files
     models/<digest>.part                pieces of model files, each fetched, checked and kept by itself
     page.json                           models, their sizes and parts, version of the page
