@@ -138,9 +138,9 @@ def _likeliest(logits: npt.NDArray[np.float32], top: int) -> list[tuple[int, flo
     return [(int(place), float(weights[place] / weights.sum())) for place in best]
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None, prog: str = "python -m deploy.predict") -> None:
     """Ask from the command line."""
-    options = _parser().parse_args(arguments)
+    options = _parser(prog).parse_args(arguments)
     with errors_for_people():
         second = options.second
         if options.passage_file is not None:
@@ -157,8 +157,8 @@ def _text_of(path: Path) -> str:
         raise StageError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from None
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m deploy.predict", description=(__doc__ or "").partition("\n")[0])
+def _parser(prog: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=prog, description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("export", metavar="EXPORT", help="an export, or a model folder")
     parser.add_argument("texts", metavar="TEXT", nargs="+", help="text, question, or text with [MASK]")
     other = parser.add_mutually_exclusive_group()

@@ -25,7 +25,9 @@ class RecipeError(ValueError):
 class Recipe(pydantic.BaseModel):
     """Base of every recipe: immutable, unknown keys refused, no silent conversion of types."""
 
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = pydantic.ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
     @classmethod
     def of(cls, values: Mapping[str, Any], source: str = "recipe") -> Self:
@@ -45,6 +47,10 @@ class Recipe(pydantic.BaseModel):
     def resolved(self) -> dict[str, Any]:
         """Every value, defaults included, as plain JSON."""
         return self.model_dump(mode="json")
+
+    def tables(self) -> "Mapping[str, Recipe]":
+        """The recipes of other stages that this one holds as plain values, by field."""
+        return {}
 
     def identity(self) -> dict[str, Any]:
         """:meth:`resolved` without ``placement``: what is made, apart from where."""

@@ -1,65 +1,79 @@
-"""``stillhouse COMMAND …`` runs a stage or another command; ``stillhouse`` lists them."""
+"""The ``stillhouse`` command: ``stillhouse COMMAND …`` runs a stage or another command, ``stillhouse`` lists them all.
 
-import ast
-import importlib.metadata
-import importlib.util
+Listing must answer at once, so this module imports nothing but the catalogue: a command imports what it needs.
+"""
+
 import sys
-from collections.abc import Mapping
-from importlib.metadata import EntryPoint
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from importlib.metadata import EntryPoint, entry_points
 
-from cluster.artifacts import cli, registry
-from cluster.artifacts.errors import StageError, errors_for_people
+from cluster.console import catalogue
+from cluster.console.catalogue import CatalogueEntry, word_of
 
-COMMANDS = "stillhouse.commands"
+STAGES, COMMANDS = "stillhouse.stages", "stillhouse.commands"
+"""Groups of entry points: a :class:`~cluster.artifacts.stage.Stage`, and a function ``main(arguments, prog)``."""
 
 
-def main() -> None:
-    """Run the command that ``sys.argv`` names."""
-    name, *arguments = sys.argv[1:] or [""]
-    stages, others = registry.entries(), _others()
-    if name in ("", "-h", "--help"):
-        print(listing({**stages, **others}))
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command that the arguments name, by default those of ``sys.argv``."""
+    word, *others = [*(sys.argv[1:] if arguments is None else arguments)] or ["--help"]
+    if word in ("-h", "--help"):
+        print(listing())
         return
+    prog = f"stillhouse {word}"
+    if word in [entry.word for entry in catalogue.OWN]:
+        from cluster.console import completion, recipes
+
+        own = {"recipes": recipes.list_recipes, "show": recipes.show, "completion": completion.main}
+        own[word](others, prog)
+        return
+    # Not at the top: these modules import pydantic and fsspec, which takes longer than the listing.
+    from cluster.artifacts import cli
+    from cluster.artifacts.errors import errors_for_people
+
     with errors_for_people():
-        full = _full(name, [*stages, *others])
-    prog = f"stillhouse {name}"
-    if full in stages:
-        cli.main(full, arguments, prog)
+        entry = find(word)
+    if entry.group == STAGES:
+        cli.main(entry.name, others, prog)
     else:
-        sys.argv = [prog, *arguments]
-        others[full].load()()
+        entry.load()(others, prog)
 
 
-def listing(commands: Mapping[str, EntryPoint]) -> str:
-    """Every command on a line, below the summary of its package."""
-    lines = ["usage: stillhouse COMMAND … (stillhouse COMMAND --help says more)"]
-    for package in dict.fromkeys(name.partition(".")[0] for name in commands):
-        lines += ["", _summary(package)]
-        found = [name for name in commands if name.startswith(f"{package}.")]
-        lines += [f"  {short(name):18} {_summary(commands[name].module)}" for name in found]
+def listing() -> str:
+    """Every command on a line, in groups."""
+    lines = ["usage: stillhouse COMMAND …", "", "stillhouse COMMAND --help explains a command."]
+    for title, entries in groups():
+        lines += ["", title, *(f"  {entry.word:18} {entry.summary}" for entry in entries)]
     return "\n".join(lines)
 
 
-def short(name: str) -> str:
-    """The word that calls a stage: the last part of its name, with hyphens."""
-    return name.rpartition(".")[2].replace("_", "-")
+def groups() -> Iterator[tuple[str, Sequence[CatalogueEntry]]]:
+    """Titles and commands, in the order of the listing; last what other distributions register."""
+    yield from catalogue.GROUPS.items()
+    yield "Help", catalogue.OWN
+    if others := [CatalogueEntry(name, f"see {name}") for name in installed() if name not in catalogue.ENTRIES]:
+        yield "From other distributions", others
 
 
-def _full(word: str, names: list[str]) -> str:
-    for name in names:
-        if word.replace("_", "-") in (short(name), name.replace("_", "-")):
-            return name
-    raise StageError(f"no command {word}: stillhouse lists them all")
+def installed() -> dict[str, EntryPoint]:
+    """Entry points of the installed stages and commands by name."""
+    return {entry.name: entry for group in (STAGES, COMMANDS) for entry in entry_points(group=group)}
 
 
-def _others() -> dict[str, EntryPoint]:
-    return {entry.name: entry for entry in importlib.metadata.entry_points(group=COMMANDS)}
+def find(word: str) -> EntryPoint:
+    """The stage or command that a word means: ``onnx-export``, or its whole name ``deploy.onnx_export``.
 
+    Raises:
+        StageError: no such command.
+    """
+    known = installed()
+    for name, entry in known.items():
+        if word.replace("-", "_") in (name, name.rpartition(".")[2]):
+            return entry
+    import difflib
 
-def _summary(module: str) -> str:
-    """First line of a module's docstring, without importing what the module needs."""
-    spec = importlib.util.find_spec(module)
-    assert spec is not None
-    assert spec.origin is not None
-    return (ast.get_docstring(ast.parse(Path(spec.origin).read_text(encoding="utf-8"))) or "").partition("\n")[0]
+    from cluster.artifacts.errors import StageError
+
+    near = difflib.get_close_matches(word, [*map(word_of, known), *(entry.word for entry in catalogue.OWN)], n=1)
+    hint = f"did you mean {near[0]}?" if near else "stillhouse lists all commands"
+    raise StageError(f"no command {word}: {hint}")

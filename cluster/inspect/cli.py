@@ -136,8 +136,8 @@ def _pipeline(folder: Path, below: Mapping[str, Artifact]) -> Findings:
     return Findings("pipeline", str(folder), told, [], results.pipeline(below, runs, jobs))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m cluster.inspect", description=(__doc__ or "").partition("\n")[0])
+def _parser(prog: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=prog, description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("place", metavar="DIR", help="an artifact by path or URL, a run, or a pipeline's output folder")
     parser.add_argument(
         "--rows", metavar="N", type=int, default=4, help="rows or documents to show (default: %(default)s)"
@@ -147,9 +147,9 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None, prog: str = "python -m cluster.inspect") -> None:
     """The command line."""
-    parser = _parser()
+    parser = _parser(prog)
     given = parser.parse_args(arguments)
     if given.rows < 0:
         parser.error(f"argument --rows: {given.rows} is less than none")

@@ -34,11 +34,11 @@ _LAST_BYTES = 4000
 """Of a log, in what is shown of a job."""
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None, prog: str = "python -m cluster.jobs") -> None:
     """Run a command: exits 1 on errors for people and where a job that was waited for failed, 2 on usage."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     with errors.errors_for_people():
-        options = _parse(given)
+        options = _parse(given, prog)
         if not os.environ.get(ray_cluster.ADDRESS):
             raise errors.StageError(
                 f"no cluster is named: set {ray_cluster.ADDRESS} to its head's host:6379 (on a machine of the cluster) "
@@ -52,14 +52,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(1)
 
 
-def _parse(given: Sequence[str]) -> argparse.Namespace:
+def _parse(given: Sequence[str], prog: str) -> argparse.Namespace:
     if given[:1] == ["submit"] and len(given) > 1 and not given[1].startswith("-"):
-        return _submit_parser(given[1]).parse_args(given[2:])
-    return _parser().parse_args(given)
+        return _submit_parser(given[1], prog).parse_args(given[2:])
+    return _parser(prog).parse_args(given)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m cluster.jobs", description="The job queue of a Ray cluster.")
+def _parser(prog: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=prog, description="The job queue of a Ray cluster.")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
     def command(name: str, run: Callable[[argparse.Namespace], bool], summary: str) -> argparse.ArgumentParser:
@@ -100,10 +100,10 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _submit_parser(module: str) -> argparse.ArgumentParser:
+def _submit_parser(module: str, prog: str) -> argparse.ArgumentParser:
     """The command line of the stage itself, and what the queue wants to know."""
     called = registry.find(module)
-    parser = cli.parser_for(called, f"python -m cluster.jobs submit {module}")
+    parser = cli.parser_for(called, f"{prog} submit {module}")
     of = parser.add_argument_group("as a job")
     of.add_argument("--name", help="what it is called (default: that of --out)")
     of.add_argument("--after", action="append", default=[], metavar="ID", help="a job that must be done first")

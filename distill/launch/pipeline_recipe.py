@@ -5,7 +5,6 @@ here, before anything runs, by the stages themselves.
 """
 
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -50,8 +49,9 @@ class Pipeline(Recipe):
 
     @model_validator(mode="after")
     def _stages_accept(self) -> Self:
-        for module, values, where in self._tables():
-            registry.find(module).recipe.of(values, f"[{where}]")
+        self.tables()
+        for name, changes in self.ablations.items():
+            Distillation.of(recipe.merge(self.train, changes), f"[ablations.{name}]")
         return self
 
     @model_validator(mode="after")
@@ -60,19 +60,18 @@ class Pipeline(Recipe):
             raise ValueError(f"an ablation cannot be called {MAIN} or teacher")
         return self
 
-    def _tables(self) -> list[tuple[str, Mapping[str, Any], str]]:
-        tables: list[tuple[str, Mapping[str, Any], str]] = [
-            ("cluster.corpus", self.corpus, "corpus"),
-            ("cluster.tokens", self.token_recipe(), "tokens"),
-            ("distill.teacher", self.teacher, "teacher"),
-            ("distill.train", self.train, "train"),
-        ]
-        tables += [
-            ("distill.train", recipe.merge(self.train, changes), f"ablations.{name}")
-            for name, changes in self.ablations.items()
-        ]
-        tables.append((SUITE, self.suite, "suite"))
-        return tables
+    def tables(self) -> dict[str, Recipe]:
+        """The recipe of every stage, by table."""
+        tables = {
+            "corpus": ("cluster.corpus", self.corpus),
+            "tokens": ("cluster.tokens", self.token_recipe()),
+            "teacher": ("distill.teacher", self.teacher),
+            "train": ("distill.train", self.train),
+            "suite": (SUITE, self.suite),
+        }
+        return {
+            table: registry.find(stage).recipe.of(values, f"[{table}]") for table, (stage, values) in tables.items()
+        }
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ import argparse
 import contextlib
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +40,13 @@ from distill.train.teacher import RUN, Teacher
 JOBS = "jobs.json"
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None, prog: str = "python -m distill.launch") -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m distill.launch", description=(__doc__ or "").partition("\n")[0])
+    parser = argparse.ArgumentParser(prog=prog, description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("pipeline", metavar="PIPELINE", help="TOML file, or a pipeline that ships: demo, distilbert, …")
     parser.add_argument("--out", metavar="DIR", required=True, help="where everything will be, seen by all nodes")
     parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="override a recipe value")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     with errors.errors_for_people():
         failed = launch(recipe.load(Pipeline, options.pipeline, options.set), _folder(options.out))
     if failed:

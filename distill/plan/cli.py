@@ -123,9 +123,9 @@ class Request:
         return ModelShape("the recipe's teacher", "bert", *numbers, int(size), shape.get("positions", 512))
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None, prog: str = "python -m distill.plan") -> None:
     """The command line."""
-    options = _parser().parse_args(arguments)
+    options = _parser(prog).parse_args(arguments)
     with errors.errors_for_people():
         request = Request(options)
         clusters = [_cluster(text, options.network, request) for text in options.hardware]
@@ -207,8 +207,8 @@ def _cluster(text: str, network: str, request: Request) -> Cluster:
     return Cluster(device, count, nodes, network)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m distill.plan", description=(__doc__ or "").partition("\n")[0])
+def _parser(prog: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=prog, description=(__doc__ or "").partition("\n")[0])
     parser.add_argument(
         "recipe", metavar="RECIPE", help="a pipeline or training recipe: TOML file, FILE#table, or name"
     )

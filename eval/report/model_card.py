@@ -154,9 +154,9 @@ def _datasets(report: Mapping[str, Any]) -> list[str]:
     return [source["dataset"] for source in sources if source.get("kind") == "hub"]
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None, prog: str = "stillhouse card") -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="stillhouse card", description=(__doc__ or "").partition("\n")[0])
+    parser = argparse.ArgumentParser(prog=prog, description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("report", metavar="REPORT", help="what eval.report made")
     parser.add_argument("--student", metavar="DIR", required=True, help="folder of the student")
     parser.add_argument("--license", metavar="ID", help="the Hub's name of a license, apache-2.0")

@@ -1,0 +1,149 @@
+"""``stillhouse recipes`` lists the shipped recipes; ``stillhouse show RECIPE`` explains every value of one.
+
+``show`` prints TOML that loads as a recipe again. A comment above a value documents it; a comment on its line says what
+the default is where the value differs.
+"""
+
+import argparse
+import json
+import re
+import sys
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import entry_points
+from typing import Any
+
+from cluster.artifacts import recipe, registry
+from cluster.artifacts.errors import StageError, errors_for_people
+from cluster.artifacts.recipe import Recipe
+from cluster.console import catalogue, cli
+
+SCHEMAS = "stillhouse.recipes"
+"""Group of entry points: the recipe classes of commands that are not stages."""
+_WIDTH = 100
+
+
+def list_recipes(arguments: Sequence[str], prog: str) -> None:
+    """Print every shipped recipe with its command and its purpose."""
+    argparse.ArgumentParser(prog=prog, description="List the recipes that ship.").parse_args(arguments)
+    for entry in catalogue.ENTRIES.values():
+        for name in entry.recipes:
+            print(f"{name:15} {entry.word:18} {purpose(name)}")
+
+
+def purpose(name: str) -> str:
+    """What a shipped recipe is for: its first line, up to the colon."""
+    first = recipe.find(name).read_text(encoding="utf-8").partition("\n")[0]
+    return first.removeprefix("# ").partition(": ")[0].rstrip(":")
+
+
+def show(arguments: Sequence[str], prog: str) -> None:
+    """Print every resolved value of a recipe with its documentation."""
+    parser = argparse.ArgumentParser(prog=prog, description="Print every value of a recipe with its documentation.")
+    parser.add_argument("recipe", metavar="RECIPE", help="a shipped recipe, TOML file, FILE#table, or 'default'")
+    parser.add_argument("command", metavar="COMMAND", nargs="?", help="the command that reads it, for your own files")
+    parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="override a recipe value")
+    options = parser.parse_args(arguments)
+    with errors_for_people():
+        name = reader(options.recipe, options.command)
+        text = "\n".join(
+            [f"# {options.recipe}: {name}", *explain(recipe.load(schema(name), options.recipe, options.set))]
+        )
+    if sys.stdout.isatty():
+        from rich.console import Console
+        from rich.syntax import Syntax
+
+        Console().print(Syntax(text, "toml", background_color="default", word_wrap=True))
+    else:
+        print(text)
+
+
+def reader(reference: str, command: str | None = None) -> str:
+    """Name of the command that reads a recipe; tables of a pipeline have the names of their commands.
+
+    Raises:
+        StageError: a file, or a table of another name, without ``command``.
+    """
+    file, _, table = reference.partition("#")
+    if command or table in [entry.word for entry in catalogue.ENTRIES.values()]:
+        return cli.find(command or table).name
+    if not table:
+        for entry in catalogue.ENTRIES.values():
+            if file in entry.recipes:
+                return entry.name
+    raise StageError(f"which command reads {reference}? For example: stillhouse show {reference} train")
+
+
+def schema(name: str) -> type[Recipe]:
+    """Recipe class of a stage or command.
+
+    Raises:
+        StageError: the command reads no recipe.
+    """
+    if name in registry.entries():
+        found: type[Recipe] = registry.find(name).recipe
+        return found
+    for entry in entry_points(group=SCHEMAS, name=name):
+        return entry.load()  # type: ignore[no-any-return]
+    raise StageError(f"{name} reads no recipe")
+
+
+def explain(shown: Recipe, default: Recipe | None = None, path: str = "") -> Iterator[str]:
+    """Lines of TOML, plain values before tables; ``default`` is the default that the class above gives this table."""
+    plain, tables = shown.resolved(), []
+    opened = shown.tables()
+    for name, field in type(shown).model_fields.items():
+        value = opened.get(name, getattr(shown, name))
+        usual = getattr(default, name) if default else field.get_default(call_default_factory=True)
+        if _is_table(value):
+            tables.append((name, value, usual, field.description))
+            continue
+        yield from _comment(field.description)
+        mark = "  # no default" if field.is_required() and not default else ""
+        if not mark and value != usual:
+            mark = f"  # default: {_inline(getattr(default, name) if default else usual)}"
+        yield f"# {name} is not set" if value is None else f"{name} = {_inline(plain[name])}{mark}"
+    for name, value, usual, description in tables:
+        yield from _table(f"{path}{_key(name)}", value, usual, description)
+
+
+def _is_table(value: Any) -> bool:
+    members = list(value.values() if isinstance(value, Mapping) else value if isinstance(value, tuple) else [value])
+    return bool(members) and all(isinstance(member, Recipe) for member in members)
+
+
+def _table(path: str, value: Any, usual: Any, description: str | None) -> Iterator[str]:
+    if isinstance(value, Recipe):
+        yield from _comment(description or type(value).__doc__)
+        yield f"[{path}]"
+        yield from explain(value, usual if isinstance(usual, type(value)) else None, f"{path}.")
+        return
+    yield from _comment(description)
+    for key, member in value.items() if isinstance(value, Mapping) else ((None, member) for member in value):
+        here = path if key is None else f"{path}.{_key(key)}"
+        yield f"[[{here}]]" if key is None else f"[{here}]"
+        yield from explain(member, path=f"{here}.")
+
+
+def _comment(text: str | None) -> list[str]:
+    """A blank line and the text; nothing where there is none."""
+    lines = textwrap.wrap(" ".join((text or "").split()), _WIDTH - 2)
+    return ["", *(f"# {line}" for line in lines)] if lines else []
+
+
+def _key(name: str) -> str:
+    return name if re.fullmatch(r"[\w-]+", name, re.ASCII) else json.dumps(name, ensure_ascii=False)
+
+
+def _inline(value: Any) -> str:
+    """A plain value as TOML: JSON's scalars are TOML's."""
+    if value is None:
+        return "not set"
+    if isinstance(value, Recipe):
+        return _inline(value.resolved())
+    if isinstance(value, Mapping):
+        inside = ", ".join(f"{_key(key)} = {_inline(inner)}" for key, inner in value.items())
+        return f"{{ {inside} }}" if inside else "{}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_inline, value))}]"
+    return json.dumps(value, ensure_ascii=False)

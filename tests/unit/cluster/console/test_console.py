@@ -1,0 +1,147 @@
+"""The ``stillhouse`` command: its listing, its recipes, ``show`` and shell completion."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import paths
+import pytest
+
+from cluster.artifacts import recipe
+from cluster.artifacts.errors import StageError
+from cluster.console import catalogue, cli, completion, recipes
+
+PROJECT = tomllib.loads((paths.ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+SHIPPED = {path.stem for path in paths.ROOT.glob("*/recipes/*.toml")}
+LOADED = [name for name in SHIPPED if recipes.reader(name) in ("cluster.corpus", "eval.provenance", "deploy.web_page")]
+
+
+def test_the_catalogue_is_what_is_registered() -> None:
+    points = PROJECT["entry-points"]
+    assert {*catalogue.ENTRIES} == {*points[cli.STAGES], *points[cli.COMMANDS]}
+    assert {name for entry in catalogue.ENTRIES.values() for name in entry.recipes} == SHIPPED
+    assert {*points[recipes.SCHEMAS]} <= {*points[cli.COMMANDS]}
+
+
+def test_the_listing_fits_a_terminal_and_follows_the_pipeline() -> None:
+    lines = cli.listing().splitlines()
+    assert max(map(len, lines)) < 100
+    words = re.findall(r"^  ([\w-]+) ", "\n".join(lines), re.MULTILINE)
+    order = ["corpus", "tokens", "inspect", "teacher", "train", "export", "launch", "plan"]
+    assert [word for word in words if word in order] == order
+    assert {"recipes", "show", "completion"} <= {*words}
+
+
+def test_the_listing_imports_no_heavy_library() -> None:
+    code = "import sys\nfrom cluster.console import cli\ncli.main(['--help'])\nprint(*sys.modules, file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "usage: stillhouse" in done.stdout
+    assert {"torch", "ray", "pydantic", "fsspec", "numpy"} & {*done.stderr.split()} == set()
+
+
+def test_python_m_runs_a_command() -> None:
+    done = subprocess.run([sys.executable, "-m", "cluster.console", "jobs", "--help"], capture_output=True, text=True)
+    assert done.stdout.startswith("usage: stillhouse jobs")
+    assert done.returncode == 0
+
+
+def test_an_unknown_command_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="1"):
+        cli.main(["trian", "RECIPE"])
+    assert "did you mean train?" in capsys.readouterr().err
+    assert cli.find("onnx-export").name == cli.find("deploy.onnx_export").name == "deploy.onnx_export"
+
+
+def test_every_recipe_says_its_purpose(capsys: pytest.CaptureFixture[str]) -> None:
+    cli.main(["recipes"])
+    lines = capsys.readouterr().out.splitlines()
+    assert {line.split()[0] for line in lines} == SHIPPED
+    assert max(map(len, lines)) <= 130
+    assert [name for name in SHIPPED if len(recipes.purpose(name)) < 15] == []
+
+
+@pytest.mark.parametrize("name", sorted(LOADED))
+def test_what_show_prints_is_the_recipe(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cli.main(["show", name])
+    (tmp_path / "shown.toml").write_text(capsys.readouterr().out, encoding="utf-8")
+    schema = recipes.schema(recipes.reader(name))
+    assert recipe.load(schema, str(tmp_path / "shown.toml")) == recipe.load(schema, name)
+
+
+def test_show_documents_values_and_marks_what_differs(capsys: pytest.CaptureFixture[str]) -> None:
+    cli.main(["show", "demo#corpus", "--set", "max_bad_share=0.5"])
+    text = capsys.readouterr().out
+    assert "# demo#corpus: cluster.corpus" in text
+    assert "max_bad_share = 0.5  # default: 0.01" in text
+    assert "[[sources]]" in text
+    assert 'kind = "installed-docs"  # no default' in text
+    assert re.search(r"# ``auto``: one for each CPU.*\n(# .*\n)*actors = \"auto\"\n", text)
+    assert "# metrics_port is not set" in text
+
+
+def test_show_needs_to_know_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine.toml").write_text("labels = 3\n", encoding="utf-8")
+    with pytest.raises(StageError, match=r"show .*mine\.toml train"):
+        recipes.reader(str(tmp_path / "mine.toml"))
+    cli.main(["show", str(tmp_path / "mine.toml"), "provenance"])
+    assert "labels = 3" in capsys.readouterr().out
+    cli.main(["show", "default", "provenance"])
+    assert "passages_per_label = " in capsys.readouterr().out
+    with pytest.raises(StageError, match="no recipe"):
+        recipes.schema("cluster.jobs")
+
+
+def complete(script: Path, *words: str) -> list[str]:
+    """What bash offers for the last of these words."""
+    command = f"""
+        source {script}
+        complete -p stillhouse >&2
+        COMP_WORDS=({" ".join(word or "''" for word in words)})
+        COMP_CWORD={len(words) - 1}
+        _stillhouse
+        echo "${{COMPREPLY[@]}}"
+    """
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
+    assert done.stderr == "complete -o default -F _stillhouse stillhouse\n"
+    return done.stdout.split()
+
+
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A catalogue of commands whose modules import fast, and none that the tests register."""
+    known, names = cli.installed(), ("cluster.corpus", "cluster.jobs", "eval.provenance")
+    monkeypatch.setattr(catalogue, "GROUPS", {"Some": tuple(catalogue.ENTRIES[name] for name in names)})
+    monkeypatch.setattr(cli, "installed", lambda: {name: found for name, found in known.items() if "." in name})
+
+
+@pytest.mark.usefixtures("few")
+def test_bash_completes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cli.main(["completion", "bash"])
+    script = tmp_path / "stillhouse.bash"
+    script.write_text(capsys.readouterr().out, encoding="utf-8")
+    assert complete(script, "stillhouse", "") == ["corpus", "jobs", "provenance", "recipes", "show", "completion"]
+    assert complete(script, "stillhouse", "pro") == ["provenance"]
+    assert complete(script, "stillhouse", "corpus", "") == ["installed-docs", "default", "--out", "--set", "--help"]
+    assert complete(script, "stillhouse", "corpus", "installed-docs", "--o") == ["--out"]
+    assert complete(script, "stillhouse", "corpus", "installed-docs", "--out", "in") == [], "files follow --out"
+    assert complete(script, "stillhouse", "show", "int8-") == ["int8-static"]
+    assert complete(script, "stillhouse", "jobs", "su") == ["submit"]
+    assert complete(script, "stillhouse", "jobs", "submit", "eval.fine") == ["eval.finetune"]
+
+
+@pytest.mark.usefixtures("few")
+def test_zsh_and_fish_have_the_same_words(capsys: pytest.CaptureFixture[str]) -> None:
+    assert completion.script("zsh").endswith(completion.script("bash"))
+    fish = completion.script("fish").splitlines()
+    assert "complete -c stillhouse -n '__fish_seen_subcommand_from completion' -a 'bash zsh fish --help'" in fish
+    assert len(fish) == 12
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.slow
+def test_the_script_has_every_command() -> None:
+    script = completion.script("bash")
+    for entry in (*catalogue.ENTRIES.values(), *catalogue.OWN):
+        assert re.search(rf"^ +{entry.word}\) words=.*--help", script, re.MULTILINE), entry.word
