@@ -16,7 +16,7 @@ from train_processes import toml
 from cluster.actors import ray_cluster
 from cluster.artifacts import artifact, recipe, registry
 from cluster.artifacts.recipe import Recipe
-from cluster.console import cli
+from cluster.console import cli, recipes
 from distill.config import Distillation
 from distill.launch.pipeline_recipe import Pipeline
 
@@ -72,11 +72,6 @@ def stage_named(word: str) -> str | None:
     return next((name for name in registry.entries() if name.partition(".")[2].replace("_", "-") == word), None)
 
 
-def run(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """``stillhouse`` with these arguments, in this process."""
-    cli.main(arguments)
-
-
 def parse(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> argparse.Namespace | None:
     """Options of a ``stillhouse`` command, read by its own parser. A command that has no parser runs."""
     parse_args = argparse.ArgumentParser.parse_args
@@ -87,7 +82,7 @@ def parse(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> argparse.Nam
     with monkeypatch.context() as patch:
         patch.setattr(argparse.ArgumentParser, "parse_args", leave)
         try:
-            run(arguments, monkeypatch)
+            cli.main(arguments)
         except ParsedError as parsed:
             return parsed.options
         except SystemExit as ended:
@@ -124,6 +119,8 @@ def _is_package(module: str) -> bool:
 
 
 def _recipe_class(arguments: list[str], named: str) -> type[Recipe]:
+    if arguments[0] == "show":
+        return recipes.schema(recipes.reader(named))
     stage = arguments[2] if arguments[:2] == ["jobs", "submit"] else stage_named(arguments[0])
     if stage is None:
         return Pipeline if "corpus" in recipe.read_values(named) else Distillation
@@ -254,9 +251,7 @@ def cluster_of_one() -> Iterator[None]:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("cluster_of_one")
-def test_the_stages_of_the_readme_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_stages_of_the_readme_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """From text to an answer, by the command lines of the README."""
     teacher = tiny.bert_teacher(tmp_path / "bert")
     texts = [tiny.corpus(tmp_path / name, documents=60, seed=seed) for seed, name in enumerate(("river", "hill"))]
@@ -289,7 +284,7 @@ def test_the_stages_of_the_readme_run(
             for last, given in zip(before, line, strict=False)
         ]
         assert not any(PLACEHOLDER.fullmatch(given) for given in filled), filled
-        run(filled, monkeypatch)
+        cli.main(filled)
         return capsys.readouterr().out
 
     out = tmp_path / "out"
@@ -316,10 +311,8 @@ def test_the_stages_of_the_readme_run(
     assert "GPU" in do("plan", PIPELINE="distilbert")
 
 
-def test_the_command_lists_recipes_and_explains_them(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run(["recipes"], monkeypatch)
+def test_the_command_lists_recipes_and_explains_them(capsys: pytest.CaptureFixture[str]) -> None:
+    cli.main(["recipes"])
     assert "real-text" in capsys.readouterr().out
-    run(["show", "finetune"], monkeypatch)
+    cli.main(["show", "finetune"])
     assert "second_step" in capsys.readouterr().out
