@@ -1,14 +1,14 @@
-"""Checkpoints on disk: written whole or not at all, hashed, pruned, set aside when damaged.
+"""Checkpoints on disk: written atomically, hashed, pruned, set aside when damaged.
 
 ::
 
     checkpoints/
       step_00000500/            weights.safetensors  moments.safetensors  checkpoint.json (with their hashes)
-      .step_00001000.partial/   being written or being deleted; whoever trains next clears it
-      .damaged-step_00000750/   a file changed since it was written: neither found nor deleted any more
+      .step_00001000.partial/   being written or deleted; the next training run removes leftovers
+      .damaged-step_00000750/   a file changed after it was written; ignored and kept
 
-A checkpoint holds whole fp32 tensors by name, so it resumes on another number of workers and another ZeRO stage, and
-no pickle is ever read.
+A checkpoint holds whole fp32 tensors by name, so a run can resume with any number of workers and any ZeRO stage. No
+pickle is ever read.
 """
 
 import contextlib
@@ -32,32 +32,32 @@ from torch import Tensor
 from cluster.artifacts.artifact import digest
 from cluster.storage import filesystem
 from cluster.storage.filesystem import file_sha256, write_json
-from distill.engine.deepspeed_engine import State
+from distill.engine.deepspeed_engine import TrainingState
 
 WEIGHTS, MOMENTS, CHECKPOINT = "weights.safetensors", "moments.safetensors", "checkpoint.json"
 
 
 class CheckpointError(ValueError):
-    """A checkpoint is damaged, gone, or cannot be written."""
+    """A checkpoint is damaged, missing, or cannot be written."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint by its folder; nothing is read before it is asked for."""
+    """A checkpoint folder; its files are read lazily."""
 
     path: Path
 
     @property
     def step(self) -> int:
-        """Steps it has behind it."""
+        """Completed steps."""
         return int(self.path.name.removeprefix("step_"))
 
     @functools.cached_property
     def facts(self) -> dict[str, Any]:
-        """How it was made, and the hashes of its files.
+        """Contents of ``checkpoint.json``: how the checkpoint was made, and the hashes of its files.
 
         Raises:
-            CheckpointError: ``checkpoint.json`` is gone, cut or changed.
+            CheckpointError: ``checkpoint.json`` is missing, truncated or changed.
         """
         path = self.path / CHECKPOINT
         try:
@@ -69,7 +69,7 @@ class Checkpoint:
         raise CheckpointError(f"{path} {_changed(path)}")
 
     def damage(self) -> str | None:
-        """The first of its files that is not what was written, every one compared with its hash; None when all are."""
+        """Compare every file with its hash; returns a line about the first that differs, or None."""
         try:
             for name, sha256 in self.facts["files"].items():
                 if not (self.path / name).is_file() or file_sha256(self.path / name) != sha256:
@@ -84,27 +84,29 @@ class Checkpoint:
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[None]:
-        """Inside the block nobody prunes it."""
+        """Protect the checkpoint from :func:`prune` inside the block."""
         path = self.path / CHECKPOINT
         with path.open("rb") if path.exists() else contextlib.nullcontext() as file:
             if file is not None:
                 fcntl.flock(file, fcntl.LOCK_SH)
             yield
 
-    def load(self) -> State:
-        """The state, its files compared with their hashes first.
+    def load(self) -> TrainingState:
+        """Check all files against their hashes, then read the state.
 
         Raises:
-            CheckpointError: a file was cut or changed.
+            CheckpointError: a file was truncated or changed.
         """
         with self.reading():
             if (damage := self.damage()) is not None:
-                raise CheckpointError(f"{damage}: delete {self.path}, and distill.train goes on from the one before")
+                raise CheckpointError(
+                    f"{damage}: delete {self.path}, and distill.train resumes from an older checkpoint"
+                )
             weights, moments = load_file(self.path / WEIGHTS), load_file(self.path / MOMENTS)
-        return State(weights, moments, self.facts["optimizer_steps"], self.facts["scaler"])
+        return TrainingState(weights, moments, self.facts["optimizer_steps"], self.facts["scaler"])
 
     def set_aside(self) -> Path:
-        """Rename it so that it is neither found nor deleted any more; returns where it is."""
+        """Rename the folder so that :func:`find` and :func:`prune` ignore it; returns the new path."""
         places = (self.path.with_name(f".damaged-{self.path.name}{suffix}") for suffix in _suffixes())
         place = next(place for place in places if not place.exists())
         self.path.rename(place)
@@ -112,16 +114,16 @@ class Checkpoint:
 
 
 def find(folder: Path) -> list[Checkpoint]:
-    """The checkpoints of a folder, oldest first, damaged ones among them; copies under names like theirs are not."""
+    """The checkpoints of a folder, damaged ones included, oldest first."""
     named = (path for path in folder.glob("step_*") if path.name.removeprefix("step_").isdecimal())
     return sorted(map(Checkpoint, named), key=lambda found: found.step)
 
 
-def write(folder: Path, state: State, step: int, **facts: Any) -> Checkpoint:
-    """Write a checkpoint whole or not at all, and through to the disk.
+def write(folder: Path, state: TrainingState, step: int, **facts: Any) -> Checkpoint:
+    """Write a checkpoint atomically and sync it to disk.
 
     Raises:
-        OSError: the disk is full or fails; nothing of the checkpoint is left behind.
+        OSError: the disk is full or fails; no part of the checkpoint remains.
     """
     path = folder / f"step_{step:08d}"
     staging = _hidden(path)
@@ -132,7 +134,7 @@ def write(folder: Path, state: State, step: int, **facts: Any) -> Checkpoint:
         _save(state.moments, staging / MOMENTS)
         files = {name: file_sha256(staging / name) for name in (WEIGHTS, MOMENTS)}
         facts |= {"step": step, "optimizer_steps": state.optimizer_steps, "scaler": state.scaler, "files": files}
-        # As JSON gives them back: keys are strings there, and the hash is taken of what will be read.
+        # Round trip through JSON, which turns keys into strings: the hash must be of what readers get.
         facts = json.loads(json.dumps(facts))
         write_json(staging / CHECKPOINT, {**facts, "sha256": digest(facts)})
         filesystem.sync(staging)
@@ -145,15 +147,15 @@ def write(folder: Path, state: State, step: int, **facts: Any) -> Checkpoint:
 
 
 def prune(folder: Path, newest: int, every: int | None) -> None:
-    """Delete all but the ``newest`` and those of every ``every``-th step; what somebody reads right now stays."""
+    """Delete all but the ``newest`` ones, those of every ``every``-th step, and those being read."""
     for old in find(folder)[:-newest]:
         if (every is None or old.step % every) and not _being_read(old):
-            # Renamed first: a process that dies while it deletes leaves nothing that looks like a checkpoint.
+            # Rename first: should this process die, the half-deleted folder does not look like a checkpoint.
             shutil.rmtree(old.path.rename(_hidden(old.path)), ignore_errors=True)
 
 
 def sweep(folder: Path) -> None:
-    """Clear what a process that died while it wrote or deleted has left; only for the one who trains here."""
+    """Remove partial checkpoints of processes that died. Only the process that trains here may call this."""
     for left in folder.glob(".step_*.partial"):
         shutil.rmtree(left, ignore_errors=True)
 
@@ -174,7 +176,7 @@ def _save(tensors: dict[str, Tensor], path: Path) -> None:
     try:
         save_file(tensors, path)
     except SafetensorError as error:
-        # The library tells the system's errors in words only, with their number among them.
+        # safetensors reports system errors only as text that contains the number.
         if (found := re.search(r"os error (\d+)", str(error))) is None:
             raise
         raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from None
@@ -186,7 +188,7 @@ def _hidden(path: Path) -> Path:
 
 
 def _changed(path: Path) -> str:
-    return "was cut or changed" if path.exists() else "is missing"
+    return "was truncated or changed" if path.exists() else "is missing"
 
 
 def _suffixes() -> Iterator[str]:

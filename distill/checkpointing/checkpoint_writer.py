@@ -1,11 +1,11 @@
-"""Writing checkpoints behind the training's back, and finding the one to go on from.
+"""Asynchronous checkpoint writer, and the choice of the checkpoint to resume from.
 
-Gathering a state stops the training, for as long as copying it to main memory takes; hashing it and writing it
-through to the disk do not. At most one state waits to be written, so a run needs memory for one more than it trains.
+Gathering a state pauses the training while it is copied to main memory; hashing and writing it do not. At most one
+state waits to be written, so a run needs memory for one state besides the one in training.
 
-A checkpoint that cannot be written (a full disk, above all) does not stop a run that may be days from its start: what
-was there stays, people are told, and the next save tries again. The run stops when three in a row have failed, and
-when the last one has, because then work would be lost by going on.
+When a checkpoint cannot be written, usually because the disk is full, training continues: older checkpoints stay, the
+writer logs a warning, and the next save tries again. The run stops after three failures in a row, and when the last
+checkpoint of the run fails.
 """
 
 import concurrent.futures
@@ -23,23 +23,15 @@ from cluster.telemetry import metrics, progress
 from distill.checkpointing.checkpoint import Checkpoint, CheckpointError, sweep
 from distill.checkpointing.run_folder import CHECKPOINTS, Run, RunError
 from distill.config import Placement
-from distill.engine.deepspeed_engine import State
+from distill.engine.deepspeed_engine import TrainingState
 from distill.engine.process_group import Workers
-
-
-def record_checkpoint(name: str, seconds: float, num_bytes: int) -> None:
-    """A checkpoint of the run ``name`` is complete."""
-    metrics.CHECKPOINT_TIME.labels(name).set(time.time())
-    metrics.CHECKPOINT_SECONDS.labels(name, "written").set(seconds)
-    metrics.CHECKPOINT_BYTES.labels(name).set(num_bytes)
-
 
 _TRIES = 3
 
-# Directories are looked at again by NFS after 60 seconds at most.
-_SEEN_SECONDS, _LOOK_SECONDS = 90.0, 0.5
+# NFS caches directories for 60 seconds at most.
+_VISIBLE_SECONDS, _POLL_SECONDS = 90.0, 0.5
 
-_MENDED = {
+_ADVICE = {
     errno.ENOSPC: ("the disk is full", ": free some space"),
     errno.EDQUOT: ("your disk quota is used up", ": free some space"),
     errno.EIO: ("the disk fails", ": look at the disk, or copy the run folder to another one"),
@@ -47,7 +39,7 @@ _MENDED = {
 }
 
 
-class Saver:
+class CheckpointWriter:
     """Writes the checkpoints of a run, one at a time, in a thread of the first worker."""
 
     def __init__(self, run: Run, placement: Placement) -> None:
@@ -57,38 +49,38 @@ class Saver:
         self._failed = 0
         self._reason: str | None = None
 
-    def start(self, state: State, step: int, **facts: Any) -> None:
-        """Begin to write a checkpoint; the one before must have been waited for."""
+    def start(self, state: TrainingState, step: int, **facts: Any) -> None:
+        """Start writing a checkpoint. Call :meth:`wait` first."""
         assert self._writing is None
         self._writing = self._thread.submit(self._write, state, step, facts)
 
     def wait(self) -> None:
-        """Until the checkpoint being written is, or has failed; a failure is said."""
+        """Wait for the checkpoint being written; logs its failure."""
         if self._writing is not None:
             concurrent.futures.wait([self._writing])
             self._settle()
 
-    def reason_to_stop(self) -> str | None:
-        """Why training must not go on, as far as known: never waits."""
+    def fatal_failure(self) -> str | None:
+        """Why training must stop, as far as known now, or None. Never waits."""
         if self._writing is not None and self._writing.done():
             self._settle()
         return self._reason
 
     def has(self, step: int) -> bool:
-        """Whether the newest checkpoint on the disk is of this step; of step 0 there never is one. May wait."""
+        """Whether the newest checkpoint on disk is of this step (for step 0: whether there is none). May wait."""
         self.wait()
         found = self._run.newest()
         return (found.step if found else 0) == step
 
     def last(self) -> str | None:
-        """Wait for the last checkpoint of all; what went wrong with it, or None."""
+        """Wait for the checkpoint being written; returns its failure, or None."""
         if self._writing is None:
             return None
         failure, self._writing = self._writing.result(), None
         return failure
 
     def close(self) -> None:
-        """Let what is being written be written."""
+        """Wait until the thread has finished."""
         self._thread.shutdown()
         if (failure := self.last()) is not None:
             progress.say(f"warning: {failure}")
@@ -101,23 +93,24 @@ class Saver:
         if self._failed == _TRIES:
             self._reason = f"{failure} (the last {_TRIES} checkpoints failed)"
         else:
-            progress.say(f"warning: {failure}; training goes on, and the next checkpoint tries again")
+            progress.say(f"warning: {failure}; training continues, and the next checkpoint tries again")
 
-    def _write(self, state: State, step: int, facts: dict[str, Any]) -> str | None:
-        """In the thread: None, or the line that says what went wrong. An exception would keep the state alive."""
-        started = time.monotonic()
+    def _write(self, state: TrainingState, step: int, facts: dict[str, Any]) -> str | None:
+        """Runs in the thread; returns the failure as a line, or None. An exception would keep the state in memory."""
+        started, name = time.monotonic(), metrics.run_name(self._run.path)
         try:
             made = self._run.save(state, step, self._placement, **facts)
         except OSError as error:
-            metrics.FAILED_CHECKPOINTS.labels(metrics.run_name(self._run.path)).inc()
-            return self._line(error, state, step)
-        num_bytes = sum(file.stat().st_size for file in made.path.iterdir())
-        record_checkpoint(metrics.run_name(self._run.path), time.monotonic() - started, num_bytes)
+            metrics.FAILED_CHECKPOINTS.labels(name).inc()
+            return self._failure(error, state, step)
+        metrics.CHECKPOINT_TIME.labels(name).set(time.time())
+        metrics.CHECKPOINT_SECONDS.labels(name, "written").set(time.monotonic() - started)
+        metrics.CHECKPOINT_BYTES.labels(name).set(sum(file.stat().st_size for file in made.path.iterdir()))
         return None
 
-    def _line(self, error: OSError, state: State, step: int) -> str:
+    def _failure(self, error: OSError, state: TrainingState, step: int) -> str:
         place = self._run.path
-        what, advice = _MENDED.get(error.errno or 0, (error.strerror or str(error), ""))
+        what, advice = _ADVICE.get(error.errno or 0, (error.strerror or str(error), ""))
         needed = sum(tensor.nbytes for tensor in (*state.weights.values(), *state.moments.values()))
         found = self._run.newest()
         newest = f"the newest is of step {found.step}" if found else "there is none yet"
@@ -127,42 +120,42 @@ class Saver:
         )
 
 
-def agreed(run: Run, workers: Workers) -> Checkpoint | None:
-    """The checkpoint to go on from: the newest sound one the first worker finds, seen alike by every worker.
+def newest_agreed(run: Run, workers: Workers) -> Checkpoint | None:
+    """The checkpoint to resume from: the newest intact one that the first worker finds. Collective.
 
-    Collective. On shared storage a worker may see an older state of a folder for a while; it waits until it sees the
-    very files that the first worker verified.
+    On shared storage a worker may see an older state of the folder for a while; it waits until it sees the files that
+    the first worker verified.
 
     Raises:
-        RunError: all checkpoints are damaged, or a worker does not see what the first one does.
+        RunError: all checkpoints are damaged, or a worker does not see the checkpoint in time.
     """
     found, refusal = None, None
-    if workers.leads:
+    if workers.is_main_process:
         sweep(run.path / CHECKPOINTS)
         try:
-            found = run.sound()
+            found = run.newest_intact()
         except RunError as error:
             refusal = str(error)
     step, identity, refusal = from_first((found and found.step, found and digest(found.facts), refusal), workers)
     if refusal is not None:
         raise RunError(refusal)
-    return None if step is None else seen(run, step, identity, workers)
+    return None if step is None else wait_until_visible(run, step, identity, workers)
 
 
 def from_first(value: Any, workers: Workers) -> Any:
-    """What the first worker says, on every worker."""
-    told = [value]
-    torch.distributed.broadcast_object_list(told, src=0, device=workers.device)
-    return told[0]
+    """The first worker's ``value``, on every worker. Collective."""
+    values = [value]
+    torch.distributed.broadcast_object_list(values, src=0, device=workers.device)
+    return values[0]
 
 
-def seen(run: Run, step: int, identity: str, workers: Workers) -> Checkpoint:
-    """The checkpoint of a step whose facts have this digest, as soon as this worker sees it.
+def wait_until_visible(run: Run, step: int, identity: str, workers: Workers) -> Checkpoint:
+    """Wait until this worker sees the checkpoint of ``step`` whose facts have the digest ``identity``.
 
     Raises:
-        RunError: it never does.
+        RunError: 90 seconds have passed.
     """
-    deadline = time.monotonic() + _SEEN_SECONDS
+    deadline = time.monotonic() + _VISIBLE_SECONDS
     while True:
         with contextlib.suppress(RunError, CheckpointError):
             found = run.checkpoint(step)
@@ -173,4 +166,4 @@ def seen(run: Run, step: int, identity: str, workers: Workers) -> Checkpoint:
                 f"worker {workers.rank} does not see the checkpoint of step {step} that the first worker sees in "
                 f"{run.path}: choose an --out on storage that all nodes share"
             )
-        time.sleep(_LOOK_SECONDS)
+        time.sleep(_POLL_SECONDS)

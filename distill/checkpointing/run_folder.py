@@ -1,11 +1,11 @@
-"""A run folder: what grows while a model trains.
+"""A run folder, which grows while a model trains.
 
 ::
 
     run/
-      config.json …             what the trained model is: transformers configuration and tokenizer
-      recipe.json               what is trained, from which inputs; another recipe is refused
-      metrics.jsonl             one line a step, and one a validation
+      config.json …             configuration and tokenizer of the trained model, for transformers
+      recipe.json               recipe and identities of the inputs; training refuses any others
+      metrics.jsonl             one line per step and per validation
       checkpoints/
         step_00000500/          see :mod:`distill.checkpointing.checkpoint`
 """
@@ -24,13 +24,13 @@ from cluster.storage.filesystem import write_json
 from cluster.telemetry.progress import say
 from distill.checkpointing.checkpoint import Checkpoint, find, prune, write
 from distill.config import Placement
-from distill.engine.deepspeed_engine import State
+from distill.engine.deepspeed_engine import TrainingState
 
 CHECKPOINTS = "checkpoints"
 
 
 class RunError(ValueError):
-    """A run folder holds something else, or cannot be read."""
+    """The folder is not this run, or cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Run:
         return self.path / "metrics.jsonl"
 
     def recipe(self) -> dict[str, Any]:
-        """What is trained here: ``{"recipe": …, "inputs": {role: identity}}``.
+        """Contents of ``recipe.json``: ``{"recipe": …, "inputs": {role: identity}}``.
 
         Raises:
             RunError: not a run folder.
@@ -54,10 +54,10 @@ class Run:
         return _parsed(self.path / "recipe.json")
 
     def claim(self, recipe: Mapping[str, Any], inputs: Mapping[str, str]) -> None:
-        """Make the folder this run's, or find that it already is.
+        """Write ``recipe.json``, or check that the folder already belongs to this run.
 
         Raises:
-            RunError: the folder belongs to another run, or holds something that is no run.
+            RunError: the folder belongs to another run, or is not a run folder.
         """
         wanted = json.loads(json.dumps({"recipe": dict(recipe), "inputs": dict(inputs)}))
         if (self.path / "recipe.json").exists():
@@ -65,13 +65,13 @@ class Run:
                 raise RunError(f"{self.path} holds another run ({changed}): choose another --out")
             return
         if self.path.exists() and any(not path.name.startswith(".") for path in self.path.iterdir()):
-            raise RunError(f"{self.path} holds something that is no run: choose another --out")
+            raise RunError(f"{self.path} holds files that are not a run: choose another --out")
         self.path.mkdir(parents=True, exist_ok=True)
         write_json(self.path / "recipe.json", wanted)
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Keep the folder to this process inside the block; the system lets go of it should the process die.
+        """Lock the folder inside the block. The system releases the lock if the process dies.
 
         Raises:
             RunError: another process is training here.
@@ -89,7 +89,7 @@ class Run:
             lock.release()
 
     def checkpoints(self) -> list[Checkpoint]:
-        """Checkpoints, oldest first. Each was complete once; whether its files still are what they were, it says."""
+        """Complete checkpoints, oldest first; :meth:`Checkpoint.damage` checks their files."""
         return find(self.path / CHECKPOINTS)
 
     def newest(self) -> Checkpoint | None:
@@ -100,7 +100,7 @@ class Run:
         """The checkpoint of a step.
 
         Raises:
-            RunError: there is none; says which there are.
+            RunError: there is none; lists the existing ones.
         """
         found = {checkpoint.step: checkpoint for checkpoint in self.checkpoints()}
         if step not in found:
@@ -108,34 +108,34 @@ class Run:
             raise RunError(f"{self.path} has no checkpoint of step {step}: it has {have}")
         return found[step]
 
-    def sound(self) -> Checkpoint | None:
-        """The newest checkpoint with undamaged files; younger, damaged ones are set aside, which is said.
+    def newest_intact(self) -> Checkpoint | None:
+        """The newest checkpoint with undamaged files. Sets newer, damaged ones aside and logs that.
 
-        Only for the process that :meth:`held` the folder.
+        Only the process that :meth:`held` the folder may call this.
 
         Raises:
-            RunError: every checkpoint is damaged; nothing is renamed then.
+            RunError: every checkpoint is damaged; none is set aside then.
         """
         damaged: list[tuple[Checkpoint, str]] = []
         for checkpoint in reversed(self.checkpoints()):
             if (damage := checkpoint.damage()) is None:
                 for worse, reason in damaged:
-                    say(f"{reason}: set aside as {worse.set_aside().name}, going on from step {checkpoint.step}")
+                    say(f"{reason}: set aside as {worse.set_aside().name}, resuming from step {checkpoint.step}")
                 return checkpoint
             damaged.append((checkpoint, damage))
         if not damaged:
             return None
         steps = ", ".join(str(checkpoint.step) for checkpoint, _ in reversed(damaged))
         raise RunError(
-            f"every checkpoint of {self.path} is damaged (steps {steps}; {damaged[0][1]}): put sound ones back, or "
-            f"delete {self.path / CHECKPOINTS} to begin again at step 0"
+            f"every checkpoint of {self.path} is damaged (steps {steps}; {damaged[0][1]}): restore intact ones, or "
+            f"delete {self.path / CHECKPOINTS} to start again at step 0"
         )
 
-    def save(self, state: State, step: int, placement: Placement, **facts: Any) -> Checkpoint:
-        """Write a checkpoint whole or not at all, then delete those that ``placement`` does not keep.
+    def save(self, state: TrainingState, step: int, placement: Placement, **facts: Any) -> Checkpoint:
+        """Write a checkpoint atomically, then delete those that ``placement`` does not keep.
 
         Raises:
-            OSError: the disk is full or fails; nothing of the checkpoint is left, and the others are as they were.
+            OSError: the disk is full or fails; the other checkpoints stay as they were.
         """
         made = write(self.path / CHECKPOINTS, state, step, **facts)
         prune(self.path / CHECKPOINTS, placement.keep_checkpoints, placement.keep_every)

@@ -16,7 +16,7 @@ CARDS_ARE_BUILT_FOR = "https://download.pytorch.org/whl/cu126"
 
 
 @dataclass(frozen=True)
-class Planned:
+class PlannedRun:
     """A training run that is to be planned: a student's, or a teacher's."""
 
     name: str
@@ -27,11 +27,11 @@ class Planned:
     train_rows: int | None = None
     prefix: str = ""
     """What ``--set`` writes before ``placement``: ``train.`` in a pipeline."""
-    later: tuple["Planned", ...] = ()
+    later: tuple["PlannedRun", ...] = ()
     """What comes after the first phase of a run that has several, which this is then."""
 
     @property
-    def phases(self) -> "tuple[Planned, ...]":
+    def phases(self) -> "tuple[PlannedRun, ...]":
         return (self, *self.later)
 
     @property
@@ -66,7 +66,7 @@ class Planned:
 class Forecast:
     """What a run will take on a cluster."""
 
-    planned: Planned
+    planned: PlannedRun
     cluster: Cluster
     written: Prediction
     """With the recipe's placement."""
@@ -115,7 +115,7 @@ class Forecast:
         return found | ({"tokens": sum(known)} if known else {})
 
 
-def forecast(planned: Planned, cluster: Cluster) -> Forecast:
+def forecast(planned: PlannedRun, cluster: Cluster) -> Forecast:
     """Plan a run on a cluster."""
     written, best = planned.predict(cluster), planned.best(cluster)
     return Forecast(
@@ -167,7 +167,7 @@ def runs_on(capability: tuple[int, int], built: list[str]) -> bool:
     return False
 
 
-def _validation_seconds(planned: Planned, cluster: Cluster, step: Prediction) -> float:
+def _validation_seconds(planned: PlannedRun, cluster: Cluster, step: Prediction) -> float:
     training = step_prediction.adapted(planned.training, cluster.device)
     taught = planned.teacher if training.loss.needs_teacher else None
     operations = costs.validation_flops_per_token(taught, planned.student, planned.seq_len)
@@ -176,7 +176,7 @@ def _validation_seconds(planned: Planned, cluster: Cluster, step: Prediction) ->
     return times * training.validation_rows * planned.seq_len * operations / rate
 
 
-def _refusals(planned: Planned, cluster: Cluster, written: Prediction, best: Prediction) -> list[str]:
+def _refusals(planned: PlannedRun, cluster: Cluster, written: Prediction, best: Prediction) -> list[str]:
     training, device = planned.training, cluster.device
     place = f"{planned.prefix}placement"
     found = []
@@ -197,7 +197,7 @@ def _refusals(planned: Planned, cluster: Cluster, written: Prediction, best: Pre
     return found
 
 
-def _refused_rows(phase: Planned, workers: int) -> list[str]:
+def _refused_rows(phase: PlannedRun, workers: int) -> list[str]:
     """What a phase is refused for by its rows alone."""
     training, student, found = phase.training, phase.student, []
     if training.rows_per_step % workers:
@@ -228,7 +228,7 @@ def _does_not_fit(place: str, written: Prediction, best: Prediction) -> str:
     return f"{needs}: write {', '.join(writes)} (planned with it)"
 
 
-def _warnings(planned: Planned, cluster: Cluster, written: Prediction) -> list[str]:
+def _warnings(planned: PlannedRun, cluster: Cluster, written: Prediction) -> list[str]:
     training, device = planned.training, cluster.device
     found = []
     if device.kind == "gpu" and training.placement.device == "cpu":
@@ -256,7 +256,7 @@ def _warnings(planned: Planned, cluster: Cluster, written: Prediction) -> list[s
     return found
 
 
-def scaled(planned: Planned, cluster: Cluster, workers: int) -> Prediction:
+def scaled(planned: PlannedRun, cluster: Cluster, workers: int) -> Prediction:
     """The same run on another number of such devices, all of them used, micro-batches as they fit."""
     placement = planned.training.placement.model_copy(update={"workers": "auto"})
     training = planned.training.model_copy(update={"placement": placement})

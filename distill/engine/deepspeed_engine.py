@@ -94,7 +94,7 @@ def settings(training: Training, world_size: int) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class State:
+class TrainingState:
     """Everything a resume needs: fp32 weights and AdamW moments by name, whole, and two scalars."""
 
     weights: dict[str, Tensor]
@@ -134,7 +134,7 @@ class Engine:
         with suppressed_output():
             self._engine, *_ = deepspeed.initialize(model=module, optimizer=self._optimizer, config=configuration)
         self._prime()
-        self.begin(training.rows_per_step, training.micro_rows(workers.world_size))
+        self.begin_phase(training.rows_per_step, training.micro_rows(workers.world_size))
         self._micros = 0
         self._coalescing = contextlib.ExitStack()
         self._sums: dict[str, Tensor] = {}
@@ -143,10 +143,10 @@ class Engine:
         self._losses = torch.zeros((), device=workers.device)
         # A float, as fused AdamW wants it: at 1 it leaves weights, moments and its count of steps as they are.
         self._optimizer.found_inf = torch.zeros((), device=workers.device)  # type: ignore[attr-defined]
-        self.stopwatch = StepTimer(workers.device)
-        time_collectives(self.stopwatch)
+        self.step_timer = StepTimer(workers.device)
+        time_collectives(self.step_timer)
 
-    def begin(self, rows_per_step: int, micro_rows: int) -> None:
+    def begin_phase(self, rows_per_step: int, micro_rows: int) -> None:
         """From the next step on, steps of so many rows in micro-batches of so many."""
         self.micro_rows = micro_rows
         self.accumulation = rows_per_step // (micro_rows * torch.distributed.get_world_size())
@@ -227,7 +227,7 @@ class Engine:
         bad = (~self._losses.isfinite()).float()
         self._losses = torch.zeros_like(self._losses)
         found = torch.stack([squares, bad])
-        with self.stopwatch.within("communication"):
+        with self.step_timer.within("communication"):
             torch.distributed.all_reduce(found)
         if self._stage == 0:  # every worker has the whole gradient
             found[0] /= torch.distributed.get_world_size()
@@ -246,13 +246,13 @@ class Engine:
                 if parameter.grad is not None:
                     parameter.grad.mul_(self._scaling)
 
-    def state(self, keep: bool) -> State:
+    def state(self, keep: bool) -> TrainingState:
         """The state of the run, the same whatever the number of workers and the ZeRO stage.
 
         Gathering is collective, keeping is not: a worker that will not write it passes ``keep=False`` and gets
         empty dictionaries instead of a second copy of the model in memory.
         """
-        state = State({}, {}, self._optimizer_steps(), self._scaler_state())
+        state = TrainingState({}, {}, self._optimizer_steps(), self._scaler_state())
         for name, parameter in self._trained():
             weight = self._whole(parameter, None)
             moments = {f"{moment}.{name}": self._whole(parameter, moment) for moment in MOMENTS}
@@ -261,7 +261,7 @@ class Engine:
                 state.moments.update(moments)
         return state
 
-    def restore(self, state: State) -> None:
+    def restore(self, state: TrainingState) -> None:
         """Take over a state that :meth:`state` gave, on any number of workers and any ZeRO stage."""
         for name, parameter in self._trained():
             self._set(parameter, state.weights[name], None)
@@ -336,6 +336,6 @@ class Engine:
 def compile_layers(module: MaskedLM) -> None:
     """Compile the transformer layers in place: one graph for all of them, as all have the same shapes."""
     # Torch's own limit is 8, and beyond it layers would run as they are, in silence.
-    torch._dynamo.config.recompile_limit = fused_head.MOST_GRAPHS
+    torch._dynamo.config.recompile_limit = fused_head.MAX_GRAPHS
     for layer in module.layers():
         layer.compile(dynamic=False)

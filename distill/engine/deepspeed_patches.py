@@ -38,7 +38,7 @@ deepspeed.runtime.zero.stage3.combine_grad_norm_groups = lambda norms: 0.0
 _COLLECTIVES = ("all_reduce", "reduce", "reduce_scatter_tensor", "all_gather_into_tensor", "all_gather", "broadcast")
 
 
-def time_collectives(stopwatch: StepTimer) -> None:
+def time_collectives(step_timer: StepTimer) -> None:
     """Count what DeepSpeed does over the network within a step as communication.
 
     What it starts and lets run beside the computation (the weights ZeRO-3 fetches ahead) is counted where it is
@@ -46,8 +46,8 @@ def time_collectives(stopwatch: StepTimer) -> None:
     """
     backend = deepspeed.comm.comm.cdb
     for name in _COLLECTIVES:
-        # The method of the class: that of an earlier engine's stopwatch would be counted as well.
-        setattr(backend, name, stopwatch.during("communication", getattr(type(backend), name).__get__(backend)))
+        # The method of the class: that of an earlier engine's step_timer would be counted as well.
+        setattr(backend, name, step_timer.during("communication", getattr(type(backend), name).__get__(backend)))
 
 
 def local_share(parameter: Any, whole: Tensor) -> Tensor:

@@ -1,7 +1,6 @@
-"""How many training workers a Ray cluster has places for, now and when nodes come or go.
+"""How many training workers a Ray cluster has room for, also while nodes come and go.
 
-A place is what one worker takes, whole and on one node: its CPUs, and a GPU where the cluster has any. Nodes that are
-being drained have none.
+A slot is what one worker takes on one node: its CPUs, and a GPU where the cluster has any. Draining nodes have none.
 """
 
 import time
@@ -12,25 +11,25 @@ from cluster.actors.ray_state import alive_nodes, draining_nodes, free_resources
 from cluster.telemetry.progress import say
 from distill.config import Training, WorkerRange
 
-LOOK_SECONDS = 1.0
+POLL_SECONDS = 1.0
 
 
 class LaunchError(ValueError):
-    """A pipeline cannot go on."""
+    """A pipeline cannot continue."""
 
 
 @dataclass(frozen=True)
 class WorkerSlots:
-    """What a run's workers take, and how many it may have."""
+    """The resources of a run's workers, and how many workers it may have."""
 
     training: Training
     gpu: bool
     fixed: int | None
-    """The number of workers, where it is no range."""
+    """The number of workers; None for a range."""
 
     @classmethod
     def of(cls, training: Training) -> "WorkerSlots":
-        """Settle what ``auto`` means on the cluster as it is."""
+        """Resolve ``auto`` values on the connected cluster."""
         placement = training.placement
         nodes = _staying(alive_nodes())
         gpus = int(sum(node.get("GPU", 0) for node in nodes)) if placement.device == "auto" else 0
@@ -40,26 +39,27 @@ class WorkerSlots:
 
     @property
     def resources(self) -> dict[str, float]:
-        """What one worker takes."""
+        """Resources of one worker."""
         return {"CPU": self.training.placement.threads, **({"GPU": 1} if self.gpu else {})}
 
     def total(self) -> int:
-        """Places of the cluster, taken or not."""
-        return self._room(alive_nodes())
+        """All slots of the cluster."""
+        return self._count(alive_nodes())
 
     def free(self) -> int:
-        """Places nobody has taken."""
-        return self._room(free_resources())
+        """Free slots of the cluster."""
+        return self._count(free_resources())
 
     def fitting(self, room: int) -> int | None:
-        """The largest number of workers that is allowed and finds places, or None: not even the smallest does."""
+        """The largest allowed number of workers in ``room`` slots, or None when even the smallest does not fit."""
         allowed = self.training.worker_counts() if self.fixed is None else [self.fixed]
         return max((count for count in allowed if 0 < count <= room), default=None)
 
     def await_workers(self, before: int | None) -> int:
-        """How many workers to start now; waits a while for lost ones to be replaced and for places to be given back.
+        """The number of workers to start now.
 
-        ``before`` is how many there were until now, None at the first start.
+        Waits up to ``placement.replace_seconds`` for lost nodes to be replaced and for slots to become free.
+        ``before`` is the number of workers so far, None at the first start.
 
         Raises:
             LaunchError: there is no room for the smallest number allowed.
@@ -69,39 +69,37 @@ class WorkerSlots:
             raise LaunchError(self._refusal(self.total()))
         seconds = self.training.placement.replace_seconds
         deadline = time.monotonic() + seconds
-        said = False
-        while (found := self.fitting(room := self.free())) is None or found < wanted:
+        logged = False
+        while (count := self.fitting(room := self.free())) is None or count < wanted:
             if time.monotonic() >= deadline:
                 break
-            if not said:
+            if not logged:
                 say(f"room for {room} of {wanted} workers: waiting up to {seconds:g} s for more")
-                said = True
-            time.sleep(LOOK_SECONDS)
-        if found is None:
-            waited = f" for {seconds:g} s (placement.replace_seconds); run the same command again to go on"
+                logged = True
+            time.sleep(POLL_SECONDS)
+        if count is None:
+            waited = f" for {seconds:g} s (placement.replace_seconds); run the same command again to continue"
             raise LaunchError(self._refusal(room) + waited)
-        if found < wanted:
-            say(f"room for {found} of {wanted} workers: going on with {found}")
-        return found
+        if count < wanted:
+            say(f"room for {count} of {wanted} workers: continuing with {count}")
+        return count
 
-    def _room(self, resources: Mapping[str, Mapping[str, float]]) -> int:
-        return sum(
-            int(min(node.get(name, 0) // amount for name, amount in self.resources.items()))
-            for node in _staying(resources)
-        )
+    def _count(self, nodes: Mapping[str, Mapping[str, float]]) -> int:
+        need = self.resources.items()
+        return sum(int(min(node.get(name, 0) // amount for name, amount in need)) for node in _staying(nodes))
 
     def _refusal(self, room: int) -> str:
         workers = self.training.placement.workers
-        asked = f"at least {workers.min}" if isinstance(workers, WorkerRange) else f"{self.fixed}"
+        wanted = f"at least {workers.min}" if isinstance(workers, WorkerRange) else f"{self.fixed}"
         unit = f"{self.training.placement.threads} CPUs" + (" and a GPU" if self.gpu else "")
         return (
-            f"placement asks for {asked} workers, the cluster has room for {room} (a worker takes {unit}): write fewer "
-            'placement.workers, or { min = 1, max = … } to go on with what there is, or placement.device = "cpu", or '
-            "start a larger cluster"
+            f"placement asks for {wanted} workers, the cluster has room for {room} (a worker takes {unit}): write "
+            "fewer placement.workers, or { min = 1, max = … } to use the room there is, or placement.device = "
+            '"cpu", or start a larger cluster'
         )
 
 
 def _staying(resources: Mapping[str, Mapping[str, float]]) -> list[Mapping[str, float]]:
-    """Resources of the nodes that are alive and not being drained."""
+    """Resources of the nodes that are alive and not draining."""
     staying = alive_nodes().keys() - draining_nodes()
     return [found for node, found in resources.items() if node in staying]

@@ -1,8 +1,8 @@
-"""A training stage on Ray Train workers, started again when they die, leave or could be more.
+"""Runs a training stage on Ray Train workers, and restarts them when they die, must leave, or could be more.
 
-Ray Train places the workers of one attempt and says how it ended; attempts are ours. Its own restarts would repeat what
-the user must mend, and its own elasticity stops workers without a checkpoint and counts them without asking whether
-they divide a step's rows.
+Ray Train places the workers of one attempt and reports how it ended; this module makes the attempts. Ray's own restarts
+would repeat errors that the user must fix, and its own elasticity stops workers without a checkpoint and ignores
+whether their number divides the rows of a step.
 """
 
 import contextlib
@@ -33,203 +33,204 @@ from distill.launch import elastic
 from distill.launch.elastic import WorkerSlots
 from distill.launch.failure_policy import FailureTracker, last_step
 from distill.train import graceful_stop
-from distill.train.graceful_stop import Reason, StoppedError
+from distill.train.graceful_stop import StoppedError, StopReason
 
-WATCH_SECONDS = 2.0
-STEADY_LOOKS = 3
-"""How often in a row more places must be seen before workers stop for them: another job may be about to take them."""
+PROGRESS_SECONDS = 2.0
+STEADY_POLLS = 3
+"""Polls in a row that must find room before a run grows; another job may be about to take the slots."""
 
 
 @dataclass(frozen=True)
 class Call:
-    """A stage call that workers make together."""
+    """A stage call that the workers make together."""
 
-    module: str
+    stage: str
     recipe: Mapping[str, Any]
     inputs: Mapping[str, Path]
     out: Path
     cwd: Path = field(default_factory=Path.cwd)
 
+    @property
+    def ray_folder(self) -> Path:
+        """Folder for the files of Ray Train, on storage that all nodes share."""
+        return self.out.parent / ".ray"
+
 
 def on_workers(call: Call, training: Training, run: Run) -> None:
-    """Run a training stage on workers, one per place, until it is done.
+    """Run a training stage on workers, one per slot, until it is complete.
 
-    ``run`` is the folder it trains in: what is shown meanwhile, and how far it got when workers died. SIGTERM to this
-    process (``ray job stop``) ends it after a checkpoint, as SIGTERM to every worker would.
+    ``run`` is the folder it trains in. SIGTERM to this process (``ray job stop``) stops it after a checkpoint.
 
     Raises:
-        KeyboardInterrupt: it was asked to stop, and has.
+        KeyboardInterrupt: SIGTERM stopped the run.
         LaunchError: the cluster is too small, the workers died too often or twice at the same step, or the stage
-            refused (its own line).
+            raised an error for the user (with its message).
     """
-    asked = WorkerSlots.of(training)
-    log = _folder(call) / f"{call.out.name}.log"
-    deaths = FailureTracker(call.out.name, training.placement.restarts, run, log)
+    slots = WorkerSlots.of(training)
+    name, log = call.out.name, call.ray_folder / f"{call.out.name}.log"
+    failures = FailureTracker(name, training.placement.restarts, run, log)
     count = None
     restarts = Counter[str]()
     while True:
-        count = asked.await_workers(count)
+        count = slots.await_workers(count)
         try:
-            with _output_to(log), _shown(run, call.out.name):
-                stopped = _attempt(call, run, asked, count, restarts)
+            with _ray_train_log(log), _progress_display(run, name):
+                stopped = _attempt(call, run, slots, count, restarts)
         except TrainingFailedError as error:
-            restarts[deaths.add(error)] += 1
+            restarts[failures.add(error)] += 1
             continue
         if stopped is None:
             return
-        told = f"{call.out.name}: {Reason(stopped).words}; stopped at step {last_step(run)}"
-        if stopped == Reason.TERMINATED:
-            say(f"{told}, checkpoint written")
+        status = f"{name}: {StopReason(stopped).text}; stopped at step {last_step(run)}"
+        if stopped == StopReason.TERMINATED:
+            say(f"{status}, checkpoint written")
             raise KeyboardInterrupt
-        restarts["growth" if stopped == Reason.GROWING else "drain"] += 1
-        say(f"{told}, starting again from there")
+        restarts["growth" if stopped == StopReason.GROWING else "drain"] += 1
+        say(f"{status}, starting again from there")
 
 
-def _attempt(call: Call, run: Run, asked: WorkerSlots, count: int, restarts: Mapping[str, int]) -> int | None:
-    """Start the workers once; the :class:`Reason` they stopped for, or None when they were done."""
-    wish = _folder(call) / f"{call.out.name}.stop"
+def _attempt(call: Call, run: Run, slots: WorkerSlots, count: int, restarts: Mapping[str, int]) -> int | None:
+    """Start ``count`` workers; returns the :class:`StopReason` they stopped for, or None when the run is complete."""
+    stop_file = call.ray_folder / f"{call.out.name}.stop"
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={
             "call": call,
             "run": metrics.run_name(run.path),
-            "places": asked,
-            "wish": wish,
+            "slots": slots,
+            "stop_file": stop_file,
             "restarts": dict(restarts),
         },
-        torch_config=TorchConfig(backend="nccl" if asked.gpu else "gloo"),
-        scaling_config=ScalingConfig(num_workers=count, use_gpu=asked.gpu, resources_per_worker=asked.resources),
+        torch_config=TorchConfig(backend="nccl" if slots.gpu else "gloo"),
+        scaling_config=ScalingConfig(num_workers=count, use_gpu=slots.gpu, resources_per_worker=slots.resources),
         run_config=RunConfig(
             name=call.out.name,
-            storage_path=str(_folder(call)),
+            storage_path=str(call.ray_folder),
             failure_config=FailureConfig(max_failures=0, max_preemption_failures=0, controller_failure_limit=0),
-            worker_runtime_env=_environment(asked.gpu),
+            worker_runtime_env=_environment(slots.gpu),
         ),
     )
-    with _sigterm_asks(wish):
+    with _sigterm_creates(stop_file):
         stopped: int | None = trainer.fit().return_value
     return stopped
 
 
 @contextlib.contextmanager
-def _sigterm_asks(wish: Path) -> Iterator[None]:
-    """Inside the block a first SIGTERM leaves a file that workers look for; a second one interrupts."""
-    wish.unlink(missing_ok=True)
+def _sigterm_creates(stop_file: Path) -> Iterator[None]:
+    """Inside the block the first SIGTERM creates a file that workers poll for; a second one interrupts."""
+    stop_file.unlink(missing_ok=True)
     before: Any = None
 
-    def ask(number: int, frame: object) -> None:
+    def on_sigterm(number: int, frame: object) -> None:
         signal.signal(signal.SIGTERM, before)
-        wish.parent.mkdir(parents=True, exist_ok=True)
-        wish.touch()
+        stop_file.parent.mkdir(parents=True, exist_ok=True)
+        stop_file.touch()
 
     if threading.current_thread() is threading.main_thread():
         before = signal.getsignal(signal.SIGTERM)
-        signal.signal(signal.SIGTERM, ask)
+        signal.signal(signal.SIGTERM, on_sigterm)
     try:
         yield
     finally:
         if before is not None:
             signal.signal(signal.SIGTERM, before)
-        wish.unlink(missing_ok=True)
-
-
-def _folder(call: Call) -> Path:
-    """Where Ray Train keeps its own files, seen by all nodes."""
-    return call.out.parent / ".ray"
+        stop_file.unlink(missing_ok=True)
 
 
 def train_worker(config: Mapping[str, Any]) -> int | None:
-    """What every worker does: the stage itself, as under torchrun; returns the :class:`Reason` it stopped for."""
+    """Run the stage on one worker, as under torchrun; returns the :class:`StopReason` it stopped for."""
     call: Call = config["call"]
-    if ray.train.get_context().get_world_rank() == 0:  # who speaks for the run
-        for cause, times in config["restarts"].items():  # its process is new after each of them, and so is its endpoint
+    if ray.train.get_context().get_world_rank() == 0:
+        # Each attempt has a new process, whose metrics start at 0.
+        for cause, times in config["restarts"].items():
             metrics.RESTARTS.labels(config["run"], cause).inc(times)
-    with errors.logging_to_stderr(), worker.working_in(call.cwd), _listening(config["places"], config["wish"]):
-        called = registry.find(call.module)
+    stops = _polling_for_stops(config["slots"], config["stop_file"])
+    with errors.logging_to_stderr(), worker.working_in(call.cwd), stops:
+        called = registry.find(call.stage)
         try:
-            stage.execute(called, called.recipe.of(call.recipe, call.module), call.inputs, call.out)
+            stage.execute(called, called.recipe.of(call.recipe, call.stage), call.inputs, call.out)
         except StoppedError as stopped:
             return int(stopped.reason)
     return None
 
 
 @contextlib.contextmanager
-def _listening(asked: WorkerSlots, wish: Path) -> Iterator[None]:
-    """Ask for a stop when this worker's node is drained, or, in the first worker, when somebody wishes it (the file
-    ``wish`` is there), or there could be more of them."""
+def _polling_for_stops(slots: WorkerSlots, stop_file: Path) -> Iterator[None]:
+    """Inside the block a thread requests stops, see :func:`_poll_for_stops`."""
     done = threading.Event()
-    threading.Thread(target=_listen, args=(asked, wish, done), daemon=True).start()
+    threading.Thread(target=_poll_for_stops, args=(slots, stop_file, done), daemon=True).start()
     try:
         yield
     finally:
         done.set()
 
 
-def _listen(asked: WorkerSlots, wish: Path, done: threading.Event) -> None:
+def _poll_for_stops(slots: WorkerSlots, stop_file: Path, done: threading.Event) -> None:
+    """Request a stop when this node is drained. The first worker does so for the stop file and for new room, too."""
     context = ray.train.get_context()
     node = ray.get_runtime_context().get_node_id()
     workers, first = context.get_world_size(), context.get_world_rank() == 0
-    grows = first and isinstance(asked.training.placement.workers, WorkerRange)
-    looks = 0
-    while not done.wait(elastic.LOOK_SECONDS):
-        if first and wish.exists():
-            graceful_stop.request(Reason.TERMINATED)
-        # A head that is busy or away for a moment is asked again.
+    grows = first and isinstance(slots.training.placement.workers, WorkerRange)
+    polls = 0
+    while not done.wait(elastic.POLL_SECONDS):
+        if first and stop_file.exists():
+            graceful_stop.request(StopReason.TERMINATED)
+        # The head may be busy or away for a moment; the next poll asks again.
         with contextlib.suppress(RayError):
             if node in draining_nodes():
-                graceful_stop.request(Reason.LEAVING)
+                graceful_stop.request(StopReason.LEAVING)
             elif grows:
-                looks = looks + 1 if (asked.fitting(workers + asked.free()) or 0) > workers else 0
-                if looks == STEADY_LOOKS:
-                    graceful_stop.request(Reason.GROWING)
+                polls = polls + 1 if (slots.fitting(workers + slots.free()) or 0) > workers else 0
+                if polls == STEADY_POLLS:
+                    graceful_stop.request(StopReason.GROWING)
 
 
 def _environment(gpu: bool) -> dict[str, Any]:
-    """Hides GPUs from workers that were not given one, also those a cluster was told not to count; Ray does not."""
+    """Hides GPUs from CPU workers. Ray does not hide GPUs that the cluster does not count."""
     hide = not gpu and (ray.cluster_resources().get("GPU", 0) or torch.cuda.is_available())
     return {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}} if hide else {}
 
 
 @contextlib.contextmanager
-def _shown(run: Run, name: str) -> Iterator[None]:
-    """Show a run's progress from its metrics file while others train it."""
+def _progress_display(run: Run, name: str) -> Iterator[None]:
+    """Inside the block a thread shows the run's progress from its metrics file."""
     stop = threading.Event()
-    watching = threading.Thread(target=_watch, args=(run, name, stop), daemon=True)
-    watching.start()
+    thread = threading.Thread(target=_display_progress, args=(run, name, stop), daemon=True)
+    thread.start()
     try:
         yield
     finally:
         stop.set()
-        watching.join()
+        thread.join()
 
 
-def _watch(run: Run, name: str, stop: threading.Event) -> None:
-    shown: progress.Progress | None = None
-    done = 0
-    while not stop.wait(WATCH_SECONDS):
+def _display_progress(run: Run, name: str, stop: threading.Event) -> None:
+    display: progress.Progress | None = None
+    step = 0
+    while not stop.wait(PROGRESS_SECONDS):
         if (last := metrics_log.newest_metrics(run.metrics, "train")) is None:
             continue
-        if shown is None:
-            shown = progress.Progress(f"{name}: training", last["steps"], "steps", last["step"])
-        elif last["step"] != done:  # less, where an attempt starts again from its last checkpoint
-            shown.reach(last["step"], progress.training_note(last))
-        done = last["step"]
-    if shown is not None:
-        shown.close()
+        if display is None:
+            display = progress.Progress(f"{name}: training", last["steps"], "steps", last["step"])
+        elif last["step"] != step:  # lower after a restart from an older checkpoint
+            display.reach(last["step"], progress.training_note(last))
+        step = last["step"]
+    if display is not None:
+        display.close()
 
 
 @contextlib.contextmanager
-def _output_to(path: Path) -> Iterator[None]:
-    """Ray Train's own chatter goes to a file; ours is written by the workers' logs."""
+def _ray_train_log(path: Path) -> Iterator[None]:
+    """Inside the block Ray Train's own log messages go to a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(path)
     loggers = [logging.getLogger(name) for name in ("ray.train", "ray.data")]
-    for noisy in loggers:
-        noisy.addHandler(handler)
-        noisy.propagate = False
+    for logger in loggers:
+        logger.addHandler(handler)
+        logger.propagate = False
     try:
         yield
     finally:
-        for noisy in loggers:
-            noisy.removeHandler(handler)
+        for logger in loggers:
+            logger.removeHandler(handler)
         handler.close()

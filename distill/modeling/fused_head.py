@@ -27,7 +27,7 @@ from distill.modeling.masked_lm import Projection
 _CACHED_POSITIONS = 16
 _CACHED_ELEMENTS = 2**18
 
-MOST_GRAPHS = 64
+MAX_GRAPHS = 64
 """Graphs of a compiled function, one for every shape: trials of micro-batches, training, validations, every phase."""
 
 
@@ -50,7 +50,7 @@ class DistillationTargets:
 def head_losses(
     features: Float[Tensor, "positions hidden"],
     projection: Projection,
-    taught: DistillationTargets | None,
+    targets: DistillationTargets | None,
     labels: Int[Tensor, " labels"],
     weights: Loss,
     chunk: int,
@@ -61,10 +61,12 @@ def head_losses(
     The first ``len(labels)`` positions carry labels, all of them soft targets; at most ``chunk`` positions have logits
     at a time. ``compiled`` fuses what happens between two matrix products.
     """
-    if weights.soft and taught is None:
+    if weights.soft and targets is None:
         raise ValueError("a soft loss needs a teacher")
     task = _Task(weights, len(labels), len(features), chunk, compiled)
-    of_teacher = (taught.features, taught.projection.weight, taught.projection.bias) if taught else (None, None, None)
+    of_teacher = (
+        (targets.features, targets.projection.weight, targets.projection.bias) if targets else (None, None, None)
+    )
     found = _HeadLosses.apply(task, features, projection.weight, projection.bias, labels, *of_teacher)  # type: ignore[no-untyped-call]
     return HeadLosses(*found)
 
@@ -122,9 +124,9 @@ class _HeadLosses(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor,
         labels: Tensor,
-        taught: Tensor | None,
-        taught_weight: Tensor | None,
-        taught_bias: Tensor | None,
+        targets: Tensor | None,
+        teacher_weight: Tensor | None,
+        teacher_bias: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         learns = any(ctx.needs_input_grad)
         soft = features.new_zeros((), dtype=torch.float64)
@@ -132,17 +134,17 @@ class _HeadLosses(torch.autograd.Function):
         gradients = _Gradients(features, weight, bias) if learns else None
         # Buffers for all chunks: memory fresh from the system costs a CPU as much as a tenth of the product.
         space = features.new_empty(min(task.chunk, task.positions), len(weight))
-        taught_space = features.new_empty(space.shape if task.weights.soft else 0)
-        biases = bias.float(), None if taught_bias is None else taught_bias.float()
+        teacher_space = features.new_empty(space.shape if task.weights.soft else 0)
+        biases = bias.float(), None if teacher_bias is None else teacher_bias.float()
         for start in range(0, task.end, task.chunk):
             part = slice(start, min(start + task.chunk, task.end))
             size = part.stop - part.start
             logits = torch.mm(features[part], weight.t(), out=space[:size])
             wanted = None
             if task.weights.soft:
-                assert taught is not None
-                assert taught_weight is not None
-                wanted = torch.mm(taught[part], taught_weight.t(), out=taught_space[:size])
+                assert targets is not None
+                assert teacher_weight is not None
+                wanted = torch.mm(targets[part], teacher_weight.t(), out=teacher_space[:size])
             found = _pass_over(_Chunk(logits, wanted, labels[part]), biases, task, learns)
             soft, masked = soft + found[0], masked + found[1]
             if gradients is not None:
@@ -263,7 +265,7 @@ def _losses_and_gradient(
     wanted: Tensor | None,
     words: Tensor | None,
     bias: Tensor,
-    taught_bias: Tensor | None,
+    teacher_bias: Tensor | None,
     soft_weight: float,
     masked_factor: float,
     temperature: float,
@@ -275,9 +277,9 @@ def _losses_and_gradient(
     logits = logits.float().add_(bias)
     soft = masked = logits.new_zeros(())
     gradient = torch.zeros_like(logits) if wanted is None else logits
-    if wanted is not None and taught_bias is not None:
+    if wanted is not None and teacher_bias is not None:
         predicted = torch.log_softmax(logits / temperature, dim=-1)
-        target = torch.log_softmax(wanted.float().add_(taught_bias).div_(temperature), dim=-1)
+        target = torch.log_softmax(wanted.float().add_(teacher_bias).div_(temperature), dim=-1)
         chance = target.exp()
         soft = torch.dot(chance.view(-1), target.sub_(predicted).view(-1)) * temperature**2
         gradient = predicted.exp_().sub_(chance).mul_(soft_weight * temperature)
@@ -294,5 +296,5 @@ def _losses_and_gradient(
 @functools.cache
 def _compiled() -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
     # A graph for every shape: whole chunks and the ends of labels and of positions, for every phase of a run.
-    torch._dynamo.config.recompile_limit = MOST_GRAPHS
+    torch._dynamo.config.recompile_limit = MAX_GRAPHS
     return torch.compile(_losses_and_gradient, dynamic=False)

@@ -23,7 +23,7 @@ from distill.modeling import student
 from distill.modeling.fused_head import chunk_positions
 from distill.modeling.masked_lm import MaskedLM, Outputs, choose_attention
 from distill.modeling.model_shape import ModelShape
-from distill.train.student_objective import Head, Learner
+from distill.train.student_objective import HeadSettings, StudentObjective
 
 _LAYERS = 2
 _REPEATS = 5
@@ -119,7 +119,7 @@ class _Sample:
         outputs = MaskedLM.forward(self._learner, batch.input_ids, batch.positions)
         (outputs.hidden.sum() + outputs.features.sum()).backward()
 
-    def _models(self) -> tuple[Learner, MaskedLM | None]:
+    def _models(self) -> tuple[StudentObjective, MaskedLM | None]:
         training, place, few = self._training, self._place, _few(self._shape)
         trained = _model(few)
         teacher = None
@@ -133,7 +133,9 @@ class _Sample:
         compiled = training.placement.compiles(place.type)
         bytes_per_logit = costs.VALUE_BYTES[training.precision]
         chunk = chunk_positions(few.vocabulary, bytes_per_logit, _memory(place)[0], place.type)
-        learner = Learner(trained, training.loss, Head(training.placement.head, chunk, compiled)).eval()
+        learner = StudentObjective(
+            trained, training.loss, HeadSettings(training.placement.head, chunk, compiled)
+        ).eval()
         learner.to(place, DTYPES[training.precision])
         if compiled:
             compile_layers(learner)

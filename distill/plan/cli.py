@@ -20,7 +20,7 @@ from cluster.artifacts import artifact, errors, recipe, registry
 from cluster.telemetry.progress import say
 from distill.config import Distillation, Training
 from distill.cost_model import hardware
-from distill.cost_model.forecast import Forecast, Planned, forecast, scaled
+from distill.cost_model.forecast import Forecast, PlannedRun, forecast, scaled
 from distill.cost_model.hardware import Cluster
 from distill.launch.pipeline_recipe import MAIN, Pipeline, PipelinePlan
 from distill.modeling import model_shape
@@ -50,7 +50,7 @@ class Request:
         else:
             self.runs = [self._distillation(recipe.load(Distillation, options.recipe, options.set))]
 
-    def _pipeline(self, pipeline: Pipeline) -> list[Planned]:
+    def _pipeline(self, pipeline: Pipeline) -> list[PlannedRun]:
         tokens = registry.find("cluster.tokens").recipe.of(pipeline.token_recipe(), "[tokens]")
         seq_len = self._seq_len(tokens.seq_len)
         teacher = self._teacher(pipeline.teacher, getattr(tokens.tokenizer, "vocab_size", None))
@@ -63,14 +63,14 @@ class Request:
             found.append(self._phased("teacher", training, None, teacher, seq_len, "teacher.train."))
         return found
 
-    def _distillation(self, distillation: Distillation) -> Planned:
+    def _distillation(self, distillation: Distillation) -> PlannedRun:
         teacher = self._teacher({}, None)
         if not self._facts and self._options.seq_len is None and not distillation.phases:
             self.assumed.append("rows of 128 tokens: give --tokens DIR or --seq-len N")
         written = distillation.phases[0].seq_len if distillation.phases else 128
         return self._student(MAIN, distillation, teacher, self._seq_len(written), "")
 
-    def _student(self, name: str, training: Distillation, teacher: ModelShape, seq_len: int, prefix: str) -> Planned:
+    def _student(self, name: str, training: Distillation, teacher: ModelShape, seq_len: int, prefix: str) -> PlannedRun:
         student = model_shape.student_shape(teacher, len(chosen_layers(training.student.layers, teacher.layers)))
         taught = teacher if training.loss.needs_teacher else None
         if name not in (MAIN, "teacher"):
@@ -79,14 +79,14 @@ class Request:
 
     def _phased(
         self, name: str, training: Training, taught: ModelShape | None, student: ModelShape, seq_len: int, prefix: str
-    ) -> Planned:
+    ) -> PlannedRun:
         """A run by its phases; the rows of a length come from those of ``seq_len``, as they hold the same text."""
         lengths = [phase.seq_len for phase in training.phases] or [seq_len]
         found = []
         for length, alone in zip(lengths, training.by_phase(), strict=True):
             rows = self._rows(alone, seq_len)
             of_length = None if rows is None else max(1, rows * seq_len // length)
-            found.append(Planned(name, alone, taught, student, length, of_length, prefix))
+            found.append(PlannedRun(name, alone, taught, student, length, of_length, prefix))
         return replace(found[0], later=tuple(found[1:]))
 
     def _seq_len(self, written: int) -> int:

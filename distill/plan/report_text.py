@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from cluster.telemetry.formatting import counted, device_hours, gb, hours, line, seconds, size, table
 from distill.cost_model import step_prediction
 from distill.cost_model.costs import checkpoint_bytes
-from distill.cost_model.forecast import Forecast, Planned, checkpoints_kept, scaled
+from distill.cost_model.forecast import Forecast, PlannedRun, checkpoints_kept, scaled
 from distill.cost_model.hardware import Cluster
 from distill.cost_model.step_prediction import Layout, Prediction
 from distill.modeling.model_shape import ModelShape
@@ -64,7 +64,7 @@ def _model(shape: ModelShape) -> str:
     return f"{shape.layers} layers of {shape.hidden}, {shape.parameters / 1e6:.1f} M parameters"
 
 
-def _what(planned: Planned, step: Prediction) -> list[str]:
+def _what(planned: PlannedRun, step: Prediction) -> list[str]:
     lines = [line("teacher", f"{planned.teacher.name}: {_model(planned.teacher)}")] if planned.teacher else []
     lines.append(line("student", _model(planned.student)))
     for number, phase in enumerate(planned.phases):
@@ -72,7 +72,7 @@ def _what(planned: Planned, step: Prediction) -> list[str]:
     return lines
 
 
-def _length(planned: Planned) -> str:
+def _length(planned: PlannedRun) -> str:
     length = f"{planned.steps:,} steps of {planned.training.rows_per_step:,} rows of {planned.seq_len} tokens"
     if planned.training.epochs is not None and planned.train_rows is not None:
         length += f" ({planned.training.epochs:g} passes over {planned.train_rows:,} rows)"
@@ -271,14 +271,14 @@ def _ring_bytes(step: Prediction) -> float:
     return step.network_bytes * workers / (workers - 1) / 2
 
 
-def _rate(planned: Planned, cluster: Cluster) -> str:
+def _rate(planned: PlannedRun, cluster: Cluster) -> str:
     device = cluster.device
     precision = step_prediction.adapted(planned.training, device).precision
     cores = f" x {counted(planned.training.placement.threads, 'core', 'cores')}" if device.kind == "cpu" else ""
     return f"{device.peak_tflops[precision]:.4g} TFLOP/s{cores} x {device.efficiency[precision]:.0%}"
 
 
-def _scaled_row(planned: Planned, cluster: Cluster, step: Prediction, first: Prediction) -> list[str]:
+def _scaled_row(planned: PlannedRun, cluster: Cluster, step: Prediction, first: Prediction) -> list[str]:
     count = step.layout.workers
     phases = zip(planned.phases, planned.follow(step, cluster.of_workers(count)), strict=True)
     taken = sum(phase.steps * found.step_seconds for phase, found in phases) / 3600

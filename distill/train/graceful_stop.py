@@ -1,7 +1,7 @@
-"""Requests to stop, agreed upon by all workers: they end after the same step, with a checkpoint.
+"""Stops training on all workers after the same step, with a checkpoint.
 
-A request comes from anywhere in one process: the SIGTERM of torchrun, a batch system or an operator, or any thread
-that calls :func:`request`. The loop asks once a step what all workers have agreed on, and nobody waits for a device.
+Any process may request a stop: by SIGTERM (from torchrun, a batch system or an operator) or by :func:`request` from any
+thread. The loop asks once a step whether the workers agreed on a stop; this never waits for a device.
 """
 
 import enum
@@ -17,92 +17,92 @@ from torch import Tensor, distributed
 from distill.engine.process_group import Workers
 
 
-class Reason(enum.IntEnum):
-    """Why to stop; when workers give several at once, the largest holds."""
+class StopReason(enum.IntEnum):
+    """Why training stops. When workers give several reasons at once, the largest one wins."""
 
     GROWING = 1
     LEAVING = 2
     TERMINATED = 3
 
     @property
-    def words(self) -> str:
+    def text(self) -> str:
         return {1: "there is room for more workers", 2: "a node is about to leave", 3: "SIGTERM"}[self]
 
 
 class StoppedError(ValueError):
-    """Training was asked to stop, and did, with a checkpoint of its last step."""
+    """Training stopped on request, with a checkpoint of its last step."""
 
-    def __init__(self, reason: Reason, step: int) -> None:
+    def __init__(self, reason: StopReason, step: int) -> None:
         super().__init__(reason, step)
         self.reason, self.step = reason, step
 
     def __str__(self) -> str:
         return (
-            f"stopped after step {self.step} ({self.reason.words}), checkpoint written: run the same command again to "
-            "go on"
+            f"stopped after step {self.step} ({self.reason.text}), checkpoint written: run the same command again to "
+            "continue"
         )
 
 
 _requested = 0
 
 
-def request(reason: Reason) -> None:
-    """Ask for a stop at the next step that all workers agree on; from any thread, once or often, before or during."""
+def request(reason: StopReason) -> None:
+    """Request a stop. May be called from any thread, repeatedly, before or during training."""
     global _requested
     _requested = max(_requested, reason)
 
 
-class Stopping:
-    """Listens for SIGTERM and for requests; a context manager, used by every worker together.
+class GracefulStop:
+    """Handles SIGTERM and stop requests; a context manager that every worker enters.
 
-    Outside the main thread, where Ray runs the training, there are only requests: SIGTERM is Ray's own there.
+    Outside the main thread, where Ray runs the training, it leaves SIGTERM to Ray and handles requests only.
     """
 
     def __init__(self, workers: Workers) -> None:
-        self._group = _group() if workers.world_size > 1 else None
+        self._group = _cpu_group() if workers.world_size > 1 else None
         self._posted: tuple[Tensor, distributed.Work] | None = None
-        self._before: Any = None
+        self._previous_handler: Any = None
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGTERM, _terminated)
+            self._previous_handler = signal.signal(signal.SIGTERM, _on_sigterm)
         return self
 
     def __exit__(self, *_: object) -> None:
         global _requested
         _requested = 0
-        if self._before is not None:
-            signal.signal(signal.SIGTERM, self._before)
+        if self._previous_handler is not None:
+            signal.signal(signal.SIGTERM, self._previous_handler)
 
-    def agreed(self) -> Reason | None:
-        """The reason to stop after this step, the same on every worker; called once a step by each.
+    def agreed(self) -> StopReason | None:
+        """The reason to stop after this step, the same on every worker. Every worker calls this once a step.
 
-        What one worker is asked now, all know one step later: this step's answer is the largest of what they posted
-        in the step before, and has long arrived.
+        Each call starts a reduction of the workers' requests and returns the result of the previous step's, which has
+        long arrived. A request therefore takes effect one step later.
         """
-        asked = torch.tensor(_requested, dtype=torch.int32)
+        requested = torch.tensor(_requested, dtype=torch.int32)
         if self._group is None:
-            return Reason(_requested) if _requested else None
-        before, self._posted = self._posted, (asked, self._post(asked))
-        if before is None:
+            return StopReason(_requested) if _requested else None
+        previous, self._posted = self._posted, (requested, self._post(requested))
+        if previous is None:
             return None
-        found, posted = before
-        posted.wait()
-        return Reason(int(found)) if found else None
+        largest, work = previous
+        work.wait()
+        return StopReason(int(largest)) if largest else None
 
-    def _post(self, asked: Tensor) -> distributed.Work:
-        posted = distributed.all_reduce(asked, distributed.ReduceOp.MAX, self._group, async_op=True)
-        assert isinstance(posted, distributed.Work)
-        return posted
+    def _post(self, requested: Tensor) -> distributed.Work:
+        work = distributed.all_reduce(requested, distributed.ReduceOp.MAX, self._group, async_op=True)
+        assert isinstance(work, distributed.Work)
+        return work
 
 
 @functools.cache
-def _group() -> distributed.ProcessGroup:
-    """A group of the processors, beside that of the devices; it lasts as long as the process, as the other one does."""
+def _cpu_group() -> distributed.ProcessGroup:
+    """A gloo group for CPU tensors. Like the device group it lasts as long as the process."""
     group = distributed.new_group(backend="gloo")
     assert isinstance(group, distributed.ProcessGroup)
     return group
 
 
-def _terminated(_signal: int, _frame: FrameType | None) -> None:
-    request(Reason.TERMINATED)
+def _on_sigterm(_signal: int, _frame: FrameType | None) -> None:
+    request(StopReason.TERMINATED)

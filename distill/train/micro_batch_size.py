@@ -1,8 +1,8 @@
-"""How many rows a micro-batch should have, found by measuring (``placement.rows_per_device = "auto"``).
+"""Finds the micro-batch size by measuring (``placement.rows_per_device = "auto"``).
 
-Larger micro-batches fill the device better until nothing is gained, and take memory in proportion. Sizes are tried from
-one row upwards, each only when the memory of the ones before says that it will fit, so that nothing ever runs out of
-memory on the way. All workers try the same sizes together and agree.
+Larger micro-batches use the device better, up to a point, and take memory in proportion. Sizes are tried from one row
+upwards, each only when the peaks of smaller sizes predict that it fits, so a trial never runs out of memory. All
+workers try the same sizes together and agree on one.
 """
 
 import copy
@@ -24,9 +24,9 @@ from distill.data.schedule import OpenPhase
 from distill.engine.deepspeed_engine import compile_layers
 from distill.engine.process_group import Workers
 from distill.engine.teacher_engine import TeacherEngine
-from distill.train.student_objective import Learner
+from distill.train.student_objective import StudentObjective
 
-# Memory that stays free: a prediction is a straight line through few points, and fragments take their share.
+# Share of memory that stays free: the prediction is a line through few points, and fragmentation takes memory too.
 _MARGIN = 0.15
 # A larger micro-batch must train this much faster to be worth its memory.
 _GAIN = 1.02
@@ -36,7 +36,7 @@ _PEAK_RESET = Path("/proc/self/clear_refs")
 
 @dataclass(frozen=True)
 class Trial:
-    """What one size took: seconds of a micro-batch on the slowest worker, and peak memory in bytes of the fullest."""
+    """Result of one size: seconds of a micro-batch on the slowest worker, and the largest peak in bytes."""
 
     rows: int
     seconds: float
@@ -47,62 +47,65 @@ class Trial:
         return self.rows / self.seconds
 
 
-def rows(phase: OpenPhase, learner: Learner, teacher: TeacherEngine | None, workers: Workers) -> int:
-    """Rows of a micro-batch in this phase: what the recipe says, or what was measured to train fastest.
-
-    Called by all workers together.
-    """
+def rows(phase: OpenPhase, objective: StudentObjective, teacher: TeacherEngine | None, workers: Workers) -> int:
+    """Rows of a micro-batch in this phase: from the recipe, or measured. Collective."""
     training = phase.training
     if training.placement.rows_per_device != "auto":
         return training.micro_rows(workers.world_size)
-    return measure(learner, teacher, lambda count: phase.batches.take(phase.first_step, 0, count), training, workers)
+    return measure(objective, teacher, lambda count: phase.batches.take(phase.first_step, 0, count), training, workers)
 
 
 def measure(
-    learner: Learner, teacher: TeacherEngine | None, take: Callable[[int], Batch], training: Training, workers: Workers
+    objective: StudentObjective,
+    teacher: TeacherEngine | None,
+    take: Callable[[int], Batch],
+    training: Training,
+    workers: Workers,
 ) -> int:
-    """Rows of the micro-batch that trains fastest; divides a worker's rows of a step. Called by all workers together.
+    """Rows of the fastest micro-batch; divides a worker's rows of a step. Collective.
 
-    ``take(n)`` gives a batch of ``n`` rows.
+    ``take(n)`` returns a batch of ``n`` rows.
     """
     training.check_divides(workers.world_size)
     sizes = candidates(training.rows_per_step // workers.world_size)
-    # A copy: DeepSpeed wants the weights as they are, in fp32.
-    probe = copy.deepcopy(learner).to(device=workers.device, dtype=DTYPES[training.precision])
+    # A copy, because DeepSpeed needs the original weights in fp32.
+    probe = copy.deepcopy(objective).to(device=workers.device, dtype=DTYPES[training.precision])
     if training.placement.compiles(workers.device.type):
         compile_layers(probe)
-    reserve = _still_to_come(probe, training, workers)
+    reserve = _training_state_bytes(probe, training, workers)
 
-    def once(rows: int) -> None:
+    def train(rows: int) -> None:
         batch = take(rows).to(workers.device)
-        taught = teacher(batch) if teacher else None
-        probe(batch, taught, teacher.projection if teacher else None).losses.total.backward()
+        targets = teacher(batch) if teacher else None
+        probe(batch, targets, teacher.projection if teacher else None).losses.total.backward()
         for parameter in probe.parameters():
             parameter.grad = None
 
-    held = in_use(workers)
-    trials = search(sizes, lambda rows: tried(once, rows, held, workers), _limit(workers) - reserve, workers)
+    before = in_use(workers)
+    trials = search(
+        sizes, lambda rows: run_trial(train, rows, before, workers), _free_bytes(workers) - reserve, workers
+    )
     del probe
     gc.collect()
     if workers.device.type == "cuda":
         torch.cuda.empty_cache()
     chosen = choose(trials)
-    if workers.leads:
-        progress.say(_said(trials, chosen))
+    if workers.is_main_process:
+        progress.say(_summary(trials, chosen))
     return chosen.rows
 
 
 def candidates(rows: int) -> list[int]:
-    """Sizes to try for so many rows a step and worker: its divisors, each at least half as large again as the last."""
-    found = [1]
+    """Sizes to try: divisors of a worker's rows of a step, each at least 1.5 times the one before."""
+    sizes = [1]
     for size in range(2, rows + 1):
-        if rows % size == 0 and size >= 1.5 * found[-1]:
-            found.append(size)
-    return found
+        if rows % size == 0 and size >= 1.5 * sizes[-1]:
+            sizes.append(size)
+    return sizes
 
 
 def search(sizes: list[int], attempt: Callable[[int], Trial], limit: int, workers: Workers) -> list[Trial]:
-    """Trials of rising sizes, up to the last that fits ``limit`` bytes or the second that gains nothing."""
+    """Try rising sizes, up to the last that fits ``limit`` bytes or the second in a row that is no faster."""
     trials: list[Trial] = []
     for rows in sizes:
         if trials and not _all_agree(predicted_peak(trials, rows) <= limit * (1 - _MARGIN), workers):
@@ -114,11 +117,11 @@ def search(sizes: list[int], attempt: Callable[[int], Trial], limit: int, worker
 
 
 def predicted_peak(trials: list[Trial], rows: int) -> float:
-    """Bytes a size will take: on the straight line through the last two trials, or in proportion to the only one."""
+    """Predicted peak bytes of a size: on the line through the last two trials, or in proportion to the only one."""
     if len(trials) == 1:
         return trials[0].peak / trials[0].rows * rows
-    before, last = trials[-2:]
-    slope = max(0.0, (last.peak - before.peak) / (last.rows - before.rows))
+    previous, last = trials[-2:]
+    slope = max(0.0, (last.peak - previous.peak) / (last.rows - previous.rows))
     return last.peak + slope * (rows - last.rows)
 
 
@@ -128,24 +131,24 @@ def choose(trials: list[Trial]) -> Trial:
     return next(trial for trial in trials if trial.rows_per_second * _GAIN >= best)
 
 
-def tried(once: Callable[[int], None], rows: int, held: int, workers: Workers) -> Trial:
-    """What a micro-batch takes beside the ``held`` bytes that were in use before the first trial.
+def run_trial(train: Callable[[int], None], rows: int, before: int, workers: Workers) -> Trial:
+    """Time a micro-batch and measure its peak above the ``before`` bytes in use before the first trial.
 
-    Not before this one: much of what a trial frees stays with the process, on a CPU, and is still taken.
+    Not before this trial: on a CPU, the process keeps much of the memory that a trial frees.
     """
-    once(rows)  # compiles, and warms caches
+    train(rows)  # compiles and warms caches
     _reset_peak(workers)
     seconds = []
     for _ in range(_REPEATS):
         started = time.perf_counter()
-        once(rows)
+        train(rows)
         if workers.device.type == "cuda":
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - started)
-    found = torch.tensor([statistics.median(seconds), float(_peak(workers) - held)], dtype=torch.float64)
-    found = found.to(workers.device)
-    torch.distributed.all_reduce(found, op=torch.distributed.ReduceOp.MAX)
-    slowest, peak = found.tolist()
+    measured = torch.tensor([statistics.median(seconds), float(_peak(workers) - before)], dtype=torch.float64)
+    measured = measured.to(workers.device)
+    torch.distributed.all_reduce(measured, op=torch.distributed.ReduceOp.MAX)
+    slowest, peak = measured.tolist()
     return Trial(rows, slowest, int(peak))
 
 
@@ -155,29 +158,28 @@ def _all_agree(fits: bool, workers: Workers) -> bool:
     return bool(votes)
 
 
-def _still_to_come(probe: Learner, training: Training, workers: Workers) -> int:
-    """Bytes that training will hold and the trial does not: gradients, their sums, fp32 weights and two moments."""
+def _training_state_bytes(probe: StudentObjective, training: Training, workers: Workers) -> int:
+    """Bytes that training holds besides a trial's: gradients, their sums, fp32 weights and two moments."""
     elements = sum(parameter.numel() for parameter in probe.parameters() if parameter.requires_grad)
     shared = workers.world_size if training.placement.zero_stage else 1
     return elements * (4 + 4) + elements * 3 * 4 // shared
 
 
-def _limit(workers: Workers) -> int:
-    """Bytes that may be taken beside what is taken now."""
+def _free_bytes(workers: Workers) -> int:
+    """Free bytes for this worker."""
     if workers.device.type == "cuda":
         return int(torch.cuda.mem_get_info(workers.device)[0])
     return host_memory.available() // workers.local_world_size
 
 
 def in_use(workers: Workers) -> int:
-    """Bytes of device memory this worker uses."""
+    """Bytes of device memory that this worker uses."""
     if workers.device.type == "cuda":
         return int(torch.cuda.memory_allocated(workers.device))
     return int(psutil.Process().memory_info().rss)
 
 
 def _reset_peak(workers: Workers) -> None:
-    """Forget the peak so far."""
     gc.collect()
     if workers.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(workers.device)
@@ -192,9 +194,9 @@ def _peak(workers: Workers) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
 
 
-def _said(trials: list[Trial], chosen: Trial) -> str:
-    tried = ", ".join(f"{trial.rows}: {trial.rows_per_second:.1f}" for trial in trials)
+def _summary(trials: list[Trial], chosen: Trial) -> str:
+    speeds = ", ".join(f"{trial.rows}: {trial.rows_per_second:.1f}" for trial in trials)
     return (
-        f"micro-batches of {chosen.rows} rows, {chosen.peak / 2**30:.1f} GiB beside the weights (rows a second and "
-        f"worker by size: {tried})"
+        f"micro-batches of {chosen.rows} rows, {chosen.peak / 2**30:.1f} GiB on top of the weights (rows a second and "
+        f"worker by size: {speeds})"
     )

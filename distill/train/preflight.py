@@ -77,7 +77,7 @@ def check_worker(schedule: Schedule, teacher: Any, model: Any, workers: Workers,
         found.append(check(phase.training, taught, student, machine, workers.world_size, phase.seq_len))
     # Micro-batches of later phases have no more tokens than the first one's, whose rows placement counts.
     warnings = found[0] + check_disk(schedule.first.training, student, machine, schedule.steps)
-    if workers.leads:
+    if workers.is_main_process:
         for warning in warnings:
             say(f"warning: {warning}")
     if schedule.first.training.placement.verify == "hashes" and workers.local_rank == 0:

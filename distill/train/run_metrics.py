@@ -1,6 +1,6 @@
-"""What Prometheus sees of a run: the series of ``cluster.telemetry.metrics`` that training fills.
+"""Prometheus metrics of a run.
 
-The first worker of every node serves an endpoint. What holds for the run as a whole comes from the first worker alone.
+The first worker of every node serves an endpoint; the first worker of the run alone sets the metrics of the whole run.
 """
 
 import math
@@ -18,11 +18,11 @@ from distill.engine.step_timer import PARTS
 from distill.modeling.model_shape import ModelShape
 
 CAUSES = ("death", "drain", "growth")
-"""Why workers are started again: one or its node died, a node was drained, there was room for more of them."""
+"""Why workers restart: one of them or its node died, a node was drained, or there was room for more workers."""
 
 
 class RunMetrics:
-    """The numbers of one run, for Prometheus."""
+    """Sets the metrics of one run."""
 
     def __init__(
         self,
@@ -38,15 +38,15 @@ class RunMetrics:
         self._served, self._warned = False, False
 
     def begin(self, step: int) -> None:
-        """Say what is trained, and from which step on; serve it."""
-        if self._workers.leads:
-            self._begin(step)
+        """Set the metrics that describe the run, which starts at ``step``, and serve them."""
+        if self._workers.is_main_process:
+            self._describe(step)
         if self._workers.local_rank == 0:
             metrics.NODE_WORKERS.labels(self._name).set(self._workers.local_world_size)
             self.serve()
 
     def serve(self) -> None:
-        """Serve this node's endpoint; a port that is taken is tried again at the next log, and never ends a run."""
+        """Serve this node's endpoint. When the port is taken, warn once and try again at the next log."""
         port = self._training.placement.metrics_port
         if port is None or self._served or self._workers.local_rank != 0:
             return
@@ -63,7 +63,7 @@ class RunMetrics:
         if self._served:
             exporter.linger()
 
-    def _begin(self, step: int) -> None:
+    def _describe(self, step: int) -> None:
         name, placement = self._name, self._training.placement
         metrics.RUN.labels(name).info(described(self._training, self._workers))
         metrics.STARTED.labels(name).set_to_current_time()
@@ -73,20 +73,20 @@ class RunMetrics:
         metrics.STEP_SECONDS.labels(name).set(0)
         metrics.WORKERS.labels(name).set(self._workers.world_size)
         metrics.CHECKPOINT_STEPS.labels(name).set(placement.save_every)
-        # A counter that is born with its first event looks to Prometheus as if nothing had happened.
+        # Prometheus misses the first event of a counter that does not exist before it.
         for counter in (metrics.SKIPPED, metrics.NONFINITE, metrics.FAILED_CHECKPOINTS, metrics.TOKENS):
             counter.labels(name)
         metrics.ROWS.labels(name)
         for cause in CAUSES:
             metrics.RESTARTS.labels(name, cause)
 
-    def stepped(self) -> None:
-        """A step was made; what it measured is read later."""
-        if self._workers.leads:
+    def mark_step(self) -> None:
+        """Record the time of a step. :meth:`show_steps` shows its measurements later."""
+        if self._workers.is_main_process:
             metrics.STEP_TIME.labels(self._name).set_to_current_time()
 
-    def logged(self, lines: Sequence[Mapping[str, Any]]) -> None:
-        """Show the steps since the last log, which are lines of the metrics file; oldest first."""
+    def show_steps(self, lines: Sequence[Mapping[str, Any]]) -> None:
+        """Show the steps since the last log: lines of the metrics file, oldest first."""
         name, last = self._name, lines[-1]
         for term in ("total", "soft", "masked", "cosine"):
             metrics.LOSS.labels(name, term).set(last[term])
@@ -116,15 +116,15 @@ class RunMetrics:
         teacher, student = self._models
         return costs.step_flops_per_token(phase.training, teacher, student, phase.seq_len)
 
-    def divided(self, parts: Sequence[Sequence[float]]) -> None:
-        """Show the seconds of a mean step by part ``[workers][parts]``."""
+    def show_parts(self, parts: Sequence[Sequence[float]]) -> None:
+        """Show the mean seconds of a step by part, ``[workers][parts]``."""
         for number, part in enumerate(PARTS):
             seconds = [worker[number] for worker in parts]
             metrics.PART_SECONDS.labels(self._name, part, "mean").set(sum(seconds) / len(seconds))
             metrics.PART_SECONDS.labels(self._name, part, "slowest").set(max(seconds))
 
-    def validated(self, values: Mapping[str, float | None]) -> None:
-        """Show a validation; None is what was not measured."""
+    def show_validation(self, values: Mapping[str, float | None]) -> None:
+        """Show a validation; None means not measured."""
         name = self._name
         for term in ("total", "soft", "masked", "cosine"):
             if (value := values[term]) is not None:
@@ -135,21 +135,21 @@ class RunMetrics:
         if (value := values["agreement"]) is not None:
             metrics.AGREEMENT.labels(name).set(value)
 
-    def skipped(self, steps: int) -> None:
+    def count_skipped(self, steps: int) -> None:
         metrics.SKIPPED.labels(self._name).inc(steps)
 
-    def refused(self) -> None:
-        """A loss left the numbers; every worker says so, and it is one event."""
-        if self._workers.leads:
+    def count_nonfinite(self) -> None:
+        """Count a loss or gradient that is not finite. Every worker calls this; only the first counts it."""
+        if self._workers.is_main_process:
             metrics.NONFINITE.labels(self._name).inc()
 
-    def blocked(self, seconds: float) -> None:
-        """Training stood still to take a checkpoint."""
+    def show_checkpoint_pause(self, seconds: float) -> None:
+        """Show how long training paused to take a checkpoint."""
         metrics.CHECKPOINT_SECONDS.labels(self._name, "blocked").set(seconds)
 
 
 def described(training: Training, workers: Workers) -> dict[str, str]:
-    """What to know of a run beside its curves; neither paths nor hosts."""
+    """Labels that describe a run; no paths or host names."""
     loss, optimizer, placement = training.loss, training.optimizer, training.placement
     found = {
         "precision": training.precision,

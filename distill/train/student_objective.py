@@ -1,6 +1,6 @@
-"""What trains: a masked language model and its objective, in one module.
+"""The student with its objective in one module.
 
-DeepSpeed hands out sharded weights only inside a module's forward pass, so the losses are computed there.
+DeepSpeed gathers sharded weights only inside a module's forward pass, so the losses are computed there.
 """
 
 from dataclasses import dataclass
@@ -21,76 +21,81 @@ from distill.modeling.masked_lm import MaskedLM, Outputs, Projection
 
 
 @dataclass(frozen=True)
-class Head:
-    """How logits become losses; none of this changes a loss."""
+class HeadSettings:
+    """How the vocabulary head computes losses. The values of the losses do not depend on it."""
 
     kind: str
     """``fused``, or ``naive``: all logits at once, the reference."""
     chunk: int
-    """Most positions whose logits exist at a time in the fused head."""
+    """Positions whose logits the fused head holds at a time."""
     compiled: bool = False
 
 
-def head_for(training: Training, vocab_size: int, workers: Workers) -> Head:
-    """How a run's logits become losses on this worker."""
+def head_settings(training: Training, vocab_size: int, workers: Workers) -> HeadSettings:
+    """The head settings of a run on this worker."""
     device = workers.device.type
     chunk = fused_head.chunk_positions(vocab_size, DTYPES[training.precision].itemsize, workers.memory, device)
-    return Head(training.placement.head, chunk, training.placement.compiles(device))
+    return HeadSettings(training.placement.head, chunk, training.placement.compiles(device))
 
 
 @dataclass(frozen=True)
-class Learned:
-    """Losses of a batch and, outside training, the likeliest words at its labels."""
+class ObjectiveOutput:
+    """Losses of a batch and, without gradients, the most likely word at each label."""
 
     losses: Losses
     words: Int[Tensor, " labels"] | None
 
 
-class Learner(MaskedLM):
-    """A masked language model whose forward pass ends in losses."""
+class StudentObjective(MaskedLM):
+    """A masked language model whose forward pass returns losses."""
 
-    def __init__(self, model: Any, weights: Loss, head: Head) -> None:
+    def __init__(self, model: Any, weights: Loss, head: HeadSettings) -> None:
         super().__init__(model)
         self._weights, self._head = weights, head
 
-    def forward(self, batch: Batch, taught: Outputs | None, teacher: Projection | None) -> Learned:  # type: ignore[override]
-        """Losses of a batch; ``taught`` may be None only when no term of the loss needs a teacher.
+    def forward(  # type: ignore[override]
+        self, batch: Batch, teacher: Outputs | None, projection: Projection | None
+    ) -> ObjectiveOutput:
+        """Losses of a batch, given the teacher's outputs and its projection.
 
-        In training, a soft or cosine term of weight 0 is not computed and comes back as 0. Without gradients, every
-        term that can be measured is.
+        ``teacher`` may be None only when no loss term needs one. With gradients, soft and cosine terms of weight 0 are
+        skipped and returned as 0; without gradients, every possible term is measured.
         """
-        learns = torch.is_grad_enabled()
+        training = torch.is_grad_enabled()
         outputs: Outputs = super().forward(batch.input_ids, batch.positions)
-        wanted = DistillationTargets(taught.features, teacher) if taught is not None and teacher is not None else None
-        weights = self._weights if learns else _every_term(self._weights, taught is not None)
-        head = self._losses(outputs.features, wanted, batch.labels, weights)
+        targets = None
+        if teacher is not None and projection is not None:
+            targets = DistillationTargets(teacher.features, projection)
+        weights = self._weights if training else _every_term(self._weights, teacher is not None)
+        head = self._head_losses(outputs.features, targets, batch.labels, weights)
         cosine = torch.zeros_like(head.weighted)
         if weights.cosine:
-            assert taught is not None
-            cosine = (cosine_loss if self._head.kind == "naive" else fused_head.cosine_loss)(
-                outputs.hidden, taught.hidden
-            )
+            assert teacher is not None
+            loss = cosine_loss if self._head.kind == "naive" else fused_head.cosine_loss
+            cosine = loss(outputs.hidden, teacher.hidden)
         total = head.weighted + weights.cosine * cosine
         words = None
-        if not learns:
+        if not training:
             words = fused_head.top_words(outputs.features[: len(batch.labels)], self.projection, self._head.chunk)
-        return Learned(Losses(total, head.soft, head.masked, cosine), words)
+        return ObjectiveOutput(Losses(total, head.soft, head.masked, cosine), words)
 
-    def _losses(
+    def _head_losses(
         self,
         features: Float[Tensor, "positions hidden"],
-        taught: DistillationTargets | None,
+        targets: DistillationTargets | None,
         labels: Int[Tensor, " labels"],
         weights: Loss,
     ) -> HeadLosses:
         head = self._head
         if head.kind == "fused":
-            return fused_head.head_losses(features, self.projection, taught, labels, weights, head.chunk, head.compiled)
+            return fused_head.head_losses(
+                features, self.projection, targets, labels, weights, head.chunk, head.compiled
+            )
         logits = self.projection.logits(features)
         soft = torch.zeros((), device=features.device)
         if weights.soft:
-            assert taught is not None
-            soft = soft_target_loss(logits, taught.projection.logits(taught.features), weights.temperature)
+            assert targets is not None
+            soft = soft_target_loss(logits, targets.projection.logits(targets.features), weights.temperature)
         masked = masked_word_loss(logits[: len(labels)], labels)
         return HeadLosses(weights.soft * soft + weights.masked * masked, soft, masked)
 

@@ -166,7 +166,7 @@ def _train(model: Any, recipe: Teacher, schedule: Schedule, identities: dict[str
         model.base_model.requires_grad_(False)
     workers = join(training.placement.threads)
     preflight.check_worker(schedule, None, model, workers, folder)
-    if workers.leads:
+    if workers.is_main_process:
         Run(folder).claim(recipe.identity(), identities)
     torch.distributed.barrier()
     fit(model, None, schedule, training, Run(folder), workers)

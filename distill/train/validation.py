@@ -18,7 +18,7 @@ from distill.engine.process_group import Workers
 from distill.engine.teacher_engine import TeacherEngine
 from distill.modeling import fused_head
 from distill.modeling.masked_lm import Outputs
-from distill.train.student_objective import Learned
+from distill.train.student_objective import ObjectiveOutput
 
 NAMES = ("soft", "masked", "cosine", "accuracy", "agreement", "teacher_masked", "teacher_accuracy")
 _OF_TEACHER = ("soft", "cosine", "agreement", "teacher_masked", "teacher_accuracy")
@@ -69,7 +69,7 @@ class Validation:
             batch = self._masker.mask(self._rows.take(rows), rows, np.full_like(rows, VALIDATION_EPOCH))
             yield batch.to(self._workers.device), len(rows) if place < len(starts) else 0
 
-    def _measured(self, learned: Learned, taught: Outputs | None, batch: Batch) -> Tensor:
+    def _measured(self, learned: ObjectiveOutput, taught: Outputs | None, batch: Batch) -> Tensor:
         words, losses = learned.words, learned.losses
         assert words is not None
         found: dict[str, Any] = dict.fromkeys(NAMES, torch.zeros((), device=self._workers.device))

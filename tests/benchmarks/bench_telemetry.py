@@ -99,17 +99,17 @@ class Clock:
 
 def _train(folder: Path) -> dict[str, float]:
     """The run, in a process of its own."""
-    from distill.checkpointing.checkpoint_writer import Saver
+    from distill.checkpointing.checkpoint_writer import CheckpointWriter
     from distill.engine.step_timer import StepTimer
     from distill.train import loop
-    from distill.train.run_logger import Recorder
+    from distill.train.run_logger import RunLogger
     from distill.train.validation import Validation
 
     clock = Clock()
     for name in (*_RECORDING, "__exit__"):
-        clock.around(StepTimer if name == "begin" else Recorder, name)
+        clock.around(StepTimer if name == "begin" else RunLogger, name)
     clock.around(Validation, "measure")
-    clock.around(Saver, "_write", time.thread_time)
+    clock.around(CheckpointWriter, "_write", time.thread_time)
     recipe = Distillation(
         steps=_STEPS,
         rows_per_step=_ROWS,

@@ -16,7 +16,7 @@ from distill.config import Loss, Student, Training
 from distill.data.batches import Batch
 from distill.modeling import student
 from distill.modeling.masked_lm import MaskedLM
-from distill.train.student_objective import Head, Learner
+from distill.train.student_objective import HeadSettings, StudentObjective
 
 VOCABULARY, LENGTH = 320, 24
 
@@ -60,7 +60,7 @@ def test_losses_and_gradients_are_ours_on_full_rows() -> None:
     found = usual.losses(given)
     found.total.backward()
 
-    ours = Learner(student.make(usual.teacher, Student(), seed=1), Loss(), Head("fused", 16)).eval()
+    ours = StudentObjective(student.make(usual.teacher, Student(), seed=1), Loss(), HeadSettings("fused", 16)).eval()
     taught = MaskedLM(usual.teacher)
     positions = torch.cat([labelled.nonzero()[:, 0], (~labelled).nonzero()[:, 0]])
     batch = Batch(given.input_ids, positions, given.labels.flatten()[labelled])

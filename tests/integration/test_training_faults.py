@@ -195,7 +195,7 @@ def test_a_lost_node_that_nobody_replaces_is_a_clear_stop(folder: Path, tmp_path
         said = driver.finish()
     assert driver.process.returncode == 1
     assert said.splitlines()[-1].startswith("error: placement asks for 1 workers, the cluster has room for 0"), said
-    assert "run the same command again to go on" in said
+    assert "run the same command again to continue" in said
 
 
 @pytest.mark.parametrize(

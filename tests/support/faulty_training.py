@@ -13,17 +13,17 @@ from distill.train import graceful_stop, loop
 
 def run(recipe: Distillation, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
     """Train until the fault; without checkpoints before it, every attempt takes the same steps."""
-    agreed = graceful_stop.Stopping.agreed
+    agreed = graceful_stop.GracefulStop.agreed
     steps = iter(range(1, 100))
 
-    def faulty(self: graceful_stop.Stopping) -> graceful_stop.Reason | None:
+    def faulty(self: graceful_stop.GracefulStop) -> graceful_stop.StopReason | None:
         if next(steps) == 7 and int(os.environ["RANK"]) == int(os.environ["WORLD_SIZE"]) - 1:
             if os.environ["FAULT"] == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
             raise RuntimeError("a bug of step seven")
         return agreed(self)
 
-    graceful_stop.Stopping.agreed = faulty  # type: ignore[method-assign]
+    graceful_stop.GracefulStop.agreed = faulty  # type: ignore[method-assign]
     return loop.run(recipe, inputs, out)
 
 

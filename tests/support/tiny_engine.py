@@ -13,7 +13,7 @@ from distill.engine import process_group
 from distill.engine.deepspeed_engine import Engine
 from distill.engine.process_group import Workers
 from distill.modeling import masked_lm, student
-from distill.train.student_objective import Head, Learner
+from distill.train.student_objective import HeadSettings, StudentObjective
 
 ROWS, LENGTH = 8, 16
 
@@ -28,7 +28,9 @@ def training(precision: str = "fp32", zero_stage: int = 1, rows_per_device: int 
 def started(folder: Path, recipe: Training, workers: Workers) -> Engine:
     teacher, _ = masked_lm.load(folder)
     model = student.make(teacher, Student(), seed=1)
-    return Engine(Learner(model, Loss(soft=0.0, masked=1.0, cosine=0.0), Head("fused", 64)), recipe, workers)
+    return Engine(
+        StudentObjective(model, Loss(soft=0.0, masked=1.0, cosine=0.0), HeadSettings("fused", 64)), recipe, workers
+    )
 
 
 def one_step(made: Engine, seed: int = 0, spoil: Spoil | None = None) -> float:

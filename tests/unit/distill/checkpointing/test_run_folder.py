@@ -18,16 +18,16 @@ from safetensors.torch import load_file
 from distill.checkpointing.checkpoint import CheckpointError
 from distill.checkpointing.run_folder import Run, RunError
 from distill.config import Placement
-from distill.engine.deepspeed_engine import State
+from distill.engine.deepspeed_engine import TrainingState
 
 FACTS = {"tokens": 64, "device_seconds": 0.1, "skipped_steps": 0, "validation": {"masked": None, "total": 1.25}}
 
 
-def state(step: int, size: int = 1000) -> State:
+def state(step: int, size: int = 1000) -> TrainingState:
     made = torch.Generator().manual_seed(step)
     weights = {name: torch.randn(size, generator=made) for name in ("a.weight", "b.weight")}
     moments = {f"{moment}.{name}": value + 1 for moment in ("exp_avg", "exp_avg_sq") for name, value in weights.items()}
-    return State(weights, moments, float(step), {"cur_scale": 1024.0})
+    return TrainingState(weights, moments, float(step), {"cur_scale": 1024.0})
 
 
 def saved(folder: Path, *steps: int, **placement: int) -> Run:
@@ -45,7 +45,7 @@ def names(run: Run) -> set[str]:
     return {path.name for path in (run.path / "checkpoints").iterdir()}
 
 
-def check_same(found: State, step: int) -> None:
+def check_same(found: TrainingState, step: int) -> None:
     wanted = state(step)
     assert (found.optimizer_steps, found.scaler) == (wanted.optimizer_steps, wanted.scaler)
     for ours, theirs in ((found.weights, wanted.weights), (found.moments, wanted.moments)):
@@ -112,12 +112,15 @@ def change_a_byte(path: Path) -> None:
 
 
 DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
-    "cut weights": (lambda path: cut(path / "weights.safetensors"), "weights.safetensors was cut or changed"),
+    "cut weights": (lambda path: cut(path / "weights.safetensors"), "weights.safetensors was truncated or changed"),
     "changed moments": (lambda path: change_a_byte(path / "moments.safetensors"), "moments.safetensors was cut or"),
     "no moments": (lambda path: (path / "moments.safetensors").unlink(), "moments.safetensors is missing"),
-    "cut facts": (lambda path: cut(path / "checkpoint.json"), "checkpoint.json was cut or changed"),
-    "changed facts": (lambda path: change_a_byte(path / "checkpoint.json"), "checkpoint.json was cut or changed"),
-    "empty facts": (lambda path: (path / "checkpoint.json").write_bytes(b""), "checkpoint.json was cut or changed"),
+    "cut facts": (lambda path: cut(path / "checkpoint.json"), "checkpoint.json was truncated or changed"),
+    "changed facts": (lambda path: change_a_byte(path / "checkpoint.json"), "checkpoint.json was truncated or changed"),
+    "empty facts": (
+        lambda path: (path / "checkpoint.json").write_bytes(b""),
+        "checkpoint.json was truncated or changed",
+    ),
     "no facts": (lambda path: (path / "checkpoint.json").unlink(), "checkpoint.json is missing"),
 }
 
@@ -132,12 +135,12 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_taken(
     with pytest.raises(CheckpointError, match=f"{words}.*: delete .*step_00000003, and distill.train goes on from"):
         run.checkpoint(3).load()
     with caplog.at_level("INFO", "stillhouse"):
-        found = run.sound()
+        found = run.newest_intact()
     assert found is not None
     check_same(found.load(), 2)
     (line,) = caplog.messages
     assert words in line
-    assert line.endswith("set aside as .damaged-step_00000003, going on from step 2")
+    assert line.endswith("set aside as .damaged-step_00000003, resuming from step 2")
     saved(tmp_path, 3, 4, keep_checkpoints=1)
     assert names(run) == {".damaged-step_00000003", "step_00000004"}
 
@@ -148,7 +151,7 @@ def test_when_all_are_damaged_the_run_does_not_begin_again_by_itself(tmp_path: P
         change_a_byte(checkpoint.path / "weights.safetensors")
     for _ in range(2):
         with pytest.raises(RunError, match=r"every checkpoint of .* is damaged \(steps 1, 2; .*weights.* was cut or"):
-            run.sound()
+            run.newest_intact()
     assert steps(run) == [1, 2]
 
 
@@ -156,7 +159,7 @@ def test_a_checkpoint_damaged_twice_is_set_aside_twice(tmp_path: Path) -> None:
     run = saved(tmp_path, 1)
     for _ in range(2):
         cut(saved(tmp_path, 2).checkpoint(2).path / "weights.safetensors")
-        run.sound()
+        run.newest_intact()
     assert names(run) == {"step_00000001", ".damaged-step_00000002", ".damaged-step_00000002-2"}
 
 
@@ -200,7 +203,7 @@ def test_a_kill_while_writing_leaves_sound_checkpoints(tmp_path: Path, name: str
 
     assert in_child(work) == -signal.SIGKILL
     assert steps(run) == left
-    found = run.sound()
+    found = run.newest_intact()
     assert found is not None
     check_same(found.load(), left[-1])
     saved(tmp_path, 4, keep_checkpoints=1)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from distill.config import Optimizer, Placement, Training
 from distill.engine import deepspeed_engine, process_group
-from distill.engine.deepspeed_engine import Engine, EngineError, State, check_precision, settings
+from distill.engine.deepspeed_engine import Engine, EngineError, TrainingState, check_precision, settings
 from distill.engine.process_group import Workers
 
 GOLDEN = paths.GOLDEN / "deepspeed"
@@ -125,7 +125,7 @@ SPOILS: dict[str, Spoil] = {
 }
 
 
-def same(one: State, other: State) -> bool:
+def same(one: TrainingState, other: TrainingState) -> bool:
     """Whether weights, moments and AdamW's count of steps are equal, bit for bit."""
     pairs = [(one.weights, other.weights), (one.moments, other.moments)]
     return one.optimizer_steps == other.optimizer_steps and all(

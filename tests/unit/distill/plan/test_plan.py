@@ -14,7 +14,7 @@ from transformers import BertConfig, BertForMaskedLM, RobertaConfig, RobertaForM
 
 from distill.config import Distillation, Training
 from distill.cost_model import costs, hardware, step_prediction
-from distill.cost_model.forecast import Planned, forecast, runs_on, scaled
+from distill.cost_model.forecast import PlannedRun, forecast, runs_on, scaled
 from distill.cost_model.hardware import HardwareError
 from distill.cost_model.step_prediction import Layout
 from distill.modeling import fused_head, model_shape, student
@@ -31,9 +31,9 @@ def _training(**values: Any) -> Distillation:
     return Distillation.of({"steps": 1000, "precision": "fp16", **values})
 
 
-def _planned(training: Training | None = None, seq_len: int = 512, teacher: ModelShape = BERT) -> Planned:
+def _planned(training: Training | None = None, seq_len: int = 512, teacher: ModelShape = BERT) -> PlannedRun:
     made = model_shape.student_shape(teacher, teacher.layers // 2)
-    return Planned("student", training or _training(), teacher, made, seq_len, prefix="train.")
+    return PlannedRun("student", training or _training(), teacher, made, seq_len, prefix="train.")
 
 
 # Counts

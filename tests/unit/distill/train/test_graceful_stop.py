@@ -18,7 +18,7 @@ from distill.checkpointing.run_folder import Run
 from distill.config import Distillation
 from distill.engine.process_group import Workers
 from distill.train import graceful_stop
-from distill.train.graceful_stop import Reason, StoppedError, Stopping
+from distill.train.graceful_stop import GracefulStop, StoppedError, StopReason
 
 ALONE = Workers(0, 0, 1, torch.device("cpu"))
 SETTINGS = ("steps=150", "placement.log_every=1", "placement.save_every=100", "placement.validate_every=100")
@@ -40,20 +40,20 @@ def whole(folder: Path) -> list[float]:
 
 
 def test_a_request_is_heard_once_and_the_gravest_holds() -> None:
-    with Stopping(ALONE) as stops:
+    with GracefulStop(ALONE) as stops:
         assert stops.agreed() is None
-        graceful_stop.request(Reason.LEAVING)
-        graceful_stop.request(Reason.GROWING)
-        assert stops.agreed() is Reason.LEAVING
-    with Stopping(ALONE) as stops:
+        graceful_stop.request(StopReason.LEAVING)
+        graceful_stop.request(StopReason.GROWING)
+        assert stops.agreed() is StopReason.LEAVING
+    with GracefulStop(ALONE) as stops:
         assert stops.agreed() is None
 
 
 def test_sigterm_is_a_request_inside_the_block_only() -> None:
     before = signal.getsignal(signal.SIGTERM)
-    with Stopping(ALONE) as stops:
+    with GracefulStop(ALONE) as stops:
         os.kill(os.getpid(), signal.SIGTERM)
-        assert stops.agreed() is Reason.TERMINATED
+        assert stops.agreed() is StopReason.TERMINATED
     assert signal.getsignal(signal.SIGTERM) is before
 
 
@@ -61,7 +61,7 @@ def test_outside_the_main_thread_signals_are_left_alone() -> None:
     handlers = []
 
     def listen() -> None:
-        with Stopping(ALONE):
+        with GracefulStop(ALONE):
             handlers.append(signal.getsignal(signal.SIGTERM))
 
     thread = threading.Thread(target=listen)
@@ -71,8 +71,8 @@ def test_outside_the_main_thread_signals_are_left_alone() -> None:
 
 
 def test_what_it_says_is_what_to_do() -> None:
-    assert str(StoppedError(Reason.TERMINATED, 7)) == (
-        "stopped after step 7 (SIGTERM), checkpoint written: run the same command again to go on"
+    assert str(StoppedError(StopReason.TERMINATED, 7)) == (
+        "stopped after step 7 (SIGTERM), checkpoint written: run the same command again to continue"
     )
 
 
@@ -81,7 +81,7 @@ def test_a_stopped_run_has_a_checkpoint_and_goes_on(folder: Path, tmp_path: Path
     recipe = Distillation.of(RECIPE)
     stage.execute(registry.find("distill.train"), recipe, inputs, tmp_path / "whole")
     run = Run(tmp_path / "run")
-    graceful_stop.request(Reason.TERMINATED)
+    graceful_stop.request(StopReason.TERMINATED)
     with pytest.raises(StoppedError, match="stopped after step 1 "):
         stage.execute(registry.find("distill.train"), recipe, inputs, run.path)
     assert [checkpoint.step for checkpoint in run.checkpoints()] == [1]

@@ -1,4 +1,4 @@
-"""Micro-batches found by measuring: what is tried, what is never tried, what is chosen; and a real measurement."""
+"""The search for the micro-batch size: which sizes it tries, which it chooses; and a real measurement."""
 
 from pathlib import Path
 
@@ -17,8 +17,8 @@ from distill.engine.teacher_engine import TeacherEngine
 from distill.modeling import masked_lm, student
 from distill.modeling.masked_lm import MaskedLM
 from distill.train import micro_batch_size
-from distill.train.micro_batch_size import Trial, candidates, choose, in_use, predicted_peak, search, tried
-from distill.train.student_objective import Learner, head_for
+from distill.train.micro_batch_size import Trial, candidates, choose, in_use, predicted_peak, run_trial, search
+from distill.train.student_objective import StudentObjective, head_settings
 
 GIB = 2**30
 
@@ -78,8 +78,8 @@ def test_memory_that_a_trial_does_not_give_back_counts(workers: Workers) -> None
 
     held = in_use(workers)
     # Not all of it: what tests before this one left may be given back meanwhile.
-    assert tried(once, 1, held, workers).peak >= 0.8 * 2**26
-    assert tried(once, 2, held, workers).peak >= 1.8 * 2**26
+    assert run_trial(once, 1, held, workers).peak >= 0.8 * 2**26
+    assert run_trial(once, 2, held, workers).peak >= 1.8 * 2**26
 
 
 def test_a_real_measurement_leaves_the_model_as_it_was(workers: Workers, tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ def test_a_real_measurement_leaves_the_model_as_it_was(workers: Workers, tmp_pat
     training = Distillation(steps=1, rows_per_step=32, placement=Placement(rows_per_device="auto"))
     teacher, _ = masked_lm.load(tmp_path / "teacher")
     made = student.make(teacher, Student(), 1)
-    learner = Learner(made, training.loss, head_for(training, tokens.vocab_size, workers))
+    learner = StudentObjective(made, training.loss, head_settings(training, tokens.vocab_size, workers))
     before = {name: tensor.clone() for name, tensor in learner.state_dict().items()}
     batches = Batches(tokens.train, Masker(tokens, training), training)
     asked: list[int] = []

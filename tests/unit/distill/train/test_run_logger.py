@@ -153,7 +153,7 @@ def test_a_disk_that_is_full_for_a_while_costs_only_checkpoints(folder: Path, tm
         assert full.process.wait() == 0, full.rest()
         assert "checkpoint of step 20 was not written" in said
         assert "the disk is full" in said
-        assert "; there is none yet): free some space; training goes on, and the next checkpoint tries again" in said
+        assert "; there is none yet): free some space; training continues, and the next checkpoint tries again" in said
         assert steps(run)[-1] == 60
         assert not list(run.path.glob("checkpoints/.*"))
         assert [line["step"] for line in train_lines(run)] == list(range(1, 61))
@@ -199,7 +199,9 @@ def test_a_damaged_newest_checkpoint_costs_its_steps_and_nothing_else(
     (newest / CHECKPOINT).write_bytes((newest / CHECKPOINT).read_bytes()[:-30])
     code, said = started(capsys, given)
     assert code == 0, said
-    assert "checkpoint.json was cut or changed: set aside as .damaged-step_00000040, going on from step 30" in said
+    assert (
+        "checkpoint.json was truncated or changed: set aside as .damaged-step_00000040, resuming from step 30" in said
+    )
     assert curve(tmp_path / "run") == pytest.approx(whole, rel=TOLERANCE)
     names = {path.name for path in newest.parent.iterdir()}
     assert names == {".damaged-step_00000040", "step_00000030", "step_00000040"}
@@ -214,7 +216,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_refused(
     assert code == 1
     assert said.count("\n") == 1
     assert "every checkpoint of" in said
-    assert "to begin again at step 0" in said
+    assert "to start again at step 0" in said
 
 
 def test_a_worker_that_sees_an_older_folder_waits_for_the_checkpoint_the_first_one_saw(
@@ -228,10 +230,10 @@ def test_a_worker_that_sees_an_older_folder_waits_for_the_checkpoint_the_first_o
     whole.path.rename(hidden)
     appearing = threading.Timer(0.2, hidden.rename, [whole.path])
     appearing.start()
-    assert checkpoint_writer.seen(run, 2, identity, worker).step == 2
-    monkeypatch.setattr(checkpoint_writer, "_SEEN_SECONDS", 0.0)
+    assert checkpoint_writer.wait_until_visible(run, 2, identity, worker).step == 2
+    monkeypatch.setattr(checkpoint_writer, "_VISIBLE_SECONDS", 0.0)
     with pytest.raises(RunError, match=r"worker 1 does not see .* of step 2 .* storage that all nodes share"):
-        checkpoint_writer.seen(run, 2, "another", worker)
+        checkpoint_writer.wait_until_visible(run, 2, "another", worker)
 
 
 DYING = """

@@ -106,7 +106,7 @@ def line(step: int, schedule: Schedule, **changes: Any) -> Mapping[str, Any]:
 def test_what_was_logged_is_shown(schedule: Schedule) -> None:
     live = RunMetrics("shown", recipe(), schedule, (None, STUDENT), Card(0, 0, 2, CPU))
     live.begin(10)
-    live.logged([line(11, schedule, gradient_norm=70.0), line(12, schedule, gradient_norm=float("inf"))])
+    live.show_steps([line(11, schedule, gradient_norm=70.0), line(12, schedule, gradient_norm=float("inf"))])
     assert value("stillhouse_step", run="shown") == 12
     assert value("stillhouse_gradient_norm", run="shown") == 70, "the largest that is a number"
     assert value("stillhouse_loss_scale", run="shown") == 64
@@ -116,7 +116,7 @@ def test_what_was_logged_is_shown(schedule: Schedule) -> None:
     needed = costs.step_flops_per_token(recipe(), None, STUDENT, schedule.first.seq_len)
     share = needed * schedule.first.tokens_per_step / 0.5 / (2 * 125e12)
     assert value("stillhouse_model_flops_utilization_ratio", run="shown") == pytest.approx(share)
-    live.divided([[1.0, 2, 3, 4, 5, 6], [3.0, 2, 3, 4, 5, 6]])
+    live.show_parts([[1.0, 2, 3, 4, 5, 6], [3.0, 2, 3, 4, 5, 6]])
     assert value("stillhouse_step_part_seconds", run="shown", part="data", worker="mean") == 2
     assert value("stillhouse_step_part_seconds", run="shown", part="data", worker="slowest") == 3
 
@@ -158,6 +158,6 @@ def test_a_loss_that_is_not_finite_is_counted_once_however_many_workers_find_it(
 def test_a_run_on_unknown_devices_has_no_utilisation(schedule: Schedule, tmp_path: Path) -> None:
     live = RunMetrics("unknown", recipe(), schedule, (None, STUDENT), Workers(0, 0, 1, CPU))
     live.begin(0)
-    live.logged([line(1, schedule)])
+    live.show_steps([line(1, schedule)])
     assert value("stillhouse_step", run="unknown") == 1
     assert value("stillhouse_model_flops_utilization_ratio", run="unknown") is None

@@ -110,7 +110,7 @@ def test_placement_may_change_between_starts_and_identity_may_not(folder: Path, 
 
 def test_a_folder_of_something_else_is_not_touched(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("ten years of work")
-    with pytest.raises(RunError, match="holds something that is no run"):
+    with pytest.raises(RunError, match="not a run"):
         execute(folder, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
@@ -124,7 +124,7 @@ def test_export_refuses_a_damaged_checkpoint_by_name(folder: Path, tmp_path: Pat
     execute(folder, tmp_path / "run")
     weights = tmp_path / "run" / "checkpoints" / "step_00000006" / "weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:-8] + b"\0" * 8)
-    with pytest.raises(CheckpointError, match=r"weights.safetensors was cut or changed: delete .*step_00000006"):
+    with pytest.raises(CheckpointError, match=r"weights.safetensors was truncated or changed: delete .*step_00000006"):
         stage.execute(export.STAGE, export.Export(), {"run": tmp_path / "run"}, tmp_path / "student")
 
 

@@ -28,9 +28,9 @@ from distill.config import Distillation
 from distill.data.batches import Batches
 from distill.engine import deepspeed_engine
 from distill.engine.deepspeed_engine import Engine
-from distill.train.graceful_stop import Stopping
+from distill.train.graceful_stop import GracefulStop
 from distill.train.loop import STAGE
-from distill.train.run_logger import Recorder
+from distill.train.run_logger import RunLogger
 
 STEPS, UNWATCHED = 4, 2
 CUDA = torch.cuda.is_available()
@@ -97,11 +97,11 @@ class Loop:
         self.waits: list[str] = []
         self._open = contextlib.ExitStack()
         self._steps = 0
-        patch.setattr(Recorder, "end_step", self._begins(Recorder.end_step))
+        patch.setattr(RunLogger, "end_step", self._begins(RunLogger.end_step))
         may_wait: list[tuple[type, str]] = [
-            (Recorder, "drain"),
+            (RunLogger, "drain"),
             # These are busy with tensors of the processor, which only a CPU's run has no way to tell from the device's.
-            *([] if CUDA else [(Batches, "take"), (Stopping, "agreed")]),
+            *([] if CUDA else [(Batches, "take"), (GracefulStop, "agreed")]),
         ]
         for owner, name in may_wait:
             patch.setattr(owner, name, self._may_wait(getattr(owner, name)))
