@@ -133,7 +133,7 @@ def test_a_node_that_is_killed_and_replaced(folder: Path, tmp_path: Path, whole:
         print(f"node came: first checkpoint of two workers {time.monotonic() - started:.1f} s later")
         said = driver.finish()
     assert driver.process.returncode == 0, said
-    assert "room for 1 of 2 workers: going on with 1" in said
+    assert "room for 1 of 2 workers: continuing with 1" in said
     assert "there is room for more workers; stopped at step" in said
     assert curve(driver.run.path) == pytest.approx(whole, rel=1e-6)
 

@@ -113,7 +113,7 @@ def change_a_byte(path: Path) -> None:
 
 DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "cut weights": (lambda path: cut(path / "weights.safetensors"), "weights.safetensors was truncated or changed"),
-    "changed moments": (lambda path: change_a_byte(path / "moments.safetensors"), "moments.safetensors was cut or"),
+    "changed moments": (lambda path: change_a_byte(path / "moments.safetensors"), "moments.safetensors was truncated"),
     "no moments": (lambda path: (path / "moments.safetensors").unlink(), "moments.safetensors is missing"),
     "cut facts": (lambda path: cut(path / "checkpoint.json"), "checkpoint.json was truncated or changed"),
     "changed facts": (lambda path: change_a_byte(path / "checkpoint.json"), "checkpoint.json was truncated or changed"),
@@ -132,7 +132,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_taken(
     run = saved(tmp_path, 1, 2, 3)
     harm, words = DAMAGES[damage]
     harm(run.checkpoint(3).path)
-    with pytest.raises(CheckpointError, match=f"{words}.*: delete .*step_00000003, and distill.train goes on from"):
+    with pytest.raises(CheckpointError, match=f"{words}.*: delete .*step_00000003, and distill.train resumes from"):
         run.checkpoint(3).load()
     with caplog.at_level("INFO", "stillhouse"):
         found = run.newest_intact()
@@ -150,7 +150,9 @@ def test_when_all_are_damaged_the_run_does_not_begin_again_by_itself(tmp_path: P
     for checkpoint in run.checkpoints():
         change_a_byte(checkpoint.path / "weights.safetensors")
     for _ in range(2):
-        with pytest.raises(RunError, match=r"every checkpoint of .* is damaged \(steps 1, 2; .*weights.* was cut or"):
+        with pytest.raises(
+            RunError, match=r"every checkpoint of .* is damaged \(steps 1, 2; .*weights.* was truncated"
+        ):
             run.newest_intact()
     assert steps(run) == [1, 2]
 

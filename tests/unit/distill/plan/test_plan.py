@@ -151,7 +151,7 @@ def test_unknown_hardware_is_refused_with_what_is_known(text: str, network: str,
 
 def test_a_device_of_ones_own_is_a_file(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
-    shipped = Path(hardware.__file__).parent / "devices" / "h100.toml"
+    shipped = hardware._DEVICES / "h100.toml"
     path.write_text(shipped.read_text(encoding="utf-8").replace('"H100"', '"mine"'), encoding="utf-8")
     assert hardware.cluster(f"2x{path}").name == "2xmine"
 

@@ -151,7 +151,7 @@ def test_every_node_has_an_endpoint_and_only_the_first_worker_speaks_for_the_run
 
 def test_a_loss_that_is_not_finite_is_counted_once_however_many_workers_find_it(schedule: Schedule) -> None:
     for rank in range(4):
-        RunMetrics("refused", recipe(), schedule, (None, STUDENT), Workers(rank, rank % 2, 4, CPU)).refused()
+        RunMetrics("refused", recipe(), schedule, (None, STUDENT), Workers(rank, rank % 2, 4, CPU)).count_nonfinite()
     assert value("stillhouse_nonfinite_total", run="refused") == 1
 
 
