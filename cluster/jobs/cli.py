@@ -1,13 +1,13 @@
-"""The command line of the job queue.
+"""The job queue of a Ray cluster: submit, list, wait for, cancel and retry jobs.
 
 ::
 
-    python -m cluster.jobs start --ledger DIR [--metrics-port N] [--limit-user NAME=N] [--limit-kind KIND=N]
-    python -m cluster.jobs submit MODULE RECIPE --<role> DIR … --out DIR [--set key=value] [--after ID] [--gpus 1] …
-    python -m cluster.jobs list | show ID | logs ID | wait ID … | cancel ID … | retry ID … | drain | stop
+    stillhouse jobs start --ledger DIR [--metrics-port N] [--limit-user NAME=N] [--limit-kind KIND=N]
+    stillhouse jobs submit STAGE RECIPE --<role> DIR … --out DIR [--set key=value] [--after ID] [--gpus 1] …
+    stillhouse jobs list | show ID | logs ID | wait ID … | cancel ID … | retry ID … | drain | stop
 
-It talks to the queue of the cluster at ``RAY_ADDRESS``: ``host:6379`` on a machine of the cluster, ``ray://host:10001``
-from any other. Answers go to stdout, progress and errors to stderr.
+``RAY_ADDRESS`` names the cluster: ``host:6379`` from one of its machines, ``ray://host:10001`` from any other. Results
+go to stdout, progress and errors to stderr.
 """
 
 import argparse
@@ -16,35 +16,44 @@ import datetime
 import json
 import os
 import re
-import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
 from cluster.actors import ray_cluster
 from cluster.artifacts import cli, errors, registry, stage
 from cluster.jobs import client
-from cluster.jobs.job import OPEN, Job, login
+from cluster.jobs.job import GOOD, OPEN, Job, current_user
+from cluster.telemetry import terminal
+from cluster.telemetry.formatting import duration
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-_LOOK_SECONDS = 0.5
-_LAST_BYTES = 4000
-"""Of a log, in what is shown of a job."""
+_POLL_SECONDS = 0.5
+_LAST_BYTES, _LAST_LINES = 4000, 20
+"""End of the log in ``show``."""
+_UNLIMITED = 10_000
+"""Columns of a list in a pipe: a line never wraps."""
+_COLUMNS = ("id", "name", "state", "kind", "user", "prio", "tries", "age", "ran", "where", "why")
+_COLOURS = {"done": "green", "skipped": "green", "failed": "red", "running": "cyan", "cancelled": "dim"}
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = "python -m cluster.jobs") -> None:
-    """Run a command: exits 1 on errors for people and where a job that was waited for failed, 2 on usage."""
+    """Run a command. Exits 1 on errors and if a job that it waited for failed, 2 on usage."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     with errors.errors_for_people():
         options = _parse(given, prog)
         if not os.environ.get(ray_cluster.ADDRESS):
             raise errors.StageError(
                 f"no cluster is named: set {ray_cluster.ADDRESS} to its head's host:6379 (on a machine of the cluster) "
-                "or to ray://host:10001; without a cluster, run the stage itself with python -m MODULE"
+                "or to ray://host:10001; without a cluster, run the stage itself with stillhouse STAGE"
             )
-        # Answers have stdout to themselves: there Ray tells whoever is connected what becomes of nodes and workers.
+        # Ray prints the fate of nodes and workers on stdout; results must not mix with that.
         options.answers = sys.stdout
         with contextlib.redirect_stdout(sys.stderr), ray_cluster.connect():
             good = options.command(options)
@@ -59,73 +68,97 @@ def _parse(given: Sequence[str], prog: str) -> argparse.Namespace:
 
 
 def _parser(prog: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=prog, description="The job queue of a Ray cluster.")
+    parser = argparse.ArgumentParser(prog=prog, description="The job queue of the Ray cluster at RAY_ADDRESS.")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
     def command(name: str, run: Callable[[argparse.Namespace], bool], summary: str) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=summary, description=summary)
         added.set_defaults(command=run)
-        added.add_argument("--ledger", type=Path, metavar="DIR", help=f"where it is kept (default: ${client.LEDGER})")
+        _add_ledger(added)
         return added
 
-    start = command("start", _start, "Start the queue, or change its limits.")
-    start.add_argument("--metrics-port", type=int, metavar="N", help="serve metrics on this port of the queue's node")
+    start = command("start", _start, "Start the queue, or change the limits of the running one.")
     start.add_argument(
-        "--limit-user", type=_limit, action="append", metavar="NAME=N", help="jobs at a time; *=N: of any"
+        "--metrics-port",
+        type=int,
+        metavar="N",
+        help="port for Prometheus on the queue's node (default: unchanged; at first none); example: 9401",
     )
-    start.add_argument(
-        "--limit-kind", type=_limit, action="append", metavar="KIND=N", help="jobs at a time; *=N: of any"
+    for word, example in (("user", "alice=4"), ("kind", "eval.finetune=2")):
+        start.add_argument(
+            f"--limit-{word}",
+            type=_limit,
+            action="append",
+            metavar=f"{word.upper()}=N",
+            help=f"most jobs of a {word} that run at a time, *=N for any not named; repeatable; replaces the earlier "
+            f"limits (default: unchanged; at first none); example: {example}",
+        )
+    submit = command("submit", _explain_submit, "Submit a stage call: STAGE RECIPE --<role> DIR … --out DIR")
+    submit.add_argument(
+        "stage", metavar="STAGE", help="stage (submit STAGE --help explains it); example: eval.finetune"
     )
-    submit = command("submit", _explain_submit, "Submit a stage call: MODULE RECIPE --<role> DIR … --out DIR")
-    submit.add_argument("module", metavar="MODULE", help="submit MODULE --help says more")
-    shown = command("list", _list, "List the jobs that wait or run.")
-    shown.add_argument("--all", action="store_true", help="those that ended, too")
-    shown.add_argument("--user", help="only of this user")
-    shown.add_argument("--json", action="store_true", help="as JSON")
-    one = command("show", _show, "Show everything about a job.")
-    one.add_argument("--json", action="store_true", help="as JSON")
-    logs = command("logs", _logs, "Print what a job has printed.")
-    logs.add_argument("--follow", "-f", action="store_true", help="until it has ended")
-    for added in (one, logs):
-        added.add_argument("job", metavar="ID", help="id, its beginning, or the name of one job")
+    listed = command("list", _list, "List the jobs that wait or run.")
+    listed.add_argument("--all", action="store_true", help="include jobs that have ended (default: only open ones)")
+    listed.add_argument("--user", help="only jobs of this user (default: of all users); example: alice")
+    shown = command("show", _show, "Show everything about a job.")
+    for added in (listed, shown):
+        added.add_argument("--json", action="store_true", help="print JSON (default: text)")
+    logs = command("logs", _logs, "Print the output of a job.")
+    logs.add_argument("--follow", "-f", action="store_true", help="until the job ends (default: the output so far)")
+    for added in (shown, logs):
+        added.add_argument("job", metavar="ID", help="id, its beginning, or the name of one job; example: 3f9a")
     for name, run, summary in (
         ("wait", _wait, "Wait until jobs have ended; exits 1 if one failed."),
-        ("cancel", _cancel, "End jobs, waiting or running."),
-        ("retry", _retry, "Try failed or cancelled jobs again, and those that failed because of them."),
+        ("cancel", _cancel, "Cancel jobs, waiting or running."),
+        ("retry", _retry, "Submit failed or cancelled jobs again, and those that failed because of them."),
     ):
-        command(name, run, summary).add_argument("jobs", metavar="ID", nargs="+")
-    drain = command("drain", _drain, "Start nothing new; what runs ends.")
-    drain.add_argument("--off", action="store_true", help="go on")
-    command("stop", _stop, "End the queue, for instance to start a newer version; its jobs go on.")
+        command(name, run, summary).add_argument(
+            "jobs", metavar="ID", nargs="+", help="ids, their beginnings, or names of one job each; example: 3f9a"
+        )
+    drain = command("drain", _drain, "Start no more jobs; running jobs continue.")
+    drain.add_argument("--off", action="store_true", help="start jobs again (default: stop starting them)")
+    command("stop", _stop, "End the queue, for instance to start a newer version; its jobs keep running.")
     return parser
 
 
-def _submit_parser(module: str, prog: str) -> argparse.ArgumentParser:
-    """The command line of the stage itself, and what the queue wants to know."""
-    called = registry.find(module)
-    parser = cli.parser_for(called, f"{prog} submit {module}")
-    of = parser.add_argument_group("as a job")
-    of.add_argument("--name", help="what it is called (default: that of --out)")
-    of.add_argument("--after", action="append", default=[], metavar="ID", help="a job that must be done first")
-    of.add_argument("--cpus", type=float, default=1, metavar="N")
-    of.add_argument("--gpus", type=float, default=0, metavar="N", help="below 1: a share of one")
-    of.add_argument("--resource", type=_amount, action="append", default=[], metavar="NAME=N", help="of Ray's nodes")
-    of.add_argument("--alone", action="store_true", help="a node to itself, for measurements of time")
-    of.add_argument("--priority", type=int, default=0, metavar="N", help="higher ones start first")
-    of.add_argument("--deadline", type=_seconds, metavar="TIME", help="give it up so long after now: 90s, 30m, 2h, 1d")
-    of.add_argument("--kind", default="", help="what limits count it as (default: the stage's kind, or what it makes)")
-    of.add_argument("--user", default=login(), help="whose it is (default: %(default)s)")
-    of.add_argument("--wait", action="store_true", help="until it has ended, showing what it prints")
-    of.add_argument("--ledger", type=Path, metavar="DIR", help=f"of the queue (default: ${client.LEDGER})")
+def _submit_parser(name: str, prog: str) -> argparse.ArgumentParser:
+    """The arguments of the stage, and the options of the job."""
+    called = registry.find(name)
+    parser = cli.parser_for(called, f"{prog} submit {name}")
+    add = parser.add_argument_group("job").add_argument
+    add("--name", help="name in lists and messages (default: the last part of --out); example: rte-seed-2")
+    add("--after", action="append", default=[], metavar="ID", help="job to be done first, repeatable (default: none)")
+    add("--cpus", type=float, default=1, metavar="N", help="CPUs on one node (default: %(default)s); example: 4")
+    add("--gpus", type=float, default=0, metavar="N", help="GPUs, or a share of one (default: 0); example: 0.25")
+    add(
+        "--resource",
+        type=_amount,
+        action="append",
+        default=[],
+        metavar="NAME=N",
+        help="custom resource of Ray's nodes, repeatable (default: none); example: benchmark=1",
+    )
+    add("--alone", action="store_true", help="no other job on its node, for time measurements (default: share it)")
+    add("--priority", type=int, default=0, metavar="N", help="higher ones start first (default: 0); example: 5")
+    add("--deadline", type=_seconds, metavar="TIME", help="cancel it after this time (default: never); example: 2h")
+    add("--kind", default="", help="kind for --limit-kind (default: that of the stage); example: nightly")
+    add("--user", default=current_user(), help="user for --limit-user (default: %(default)s); example: alice")
+    add("--wait", action="store_true", help="print its output until it ends (default: return at once)")
+    _add_ledger(parser)
     parser.set_defaults(command=lambda options: _submit(called, options))
     return parser
+
+
+def _add_ledger(parser: argparse.ArgumentParser) -> None:
+    text = f"folder of the queue's ledger, on storage all nodes see (default: ${client.LEDGER}); example: /shared/jobs"
+    parser.add_argument("--ledger", type=Path, metavar="DIR", help=text)
 
 
 def _start(options: argparse.Namespace) -> bool:
     found = _queue(options)
     if options.limit_user is not None or options.limit_kind is not None:
-        asked = (options.limit_user, options.limit_kind)
-        found.limit(*(None if limits is None else dict(limits) for limits in asked))
+        given = (options.limit_user, options.limit_kind)
+        found.limit(*(None if limits is None else dict(limits) for limits in given))
     if options.metrics_port is not None:
         found.serve(options.metrics_port)
     print(found.ledger, file=options.answers)
@@ -151,35 +184,35 @@ def _submit(called: stage.Stage[Any], options: argparse.Namespace) -> bool:
         user=options.user,
     )
     found = _queue(options)
-    printed = found.enter([job])
-    submitted = next(iter(printed))
+    offsets = found.submit_with_offsets([job])
+    submitted = next(iter(offsets))
     print(submitted, file=options.answers, flush=True)
     if not options.wait:
         return True
-    outcome = next(found.follow({submitted: job.name}, printed))
+    outcome = next(found.follow({submitted: job.name}, offsets))
     print(client.sentence(outcome), file=sys.stderr)
-    return outcome.state in ("done", "skipped")
+    return outcome.state in GOOD
 
 
 def _explain_submit(options: argparse.Namespace) -> bool:
-    raise errors.StageError("write submit MODULE RECIPE --<role> DIR … --out DIR, the module first")
+    raise errors.StageError("write submit STAGE RECIPE --<role> DIR … --out DIR, with the stage first")
 
 
 def _list(options: argparse.Namespace) -> bool:
     found = _queue(options)
-    lines = [
-        line for line in found.list() if (options.all or line["state"] in OPEN) and options.user in (None, line["user"])
+    jobs = [
+        job for job in found.list() if (options.all or job["state"] in OPEN) and options.user in (None, job["user"])
     ]
     if options.json:
-        print(json.dumps(lines, indent=2, ensure_ascii=False), file=options.answers)
+        print(json.dumps(jobs, indent=2, ensure_ascii=False), file=options.answers)
         return True
     about = found.about()
-    width = shutil.get_terminal_size().columns if options.answers.isatty() else None
-    print(table(lines, time.time(), width), file=options.answers)
+    console = _console(options)
+    options.answers.write(terminal.render(console, job_table(jobs, time.time(), expand=console.is_terminal)))
     counts = ", ".join(f"{count} {state}" for state, count in sorted(about["counts"].items())) or "no jobs yet"
     print(f"{counts}; ledger {about['ledger']}{'; drained' if about['draining'] else ''}", file=sys.stderr)
     if about["trouble"]:
-        print(f"trouble: {about['trouble']}", file=sys.stderr)
+        print(f"problem: {about['trouble']}", file=sys.stderr)
     return True
 
 
@@ -188,9 +221,17 @@ def _show(options: argparse.Namespace) -> bool:
     shown = found.show(options.job)
     if options.json:
         print(json.dumps(shown, indent=2, ensure_ascii=False), file=options.answers)
-    else:
-        print(details(shown, found.log(options.job, -_LAST_BYTES)["text"], time.time()), file=options.answers)
+        return True
+    log = found.log(options.job, -_LAST_BYTES)["text"].splitlines()[-_LAST_LINES:]
+    history = [(_clock(at), what) for at, what in shown["history"]]
+    lines = [Text(f"  | {terminal.safe(line)}") for line in log]
+    parts = [terminal.pairs(_facts(shown, time.time())), "", terminal.pairs(history), *([""] if log else []), *lines]
+    options.answers.write(terminal.render(_console(options), *parts))
     return True
+
+
+def _console(options: argparse.Namespace) -> Console:
+    return terminal.console_for(options.answers, piped=_UNLIMITED)
 
 
 def _logs(options: argparse.Namespace) -> bool:
@@ -202,7 +243,7 @@ def _logs(options: argparse.Namespace) -> bool:
         if not part["text"] and not (options.follow and part["state"] in OPEN):
             return True
         if not part["text"]:
-            time.sleep(_LOOK_SECONDS)
+            time.sleep(_POLL_SECONDS)
         offset = part["offset"]
 
 
@@ -211,7 +252,7 @@ def _wait(options: argparse.Namespace) -> bool:
     outcomes = found.wait([found.id_of(text) for text in options.jobs])
     for outcome in outcomes:
         print(client.sentence(outcome), file=options.answers)
-    return all(outcome.state in ("done", "skipped") for outcome in outcomes)
+    return all(outcome.state in GOOD for outcome in outcomes)
 
 
 def _cancel(options: argparse.Namespace) -> bool:
@@ -242,7 +283,7 @@ def _queue(options: argparse.Namespace) -> client.Queue:
 def _limit(text: str) -> tuple[str, int]:
     name, _, number = text.rpartition("=")
     if not name or not re.fullmatch(r"\d+", number):
-        raise argparse.ArgumentTypeError(f"{text}: write NAME=N, for example alice=4, or *=8 for anybody")
+        raise argparse.ArgumentTypeError(f"{text}: write NAME=N, for example alice=4, or *=8 for any")
     return name, int(number)
 
 
@@ -260,71 +301,55 @@ def _seconds(text: str) -> float:
     return float(found[1]) * _UNITS[found[2]]
 
 
-_COLUMNS = ("id", "name", "state", "kind", "user", "prio", "tries", "age", "ran", "where", "why")
-_LAST_LINES = 20
+def job_table(jobs: Sequence[Mapping[str, Any]], now: float, expand: bool) -> Table:
+    """One line per job; ``expand`` cuts the last column, why a job waits or failed, at the width of the terminal."""
+    table = Table(*_COLUMNS, box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim", expand=expand)
+    for column in table.columns:
+        column.no_wrap = True
+    table.columns[-1].ratio = 1
+    for job in jobs:
+        cells = (
+            job["id"],
+            job["name"],
+            job["state"],
+            job["kind"],
+            job["user"],
+            str(job["priority"]),
+            str(job["attempts"]),
+            duration(now - job["submitted"]),
+            duration(job["seconds"]) if job["started"] else "-",
+            job["host"] or "-",
+            job["error"] or (job["why"] if job["state"] == "waiting" else ""),
+        )
+        row = [Text(terminal.safe(cell)) for cell in cells]
+        row[2].stylize(_COLOURS.get(job["state"], ""))
+        table.add_row(*row)
+    return table
 
 
-def table(lines: Sequence[Mapping[str, Any]], now: float, width: int | None) -> str:
-    """Jobs as columns; the last one says why a job waits or failed, cut where a terminal of this width ends."""
-    rows = [_COLUMNS, *(_row(line, now) for line in lines)]
-    widths = [max(len(row[number]) for row in rows) for number in range(len(_COLUMNS) - 1)]
-    found = []
-    for row in rows:
-        start = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False))
-        found.append(f"{start}  {row[-1]}"[: None if width is None else max(width, len(start))].rstrip())
-    return "\n".join(found)
-
-
-def details(shown: Mapping[str, Any], printed: str, now: float) -> str:
-    """Everything about one job: what it is, its history, and the last lines it printed."""
+def _facts(shown: Mapping[str, Any], now: float) -> list[tuple[str, str]]:
     job = shown["request"]["job"]
     needs = [
         f"{job['cpus']:g} CPUs",
         f"{job['gpus']:g} GPUs",
-        *(f"{n:g} {name}" for name, n in job["resources"].items()),
+        *(f"{amount:g} {name}" for name, amount in job["resources"].items()),
+        *(["a node to itself"] if job["alone"] else []),
     ]
     facts = {
         "id": shown["id"],
         "name": shown["name"],
-        "state": " ".join(filter(None, [shown["state"], f"({shown['failure']})" if shown["failure"] else ""])),
+        "state": shown["state"] + (f" ({shown['failure']})" if shown["failure"] else ""),
         "why": shown["error"] or shown["why"],
-        "by": f"{shown['user']}, {_ago(now - shown['submitted'])} ago, priority {shown['priority']}",
+        "by": f"{shown['user']}, {duration(now - shown['submitted'])} ago, priority {shown['priority']}",
         "stage": job["stage"],
-        **{f"  --{role}": place for role, place in job["inputs"].items()},
-        "  --out": job["out"],
-        "needs": ", ".join(needs) + (", a node to itself" if job["alone"] else ""),
+        **{f"--{role}": place for role, place in job["inputs"].items()},
+        "--out": job["out"],
+        "needs": ", ".join(needs),
         "after": ", ".join(job["after"]),
         "deadline": _clock(shown["due"]) if shown["due"] else "",
         "log": shown["log"],
     }
-    lines = [f"{word:<10} {value}" for word, value in facts.items() if value]
-    lines += ["", *(f"{_clock(at)}  {what}" for at, what in shown["history"])]
-    if last := printed.splitlines()[-_LAST_LINES:]:
-        lines += ["", *(f"| {line}" for line in last)]
-    return "\n".join(lines)
-
-
-def _row(line: Mapping[str, Any], now: float) -> tuple[str, ...]:
-    return (
-        line["id"],
-        line["name"],
-        line["state"],
-        line["kind"],
-        line["user"],
-        str(line["priority"]),
-        str(line["attempts"]),
-        _ago(now - line["submitted"]),
-        _ago(line["seconds"]) if line["started"] else "-",
-        line["host"] or "-",
-        line["error"] or (line["why"] if line["state"] == "waiting" else ""),
-    )
-
-
-def _ago(seconds: float) -> str:
-    for size, unit in ((86400, "d"), (3600, "h"), (60, "m")):
-        if seconds >= size:
-            return f"{seconds / size:.1f}{unit}"
-    return f"{seconds:.0f}s"
+    return [(name, str(value)) for name, value in facts.items() if value]
 
 
 def _clock(at: float) -> str:

@@ -1,17 +1,10 @@
-"""The job queue on Ray: submit, wait, look, cancel, retry.
+"""Submit jobs to the queue of the connected Ray cluster, wait for them, and control them.
 
-::
+A job is done when its artifact is complete: submitting the same jobs again runs only what is missing, and submitting a
+job that waits or runs joins it. A failed job stops only the jobs that come after it. The queue retries what the cluster
+broke, and not what the user has to correct.
 
-    python -m cluster.jobs start --ledger DIR
-    python -m cluster.jobs submit MODULE RECIPE --<role> DIR … --out DIR [--after ID] [--gpus 1] …
-    python -m cluster.jobs list | show ID | logs ID | wait ID … | cancel ID … | retry ID … | drain
-
-A job is one stage call and what it needs of a node. It is done when its artifact is complete, so asking for the same
-again runs only what is missing, and asking for what waits or runs already is joining in. A failed job stops only those
-that come after it. What the cluster broke (a worker or node died) is tried again; what the user broke is not.
-
-The queue is an actor of the cluster: it outlives whoever submitted, and its ledger on shared storage outlives the
-cluster.
+The queue outlives its submitters; its ledger on shared storage outlives the cluster.
 """
 
 import contextlib
@@ -27,42 +20,41 @@ from ray.exceptions import ActorDiedError, RayActorError, RayTaskError
 from cluster.actors import ray_cluster, ray_state
 from cluster.artifacts import errors
 from cluster.jobs.failures import RetryPolicy
-from cluster.jobs.job import Job, Outcome, settle
+from cluster.jobs.job import Job, Outcome, make_requests
 from cluster.jobs.ledger import SupersededError
-from cluster.jobs.queue_actor import JobQueue, UnreadyError
+from cluster.jobs.queue_actor import JobQueue, NotReadyError
 from cluster.jobs.worker_pool import NAMESPACE
 from cluster.telemetry import progress
 
 LEDGER = "STILLHOUSE_JOBS"
-"""The environment variable that names the ledger where no option does."""
+"""Environment variable of the ledger's folder."""
 
 _NAME = "job-queue"
-_LOOK_SECONDS = (0.1, 1.0)
-"""Between looks at what is waited for, at first and when nothing has happened for a while."""
-_KEPT_SECONDS = 60.0
-"""For the queue of a cluster that is ending to let go of its ledger."""
-_PATIENCE_SECONDS = 120.0
-"""For a queue that is being started again."""
+_POLL_SECONDS = (0.1, 1.0)
+"""Between two requests: at first, and when nothing has happened for a while."""
+_LEDGER_SECONDS = 60.0
+"""Wait for the previous queue to release the ledger lock."""
+_RESTART_SECONDS = 120.0
+"""Wait for the queue to restart."""
 
 
 def run(jobs: Sequence[Job], ledger: Path) -> list[Outcome]:
-    """Run all jobs on the connected Ray cluster; one outcome each, in the order given.
+    """Run all jobs on the connected Ray cluster; returns their outcomes in the same order.
 
-    They join the queue of the cluster where there is one, whatever its ledger; otherwise one is started with this.
+    Uses the queue of the cluster, whatever its ledger; starts one with this ledger if there is none.
 
     Raises:
-        StageError: a job needs more than a node of the cluster has, comes after a job that is not before it, or would
-            make something else where another job is at work.
+        StageError: a job needs more than any node has, comes after an unknown job, or conflicts with another one.
     """
     if not jobs:
         return []
     found = queue(ledger)
-    printed = found.enter(jobs)
-    ids = list(printed)
+    offsets = found.submit_with_offsets(jobs)
+    ids = list(offsets)
     names = dict(zip(ids, (job.name for job in jobs), strict=True))
     ended: dict[str, Outcome] = {}
-    with progress.Progress("jobs", len(jobs), "jobs") as shown, _telling_who_leaves():
-        for outcome in found.follow(names, printed):
+    with progress.Progress("jobs", len(jobs), "jobs") as shown, _explaining_interrupt():
+        for outcome in found.follow(names, offsets):
             ended[outcome.id] = outcome
             shown.advance()
             progress.say(sentence(outcome))
@@ -70,40 +62,38 @@ def run(jobs: Sequence[Job], ledger: Path) -> list[Outcome]:
 
 
 @contextlib.contextmanager
-def _telling_who_leaves() -> Iterator[None]:
-    """Say what becomes of the jobs of a shared cluster when whoever waits for them is interrupted."""
+def _explaining_interrupt() -> Iterator[None]:
+    """On Ctrl-C, tell the user that shared jobs keep running."""
     try:
         yield
     except KeyboardInterrupt:
         if not ray_cluster.is_private():
-            progress.say("the jobs go on: python -m cluster.jobs list shows them, cancel ends them")
+            progress.say("the jobs keep running: stillhouse jobs list shows them, stillhouse jobs cancel ends them")
         raise
 
 
 def queue(ledger: Path | None = None) -> "Queue":
-    """The queue of the connected cluster.
-
-    Without one it is started with this ledger, or that of ``STILLHOUSE_JOBS``.
+    """The queue of the connected cluster; if there is none, a new one with this ledger or that of ``STILLHOUSE_JOBS``.
 
     Raises:
-        StageError: no queue runs and no ledger is named.
+        StageError: no queue runs and no ledger is given.
     """
-    if (found := _running()) is not None:
-        return found
-    asked = ledger or (Path(named) if (named := os.environ.get(LEDGER)) else None)
-    if asked is None:
+    if (handle := _find()) is not None:
+        return Queue(handle)
+    folder = ledger or (Path(named) if (named := os.environ.get(LEDGER)) else None)
+    if folder is None:
         raise errors.StageError(
-            f"no job queue runs on this cluster: start one with python -m cluster.jobs start --ledger DIR, or set "
-            f"{LEDGER} to a folder that all nodes see"
+            f"no job queue runs on this cluster: start one with stillhouse jobs start --ledger DIR, or set {LEDGER} to "
+            "a folder that all nodes see"
         )
-    return start(asked)
+    return start(folder)
 
 
-def start(ledger: Path, patience: RetryPolicy | None = None) -> "Queue":
-    """Start the queue of the connected cluster, which takes up what its ledger says; one that runs is joined.
+def start(ledger: Path, policy: RetryPolicy | None = None) -> "Queue":
+    """Start the queue of the connected cluster from its ledger, or join a running one with the same ledger.
 
     Raises:
-        StageError: the ledger cannot be kept, or the queue that runs has another one.
+        StageError: the ledger is in use or not writable, or the running queue has another one.
     """
     ledger = ledger.absolute()
     remote: Any = ray.remote(JobQueue)
@@ -116,10 +106,10 @@ def start(ledger: Path, patience: RetryPolicy | None = None) -> "Queue":
         max_task_retries=0,
         num_cpus=0,
         max_concurrency=32,
-        # On the head, which lives as long as the cluster. A soft affinity is not enough: a node that has
-        # just joined does not know the head yet, and keeps what Ray asks it to place.
+        # On the head, which lives as long as the cluster. A soft node affinity does not suffice: a node that has just
+        # joined does not know the head yet, and keeps the actors that Ray wants to place there.
         resources={ray_state.HEAD: 0.001},
-    ).remote(str(ledger), ray_cluster.is_private(), patience or RetryPolicy())
+    ).remote(str(ledger), ray_cluster.is_private(), policy or RetryPolicy())
     found = Queue(handle)
     if found.ledger != ledger:
         raise errors.StageError(f"the queue of this cluster has the ledger {found.ledger}, not {ledger}: name that one")
@@ -128,15 +118,15 @@ def start(ledger: Path, patience: RetryPolicy | None = None) -> "Queue":
 
 
 def stop() -> bool:
-    """End the queue, not its jobs: the next one to be started finds them; whether there was one."""
-    if (found := _handle()) is None:
+    """End the queue but not its jobs, which the next queue finds again; returns whether there was a queue."""
+    if (found := _find()) is None:
         return False
     ray.kill(found)
     return True
 
 
 def sentence(outcome: Outcome) -> str:
-    """An outcome for people."""
+    """An outcome as one line."""
     if outcome.state in ("failed", "cancelled"):
         return f"{outcome.name}: {outcome.state}: {outcome.error}"
     tries = f", attempt {outcome.attempts}" if outcome.attempts > 1 else ""
@@ -145,168 +135,162 @@ def sentence(outcome: Outcome) -> str:
 
 
 class Queue:
-    """The queue of a cluster, seen from outside. Waits for it where it is being started again."""
+    """Client of a cluster's queue. Its calls wait while the queue restarts."""
 
     def __init__(self, handle: Any) -> None:
         self._handle = handle
-        self._told = ""
-        self.ledger = Path(str(self._ask("ledger")))
+        self._last_trouble = ""
+        self.ledger = Path(str(self._call("ledger")))
 
     def await_ledger(self) -> None:
-        """Wait until the queue has its ledger, which that of a cluster that is ending may keep for a while.
+        """Wait until the queue owns its ledger; the queue of a cluster that is ending may hold it for a while.
 
         Raises:
-            StageError: it cannot have it; then there is no queue, and the next to start one may name a better ledger.
+            StageError: it cannot own it. The queue is ended, so that the next one can name another ledger.
         """
-        deadline = time.monotonic() + _KEPT_SECONDS
-        while (trouble := self._ask("unready"))[0]:
-            if not trouble[1] or time.monotonic() > deadline:
+        deadline = time.monotonic() + _LEDGER_SECONDS
+        while True:
+            trouble, temporary = self._call("unready")
+            if not trouble:
+                return
+            if not temporary or time.monotonic() > deadline:
                 ray.kill(self._handle)
-                raise errors.StageError(f"the job queue cannot keep its ledger: {trouble[0]}")
-            time.sleep(_LOOK_SECONDS[1])
+                raise errors.StageError(f"the job queue cannot open its ledger: {trouble}")
+            time.sleep(_POLL_SECONDS[1])
 
     def about(self) -> dict[str, Any]:
-        """Its ledger, limits, counts of jobs by state, whether it is drained, and what troubles it."""
-        return dict(self._ask("about"))
+        """Ledger, limits, problems, whether it is drained, and the number of jobs by state."""
+        return dict(self._call("about"))
 
     def submit(self, jobs: Sequence[Job]) -> Sequence[str]:
-        """Submit jobs, all or none; their ids in the order given.
+        """Submit all jobs or none; returns their ids in the same order.
 
         Raises:
             StageError: as :func:`run`.
         """
-        return tuple(self.enter(jobs))
+        return tuple(self.submit_with_offsets(jobs))
 
-    def enter(self, jobs: Sequence[Job]) -> dict[str, int]:
-        """:meth:`submit`; id to the length of its log in bytes, which earlier attempts may have written to."""
-        found = self._ask("submit", [request.resolved() for request in settle(jobs)])
-        for job, (_, _, unlike) in zip(jobs, found, strict=True):
-            if unlike:
-                progress.say(f"{job.name} is in the queue already, where {unlike}: cancel it first to change that")
-        return {name: printed for name, printed, _ in found}
+    def submit_with_offsets(self, jobs: Sequence[Job]) -> dict[str, int]:
+        """:meth:`submit`; returns for each id the size of its log, which holds the output of earlier attempts."""
+        found = self._call("submit", [request.resolved() for request in make_requests(jobs)])
+        for job, (_, _, changed) in zip(jobs, found, strict=True):
+            if changed:
+                progress.say(f"{job.name} is already in the queue, where {changed}: cancel it first to change that")
+        return {name: offset for name, offset, _ in found}
 
-    def follow(self, names: Mapping[str, str], printed: Mapping[str, int]) -> Iterator[Outcome]:
-        """Outcomes of jobs as they end, repeating what the running ones print behind what they have ``printed``.
+    def follow(self, names: Mapping[str, str], offsets: Mapping[str, int]) -> Iterator[Outcome]:
+        """Yield outcomes as jobs end; meanwhile print new output, each line after the job's name.
 
-        ``names`` by id stand before the lines.
+        ``names`` and ``offsets`` (start of the new output) are by id.
         """
-        offsets = dict(printed)
-        pause = _LOOK_SECONDS[0]
-        while offsets:
-            found = self._ask("look", offsets)
+        left: dict[str, int] = dict(offsets)
+        pause = _POLL_SECONDS[0]
+        while left:
             news = False
-            for name, seen in found.items():
-                news |= _show(names[name], seen["text"])
-                offsets[name] = seen["offset"]
+            for name, seen in self._call("look", left).items():
+                news |= _print_lines(names[name], seen["text"])
+                left[name] = seen["offset"]
                 if seen["outcome"] is not None and not seen["text"]:
-                    del offsets[name]
+                    del left[name]
                     news = True
                     yield Outcome(**{**seen["outcome"], "name": names[name]})
-            pause = _LOOK_SECONDS[0] if news else min(pause * 1.5, _LOOK_SECONDS[1])
-            if offsets:
+            pause = _POLL_SECONDS[0] if news else min(pause * 1.5, _POLL_SECONDS[1])
+            if left:
                 self._pause(pause)
 
-    def ended(self, ids: Sequence[str]) -> dict[str, Outcome]:
-        """Outcomes of those of the jobs that have ended, by id."""
-        found = self._ask("look", dict.fromkeys(ids))
+    def outcomes(self, ids: Sequence[str]) -> dict[str, Outcome]:
+        """Outcomes of the jobs that have ended, by id."""
+        found = self._call("look", dict.fromkeys(ids))
         return {name: Outcome(**seen["outcome"]) for name, seen in found.items() if seen["outcome"] is not None}
 
     def wait(self, ids: Sequence[str]) -> Sequence[Outcome]:
-        """Outcomes of jobs when all have ended, in the order given."""
-        found = self.ended(ids)
-        pause = _LOOK_SECONDS[0]
+        """Wait until all jobs have ended; returns their outcomes in the same order."""
+        found = self.outcomes(ids)
+        pause = _POLL_SECONDS[0]
         while left := [name for name in ids if name not in found]:
             self._pause(pause)
-            pause = min(pause * 1.5, _LOOK_SECONDS[1])
-            found |= self.ended(left)
+            pause = min(pause * 1.5, _POLL_SECONDS[1])
+            found |= self.outcomes(left)
         return [found[name] for name in ids]
 
     def list(self) -> Sequence[dict[str, Any]]:
-        """Every job in the order of submission, in short."""
-        return tuple(self._ask("listing"))
+        """A summary of every job, in order of submission."""
+        return tuple(self._call("listing"))
 
     def show(self, job: str) -> dict[str, Any]:
-        """Everything about one job, its history included."""
-        return dict(self._ask("show", job))
+        """Summary, request, history and log of one job."""
+        return dict(self._call("show", job))
 
     def log(self, job: str, offset: int = 0) -> dict[str, Any]:
-        """Part of what a job printed, from an offset on (negative: from the end), and the ``offset`` behind it."""
-        return dict(self._ask("log", job, offset))
+        """Part of a job's output (negative offsets count from the end), and the ``offset`` of the next part."""
+        return dict(self._call("log", job, offset))
 
     def id_of(self, text: str) -> str:
-        """The id that a text means: an id, how one begins, or the name of one job."""
-        return str(self._ask("log", text, -1)["id"])
+        """Full id of a job, from the id, its beginning, or the name of one job."""
+        return str(self._call("log", text, -1)["id"])
 
     def cancel(self, jobs: Sequence[str]) -> Sequence[str]:
-        """End jobs, waiting or running; ids of those that had not ended."""
-        return tuple(self._ask("cancel", [*jobs]))
+        """Cancel waiting and running jobs; returns the ids of those that had not ended."""
+        return tuple(self._call("cancel", [*jobs]))
 
     def retry(self, jobs: Sequence[str]) -> Sequence[str]:
-        """Try failed and cancelled jobs again, with those that failed because of them; ids of all of these."""
-        return tuple(self._ask("retry", [*jobs]))
+        """Submit failed and cancelled jobs again, with those that failed because of them; returns the ids of all."""
+        return tuple(self._call("retry", [*jobs]))
 
     def drain(self, on: bool = True) -> None:
-        """Start nothing new while what runs ends; off, go on again."""
-        self._ask("drain", on)
+        """Start no more jobs, while running ones continue; ``False`` resumes."""
+        self._call("drain", on)
 
     def limit(self, users: Mapping[str, int] | None = None, kinds: Mapping[str, int] | None = None) -> None:
-        """How many jobs of a user, or of a kind, may run at a time, instead of those limits before; ``*``: of any."""
-        self._ask("limit", users and dict(users), kinds and dict(kinds))
+        """Set the most jobs of a user or a kind that run at a time; ``*``: any not named; None: unchanged."""
+        self._call("limit", users and dict(users), kinds and dict(kinds))
 
     def serve(self, port: int) -> None:
-        """Serve the queue's metrics on this port of the node it is on."""
-        self._ask("serve", port)
+        """Serve the queue's metrics on this port of its node."""
+        self._call("serve", port)
 
     def _pause(self, seconds: float) -> None:
-        """Wait, and say what troubles the queue where nothing else is said for a while."""
+        """Sleep; in a long wait, report a new problem of the queue."""
         time.sleep(seconds)
-        if seconds < _LOOK_SECONDS[1]:
+        if seconds < _POLL_SECONDS[1]:
             return
         trouble = self.about()["trouble"]
-        if trouble and trouble != self._told:
-            progress.say(f"the job queue is in trouble and goes on trying: {trouble}")
-        self._told = trouble
+        if trouble and trouble != self._last_trouble:
+            progress.say(f"the job queue has a problem and keeps trying: {trouble}")
+        self._last_trouble = trouble
 
-    def _ask(self, method: str, *arguments: Any) -> Any:
-        deadline = time.monotonic() + _PATIENCE_SECONDS
+    def _call(self, method: str, *arguments: Any) -> Any:
+        deadline = time.monotonic() + _RESTART_SECONDS
         while True:
             try:
                 return ray.get(getattr(self._handle, method).remote(*arguments))
             except RayTaskError as error:
-                unready = isinstance(error.cause, UnreadyError | SupersededError)
-                if not unready or time.monotonic() > deadline:
+                starting = isinstance(error.cause, NotReadyError | SupersededError)
+                if not starting or time.monotonic() > deadline:
                     raise error.cause from None
             except ActorDiedError:
-                self._handle = _again()
+                if (handle := _find()) is None:
+                    raise errors.StageError(
+                        "the job queue was stopped; its jobs keep running: stillhouse jobs start --ledger DIR manages "
+                        "them again"
+                    ) from None
+                self._handle = handle
             except RayActorError as error:
                 if time.monotonic() > deadline:
                     raise errors.StageError(f"the job queue does not answer: {error}") from None
-            time.sleep(_LOOK_SECONDS[1])
+            time.sleep(_POLL_SECONDS[1])
 
 
-def _running() -> Queue | None:
-    handle = _handle()
-    return None if handle is None else Queue(handle)
-
-
-def _handle() -> Any:
+def _find() -> Any:
+    """Ray's handle of the running queue, or None."""
     try:
         return ray.get_actor(_NAME, namespace=NAMESPACE)
     except ValueError:
         return None
 
 
-def _again() -> Any:
-    """The queue that was started in the place of one that was stopped."""
-    if (handle := _handle()) is None:
-        raise errors.StageError(
-            "the job queue was stopped; its jobs go on: python -m cluster.jobs start --ledger DIR takes them up again"
-        )
-    return handle
-
-
-def _show(name: str, text: str) -> bool:
-    """Repeat what a job has printed; whether that was anything."""
+def _print_lines(name: str, text: str) -> bool:
+    """Print a job's output after its name; returns whether there was any."""
     for line in filter(str.strip, text.splitlines()):
         progress.say(f"[{name}] {line}")
     return bool(text)

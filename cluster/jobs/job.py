@@ -1,7 +1,7 @@
-"""Jobs as they are asked for: a stage call, what it needs, how it ends, and what tells two of them apart.
+"""A job: one stage call, the resources it needs, and how it ends.
 
-A job is known by what it makes: its id is a digest of the module, the identity of the recipe, the inputs and the place
-of the artifact. Whoever asks for the same thing gets the same job.
+The id of a job is a digest of what it makes: stage, identity of the recipe, inputs and location of the artifact. Two
+people who submit the same call get the same job.
 """
 
 import getpass
@@ -21,16 +21,15 @@ Failure: TypeAlias = Literal["cluster", "user", "memory", "deadline", "dependenc
 GOOD = ("done", "skipped")
 OPEN = ("waiting", "running")
 
-_LETTERS = 12
-"""Of a digest in an id."""
+_ID_LETTERS = 12
 
 
 class JobsFailedError(errors.StageError):
-    """Some jobs of many have failed; what did not need them is done."""
+    """Some of several jobs failed; the jobs that do not depend on them are done."""
 
 
-def login() -> str:
-    """Who is asking, where the machine knows: containers often have a number and no name."""
+def current_user() -> str:
+    """Login name; the numeric user id where there is none, as in many containers."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):
@@ -39,54 +38,53 @@ def login() -> str:
 
 @dataclass(frozen=True)
 class Job:
-    """One stage call: module, recipe values, inputs by role, where its artifact will be, and what it needs."""
+    """A stage call and its scheduling options."""
 
     name: str
     stage: str
     recipe: Mapping[str, Any]
     inputs: Mapping[str, Path]
-    """Or ``UPath`` for what lies in an object store, like ``out``."""
+    """Paths by role; ``UPath`` for object stores, as for ``out``."""
     out: Path
     after: tuple[str, ...] = ()
-    """What must be done first: names of jobs before it in the same submission, or ids of jobs the queue knows."""
+    """Jobs that must be done first: names from the same submission, or ids the queue knows."""
     cpus: float = 1
     gpus: float = 0
-    """Less than 1 shares a GPU with other jobs."""
+    """Below 1: a share of one GPU."""
     resources: Mapping[str, float] = field(default_factory=dict)
-    """Named resources of Ray's nodes."""
+    """Ray's custom resources by name."""
     alone: bool = False
-    """It gets a node to itself, with no other job of the queue beside it: for measurements of time."""
+    """Runs on a node with no other job of the queue: for time measurements."""
     priority: int = 0
-    """Higher ones start first."""
+    """Higher priorities start first."""
     deadline: float | None = None
-    """Seconds after its submission after which it is given up, running or not."""
+    """Seconds from submission until the queue cancels the job."""
     kind: str = ""
-    """What limits count it as; by default what its stage says, or produces."""
-    user: str = field(default_factory=login)
+    """Key of the per-kind limits; by default the kind of the stage, or of its artifact."""
+    user: str = field(default_factory=current_user)
     cwd: Path = field(default_factory=Path.cwd)
-    """Where relative paths in the recipe start, on nodes that have this folder."""
+    """Base of the recipe's relative paths, on nodes that have this folder."""
 
     @property
     def need(self) -> Need:
-        """What it asks of a node, by the names Ray has for it."""
-        asked = {"CPU": self.cpus, "GPU": self.gpus, **self.resources}
-        return Need({name: float(amount) for name, amount in asked.items() if amount}, self.alone)
+        """Resources by Ray's names."""
+        amounts = {"CPU": self.cpus, "GPU": self.gpus, **self.resources}
+        return Need({name: float(amount) for name, amount in amounts.items() if amount}, self.alone)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a job ended. ``skipped``: its artifact was complete before."""
+    """How a job ended. ``skipped``: its artifact was already complete."""
 
     name: str
     state: Literal["done", "skipped", "failed", "cancelled"]
     seconds: float = 0.0
-    """Of its last attempt."""
+    """Duration of the last attempt."""
     error: str | None = None
     log: str | None = None
     id: str = ""
     attempts: int = 0
     failure: Failure | None = None
-    """Whose fault it was."""
 
     def resolved(self) -> dict[str, Any]:
         return asdict(self)
@@ -94,39 +92,39 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Request:
-    """A job as the queue keeps it: with its id, its paths whole, and what it comes after by id."""
+    """A job as the queue stores it: with its id, absolute paths, and ids in ``after``."""
 
     id: str
     makes: Mapping[str, Any]
-    """Module, identity of the recipe, inputs and place of the artifact: what the id is the digest of."""
+    """Stage, recipe identity, inputs and output location: the id is their digest."""
     job: Job
 
     def resolved(self) -> dict[str, Any]:
-        """As JSON."""
+        """JSON for the ledger; :meth:`of` reads it."""
         job = vars(self.job) | {"inputs": self.makes["inputs"], "out": self.makes["out"], "cwd": str(self.job.cwd)}
         return {"id": self.id, "makes": self.makes, "job": job}
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> "Request":
         job = dict(values["job"])
-        places = {role: filesystem.location(place) for role, place in job["inputs"].items()}
-        job |= {"inputs": places, "out": filesystem.location(job["out"])}
+        inputs = {role: filesystem.location(place) for role, place in job["inputs"].items()}
+        job |= {"inputs": inputs, "out": filesystem.location(job["out"])}
         job |= {"after": tuple(job["after"]), "cwd": Path(job["cwd"])}
         return cls(values["id"], values["makes"], Job(**job))
 
 
-def settle(jobs: Sequence[Job]) -> list[Request]:
+def make_requests(jobs: Sequence[Job]) -> list[Request]:
     """Requests for jobs that are submitted together.
 
     Raises:
-        StageError: two of one name, two that make the same, or amounts that are none.
+        StageError: two jobs have the same name or make the same artifact, or a resource amount is invalid.
     """
     ids: dict[str, str] = {}
     found: list[Request] = []
     for job in jobs:
         _check(job)
         if job.name in ids:
-            raise errors.StageError(f"two jobs are called {job.name}: give every job a name of its own")
+            raise errors.StageError(f"two jobs are called {job.name}: give every job its own name")
         request = _request(job, ids)
         if (twin := next((name for name, known in ids.items() if known == request.id), None)) is not None:
             raise errors.StageError(f"jobs {twin} and {job.name} would make the same {job.out}: leave one of them out")
@@ -142,12 +140,12 @@ def _check(job: Job) -> None:
         if 0 < amount < SMALLEST:
             raise errors.StageError(f"job {job.name} needs {amount:g} {name}: write 0, or {SMALLEST:g} at least")
         if name == "GPU" and amount > 1 and amount != int(amount):
-            raise errors.StageError(f"job {job.name} needs {amount:g} GPUs: write a share below 1, or whole ones")
+            raise errors.StageError(f"job {job.name} needs {amount:g} GPUs: write a share below 1, or a whole number")
     for word in ("memory", "object_store_memory"):
         if word in job.resources:
             raise errors.StageError(
-                f"job {job.name} names the resource {word}, which is no share of a node here: leave it out, and let "
-                "few enough jobs run at a time with cpus or a resource of your own"
+                f"job {job.name} names the resource {word}, which the queue does not schedule: leave it out, and limit "
+                "how many jobs run at a time with cpus or a custom resource"
             )
     if reserved := sorted({"CPU", "GPU"} & set(job.resources)):
         word = {"CPU": "cpus", "GPU": "gpus"}[reserved[0]]
@@ -157,20 +155,20 @@ def _check(job: Job) -> None:
 
 
 def _request(job: Job, ids: Mapping[str, str]) -> Request:
-    kind, identity = _stage_facts(job)
+    kind, identity = _kind_and_identity(job)
     cwd = Path(job.cwd).absolute()
-    inputs = {role: _whole(place, cwd) for role, place in job.inputs.items()}
-    makes = {"stage": job.stage, "recipe": identity, "inputs": inputs, "out": _whole(job.out, cwd)}
+    inputs = {role: _absolute(place, cwd) for role, place in job.inputs.items()}
+    makes = {"stage": job.stage, "recipe": identity, "inputs": inputs, "out": _absolute(job.out, cwd)}
     after = tuple(dict.fromkeys(ids.get(name, name) for name in job.after))
     recipe, resources = dict(job.recipe), dict(job.resources)
-    settled = replace(job, recipe=recipe, resources=resources, after=after, kind=job.kind or kind, cwd=cwd)
-    return Request(artifact.digest(makes)[:_LETTERS], makes, settled)
+    complete = replace(job, recipe=recipe, resources=resources, after=after, kind=job.kind or kind, cwd=cwd)
+    return Request(artifact.digest(makes)[:_ID_LETTERS], makes, complete)
 
 
-def _stage_facts(job: Job) -> tuple[str, Mapping[str, Any]]:
-    """The kind of the stage's jobs, and the identity of the recipe.
+def _kind_and_identity(job: Job) -> tuple[str, Mapping[str, Any]]:
+    """Job kind of the stage, and identity of the recipe.
 
-    A stage or recipe that is refused here is refused again where the job runs, which is where people are told.
+    An unknown stage or invalid recipe is no error here: the worker reports it when it runs the job.
     """
     try:
         called = registry.find(job.stage)
@@ -179,5 +177,5 @@ def _stage_facts(job: Job) -> tuple[str, Mapping[str, Any]]:
         return job.stage, dict(job.recipe)
 
 
-def _whole(place: Path, cwd: Path) -> str:
+def _absolute(place: Path, cwd: Path) -> str:
     return os.path.normpath(cwd / place) if isinstance(place, Path) else str(place)

@@ -1,7 +1,7 @@
-"""The queue itself: a named, detached, restartable actor that keeps the ledger and hands jobs to workers.
+"""The queue: a named, detached, restartable Ray actor.
 
-Everything it knows is in the ledger before it is acted upon. When it dies, Ray starts it again, wherever there is a
-node; it reads the ledger, finds the workers of running jobs by their names, and goes on.
+The ledger holds all of its state. When the actor dies, Ray restarts it; it reads the ledger, re-attaches the workers of
+running jobs by name, and continues.
 """
 
 import logging
@@ -16,97 +16,96 @@ from typing import Any
 
 import ray
 
-from cluster.actors import ray_state
+from cluster.actors.ray_state import alive_nodes
 from cluster.artifacts import errors
-from cluster.jobs.controller import Controller, line
+from cluster.jobs.controller import Controller
 from cluster.jobs.failures import RetryPolicy
 from cluster.jobs.job import OPEN, Request
-from cluster.jobs.ledger import KeptError, SupersededError, log_path
+from cluster.jobs.ledger import LedgerInUseError, SupersededError, log_path
 from cluster.jobs.nodes import unmet_need
-from cluster.jobs.queue_state import Entry, Event, difference, unlike
+from cluster.jobs.queue_state import Entry, Event, changed_options, describe_conflict
 from cluster.telemetry import exporter
 
 logger = logging.getLogger("stillhouse")
 
 TICK_SECONDS = 0.2
-AGAIN_SECONDS = 2.0
-"""Between attempts to open a ledger that cannot be had."""
+RETRY_SECONDS = 2.0
+"""Between attempts to open the ledger."""
 READ_BYTES = 2**16
-"""Of a log in one answer."""
+"""Most bytes of a log in one reply."""
 PORT = "STILLHOUSE_JOBS_PORT"
-"""The environment variable that names the port of its metrics, for a queue that whoever comes first starts."""
+"""Environment variable of the metrics port, for queues that start on demand."""
 
 
-class UnreadyError(errors.StageError):
-    """The queue has no ledger; it goes on trying to have it."""
+class NotReadyError(errors.StageError):
+    """The queue does not own its ledger yet; it keeps trying."""
 
 
 class JobQueue:
-    """The actor. Its thread does the work; its methods answer people, with plain JSON values."""
+    """The actor. A thread runs the reconcile loop; the methods answer clients with JSON values."""
 
-    def __init__(self, folder: str, private: bool, patience: RetryPolicy) -> None:
-        self._folder, self._private, self._patience = Path(folder), private, patience
+    def __init__(self, folder: str, private: bool, policy: RetryPolicy) -> None:
+        self._folder, self._private, self._policy = Path(folder), private, policy
         self._lock = threading.RLock()
-        self._keeper: Controller | None = None
-        self._trouble, self._passing = "", False
+        self._opened: Controller | None = None
+        self._trouble, self._temporary = "", False
         self._served: int | None = None
         with self._lock:
             self._open()
         threading.Thread(target=self._work, daemon=True, name="queue").start()
 
     def ledger(self) -> str:
-        """The folder of its ledger."""
+        """Folder of the ledger."""
         return str(self._folder)
 
     def unready(self) -> tuple[str, bool]:
-        """Why it has no ledger (empty when it has), and whether that may pass: another queue keeps it still."""
+        """Why the queue has no ledger (empty if it has), and whether waiting may help."""
         with self._lock:
-            return (self._trouble, self._passing) if self._keeper is None else ("", False)
+            return (self._trouble, self._temporary) if self._opened is None else ("", False)
 
     def about(self) -> dict[str, Any]:
-        """What queue this is and how it fares."""
+        """Ledger, process, limits, problems, and the number of jobs by state."""
         with self._lock:
-            book = self._kept().book
+            state = self._controller.state
             return {
                 "ledger": str(self._folder),
                 "process": os.getpid(),
-                "draining": book.draining,
-                "limits": book.limits,
-                "metrics_port": book.port,
+                "draining": state.draining,
+                "limits": state.limits,
+                "metrics_port": state.port,
                 "trouble": self._trouble,
-                "counts": dict(Counter(entry.state for entry in book.entries.values())),
+                "counts": dict(Counter(entry.state for entry in state.entries.values())),
             }
 
     def submit(self, requests: Sequence[Mapping[str, Any]]) -> list[tuple[str, int, str]]:
-        """Take jobs, all or none. Those that wait or run are joined, and stay as they are but for a higher priority.
+        """Accept all jobs or none. A job that waits or runs already stays as it is, except for a higher priority.
 
-        For each its id, how long its log is by now, and how one that is joined differs from what was asked for.
+        Returns per job its id, the size of its log, and how a job already in the queue differs from the request.
 
         Raises:
-            StageError: a job that could never run, or whose place another job is working at.
+            StageError: a job could never run, or conflicts with another one.
         """
         with self._lock:
-            keeper = self._kept()
+            controller = self._controller
+            known = controller.state.open
             wanted = [Request.of(values) for values in requests]
-            adopted = [request for request in wanted if request.id in keeper.book.open]
-            new = [request for request in wanted if request.id not in keeper.book.open]
-            self._check(keeper, new)
+            joined = [request for request in wanted if request.id in known]
+            new = [request for request in wanted if request.id not in known]
+            self._check(new)
             events: list[Event] = [
                 {"event": "raised", "id": request.id, "priority": request.job.priority}
-                for request in adopted
-                if request.job.priority > keeper.book.open[request.id].priority
+                for request in joined
+                if request.job.priority > known[request.id].priority
             ]
             if new:
                 events.append({"event": "submitted", "requests": [request.resolved() for request in new]})
-            differences = {request.id: unlike(keeper.book.open[request.id], request) for request in adopted}
-            keeper.write(events)
-            return [
-                (request.id, self._printed(request.id, None)["offset"], differences.get(request.id, ""))
-                for request in wanted
-            ]
+            changed = {request.id: changed_options(known[request.id], request) for request in joined}
+            controller.write(events)
+            sizes = {request.id: self._read_log(request.id, None)["offset"] for request in wanted}
+            return [(request.id, sizes[request.id], changed.get(request.id, "")) for request in wanted]
 
     def look(self, offsets: Mapping[str, int | None]) -> dict[str, Any]:
-        """State of each job, its outcome where it has ended, and what it printed since an offset (None: nothing)."""
+        """State, outcome if ended, and output since an offset (None: no output) of each job."""
         with self._lock:
             entries = [self._entry(name) for name in offsets]
             found: dict[str, Any] = {
@@ -115,125 +114,139 @@ class JobQueue:
             }
         for name, offset in offsets.items():
             if offset is None or found[name]["state"] != "waiting":
-                found[name] |= self._printed(name, offset, found[name]["state"] not in OPEN)
+                found[name] |= self._read_log(name, offset, found[name]["state"] not in OPEN)
             else:
                 found[name]["offset"] = offset
         return found
 
     def listing(self) -> list[dict[str, Any]]:
-        """Every job in the order of submission, in short."""
+        """A summary of every job, in order of submission."""
         with self._lock:
-            keeper, now, nodes = self._kept(), time.time(), ray_state.alive_nodes()
-            return [line(keeper, entry, now, nodes) for entry in keeper.book.entries.values()]
+            controller, now, nodes = self._controller, time.time(), alive_nodes()
+            return [controller.summary(entry, now, nodes) for entry in controller.state.entries.values()]
 
     def show(self, text: str) -> dict[str, Any]:
-        """Everything about one job."""
+        """Summary, request, history and log of one job."""
         with self._lock:
-            keeper, entry = self._kept(), self._entry(text)
-            short = line(keeper, entry, time.time(), ray_state.alive_nodes())
-            shown = {**short, "request": entry.request.resolved(), "history": entry.history}
+            entry = self._entry(text)
+            summary = self._controller.summary(entry, time.time(), alive_nodes())
+            shown = {**summary, "request": entry.request.resolved(), "history": entry.history}
             return {**shown, "log": str(log_path(self._folder, entry.id)), "causes": dict(entry.causes)}
 
     def log(self, text: str, offset: int) -> dict[str, Any]:
-        """What a job printed from an offset on; negative offsets count from the end."""
+        """Output of a job from an offset; negative offsets count from the end."""
         with self._lock:
             entry = self._entry(text)
-            printed = self._printed(entry.id, offset, entry.state not in OPEN)
-            return {"id": entry.id, "state": entry.state, **printed}
+            return {
+                "id": entry.id,
+                "state": entry.state,
+                **self._read_log(entry.id, offset, entry.state not in OPEN),
+            }
 
     def cancel(self, texts: Sequence[str]) -> list[str]:
-        """End jobs, waiting or running; ids of those that had not ended."""
+        """Cancel waiting and running jobs; returns the ids of those that had not ended."""
         with self._lock:
             entries = {entry.id: entry for entry in map(self._entry, texts) if entry.state in OPEN}
-            self._kept().stop(list(entries.values()), "cancelled", "it was cancelled", None)
+            self._controller.stop(list(entries.values()), "cancelled", "it was cancelled", None)
             return list(entries)
 
     def retry(self, texts: Sequence[str]) -> list[str]:
-        """Try failed and cancelled jobs again, and those that failed because of them; ids of all of these."""
+        """Submit failed and cancelled jobs again, with those that failed because of them; returns the ids of all."""
         with self._lock:
-            keeper = self._kept()
+            controller = self._controller
             again: dict[str, Entry] = {}
             for entry in map(self._entry, texts):
                 if entry.state not in ("failed", "cancelled"):
                     raise errors.StageError(f"{entry.id} ({entry.request.job.name}) is {entry.state}: nothing to retry")
-                again |= {one.id: one for one in [entry, *keeper.book.heirs(entry)]}
+                again |= {one.id: one for one in [entry, *controller.state.dependents(entry)]}
             places: dict[str, Entry] = {}
             for entry in again.values():
-                _refuse_rival(keeper, entry.request)
+                self._refuse_conflict(entry.request)
                 if (twin := places.setdefault(entry.request.makes["out"], entry)) is not entry:
                     raise errors.StageError(
-                        f"{twin.id} and {entry.id} differ, and are both to make {entry.request.makes['out']}: retry "
-                        "one of them"
+                        f"{twin.id} and {entry.id} differ, and both make {entry.request.makes['out']}: retry one of "
+                        "them"
                     )
             requests = [entry.request.resolved() for entry in again.values()]
-            keeper.write([{"event": "submitted", "requests": requests}])
+            controller.write([{"event": "submitted", "requests": requests}])
             return list(again)
 
     def drain(self, on: bool) -> None:
-        """Start nothing new, or go on again."""
+        """Stop or resume starting jobs."""
         with self._lock:
-            self._kept().write([{"event": "drained", "on": on}])
+            self._controller.write([{"event": "drained", "on": on}])
 
     def limit(self, users: Mapping[str, int] | None, kinds: Mapping[str, int] | None) -> None:
-        """How many jobs of a user, or of a kind, run at a time; ``*`` is anybody not named; None leaves them."""
+        """Set the most jobs of a user or a kind that run at a time; ``*``: any not named; None: unchanged."""
         with self._lock:
-            known = self._kept().book.limits
-            limits = {
-                "user": known["user"] if users is None else users,
-                "kind": known["kind"] if kinds is None else kinds,
-            }
-            self._kept().write([{"event": "limited", **{word: dict(found) for word, found in limits.items()}}])
+            known = self._controller.state.limits
+            given = {"user": users, "kind": kinds}
+            limits = {word: dict(known[word] if found is None else found) for word, found in given.items()}
+            self._controller.write([{"event": "limited", **limits}])
 
     def serve(self, port: int) -> None:
-        """Serve the metrics of the queue on this port of the machine it is on; also after it was started again."""
+        """Serve the metrics on this port of the queue's node, also after a restart."""
         if not 0 < port < 2**16:
             raise errors.StageError(f"metrics port {port}: write a number from 1 to 65535")
         with self._lock:
-            self._kept().write([{"event": "served", "port": port}])
+            self._controller.write([{"event": "served", "port": port}])
 
-    def _kept(self) -> Controller:
-        if self._keeper is None:
-            raise UnreadyError(f"the job queue cannot keep its ledger: {self._trouble}")
-        return self._keeper
+    @property
+    def _controller(self) -> Controller:
+        if self._opened is None:
+            raise NotReadyError(f"the job queue cannot open its ledger: {self._trouble}")
+        return self._opened
 
     def _entry(self, text: str) -> Entry:
-        """The job of this id, of an id that begins so, or of this name where no other has it."""
-        entries = self._kept().book.entries
+        """The job with this id, or the only one whose id starts so or which has this name."""
+        entries = self._controller.state.entries
         if text in entries:
             return entries[text]
         found = [entry for entry in entries.values() if entry.id.startswith(text) or entry.request.job.name == text]
         if len(found) == 1:
             return found[0]
-        known = f"; {', '.join(entry.id for entry in found)} are: name one of them" if found else ""
+        known = f"; it fits {', '.join(entry.id for entry in found)}: write one of these" if found else ""
         raise errors.StageError(f"{text} is not the id of one job of the queue{known}")
 
-    def _check(self, keeper: Controller, requests: Sequence[Request]) -> None:
-        """Refuse new jobs that could never run, or that others are in the way of."""
-        known, places, taken = {*keeper.book.entries}, dict[str, Request](), dict[str, Request]()
-        nodes = ray_state.alive_nodes()
+    def _check(self, requests: Sequence[Request]) -> None:
+        """Refuse new jobs that could never run or that conflict with other jobs."""
+        state = self._controller.state
+        known, places, new = {*state.entries}, dict[str, Request](), dict[str, Request]()
+        nodes = alive_nodes()
         for request in requests:
             job = request.job
             for name in job.after:
                 if name not in known:
                     raise errors.StageError(
-                        f"job {job.name} comes after {name}, which is not among the jobs before it, nor the id of one "
-                        "that the queue has"
+                        f"job {job.name} comes after {name}, which is neither an earlier job of this submission nor an "
+                        "id that the queue knows"
                     )
-            taken[request.id] = request
-            if keeper.book.circle(request, taken):
-                raise errors.StageError(f"job {job.name} would wait for itself: leave out what it comes after")
+            new[request.id] = request
+            if state.has_cycle(request, new):
+                raise errors.StageError(f"job {job.name} would wait for itself: leave out one of the jobs in after")
             if (refusal := unmet_need(job, nodes)) is not None:
                 raise errors.StageError(f"job {job.name} {refusal}: ask for less, or start a larger node")
             if (twin := places.setdefault(request.makes["out"], request)) is not request:
-                raise errors.StageError(f"jobs {twin.job.name} and {job.name} differ, and are both to make {job.out}")
-            _refuse_rival(keeper, request)
+                raise errors.StageError(
+                    f"jobs {twin.job.name} and {job.name} differ, and both make {job.out}: choose another out"
+                )
+            self._refuse_conflict(request)
             known.add(request.id)
+
+    def _refuse_conflict(self, request: Request) -> None:
+        if (conflict := self._controller.state.conflicting_job(request)) is not None:
+            job = conflict.request.job
+            raise errors.StageError(
+                f"job {request.job.name}: {conflict.id} ({job.name}, by {job.user}, {conflict.state}) makes {job.out} "
+                f"too, and differs ({describe_conflict(conflict, request)}): wait for it, cancel it, or choose another "
+                "out"
+            )
 
     def _outcome(self, entry: Entry) -> dict[str, Any] | None:
         return None if entry.state in OPEN else entry.outcome(str(log_path(self._folder, entry.id))).resolved()
 
-    def _printed(self, job: str, offset: int | None, ended: bool = False) -> dict[str, Any]:
-        """Whole lines of a log, as far as one answer goes; of a job that has ended also a last one that was cut off."""
+    def _read_log(self, job: str, offset: int | None, ended: bool = False) -> dict[str, Any]:
+        """Complete lines from an offset (None: the end); for a job that has ended also an incomplete last line."""
         path = log_path(self._folder, job)
         if not path.exists():
             return {"text": "", "offset": 0}
@@ -250,49 +263,48 @@ class JobQueue:
         """The thread."""
         while True:
             try:
-                if self._keeper is None:
-                    time.sleep(AGAIN_SECONDS)
+                if self._opened is None:
+                    time.sleep(RETRY_SECONDS)
                     with self._lock:
                         self._open()
                 else:
-                    self._turn(self._keeper)
+                    self._turn(self._opened)
             except SupersededError as error:
                 logger.error("%s: this queue ends", error)
-                os._exit(1)  # Ray starts it again where it is still the one that should be there
-            except Exception as error:  # a cluster or a disk that is away for a moment must not end the queue
+                os._exit(1)  # Ray restarts the actor if it is still the current one
+            except Exception as error:  # the queue outlives temporary failures of the cluster or the disk
                 self._trouble = errors.describe(error)
-                logger.error("the queue will try again: %s", traceback.format_exc())
+                logger.error("the queue retries after: %s", traceback.format_exc())
                 time.sleep(1.0)
 
-    def _turn(self, keeper: Controller) -> None:
+    def _turn(self, controller: Controller) -> None:
         with self._lock:
-            asked = keeper.crew.asked()
+            pending = controller.workers.pending()
         ready: list[Any] = []
-        if not asked:
+        if not pending:
             time.sleep(TICK_SECONDS)
         else:
-            ready, _ = ray.wait(asked, timeout=TICK_SECONDS)
+            ready, _ = ray.wait(pending, timeout=TICK_SECONDS)
             if ready:
-                ready, _ = ray.wait(asked, num_returns=len(asked), timeout=0)
+                ready, _ = ray.wait(pending, num_returns=len(pending), timeout=0)
         with self._lock:
-            keeper.hear(ready)
-            keeper.turn()
+            controller.poll(ready)
+            controller.reconcile()
             self._trouble = ""
-            self._serve(keeper)
+            self._serve(controller)
 
     def _open(self) -> None:
         try:
             cluster = ray.get_runtime_context().get_session_name()
-            self._keeper = Controller(self._folder, cluster, self._private, self._patience)
+            self._opened = Controller(self._folder, cluster, self._private, self._policy)
         except (OSError, ValueError) as error:
-            self._trouble, self._passing = str(errors.explain(error)), isinstance(error, KeptError)
+            self._trouble, self._temporary = errors.describe(error), isinstance(error, LedgerInUseError)
 
-    def _serve(self, keeper: Controller) -> None:
-        """Serve metrics where people, or else the node's environment, asked for them; a taken port is tried again."""
-        port = keeper.book.port or given_port()
-        if port in (None, self._served):
+    def _serve(self, controller: Controller) -> None:
+        """Serve metrics on the requested port, else on that of the node's environment; retries a taken port."""
+        port = controller.state.port or port_from_environment()
+        if port is None or port == self._served:
             return
-        assert port is not None
         try:
             exporter.serve(port)
             self._served = port
@@ -300,17 +312,7 @@ class JobQueue:
             self._trouble = f"metrics port {port}: {error.strerror}"
 
 
-def given_port() -> int | None:
-    """The port that the environment of the node names, where nobody has asked for another."""
+def port_from_environment() -> int | None:
+    """The metrics port that the node's environment names."""
     given = os.environ.get(PORT, "")
     return int(given) if given.isdecimal() else None
-
-
-def _refuse_rival(keeper: Controller, request: Request) -> None:
-    """Two jobs must not work at one place."""
-    if (rival := keeper.book.rival(request)) is not None:
-        job = rival.request.job
-        raise errors.StageError(
-            f"job {request.job.name}: {rival.id} ({job.name}, by {job.user}, {rival.state}) is to make {job.out} too, "
-            f"and differs ({difference(rival, request)}): wait for it, cancel it, or choose another out"
-        )

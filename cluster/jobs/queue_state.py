@@ -1,8 +1,7 @@
-"""What the queue knows of every job: the ledger's events applied one after another, and nothing else.
+"""State of the queue: the result of applying the ledger's events in order.
 
-Events: ``submitted``, ``started`` (an attempt begins), ``placed`` (its worker runs), ``stopped`` (the attempt came to
-nothing, the job waits again), ``ended``, ``raised`` (somebody asks for the job with a higher priority), ``drained``,
-``limited``, ``served``.
+Events: ``submitted``, ``started`` (an attempt), ``placed`` (its worker runs), ``stopped`` (the attempt failed and the
+job waits again), ``ended``, ``raised`` (priority), ``drained``, ``limited``, ``served`` (metrics port).
 """
 
 import math
@@ -14,35 +13,35 @@ from typing import Any
 from cluster.artifacts import artifact
 from cluster.jobs.job import GOOD, OPEN, Failure, Outcome, Request, State
 from cluster.jobs.scheduler import Need
+from cluster.jobs.worker import WorkerProcess
 
 Event = Mapping[str, Any]
 
 
 @dataclass
 class Entry:
-    """A job in the book. Asked for again after it has ended, it gets a new one."""
+    """A job in the queue. A new submission of a job that has ended gets a new entry."""
 
     request: Request
     number: int
-    """Its place in the line, among jobs of the same priority."""
-    at: float
+    """Position among jobs of the same priority."""
+    submitted: float
     due: float | None
-    """Unix time of its deadline."""
+    """Unix time of the deadline."""
     priority: int
     state: State = "waiting"
     attempts: int = 0
     causes: Counter[str] = field(default_factory=Counter)
-    """How often attempts came to nothing, by cause."""
-    until: float = 0.0
-    """Unix time before which it is not tried again."""
+    """Failed attempts by cause."""
+    not_before: float = 0.0
+    """Unix time of the next attempt at the earliest."""
     why: str = ""
-    """Why the last attempt came to nothing."""
+    """Why the last attempt failed."""
     worker: str = ""
     node: str = ""
     takes: Mapping[str, float] = field(default_factory=dict)
-    """What it was given of its node."""
-    about: Mapping[str, Any] | None = None
-    """Where its worker runs."""
+    """Resources allocated on the node."""
+    process: WorkerProcess | None = None
     started: float | None = None
     ended: float | None = None
     seconds: float = 0.0
@@ -59,46 +58,37 @@ class Entry:
         return self.request.job.need
 
     def outcome(self, log: str) -> Outcome:
-        assert self.state not in OPEN, "it has not ended"
+        assert self.state not in OPEN, f"{self.id} is {self.state}"
         name = self.request.job.name
-        return Outcome(
-            name,
-            self.state,  # type: ignore[arg-type]  # not an open one, as was just asserted
-            self.seconds,
-            self.error,
-            log,
-            self.id,
-            self.attempts,
-            self.failure,
-        )
+        state: Any = self.state
+        return Outcome(name, state, self.seconds, self.error, log, self.id, self.attempts, self.failure)
 
 
 class QueueState:
-    """All jobs, by id."""
+    """All jobs by id, the limits, and whether the queue is drained."""
 
     def __init__(self, events: Iterable[Event] = ()) -> None:
         self.entries: dict[str, Entry] = {}
         self.open: dict[str, Entry] = {}
-        """Those that wait or run, in the order of the line."""
+        """Waiting and running jobs, in queue order."""
         self.kinds: set[str] = set()
         self.draining = False
         self.port: int | None = None
-        """Where metrics are served."""
+        """Port of the metrics."""
         self.limits: dict[str, dict[str, int]] = {"user": {}, "kind": {}}
         self._number = 0
         for event in events:
             self.apply(event)
 
     def apply(self, event: Event) -> None:
-        """Take over one event."""
         match event["event"]:
             case "submitted":
                 for values in event["requests"]:
                     self._add(Request.of(values), event["at"])
-                self._order()
+                self._sort()
             case "raised":
                 self.entries[event["id"]].priority = event["priority"]
-                self._order()
+                self._sort()
             case "drained":
                 self.draining = event["on"]
             case "served":
@@ -109,23 +99,23 @@ class QueueState:
                 self._change(self.entries[event["id"]], event)
 
     def ready(self, now: float) -> list[Entry]:
-        """What could start now, in order, limits left aside."""
+        """Jobs that could start now, in queue order, before limits."""
         return [
             entry
             for entry in self.open.values()
-            if entry.state == "waiting" and entry.until <= now and self.awaited(entry) is None
+            if entry.state == "waiting" and entry.not_before <= now and self.pending_dependency(entry) is None
         ]
 
     def running(self) -> list[Entry]:
         return [entry for entry in self.open.values() if entry.state == "running"]
 
-    def awaited(self, entry: Entry) -> Entry | None:
-        """The first job it comes after that is not done."""
+    def pending_dependency(self, entry: Entry) -> Entry | None:
+        """The first job of ``after`` that is not done."""
         before = (self.entries[name] for name in entry.request.job.after)
         return next((known for known in before if known.state not in GOOD), None)
 
-    def orphans(self) -> Iterator[tuple[Entry, Entry]]:
-        """Waiting jobs with the failed or cancelled one each comes after."""
+    def failed_dependencies(self) -> Iterator[tuple[Entry, Entry]]:
+        """Waiting jobs, each with a failed or cancelled job of its ``after``."""
         for entry in self.open.values():
             for name in entry.request.job.after if entry.state == "waiting" else ():
                 if self.entries[name].state in ("failed", "cancelled"):
@@ -136,19 +126,19 @@ class QueueState:
         return [entry for entry in self.open.values() if (entry.due or math.inf) <= now]
 
     def within_limits(self, entries: Iterable[Entry]) -> Iterator[Entry]:
-        """Those of the ready jobs that may start beside the running ones, were all those before them to start."""
-        running = self._parties()
+        """Ready jobs that the limits let start, assuming that every earlier one starts."""
+        running = self._running_by_limit()
         for entry in entries:
-            if self.held_by(entry, running) is None:
+            if self.blocking_limit(entry, running) is None:
                 yield entry
                 for word, count in running.items():
-                    count[_party(entry, word)] += not entry.need.looks_on
+                    count[_party(entry, word)] += not entry.need.needs_nothing
 
-    def held_by(self, entry: Entry, running: Mapping[str, Mapping[str, int]] | None = None) -> str | None:
-        """The limit that keeps a job waiting, in words; none does that only looks on, nor does one count."""
-        if entry.need.looks_on:
+    def blocking_limit(self, entry: Entry, running: Mapping[str, Mapping[str, int]] | None = None) -> str | None:
+        """The limit that blocks this job, or None. Jobs without resources are exempt."""
+        if entry.need.needs_nothing:
             return None
-        running = running or self._parties()
+        running = running or self._running_by_limit()
         for word, limits in self.limits.items():
             party = _party(entry, word)
             limit = limits.get(party, limits.get("*"))
@@ -156,19 +146,19 @@ class QueueState:
                 return f"{word} {party} may run {limit} at a time"
         return None
 
-    def _parties(self) -> dict[str, Counter[str]]:
-        """How many jobs of each user and each kind run."""
-        counted = [entry for entry in self.running() if not entry.need.looks_on]
+    def _running_by_limit(self) -> dict[str, Counter[str]]:
+        """Running jobs of each user and of each kind."""
+        counted = [entry for entry in self.running() if not entry.need.needs_nothing]
         return {word: Counter(_party(entry, word) for entry in counted) for word in ("user", "kind")}
 
-    def rival(self, request: Request) -> Entry | None:
-        """A waiting or running job that would make something else at the same place."""
-        place = request.makes["out"]
-        rivals = (entry for entry in self.open.values() if entry.id != request.id)
-        return next((entry for entry in rivals if entry.request.makes["out"] == place), None)
+    def conflicting_job(self, request: Request) -> Entry | None:
+        """A waiting or running job that would make something else at the same location."""
+        out = request.makes["out"]
+        others = (entry for entry in self.open.values() if entry.id != request.id)
+        return next((entry for entry in others if entry.request.makes["out"] == out), None)
 
-    def circle(self, request: Request, new: Mapping[str, Request]) -> bool:
-        """Whether a job would wait for itself, by way of those it comes after; ``new`` are about to come."""
+    def has_cycle(self, request: Request, new: Mapping[str, Request]) -> bool:
+        """Whether the job would depend on itself; ``new`` are requests not yet in the queue."""
         waiting, seen = list(request.job.after), set[str]()
         while waiting:
             name = waiting.pop()
@@ -180,11 +170,11 @@ class QueueState:
                 waiting += known.job.after
         return False
 
-    def heirs(self, entry: Entry) -> list[Entry]:
-        """Those that failed only because this one did, each after those it comes after."""
+    def dependents(self, entry: Entry) -> list[Entry]:
+        """Jobs that failed only because this one did, in order of their dependencies."""
         left = [other for other in self.entries.values() if other.failure == "dependency"]
         found = [entry]
-        for before in found:  # it grows
+        for before in found:  # the loop appends to the list it reads
             found += [other for other in left if before.id in other.request.job.after]
             left = [other for other in left if before.id not in other.request.job.after]
         return found[1:]
@@ -198,47 +188,42 @@ class QueueState:
         self.entries[request.id] = self.open[request.id] = entry
         self.kinds.add(request.job.kind)
 
-    def _order(self) -> None:
-        line = sorted(self.open.values(), key=lambda entry: (-entry.priority, entry.number))
-        self.open = {entry.id: entry for entry in line}
+    def _sort(self) -> None:
+        ordered = sorted(self.open.values(), key=lambda entry: (-entry.priority, entry.number))
+        self.open = {entry.id: entry for entry in ordered}
 
     def _change(self, entry: Entry, event: Event) -> None:
-        at = event["at"]
         match event["event"]:
             case "started":
-                entry.state, entry.started = "running", at
+                entry.state, entry.started, entry.process = "running", event["at"], None
+                entry.worker, entry.node, entry.takes = event["worker"], event["node"], event["takes"]
                 entry.attempts += 1
-                entry.worker, entry.node, entry.takes, entry.about = (
-                    event["worker"],
-                    event["node"],
-                    event["takes"],
-                    None,
-                )
-                entry.history.append((at, f"attempt {entry.attempts} starts"))
+                what = f"attempt {entry.attempts} starts"
             case "placed":
-                entry.about = event["about"]
-                entry.history.append((at, f"runs on {entry.about['host']}, process {entry.about['process']}"))
+                entry.process = event["about"]
+                what = f"runs on {event['about']['host']}, process {event['about']['process']}"
             case "stopped":
-                entry.state, entry.until, entry.why = "waiting", event["until"], event["why"]
+                entry.state, entry.not_before, entry.why = "waiting", event["until"], event["why"]
                 entry.causes[event["cause"]] += 1
-                entry.history.append((at, f"attempt {entry.attempts} came to nothing: {entry.why}"))
-            case "ended":
+                what = f"attempt {entry.attempts} failed: {entry.why}"
+            case _:
                 entry.state, entry.error, entry.failure = event["state"], event["error"], event["failure"]
-                entry.seconds, entry.ended = event["seconds"], at
-                entry.history.append((at, f"{entry.state}{f': {entry.error}' if entry.error else ''}"))
+                entry.seconds, entry.ended = event["seconds"], event["at"]
+                what = f"{entry.state}: {entry.error}" if entry.error else entry.state
                 self.open.pop(entry.id, None)
+        entry.history.append((event["at"], what))
 
 
-def difference(entry: Entry, request: Request) -> str:
-    """What separates a job from another one for the same place, in words."""
+def describe_conflict(entry: Entry, request: Request) -> str:
+    """The first difference between two jobs for the same location."""
     found = artifact.first_difference(dict(entry.request.makes), dict(request.makes))
-    return found or "it was described in other words"
+    return found or "only in spelling"
 
 
-def unlike(entry: Entry, request: Request) -> str:
-    """What somebody who joins a job asks for otherwise than it was submitted, in words; empty where nothing."""
+def changed_options(entry: Entry, request: Request) -> str:
+    """Scheduling options in which a resubmission differs from the job in the queue; empty if it does not."""
     job, asked = entry.request.job, request.job
-    told = {
+    options = {
         "cpus": (f"{job.cpus:g}", f"{asked.cpus:g}"),
         "gpus": (f"{job.gpus:g}", f"{asked.gpus:g}"),
         "resources": (str(dict(job.resources)), str(dict(asked.resources))),
@@ -246,8 +231,9 @@ def unlike(entry: Entry, request: Request) -> str:
         "deadline": (str(job.deadline), str(asked.deadline)),
         "after": (", ".join(job.after) or "nothing", ", ".join(asked.after) or "nothing"),
     }
-    return ", ".join(f"{word} is {kept}, not {other}" for word, (kept, other) in told.items() if kept != other)
+    return ", ".join(f"{word} is {kept}, not {other}" for word, (kept, other) in options.items() if kept != other)
 
 
 def _party(entry: Entry, word: str) -> str:
+    """The user or kind that a limit counts this job under."""
     return str(getattr(entry.request.job, word))

@@ -1,7 +1,7 @@
-"""The worker that a job runs in: a Ray actor that outlives the queue, so that a queue that was lost finds it again.
+"""The worker of a job: a detached Ray actor that outlives the queue's actor, so that a restarted queue finds it again.
 
-A worker runs one call at a time and remembers how each ended. Whoever asks meanwhile is answered when the call has
-ended: that is how a new queue waits for a job that an old one has started.
+A worker runs one call at a time and keeps the result of each. A request for the result waits in the actor's queue
+behind the running call; that is how a restarted queue learns the end of a job that its predecessor started.
 """
 
 import contextlib
@@ -14,15 +14,23 @@ import traceback
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 import psutil
 
 from cluster.artifacts import artifact, commit, errors, registry, stage
-from cluster.artifacts.recipe import Recipe
 from cluster.jobs.failures import is_busy, is_memory, is_outage
 from cluster.storage import filesystem
 from cluster.telemetry.host_memory import memory_kills, memory_numbers, node_memory
+
+
+class WorkerProcess(TypedDict):
+    """Where a worker runs, and what :func:`clear` compares later."""
+
+    host: str
+    process: int
+    created: float
+    memory_kills: int | None
 
 
 @dataclass(frozen=True)
@@ -30,7 +38,7 @@ class Call:
     """One attempt at a job."""
 
     key: str
-    """Of this attempt and no other."""
+    """Unique to this attempt."""
     name: str
     stage: str
     recipe: Mapping[str, Any]
@@ -42,19 +50,19 @@ class Call:
     gpus: float
     alone: bool
     halves: bool
-    """Run with half the micro-batch, where the stage knows how."""
+    """Use half the micro-batch, if the stage can."""
     first: bool
-    """No attempt at this job was made before: what is there already was not made by it."""
+    """The job's first attempt: an artifact that already exists was not made by it."""
 
 
 @dataclass(frozen=True)
-class Ended:
-    """How an attempt ended."""
+class CallResult:
+    """How an attempt ended in its worker."""
 
-    result: Literal["done", "skipped", "user", "outage", "memory", "busy"]
+    status: Literal["done", "skipped", "user", "outage", "memory", "busy"]
     seconds: float
     error: str | None = None
-    fit: bool = True
+    reusable: bool = True
     """Whether the worker may run another job."""
 
 
@@ -62,10 +70,9 @@ class Worker:
     """The actor."""
 
     def __init__(self) -> None:
-        self._ended: dict[str, Ended] = {}
+        self._results: dict[str, CallResult] = {}
 
-    def about(self) -> dict[str, Any]:
-        """Where it is, and what :func:`clear` must know of it."""
+    def describe(self) -> WorkerProcess:
         process = psutil.Process()
         return {
             "host": socket.gethostname(),
@@ -74,37 +81,37 @@ class Worker:
             "memory_kills": memory_kills(),
         }
 
-    def run(self, call: Call) -> Ended:
-        """Run a call, everything it prints going to its log; the same call again is only answered."""
-        if call.key not in self._ended:
-            _settle_environment(call)
-            ended = attempt(call)
+    def run(self, call: Call) -> CallResult:
+        """Run a call and write its output to its log; a repeated call returns the stored result."""
+        if call.key not in self._results:
+            _set_environment(call)
+            result = attempt(call)
             left = psutil.Process().children(recursive=True)
             kill(left)
-            self._ended[call.key] = replace(ended, fit=ended.fit and not left)
-        return self._ended[call.key]
+            self._results[call.key] = replace(result, reusable=result.reusable and not left)
+        return self._results[call.key]
 
-    def ended(self, key: str) -> Ended | None:
-        """How a call ended; None for one that never came here."""
-        return self._ended.get(key)
+    def result(self, key: str) -> CallResult | None:
+        """Result of an attempt; None for one that this worker never received."""
+        return self._results.get(key)
 
 
-def _settle_environment(call: Call) -> None:
+def _set_environment(call: Call) -> None:
     if not call.gpus:
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # left unset, a job without a GPU would take one all the same
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # if unset, a job without a GPU would use one
     if call.alone:
-        # It holds all CPUs of its node, so Ray tells it to use them all; it is to use what it asked for.
+        # The worker holds all CPUs of its node, so Ray sets this to all of them instead of what the job asked for.
         os.environ["OMP_NUM_THREADS"] = str(max(1, int(call.cpus)))
 
 
-def attempt(call: Call) -> Ended:
+def attempt(call: Call) -> CallResult:
     """Run a call in this process."""
     started = time.monotonic()
     try:
         complete = filesystem.is_file(filesystem.location(call.out) / commit.MANIFEST)
         with (
             Path(call.log).open("a", encoding="utf-8", errors="backslashreplace") as file,
-            _printing_to(file),
+            _output_to(file),
             working_in(Path(call.cwd)),
         ):
             try:
@@ -115,60 +122,56 @@ def attempt(call: Call) -> Ended:
                 else:
                     traceback.print_exc(file=file)
                 raise
-    except BaseException as error:  # also what would end the process: a stage must not take the worker along
+    except BaseException as error:  # SystemExit too: a stage must not end the worker
         return _failed(call, error, time.monotonic() - started)
-    return Ended("skipped" if complete and call.first else "done", time.monotonic() - started)
+    return CallResult("skipped" if complete and call.first else "done", time.monotonic() - started)
 
 
 def _execute(call: Call) -> None:
     called = registry.find(call.stage)
     recipe = called.recipe.of(call.recipe, call.name)
     if call.halves and called.halved is not None and (halved := called.halved(recipe)) is not None:
-        _check_halved(call.stage, recipe, halved)
+        changed = artifact.first_difference(recipe.identity(), halved.identity())
+        assert changed is None, f"{call.stage} halves more than its placement: {changed}"
         print("memory ran out before: this attempt has half the micro-batch", flush=True)
         recipe = halved
     inputs = {role: filesystem.location(place) for role, place in call.inputs.items()}
     stage.execute(called, recipe, inputs, filesystem.location(call.out))
 
 
-def _check_halved(module: str, recipe: Recipe, halved: Recipe) -> None:
-    changed = artifact.first_difference(recipe.identity(), halved.identity())
-    assert changed is None, f"{module} halves more than its placement: {changed}"
-
-
-def _failed(call: Call, error: BaseException, seconds: float) -> Ended:
-    plain = errors.describe(error).encode(errors="backslashreplace").decode()  # names of files need not be Unicode
+def _failed(call: Call, error: BaseException, seconds: float) -> CallResult:
+    text = errors.describe(error).encode(errors="backslashreplace").decode()  # file names need not be Unicode
     if is_busy(error):
-        return Ended("busy", seconds, plain)
+        return CallResult("busy", seconds, text)
     if is_memory(error):
-        return Ended("memory", seconds, f"{plain}; {memory_numbers()}", fit=False)
+        return CallResult("memory", seconds, f"{text}; {memory_numbers()}", reusable=False)
     bug = errors.explain(error) is None
     if is_outage(error):
-        return Ended("outage", seconds, plain, fit=not bug)
-    return Ended("user", seconds, f"{plain} (a bug: see {call.log})" if bug else plain, fit=not bug)
+        return CallResult("outage", seconds, text, reusable=not bug)
+    return CallResult("user", seconds, f"{text} (a bug: see {call.log})" if bug else text, reusable=not bug)
 
 
-def clear(worker: Mapping[str, Any]) -> str | None:
-    """On a worker's node: kill what is left of it, its child processes included.
+def clear(worker: WorkerProcess) -> str | None:
+    """On a worker's node: kill the worker, if it lives, and all its child processes.
 
-    Returns the memory of the node in words where the kernel has killed somebody for it since the worker began. The
-    number of a process may have been given to another one since; that one is left alone.
+    Returns the memory of the node if the kernel has killed a process for memory since the worker started. The
+    creation time tells the worker from a later process with the same id.
     """
     kills, group = memory_kills(), worker["process"]
     ran_out = kills is not None and worker["memory_kills"] is not None and kills > worker["memory_kills"]
-    words = node_memory() if ran_out else None
+    memory = node_memory() if ran_out else None
     with contextlib.suppress(psutil.NoSuchProcess):
         process = psutil.Process(group)
         if process.create_time() != worker["created"]:
-            return words
+            return memory
         kill([process, *process.children(recursive=True)])
-    # Ray makes each worker the leader of a group of processes, whose number is not given again while any of it lives.
+    # Ray makes each worker a process group leader; the system reuses the id only after the whole group is gone.
     kill([process for process in psutil.process_iter() if _group(process.pid) == group != os.getpgrp()])
-    return words
+    return memory
 
 
 def kill(processes: list[psutil.Process]) -> None:
-    """Kill processes, and wait until they are gone."""
+    """Kill processes and wait until they are gone."""
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
@@ -184,14 +187,14 @@ def _group(process: int) -> int | None:
 
 @contextlib.contextmanager
 def working_in(folder: Path) -> Iterator[None]:
-    """Inside the block, relative paths mean what they mean to whoever started the work, where that folder exists."""
+    """Inside the block, resolve relative paths in the submitter's folder, if this node has it."""
     with contextlib.chdir(folder) if folder.is_dir() else contextlib.nullcontext():
         yield
 
 
 @contextlib.contextmanager
-def _printing_to(file: io.TextIOWrapper) -> Iterator[None]:
-    """Send stdout and stderr to ``file``, those of libraries written in C too."""
+def _output_to(file: io.TextIOWrapper) -> Iterator[None]:
+    """Redirect stdout and stderr to ``file``, output of C libraries included."""
     saved = [os.dup(descriptor) for descriptor in (1, 2)]
     sys.stdout.flush()
     sys.stderr.flush()

@@ -1,11 +1,11 @@
-"""The workers the queue has: made, kept warm, found again, asked how they fare, and ended with all of their children.
+"""The queue's workers: created, reused, re-attached, health-checked and killed with their process tree.
 
 Each is a detached actor pinned to its node.
 """
 
 import contextlib
 import uuid
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,43 +16,43 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from cluster.actors.ray_state import alive_nodes
 from cluster.jobs import worker
 from cluster.jobs.failures import Cause
-from cluster.jobs.nodes import SETTLED_SECONDS, Held, now
+from cluster.jobs.nodes import SETTLED_SECONDS, HeldResources, now
 from cluster.jobs.scheduler import Amounts, Need, Shape
-from cluster.jobs.worker import Call, Ended
+from cluster.jobs.worker import Call, CallResult, WorkerProcess
 from cluster.telemetry.error_text import first_line
 
 NAMESPACE = "stillhouse"
 
 _PREFIX = "job-worker-"
-_AGAIN_SECONDS = 1.0
-"""Before a worker that was out of reach is asked again."""
+_RETRY_SECONDS = 1.0
+"""Between two requests to an unreachable worker."""
 _START_SECONDS = 300.0
-"""For a worker to start; by then its node has no room for it, because others were faster."""
+"""Time for a worker to start; a worker that takes longer has lost its place on the node to other work."""
 _CLEAR_SECONDS = 30.0
-"""For clearing up on a node before a worker is ended without."""
+"""Time for :func:`worker.clear` on the node; afterwards the worker ends without it."""
 
 
 @dataclass(frozen=True)
-class Placed:
-    """A job's worker runs; ``about`` says where (:meth:`job_worker.Worker.about`)."""
+class WorkerStarted:
+    """A job's worker runs."""
 
     key: str
-    about: Mapping[str, Any]
+    process: WorkerProcess
 
 
 @dataclass(frozen=True)
-class AttemptResult:
-    """An attempt has ended, or came to nothing."""
+class AttemptEnded:
+    """An attempt has a result, or failed outside the worker's code for ``cause``."""
 
     key: str
-    ended: Ended | None = None
+    result: CallResult | None = None
     cause: Cause | None = None
     detail: str = ""
 
 
 @dataclass(frozen=True)
-class Task:
-    """A call, where it runs, and what it takes there."""
+class Assignment:
+    """A call, its node, and the resources it takes there."""
 
     call: Call
     node: str
@@ -62,244 +62,241 @@ class Task:
 
 @dataclass
 class WorkerHandle:
-    """A worker and what it is doing."""
+    """A worker and its latest assignment."""
 
     name: str
-    handle: Any
-    task: Task
-    """The latest."""
+    actor: Any
+    """Ray's handle."""
+    task: Assignment
     state: str = "busy"
-    """``busy``, ``idle``, ``dead`` or ``stopping`` (both: its node is being cleared of it), ``gone``."""
-    about: Mapping[str, Any] | None = None
+    """``busy``, ``idle``, ``dead`` or ``stopping`` (both: :func:`worker.clear` runs on its node), ``gone``."""
+    process: WorkerProcess | None = None
     since: float = field(default_factory=now)
-    """When it began to run, or was ended."""
+    """When it started to run, or ended."""
     detail: str = ""
-    """Of its death."""
-    adopted: bool = False
-    ask_at: float = 0.0
-    """Before then it is not asked again."""
+    """How it died."""
+    reattached: bool = False
+    next_request: float = 0.0
+    """Time of the next health check."""
 
-    def held(self) -> Held:
+    @property
+    def key(self) -> str:
+        return self.task.call.key
+
+    def held(self) -> HeldResources:
         state = self.state if self.state in ("idle", "gone") else "busy"
-        certain = self.about is not None and now() - self.since > SETTLED_SECONDS
+        settled = self.process is not None and now() - self.since > SETTLED_SECONDS
         need = self.task.need
-        return Held(self.task.node, self.task.amounts, certain, state, need.alone, need.shape)
+        return HeldResources(self.task.node, self.task.amounts, settled, state, need.alone, need.shape)
 
 
 class WorkerPool:
-    """All workers of the queue."""
+    """All workers of the queue, by name."""
 
     def __init__(self) -> None:
-        self._hands: dict[str, WorkerHandle] = {}
-        self._asked: dict[Any, tuple[WorkerHandle, str, float]] = {}
-        """What was asked of whom, and when: ``about``, ``run`` or ``clear``."""
+        self._workers: dict[str, WorkerHandle] = {}
+        self._requests: dict[Any, tuple[WorkerHandle, str, float]] = {}
+        """Ray references to worker, kind (``describe``, ``run`` or ``clear``) and time of each request."""
 
-    def held(self) -> list[Held]:
-        """What the workers hold, those included that ended a moment ago."""
-        gone = [hand for hand in self._hands.values() if hand.state == "gone"]
-        for hand in gone:
-            if now() - hand.since > 2 * SETTLED_SECONDS:
-                del self._hands[hand.name]
-        return [hand.held() for hand in self._hands.values()]
+    def held(self) -> list[HeldResources]:
+        """Resources of the workers, recently ended ones included."""
+        gone = [one for one in self._workers.values() if one.state == "gone"]
+        for one in gone:
+            if now() - one.since > 2 * SETTLED_SECONDS:
+                del self._workers[one.name]
+        return [one.held() for one in self._workers.values()]
 
     def pick(self, node: str, shape: Shape, picked: Collection[str]) -> str:
-        """The name of the worker that will run the next job of this shape there: an idle one, else one to be made.
+        """Name of an idle worker for the next job of this shape on the node, or of a new one.
 
-        A job that is alone gets a new one: threads and memory of what ran before would be in its measurements.
+        A job that runs alone gets a new worker: threads and memory of an earlier job would distort its measurements.
         """
         alone, *_ = shape
-        for hand in self._hands.values():
-            if (
-                hand.state == "idle"
-                and not alone
-                and (hand.task.node, hand.task.need.shape) == (node, shape)
-                and hand.name not in picked
-            ):
-                return hand.name
+        for one in self._workers.values():
+            same = (one.task.node, one.task.need.shape) == (node, shape)
+            if one.state == "idle" and same and not alone and one.name not in picked:
+                return one.name
         return f"{_PREFIX}{uuid.uuid4().hex[:12]}"
 
-    def give(self, name: str, task: Task) -> Placed | None:
-        """Let a worker that was picked run a call; says where, if that is known already."""
-        if (hand := self._hands.get(name)) is None:
-            hand = self._hands[name] = WorkerHandle(name, _made(name, task), task)
-            self._ask(hand, "about", hand.handle.about.remote())
-        hand.task, hand.state = task, "busy"
-        self._ask(hand, "run", hand.handle.run.remote(task.call))
-        return None if hand.about is None else Placed(task.call.key, hand.about)
+    def assign(self, name: str, task: Assignment) -> WorkerStarted | None:
+        """Send a call to a picked worker; returns its process if it already runs.
 
-    def adopt(self, name: str, task: Task, about: Mapping[str, Any] | None) -> bool:
-        """Take over a worker that another queue has made; False where there is none any more."""
+        Raises:
+            ValueError, TypeError: Ray rejects the resources.
+        """
+        if (one := self._workers.get(name)) is None:
+            one = self._workers[name] = WorkerHandle(name, _create_actor(name, task), task)
+            self._track(one, "describe", one.actor.describe.remote())
+        one.task, one.state = task, "busy"
+        self._track(one, "run", one.actor.run.remote(task.call))
+        return None if one.process is None else WorkerStarted(one.key, one.process)
+
+    def reattach(self, name: str, task: Assignment, process: WorkerProcess | None) -> bool:
+        """Take over a worker of an earlier queue; False if it is gone."""
         try:
-            handle = ray.get_actor(name, namespace=NAMESPACE)
+            actor = ray.get_actor(name, namespace=NAMESPACE)
         except ValueError:
             return False
-        hand = self._hands[name] = WorkerHandle(name, handle, task, about=about, adopted=True)
-        # Answered when the call it is busy with has ended.
-        self._ask(hand, "run", handle.ended.remote(task.call.key))
+        one = self._workers[name] = WorkerHandle(name, actor, task, process=process, reattached=True)
+        # The worker replies when its present call ends.
+        self._track(one, "run", actor.result.remote(one.key))
         return True
 
-    def strays(self) -> list[str]:
-        """Names of workers that some queue has made and this one has not adopted."""
+    def orphaned_workers(self) -> list[str]:
+        """Names of workers of earlier queues that this queue has not re-attached."""
         named = ray.util.list_named_actors(all_namespaces=True)
         ours = (one["name"] for one in named if one["namespace"] == NAMESPACE)
-        return [name for name in ours if name.startswith(_PREFIX) and name not in self._hands]
+        return [name for name in ours if name.startswith(_PREFIX) and name not in self._workers]
 
-    def dismiss(self, name: str) -> None:
-        """End a stray worker of which nothing is known."""
+    def kill(self, name: str) -> None:
+        """Kill an orphaned worker whose process is unknown."""
         with contextlib.suppress(ValueError):
             ray.kill(ray.get_actor(name, namespace=NAMESPACE))
 
-    def asked(self) -> list[Any]:
-        """What workers will answer; asks those again that were out of reach, or whose answer could not be taken."""
-        waited_for = {hand.name for hand, what, _ in self._asked.values() if what != "about"}
-        for hand in self._hands.values():
-            if hand.name in waited_for or now() < hand.ask_at:
+    def pending(self) -> list[Any]:
+        """References to wait for; repeats requests to workers that were unreachable."""
+        waited_for = {one.name for one, kind, _ in self._requests.values() if kind != "describe"}
+        for one in self._workers.values():
+            if one.name in waited_for or now() < one.next_request:
                 continue
-            if hand.state == "busy":
-                self._ask(hand, "run", hand.handle.ended.remote(hand.task.call.key))
-            elif hand.state in ("stopping", "dead"):
-                self._clear(hand)
-        return list(self._asked)
+            if one.state == "busy":
+                self._track(one, "run", one.actor.result.remote(one.key))
+            elif one.state in ("stopping", "dead"):
+                self._clear(one)
+        return list(self._requests)
 
-    def hear(self, ready: Iterable[Any]) -> Iterator[AttemptResult | Placed]:
-        """What is meant by the answers that are there, and by some that are not."""
-        late = [ref for ref, (_, what, at) in self._asked.items() if what == "clear" and now() - at > _CLEAR_SECONDS]
+    def poll(self, ready: Iterable[Any]) -> Iterator[AttemptEnded | WorkerStarted]:
+        """Messages from ready references, and from workers whose time to start or to clear is over."""
+        late = [ref for ref, (_, kind, at) in self._requests.items() if kind == "clear" and now() - at > _CLEAR_SECONDS]
         for reference in dict.fromkeys([*ready, *late]):
-            if reference in self._asked and (answer := self._answer(reference)) is not None:
-                yield answer
-        for hand in self._hands.values():
-            starting = hand.state == "busy" and hand.about is None and not hand.adopted
-            if starting and now() - hand.since > _START_SECONDS:
-                self._end(hand)
-                yield AttemptResult(hand.task.call.key, cause="busy", detail="other work on its node was faster")
+            if reference in self._requests and (message := self._receive(reference)) is not None:
+                yield message
+        for one in self._workers.values():
+            starting = one.state == "busy" and one.process is None and not one.reattached
+            if starting and now() - one.since > _START_SECONDS:
+                self._end(one)
+                yield AttemptEnded(one.key, cause="busy", detail="other work took its node first")
 
-    def has(self, name: str) -> bool:
-        """Whether a worker is there, or was there a moment ago."""
-        return name in self._hands
+    def knows(self, name: str) -> bool:
+        """Whether a worker exists or ended a moment ago."""
+        return name in self._workers
 
     def stop(self, name: str) -> None:
-        """End a worker whatever it is doing, with its child processes."""
-        hand = self._hands[name]
-        if hand.state != "busy":
-            return  # it died, and its node is being cleared already
-        hand.state = "stopping"
-        if hand.about is None:
-            self._end(hand)
+        """End a busy worker and its child processes."""
+        one = self._workers[name]
+        if one.state != "busy":
+            return  # it is dead, and its node is being cleared
+        one.state = "stopping"
+        if one.process is None:
+            self._end(one)
         else:
-            self._clear(hand)
+            self._clear(one)
 
     def stopping(self) -> set[str]:
-        """Ids of the jobs whose workers are being ended."""
-        return {job_of(hand.task.call.key) for hand in self._hands.values() if hand.state in ("stopping", "dead")}
+        """Ids of jobs whose last workers are not gone yet."""
+        return {job_id(one.key) for one in self._workers.values() if one.state in ("stopping", "dead")}
 
     def end_idle(self) -> None:
-        """End the workers that nobody picked."""
-        for hand in self._hands.values():
-            if hand.state == "idle":
-                self._end(hand)
+        for one in self._workers.values():
+            if one.state == "idle":
+                self._end(one)
 
-    def _ask(self, hand: WorkerHandle, what: str, reference: Any) -> None:
-        self._asked[reference] = (hand, what, now())
+    def _track(self, one: WorkerHandle, kind: str, reference: Any) -> None:
+        self._requests[reference] = (one, kind, now())
 
-    def _answer(self, reference: Any) -> AttemptResult | Placed | None:
-        hand, what, _ = self._asked.pop(reference)
-        if what == "about":
-            return self._placed(hand, reference)
-        if what == "clear":
-            return self._cleared(hand, reference)
-        if hand.state != "busy":
-            return None  # nobody wants to know any more
+    def _receive(self, reference: Any) -> AttemptEnded | WorkerStarted | None:
+        one, kind, _ = self._requests.pop(reference)
+        if kind == "describe":
+            return self._started(one, reference)
+        if kind == "clear":
+            return self._cleared(one, reference)
+        if one.state != "busy":
+            return None  # stale reply
         try:
-            ended = ray.get(reference)
+            result = ray.get(reference)
         except ActorUnavailableError:
-            hand.ask_at = now() + _AGAIN_SECONDS
+            one.next_request = now() + _RETRY_SECONDS
             return None
         except RayTaskError as error:
-            self._end(hand)
-            return AttemptResult(
-                hand.task.call.key, Ended("user", 0.0, f"the queue cannot run it: {first_line(error.cause)}")
-            )
+            self._end(one)
+            return AttemptEnded(one.key, CallResult("user", 0.0, f"Ray cannot run it: {first_line(error.cause)}"))
         except RayError as error:
-            return self._died(hand, error)
-        if ended is None:
-            # The queue that made this worker died before it had asked it for anything.
-            self._ask(hand, "about", hand.handle.about.remote())
-            self._ask(hand, "run", hand.handle.run.remote(hand.task.call))
+            return self._died(one, error)
+        if result is None:
+            # The earlier queue died after it created this worker and before it sent the call.
+            self._track(one, "describe", one.actor.describe.remote())
+            self._track(one, "run", one.actor.run.remote(one.task.call))
             return None
-        hand.state = "idle"
-        if not ended.fit or hand.task.amounts.get("GPU"):
-            self._end(hand)  # one that had a GPU keeps its memory, which Ray would call free
-        return AttemptResult(hand.task.call.key, ended)
+        one.state = "idle"
+        if not result.reusable or one.task.amounts.get("GPU"):
+            self._end(one)  # an idle worker would keep GPU memory that Ray counts as free
+        return AttemptEnded(one.key, result)
 
-    def _placed(self, hand: WorkerHandle, reference: Any) -> Placed | None:
+    def _started(self, one: WorkerHandle, reference: Any) -> WorkerStarted | None:
         try:
-            about: Mapping[str, Any] = ray.get(reference)
+            process: WorkerProcess = ray.get(reference)
         except RayError:
-            return None  # the answer about its job says so as well
-        hand.about, hand.since = about, now()
-        return Placed(hand.task.call.key, about)
+            return None  # the reply to ``run`` reports the death
+        one.process, one.since = process, now()
+        return WorkerStarted(one.key, process)
 
-    def _died(self, hand: WorkerHandle, error: RayError) -> AttemptResult | None:
-        """What the death of a worker means; None while its node is cleared of what it left."""
-        hand.detail = first_line(error)
+    def _died(self, one: WorkerHandle, error: RayError) -> AttemptEnded | None:
+        """What the death of a worker means; None until its node is cleared."""
+        one.detail = first_line(error)
         if isinstance(error, OutOfMemoryError):
-            self._end(hand)
-            return AttemptResult(hand.task.call.key, cause="memory", detail=hand.detail)
-        if hand.task.node not in alive_nodes() or hand.about is None:
-            return self._lost(hand)
-        hand.state = "dead"
-        self._clear(hand)
+            self._end(one)
+            return AttemptEnded(one.key, cause="memory", detail=one.detail)
+        if one.task.node not in alive_nodes() or one.process is None:
+            return self._lost(one)
+        one.state = "dead"
+        self._clear(one)
         return None
 
-    def _clear(self, hand: WorkerHandle) -> None:
+    def _clear(self, one: WorkerHandle) -> None:
         remote: Any = ray.remote(num_cpus=0, max_retries=0)(worker.clear)
-        there = NodeAffinitySchedulingStrategy(hand.task.node, soft=False)
-        self._ask(hand, "clear", remote.options(scheduling_strategy=there).remote(hand.about))
+        there = NodeAffinitySchedulingStrategy(one.task.node, soft=False)
+        self._track(one, "clear", remote.options(scheduling_strategy=there).remote(one.process))
 
-    def _cleared(self, hand: WorkerHandle, reference: Any) -> AttemptResult | None:
-        dead = hand.state == "dead"
+    def _cleared(self, one: WorkerHandle, reference: Any) -> AttemptEnded | None:
+        dead = one.state == "dead"
         try:
             memory = ray.get(reference, timeout=0)
         except RayError:
             if dead:
-                return self._lost(hand)
+                return self._lost(one)
             memory = None
-        self._end(hand)
+        self._end(one)
         if not dead:
             return None
-        assert hand.about is not None, "only those that ran are cleared up after"
-        who = f"process {hand.about['process']} on {hand.about['host']}"
+        assert one.process is not None, "only workers with a known process are cleared"
+        who = f"process {one.process['process']} on {one.process['host']}"
         if memory is not None:
-            return AttemptResult(hand.task.call.key, cause="memory", detail=f"the kernel killed {who}, {memory}")
-        return AttemptResult(
-            hand.task.call.key, cause="death", detail=f"{who} was killed or crashed; its log may say more"
-        )
+            return AttemptEnded(one.key, cause="memory", detail=f"the kernel killed {who}, {memory}")
+        return AttemptEnded(one.key, cause="death", detail=f"{who} was killed or crashed; its log may say more")
 
-    def _lost(self, hand: WorkerHandle) -> AttemptResult:
-        lost = hand.task.node not in alive_nodes()
-        self._end(hand)
+    def _lost(self, one: WorkerHandle) -> AttemptEnded:
+        lost = one.task.node not in alive_nodes()
+        self._end(one)
         if lost:
-            return AttemptResult(hand.task.call.key, cause="node", detail="the node it ran on is gone")
-        return AttemptResult(hand.task.call.key, cause="death", detail=hand.detail)
+            return AttemptEnded(one.key, cause="node", detail="the node it ran on is gone")
+        return AttemptEnded(one.key, cause="death", detail=one.detail)
 
-    def _end(self, hand: WorkerHandle) -> None:
-        ray.kill(hand.handle)
-        hand.state, hand.since = "gone", now()
+    def _end(self, one: WorkerHandle) -> None:
+        ray.kill(one.actor)
+        one.state, one.since = "gone", now()
 
 
-def key_of(job: str, number: int, attempt: int) -> str:
-    """The key of an attempt."""
+def attempt_key(job: str, number: int, attempt: int) -> str:
     return f"{job}.{number}.{attempt}"
 
 
-def job_of(key: str) -> str:
-    """The id of the job that an attempt was at."""
+def job_id(key: str) -> str:
+    """Id of the job that an attempt key belongs to."""
     return key.partition(".")[0]
 
 
-def _made(name: str, task: Task) -> Any:
-    amounts = task.amounts
-    named = {word: amount for word, amount in amounts.items() if word not in ("CPU", "GPU")}
+def _create_actor(name: str, task: Assignment) -> Any:
+    named = {word: amount for word, amount in task.amounts.items() if word not in ("CPU", "GPU")}
     remote: Any = ray.remote(worker.Worker)
     return remote.options(
         name=name,
@@ -307,8 +304,8 @@ def _made(name: str, task: Task) -> Any:
         lifetime="detached",
         max_restarts=0,
         max_task_retries=0,
-        num_cpus=amounts.get("CPU", 0),
-        num_gpus=amounts.get("GPU", 0),
+        num_cpus=task.amounts.get("CPU", 0),
+        num_gpus=task.amounts.get("GPU", 0),
         resources=named or None,
         scheduling_strategy=NodeAffinitySchedulingStrategy(task.node, soft=False),
     ).remote()

@@ -109,7 +109,7 @@ class CheckpointWatch:
         """Take up new checkpoints, and score what was fine-tuned meanwhile."""
         for step in self.new():
             self._begin(step, queue)
-        for known, outcome in queue.ended(list(self.waiting)).items():
+        for known, outcome in queue.outcomes(list(self.waiting)).items():
             self._score(*self.waiting.pop(known), outcome)
 
     def _begin(self, step: int, queue: client.Queue) -> None:

@@ -1,4 +1,4 @@
-"""What follows from an attempt that came to nothing, and how its cause is told."""
+"""What the queue does after a failed attempt, and how it finds the cause."""
 
 import errno
 import os
@@ -17,11 +17,11 @@ from huggingface_hub.errors import OfflineModeIsEnabled
 
 from cluster.artifacts import artifact, commit, errors
 from cluster.jobs import worker
-from cluster.jobs.failures import Cause, RetryPolicy, after, is_busy, is_memory, is_outage
-from cluster.jobs.worker import clear
+from cluster.jobs.failures import Cause, RetryPolicy, is_busy, is_memory, is_outage, next_attempt
+from cluster.jobs.worker import WorkerProcess, clear
 from cluster.telemetry.host_memory import memory_kills
 
-PATIENCE = RetryPolicy(deaths=3, outages=4, losses=5, first=2, longest=10)
+POLICY = RetryPolicy(max_deaths=3, max_outages=4, max_node_losses=5, first_seconds=2, longest_seconds=10)
 
 
 @pytest.mark.parametrize(
@@ -29,17 +29,17 @@ PATIENCE = RetryPolicy(deaths=3, outages=4, losses=5, first=2, longest=10)
     [
         ("death", [2, 4], "its worker died 3 times: why"),
         ("node", [2, 4, 8, 10], "its node was lost 5 times: why"),
-        ("outage", [2, 4, 8], "what it needs failed 4 times: why"),
+        ("outage", [2, 4, 8], "a service it needs failed 4 times: why"),
         ("memory", [2], "ran out of memory twice, the second time with half the micro-batch where it has one: why"),
     ],
 )
 def test_attempts_are_repeated_later_and_later_and_not_for_ever(cause: Cause, waits: list[float], ending: str) -> None:
-    found = [after(cause, "why", times, PATIENCE) for times in range(1, len(waits) + 2)]
+    found = [next_attempt(cause, "why", times, POLICY) for times in range(1, len(waits) + 2)]
     assert found == [*((seconds, None) for seconds in waits), (None, ending)]
 
 
 def test_who_waits_for_another_process_waits_as_long_as_that_takes() -> None:
-    assert [after("busy", "", times, PATIENCE) for times in (1, 3, 100, 10**6)] == [
+    assert [next_attempt("busy", "", times, POLICY) for times in (1, 3, 100, 10**6)] == [
         (2, None),
         (8, None),
         *[(10, None)] * 2,
@@ -126,7 +126,8 @@ def test_what_a_dead_worker_leaves_is_ended_and_nobody_else() -> None:
     assert worker.stdout is not None
     with worker, worker.stdin, worker.stdout:
         child = psutil.Process(int(worker.stdout.readline()))
-        about = {
+        about: WorkerProcess = {
+            "host": "here",
             "process": worker.pid,
             "created": psutil.Process(worker.pid).create_time(),
             "memory_kills": memory_kills(),
@@ -136,7 +137,7 @@ def test_what_a_dead_worker_leaves_is_ended_and_nobody_else() -> None:
         assert child.is_running()
         assert clear(about) is None, "the kernel killed nobody"
         assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
-        ours = {"process": os.getpid(), "created": 0.0, "memory_kills": None}
+        ours: WorkerProcess = {"host": "here", "process": os.getpid(), "created": 0.0, "memory_kills": None}
         assert clear(ours) is None, "its number was given to this process, which lives"
         kills = memory_kills()
         if kills is not None:
@@ -161,7 +162,7 @@ def test_an_error_whose_words_are_not_unicode_can_be_told_and_written(tmp_path: 
         halves=False,
         first=True,
     )
-    ended = worker.attempt(call)
-    assert ended.result == "user"
-    assert f"{tmp_path}/\\udcff does not exist" in str(ended.error)
+    result = worker.attempt(call)
+    assert result.status == "user"
+    assert f"{tmp_path}/\\udcff does not exist" in str(result.error)
     assert f"{tmp_path}/\\udcff does not exist" in log.read_text()

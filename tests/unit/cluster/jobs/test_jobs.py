@@ -28,7 +28,7 @@ def ray_of_two_cpus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("PYTHONPATH", str(paths.SUPPORT), prepend=os.pathsep)
         patch.delenv(ray_cluster.ADDRESS, raising=False)
         with ray_cluster.connect(2):
-            client.start(tmp_path_factory.mktemp("ledger"), RetryPolicy(deaths=DEATHS, first=0.1))
+            client.start(tmp_path_factory.mktemp("ledger"), RetryPolicy(max_deaths=DEATHS, first_seconds=0.1))
             yield
 
 
@@ -97,8 +97,8 @@ def test_a_failed_job_stops_only_those_that_come_after_it(corpus: Path) -> None:
         "after-sound": "done",
     }
     assert found["refused"].error == "the toy refuses: write behaviour = work"
-    assert found["dependant"].error == "refused failed, which comes before it"
-    assert found["further"].error == "dependant failed, which comes before it"
+    assert found["dependant"].error == "it comes after refused, which failed"
+    assert found["further"].error == "it comes after dependant, which failed"
     assert found["misspelt"].error == "misspelt: unknown key txt; did you mean text?"
     assert found["buggy"].error == f"RuntimeError: a bug in the toy (a bug: see {found['buggy'].log})"
     assert _log(found["refused"]).splitlines()[-1] == "error: the toy refuses: write behaviour = work"
@@ -190,9 +190,9 @@ def test_a_job_that_waits_for_another_lets_others_pass(corpus: Path) -> None:
     [
         ({"cpus": 3}, "job second needs 3 CPUs and 0 GPUs on one node, the nodes have 2 CPUs and .* ask for less"),
         ({"gpus": 99}, r"job second needs 1 CPUs and 99 GPUs on one node, the nodes have .* ask for less"),
-        ({"after": ("nobody",)}, "job second comes after nobody, which is not among the jobs before it"),
-        ({"after": ("second",)}, "job second comes after second, which is not among the jobs before it"),
-        ({"after": ("third",)}, "job second comes after third, which is not among the jobs before it"),
+        ({"after": ("nobody",)}, "job second comes after nobody, which is neither an earlier job"),
+        ({"after": ("second",)}, "job second comes after second, which is neither an earlier job"),
+        ({"after": ("third",)}, "job second comes after third, which is neither an earlier job"),
     ],
 )
 def test_jobs_that_could_never_run_are_refused_before_any_runs(

@@ -11,8 +11,8 @@ from prometheus_client import REGISTRY
 from toy_stage_jobs import make_corpus, toy_job
 
 from cluster.artifacts import artifact, commit
-from cluster.jobs.job import settle
-from cluster.jobs.metrics import Series, show_artifact
+from cluster.jobs.job import make_requests
+from cluster.jobs.metrics import QueueMetrics, export_artifact
 from cluster.jobs.queue_state import Event, QueueState
 from cluster.storage.filesystem import read_json
 from cluster.telemetry import metrics
@@ -25,16 +25,16 @@ def value(name: str, **labels: str) -> float | None:
 
 
 class Told:
-    """A book and its series, told the same events."""
+    """A state and its metrics, given the same events."""
 
     def __init__(self) -> None:
-        self.book = QueueState()
-        self.series = Series(self.book)
+        self.state = QueueState()
+        self.metrics = QueueMetrics(self.state)
 
     def __call__(self, event: str, at: float, **values: Any) -> None:
         told: Event = {"event": event, "at": at, **values}
-        self.book.apply(told)
-        self.series.count(self.book.entries.get(values.get("id", "")), told)
+        self.state.apply(told)
+        self.metrics.record(self.state.entries.get(values.get("id", "")), told)
 
 
 @pytest.fixture
@@ -46,7 +46,9 @@ def told() -> Told:
 def ids(told: Told, tmp_path: Path) -> list[str]:
     """Three jobs of one kind, submitted two hours, one hour and a minute ago."""
     corpus, now = make_corpus(tmp_path), time.time()
-    requests = settle([toy_job(corpus, name, kind=f"kind {tmp_path.name}") for name in ("first", "second", "third")])
+    requests = make_requests(
+        [toy_job(corpus, name, kind=f"kind {tmp_path.name}") for name in ("first", "second", "third")]
+    )
     for request, ago in zip(requests, (2 * HOUR, HOUR, 60.0), strict=True):
         told("submitted", now - ago, requests=[request.resolved()])
     return [request.id for request in requests]
@@ -57,38 +59,38 @@ def start(told: Told, job: str, at: float) -> None:
 
 
 def test_the_line_is_shown_as_it_is(told: Told, ids: list[str]) -> None:
-    kind = told.book.entries[ids[0]].request.job.kind
-    told.series.show(told.book)
+    kind = told.state.entries[ids[0]].request.job.kind
+    told.metrics.update(told.state)
     assert value("stillhouse_jobs_waiting", kind=kind) == 3
     assert value("stillhouse_oldest_job_age_seconds", kind=kind) == pytest.approx(2 * HOUR, abs=5)
     start(told, ids[0], time.time())
-    told.series.show(told.book)
+    told.metrics.update(told.state)
     assert value("stillhouse_jobs_waiting", kind=kind) == 2
     assert value("stillhouse_jobs_running", kind=kind) == 1
     assert value("stillhouse_oldest_job_age_seconds", kind=kind) == pytest.approx(HOUR, abs=5)
     assert value("stillhouse_queue_draining") == 0
     assert value("stillhouse_queue_turn_timestamp_seconds") == pytest.approx(time.time(), abs=5)
     told("drained", time.time(), on=True)
-    told.series.show(told.book)
+    told.metrics.update(told.state)
     assert value("stillhouse_queue_draining") == 1
 
 
 def test_counters_are_there_before_anything_happens(told: Told, ids: list[str]) -> None:
     """Prometheus sees no increase in a counter that is born with its first event."""
-    kind = told.book.entries[ids[0]].request.job.kind
-    told.series.show(told.book)
+    kind = told.state.entries[ids[0]].request.job.kind
+    told.metrics.update(told.state)
     assert value("stillhouse_jobs_ended_total", kind=kind, state="failed") == 0
     assert value("stillhouse_job_retries_total", kind=kind, cause="node") == 0
     assert value("stillhouse_jobs_ended_total", kind=kind, state="running") is None
 
 
 def test_waits_retries_and_endings_are_counted(told: Told, ids: list[str]) -> None:
-    entry = told.book.entries[ids[0]]
+    entry = told.state.entries[ids[0]]
     kind = entry.request.job.kind
-    start(told, ids[0], entry.at + 30)
-    told("stopped", entry.at + 40, id=ids[0], cause="node", why="lost", until=0.0)
-    start(told, ids[0], entry.at + 7200)
-    told("ended", entry.at + 7300, id=ids[0], state="failed", error="", failure="user", seconds=100.0)
+    start(told, ids[0], entry.submitted + 30)
+    told("stopped", entry.submitted + 40, id=ids[0], cause="node", why="lost", until=0.0)
+    start(told, ids[0], entry.submitted + 7200)
+    told("ended", entry.submitted + 7300, id=ids[0], state="failed", error="", failure="user", seconds=100.0)
     assert value("stillhouse_job_attempts_total", kind=kind) == 2
     assert value("stillhouse_job_retries_total", kind=kind, cause="node") == 1
     assert value("stillhouse_jobs_ended_total", kind=kind, state="failed") == 1
@@ -101,9 +103,9 @@ def test_kinds_that_people_invent_are_bounded(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(metrics, "_values", {})
     monkeypatch.setattr(metrics, "MOST_VALUES", 2)
     corpus, told = make_corpus(tmp_path), Told()
-    jobs = settle([toy_job(corpus, f"job {number}", kind=f"invented {number}") for number in range(5)])
+    jobs = make_requests([toy_job(corpus, f"job {number}", kind=f"invented {number}") for number in range(5)])
     told("submitted", time.time(), requests=[request.resolved() for request in jobs])
-    told.series.show(told.book)
+    told.metrics.update(told.state)
     shown = {labels["kind"] for labels in _labels("stillhouse_jobs_waiting") if "invented" in labels["kind"]}
     assert len(shown) == 2
     assert value("stillhouse_jobs_waiting", kind="other") == 3
@@ -122,7 +124,7 @@ def finetuned(place: Path, score: float) -> None:
 def test_what_a_job_has_made_is_shown_also_by_a_queue_that_starts_later(tmp_path: Path) -> None:
     corpus, told = make_corpus(tmp_path), Told()
     place = tmp_path / "finetune" / "planted" / "rte"
-    (request,) = settle([replace(toy_job(corpus, "finetune"), out=place)])
+    (request,) = make_requests([replace(toy_job(corpus, "finetune"), out=place)])
     finetuned(place, 61.5)
     told("submitted", time.time(), requests=[request.resolved()])
     start(told, request.id, time.time())
@@ -130,14 +132,14 @@ def test_what_a_job_has_made_is_shown_also_by_a_queue_that_starts_later(tmp_path
     assert value("stillhouse_score_ratio", model="planted", task="rte") == pytest.approx(0.615)
     assert value("stillhouse_model_bytes", model="planted", weights="safetensors") == 1000
     metrics.SCORE.clear()
-    Series(told.book)
+    QueueMetrics(told.state)
     assert value("stillhouse_score_ratio", model="planted", task="rte") == pytest.approx(0.615)
 
 
 def test_a_result_that_is_gone_troubles_nobody(told: Told, ids: list[str]) -> None:
     start(told, ids[0], time.time())
     told("ended", time.time(), id=ids[0], state="done", error=None, failure=None, seconds=1.0)
-    Series(told.book)
+    QueueMetrics(told.state)
 
 
 @pytest.mark.parametrize(
@@ -147,14 +149,14 @@ def test_a_result_that_is_damaged_troubles_nobody(tmp_path: Path, facts: Any) ->
     """A queue that starts looks at hundreds of them."""
     corpus, told = make_corpus(tmp_path), Told()
     place = tmp_path / "finetune" / "damaged" / "rte"
-    (request,) = settle([replace(toy_job(corpus, "damaged"), out=place)])
+    (request,) = make_requests([replace(toy_job(corpus, "damaged"), out=place)])
     finetuned(place, 61.5)
     manifest = read_json(place / commit.MANIFEST) | {"facts": facts}
     (place / commit.MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
     told("submitted", time.time(), requests=[request.resolved()])
     start(told, request.id, time.time())
     told("ended", time.time(), id=request.id, state="done", error=None, failure=None, seconds=1.0)
-    Series(told.book)
+    QueueMetrics(told.state)
     assert value("stillhouse_score_ratio", model="damaged", task="rte") is None
 
 
@@ -164,7 +166,7 @@ def test_lengths_of_texts_are_bounded(tmp_path: Path, monkeypatch: pytest.Monkey
     row = {"model": "long", "runtime": "PyTorch", "threads": 1, "workload": "lengths"}
     times = {"p50_ms": 1.0, "p90_ms": 1.0, "p99_ms": 1.0}
     rows = [{**row, **times, "length": length} for length in range(8, 16)]
-    show_artifact(tmp_path, {"kind": "benchmark", "facts": {"rows": rows}, "files": {}})
+    export_artifact(tmp_path, {"kind": "benchmark", "facts": {"rows": rows}, "files": {}})
     assert {labels["tokens"] for labels in _labels("stillhouse_latency_seconds") if labels["model"] == "long"} == {
         "8",
         "9",
@@ -186,7 +188,7 @@ def test_times_and_sizes_come_from_the_artifacts(tmp_path: Path) -> None:
     with artifact.create(place, kind="export", inputs={}, recipe={}) as draft:
         draft.facts.update(format="int8", bytes=67_000_000)
     for found in (tmp_path / "latency", tmp_path / "stand-in", place):
-        show_artifact(found, read_json(found / commit.MANIFEST))
+        export_artifact(found, read_json(found / commit.MANIFEST))
     for tokens, seconds in (("30", 0.0125), ("pairs", 0.014)):
         labels = {"model": "timed", "runtime": "ONNX Runtime", "tokens": tokens}
         assert value("stillhouse_latency_seconds", percentile="99", **labels) == pytest.approx(seconds)

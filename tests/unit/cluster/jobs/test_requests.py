@@ -24,7 +24,7 @@ from cluster.jobs import client, job
 from cluster.jobs.client import Queue
 from cluster.jobs.failures import RetryPolicy
 from cluster.jobs.job import Job
-from cluster.jobs.queue_actor import PORT, given_port
+from cluster.jobs.queue_actor import PORT, port_from_environment
 from distill.launch import run_pipeline
 
 pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(120)]
@@ -37,8 +37,8 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Queue]:
         patch.setenv("PYTHONPATH", str(paths.SUPPORT), prepend=os.pathsep)
         patch.delenv(ray_cluster.ADDRESS, raising=False)
         with ray_cluster.connect(2):
-            patience = RetryPolicy(deaths=2, outages=2, first=0.1, longest=0.2)
-            yield client.start(tmp_path_factory.mktemp("ledger"), patience)
+            policy = RetryPolicy(max_deaths=2, max_outages=2, first_seconds=0.1, longest_seconds=0.2)
+            yield client.start(tmp_path_factory.mktemp("ledger"), policy)
 
 
 @pytest.fixture
@@ -92,7 +92,7 @@ def test_cancelled_jobs_end_with_their_children_and_what_comes_after_them(corpus
     assert [(one.state, one.error, one.failure) for one in found] == [
         ("cancelled", "it was cancelled", None),
         ("cancelled", "it was cancelled", None),
-        ("failed", "running was cancelled, which comes before it", "dependency"),
+        ("failed", "it comes after running, which was cancelled", "dependency"),
     ]
     wait_until(lambda: not started.is_running() and not worker.is_running())
     assert queue.cancel(ids) == ()
@@ -138,7 +138,7 @@ def test_of_two_that_would_make_different_things_at_one_place_one_is_tried_again
     for text in ("one", "two"):
         ids += queue.submit([_gated(corpus, "place", text)])
         queue.cancel(ids[-1:])
-    with pytest.raises(StageError, match=r"differ, and are both to make .*: retry one of them"):
+    with pytest.raises(StageError, match=r"differ, and both make .*: retry one of them"):
         queue.retry(ids)
     _open_gate(corpus)
     assert queue.wait(queue.retry(ids[1:]))[0].state == "done"
@@ -158,7 +158,7 @@ def test_who_waits_is_told_what_troubles_the_queue(queue: Queue, capsys: pytest.
         wait_until(lambda: queue.about()["trouble"])
         with errors.logging_to_stderr():
             queue._pause(1.0)
-    assert "the job queue is in trouble and goes on trying: metrics port" in capsys.readouterr().err
+    assert "the job queue has a problem and keeps trying: metrics port" in capsys.readouterr().err
 
 
 def test_a_deadline_ends_what_waits_and_what_runs(corpus: Path, queue: Queue) -> None:
@@ -166,11 +166,11 @@ def test_a_deadline_ends_what_waits_and_what_runs(corpus: Path, queue: Queue) ->
     ids = queue.submit([running])
     _await_running(corpus, "running")
     waiting = queue.submit([toy_job(corpus, "waiting", deadline=0.5)])
-    assert queue.wait(waiting)[0].error == "it still waited at its deadline, 0.5 s after its submission"
+    assert queue.wait(waiting)[0].error == "it still waited at its deadline, 0.5 s after submission"
     queue.cancel(ids)
     late = queue.wait(queue.submit([_gated(corpus, "late", deadline=3)]))[0]
     assert (late.state, late.failure) == ("failed", "deadline")
-    assert late.error == "it still ran at its deadline, 3 s after its submission"
+    assert late.error == "it still ran at its deadline, 3 s after submission"
 
 
 def test_what_is_asked_for_twice_is_run_once(corpus: Path, queue: Queue, capsys: pytest.CaptureFixture[str]) -> None:
@@ -184,16 +184,14 @@ def test_what_is_asked_for_twice_is_run_once(corpus: Path, queue: Queue, capsys:
     capsys.readouterr()
     with errors.logging_to_stderr():
         assert queue.submit([replace(job, alone=True, deadline=5.0)]) == first
-    line = "job is in the queue already, where alone is false, not true, deadline is None, not 5.0: cancel it first"
+    line = "job is already in the queue, where alone is false, not true, deadline is None, not 5.0: cancel it first"
     assert capsys.readouterr().err == f"{line} to change that\n"
-    differs = (
-        r"job job: .* \(job, by .*, running\) is to make .*/job too, and differs \(recipe.text: \"toy\" there, \"x\""
-    )
+    differs = r"job job: .* \(job, by .*, running\) makes .*/job too, and differs \(recipe.text: \"toy\" there, \"x\""
     with pytest.raises(StageError, match=differs):
         queue.submit([_gated(corpus, "job", text="x")])
     with pytest.raises(StageError, match="jobs job and twin would make the same"):
         queue.submit([job, Job("twin", "toy_stage", job.recipe, job.inputs, job.out)])
-    with pytest.raises(StageError, match="jobs one and two differ, and are both to make"):
+    with pytest.raises(StageError, match="jobs one and two differ, and both make"):
         queue.submit([Job(name, "toy_stage", {"text": name}, job.inputs, corpus / "out") for name in ("one", "two")])
     _open_gate(corpus)
     assert [(one.state, one.attempts) for one in queue.wait(first)] == [("done", 1)]
@@ -265,7 +263,7 @@ def test_a_last_line_that_was_cut_off_is_shown_when_the_job_has_ended(corpus: Pa
 def test_what_did_not_answer_is_asked_again_but_not_for_ever(corpus: Path, queue: Queue) -> None:
     found = queue.wait(queue.submit([toy_job(corpus, "job", {"behaviour": "outage"})]))[0]
     assert (found.state, found.failure, found.attempts) == ("failed", "cluster", 2)
-    assert found.error == "what it needs failed 2 times: the store does not answer: reset by peer"
+    assert found.error == "a service it needs failed 2 times: the store does not answer: reset by peer"
 
 
 def test_a_kind_has_its_limit(corpus: Path, queue: Queue) -> None:
@@ -320,9 +318,9 @@ def test_alone_on_a_node_a_job_has_the_threads_it_asked_for(corpus: Path, queue:
     [
         ({"cpus": -1}, "job odd needs -1 CPU: write a number that is not negative"),
         ({"cpus": 1e-5}, "job odd needs 1e-05 CPU: write 0, or 0.0001 at least"),
-        ({"gpus": 1.5}, "job odd needs 1.5 GPUs: write a share below 1, or whole ones"),
+        ({"gpus": 1.5}, "job odd needs 1.5 GPUs: write a share below 1, or a whole number"),
         ({"resources": {"CPU": 1}}, "job odd names the resource CPU: write cpus instead"),
-        ({"resources": {"memory": 1}}, "job odd names the resource memory, which is no share of a node here: leave"),
+        ({"resources": {"memory": 1}}, "job odd names the resource memory, which the queue does not schedule: leave"),
         ({"deadline": 0}, "job odd has a deadline of 0 s: write the seconds it may take"),
         (
             {"resources": {"quiet": 1}},
@@ -342,9 +340,9 @@ def test_a_port_that_is_none_is_refused(queue: Queue) -> None:
 
 def test_a_port_may_come_from_the_environment_of_the_node(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(PORT, raising=False)
-    assert given_port() is None
+    assert port_from_environment() is None
     monkeypatch.setenv(PORT, "9401")
-    assert given_port() == 9401
+    assert port_from_environment() == 9401
 
 
 def test_jobs_are_metrics(corpus: Path, queue: Queue) -> None:
@@ -389,7 +387,7 @@ def test_the_command_line(corpus: Path, queue: Queue, command: Any, capsys: pyte
         command("wait", job, behind)
     assert capsys.readouterr().out.splitlines() == [
         "refused: failed: the toy refuses: write behaviour = work",
-        "out-2: failed: refused failed, which comes before it",
+        "out-2: failed: it comes after refused, which failed",
     ]
     listed = {line["id"]: line for line in json.loads(command("list", "--all", "--json"))}
     assert (listed[job]["name"], listed[job]["user"], listed[job]["priority"]) == ("refused", "ann", 3)
@@ -397,9 +395,9 @@ def test_the_command_line(corpus: Path, queue: Queue, command: Any, capsys: pyte
     line = next(line for line in command("list", "--all", "--user", "ann").splitlines() if line.startswith(job))
     assert re.match(rf"{job}  refused  failed  dataset  ann +3 +1 .*the toy refuses", line)
     shown = command("show", job[:6])
-    assert "why        the toy refuses: write behaviour = work" in shown
+    assert re.search(r"why +the toy refuses: write behaviour = work", shown)
     assert "| the toy says toy" in shown
-    assert f"after      {job}" in command("show", behind)
+    assert re.search(rf"after +{job}", command("show", behind))
     assert command("logs", job).startswith("the toy says toy\n")
     assert command("retry", job).split() == [job, behind]
     with pytest.raises(SystemExit, match="1"):
@@ -418,7 +416,7 @@ def test_the_command_line(corpus: Path, queue: Queue, command: Any, capsys: pyte
     [
         (["show", "nobody"], "error: nobody is not the id of one job of the queue"),
         (["list", "--ledger", "elsewhere"], "error: the queue of this cluster has the ledger .*, not .*elsewhere"),
-        (["submit", "no.stage", "default"], "error: no stage no.stage: No module named 'no'"),
+        (["submit", "no.stage", "default"], "error: no stage no.stage: "),
         (["submit", "toy_stage", "default", "--corpus", "x", "--out", "y", "--set", "txt=1"], "did you mean text?"),
     ],
 )

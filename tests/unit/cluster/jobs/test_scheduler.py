@@ -25,9 +25,9 @@ def node(total: Mapping[str, float], *running: Mapping[str, float], others: floa
     return Node(total, {**free, "CPU": free["CPU"] - others}, running, exclusive)
 
 
-def plan(nodes: Sequence[Node], *waiting: Need, promised: Mapping[str, str] | None = None) -> Placements:
+def plan(nodes: Sequence[Node], *waiting: Need, reserved: Mapping[str, str] | None = None) -> Placements:
     line = [(str(number), need) for number, need in enumerate(waiting)]
-    return choose_nodes(line, {f"n{number}": found for number, found in enumerate(nodes)}, promised or {})
+    return choose_nodes(line, {f"n{number}": found for number, found in enumerate(nodes)}, reserved or {})
 
 
 def started(found: Placements) -> list[str]:
@@ -68,8 +68,8 @@ def test_other_resources_than_those_it_waits_for_are_free_for_others() -> None:
 def test_a_promise_is_for_the_node_with_the_fewest_endings_and_is_kept() -> None:
     small, large = {"CPU": 1.0}, {"CPU": 4.0}
     nodes = [node({"CPU": 4}, small, small, small, small), node({"CPU": 4}, large)]
-    assert plan(nodes, cpus(4)).promised == {"0": "n1"}
-    assert plan(nodes, cpus(4), promised={"0": "n0"}).promised == {"0": "n0"}
+    assert plan(nodes, cpus(4)).reserved == {"0": "n1"}
+    assert plan(nodes, cpus(4), reserved={"0": "n0"}).reserved == {"0": "n0"}
 
 
 def test_two_large_jobs_are_promised_two_nodes() -> None:
@@ -79,7 +79,7 @@ def test_two_large_jobs_are_promised_two_nodes() -> None:
 
 def test_what_other_people_hold_is_not_waited_for_with_idle_hands() -> None:
     found = plan([node({"CPU": 4}, {"CPU": 1.0}, others=2)], cpus(4), cpus(1))
-    assert (started(found), found.promised) == (["1"], {})
+    assert (started(found), found.reserved) == (["1"], {})
 
 
 def test_a_job_that_no_node_could_hold_blocks_nobody() -> None:
@@ -123,7 +123,7 @@ def test_thousands_of_jobs_are_looked_at_in_no_time() -> None:
     nodes = [node({"CPU": 16, "GPU": 4}, *[{"CPU": 0.5 + 0.01 * k} for k in range(20)]) for _ in range(8)]
     found = plan(nodes, *needs)
     assert found.starts
-    assert found.promised
+    assert found.reserved
 
 
 class Simulation:
@@ -136,8 +136,8 @@ class Simulation:
         self._running: list[tuple[float, str, Mapping[str, float], bool, int]] = []
         self.begins: dict[str, float] = {}
         self.latest: dict[str, float] = {}
-        """When a job that is promised a node must have begun: what ran there, and was before it, has ended."""
-        self._promised: dict[str, str] = {}
+        """When a job that has a reservation must have begun: what ran there, and was before it, has ended."""
+        self._reserved: dict[str, str] = {}
 
     def run(self) -> dict[str, float]:
         """When each job began."""
@@ -151,8 +151,8 @@ class Simulation:
 
     def _start(self, now: float) -> None:
         self._now = now
-        found = choose_nodes([(name, need) for name, need, _ in self._waiting], self._look(), self._promised)
-        self._promised = found.promised
+        found = choose_nodes([(name, need) for name, need, _ in self._waiting], self._look(), self._reserved)
+        self._reserved = found.reserved
         for name, place in found.starts:
             case = next(case for case in self._waiting if case[0] == name)
             self._waiting.remove(case)
@@ -167,8 +167,8 @@ class Simulation:
     def _note_promise(self) -> None:
         """Of the head of the line: those ahead of others may start where these are promised a node."""
         job = self._waiting[0][0] if self._waiting else ""
-        if job in self._promised and job not in self.latest:
-            here = [(end, number) for end, at, *_, number in self._running if at == self._promised[job]]
+        if job in self._reserved and job not in self.latest:
+            here = [(end, number) for end, at, *_, number in self._running if at == self._reserved[job]]
             self.latest[job] = max(
                 end for end, number in here if number < int(job) or self.begins[str(number)] < self._now
             )
