@@ -113,8 +113,6 @@ class RunLogger:
                 self.drain()
             if error is None:
                 self._raise_together(self._writer.last() if self._writer else None)
-            if self._step == self._schedule.steps or isinstance(error, (TrainingError, EngineError)):
-                self._metrics.linger()
 
     def resume(self, engine: Engine) -> int:
         """Load the newest intact checkpoint into the engine; returns the first step to make (0-based).

@@ -58,11 +58,6 @@ class RunMetrics:
                 say(f"warning: placement.metrics_port {port}: {error.strerror}: no metrics until it is free")
             self._warned = True
 
-    def linger(self) -> None:
-        """Let the last numbers be seen."""
-        if self._served:
-            exporter.linger()
-
     def _describe(self, step: int) -> None:
         name, placement = self._name, self._training.placement
         metrics.RUN.labels(name).info(described(self._training, self._workers))

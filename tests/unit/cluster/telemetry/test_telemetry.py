@@ -7,11 +7,8 @@ import re
 import subprocess
 import sys
 import termios
-import time
 import urllib.request
-from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
-from threading import Event
 
 import pytest
 from metrics_endpoint import scraped
@@ -164,26 +161,6 @@ def test_what_is_recorded_is_served() -> None:
     assert not [name for name in lines if "_created" in name], "series that nobody has declared"
     with pytest.raises(OSError, match="in use"):
         exporter.serve(port)
-
-
-def test_a_process_that_ends_waits_for_prometheus_where_it_comes_at_intervals() -> None:
-    port = free_ports(1)[0]
-    with ThreadPoolExecutor(1) as other, exporter.serving(port):
-        scraped(port)
-        started = time.monotonic()
-        exporter.linger()
-        assert time.monotonic() - started < 0.1, "somebody looked once: nobody is to be waited for"
-        while time.monotonic() - started < 0.5:
-            scraped(port)
-            Event().wait(0.2)
-        leaving = other.submit(exporter.linger)
-        assert not wait([leaving], 0.05).done
-        metrics.NONFINITE.labels("lingering").inc()
-        assert scraped(port)['stillhouse_nonfinite_total{run="lingering"}'] == "1.0"
-        assert wait([leaving], 5).done
-        started = time.monotonic()
-        exporter.linger()  # whoever came does not come any more
-        assert 0.2 <= time.monotonic() - started < 5
 
 
 def test_a_run_is_called_after_its_pipeline_too() -> None:
