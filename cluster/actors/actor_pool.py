@@ -28,7 +28,7 @@ logger = logging.getLogger("stillhouse")
 WAIT_SECONDS = 5.0
 """How often the cluster is looked at for CPUs that have come."""
 SAY_SECONDS = 60.0
-PATIENCE = 4
+MAX_DEATHS = 4
 """Deaths of workers, their nodes' deaths left aside, after which a unit is given up."""
 FAILED_STARTS = 8
 """Actors that died in a row before they got a unit, after which the cluster is not asked again."""
@@ -65,7 +65,7 @@ class Attempt:
     """Workers that died on it while their nodes lived."""
 
 
-class UnitWorker(Protocol):
+class PoolWorker(Protocol):
     """What an actor is made of. Made once in each actor, it does one unit after another."""
 
     def work(self, payload: Any, attempt: Attempt) -> dict[str, Any]:
@@ -77,12 +77,12 @@ class UnitWorker(Protocol):
         ...
 
 
-def each(
+def map_unordered(
     task: str,
-    worker: Callable[[], UnitWorker],
+    worker: Callable[[], PoolWorker],
     units: Iterable[Unit],
     placement: Placement,
-    patience: int = PATIENCE,
+    patience: int = MAX_DEATHS,
 ) -> Iterator[tuple[Unit, dict[str, Any]]]:
     """Do all units, yielding each with its result as it is finished, in whatever order that happens.
 
@@ -98,7 +98,7 @@ def each(
 
 
 def _each(
-    task: str, worker: Callable[[], UnitWorker], units: Iterable[Unit], placement: Placement, patience: int
+    task: str, worker: Callable[[], PoolWorker], units: Iterable[Unit], placement: Placement, patience: int
 ) -> Iterator[tuple[Unit, dict[str, Any]]]:
     waiting = iter(units)
     first = list(itertools.islice(waiting, 2))
@@ -125,7 +125,7 @@ class _Actor:
 
 
 class _Pool:
-    def __init__(self, task: str, worker: Callable[[], UnitWorker], actors: AnyActors, patience: int) -> None:
+    def __init__(self, task: str, worker: Callable[[], PoolWorker], actors: AnyActors, patience: int) -> None:
         self._task, self._worker, self._actors, self._patience = task, worker, actors, patience
         self._busy: dict[Any, _Actor] = {}
         """What each actor will answer next: that it is up, or a unit's result."""
@@ -264,7 +264,7 @@ class _Pool:
 class _Host:
     """The actor: makes its worker when it is first needed."""
 
-    def __init__(self, worker: Callable[[], UnitWorker]) -> None:
+    def __init__(self, worker: Callable[[], PoolWorker]) -> None:
         self._make = worker
 
     def node(self) -> str:
@@ -277,5 +277,5 @@ class _Host:
         return self._worker.work(payload, attempt)
 
     @functools.cached_property
-    def _worker(self) -> UnitWorker:
+    def _worker(self) -> PoolWorker:
         return self._make()

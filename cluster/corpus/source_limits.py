@@ -1,7 +1,7 @@
-"""What has been read of the pieces of a corpus, taken in their order whatever the order in which it is finished.
+"""Limits of the sources, and the progress of the scan towards them.
 
-A limit counts documents in order, and too many bad documents are noticed in order: so what is kept, and whether a run
-stops, does not depend on how many pieces were in the hands of actors at the time.
+Limits and the share of bad documents count in the order of the splits, whatever the order in which actors finish them.
+So the corpus, and whether a run stops, do not depend on the number of actors.
 """
 
 from collections import Counter
@@ -12,142 +12,118 @@ import numpy as np
 import numpy.typing as npt
 
 from cluster.actors.actor_pool import Unit
-from cluster.corpus.document_table import I64, DocumentRow, Mask, ScannedSpan
+from cluster.corpus.document_table import Mask, ScannedSplit
 from cluster.readers import bad_documents
 from cluster.readers.source_recipes import AnySource
 from cluster.readers.splits import Split
 
 
-class SelectionLimit:
-    """How much of a source has been taken."""
+class SourceLimit:
+    """The documents and bytes of text that a source may still give."""
 
     def __init__(self, documents: int | None, num_bytes: int | None) -> None:
         self._documents = float("inf") if documents is None else documents
         self._bytes = float("inf") if num_bytes is None else num_bytes
-        self._over = False
 
-    def within(self, passed: Mask, sizes: npt.NDArray[np.uint32]) -> int:
-        """How many of the source's next documents count: those up to the last that its limits allow."""
-        if self._over:
+    @property
+    def reached(self) -> bool:
+        return self._documents <= 0 or self._bytes <= 0
+
+    def take(self, documents: int, num_bytes: int) -> None:
+        self._documents -= documents
+        self._bytes -= num_bytes
+
+    def take_rows(self, passed: Mask, sizes: npt.NDArray[np.uint32]) -> int:
+        """Take the source's next rows; returns how many are within the limits.
+
+        Rows end after the last allowed document, or before the first that has too many bytes. Rows that did not pass
+        the filters take nothing.
+        """
+        if self._documents <= 0 or self._bytes < 0:
             return 0
         documents, num_bytes = np.cumsum(passed), np.cumsum(sizes * passed, dtype=np.int64)
-        # Up to the document that is one too many; behind the last one that is allowed nothing is read any more.
-        too_many = (documents > self._documents) | (num_bytes > self._bytes)
-        full = documents >= self._documents
-        ends = [int(np.argmax(mask)) + extra for mask, extra in ((too_many, 0), (full, 1)) if mask.any()]
-        self._over = bool(ends)
-        self._documents -= int(documents[-1]) if len(documents) else 0
-        self._bytes -= int(num_bytes[-1]) if len(num_bytes) else 0
+        too_large, full = num_bytes > self._bytes, documents >= self._documents
+        ends = [int(np.argmax(mask)) + extra for mask, extra in ((too_large, 0), (full, 1)) if mask.any()]
+        if len(passed):
+            self.take(int(documents[-1]), int(num_bytes[-1]))
         return min(ends, default=len(passed))
 
 
-def within_limits(owners: I64, passed: Mask, sizes: npt.NDArray[np.uint32], limits: Sequence[SelectionLimit]) -> Mask:
-    found = np.zeros(len(owners), np.bool_)
-    for owner in np.unique(owners):
-        at = np.flatnonzero(owners == owner)
-        found[at[: limits[owner].within(passed[at], sizes[at])]] = True
-    return found
+def limits_of(sources: Sequence[AnySource]) -> list[SourceLimit]:
+    return [SourceLimit(source.limit, source.max_bytes) for source in sources]
 
 
-class ScanLedger:
-    """Results of pieces, and how far they reach without a gap."""
+class ScanProgress:
+    """Collects the results of splits, and decides which splits are still needed."""
 
-    def __init__(self, pieces: Sequence[Split], sources: Sequence[AnySource], max_bad_share: float) -> None:
-        self._pieces, self._sources, self._share = pieces, sources, max_bad_share
-        self._results: dict[int, Sequence[dict[str, Any]]] = {}
-        self._reached = self._named = 0
-        """Pieces before this one are settled, read or not needed; those before that one are named, in work at least."""
-        self._settled, self._given = _Given(sources), _Given(sources)
-        """What the settled pieces gave; and all that were read of those that were named, gaps or not."""
+    def __init__(self, splits: Sequence[Split], sources: Sequence[AnySource], max_bad_share: float) -> None:
+        self._splits, self._max_bad_share = splits, max_bad_share
+        self._results: dict[int, ScannedSplit] = {}
+        self._num_settled = 0
+        """The first splits, each read or not needed."""
+        self._num_scheduled = 0
+        """The first splits, each scheduled, read or not needed."""
+        self._settled_limits, self._scheduled_limits = limits_of(sources), limits_of(sources)
+        """What is left after the settled splits, and after the results of all scheduled splits."""
         self._read, self._bad = 0, Counter[str]()
         self._examples: list[dict[str, Any]] = []
-        self._used: list[ScannedSpan] = []
+        self._used: list[ScannedSplit] = []
 
     @property
-    def used(self) -> Sequence[ScannedSpan]:
-        """The settled pieces that were needed, in order."""
+    def used(self) -> Sequence[ScannedSplit]:
+        """The settled splits that are needed, in order."""
         return self._used
 
-    def add(self, number: int, spans: Sequence[dict[str, Any]]) -> None:
-        """Take the result of a piece.
+    def add(self, number: int, facts: Sequence[dict[str, Any]]) -> None:
+        """Add the result of a split.
 
         Raises:
-            StageError: too many of the documents up to some piece are bad.
+            StageError: too many documents of the settled splits are bad.
         """
-        self._results[number] = spans
-        if number < self._named:
-            self._given.take(self._pieces[number], spans)
+        self._results[number] = ScannedSplit(self._splits[number], facts)
+        if number < self._num_scheduled:
+            _take(self._scheduled_limits, self._results[number])
         self._settle()
 
-    def wanted(self) -> Iterator[Unit]:
-        """Pieces that are still to be read, in order; those of a source that has given its limit are left out."""
-        for piece in self._pieces:
-            # Whatever those before it are still going to give, they are before it.
-            superfluous = self._given.exhausts(piece)
-            self._named = piece.number + 1
-            if piece.number in self._results:
-                self._given.take(piece, self._results[piece.number])
-            elif not superfluous:
-                yield Unit(piece.name, piece, piece.size)
+    def pending(self) -> Iterator[Unit]:
+        """Splits to read, in order; skips those whose sources have all reached their limits."""
+        for split in self._splits:
+            # Results of earlier splits that are still missing can only lower the limits further.
+            needed = _is_needed(split, self._scheduled_limits)
+            self._num_scheduled = split.number + 1
+            if split.number in self._results:
+                _take(self._scheduled_limits, self._results[split.number])
+            elif needed:
+                yield Unit(split.name, split, split.size)
         self._settle()
 
     def _settle(self) -> None:
-        while self._reached < len(self._pieces):
-            piece = self._pieces[self._reached]
-            superfluous = self._settled.exhausts(piece)
-            if not superfluous and piece.number not in self._results:
+        while self._num_settled < len(self._splits):
+            split = self._splits[self._num_settled]
+            needed = _is_needed(split, self._settled_limits)
+            if needed and split.number not in self._results:
                 return
-            self._reached += 1
-            if not superfluous:
-                self._use(piece, self._results[piece.number])
+            self._num_settled += 1
+            if needed:
+                self._use(self._results[split.number])
 
-    def _use(self, piece: Split, spans: Sequence[dict[str, Any]]) -> None:
-        self._used.append(ScannedSpan(piece, spans))
-        for facts in self._settled.take(piece, spans):
+    def _use(self, scanned: ScannedSplit) -> None:
+        self._used.append(scanned)
+        for facts in _take(self._settled_limits, scanned):
             self._read += facts["rows"]
             self._bad.update(facts["bad"])
             self._examples += facts["examples"][: bad_documents.EXAMPLES - len(self._examples)]
-        bad_documents.check(self._read, self._bad, self._share, self._examples)
+        bad_documents.check_bad_share(self._read, self._bad, self._max_bad_share, self._examples)
 
 
-class _Given:
-    """What sources have given towards their limits."""
-
-    def __init__(self, sources: Sequence[AnySource]) -> None:
-        self._sources = sources
-        self._documents, self._bytes = Counter[int](), Counter[int]()
-
-    def take(self, piece: Split, spans: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Count a piece; returns the spans of sources that had not given their limit before it."""
-        exhausted = {span.source for span in piece.spans if self._is_exhausted(span.source)}
-        counting = [pair for pair in zip(piece.spans, spans, strict=True) if pair[0].source not in exhausted]
-        for span, facts in counting:
-            self._documents[span.source] += facts["passed"]
-            self._bytes[span.source] += facts["passed_bytes"]
-        return [facts for _, facts in counting]
-
-    def exhausts(self, piece: Split) -> bool:
-        """Whether nothing in a piece can count any more."""
-        return all(self._is_exhausted(span.source) for span in piece.spans)
-
-    def _is_exhausted(self, number: int) -> bool:
-        source = self._sources[number]
-        return (source.limit is not None and self._documents[number] >= source.limit) or (
-            source.max_bytes is not None and self._bytes[number] >= source.max_bytes
-        )
+def _is_needed(split: Split, limits: Sequence[SourceLimit]) -> bool:
+    return not all(limits[span.source].reached for span in split.spans)
 
 
-class RemainingLimit:
-    """How much a source may still give."""
-
-    def __init__(self, source: AnySource) -> None:
-        self._documents, self._bytes = source.limit, source.max_bytes
-
-    @property
-    def nothing(self) -> bool:
-        return self._documents == 0 or (self._bytes is not None and self._bytes <= 0)
-
-    def take(self, row: DocumentRow) -> None:
-        if row.text is not None:
-            self._documents = None if self._documents is None else self._documents - 1
-            self._bytes = None if self._bytes is None else self._bytes - row.size
+def _take(limits: Sequence[SourceLimit], scanned: ScannedSplit) -> list[dict[str, Any]]:
+    """Take a split; returns the facts of spans whose source had not reached its limit before the split."""
+    within = {span.source for span in scanned.split.spans if not limits[span.source].reached}
+    taken = [(span, facts) for span, facts in scanned.spans() if span.source in within]
+    for span, facts in taken:
+        limits[span.source].take(facts["passed"], facts["passed_bytes"])
+    return [facts for _, facts in taken]

@@ -1,7 +1,7 @@
-"""Documents from the docstrings of the standard library and of the installed packages.
+"""Reads English prose from the docstrings of the standard library and of installed packages, for the demo corpus.
 
-Every machine that can run this project carries some megabytes of edited English in its Python packages, each passage
-labelled with the package it comes from. The files are parsed, never imported.
+Every machine that runs this project has some megabytes of edited English in its Python packages. A document is the
+prose of one module, labelled with its package. Files are parsed, never imported.
 """
 
 import ast
@@ -14,117 +14,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from cluster.artifacts.errors import StageError
-from cluster.readers.bad_documents import Fault
+from cluster.readers.bad_documents import BadDocument
 
 STDLIB = "stdlib"
 MAX_CHARACTERS = 20_000
-"""About the longest document; a module with more prose than that becomes several."""
+"""Approximate length limit of a document; a module with more prose becomes several."""
 
 _SKIPPED = frozenset({"__pycache__", "test", "tests", "idle_test", "site-packages", "dist-packages"})
 # Copies of other packages: their prose would carry the wrong label.
 _VENDORED = frozenset({"vendor", "_vendor", "vendored", "_vendored", "third_party", "thirdparty", "thirdparty_files"})
-
-
-def documents(wanted: Sequence[str]) -> Iterator[tuple[str, str | Fault]]:
-    """Package and text of each document: the prose of one module, no paragraph twice.
-
-    Packages repeat themselves (generated classes share whole docstrings), so of equal paragraphs the first stays.
-    ``wanted`` names packages, none means all.
-
-    Raises:
-        StageError: a wanted package is not installed.
-    """
-    seen: set[str] = set()
-    for package, roots in _chosen(wanted).items():
-        for module in (module for root in roots for module in modules(root)):
-            found = _paragraphs_of(module)
-            if isinstance(found, Fault):
-                yield package, found
-                continue
-            fresh = [text for text in found if text not in seen]
-            seen.update(fresh)
-            yield from ((package, text) for text in _split(list(dict.fromkeys(fresh))))
-
-
-def stamp(wanted: Sequence[str]) -> str:
-    """What changes when one of the packages is installed anew.
-
-    Raises:
-        StageError: a wanted package is not installed.
-    """
-    roots = [(str(root), root.stat().st_mtime_ns) for roots in _chosen(wanted).values() for root in roots]
-    return hashlib.sha256(repr((sys.version, roots)).encode()).hexdigest()
-
-
-def _chosen(wanted: Sequence[str]) -> dict[str, list[Path]]:
-    installed = packages()
-    if unknown := sorted({*wanted} - installed.keys()):
-        raise StageError(f"package {unknown[0]} is not installed: name top-level import packages, or {STDLIB!r}")
-    return {package: installed[package] for package in sorted(wanted) or installed}
-
-
-def packages() -> dict[str, list[Path]]:
-    """Top-level import names, sorted, and their files or folders; the whole standard library is ``stdlib``."""
-    found = {STDLIB: [Path(sysconfig.get_path("stdlib"))]}
-    for folder in sorted({Path(sysconfig.get_path("purelib")), Path(sysconfig.get_path("platlib"))}):
-        for entry in sorted(folder.iterdir()):
-            is_package = entry.is_dir() and entry.name.isidentifier()
-            if is_package or (entry.suffix == ".py" and entry.stem.isidentifier()):
-                found.setdefault(entry.stem, []).append(entry)
-    return dict(sorted(found.items()))
-
-
-def modules(root: Path) -> Iterator[Path]:
-    """Python files of a package, sorted; tests, caches and vendored copies of other packages left out."""
-    if root.is_file():
-        yield root
-        return
-    for entry in sorted(root.iterdir()):
-        if entry.is_dir() and entry.name not in _SKIPPED | _VENDORED:
-            yield from modules(entry)
-        elif entry.suffix == ".py" and not entry.name.startswith("test_"):
-            yield entry
-
-
-def docstrings(source: bytes) -> Iterator[str]:
-    """Dedented docstrings of a module and of its classes and functions, in the order of the file.
-
-    Raises:
-        SyntaxError: not a module of this version of Python.
-        ValueError: null bytes, or not of the encoding it declares.
-    """
-    with warnings.catch_warnings(action="ignore"):
-        tree = ast.parse(source)
-    waiting: list[ast.AST] = [tree]
-    while waiting:
-        node = waiting.pop()
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            text = ast.get_docstring(node)
-            if text:
-                yield text
-        inner = [child for child in ast.iter_child_nodes(node) if isinstance(child, ast.stmt | ast.ExceptHandler)]
-        waiting.extend(reversed(inner))
-
-
-def _paragraphs_of(module: Path) -> list[str] | Fault:
-    try:
-        return [text for docstring in docstrings(module.read_bytes()) for text in paragraphs(docstring)]
-    except (SyntaxError, ValueError, RecursionError):
-        # Packages carry templates and files for other versions of Python; a dangling link is no module either.
-        return Fault("unparsable modules", str(module), "")
-
-
-def _split(texts: list[str]) -> Iterator[str]:
-    """Paragraphs joined to documents of about :data:`MAX_CHARACTERS` at most, never cutting one."""
-    gathered: list[str] = []
-    for text in texts:
-        if gathered and sum(map(len, gathered)) + len(text) > MAX_CHARACTERS:
-            yield "\n\n".join(gathered)
-            gathered = []
-        gathered.append(text)
-    if gathered:
-        yield "\n\n".join(gathered)
-
 
 FUNCTION_WORD = re.compile(
     r"a|an|and|are|as|at|be|been|but|by|can|each|for|from|has|have|if|in|into|is|it|its|may|must|not|of|on|one"
@@ -140,11 +38,11 @@ _DIRECTIVE = re.compile(r"\.\. |\.\.$|:[a-z]+:$|@\w+|(?:examples?|usage|referenc
 _SKIPPED_SECTIONS = frozenset({"examples", "example", "see also", "references", "usage"})
 _RULE = re.compile(r"([-=~^\"'`#*+_.])\1{2,}[-=~^\"'`#*+_. ]*$")
 # Tables, headings, HTML, link targets, prompts and statements.
-_NO_PROSE = re.compile(
+_NOT_PROSE = re.compile(
     r"\||\+[-=+]|#+ |<[/!a-zA-Z]|!\[|\[\^?\w+\]:|\\begin|\$"
     r"|>>> ?|\.\.\. |In \[\d+\]|% |def |class |from \w[\w.]* import "
 )
-# What stands before a paragraph: a bullet, ":param name:" or "name (type):".
+# Prefix of a paragraph: a bullet, ":param name:" or "name (type):".
 _LABEL = re.compile(
     r"(?:[-*+•]|\(?(?:\d+|[a-zA-Z])[.)])\s+|:[a-z]+(?: [^:]+)?:(?:\s+|$)"
     r"|[`*\w.]+(?:\s*\((?:[^()]|\([^)]*\))*\))?:(?:\s+(?=[A-Z`\"'])|$)"
@@ -166,24 +64,118 @@ _OPENING = re.compile(r"[\"'(“‘]*[A-Z]")
 _CLOSING = re.compile(r"[.!?][\"')”’]*$")
 
 
+def documents(wanted: Sequence[str]) -> Iterator[tuple[str, str | BadDocument]]:
+    """Package and text of each document, each paragraph once: generated classes repeat whole docstrings.
+
+    Args:
+        wanted: names of packages; empty means all.
+
+    Raises:
+        StageError: a wanted package is not installed.
+    """
+    seen: set[str] = set()
+    for package, roots in _select(wanted).items():
+        for module in (module for root in roots for module in modules(root)):
+            try:
+                found = [text for docstring in docstrings(module.read_bytes()) for text in paragraphs(docstring)]
+            except (SyntaxError, ValueError, RecursionError):
+                # A template, a module for another version of Python, or a dangling link.
+                yield package, BadDocument("unparsable modules", str(module), "")
+                continue
+            new = [text for text in dict.fromkeys(found) if text not in seen]
+            seen.update(new)
+            yield from ((package, text) for text in _join(new))
+
+
+def stamp(wanted: Sequence[str]) -> str:
+    """Digest that changes when one of the packages is reinstalled.
+
+    Raises:
+        StageError: a wanted package is not installed.
+    """
+    roots = [(str(root), root.stat().st_mtime_ns) for roots in _select(wanted).values() for root in roots]
+    return hashlib.sha256(repr((sys.version, roots)).encode()).hexdigest()
+
+
+def _select(wanted: Sequence[str]) -> dict[str, list[Path]]:
+    installed = packages()
+    if unknown := sorted({*wanted} - installed.keys()):
+        raise StageError(f"package {unknown[0]} is not installed: name top-level import packages, or {STDLIB!r}")
+    return {package: installed[package] for package in sorted(wanted) or installed}
+
+
+def packages() -> dict[str, list[Path]]:
+    """Top-level import names, sorted, and their files or folders; ``stdlib`` is the whole standard library."""
+    found = {STDLIB: [Path(sysconfig.get_path("stdlib"))]}
+    for folder in sorted({Path(sysconfig.get_path("purelib")), Path(sysconfig.get_path("platlib"))}):
+        for entry in sorted(folder.iterdir()):
+            is_package = entry.is_dir() and entry.name.isidentifier()
+            if is_package or (entry.suffix == ".py" and entry.stem.isidentifier()):
+                found.setdefault(entry.stem, []).append(entry)
+    return dict(sorted(found.items()))
+
+
+def modules(root: Path) -> Iterator[Path]:
+    """Python files of a package, sorted, without tests, caches and vendored packages."""
+    if root.is_file():
+        yield root
+        return
+    for entry in sorted(root.iterdir()):
+        if entry.is_dir() and entry.name not in _SKIPPED | _VENDORED:
+            yield from modules(entry)
+        elif entry.suffix == ".py" and not entry.name.startswith("test_"):
+            yield entry
+
+
+def docstrings(source: bytes) -> Iterator[str]:
+    """Dedented docstrings of a module and of its classes and functions, in the order of the file.
+
+    Raises:
+        SyntaxError: not a module of this version of Python.
+        ValueError: null bytes, or not in the declared encoding.
+    """
+    with warnings.catch_warnings(action="ignore"):
+        stack: list[ast.AST] = [ast.parse(source)]
+    while stack:
+        node = stack.pop()
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            text = ast.get_docstring(node)
+            if text:
+                yield text
+        inner = [child for child in ast.iter_child_nodes(node) if isinstance(child, ast.stmt | ast.ExceptHandler)]
+        stack.extend(reversed(inner))
+
+
+def _join(texts: list[str]) -> Iterator[str]:
+    """Paragraphs joined to documents of about :data:`MAX_CHARACTERS`, without cutting a paragraph."""
+    group: list[str] = []
+    for text in texts:
+        if group and sum(map(len, group)) + len(text) > MAX_CHARACTERS:
+            yield "\n\n".join(group)
+            group = []
+        group.append(text)
+    if group:
+        yield "\n\n".join(group)
+
+
 def paragraphs(docstring: str) -> list[str]:
-    """The paragraphs of a dedented docstring that read like English, markup removed, one line each."""
+    """The paragraphs of a dedented docstring that are English prose, without markup, one line each."""
     lines = _without_code(docstring.expandtabs().splitlines())
     return [text for text in map(plain, _candidates(lines)) if reads_as_prose(text)]
 
 
 def plain(text: str) -> str:
-    """Inline markup (roles, literals, emphasis, links, HTML tags) replaced by the words it marks up."""
+    """The text without inline markup: roles, literals, emphasis, links, HTML tags."""
     for pattern, replacement in _INLINE:
         text = pattern.sub(replacement, text)
     return text.strip()
 
 
 def reads_as_prose(text: str) -> bool:
-    """Whether a paragraph is made of English sentences.
+    """Whether a paragraph consists of English sentences.
 
-    It opens with a capital, closes like a sentence, has six words or more and no web address; nearly all its words are
-    plain words rather than identifiers, operators or paths, and as many are function words as English needs.
+    It starts with a capital, ends like a sentence, has at least six words and no web address; nearly all words are
+    plain words (no identifiers, operators or paths), and enough of them are function words.
     """
     words = text.split()
     if len(words) < MIN_WORDS or "://" in text or not _OPENING.match(text) or not _CLOSING.search(text):
@@ -195,10 +187,10 @@ def reads_as_prose(text: str) -> bool:
 
 
 def _without_code(lines: list[str]) -> list[str]:
-    """The lines, with those of code, directives, tables, headings and example sections blanked."""
+    """The lines; code, directives, tables, headings and example sections become empty lines."""
     kept: list[str] = []
     fenced = skipped_section = False
-    block: int | None = None  # what is indented deeper than this belongs to a block that is left out
+    block: int | None = None  # indentation of the skipped block's first line; deeper lines belong to it
     for line, following in zip(lines, [*lines[1:], ""], strict=True):
         text, indent = line.strip(), _indent(line)
         if block is not None and text and indent <= block:
@@ -216,30 +208,30 @@ def _without_code(lines: list[str]) -> list[str]:
 
 
 def _opens_block(text: str) -> bool:
-    """Whether the lines indented below this one are no prose: a directive's, a literal's, an example section's."""
+    """Whether the lines indented below this one belong to a directive, a literal block or an example section."""
     return not _ADMONITION.match(text) and (text.endswith("::") or _DIRECTIVE.match(text) is not None)
 
 
 def _prose_of(line: str) -> str:
-    """The line as far as it may be prose: of an admonition what follows its name, of code and directives nothing."""
+    """The part of a line that may be prose: an admonition without its name, nothing of code and directives."""
     text = line.strip()
     if admonition := _ADMONITION.match(text):
-        # Its words go on below, indented by three columns or more.
+        # Its text continues below, indented by three or more columns.
         return " " * (_indent(line) + 3) + admonition[1]
-    if _DIRECTIVE.match(text) or _NO_PROSE.match(text) or _RULE.match(text):
+    if _DIRECTIVE.match(text) or _NOT_PROSE.match(text) or _RULE.match(text):
         return ""
     return line[:-1] if text.endswith("::") else line
 
 
 def _candidates(lines: list[str]) -> Iterator[str]:
-    """Runs of neighbouring lines of one indentation, joined; a label starts its own run, which may hang below it."""
+    """Neighbouring lines of one indentation, joined; a label starts a new run, whose other lines may be indented."""
     run: list[str] = []
     run_indent, hanging = 0, False
     for line in lines:
         text, indent = line.strip(), _indent(line)
         label = _LABEL.match(text)
-        goes_on = indent > run_indent if hanging else indent == run_indent
-        if run and (not text or label or not goes_on):
+        continues = indent > run_indent if hanging else indent == run_indent
+        if run and (not text or label or not continues):
             yield " ".join(run)
             run = []
         hanging = label is not None

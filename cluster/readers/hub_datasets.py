@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face Hub and local folders that `datasets` understands, streamed a shard at a time."""
+"""Streams data sets of the Hugging Face Hub, and local folders that `datasets` can load, one shard at a time."""
 
 import contextlib
 import functools
@@ -16,51 +16,50 @@ from cluster.readers.source_recipes import Hub
 from cluster.telemetry.error_text import first_line
 
 BATCH = 64
-"""Documents taken at once: novels have a million characters each."""
+"""Documents per batch; small, because a novel has a million characters."""
 
 _COMMIT = re.compile("[0-9a-f]{40}")
 
 
 @dataclass(frozen=True)
-class Found:
-    """A data set as it is now."""
+class HubSnapshot:
+    """One version of a data set, so that all actors read the same."""
 
     place: str
-    """Its name on the Hub, or a folder of this machine."""
+    """Name on the Hub, or a local folder."""
     stamp: str
-    """Its commit on the Hub; of a folder what changes when a file does."""
+    """Commit on the Hub; for a folder a digest of its files' versions."""
     shards: int
 
 
-def find(source: Hub) -> Found:
-    """What the source means right now, so that all actors read the same.
+def resolve(source: Hub) -> HubSnapshot:
+    """The current version of a data set.
 
     Raises:
-        StageError: the data set cannot be loaded, or it has no such column.
+        StageError: the data set cannot be loaded.
     """
     place = str(Path(source.dataset).absolute()) if Path(source.dataset).is_dir() else source.dataset
-    with _explained(source):
-        import datasets  # seconds to import, and only this source needs it
+    with _hub_errors(source):
+        import datasets  # takes seconds to import, and only this source needs it
 
         builder: Any = datasets.load_dataset_builder(place, source.config, revision=source.revision)
         stamp = _stamp(builder)
-        return Found(place, stamp, _stream(place, stamp, source).num_shards)
+        return HubSnapshot(place, stamp, _stream(place, stamp, source).num_shards)
 
 
 def tables(source: Hub, place: str, stamp: str, shard: int) -> Iterator[pa.Table]:
-    """The rows of one shard of a data set that was found, in order, :data:`BATCH` of them at a time.
+    """The rows of one shard of a snapshot, in order, in tables of :data:`BATCH` rows.
 
     Raises:
         StageError: the data set cannot be read.
     """
-    with _explained(source):
+    with _hub_errors(source):
         stream = _stream(place, stamp, source)
         yield from stream.with_format("arrow").shard(stream.num_shards, shard).iter(BATCH)
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=4)  # each look-up takes several requests to the Hub
 def _stream(place: str, stamp: str, source: Hub) -> Any:
-    """Remembered, because looking a data set up takes several requests to the Hub."""
     import datasets
 
     revision = stamp if _COMMIT.fullmatch(stamp) else source.revision
@@ -68,7 +67,7 @@ def _stream(place: str, stamp: str, source: Hub) -> Any:
 
 
 def _stamp(builder: Any) -> str:
-    """The commit where there is one: the Hub's data sets are listed as files of a commit."""
+    """The commit if all files come from one; otherwise a digest of the files' origins."""
     files = builder.config.data_files or {}
     origins = [list(map(str, origin)) for split in sorted(files) for origin in files[split].origin_metadata]
     commits = {part for origin in origins for part in origin if _COMMIT.fullmatch(part)}
@@ -78,7 +77,8 @@ def _stamp(builder: Any) -> str:
 
 
 @contextlib.contextmanager
-def _explained(source: Hub) -> Iterator[None]:
+def _hub_errors(source: Hub) -> Iterator[None]:
+    """Re-raise errors of `datasets` as StageError."""
     import datasets
 
     try:

@@ -1,7 +1,7 @@
-"""Where documents come from: one recipe table per kind of source, and what its documents are called.
+"""Recipes of the sources of a corpus, one class per kind, and the labels of their documents.
 
-Paths are files, folders or globs of this machine, or URLs (``s3://bucket/text/*.parquet``). Files of lines may be
-compressed (``.gz``, ``.bz2``, ``.zst``).
+Paths are local files, folders or globs, or URLs (``s3://bucket/text/*.parquet``). Line files may be compressed
+(``.gz``, ``.bz2``, ``.zst``).
 """
 
 from glob import has_magic
@@ -14,16 +14,15 @@ from cluster.artifacts.recipe import Recipe
 from cluster.storage import filesystem
 
 CODECS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
-"""Endings of compressed files of lines."""
+"""Suffixes of compressed line files."""
 
 
 class Source(Recipe):
-    """What every source may say. Limits count documents that passed the document filters, in order, before repeated
-    ones are dropped."""
+    """Settings of every source. Limits count documents that pass the filters, in order, before deduplication."""
 
     limit: PositiveInt | None = None  # documents at most
     max_bytes: PositiveInt | None = None  # of UTF-8 text at most
-    weight: PositiveFloat | None = None  # share of the text, among those of the other sources; all have one or none has
+    weight: PositiveFloat | None = None  # share of the text, relative to other sources; set it for all or none
     licence: str = ""  # a note for the manifest
 
 
@@ -56,21 +55,20 @@ class JsonLines(Files):
 
 
 class Text(Files):
-    """Plain UTF-8 files; lines and paragraphs are those with more than white space."""
+    """Plain UTF-8 files; blank lines and paragraphs are skipped."""
 
     kind: Literal["text"]
     documents: Literal["file", "line", "paragraph"] = "file"  # paragraphs are separated by blank lines
 
 
 class WikiExtractor(Files):
-    """What WikiExtractor made of a Wikipedia dump, as ``<doc>`` text or with ``--json``: a document for each page that
-    has text, without its title."""
+    """Output of WikiExtractor, as ``<doc>`` text or ``--json``: one document per page with text, without its title."""
 
     kind: Literal["wikiextractor"]
 
 
 class Hub(Source):
-    """A data set of the Hugging Face Hub, or a local folder that `datasets` understands; streamed, never stored."""
+    """A data set of the Hugging Face Hub, or a local folder that `datasets` can load; streamed, never stored."""
 
     kind: Literal["hub"]
     dataset: str
@@ -93,18 +91,18 @@ AnySource: TypeAlias = Annotated[AnyFiles | Hub | InstalledDocs, Field(discrimin
 
 
 def label(source: AnyFiles | Hub) -> str:
-    """What the documents of a source are called."""
+    """The label of a source's documents."""
     if source.name:
         return source.name
     if isinstance(source, Hub):
         return source.dataset
     place = PurePosixPath(filesystem.location(fixed_part(source.path)).as_posix())
-    endings = place.suffixes[-2:] if place.suffix in CODECS else place.suffixes[-1:]
-    return place.name.removesuffix("".join(endings)) or place.name
+    suffixes = place.suffixes[-2:] if place.suffix in CODECS else place.suffixes[-1:]
+    return place.name.removesuffix("".join(suffixes)) or place.name
 
 
 def fixed_part(path: str) -> str:
-    """A path or URL up to the folder in which its first wildcard stands."""
+    """The path or URL of the deepest folder above the first wildcard."""
     while has_magic(path):
         parent = path.rpartition("/")[0]
         path = parent or ("/" if path.startswith("/") else ".")

@@ -24,7 +24,7 @@ class Packing:
     special_ids: tuple[int, ...]
 
 
-class Stream:
+class RowPacker:
     """A stream of documents that becomes rows as it goes on: only what fills no row yet is held."""
 
     def __init__(self, packing: Packing) -> None:

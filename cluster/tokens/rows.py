@@ -85,7 +85,7 @@ def write(path: Path, batches: Iterable[Tokens], *, seq_len: int, vocab_size: in
     return writer.num_rows
 
 
-class Form(NamedTuple):
+class RowFormat(NamedTuple):
     """What the rows of a file are."""
 
     seq_len: int
@@ -145,7 +145,7 @@ class Rows:
         return taken
 
 
-def _map(path: Path, parts: list[Tokens]) -> Form:
+def _map(path: Path, parts: list[Tokens]) -> RowFormat:
     """Append the record batches of one file to ``parts``; returns what its rows are."""
     try:
         mapped = _mapped(path)
@@ -180,12 +180,12 @@ def _advise(mapped: pa.Buffer, advice: int) -> None:
     _LIBC.madvise(ctypes.c_void_p(mapped.address), ctypes.c_size_t(mapped.size), advice)
 
 
-def _form(schema: pa.Schema, path: Path) -> Form:
+def _form(schema: pa.Schema, path: Path) -> RowFormat:
     """What the rows of a file with this schema are, refused where it is no row file's."""
     column = schema.types[0] if schema.names == [COLUMN] else pa.null()
     full = pa.types.is_fixed_size_list(column) and column.list_size > 0
     if full and column.value_type in (pa.uint16(), pa.uint32()):
-        return Form(column.list_size, np.dtype(column.value_type.to_pandas_dtype()))
+        return RowFormat(column.list_size, np.dtype(column.value_type.to_pandas_dtype()))
     columns = ", ".join(f"{field.name}: {field.type}" for field in schema) or "no column"
     raise RowsError(
         f"{path} has {columns}, and rows are {COLUMN}: fixed_size_list of uint16 or uint32: it is no file of "
@@ -250,7 +250,7 @@ def open_tokens(path: Path, check: Check = "sizes") -> TokenSet:
 
 def _agrees(rows: Rows, found: Artifact) -> None:
     """Files that were put in the place of an artifact's own may be whole, of the same size, and of another corpus."""
-    form = Form(int(found.facts["seq_len"]), np.dtype(token_type(int(found.facts["vocab_size"]))))
+    form = RowFormat(int(found.facts["seq_len"]), np.dtype(token_type(int(found.facts["vocab_size"]))))
     if rows.form != form:
         raise RowsError(
             f"{found.path} has rows of {rows.form}, its manifest says {form}: files of another artifact are in it, "

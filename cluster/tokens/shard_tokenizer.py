@@ -19,14 +19,14 @@ import pyarrow.parquet as pq
 
 from cluster.actors.actor_pool import Attempt
 from cluster.artifacts.errors import StageError
-from cluster.corpus import stage as corpus_stage
+from cluster.corpus import shard_writer
 from cluster.readers import bad_documents
 from cluster.storage import filesystem
 from cluster.storage.filesystem import Location
 from cluster.telemetry.error_text import first_line
 from cluster.tokens import rows
 from cluster.tokens.fast_encoder import Encoder, load_encoder
-from cluster.tokens.packing import Packing, Stream
+from cluster.tokens.packing import Packing, RowPacker
 
 GROUP_CHARACTERS = 2**20
 """Text encoded at once: the library keeps some 80 bytes per token until the call returns."""
@@ -47,7 +47,7 @@ Encode: TypeAlias = Callable[[Sequence[str]], Sequence[bytes | str]]
 
 
 @dataclass(frozen=True)
-class TokenShard:
+class ShardTask:
     """One file of the corpus and where its rows go."""
 
     source: Location
@@ -89,7 +89,7 @@ def read_texts(source: Location) -> Iterator[list[str]]:
     size = 0
     try:
         with filesystem.local(source) as path, pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(_READ_AT_ONCE, columns=[corpus_stage.TEXT]):
+            for batch in file.iter_batches(_READ_AT_ONCE, columns=[shard_writer.TEXT]):
                 for text in batch.column(0).to_pylist():
                     group.append(text)
                     size += len(text)
@@ -104,7 +104,7 @@ def read_texts(source: Location) -> Iterator[list[str]]:
         yield group
 
 
-def tokenize(shard: TokenShard, encode: Encode) -> dict[str, Any]:
+def tokenize(shard: ShardTask, encode: Encode) -> dict[str, Any]:
     """Write the rows of one shard, then the file that says it is done and what was in it."""
     facts: dict[str, Any] = {"bytes": 0, "failed": {}, "examples": []}
     with contextlib.ExitStack() as stack:
@@ -135,11 +135,11 @@ def tokenize(shard: TokenShard, encode: Encode) -> dict[str, Any]:
 class _Part:
     """Training or held-out rows of a shard, on their way into a file that is made when the first row is there."""
 
-    def __init__(self, shard: TokenShard, name: str, stack: contextlib.ExitStack) -> None:
+    def __init__(self, shard: ShardTask, name: str, stack: contextlib.ExitStack) -> None:
         self._shard, self._name, self._stack = shard, name, stack
         self._writer: rows.RowWriter | None = None
         self._waiting: list[rows.Tokens] = []
-        self.stream = Stream(shard.packing)
+        self.stream = RowPacker(shard.packing)
         self.counts = np.zeros(shard.packing.vocab_size, dtype=np.int64)
         self.num_rows = self.num_documents = 0
 
@@ -172,13 +172,13 @@ def save_array(place: Location, values: np.typing.NDArray[Any]) -> None:
         np.save(file, values)
 
 
-class Tokenizing:
+class ShardTokenizer:
     """The worker: it loads the tokenizer once and takes one shard after another."""
 
     def __init__(self, tokenizer_file: Location, vocab_size: int) -> None:
         self._file, self._vocab_size = tokenizer_file, vocab_size
 
-    def work(self, payload: TokenShard, attempt: Attempt) -> dict[str, Any]:
+    def work(self, payload: ShardTask, attempt: Attempt) -> dict[str, Any]:
         if attempt.deaths < SUSPICIOUS_DEATHS:
             return tokenize(payload, functools.partial(_named, self._encoder))
         with filesystem.local(self._file) as file, _Apart(file, self._vocab_size) as apart:

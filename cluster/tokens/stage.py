@@ -29,14 +29,14 @@ from pydantic import Field, PositiveInt
 from cluster.actors import actor_pool
 from cluster.artifacts import artifact, errors, stage
 from cluster.artifacts.recipe import Recipe
-from cluster.corpus import stage as corpus_stage
+from cluster.corpus import shard_writer
 from cluster.readers import bad_documents
 from cluster.storage import filesystem
 from cluster.storage.filesystem import Location
 from cluster.telemetry import metrics, progress
 from cluster.tokens import rows
 from cluster.tokens.packing import Packing
-from cluster.tokens.shard_tokenizer import Tokenizing, TokenShard, is_heldout, read_texts, save_array
+from cluster.tokens.shard_tokenizer import ShardTask, ShardTokenizer, is_heldout, read_texts, save_array
 from cluster.tokens.tokenizer import load_tokenizer, special_ids, train_wordpiece, vocabulary_digest, vocabulary_size
 
 WORK = "shards"
@@ -85,15 +85,15 @@ def run(recipe: Tokens, inputs: Mapping[str, Location], out: Location) -> dict[s
             little text for a row of each part.
     """
     texts = artifact.read(inputs["corpus"], "corpus")
-    sources = [found.location for found in filesystem.files(texts.location / corpus_stage.SHARDS)]
+    sources = [found.location for found in filesystem.files(texts.location / shard_writer.SHARDS)]
     tokenizer = _tokenizer(recipe, sources, inputs.get("tokenizer"), out)
     special, vocab_size = special_ids(tokenizer), vocabulary_size(tokenizer)
     packing = Packing(recipe.seq_len, vocab_size, special.cls, special.sep, special.all)
     shards = [
-        TokenShard(source, number, out, out / WORK, packing, recipe.heldout) for number, source in enumerate(sources)
+        ShardTask(source, number, out, out / WORK, packing, recipe.heldout) for number, source in enumerate(sources)
     ]
     totals = _Totals(int(texts.facts["documents"]), recipe.max_bad_share)
-    _tokenize_all(shards, totals, recipe.placement, partial(Tokenizing, out / "tokenizer.json", vocab_size))
+    _tokenize_all(shards, totals, recipe.placement, partial(ShardTokenizer, out / "tokenizer.json", vocab_size))
     found = totals.numbers
     _check(found, recipe)
     save_array(out / rows.COUNTS, sum(map(_counts, shards), np.zeros(vocab_size, dtype=np.int64)))
@@ -129,7 +129,7 @@ class _Totals:
         self.failed.update(facts["failed"])
         for example in facts["examples"]:
             self._found.setdefault(example["file"], []).append(example)
-        if (failed := self.failed.total()) > max(bad_documents.FEW, self._max_bad_share * self._documents):
+        if (failed := self.failed.total()) > max(bad_documents.ALWAYS_TOLERATED, self._max_bad_share * self._documents):
             examples = "; ".join(f"{one['file']}: {one['text']!r}" for one in self.examples)
             raise errors.StageError(
                 f"the tokenizer fails on {failed:,} of {self._documents:,} documents so far, more than max_bad_share "
@@ -142,7 +142,7 @@ class _Totals:
         return [example for name in sorted(self._found) for example in self._found[name]][: bad_documents.EXAMPLES]
 
 
-def _tokenize_all(shards: Sequence[TokenShard], totals: _Totals, placement: actor_pool.Placement, worker: Any) -> None:
+def _tokenize_all(shards: Sequence[ShardTask], totals: _Totals, placement: actor_pool.Placement, worker: Any) -> None:
     """Tokenise what is not done yet, on the pool."""
     known = {found.location.name for found in filesystem.files(shards[0].work, (".json",))} if shards else set()
     done = [shard for shard in shards if shard.done.name in known]
@@ -152,7 +152,7 @@ def _tokenize_all(shards: Sequence[TokenShard], totals: _Totals, placement: acto
     units = [actor_pool.Unit(shard.source.name, shard, shard.source.stat().st_size) for shard in left]
     with progress.Progress("tokens", len(shards), "shards", len(done)) as shown:
         rate = progress.Rates()
-        for _, facts in actor_pool.each("tokens", worker, units, placement):
+        for _, facts in actor_pool.map_unordered("tokens", worker, units, placement):
             totals.add(facts)
             tokens = (facts["train_rows"] + facts["heldout_rows"]) * shards[0].packing.seq_len
             _export(facts, tokens)
@@ -169,7 +169,7 @@ def _export(facts: Mapping[str, Any], tokens: int) -> None:
         metrics.DOCUMENTS.labels("tokens", outcome).inc(count)
 
 
-def _counts(shard: TokenShard) -> Any:
+def _counts(shard: ShardTask) -> Any:
     with filesystem.local(shard.counts) as path:
         return np.load(path, allow_pickle=False)
 

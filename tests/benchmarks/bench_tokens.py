@@ -31,11 +31,12 @@ from transformers.models.bert.tokenization_bert_legacy import BertTokenizerLegac
 
 from cluster.actors.ray_cluster import connect
 from cluster.artifacts import artifact, stage
+from cluster.corpus import shard_writer
 from cluster.corpus import stage as corpus_stage
 from cluster.tokens import stage as tokens_stage
 from cluster.tokens.fast_encoder import Encoder, load_encoder
 from cluster.tokens.packing import Packing
-from cluster.tokens.shard_tokenizer import TokenShard, read_texts, tokenize
+from cluster.tokens.shard_tokenizer import ShardTask, read_texts, tokenize
 from cluster.tokens.tokenizer import special_ids, train_wordpiece, vocabulary_size
 
 DATA = paths.DATA
@@ -65,7 +66,7 @@ class Text:
 
     @property
     def shards(self) -> list[Path]:
-        return sorted(self.corpus.glob(corpus_stage.SHARDS))
+        return sorted(self.corpus.glob(shard_writer.SHARDS))
 
     @property
     def bytes(self) -> int:
@@ -95,7 +96,7 @@ def _text(folder: Path) -> Text:
     if real:
         shutil.copytree(DATA / "models" / "bert-base-uncased", folder / "tokenizer")
     else:
-        groups = partial(_groups, sorted((folder / "corpus").glob(corpus_stage.SHARDS)))
+        groups = partial(_groups, sorted((folder / "corpus").glob(shard_writer.SHARDS)))
         train_wordpiece(groups, vocab_size=30_522, lowercase=True, min_frequency=2).save_pretrained(
             folder / "tokenizer"
         )
@@ -122,7 +123,7 @@ def _against_raw(text: Text) -> Row:
         groups = list(read_texts(source))
         size = sum(len(document.encode()) for group in groups for document in group)
         raw.append(size / _seconds(lambda groups=groups: _encode_raw(tokenizer, groups)))
-        shard = TokenShard(source, number, out, out / "work", packing, _HELDOUT)
+        shard = ShardTask(source, number, out, out / "work", packing, _HELDOUT)
         ours.append(size / _seconds(lambda shard=shard: tokenize(shard, encoder.encode)))
     shutil.rmtree(out)
     found = ratios(ours, raw)

@@ -16,7 +16,7 @@ import tiny_pipeline
 from driver_processes import StageProcess
 
 from cluster.artifacts import artifact
-from cluster.corpus import stage as corpus_stage
+from cluster.corpus import shard_writer
 from cluster.tokens.stage import WORK
 
 pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(540)]
@@ -36,7 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             words = ["".join(draw.choices(string.ascii_lowercase, k=draw.randint(2, 12))) for _ in range(120_000)]
             texts = [" ".join(words[start : start + 60]) for start in range(0, len(words), 60)]
             columns = [pa.array(["made up"] * len(texts)).dictionary_encode(), pa.array(texts, pa.large_string())]
-            pq.write_table(pa.table(columns, schema=corpus_stage.SCHEMA), draft.path / f"documents-{number:05}.parquet")
+            pq.write_table(pa.table(columns, schema=shard_writer.SCHEMA), draft.path / f"documents-{number:05}.parquet")
         draft.facts["documents"] = SHARDS * 2_000
     (found / "tokenizer").mkdir()
     tiny.wordpiece(found / "tokenizer")

@@ -15,7 +15,7 @@ import pytest
 import ray
 from ray_clusters import free_ports
 
-from cluster.actors.actor_pool import PATIENCE, Placement, Unit, each
+from cluster.actors.actor_pool import MAX_DEATHS, Placement, Unit, map_unordered
 from cluster.actors.ray_cluster import connect
 from cluster.artifacts.errors import StageError
 
@@ -33,7 +33,7 @@ def _units(count: int) -> list[Unit]:
 
 
 def _run(folder: Path, kind: Any, units: Any, actors: Any = 2) -> dict[int, dict[str, Any]]:
-    found = each("test", partial(kind, folder), units, Placement(actors=actors))
+    found = map_unordered("test", partial(kind, folder), units, Placement(actors=actors))
     return {unit.payload: result for unit, result in found}
 
 
@@ -63,9 +63,9 @@ def test_a_unit_whose_worker_died_is_done_by_another(tmp_path: Path) -> None:
 
 def test_a_unit_that_kills_every_worker_is_named(tmp_path: Path) -> None:
     (tmp_path / "1.deadly").write_text("99")
-    with pytest.raises(StageError, match=f"unit 1: workers died on it {PATIENCE} times"):
+    with pytest.raises(StageError, match=f"unit 1: workers died on it {MAX_DEATHS} times"):
         _run(tmp_path, workers.Mortal, _units(3))
-    assert _attempts(tmp_path)[1] == PATIENCE
+    assert _attempts(tmp_path)[1] == MAX_DEATHS
 
 
 def test_what_a_worker_refuses_ends_the_work_and_bugs_stay_bugs(tmp_path: Path) -> None:
@@ -91,14 +91,14 @@ def test_units_are_drawn_as_they_are_needed_and_results_come_before_the_next_is(
             drawn.append(unit.payload)
             yield unit
 
-    for _, result in each("test", partial(workers.Doubler, tmp_path), units(), Placement(actors=2)):
+    for _, result in map_unordered("test", partial(workers.Doubler, tmp_path), units(), Placement(actors=2)):
         results.append(result["number"])
     assert sorted(results) == [2 * number for number in drawn]
     assert 6 <= len(drawn) <= 6 + 4  # 0 + 2 + 4 + 6 + 8 + 10, and what was in flight or drawn meanwhile
 
 
 def test_actors_without_a_cpu_are_demand_for_an_autoscaler(tmp_path: Path) -> None:
-    found = each("test", partial(workers.Doubler, tmp_path), _units(40), Placement(actors=5))
+    found = map_unordered("test", partial(workers.Doubler, tmp_path), _units(40), Placement(actors=5))
     next(found)
     status = [sys.executable, "-m", "ray.scripts.scripts", "status", "--address"]
     deadline = time.monotonic() + 60
@@ -114,7 +114,9 @@ def test_actors_without_a_cpu_are_demand_for_an_autoscaler(tmp_path: Path) -> No
 def test_metrics_are_served_while_the_work_lasts(tmp_path: Path) -> None:
     (port,) = free_ports(1)
     for task in ("first", "second"):  # the same port again
-        found = each(task, partial(workers.Doubler, tmp_path), _units(4), Placement(actors=2, metrics_port=port))
+        found = map_unordered(
+            task, partial(workers.Doubler, tmp_path), _units(4), Placement(actors=2, metrics_port=port)
+        )
         next(found)
         next(found)
         lines = _scraped(port)
@@ -135,7 +137,7 @@ def _scraped(port: int) -> dict[str, float]:
 
 
 def test_actors_are_gone_when_the_work_is_done_or_left(tmp_path: Path) -> None:
-    left = each("test", partial(workers.Doubler, tmp_path), _units(10), Placement(actors=2))
+    left = map_unordered("test", partial(workers.Doubler, tmp_path), _units(10), Placement(actors=2))
     next(left)
     left.close()
     _run(tmp_path, workers.Doubler, _units(3))

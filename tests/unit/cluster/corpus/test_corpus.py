@@ -23,7 +23,7 @@ from ray_clusters import actors, wait_until
 
 from cluster.actors.ray_cluster import connect
 from cluster.artifacts import artifact, cli, errors, stage
-from cluster.corpus import filters
+from cluster.corpus import filters, shard_writer
 from cluster.corpus import stage as corpus_stage
 from cluster.corpus.stage import STAGE, Corpus
 from cluster.readers import docstrings, splits
@@ -41,7 +41,7 @@ def _make(out: Path, *sources: dict[str, Any], **settings: Any) -> artifact.Arti
 
 def _documents(made: artifact.Artifact) -> list[tuple[str, str]]:
     found: list[tuple[str, str]] = []
-    for path in sorted(made.path.glob(corpus_stage.SHARDS)):
+    for path in sorted(made.path.glob(shard_writer.SHARDS)):
         table = pq.read_table(path)
         found.extend(zip(table["source"].to_pylist(), table["text"].to_pylist(), strict=True))
     return found
@@ -402,7 +402,7 @@ def test_real_articles_and_novels_pass_whole(tmp_path: Path) -> None:
 
 @pytest.fixture
 def _small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(splits, "PIECE_BYTES", 2_000)
+    monkeypatch.setattr(splits, "SPLIT_BYTES", 2_000)
 
 
 def _rich(path: Path) -> dict[str, Any]:
@@ -508,7 +508,7 @@ def test_a_changed_source_starts_over_and_a_finished_attempt_is_not_made_again(t
     assert (shard.stat().st_ino, shard.stat().st_mtime_ns) == written
     _json_lines(tmp_path / "a.jsonl", tiny.ENGLISH[:12])
     assert corpus_stage.run(recipe, {}, tmp_path / "out")["documents"] == 12
-    assert len(list((tmp_path / "out").glob(corpus_stage.SHARDS))) == 3
+    assert len(list((tmp_path / "out").glob(shard_writer.SHARDS))) == 3
 
 
 def test_more_than_a_set_share_of_bad_documents_stops_the_run_with_examples(tmp_path: Path) -> None:
@@ -559,16 +559,16 @@ def test_a_file_that_changes_while_it_is_read_ends_the_run_and_the_next_one_star
 ) -> None:
     texts = tmp_path / "texts.jsonl"
     texts.write_text("".join(json.dumps({"text": f"document {number}"}) + "\n" for number in range(100)))
-    whole, read = texts.read_text(), filters.Filter.judge
+    whole, read = texts.read_text(), filters.Filter.apply
     touched: list[str] = []
 
-    def judge(cleaner: filters.Filter, text: str) -> filters.FilterResult:
+    def apply(cleaner: filters.Filter, text: str) -> filters.FilterResult:
         if not touched:
             touched.append(text)
             texts.write_text(whole + whole.replace("document", "another"))
         return read(cleaner, text)
 
-    monkeypatch.setattr(filters.Filter, "judge", judge)
+    monkeypatch.setattr(filters.Filter, "apply", apply)
     with pytest.raises(errors.StageError, match=r"texts.jsonl was changed while the corpus was made from it"):
         _make(tmp_path / "out", {"kind": "jsonl", "path": str(texts)})
     assert _make(tmp_path / "out", {"kind": "jsonl", "path": str(texts)}).facts["documents"] == 200

@@ -13,7 +13,7 @@ import pytest
 
 from cluster.artifacts.errors import StageError
 from cluster.artifacts.recipe import RecipeError
-from cluster.corpus.decontamination import Decontamination, Evaluation, listing
+from cluster.corpus.decontamination import Decontamination, EvaluationIndex, evaluation_files
 
 DATA = paths.DATA
 
@@ -22,8 +22,8 @@ SHORT = "The condenser turns vapour into liquid again, slowly!"
 TINY = "not worth it"
 
 
-def _load(*tasks: Path | str, **values: Any) -> Evaluation:
-    return Evaluation.load(Decontamination.of({"tasks": [str(task) for task in tasks], **values}))
+def _load(*tasks: Path | str, **values: Any) -> EvaluationIndex:
+    return EvaluationIndex.load(Decontamination.of({"tasks": [str(task) for task in tasks], **values}))
 
 
 def _task(folder: Path, *texts: str, name: str = "dev.jsonl") -> Path:
@@ -160,11 +160,11 @@ def test_of_a_folder_the_files_named_for_evaluation_count(tmp_path: Path) -> Non
     _task(root / "cola", LONG, name="latest.jsonl")
     (root / "rte" / "dev.md").write_text(SHORT)
     recipe = Decontamination.of({"tasks": [str(root)]})
-    assert [(file.task, file.info.location.name) for file in listing(recipe)] == [
+    assert [(file.task, file.info.location.name) for file in evaluation_files(recipe)] == [
         ("glue/mnli", "0000.jsonl"),
         ("glue/rte", "dev.jsonl"),
     ]
-    assert Evaluation.load(recipe).overlap(SHORT) is None
+    assert EvaluationIndex.load(recipe).overlap(SHORT) is None
 
 
 def test_files_and_globs_are_taken_as_they_are_named(tmp_path: Path) -> None:
@@ -178,7 +178,7 @@ def test_files_and_globs_are_taken_as_they_are_named(tmp_path: Path) -> None:
 def test_what_one_process_loaded_others_open(tmp_path: Path) -> None:
     loaded = _load(_task(tmp_path / "whisky", LONG, SHORT))
     loaded.save(tmp_path / "made" / "evaluation.npz")
-    opened = Evaluation.open(tmp_path / "made" / "evaluation.npz")
+    opened = EvaluationIndex.open(tmp_path / "made" / "evaluation.npz")
     assert opened.overlap(SHORT) == "whisky"
     assert opened.overlap(TINY) is None
     assert opened.fingerprint == loaded.fingerprint
@@ -227,11 +227,11 @@ def _other_kind(folder: Path) -> Path:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (_nothing, "nowhere.*nothing is there"),
+        (_nothing, "nowhere.*no such file or folder"),
         (_no_match, "nothing matches this glob"),
         (_train_only, r"no file .* dev, test, valid.*there is train.jsonl.*decontamination.files"),
         (_broken, r"dev.jsonl: not readable as .jsonl"),
-        (_truncated, r"dev.parquet: not readable as .parquet"),
+        (_truncated, r"dev.parquet is not a readable Parquet file"),
         (_latin, r"test.txt: not readable as .txt .*utf-8"),
         (_all_short, "no text of sst2 has 8 words: lower min_words"),
         (_other_kind, "dev.xml: evaluation data is read from .parquet"),

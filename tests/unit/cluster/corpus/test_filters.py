@@ -27,7 +27,7 @@ GERMAN = (
 
 
 def _judge(text: str, **values: Any) -> str | None:
-    return Filter(Cleaning.of(values)).judge(text).reason
+    return Filter(Cleaning.of(values)).apply(text).reason
 
 
 def _naive(text: str) -> str:
@@ -124,10 +124,10 @@ def test_c4_keeps_the_lines_that_end_like_sentences() -> None:
         "Read on, there is much more...",
         "It was ready before the night came!  ",
     )
-    judged = Filter(Cleaning.of({"c4": {}})).judge(page)
+    judged = Filter(Cleaning.of({"c4": {}})).apply(page)
     assert judged.reason is None
     assert [line[:8] for line in judged.text.split("\n")] == ["The stil", "She aske", "It was r"]
-    assert Filter(Cleaning()).judge(page).text == page.rstrip()
+    assert Filter(Cleaning()).apply(page).text == page.rstrip()
 
 
 @pytest.mark.parametrize(
@@ -209,5 +209,5 @@ def test_impossible_recipes_are_refused(values: dict[str, object], message: str)
 def test_encyclopedia_articles_pass_the_rules_made_for_good_text() -> None:
     table = pq.read_table(DATA / "corpus" / "wikipedia_en-00002-of-00008.parquet", columns=["text"])
     cleaner = Filter(Cleaning.of({"languages": ["en"], "gopher": {}, "min_words": 50, "max_words": 100_000}))
-    reasons = [cleaner.judge(text).reason for text in table.column("text").to_pylist()[:300]]
+    reasons = [cleaner.apply(text).reason for text in table.column("text").to_pylist()[:300]]
     assert reasons.count(None) >= 295, reasons

@@ -12,7 +12,7 @@ from datasketch import MinHash
 
 from cluster.artifacts.recipe import RecipeError
 from cluster.corpus import word_ngrams
-from cluster.corpus.minhash import NearDuplicates, bands, minhash, repeated, signature
+from cluster.corpus.minhash import NearDuplicates, bands, minhash, near_duplicates, signature
 
 DATA = paths.DATA
 U64 = npt.NDArray[np.uint64]
@@ -48,7 +48,7 @@ def test_sketches_are_those_of_the_library() -> None:
     text = " ".join(f"word{number * number % 977}" for number in range(530))
     num_bands, num_rows = bands(recipe)
     reference = MinHash(num_perm=num_bands * num_rows, seed=4, hashfunc=int, scheme="affine32")
-    for run in word_ngrams.grams(word_ngrams.words(text), recipe.words):
+    for run in word_ngrams.ngrams(word_ngrams.words(text), recipe.words):
         reference.update(int(run) & 0xFFFFFFFF)
     assert minhash(text, recipe).tolist() == reference.hashvalues.tolist()
 
@@ -68,7 +68,7 @@ def test_of_documents_around_the_threshold_the_near_ones_go_and_the_others_stay(
     near, far = list(_pairs(150, 0.95, choice)), list(_pairs(150, 0.55, choice))
     texts = [text for pair in near + far for text in pair]
     similar = np.array([_similarity(*pair) >= RECIPE.threshold for pair in near + far])
-    marked = repeated(_columns(texts), np.ones(len(texts), np.bool_))
+    marked = near_duplicates(_columns(texts), np.ones(len(texts), np.bool_))
     assert not marked[::2].any(), "the first of a pair must stay"
     found = marked[1::2]
     assert similar.sum() == 150
@@ -82,12 +82,12 @@ def test_other_punctuation_case_and_line_breaks_make_no_other_document() -> None
         "the STILL is charged heated\nand run — slowly",
         "another text altogether",
     ]
-    assert repeated(_columns(texts), np.ones(3, np.bool_)).tolist() == [False, True, False]
+    assert near_duplicates(_columns(texts), np.ones(3, np.bool_)).tolist() == [False, True, False]
 
 
 def test_texts_without_words_are_like_their_equals_only() -> None:
     texts = ["...", "!!!", "", "...", "one two", "one two three"]
-    marked = repeated(_columns(texts), np.ones(len(texts), np.bool_))
+    marked = near_duplicates(_columns(texts), np.ones(len(texts), np.bool_))
     assert marked.tolist() == [False, False, False, True, False, False]
 
 
@@ -115,25 +115,25 @@ def test_groups_are_those_of_a_search_whatever_the_order_of_bands(seed: int) -> 
     eligible = choice.random(200) < 0.8
     expected = _naive(columns, eligible)
     assert 0 < sum(expected) < eligible.sum() - 1, "one group or none: it proves nothing"
-    assert repeated(columns, eligible).tolist() == expected
-    assert repeated(reversed(columns), eligible).tolist() == expected
+    assert near_duplicates(columns, eligible).tolist() == expected
+    assert near_duplicates(reversed(columns), eligible).tolist() == expected
 
 
 def test_a_chain_is_one_group_however_long() -> None:
     """Links 0-1, 2-3, … in one band and 1-2, 3-4, … in the other: a path as long as the corpus."""
     length = 1_000_000
     columns = [(np.arange(length, dtype=np.uint64) + np.uint64(shift)) // np.uint64(2) for shift in (0, 1)]
-    marked = repeated(columns, np.ones(length, np.bool_))
+    marked = near_duplicates(columns, np.ones(length, np.bool_))
     assert not marked[0]
     assert marked[1:].all()
 
 
 def test_documents_that_are_out_connect_nothing() -> None:
     columns = [np.array([1, 1, 2], np.uint64), np.array([3, 4, 4], np.uint64)]
-    assert repeated(columns, np.array([True, True, True])).tolist() == [False, True, True]
-    assert repeated(columns, np.array([True, False, True])).tolist() == [False, False, False]
-    assert repeated(columns, np.zeros(3, np.bool_)).tolist() == [False, False, False]
-    assert repeated([np.empty(0, np.uint64)], np.empty(0, np.bool_)).tolist() == []
+    assert near_duplicates(columns, np.array([True, True, True])).tolist() == [False, True, True]
+    assert near_duplicates(columns, np.array([True, False, True])).tolist() == [False, False, False]
+    assert near_duplicates(columns, np.zeros(3, np.bool_)).tolist() == [False, False, False]
+    assert near_duplicates([np.empty(0, np.uint64)], np.empty(0, np.bool_)).tolist() == []
 
 
 def test_signatures_are_the_same_in_every_process_and_version() -> None:
@@ -164,6 +164,6 @@ def test_edited_articles_go_and_all_others_stay() -> None:
     choice = random.Random(5)
     edited = [" ".join(word for word in article.split() if choice.random() > 0.005) for article in articles[:60]]
     texts = [*articles, *edited]
-    marked = repeated(_columns(texts), np.ones(len(texts), np.bool_))
+    marked = near_duplicates(_columns(texts), np.ones(len(texts), np.bool_))
     assert not marked[:200].any()
     assert marked[200:].mean() >= 0.95

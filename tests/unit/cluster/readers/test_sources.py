@@ -17,8 +17,8 @@ import tiny
 
 from cluster.artifacts.errors import StageError
 from cluster.corpus.stage import Corpus
-from cluster.readers import columnar_files, splits, text_files
-from cluster.readers.bad_documents import Document, Fault
+from cluster.readers import columnar_files, source_recipes, splits, text_files
+from cluster.readers.bad_documents import BadDocument, Document
 
 TEXTS = ["One.", "Two is ä longer öne.", "", "Three, 三つ, in a few words.", "Four\nhas two lines.", "Five."]
 SINGLE = [text for text in TEXTS if text and "\n" not in text]
@@ -26,7 +26,7 @@ SINGLE = [text for text in TEXTS if text and "\n" not in text]
 
 def _read(source: dict[str, Any]) -> list[Document]:
     recipe = Corpus.of({"sources": [source]})
-    spans = [span for piece in splits.cut(recipe.sources) for span in piece.spans]
+    spans = [span for piece in splits.make_splits(recipe.sources) for span in piece.spans]
     batches = (batch for span in spans for batch in text_files.read(recipe.sources[0], span))
     return [document for _, documents in batches for document in documents]
 
@@ -100,7 +100,7 @@ def test_documents_are_the_same_wherever_the_files_are_cut(
     source = write(tmp_path)
     sizes = (1, 2, 3, 7, 20, 64, 100, 300, 2**26)
     for size in sizes:
-        monkeypatch.setattr(splits, "PIECE_BYTES", max(size, splits.COMPRESSION))
+        monkeypatch.setattr(splits, "SPLIT_BYTES", max(size, splits.COMPRESSION))
         monkeypatch.setattr(text_files, "BLOCK", max(1, size // 2))
         monkeypatch.setattr(columnar_files, "BATCH_BYTES", size)
         found = [text.strip() if write is _wiki and isinstance(text, str) else text for text in _read(source)]
@@ -131,11 +131,11 @@ def test_sources_are_read_from_urls(tmp_path: Path) -> None:
 
 
 def test_pieces_are_cut_by_size_and_small_files_go_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(splits, "PIECE_BYTES", 100)
+    monkeypatch.setattr(splits, "SPLIT_BYTES", 100)
     for name, size in (("a", 30), ("b", 60), ("c", 20), ("d", 250)):
         (tmp_path / f"{name}.jsonl").write_bytes(b"x" * size)
     (tmp_path / "e.jsonl.gz").write_bytes(b"x" * 90)
-    found = splits.cut(Corpus.of({"sources": [{"kind": "jsonl", "path": str(tmp_path)}]}).sources)
+    found = splits.make_splits(Corpus.of({"sources": [{"kind": "jsonl", "path": str(tmp_path)}]}).sources)
     assert [[(span.name[0], span.start, span.end) for span in piece.spans] for piece in found] == [
         [("a", 0, 30), ("b", 0, 60)],
         [("c", 0, 20)],
@@ -155,15 +155,15 @@ def test_what_is_wrong_with_a_line_is_said_with_its_place(tmp_path: Path, monkey
     monkeypatch.setattr(text_files, "BLOCK", 2**9)
     source = {"kind": "jsonl", "path": str(tmp_path / "a.jsonl")}
     found = _read(source)
-    faults = [document for document in found if isinstance(document, Fault)]
+    faults = [document for document in found if isinstance(document, BadDocument)]
     assert found.count("Fine.") == 9
     assert [fault.where for fault in faults] == [f"line {2 * number}" for number in range(1, 10)]
     reasons = ["not UTF-8", "not JSON", "no object", "no column", "missing", "no string"]
     reasons += ["not JSON", "not JSON", "oversize"]
     assert [fault.reason for fault in faults] == reasons
     assert faults[0].text == '{"text": "\\xff\\xfe"}'
-    monkeypatch.setattr(splits, "PIECE_BYTES", 40)
-    in_ranges = [document for document in _read(source) if isinstance(document, Fault)]
+    monkeypatch.setattr(splits, "SPLIT_BYTES", 40)
+    in_ranges = [document for document in _read(source) if isinstance(document, BadDocument)]
     assert [fault.reason for fault in in_ranges] == reasons
     assert [fault.where for fault in in_ranges[:3]] == ["line 2", "the line at byte 51", "the line at byte 79"]
 
@@ -173,8 +173,8 @@ def test_strings_in_parquet_that_are_no_utf8_are_faults(tmp_path: Path) -> None:
     column = pa.Array.from_buffers(pa.string(), 3, [None, ends, pa.py_buffer(b"ok\xff\xfeb")])
     for name, values in (("a", column), ("b", column.dictionary_encode()), ("c", pa.array(["ok", None, ""]))):
         pq.write_table(pa.table({"text": values}), tmp_path / f"{name}.parquet")
-    wrong = Fault("not UTF-8", "row 2", "\\xff\\xfeb")
-    missing = Fault("missing", "row 2", "")
+    wrong = BadDocument("not UTF-8", "row 2", "\\xff\\xfeb")
+    missing = BadDocument("missing", "row 2", "")
     found = _read({"kind": "parquet", "path": str(tmp_path)})
     assert found == ["ok", wrong, "", "ok", wrong, "", "ok", missing, ""]
 
@@ -187,8 +187,8 @@ def test_a_page_that_is_cut_is_a_fault_and_so_is_one_with_other_bytes(tmp_path: 
     first, second, third = _read({"kind": "wikiextractor", "path": str(tmp_path / "wiki_00")})
     assert isinstance(first, str)
     assert first.strip() == "Text."
-    assert second == Fault("not UTF-8", "line 10", "T\\xebxt.")
-    assert third == Fault("unfinished", "the last page", "T")
+    assert second == BadDocument("not UTF-8", "line 10", "T\\xebxt.")
+    assert third == BadDocument("unfinished", "the last page", "T")
 
 
 def test_paragraphs_and_pages_have_a_largest_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,10 +198,10 @@ def test_paragraphs_and_pages_have_a_largest_size(tmp_path: Path, monkeypatch: p
     source = {"kind": "text", "path": str(tmp_path / "a.txt")}
     first, second, third = _read({**source, "documents": "paragraph"})
     assert (first, third) == ("Short.", "End.")
-    assert isinstance(second, Fault)
+    assert isinstance(second, BadDocument)
     assert second.reason == "oversize"
     (whole,) = _read(source)
-    assert whole == Fault("oversize", "the file", "Short.\n\nThe mill by the river has ground")
+    assert whole == BadDocument("oversize", "the file", "Short.\n\nThe mill by the river has ground")
 
 
 @pytest.mark.parametrize(
@@ -216,4 +216,4 @@ def test_paragraphs_and_pages_have_a_largest_size(tmp_path: Path, monkeypatch: p
 )
 def test_a_label_is_the_name_of_the_file_or_folder(path: str, label: str) -> None:
     source = Corpus.of({"sources": [{"kind": "jsonl", "path": path}]}).sources[0]
-    assert text_files.sources.label(source) == label  # type: ignore[arg-type]
+    assert source_recipes.label(source) == label  # type: ignore[arg-type]

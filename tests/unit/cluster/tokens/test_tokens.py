@@ -18,9 +18,10 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from cluster.actors.ray_cluster import connect
 from cluster.artifacts import artifact, cli, commit, errors, stage
+from cluster.corpus import shard_writer
 from cluster.corpus import stage as corpus_stage
 from cluster.tokens import rows
-from cluster.tokens.packing import Packing, Stream
+from cluster.tokens.packing import Packing, RowPacker
 from cluster.tokens.shard_tokenizer import is_heldout
 from cluster.tokens.stage import STAGE, WORK, Tokens
 from cluster.tokens.tokenizer import SPECIAL_TOKENS, vocabulary_digest
@@ -86,7 +87,7 @@ def _streams(texts: Path, folder: Path, part: str) -> list[list[int]]:
     encoder.encode_special_tokens = True
     encoder.no_truncation()
     found: list[list[int]] = []
-    for path in sorted(texts.glob(corpus_stage.SHARDS)):
+    for path in sorted(texts.glob(shard_writer.SHARDS)):
         kept = [
             text for text in pq.read_table(path)["text"].to_pylist() if is_heldout(text, SHARE) == (part == "heldout")
         ]
@@ -155,7 +156,7 @@ def test_the_artifact_is_a_tokenizer_folder_with_the_same_vocabulary(made: artif
 def test_rows_are_the_same_bytes_on_any_number_of_actors(
     tmp_path: Path, made: artifact.Artifact, texts: Path, bert: Path, actors: int
 ) -> None:
-    assert len(list(texts.glob(corpus_stage.SHARDS))) > 3
+    assert len(list(texts.glob(shard_writer.SHARDS))) > 3
     again = _make(tmp_path / "tokens", texts, bert, placement={"actors": actors})
     assert _contents(again) == _contents(made)
     assert again.identity == made.identity
@@ -168,7 +169,7 @@ def test_the_share_of_heldout_documents_is_the_one_asked_for() -> None:
 def test_an_interrupted_attempt_goes_on_with_the_shards_that_are_missing(
     tmp_path: Path, made: artifact.Artifact, texts: Path, bert: Path
 ) -> None:
-    last = sorted(texts.glob(corpus_stage.SHARDS))[-1]
+    last = sorted(texts.glob(shard_writer.SHARDS))[-1]
     whole = last.read_bytes()
     last.write_bytes(bytes(len(whole)))
     try:
@@ -178,7 +179,7 @@ def test_an_interrupted_attempt_goes_on_with_the_shards_that_are_missing(
         last.write_bytes(whole)
     staging = tmp_path / ".tokens.partial"
     written = {path.name: path.stat().st_mtime_ns for path in staging.glob("*.arrow")}
-    assert len(list((staging / WORK).glob("0*.json"))) == len(list(texts.glob(corpus_stage.SHARDS))) - 1
+    assert len(list((staging / WORK).glob("0*.json"))) == len(list(texts.glob(shard_writer.SHARDS))) - 1
     resumed = _make(tmp_path / "tokens", texts, bert, placement={"actors": 2})
     assert _contents(resumed) == _contents(made)
     assert {name: (resumed.path / name).stat().st_mtime_ns for name in written} == written
@@ -227,7 +228,7 @@ def test_a_cluster_that_does_not_answer_ends_in_one_line(tmp_path: Path, texts: 
 
 
 def test_rows_of_mostly_unknown_words_are_dropped_and_counted() -> None:
-    stream = Stream(Packing(seq_len=9, vocab_size=20, cls_id=2, sep_id=3, special_ids=(0, 1, 2, 3, 4)))
+    stream = RowPacker(Packing(seq_len=9, vocab_size=20, cls_id=2, sep_id=3, special_ids=(0, 1, 2, 3, 4)))
     words, unknown, half = [10] * 7, [1] * 7, [10, 11, 12, 13, 1, 1, 1, 10]  # with [CLS] 4 of 9 are special
     found = stream.add([np.array(ids, np.uint16).tobytes() for ids in (words, unknown, half, [12])])
     np.testing.assert_array_equal(found, [[2, *[10] * 7, 3], [2, 10, 11, 12, 13, 1, 1, 1, 10]])
@@ -240,7 +241,7 @@ def test_a_stream_has_the_same_rows_in_whatever_pieces_it_comes() -> None:
     packing = Packing(seq_len=9, vocab_size=70_000, cls_id=2, sep_id=3, special_ids=(0, 1, 2, 3, 4))
     draw = np.random.default_rng(0)
     documents = [draw.integers(5, 70_000, draw.integers(0, 30), dtype=np.uint32).tobytes() for _ in range(50)]
-    at_once, stream = Stream(packing), Stream(packing)
+    at_once, stream = RowPacker(packing), RowPacker(packing)
     expected = at_once.add(documents)
     assert len(expected) > 50
     np.testing.assert_array_equal(np.concatenate([stream.add([document]) for document in documents]), expected)
