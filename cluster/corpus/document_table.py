@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cluster.corpus.word_ngrams import U64
-from cluster.readers.splits import Span, Split
+from cluster.readers.splits import SourceSpan, Split
 from cluster.storage import filesystem
 from cluster.storage.filesystem import Location
 
@@ -49,7 +49,7 @@ class ScannedSplit:
     def rows(self) -> int:
         return sum(facts["rows"] for facts in self.facts)
 
-    def spans(self) -> Iterator[tuple[Span, dict[str, Any]]]:
+    def spans(self) -> Iterator[tuple[SourceSpan, dict[str, Any]]]:
         return zip(self.split.spans, self.facts, strict=True)
 
 

@@ -19,7 +19,7 @@ from cluster.corpus.source_limits import SourceLimit, limits_of
 from cluster.readers import bad_documents, text_files
 from cluster.readers.bad_documents import BadDocument, Document
 from cluster.readers.source_recipes import AnyFiles, AnySource
-from cluster.readers.splits import Span, Split
+from cluster.readers.splits import SourceSpan, Split
 from cluster.storage import filesystem
 from cluster.storage.filesystem import Location
 
@@ -79,7 +79,7 @@ class Scanner:
         filesystem.write_json(facts_path(self._folder, split.number), result)
         return result
 
-    def _scan(self, span: Span, limit: SourceLimit, table: DocumentTableWriter) -> SpanFacts:
+    def _scan(self, span: SourceSpan, limit: SourceLimit, table: DocumentTableWriter) -> SpanFacts:
         facts, digest = SpanFacts(), hashlib.sha256()
         source = self._config.sources[span.source]
         for label, documents in text_files.read(source, span):
@@ -114,7 +114,7 @@ class Scanner:
         return DocumentRow(label, result.text, "", len(encoded), digest, signature)
 
 
-def _count(facts: SpanFacts, span: Span, document: Document, row: DocumentRow) -> None:
+def _count(facts: SpanFacts, span: SourceSpan, document: Document, row: DocumentRow) -> None:
     if row.text is not None:
         facts.passed += 1
         facts.passed_bytes += row.size
@@ -125,7 +125,7 @@ def _count(facts: SpanFacts, span: Span, document: Document, row: DocumentRow) -
     facts.rows += 1
 
 
-def _check_unchanged(span: Span) -> None:
+def _check_unchanged(span: SourceSpan) -> None:
     """Raise StageError if the file has changed: a corpus must not mix two versions of a file."""
     try:
         now = filesystem.info(filesystem.location(span.place))
@@ -138,7 +138,7 @@ def _check_unchanged(span: Span) -> None:
         )
 
 
-def _example(row: int, span: Span, document: Document, reason: str) -> dict[str, Any]:
+def _example(row: int, span: SourceSpan, document: Document, reason: str) -> dict[str, Any]:
     if isinstance(document, BadDocument):
         where, text = document.where, document.text
     else:

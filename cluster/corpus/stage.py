@@ -36,7 +36,7 @@ from cluster.corpus.shard_writer import ShardWriter
 from cluster.corpus.source_limits import ScanProgress
 from cluster.readers import bad_documents, splits
 from cluster.readers.source_recipes import AnySource
-from cluster.readers.splits import Span, Split
+from cluster.readers.splits import SourceSpan, Split
 from cluster.storage import filesystem
 from cluster.storage.filesystem import Location
 from cluster.telemetry import metrics, progress
@@ -169,7 +169,7 @@ def _write(recipe: Corpus, scanned: Sequence[ScannedSplit], selected: Selection,
     return len(planned)
 
 
-def _spans(scanned: Sequence[ScannedSplit]) -> Iterator[tuple[Span, dict[str, Any]]]:
+def _spans(scanned: Sequence[ScannedSplit]) -> Iterator[tuple[SourceSpan, dict[str, Any]]]:
     return (pair for split in scanned for pair in split.spans())
 
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cluster.artifacts.artifact import Artifact
-from cluster.corpus import shard_writer
+from cluster.corpus import document_table
 from cluster.inspect.findings import Bars, Block, Findings, InspectError, Pairs, Section, Table, fact
 from cluster.inspect.text_stats import TextStats, described, samples
 from cluster.inspect.token_rows import evenly
@@ -61,9 +61,9 @@ def _documents(found: Artifact, name: str, budget: int, text: TextStats) -> Iter
             wanted = evenly(groups, max(1, budget // each))
             text.whole &= len(wanted) == len(groups)
             for number in wanted:
-                table = file.read_row_group(number, columns=[shard_writer.SOURCE, shard_writer.TEXT])
+                table = file.read_row_group(number, columns=[document_table.SOURCE, document_table.TEXT])
                 yield from zip(
-                    *(table[column].to_pylist() for column in (shard_writer.SOURCE, shard_writer.TEXT)), strict=True
+                    *(table[column].to_pylist() for column in (document_table.SOURCE, document_table.TEXT)), strict=True
                 )
     except (pa.ArrowException, KeyError, OSError) as error:
         raise InspectError(

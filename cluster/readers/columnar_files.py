@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 
 from cluster.artifacts.errors import StageError
 from cluster.readers.bad_documents import BadDocument, Document, excerpt
-from cluster.readers.splits import Span
+from cluster.readers.splits import SourceSpan
 from cluster.storage import filesystem
 from cluster.telemetry.error_text import first_line
 
@@ -18,7 +18,7 @@ BATCH_BYTES = 2**22
 BATCH_ROWS = 4096
 
 
-def parquet(span: Span, column: str) -> Iterator[list[Document]]:
+def parquet(span: SourceSpan, column: str) -> Iterator[list[Document]]:
     """Documents of the row groups that begin in the span's byte range."""
     with open_parquet(span.place) as file:
         check_column(column, file.schema_arrow, span.place)
@@ -33,7 +33,7 @@ def parquet(span: Span, column: str) -> Iterator[list[Document]]:
             first_row += group.num_rows
 
 
-def arrow(span: Span, column: str) -> Iterator[list[Document]]:
+def arrow(span: SourceSpan, column: str) -> Iterator[list[Document]]:
     """Documents of an Arrow file."""
     with open_arrow(span.place) as (schema, batches):
         check_column(column, schema, span.place)

@@ -36,7 +36,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Span:
+class SourceSpan:
     """A file of a source, or a range of it."""
 
     source: int
@@ -59,7 +59,7 @@ class Split:
     """Spans that one actor reads in one go."""
 
     number: int
-    spans: tuple[Span, ...]
+    spans: tuple[SourceSpan, ...]
 
     @property
     def name(self) -> str:
@@ -98,21 +98,21 @@ def group_by_size(items: Iterable[tuple[T, int]]) -> Iterator[tuple[tuple[T, ...
         yield tuple(group), group_size
 
 
-def _spans(number: int, source: AnySource) -> Iterator[tuple[Span, int]]:
+def _spans(number: int, source: AnySource) -> Iterator[tuple[SourceSpan, int]]:
     """The spans of a source, and the approximate bytes of text in each; a full split if the size is unknown."""
     if isinstance(source, InstalledDocs):
-        yield Span(number, "", source.kind, 0, 1, docstrings.stamp(source.packages), 0), SPLIT_BYTES
+        yield SourceSpan(number, "", source.kind, 0, 1, docstrings.stamp(source.packages), 0), SPLIT_BYTES
     elif isinstance(source, Hub):
         found = hub_datasets.resolve(source)
         for shard in range(found.shards):
             name = f"{source.split} {shard + 1} of {found.shards}"
-            yield Span(number, found.place, name, shard, shard + 1, found.stamp, 0), SPLIT_BYTES
+            yield SourceSpan(number, found.place, name, shard, shard + 1, found.stamp, 0), SPLIT_BYTES
     else:
         name_start = len(filesystem.location(fixed_part(source.path)).as_posix().rstrip("/")) + 1
         for info in _files(source):
             name = info.location.as_posix()[name_start:] or info.location.name
             for start, end, text_bytes in _ranges(source, info):
-                span = Span(number, str(info.location), name, start, end, info.stamp, info.bytes)
+                span = SourceSpan(number, str(info.location), name, start, end, info.stamp, info.bytes)
                 yield span, min(text_bytes, source.max_bytes or text_bytes)
 
 

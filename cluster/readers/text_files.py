@@ -21,7 +21,7 @@ from cluster.artifacts.errors import StageError
 from cluster.readers import columnar_files, docstrings, hub_datasets, source_recipes
 from cluster.readers.bad_documents import BadDocument, Document, excerpt
 from cluster.readers.source_recipes import CODECS, AnySource
-from cluster.readers.splits import Span
+from cluster.readers.splits import SourceSpan
 from cluster.storage import filesystem
 from cluster.telemetry.error_text import first_line
 
@@ -40,7 +40,7 @@ _PAGE_START = re.compile(rb'<doc id="[^"]*" url="[^"]*" title="(.*)">\r?')
 _PAGE_END = b"</doc>"
 
 
-def read(source: AnySource, span: Span) -> Iterator[tuple[str, list[Document]]]:
+def read(source: AnySource, span: SourceSpan) -> Iterator[tuple[str, list[Document]]]:
     """Label and documents of a span, before cleaning.
 
     Raises:
@@ -55,7 +55,7 @@ def read(source: AnySource, span: Span) -> Iterator[tuple[str, list[Document]]]:
     yield from ((label, batch) for batch in _batches(source, span))
 
 
-def _batches(source: source_recipes.AnyFiles | source_recipes.Hub, span: Span) -> Iterator[list[Document]]:
+def _batches(source: source_recipes.AnyFiles | source_recipes.Hub, span: SourceSpan) -> Iterator[list[Document]]:
     if isinstance(source, source_recipes.Hub):
         yield from _hub(source, span)
     elif isinstance(source, source_recipes.Parquet):
@@ -73,7 +73,7 @@ def _batches(source: source_recipes.AnyFiles | source_recipes.Hub, span: Span) -
             yield batch
 
 
-def _hub(source: source_recipes.Hub, span: Span) -> Iterator[list[Document]]:
+def _hub(source: source_recipes.Hub, span: SourceSpan) -> Iterator[list[Document]]:
     first_row = 1
     for table in hub_datasets.tables(source, span.place, span.stamp, span.start):
         columnar_files.check_column(source.column, table.schema, f"dataset {source.dataset}, split {source.split}")
@@ -82,7 +82,7 @@ def _hub(source: source_recipes.Hub, span: Span) -> Iterator[list[Document]]:
             first_row += len(chunk)
 
 
-def _json_lines(span: Span, column: str) -> Iterator[Document]:
+def _json_lines(span: SourceSpan, column: str) -> Iterator[Document]:
     with open_text(span.place) as stream:
         decoder = _Decoder(span.start)
         for line in lines_in_range(stream, span.start, _end(span)):
@@ -110,7 +110,7 @@ def _member(line: str, column: str) -> tuple[str, str]:
     return "", "missing" if text is None else "no string"
 
 
-def _whole(span: Span) -> Iterator[Document]:
+def _whole(span: SourceSpan) -> Iterator[Document]:
     data = b""
     with open_text(span.place) as stream:
         # A compressed stream returns fewer bytes than requested.
@@ -126,7 +126,7 @@ def _whole(span: Span) -> Iterator[Document]:
         yield BadDocument("not UTF-8", f"line {number}", excerpt(data[data.rfind(b"\n", 0, error.start) + 1 :]))
 
 
-def _lines(span: Span) -> Iterator[Document]:
+def _lines(span: SourceSpan) -> Iterator[Document]:
     with open_text(span.place) as stream:
         decoder = _Decoder(span.start)
         for line in lines_in_range(stream, span.start, _end(span)):
@@ -135,7 +135,7 @@ def _lines(span: Span) -> Iterator[Document]:
                 yield text
 
 
-def _paragraphs(span: Span) -> Iterator[Document]:
+def _paragraphs(span: SourceSpan) -> Iterator[Document]:
     """Paragraphs that follow a blank line in the span, or the start of the file."""
     end = _end(span)
     with open_text(span.place) as stream:
@@ -153,7 +153,7 @@ def _paragraphs(span: Span) -> Iterator[Document]:
         yield from builder.take()
 
 
-def _wiki(span: Span) -> Iterator[Document]:
+def _wiki(span: SourceSpan) -> Iterator[Document]:
     """Pages that have text; WikiExtractor escapes HTML characters."""
     with open_text(span.place) as stream:
         is_json = stream.read(1) == b"{"
@@ -164,7 +164,7 @@ def _wiki(span: Span) -> Iterator[Document]:
             yield html.unescape(page)
 
 
-def _pages(span: Span) -> Iterator[Document]:
+def _pages(span: SourceSpan) -> Iterator[Document]:
     """Pages whose first line is in the span, without their titles."""
     end = _end(span)
     with open_text(span.place) as stream:
@@ -236,7 +236,7 @@ def _after_newline(stream: Any, offset: int, end: int | None) -> tuple[bytes, in
     return b"", offset
 
 
-def _end(span: Span) -> int | None:
+def _end(span: SourceSpan) -> int | None:
     """End of a span of lines; None for a compressed file, which is read whole."""
     return None if span.place.endswith(tuple(CODECS)) else span.end
 

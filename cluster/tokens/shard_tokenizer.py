@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from cluster.actors.actor_pool import Attempt
 from cluster.artifacts.errors import StageError
-from cluster.corpus import shard_writer
+from cluster.corpus import document_table
 from cluster.readers import bad_documents
 from cluster.storage import filesystem
 from cluster.storage.filesystem import Location
@@ -89,7 +89,7 @@ def read_texts(source: Location) -> Iterator[list[str]]:
     size = 0
     try:
         with filesystem.local(source) as path, pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(_READ_AT_ONCE, columns=[shard_writer.TEXT]):
+            for batch in file.iter_batches(_READ_AT_ONCE, columns=[document_table.TEXT]):
                 for text in batch.column(0).to_pylist():
                     group.append(text)
                     size += len(text)

@@ -2,4 +2,4 @@
 
 from cluster.readers import splits
 
-splits.PIECE_BYTES = 400_000
+splits.SPLIT_BYTES = 400_000

@@ -401,7 +401,7 @@ def test_real_articles_and_novels_pass_whole(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def _small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+def _small_splits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(splits, "SPLIT_BYTES", 2_000)
 
 
@@ -456,7 +456,7 @@ def test_filters_across_documents_are_counted_by_reason(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.long
-@pytest.mark.usefixtures("_small_pieces")
+@pytest.mark.usefixtures("_small_splits")
 def test_the_bytes_are_the_same_for_any_number_of_actors_and_nothing_is_read_twice(tmp_path: Path) -> None:
     recipe = _rich(tmp_path / "in")
     broken = _parquet(tmp_path / "in" / "c.parquet", [text[::-1] for text in tiny.ENGLISH])
@@ -535,7 +535,7 @@ def test_more_than_a_set_share_of_bad_documents_stops_the_run_with_examples(tmp_
 
 @pytest.mark.slow
 @pytest.mark.long
-@pytest.mark.usefixtures("_small_pieces")
+@pytest.mark.usefixtures("_small_splits")
 def test_sources_and_corpus_may_be_in_an_object_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     local = _rich(tmp_path / "in")
     with s3_server.serving(tmp_path / "requests.log") as port:

@@ -146,7 +146,7 @@ def test_signatures_are_the_same_in_every_process_and_version() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"permutations": 4, "threshold": 0.99}, "4 permutations make no two bands at threshold 0.99"),
+        ({"permutations": 4, "threshold": 0.99}, "4 permutations are too few for two bands"),
         ({"threshold": 1.0}, "threshold"),
         ({"shingle": 5}, "unknown key shingle"),
     ],

@@ -12,7 +12,7 @@ from cluster.corpus import selection, source_limits
 from cluster.corpus.source_limits import ScanProgress
 from cluster.corpus.stage import Corpus
 from cluster.readers import bad_documents
-from cluster.readers.splits import Span, Split
+from cluster.readers.splits import SourceSpan, Split
 
 
 def test_of_equal_digests_the_first_that_counts_stays() -> None:
@@ -79,7 +79,7 @@ def test_weights_are_shares_of_the_text_and_one_source_stays_whole() -> None:
 
 def _splits(*owners: tuple[int, ...]) -> list[Split]:
     return [
-        Split(number, tuple(Span(source, f"{number}.txt", f"{number}.txt", 0, 9, "", 9) for source in sources))
+        Split(number, tuple(SourceSpan(source, f"{number}.txt", f"{number}.txt", 0, 9, "", 9) for source in sources))
         for number, sources in enumerate(owners)
     ]
 
