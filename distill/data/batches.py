@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from cluster.corpus.word_ngrams import splitmix64
 from cluster.tokens.rows import Rows, TokenSet
 from distill.config import Training
 
@@ -58,19 +59,12 @@ class Batch:
         return Batch(*(tensor.to(device, non_blocking=True) for tensor in parts))
 
 
-def mix(values: U64) -> U64:
-    """SplitMix64's finaliser: 64 well mixed bits from 64 bits."""
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
-
-
 def hashed(*parts: int | np.uint64 | U64) -> U64:
     """One hash of several counters, with NumPy broadcasting."""
     with np.errstate(over="ignore"):
         state = np.asarray(0, dtype=np.uint64)
         for part in parts:
-            state = mix(state * np.uint64(5) + np.asarray(part, dtype=np.uint64) * _GOLDEN + _GOLDEN)
+            state = splitmix64(state * np.uint64(5) + np.asarray(part, dtype=np.uint64) * _GOLDEN + _GOLDEN)
         return state
 
 
