@@ -6,6 +6,7 @@ and is left out of the recipe's identity.
 """
 
 import difflib
+import functools
 import json
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -74,12 +75,17 @@ def find(name: str) -> Path:
     raise RecipeError(f"recipe {name} is neither a file nor one that ships ({', '.join(shipped)})")
 
 
-def read_values(reference: str) -> dict[str, Any]:
-    """Plain values of ``FILE``, of one table of it (``FILE#table.path``), or of ``default`` (nothing but defaults).
+def read_values(reference: str, settings: Sequence[str] = ()) -> dict[str, Any]:
+    """Values of ``FILE``, of one table of it (``FILE#table.path``), or of ``default`` (defaults only), with settings
+    ``key=value`` applied, later ones over earlier ones.
 
     Raises:
-        RecipeError: no such file or table, or not TOML.
+        RecipeError: no such file or table, not TOML, or a setting that is not ``key=value``.
     """
+    return functools.reduce(override, settings, _read(reference))
+
+
+def _read(reference: str) -> dict[str, Any]:
     if reference == "default":
         return {}
     name, _, table = reference.partition("#")
@@ -97,15 +103,12 @@ def read_values(reference: str) -> dict[str, Any]:
 
 
 def load(cls: type[R], reference: str, settings: Sequence[str] = ()) -> R:
-    """Read a recipe and apply ``key=value`` settings, later ones over earlier ones.
+    """A recipe that is not a stage's, which :meth:`~cluster.artifacts.stage.Stage.read` also validates.
 
     Raises:
-        RecipeError: as :meth:`Recipe.of` and :func:`read_values`, or a setting that is not ``key=value``.
+        RecipeError: as :meth:`Recipe.of` and :func:`read_values`.
     """
-    values = read_values(reference)
-    for setting in settings:
-        values = override(values, setting)
-    return cls.of(values, reference.partition("#")[0])
+    return cls.of(read_values(reference, settings), reference.partition("#")[0])
 
 
 def override(values: Mapping[str, Any], setting: str) -> dict[str, Any]:

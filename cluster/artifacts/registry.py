@@ -1,17 +1,21 @@
 """The installed stages by name: entry points of the group ``stillhouse.stages``.
 
-``pyproject.toml`` registers ours; a package of somebody else's can register more. Looking a name up imports only that
-stage's module.
+``pyproject.toml`` registers ours; other packages can register more. Looking up a name imports that stage's module only.
+Packages run each other's stages through :func:`execute`, and never import each other.
 """
 
 import difflib
 import functools
 import importlib.metadata
+from collections.abc import Mapping
 from importlib.metadata import EntryPoint
 from typing import Any
 
+from cluster.artifacts import stage
+from cluster.artifacts.artifact import Artifact
 from cluster.artifacts.errors import StageError
 from cluster.artifacts.stage import Stage
+from cluster.storage.filesystem import Location
 
 GROUP = "stillhouse.stages"
 
@@ -23,7 +27,7 @@ def entries() -> dict[str, EntryPoint]:
 
 
 def find(name: str) -> Stage[Any]:
-    """The stage of this name.
+    """The stage of this name; only here, where Python code meets a name, is the class of its recipe unknown.
 
     Raises:
         StageError: no stage of this name is installed.
@@ -32,6 +36,17 @@ def find(name: str) -> Stage[Any]:
         near = difflib.get_close_matches(name, entries(), n=1)
         hint = f"did you mean {near[0]}?" if near else "stillhouse lists all stages"
         raise StageError(f"no stage {name}: {hint}")
-    stage: Stage[Any] = entry.load()
-    assert stage.name == name, f"{entry.value} calls itself {stage.name}"
-    return stage
+    found: Stage[Any] = entry.load()
+    assert found.name == name, f"{entry.value} calls itself {found.name}"
+    return found
+
+
+def execute(name: str, values: Mapping[str, Any], inputs: Mapping[str, Location], out: Location) -> Artifact | None:
+    """Run the stage of this name with the recipe that ``values`` describe.
+
+    Raises:
+        StageError, RecipeError: as :func:`find`, :meth:`~cluster.artifacts.stage.Stage.read` and
+            :func:`~cluster.artifacts.stage.execute`.
+    """
+    found = find(name)
+    return stage.execute(found, found.read(values, name), inputs, out)

@@ -1,16 +1,9 @@
-"""The one command line of every stage.
+"""Stages: what one declares, and how it runs.
 
-::
+A stage is a function from complete directories to one complete directory. A module declares it in a constant ``STAGE``;
+the command line, the job queue and the tests all run it through :func:`execute`.
 
-    python -m <package>.<stage> RECIPE --<role> DIR … --out DIR [--set key=value]…
-
-A stage is a function from complete directories to one complete directory. A module that is a stage names itself in
-a constant ``STAGE``; the command line, the job queue and the tests all go through :func:`execute`. A stage that
-turns one thing into another without choices takes that thing in the place of the recipe (``subject``)::
-
-    stillhouse export RUN --out DIR
-
-Inputs and ``--out`` may be URLs of an object store (:mod:`cluster.storage`). A stage need not know: it is given copies
+Inputs and ``out`` may be URLs of an object store (:mod:`cluster.storage`). A stage that is not ``remote`` gets copies
 in the cache, and what it made on this machine is published when it is complete.
 """
 
@@ -25,7 +18,7 @@ from upath import UPath
 
 from cluster.artifacts import artifact, cache, commit
 from cluster.artifacts.errors import StageError, logger
-from cluster.artifacts.recipe import PLACEMENT, Recipe
+from cluster.artifacts.recipe import PLACEMENT, Recipe, RecipeError, read_values
 from cluster.storage import filesystem
 from cluster.storage.filesystem import Location
 
@@ -38,59 +31,129 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Role:
-    """What a stage accepts for one of its inputs: artifact kinds, or ``folder`` for any directory or file."""
+    """What a stage accepts for one of its inputs."""
 
     kinds: tuple[str, ...]
+    """Artifact kinds, or ``folder`` for any directory or file."""
     optional: bool = False
-    several_by: str | None = None
-    """A fact of the artifacts that tells several of them apart, where the role takes several: inputs ``tokens-128`` and
-    ``tokens-512`` then, in whatever order they were given. One alone is plain ``tokens``. ``identity``: whatever they
-    are, by their identity, of which the name has the beginning."""
+    keyed_by: str | None = None
+    """The fact that distinguishes several artifacts of the role: with ``seq_len`` they become the inputs ``tokens-128``
+    and ``tokens-512``, and a single one stays ``tokens``. ``identity`` takes the beginning of each one's identity."""
+    identify: Callable[[Path], str] | None = None
+    """Checks the input and returns its identity, for folders whose files must not all be hashed: those that also hold
+    checkpoints, logs or the artifact being made."""
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """A training run that is about to start."""
+
+    name: str
+    steps: int
+
+
+@dataclass(frozen=True)
+class StageContext:
+    """What a pipeline knows when it calls the hooks of a stage that will run later."""
+
+    out: Path
+    """Where the stage will work."""
+    inputs: Mapping[str, Path] = field(default_factory=dict)
+    """Inputs by role that exist already."""
+    models: tuple[str, ...] = ()
+    """Names of the models that will exist."""
+    training: TrainingRun | None = None
+    """None before the first training run."""
+
+
+@dataclass(frozen=True)
+class SideJob:
+    """A call of another stage that a stage wants to run while its pipeline trains; ``name`` is unique in it."""
+
+    name: str
+    stage: str
+    recipe: Mapping[str, Any]
+    inputs: Mapping[str, Path]
+    out: Path
+    after: tuple[str, ...] = ()
+    """Names of jobs that must be done first."""
+    cpus: float = 1
+
+
+def _nothing(*_: object) -> None:
+    """The default of hooks."""
+
+
+def _no_jobs(*_: object) -> Sequence[SideJob]:
+    return ()
 
 
 @dataclass(frozen=True)
 class Stage(Generic[R]):
     """A stage: ``run(recipe, inputs, out)`` fills the directory ``out`` and returns the facts of its manifest.
 
-    Manifests, recipes, jobs and Kubernetes know a stage by its ``name``, wherever its module is;
-    :mod:`cluster.artifacts.registry` finds it by this name.
+    ``out`` may hold files of an interrupted attempt with the same recipe and inputs. Under several processes (``RANK``
+    set by torchrun or Ray) every rank calls ``run`` and rank 0 completes the artifact: such a ``run`` ends with a
+    barrier after the last rank's last write.
 
-    ``out`` may hold files of an interrupted attempt with the same recipe and inputs. Under several processes
-    (``RANK`` set by torchrun or Ray) every rank calls ``run`` and rank 0 completes the artifact: such a ``run``
-    ends with a barrier after the last rank's last write.
-
-    ``identify`` gives a role its own identity where hashing every file of a folder would be wrong: a folder that
-    also holds checkpoints, logs or the very artifact being made. A stage that ``grows`` works in ``out`` itself: a run
-    folder, which is no artifact and looks after its own identity.
-
-    A ``remote`` stage reads its inputs and writes ``out`` where they are, with :mod:`cluster.storage`: what it is given
-    are locations, and ``out`` in an object store is the artifact's own place.
-
-    ``halved`` gives the recipe with half the micro-batch, which changes its placement alone, or None where there is
-    nothing left to halve: what the job queue tries once after memory ran out.
-
-    ``toolchain`` raises a StageError that says what to install where the libraries are absent that the stage needs
-    beyond those of every installation: whoever plans many jobs can ask before the first one starts.
-
-    ``job_kind`` is what limits of the queue count its jobs as, where that is not what it produces.
+    A third-party package registers its stage as an entry point (:mod:`cluster.artifacts.registry`). It needs the first
+    four fields; the hooks at the end are functions that other packages call, with what they may raise.
     """
 
     name: str
+    """What manifests, recipes, jobs and Kubernetes call the stage, wherever its module is."""
     run: Callable[[R, Mapping[str, Path], Path], dict[str, Any]]
     recipe: type[R]
     produces: str
+    """Kind of its artifact."""
     inputs: Mapping[str, Role] = field(default_factory=dict)
     subject: str | None = None
+    """The role that takes the place of RECIPE on the command line, for a stage without choices."""
     grows: bool = False
+    """It works in ``out`` itself: a run folder, which is no artifact and keeps its own identity."""
     remote: bool = False
-    identify: Mapping[str, Callable[[Path], str]] = field(default_factory=dict)
-    halved: Callable[[R], R | None] | None = None
-    toolchain: Callable[[], object] | None = None
-    job_kind: str | None = None
+    """It reads inputs and writes ``out`` where they are: it gets locations, which may be in an object store."""
+    job_kind: str = ""
+    """What the queue's limits count its jobs as, where that is not ``produces``."""
+    validate: Callable[[R], None] = _nothing
+    """Raises a ValueError where tables of the recipe contradict each other, or where a table is the recipe of another
+    stage that refuses it. :meth:`read` calls it; rules for one table belong in its class."""
+    check: Callable[[R, StageContext], None] = _nothing
+    """Raises a StageError where a later run would fail: a missing folder, model or library. Pipelines call it before
+    hours of work."""
+    side_jobs: Callable[[R, StageContext], Sequence[SideJob]] = _no_jobs
+    """The jobs that a pipeline runs for this stage: without ``context.training`` those it needs before any training,
+    else those that accompany this training run."""
+    toolchain: Callable[[], object] = _nothing
+    """Raises a StageError with the install command where a library of an optional extra is missing."""
+    halved: Callable[[R], R | None] = _nothing
+    """The recipe with half the micro-batch, changed in its placement alone, or None where one cannot halve it. The
+    queue tries it once after memory ran out."""
+
+    def read(self, values: Mapping[str, Any], source: str = "recipe") -> R:
+        """The recipe that plain values describe; ``source`` names them in errors.
+
+        Raises:
+            RecipeError: an unknown key, a value of another type or range, or what ``validate`` refuses.
+        """
+        recipe = self.recipe.of(values, source)
+        try:
+            self.validate(recipe)
+        except ValueError as error:
+            raise RecipeError(f"{source}: {error}") from None
+        return recipe
+
+    def load(self, reference: str, settings: Sequence[str] = ()) -> R:
+        """:meth:`read` of a file, with settings ``key=value``.
+
+        Raises:
+            RecipeError: as :meth:`read` and :func:`~cluster.artifacts.recipe.read_values`.
+        """
+        return self.read(read_values(reference, settings), reference.partition("#")[0])
 
 
-def identities(stage: Stage[Any], inputs: Mapping[str, Location]) -> dict[str, str]:
-    """Role to identity of what a stage was given.
+def identities(stage: Stage[R], inputs: Mapping[str, Location]) -> dict[str, str]:
+    """Role to identity of the inputs.
 
     Raises:
         StageError: a role the stage does not have, or a required one that is absent.
@@ -98,61 +161,55 @@ def identities(stage: Stage[Any], inputs: Mapping[str, Location]) -> dict[str, s
     """
     found: dict[str, str] = {}
     for role, accepts in stage.inputs.items():
-        known = stage.identify.get(role)
-        given = several(role, inputs) if accepts.several_by else {name: inputs[name] for name in inputs if name == role}
+        given = inputs_of(role, inputs) if accepts.keyed_by else {name: inputs[name] for name in inputs if name == role}
         if not given and not accepts.optional:
             raise StageError(f"{stage.name} needs --{role} DIR ({' or '.join(accepts.kinds)})")
-        found |= {
-            name: known(cache.fetch(place)) if known else _identity(place, accepts) for name, place in given.items()
-        }
+        found |= {name: _identity(place, accepts) for name, place in given.items()}
     if unknown := [name for name in inputs if name not in found]:
         raise StageError(f"{stage.name} has no input {unknown[0]}: it takes {', '.join(stage.inputs) or 'none'}")
     return found
 
 
-def several(role: str, inputs: Mapping[str, T]) -> dict[str, T]:
-    """The inputs of a role that may have several."""
+def inputs_of(role: str, inputs: Mapping[str, T]) -> dict[str, T]:
+    """The inputs of a role that takes several."""
     return {name: value for name, value in inputs.items() if name == role or name.startswith(f"{role}-")}
 
 
-def named(role: str, accepts: Role, paths: Sequence[Location]) -> dict[str, Location]:
-    """Inputs of a role by name, from what was given for it.
+def name_inputs(role: str, accepts: Role, paths: Sequence[Location]) -> dict[str, Location]:
+    """The inputs of a role by the names :func:`inputs_of` knows.
 
     Raises:
         ArtifactError: one of several is no complete artifact.
-        StageError: two that nothing tells apart.
+        StageError: one of several lacks the fact that distinguishes them, or two have the same.
     """
-    if len(paths) == 1 or accepts.several_by is None:
+    if len(paths) == 1 or accepts.keyed_by is None:
         return {role: paths[0]}
     found: dict[str, Location] = {}
     for path in paths:
-        name = f"{role}-{_told_apart(path, accepts)}"
+        name = f"{role}-{_key(path, accepts, accepts.keyed_by)}"
         if name in found:
-            raise StageError(f"{found[name]} and {path} have the same {accepts.several_by}: leave one of them out")
+            raise StageError(f"{found[name]} and {path} have the same {accepts.keyed_by}: leave one of them out")
         found[name] = path
     return found
 
 
-def _told_apart(path: Location, accepts: Role) -> Any:
+def _key(path: Location, accepts: Role, fact: str) -> str:
     found = artifact.read(path, None if FOLDER in accepts.kinds else accepts.kinds[0])
-    fact = accepts.several_by
-    assert fact is not None
     if fact == IDENTITY:
         return found.identity[:12]
     if fact not in found.facts:
-        raise StageError(f"{path} does not say its {fact}, which tells several apart: give one of them")
-    return found.facts[fact]
+        raise StageError(f"{path} does not say its {fact}, which distinguishes several: give one of them")
+    return str(found.facts[fact])
 
 
 def execute(stage: Stage[R], recipe: R, inputs: Mapping[str, Location], out: Location) -> artifact.Artifact | None:
-    """Make the artifact ``out``, or return it when it is already there, made from the same recipe and inputs.
+    """Make the artifact ``out``, or return the one that is there, made from the same recipe and inputs.
 
-    Returns None where there is no artifact to return: from a stage that grows, and on ranks other than 0, which work on
-    the artifact but do not complete it.
+    Returns None from a stage that grows, and on ranks other than 0, which work on the artifact but do not complete it.
 
     Raises:
         ArtifactError: ``out`` holds something else, or an input is not a complete artifact of its kind.
-        StageError: an input is absent or unknown, or what the stage itself refuses.
+        StageError: an input is absent or unknown, or the stage itself refuses.
         StorageError: a URL that cannot be reached.
     """
     inputs = {role: filesystem.location(place) for role, place in inputs.items()}
@@ -163,7 +220,7 @@ def execute(stage: Stage[R], recipe: R, inputs: Mapping[str, Location], out: Loc
             raise StageError(
                 f"{out}: a {stage.produces} grows while it is made, which object stores cannot do: name a folder"
             )
-        stage.run(recipe, _at_hand(inputs), out)
+        stage.run(recipe, _local(inputs), out)
         return None
     if commit.present(out):
         return _existing(stage, recipe, given, out)
@@ -175,27 +232,27 @@ def execute(stage: Stage[R], recipe: R, inputs: Mapping[str, Location], out: Loc
 def _make(
     stage: Stage[R], recipe: R, inputs: Mapping[str, Location], given: Mapping[str, str], out: Location
 ) -> artifact.Artifact | None:
-    # A remote stage takes locations; the type of run is that of all the others, for which paths are enough.
-    hands = cast(Mapping[str, Path], inputs) if stage.remote else _at_hand(inputs)
+    # The type of run says paths, which is enough for all stages but remote ones.
+    places = cast(Mapping[str, Path], inputs) if stage.remote else _local(inputs)
     if rank() != 0:
-        stage.run(recipe, hands, cast(Path, commit.staging(out)))
+        stage.run(recipe, places, cast(Path, commit.staging(out)))
         return None
     made = {PLACEMENT: recipe.resolved().get(PLACEMENT), "paths": {role: str(place) for role, place in inputs.items()}}
     with artifact.create(out, kind=stage.produces, inputs=given, recipe=recipe.identity(), **made) as draft:
-        draft.facts.update(stage.run(recipe, hands, cast(Path, draft.location)))
+        draft.facts.update(stage.run(recipe, places, cast(Path, draft.location)))
     return artifact.read(out, stage.produces)
 
 
 def _publish(
     stage: Stage[R], recipe: R, inputs: Mapping[str, Location], given: Mapping[str, str], out: UPath
 ) -> artifact.Artifact | None:
-    """Make an artifact on this machine, then copy it to where it is wanted."""
+    """Make an artifact on this machine, then copy it to the object store."""
     work = cache.workplace(out)
     if rank() != 0:
         return _make(stage, recipe, inputs, given, work)
     with artifact.publishing(out, kind=stage.produces, inputs=given, recipe=recipe.identity()) as publish:
         if work.exists() and artifact.difference(artifact.read(work), inputs=given, recipe=recipe.identity()):
-            shutil.rmtree(work)  # complete, but never published, and no longer what is wanted
+            shutil.rmtree(work)  # complete, never published, and of another recipe or other inputs
         made = artifact.read(work) if work.exists() else _make(stage, recipe, inputs, given, work)
         assert made is not None, "rank 0 completes what it makes"
         publish(made)
@@ -208,11 +265,13 @@ def rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
-def _at_hand(inputs: Mapping[str, Location]) -> dict[str, Path]:
+def _local(inputs: Mapping[str, Location]) -> dict[str, Path]:
     return {role: cache.fetch(place) for role, place in inputs.items()}
 
 
 def _identity(path: Location, accepts: Role) -> str:
+    if accepts.identify is not None:
+        return accepts.identify(cache.fetch(path))
     if filesystem.is_file(path / commit.MANIFEST) or FOLDER not in accepts.kinds:
         kind = accepts.kinds[0] if len(accepts.kinds) == 1 and FOLDER not in accepts.kinds else None
         found = artifact.read(path, kind)
@@ -223,7 +282,7 @@ def _identity(path: Location, accepts: Role) -> str:
     return artifact.folder_identity(cache.fetch(path))
 
 
-def _existing(stage: Stage[Any], recipe: Recipe, given: Mapping[str, str], out: Location) -> artifact.Artifact:
+def _existing(stage: Stage[R], recipe: R, given: Mapping[str, str], out: Location) -> artifact.Artifact:
     found = artifact.read(out, stage.produces)
     if (changed := artifact.difference(found, inputs=given, recipe=recipe.identity())) is not None:
         raise commit.ArtifactError(

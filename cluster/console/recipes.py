@@ -46,9 +46,7 @@ def show(arguments: Sequence[str], prog: str) -> None:
     options = parser.parse_args(arguments)
     with errors_for_people():
         name = reader(options.recipe, options.command)
-        text = "\n".join(
-            [f"# {options.recipe}: {name}", *explain(recipe.load(schema(name), options.recipe, options.set))]
-        )
+        text = "\n".join([f"# {options.recipe}: {name}", *explain(read(name, options.recipe, options.set))])
     if sys.stdout.isatty():
         from rich.console import Console
         from rich.syntax import Syntax
@@ -74,17 +72,19 @@ def reader(reference: str, command: str | None = None) -> str:
     raise StageError(f"which command reads {reference}? For example: stillhouse show {reference} train")
 
 
-def schema(name: str) -> type[Recipe]:
-    """Recipe class of a stage or command.
+def read(name: str, reference: str, settings: Sequence[str] = ()) -> Recipe:
+    """A recipe of a stage or command.
 
     Raises:
         StageError: the command reads no recipe.
+        RecipeError: the recipe cannot be read.
     """
     if name in registry.entries():
-        found: type[Recipe] = registry.find(name).recipe
+        found: Recipe = registry.find(name).load(reference, settings)
         return found
     for entry in entry_points(group=SCHEMAS, name=name):
-        return entry.load()  # type: ignore[no-any-return]
+        schema: type[Recipe] = entry.load()
+        return recipe.load(schema, reference, settings)
     raise StageError(f"{name} reads no recipe")
 
 

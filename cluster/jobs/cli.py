@@ -165,8 +165,8 @@ def _start(options: argparse.Namespace) -> bool:
     return True
 
 
-def _submit(called: stage.Stage[Any], options: argparse.Namespace) -> bool:
-    recipe, inputs, out = cli.asked(called, options)
+def _submit(called: stage.Stage[stage.R], options: argparse.Namespace) -> bool:
+    recipe, inputs, out = cli.stage_call(called, options)
     job = Job(
         name=options.name or out.name,
         stage=called.name,

@@ -172,7 +172,7 @@ def _kind_and_identity(job: Job) -> tuple[str, Mapping[str, Any]]:
     """
     try:
         called = registry.find(job.stage)
-        return called.job_kind or called.produces, called.recipe.of(job.recipe, job.name).identity()
+        return called.job_kind or called.produces, called.read(job.recipe, job.name).identity()
     except (ValueError, ImportError):
         return job.stage, dict(job.recipe)
 

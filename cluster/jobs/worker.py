@@ -129,8 +129,8 @@ def attempt(call: Call) -> CallResult:
 
 def _execute(call: Call) -> None:
     called = registry.find(call.stage)
-    recipe = called.recipe.of(call.recipe, call.name)
-    if call.halves and called.halved is not None and (halved := called.halved(recipe)) is not None:
+    recipe = called.read(call.recipe, call.name)
+    if call.halves and (halved := called.halved(recipe)) is not None:
         changed = artifact.first_difference(recipe.identity(), halved.identity())
         assert changed is None, f"{call.stage} halves more than its placement: {changed}"
         print("memory ran out before: this attempt has half the micro-batch", flush=True)

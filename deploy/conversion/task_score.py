@@ -1,6 +1,6 @@
-"""What an export costs on the task it was trained for: the score of model and export on the same development set.
+"""What an export loses on its task: the scores of model and export on the same development set.
 
-The scoring itself is the stage ``eval.score``, reached by its name: packages meet through stages and directories only.
+The stage ``eval.score`` does the scoring; packages run each other's stages by name.
 """
 
 import tempfile
@@ -10,16 +10,16 @@ from typing import Any
 
 from pydantic import PositiveInt
 
-from cluster.artifacts import artifact, commit, errors, registry, stage
+from cluster.artifacts import artifact, commit, errors, registry
 from cluster.artifacts.recipe import Recipe
 
 SCORING = "eval.score"
-# In fp32 padding changes nothing, so the model is scored in batches; an export answers one row at a time, as it will.
+# In fp32 padding changes nothing, so the model is scored in batches. An export gets one row at a time, as in use.
 BATCH = 16
 
 
 class Scored(Recipe):
-    """On what a score is measured; what a fine-tuned model says of itself is taken where a value is left out."""
+    """What a score is measured on; by default what the manifest of the fine-tuned model says."""
 
     task: str | None = None
     max_length: PositiveInt | None = None
@@ -31,8 +31,8 @@ def compare(scored: Scored, model: Path, export: Path, positions: int, data: Pat
     """Scores of a model folder and of an export of it that reads ``positions`` tokens, in percent.
 
     Raises:
-        StageError: nothing says which task the model was trained on.
-        ExamplesError: the data is not what the task needs.
+        StageError: neither recipe nor model names the task.
+        ExamplesError: the data does not fit the task.
     """
     task, max_length = _task(scored, model)
     shortened = positions if max_length is None else min(max_length, positions)
@@ -52,10 +52,10 @@ def compare(scored: Scored, model: Path, export: Path, positions: int, data: Pat
 
 
 def check(found: Mapping[str, Any], most: float, what: str, keeps: bool = False) -> None:
-    """Refuse an export whose score fell too far; ``keeps`` where its recipe can keep layers in float.
+    """Refuse an export that loses too much; ``keeps`` says that its recipe can keep layers in float.
 
     Raises:
-        StageError: it fell by more than ``most`` points, or is no number.
+        StageError: it loses more than ``most`` points, or has no score.
     """
     if not -found["difference"] <= most:
         advice = "keep its most sensitive layers in float (stillhouse sensitivity names them), or " if keeps else ""
@@ -66,7 +66,7 @@ def check(found: Mapping[str, Any], most: float, what: str, keeps: bool = False)
 
 
 def _task(scored: Scored, model: Path) -> tuple[str, int | None]:
-    """Name of the task, and the longest example in tokens where something says it."""
+    """Name of the task, and the most tokens of an example if recipe or model says it."""
     facts: Mapping[str, Any] = {}
     if (model / commit.MANIFEST).is_file():
         facts = artifact.read(model).facts
@@ -79,8 +79,7 @@ def _task(scored: Scored, model: Path) -> tuple[str, int | None]:
 def _score(
     task: str, max_length: int | None, limit: int | None, batch: int, model: Path, data: Path, out: Path
 ) -> Mapping[str, Any]:
-    scoring = registry.find(SCORING)
     values = {"task": task, "max_length": max_length, "limit": limit, "batch": batch}
-    made = stage.execute(scoring, scoring.recipe.of(values), {"model": model, "data": data}, out)
+    made = registry.execute(SCORING, values, {"model": model, "data": data}, out)
     assert made is not None
     return made.facts

@@ -160,6 +160,14 @@ def _service_worker(template: str, version: str, kept: Sequence[str], out: Path)
     )
 
 
+def check(recipe: WebPage, context: stage.StageContext) -> None:
+    """
+    Raises:
+        StageError: the libraries are absent, of other versions, or changed.
+    """
+    libraries.check(context.inputs["libraries"])
+
+
 def _libraries(folder: Path) -> str:
     libraries.check(folder)
     return artifact.folder_identity(folder)
@@ -172,9 +180,8 @@ STAGE = stage.Stage(
     inputs={
         "student": stage.Role(("export",)),
         "teacher": stage.Role(("export",), optional=True),
-        "libraries": stage.Role((stage.FOLDER,)),
+        "libraries": stage.Role((stage.FOLDER,), identify=_libraries),
     },
     produces="export",
-    # Says how to come by them where they are not there.
-    identify={"libraries": _libraries},
+    check=check,
 )

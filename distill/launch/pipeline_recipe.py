@@ -1,7 +1,7 @@
-"""What a pipeline is: one recipe for every stage, and the jobs they become.
+"""The recipe of a pipeline, one table for every stage, and the jobs it becomes.
 
-Stages of ``eval`` and ``deploy`` are named by their modules and meet training only on disk. Their recipes are checked
-here, before anything runs, by the stages themselves.
+The stages of ``eval`` are reached by name: their own hooks validate their tables, check what they need before anything
+runs, and name the jobs that accompany a training run (:class:`cluster.artifacts.stage.Stage`).
 """
 
 import os
@@ -13,12 +13,13 @@ from pydantic import Field, PositiveInt, model_validator
 
 from cluster.artifacts import recipe, registry
 from cluster.artifacts.recipe import Recipe
+from cluster.artifacts.stage import StageContext, TrainingRun
 from cluster.jobs import client
 from cluster.jobs.job import Job
+from cluster.tokens.stage import Tokens
 from distill.config import Distillation, Training
 
 MAIN = "student"
-PROVENANCE = "provenance"
 SUITE = "eval.suite"
 
 
@@ -32,16 +33,23 @@ class Pipeline(Recipe):
     ablations: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Other students: name to what differs from ``train``."""
     suite: dict[str, Any] = Field(default_factory=dict)
-    """What is measured afterwards, and probed meanwhile."""
+    """Everything that is measured, during training and after it."""
     cpus: PositiveInt | None = None
-    """CPUs of a cluster started here; all of the machine's by default. A cluster that is there has its own."""
+    """CPUs of a cluster started here, by default all of the machine's; a running cluster keeps its own."""
 
-    def token_recipe(self) -> dict[str, Any]:
+    def token_values(self) -> dict[str, Any]:
         """``tokens``, with the tokenizer of the teacher's source where none is named."""
         source = self.teacher.get("source")
         if source is None or "tokenizer" in self.tokens:
             return self.tokens
         return {**self.tokens, "tokenizer": {"kind": "pretrained", "name": source}}
+
+    def token_recipe(self) -> Tokens:
+        return Tokens.of(self.token_values(), "[tokens]")
+
+    def teacher_training(self) -> Training | None:
+        values = self.teacher.get("train")
+        return None if values is None else Training.of(values, "[teacher.train]")
 
     def students(self) -> tuple[str, ...]:
         """The main student first, then the ablations."""
@@ -64,52 +72,41 @@ class Pipeline(Recipe):
         """The recipe of every stage, by table."""
         tables = {
             "corpus": ("cluster.corpus", self.corpus),
-            "tokens": ("cluster.tokens", self.token_recipe()),
+            "tokens": ("cluster.tokens", self.token_values()),
             "teacher": ("distill.teacher", self.teacher),
             "train": ("distill.train", self.train),
             "suite": (SUITE, self.suite),
         }
-        return {
-            table: registry.find(stage).recipe.of(values, f"[{table}]") for table, (stage, values) in tables.items()
-        }
+        return {table: registry.find(stage).read(values, f"[{table}]") for table, (stage, values) in tables.items()}
 
 
 @dataclass(frozen=True)
 class PipelinePlan:
-    """The jobs of a pipeline whose results lie below ``out``; pure."""
+    """The jobs of a pipeline, with their results below the folder ``out``; pure."""
 
     pipeline: Pipeline
     out: Path
 
     @property
     def ledger(self) -> Path:
-        """Folder of the job queue's ledger, where no queue runs on the cluster yet: of ``STILLHOUSE_JOBS``, or here."""
+        """Folder of the ledger of a queue that starts here: ``STILLHOUSE_JOBS``, or ``queue`` in ``out``."""
         return Path(os.environ.get(client.LEDGER) or self.out / "queue")
 
     def text(self) -> list[Job]:
-        """Corpus and tokens; rows of other lengths for the phases that read them."""
-        # Corpus and tokens hold no CPU themselves: their actors do.
+        """Corpus, tokens, rows of other lengths for the phases that read them, and the side jobs without a training."""
+        # The actors of corpus and tokens reserve the CPUs, not the jobs.
         corpus = Job("corpus", "cluster.corpus", self.pipeline.corpus, {}, self.out / "corpus", cpus=0)
         inputs = {"corpus": corpus.out}
         tokens = Job(
-            "tokens", "cluster.tokens", self.pipeline.token_recipe(), inputs, self.out / "tokens", ("corpus",), cpus=0
+            "tokens", "cluster.tokens", self.pipeline.token_values(), inputs, self.out / "tokens", ("corpus",), cpus=0
         )
-        teacher = registry.find("distill.teacher").recipe.of(self.pipeline.teacher, "[teacher]").train
+        teacher = self.pipeline.teacher_training()
         trainings = [*map(self.distillation, self.pipeline.students()), *([teacher] if teacher else [])]
         lengths = sorted({phase.seq_len for training in trainings for phase in training.phases} - {self._seq_len})
-        return [corpus, tokens, *(self._other_rows(tokens, length) for length in lengths), *self._probed_data()]
-
-    def _probed_data(self) -> list[Job]:
-        """The task that is made of the corpus, where checkpoints are fine-tuned on it."""
-        suite = self.suite
-        if suite.probes is None or PROVENANCE not in suite.probes.tasks:
-            return []
-        name = f"datasets/{PROVENANCE}"
-        inputs = {"corpus": self.out / "corpus"}
-        return [Job(name, "eval.provenance", suite.provenance, inputs, self.out / name, ("corpus",))]
+        return [corpus, tokens, *(self._other_rows(tokens, length) for length in lengths), *self.side_jobs()]
 
     def _other_rows(self, tokens: Job, seq_len: int) -> Job:
-        """The same text in rows of another length, in the words of the first: a vocabulary is learned only once."""
+        """The same text in rows of another length, with the tokenizer of the first: the vocabulary is learned once."""
         recipe = {key: value for key, value in tokens.recipe.items() if key != "tokenizer"} | {"seq_len": seq_len}
         inputs = {**tokens.inputs, "tokenizer": tokens.out}
         out = self._rows(seq_len)
@@ -127,30 +124,26 @@ class PipelinePlan:
 
     @property
     def _seq_len(self) -> int:
-        found: int = registry.find("cluster.tokens").recipe.of(self.pipeline.token_recipe(), "[tokens]").seq_len
-        return found
+        return self.pipeline.token_recipe().seq_len
 
     def distillation(self, name: str) -> Distillation:
         """The training recipe of a student."""
         return Distillation.of(recipe.merge(self.pipeline.train, self.pipeline.ablations.get(name, {})), name)
 
-    @property
-    def suite(self) -> Any:
-        """The recipe of everything that is measured."""
-        return registry.find(SUITE).recipe.of(self.pipeline.suite, "[suite]")
-
     def check(self) -> None:
-        """Find out now, not after hours of training, that a task's folder or a model that is compared is not there.
+        """Find out now, not after hours of training, that a folder or a model that the suite needs is not there.
 
         Raises:
             StageError: names the first that is missing.
         """
-        self.suite.check(("teacher", *self.pipeline.students()))
+        suite = registry.find(SUITE)
+        suite.check(suite.read(self.pipeline.suite, "[suite]"), self._context())
 
-    def probes(self, name: str, steps: int) -> Job | None:
-        """The job that fine-tunes the checkpoints of a student's run while it trains."""
-        values = self.suite.probing(name, steps, self.out / "datasets")
-        if values is None:
-            return None
-        run = self.out / "runs" / name
-        return Job(f"probes/{name}", "eval.probes", values, {"run": run}, self.out / "probes" / name, cpus=0)
+    def side_jobs(self, training: TrainingRun | None = None) -> list[Job]:
+        """The suite's jobs that accompany a training run; without one, those that prepare data for them."""
+        suite = registry.find(SUITE)
+        found = suite.side_jobs(suite.read(self.pipeline.suite, "[suite]"), self._context(training))
+        return [Job(job.name, job.stage, job.recipe, job.inputs, job.out, job.after, job.cpus) for job in found]
+
+    def _context(self, training: TrainingRun | None = None) -> StageContext:
+        return StageContext(self.out, models=("teacher", *self.pipeline.students()), training=training)

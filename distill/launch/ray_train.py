@@ -23,7 +23,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
 
 from cluster.actors.ray_state import draining_nodes
-from cluster.artifacts import errors, registry, stage
+from cluster.artifacts import errors, registry
 from cluster.jobs import worker
 from cluster.telemetry import metrics, metrics_log, progress
 from cluster.telemetry.progress import say
@@ -146,9 +146,8 @@ def train_worker(config: Mapping[str, Any]) -> int | None:
             metrics.RESTARTS.labels(config["run"], cause).inc(times)
     stops = _polling_for_stops(config["slots"], config["stop_file"])
     with errors.logging_to_stderr(), worker.working_in(call.cwd), stops:
-        called = registry.find(call.stage)
         try:
-            stage.execute(called, called.recipe.of(call.recipe, call.stage), call.inputs, call.out)
+            registry.execute(call.stage, call.recipe, call.inputs, call.out)
         except StoppedError as stopped:
             return int(stopped.reason)
     return None

@@ -1,17 +1,17 @@
-"""The front door: a whole pipeline, from text to report, on a Ray cluster.
+"""Runs a whole pipeline, from text to report, on a Ray cluster.
 
 ::
 
     python -m distill.launch PIPELINE --out DIR [--set key=value]…
 
 Runs on the cluster at ``RAY_ADDRESS`` (``ray job submit -- python -m distill.launch …``), or starts one on this
-machine for as long as it runs. Everything lands below ``--out``, which all nodes must see::
+machine for as long as it runs. All results are below ``--out``, which all nodes must see::
 
     corpus/ tokens/ teacher/                     artifacts; tokens-<seq_len>/ where phases read other lengths
     runs/<name>/  students/<name>/               training runs, and the students exported from them
     probes/<name>/                               scores of a run's checkpoints, while it trains
     finetune/ exports/ latency/ baselines/       what :mod:`eval.suite` measures of them
-    queue/  jobs.json  report/                   what happened, and what came of it
+    queue/  jobs.json  report/                   the queue's ledger, how every job ended, the report
 
 Run again, it skips what is complete and resumes what is not.
 """
@@ -26,6 +26,7 @@ from typing import Any
 
 from cluster.actors import ray_cluster
 from cluster.artifacts import commit, errors, recipe, registry, stage
+from cluster.artifacts.stage import TrainingRun
 from cluster.jobs import client
 from cluster.jobs.job import GOOD, Job, JobsFailedError, Outcome
 from cluster.storage import filesystem
@@ -66,7 +67,7 @@ def launch(pipeline: Pipeline, out: Path) -> list[dict[str, Any]]:
     """Run a pipeline to its report; returns the entries of ``jobs.json`` of the jobs that failed.
 
     Raises:
-        ValueError: something the rest depends on (corpus, tokens, teacher, training) cannot be made.
+        ValueError: corpus, tokens, teacher or the main training failed, on which the rest depends.
     """
     out = out.absolute()
     plan = PipelinePlan(pipeline, out)
@@ -80,9 +81,9 @@ def launch(pipeline: Pipeline, out: Path) -> list[dict[str, Any]]:
         for name in pipeline.ablations:
             outcomes += train_ablation(plan, name)
         filesystem.write_json(out / JOBS, [outcome.resolved() for outcome in outcomes])
-        # Which jobs have failed is in their file, beside those from before.
+        # jobs.json says which jobs have failed.
         with contextlib.suppress(JobsFailedError):
-            stage.execute(registry.find(SUITE), plan.suite, {}, out)
+            registry.execute(SUITE, pipeline.suite, {}, out)
     failed = [entry for entry in filesystem.read_json(out / JOBS) if entry["state"] not in GOOD]
     if (out / "report" / "summary.txt").is_file():
         print((out / "report" / "summary.txt").read_text(encoding="utf-8"))
@@ -92,21 +93,21 @@ def launch(pipeline: Pipeline, out: Path) -> list[dict[str, Any]]:
 
 
 def train_teacher(plan: PipelinePlan) -> None:
-    """Make the teacher: where it trains, on the workers; where it is taken as it is, here."""
+    """Make the teacher: on the workers if it trains, else in this process."""
     out = plan.out / "teacher"
     teacher = Teacher.of(plan.pipeline.teacher, "teacher")
     inputs = plan.rows_of(teacher.train) if teacher.train else {}
     if teacher.train is None or (out / commit.MANIFEST).is_file():
-        stage.execute(registry.find("distill.teacher"), teacher, inputs, out)
+        registry.execute("distill.teacher", plan.pipeline.teacher, inputs, out)
     else:
         call = Call("distill.teacher", plan.pipeline.teacher, inputs, out)
         on_workers(call, teacher.train, Run(commit.staging(out) / RUN))
 
 
 def train_student(plan: PipelinePlan, name: str) -> list[Outcome]:
-    """Train one student on the workers, its checkpoints probed meanwhile, and export it; returns the probes' outcome.
+    """Train one student on the workers beside the suite's side jobs, export it, and return how the side jobs ended.
 
-    A finished run is left as it is.
+    A finished run stays as it is.
     """
     distillation = plan.distillation(name)
     rows = plan.rows_of(distillation)
@@ -115,38 +116,37 @@ def train_student(plan: PipelinePlan, name: str) -> list[Outcome]:
     run.claim(distillation.identity(), stage.identities(registry.find("distill.train"), inputs))
     total = Schedule.of(distillation, rows.values()).steps
     newest = run.newest()
-    with _probed(plan.probes(name, total), plan.ledger) as probes:
+    side_jobs = plan.side_jobs(TrainingRun(name, total))
+    with _submitted(side_jobs, plan.ledger):
         if newest is None or newest.step < total:
             on_workers(Call("distill.train", distillation.resolved(), inputs, run.path), distillation, run)
         else:
             say(f"runs/{name}: already complete")
-    export = registry.find("distill.export")
-    stage.execute(export, export.recipe(), {"run": run.path}, plan.out / "students" / name)
-    return client.run(probes, plan.ledger)
+    registry.execute("distill.export", {}, {"run": run.path}, plan.out / "students" / name)
+    return client.run(side_jobs, plan.ledger)
 
 
 @contextlib.contextmanager
-def _probed(job: Job | None, ledger: Path) -> Iterator[list[Job]]:
-    """Have a run's checkpoints fine-tuned inside the block and after it; not after training that failed."""
-    probes = [] if job is None else [job]
+def _submitted(jobs: Sequence[Job], ledger: Path) -> Iterator[None]:
+    """Submit jobs that run during the block and after it; cancel them where the block fails."""
     queue = client.queue(ledger)
-    known = queue.submit(probes)
+    known = queue.submit(jobs)
     try:
-        yield probes
+        yield
     except BaseException:
         queue.cancel(known)
         raise
 
 
 def train_ablation(plan: PipelinePlan, name: str) -> list[Outcome]:
-    """Train another student; that it cannot be made (it may diverge) is a result, and stops nothing else."""
+    """Train another student. A failure (it may diverge) is a result, and stops nothing else."""
     started = time.monotonic()
     try:
-        probes = train_student(plan, name)
+        side_jobs = train_student(plan, name)
     except ValueError as error:
         say(f"runs/{name}: failed: {error}")
         return [Outcome(f"runs/{name}", "failed", time.monotonic() - started, errors.explain(error))]
-    return [Outcome(f"runs/{name}", "done", time.monotonic() - started), *probes]
+    return [Outcome(f"runs/{name}", "done", time.monotonic() - started), *side_jobs]
 
 
 def _required(outcomes: list[Outcome]) -> list[Outcome]:

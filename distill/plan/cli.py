@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cluster.artifacts import artifact, errors, recipe, registry
+from cluster.artifacts import artifact, errors, recipe
 from cluster.telemetry.progress import say
 from distill.config import Distillation, Training
 from distill.cost_model import hardware
@@ -51,15 +51,14 @@ class Request:
             self.runs = [self._distillation(recipe.load(Distillation, options.recipe, options.set))]
 
     def _pipeline(self, pipeline: Pipeline) -> list[PlannedRun]:
-        tokens = registry.find("cluster.tokens").recipe.of(pipeline.token_recipe(), "[tokens]")
+        tokens = pipeline.token_recipe()
         seq_len = self._seq_len(tokens.seq_len)
         teacher = self._teacher(pipeline.teacher, getattr(tokens.tokenizer, "vocab_size", None))
         plan = PipelinePlan(pipeline, Path("out"))
         found = [
             self._student(name, plan.distillation(name), teacher, seq_len, "train.") for name in pipeline.students()
         ]
-        if "train" in pipeline.teacher:
-            training = Training.of(pipeline.teacher["train"], "[teacher.train]")
+        if (training := pipeline.teacher_training()) is not None:
             found.append(self._phased("teacher", training, None, teacher, seq_len, "teacher.train."))
         return found
 

@@ -131,7 +131,7 @@ def _card(facts: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
         world_size=facts["world_size"],
         device_hours=facts["device_hours"],
         teacher=facts["lineage"]["teacher"][:12],
-        token_rows="`, `".join(known[:12] for known in stage.several("tokens", facts["lineage"]).values()),
+        token_rows="`, `".join(known[:12] for known in stage.inputs_of("tokens", facts["lineage"]).values()),
     )
 
 
@@ -150,8 +150,7 @@ STAGE = stage.Stage(
     name="distill.export",
     run=run,
     recipe=Export,
-    inputs={"run": stage.Role((stage.FOLDER,))},
+    inputs={"run": stage.Role((stage.FOLDER,), identify=identity)},
     produces="student",
     subject="run",
-    identify={"run": identity},
 )

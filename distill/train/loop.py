@@ -36,7 +36,7 @@ from distill.train.validation import Validation
 
 def run(recipe: Distillation, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
     """Train a student from a teacher into the run folder ``out``."""
-    schedule = Schedule.of(recipe, stage.several("tokens", inputs).values())
+    schedule = Schedule.of(recipe, stage.inputs_of("tokens", inputs).values())
     source = artifact.read(inputs["teacher"], "teacher")
     check_vocabularies(schedule.first.tokens, source)
     identities = {role: artifact.read(path).identity for role, path in inputs.items()}
@@ -144,7 +144,7 @@ STAGE = stage.Stage(
     name="distill.train",
     run=run,
     recipe=Distillation,
-    inputs={"tokens": stage.Role(("tokens",), several_by="seq_len"), "teacher": stage.Role(("teacher",))},
+    inputs={"tokens": stage.Role(("tokens",), keyed_by="seq_len"), "teacher": stage.Role(("teacher",))},
     produces="run",
     grows=True,
 )

@@ -83,7 +83,7 @@ class Teacher(Recipe):
 
 def run(recipe: Teacher, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
     """Write a teacher."""
-    given = [open_tokens(path) for path in stage.several("tokens", inputs).values()]
+    given = [open_tokens(path) for path in stage.inputs_of("tokens", inputs).values()]
     tokens = given[0] if given else None
     model, tokenizer_folder = _untrained(recipe, tokens)
     tokenizer = load_tokenizer(tokenizer_folder)
@@ -188,6 +188,6 @@ STAGE = stage.Stage(
     name="distill.teacher",
     run=run,
     recipe=Teacher,
-    inputs={"tokens": stage.Role(("tokens",), optional=True, several_by="seq_len")},
+    inputs={"tokens": stage.Role(("tokens",), optional=True, keyed_by="seq_len")},
     produces="teacher",
 )

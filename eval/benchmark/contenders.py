@@ -94,7 +94,7 @@ def gather(models: Sequence[str], inputs: Mapping[str, Path]) -> list[Candidate]
         StageError: nothing to measure, an export where a model belongs, an export of none of the models, or a folder
             for an architecture that is not measured.
     """
-    folders = {who: list(stage.several(who, inputs).values()) for who in OWN}
+    folders = {who: list(stage.inputs_of(who, inputs).values()) for who in OWN}
     folders |= {name: [inputs[name]] for name in CONFIGURATIONS if name in inputs}
     if unused := [name for name in folders if name not in (*OWN, *models)]:
         raise StageError(f"--{unused[0]} was given, but models does not have {unused[0]}: add it there")
@@ -105,7 +105,7 @@ def gather(models: Sequence[str], inputs: Mapping[str, Path]) -> list[Candidate]
         found += _eager(name, given or [None], "random" if random else "given")
     if not found:
         raise StageError("nothing to measure: give --student or --teacher, or name architectures in models")
-    found += _exports(list(stage.several("export", inputs).values()), found)
+    found += _exports(list(stage.inputs_of("export", inputs).values()), found)
     # For work that any model can do, the tasks in one order whatever the folders are called.
     return sorted(found, key=lambda each: _ORDER.index(_head(each)))
 

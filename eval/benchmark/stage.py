@@ -276,7 +276,7 @@ def run(recipe: BenchmarkRecipe, inputs: Mapping[str, Path], out: Path) -> dict[
 
 
 FOLDER = stage.Role((stage.FOLDER,), optional=True)
-TUNED = stage.Role((stage.FOLDER,), optional=True, several_by="task")
+TUNED = stage.Role((stage.FOLDER,), optional=True, keyed_by="task")
 
 STAGE = stage.Stage(
     name="eval.latency",
@@ -284,7 +284,7 @@ STAGE = stage.Stage(
     recipe=BenchmarkRecipe,
     inputs={
         **dict.fromkeys(OWN, TUNED),
-        "export": stage.Role(("export",), optional=True, several_by=stage.IDENTITY),
+        "export": stage.Role(("export",), optional=True, keyed_by=stage.IDENTITY),
         **dict.fromkeys((*CONFIGURATIONS, "pairs", "questions"), FOLDER),
     },
     produces="benchmark",

@@ -169,10 +169,9 @@ class CheckpointWatch:
 
     def _export(self, step: int, student: Path) -> bool:
         """Make a student of a checkpoint; False where training has deleted it already."""
-        export = registry.find("distill.export")
         try:
             if not student.exists():
-                stage.execute(export, export.recipe(step=step), {"run": self.source}, student)
+                registry.execute("distill.export", {"step": step}, {"run": self.source}, student)
         except ValueError as error:
             if (self.source / "checkpoints" / f"step_{step:08d}").exists():
                 raise
@@ -218,7 +217,6 @@ STAGE = stage.Stage(
     name="eval.probes",
     run=run,
     recipe=Probing,
-    inputs={"run": stage.Role((stage.FOLDER,))},
+    inputs={"run": stage.Role((stage.FOLDER,), identify=identity)},
     produces="probes",
-    identify={"run": identity},
 )

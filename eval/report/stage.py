@@ -62,8 +62,7 @@ STAGE = stage.Stage(
     name="eval.report",
     run=run,
     recipe=Report,
-    inputs={"results": stage.Role((stage.FOLDER,))},
+    inputs={"results": stage.Role((stage.FOLDER,), identify=identity)},
     produces="report",
     subject="results",
-    identify={"results": identity},
 )

@@ -1,6 +1,6 @@
-"""The formats that models are exported to and timed in: the stage that makes each, from what, and what it is called."""
+"""The formats of exports: the stage that makes each, from what, and its title."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
@@ -19,13 +19,13 @@ class Making:
     """How a format is made."""
 
     title: str
-    module: str
+    stage: str
     values: Mapping[str, Any] = field(default_factory=dict)
     """Of the stage's recipe."""
     of: Format | None = None
-    """The export that it is made of; None for one made of the model itself."""
+    """The export that it is made from; None for the model itself."""
     calibrated: bool = False
-    """Whether it wants token rows."""
+    """Whether it needs token rows."""
 
 
 FORMATS: dict[Format, Making] = {
@@ -40,36 +40,28 @@ FORMATS: dict[Format, Making] = {
     "litert-fp32": Making("LiteRT", "deploy.litert_export", {"precision": "fp32"}),
     "litert-int8": Making("LiteRT int8", "deploy.litert_export", {"precision": "int8"}),
 }
-"""In the order in which they can be made."""
+"""Each after the format that it is made from."""
 
 TITLES: dict[str, str] = {"pytorch": "PyTorch", **{name: making.title for name, making in FORMATS.items()}}
-"""Form to what people call it; eager PyTorch is none of the exports."""
+"""Format to its title; eager PyTorch is no export."""
 
 
 def with_sources(wanted: Sequence[Format]) -> list[Format]:
-    """Formats in the order they are made in, with those that others are made of."""
-    found: set[Format] = set()
-    for name in wanted:
-        found |= {name, *_sources(name)}
+    """Formats in the order in which they can be made, with those that others are made from."""
+    found = set(wanted)
+    for name in reversed(FORMATS):
+        if name in found and (source := FORMATS[name].of) is not None:
+            found.add(source)
     return [name for name in FORMATS if name in found]
-
-
-def _sources(name: Format) -> Iterator[Format]:
-    source = FORMATS[name].of
-    if source is not None:
-        yield source
-        yield from _sources(source)
 
 
 def check_toolchains(wanted: Sequence[Format], where: str) -> None:
     """
     Raises:
-        StageError: what a format takes is not installed; says what to install.
+        StageError: the toolchain of a format is not installed; says what to install.
     """
     for name in with_sources(wanted):
-        toolchain = registry.find(FORMATS[name].module).toolchain
         try:
-            if toolchain is not None:
-                toolchain()
+            registry.find(FORMATS[name].stage).toolchain()
         except StageError as error:
             raise StageError(f"{where} has {name}: {error}") from None

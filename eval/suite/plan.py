@@ -1,37 +1,110 @@
-"""The jobs of a suite, as a pure function of its recipe and of the models that are there."""
+"""The jobs of a suite: pure functions of its recipe and of the models that exist."""
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from cluster.artifacts import recipe
 from cluster.artifacts.errors import StageError
+from cluster.artifacts.stage import SideJob, StageContext
 from cluster.jobs.job import Job
-from eval.results.export_formats import FORMATS, Format
+from eval.results.export_formats import FORMATS, Format, with_sources
 from eval.suite.recipe import PAIRS, PROVENANCE, QUESTIONS, STUDENT, TEACHER, Exports, Suite
 
 SECOND_STEP = "student-second-step"
 
 
+def finetune_values(suite: Suite, task: str, *changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of ``eval.finetune`` for a task; later changes win."""
+    values = suite.finetune
+    for change in (suite.tasks[task], *changes):
+        values = recipe.merge(values, change)
+    return {**values, "task": task}
+
+
+def data_folder(suite: Suite, task: str) -> Path | None:
+    """Folder of a task's examples; None where they come from the hub or from the corpus.
+
+    Raises:
+        StageError: it is not there.
+    """
+    place = suite.folders.get(task)
+    if place is None and suite.data is not None and task != PROVENANCE and "data" not in finetune_values(suite, task):
+        place = suite.data.format(task=task)
+    if place is None:
+        return None
+    if not Path(place).exists():
+        raise StageError(f"{task}: no folder {place}: point data or folders at the tasks, or leave the task out")
+    return Path(place).absolute()
+
+
+def sweep_students(suite: Suite, models: Collection[str]) -> tuple[str, ...]:
+    """The students of the sweep among all models, without its reference."""
+    if suite.sweep is None:
+        return ()
+    if suite.sweep.students is not None:
+        return suite.sweep.students
+    known = (TEACHER, STUDENT, suite.sweep.reference, *suite.models)
+    return tuple(name for name in models if name not in known)
+
+
+def export_formats(exports: Exports) -> list[Format]:
+    """Formats in the order in which they can be made, with those that others are made from."""
+    return with_sources((*exports.formats, *(phone.format for phone in exports.mobile.values())))
+
+
+def export_values(exports: Exports, form: Format) -> dict[str, Any]:
+    """Values of the stage that makes a format."""
+    scored = {} if exports.score_limit is None else {"score": {"limit": exports.score_limit}}
+    return recipe.merge(recipe.merge(FORMATS[form].values, scored), exports.values.get(form, {}))
+
+
+def side_jobs(suite: Suite, context: StageContext) -> list[SideJob]:
+    """The jobs that fine-tune a run's checkpoints while it trains; before any run, the data these need."""
+    probes, run, out = suite.probes, context.training, context.out
+    if probes is None:
+        return []
+    made = out / "datasets" / PROVENANCE
+    if run is None:
+        name, given = f"datasets/{PROVENANCE}", {"corpus": out / "corpus"}
+        job = SideJob(name, "eval.provenance", suite.provenance, given, made, ("corpus",))
+        return [job] if PROVENANCE in probes.tasks else []
+    if run.name not in probes.runs:
+        return []
+    tasks = {}
+    for task in probes.tasks:
+        values = finetune_values(suite, task, probes.finetune)
+        place = made if task == PROVENANCE else data_folder(suite, task)
+        if place is None and suite.hub is not None and "data" not in values:
+            values["data"] = suite.hub.format(task=task)
+        tasks[task] = {"finetune": values, "folder": None if place is None else str(place)}
+    placement = {"cpus": suite.job_cpus, "gpus": suite.job_gpus, "priority": suite.priority}
+    if probes.metrics_port is not None:
+        placement["metrics_port"] = probes.metrics_port
+    values = {"tasks": tasks, "steps": run.steps, "every": probes.every, "placement": placement}
+    name, given = f"probes/{run.name}", {"run": out / "runs" / run.name}
+    return [SideJob(name, "eval.probes", values, given, out / name, cpus=0)]  # its fine-tuning jobs hold the CPUs
+
+
 @dataclass(frozen=True)
 class SuitePlan:
-    """The jobs of a suite whose results lie below ``out``; ``models`` are folders by name."""
+    """The jobs of a suite, with their results below the folder ``out``; ``models`` are folders by name."""
 
     suite: Suite
     models: Mapping[str, Path]
     out: Path
 
     def jobs(self) -> list[Job]:
-        """Data made here, fine-tuning, exports, speed: each after what it needs; the measurements of time alone.
+        """Data made from the corpus, fine-tuning, exports, speed: each after what it needs, timed ones alone on a node.
 
         Raises:
-            StageError: a model or folder that the recipe needs is not there.
+            StageError: no token rows to calibrate an export with.
         """
-        self.suite.check(self.models)
-        return [*self._data(), *self.scores(), *self._exports(), *self._baselines()]
+        return [*self._data(), *self._scores(), *self._exports(), *self._baselines()]
 
     def described(self) -> dict[str, Any]:
-        """What a report must know to tell the models apart: the contents of ``suite.json``."""
+        """The contents of ``suite.json``: what the report must know about the models."""
         sweep = self.suite.sweep
         places = {
             name: str(place.relative_to(self.out) if place.is_relative_to(self.out) else place)
@@ -39,28 +112,27 @@ class SuitePlan:
         }
         return {
             "models": places,
-            "ablations": sweep and {"reference": sweep.reference, "students": list(self.others())},
+            "ablations": sweep and {"reference": sweep.reference, "students": list(self._sweep_students())},
             "second_step": SECOND_STEP if self.suite.second_step else None,
         }
 
-    def others(self) -> tuple[str, ...]:
-        """The students of the sweep, without its reference."""
-        return self.suite.varied(self.models)
+    def _sweep_students(self) -> tuple[str, ...]:
+        return sweep_students(self.suite, self.models)
 
-    def scores(self) -> list[Job]:
-        """Fine-tuning: teacher and student, the student once more, then the sweep and whatever else was named."""
+    def _scores(self) -> list[Job]:
+        """Fine-tuning: teacher, student and other models, the second step, then the sweep."""
         suite = self.suite
-        swept = {*self.others(), suite.sweep.reference} - {TEACHER, STUDENT} if suite.sweep else set()
+        swept = {*self._sweep_students(), suite.sweep.reference} - {TEACHER, STUDENT} if suite.sweep else set()
         named = dict.fromkeys(name for name in (TEACHER, STUDENT, *suite.models) if name not in swept)
         found = [self._finetune(name, name, task) for task in suite.tasks for name in named if name in self.models]
         if suite.second_step:
-            change = suite.second_step.change
-            found += [self._finetune(SECOND_STEP, STUDENT, task, change, taught=True) for task in suite.taught()]
+            tasks, change = suite.second_step.tasks or suite.tasks, {"second_step": suite.second_step.loss}
+            found += [self._finetune(SECOND_STEP, STUDENT, task, change, taught=True) for task in tasks]
         if suite.sweep:
-            # The student's own scores are there already where it is the reference.
-            names = [name for name in (suite.sweep.reference, *self.others()) if name != STUDENT]
-            change = suite.sweep.finetune
-            found += [self._finetune(name, name, task, change) for task in suite.swept() for name in names]
+            # Where the student is the reference, its own scores serve.
+            names = [name for name in (suite.sweep.reference, *self._sweep_students()) if name != STUDENT]
+            tasks, change = suite.sweep.tasks or suite.tasks, suite.sweep.finetune
+            found += [self._finetune(name, name, task, change) for task in tasks for name in names]
         return found
 
     def _data(self) -> Iterator[Job]:
@@ -73,7 +145,7 @@ class SuitePlan:
         self, name: str, model: str, task: str, change: Mapping[str, Any] | None = None, taught: bool = False
     ) -> Job:
         suite = self.suite
-        values = {**suite.tuning(task, change or {}), "placement": {"threads": suite.job_cpus}}
+        values = {**finetune_values(suite, task, change or {}), "placement": {"threads": suite.job_cpus}}
         inputs = {"model": self.models[model]}
         after = [f"datasets/{task}"] if task == PROVENANCE else []
         if (folder := self._folder(task)) is not None:
@@ -87,7 +159,7 @@ class SuitePlan:
         return replace(job, cpus=suite.job_cpus, gpus=suite.job_gpus)
 
     def _folder(self, task: str) -> Path | None:
-        return self.out / "datasets" / task if task == PROVENANCE else self.suite.folder(task)
+        return self.out / "datasets" / task if task == PROVENANCE else data_folder(self.suite, task)
 
     def _exports(self) -> list[Job]:
         exports = self.suite.exports
@@ -97,10 +169,9 @@ class SuitePlan:
         inputs: dict[str, Path] = {}
         for model in exports.models:
             for task in exports.tasks:
-                made |= {
-                    (model, task, name): self._export(exports, model, task, name) for name in self.suite.exported()
-                }
-                # One alone has its role's own name, as on the command line.
+                formats = export_formats(exports)
+                made |= {(model, task, form): self._export(exports, model, task, form) for form in formats}
+                # A single input has the plain name of its role, as on the command line.
                 inputs[model if len(exports.tasks) == 1 else f"{model}-{task}"] = self._tuned(model, task)
                 inputs |= {f"export-{model}-{task}-{name}": made[model, task, name].out for name in exports.formats}
         inputs |= self._texts(exports.tasks) | self._architectures(exports.latency)
@@ -109,7 +180,7 @@ class SuitePlan:
         return [*made.values(), replace(timed, alone=True), *self._phones(exports, made)]
 
     def _phones(self, exports: Exports, made: Mapping[tuple[str, str, Format], Job]) -> Iterator[Job]:
-        """What is measured on phones; a page is made before its phone is asked for."""
+        """Measurements on phones, each browser's after its page."""
         for name, phone in exports.mobile.items():
             given = {model: made[model, exports.on_phone(phone), phone.format] for model in exports.models}
             inputs, after = {model: job.out for model, job in given.items()}, [job.name for job in given.values()]
@@ -124,7 +195,7 @@ class SuitePlan:
             yield replace(job, alone=phone.way == "proxy")
 
     def _export(self, exports: Exports, model: str, task: str, name: Format) -> Job:
-        """One export; those of the first task are called after their format alone."""
+        """One export; the first task is left out of its name."""
         making, tuned = FORMATS[name], self._tuned(model, task)
 
         def called(form: Format) -> str:
@@ -138,10 +209,10 @@ class SuitePlan:
         data = self._folder(task)
         if exports.score_limit is not None and data is not None:
             inputs["data"] = data
-        return self._job(called(name), making.module, exports.making(name), inputs, after=[after])
+        return self._job(called(name), making.stage, export_values(exports, name), inputs, after=[after])
 
     def _rows(self, exports: Exports, name: Format) -> Path:
-        """Token rows to calibrate with: those named, else the pipeline's shortest."""
+        """Token rows to calibrate with: those of the recipe, else the pipeline's shortest."""
         if exports.tokens is not None:
             return Path(exports.tokens).absolute()
         by_length = sorted(self.out.glob("tokens-*"), key=lambda path: path.name.rpartition("-")[2].zfill(9))
@@ -154,9 +225,9 @@ class SuitePlan:
         )
 
     def _texts(self, tasks: Collection[str]) -> dict[str, Path]:
-        """Folders of the texts that models tuned for these tasks are timed on."""
+        """Folders of the texts on which models of these tasks are timed."""
         roles = (("pairs", PAIRS), ("questions", QUESTIONS))
-        found = {role: self.suite.folder(task) for role, task in roles if task in tasks}
+        found = {role: data_folder(self.suite, task) for role, task in roles if task in tasks}
         return {role: folder for role, folder in found.items() if folder is not None}
 
     def _architectures(self, latency: Mapping[str, Any]) -> dict[str, Path]:
@@ -165,7 +236,7 @@ class SuitePlan:
 
     def _baselines(self) -> Iterator[Job]:
         baselines = self.suite.baselines
-        pairs = None if baselines is None else self.suite.folder(PAIRS)
+        pairs = None if baselines is None else data_folder(self.suite, PAIRS)
         if baselines is None or pairs is None:
             return
         known = [name for name in (TEACHER, STUDENT) if name in self.models]

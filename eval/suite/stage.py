@@ -1,19 +1,19 @@
-"""Every number of a teacher and its students, as jobs in the queue, and one report of them.
+"""Measures a teacher and its students, as jobs in the queue, and makes one report.
 
 ::
 
     python -m eval.suite RECIPE [--teacher DIR] [--student DIR] --out DIR
 
-Models are those given, those the recipe names, and those that a pipeline has left below ``--out`` (``teacher/``,
-``students/<name>/``). What comes of them lies there too::
+Models are the inputs, those the recipe names, and those of a pipeline below ``--out`` (``teacher/``,
+``students/<name>/``). The results are there too::
 
     datasets/ finetune/<model>/<task>/ exports/<model>/<format>/ latency/ baselines/ pages/<name>/ mobile/<name>/
-    suite.json      which models there are, and which of them are compared how
+    suite.json      the models, and which of them are compared how
     jobs.json       how every job ended
-    report/         and the model cards of the students, filled from it
+    report/         from which the model cards of the students are filled
 
 Run again, it runs what is missing. The jobs go through the queue of the Ray cluster at ``RAY_ADDRESS``
-(:mod:`cluster.jobs`), or of one that is started on this machine for as long as the suite runs.
+(:mod:`cluster.jobs`), or of one that runs on this machine during the suite.
 """
 
 import json
@@ -28,7 +28,8 @@ from cluster.jobs import client
 from cluster.jobs.job import GOOD, Job, JobsFailedError, Outcome
 from cluster.storage import filesystem
 from eval.report import model_card
-from eval.suite.plan import SuitePlan
+from eval.suite import checks
+from eval.suite.plan import SuitePlan, side_jobs
 from eval.suite.recipe import STUDENT, TEACHER, CardFacts, Suite
 
 LEDGER = "queue"
@@ -36,7 +37,7 @@ SUITE, JOBS, REPORT = "suite.json", "jobs.json", "report"
 FEW = 5
 """Failed jobs that an error names."""
 PLACES = ("datasets", "finetune", "exports", "latency", "baselines", "pages", "mobile", REPORT)
-"""The folders below ``--out`` that are made here, and after which the jobs are named."""
+"""The folders of results below ``--out``, which start the names of the suite's jobs."""
 
 
 def run(recipe: Suite, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
@@ -44,9 +45,10 @@ def run(recipe: Suite, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
 
     Raises:
         StageError: a model or folder that the recipe needs is not there.
-        JobsFailedError: some jobs have failed; the others are done, and the report says so.
+        JobsFailedError: some jobs have failed; the others are done, and in the report.
     """
     plan = SuitePlan(recipe, models(recipe, inputs, out), out)
+    checks.check(recipe, stage.StageContext(out, models=tuple(plan.models)))
     wanted = plan.jobs()
     out.mkdir(parents=True, exist_ok=True)
     filesystem.write_json(out / SUITE, plan.described())
@@ -67,7 +69,7 @@ def run(recipe: Suite, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
 
 
 def models(recipe: Suite, inputs: Mapping[str, Path], out: Path) -> dict[str, Path]:
-    """The folder of every model: what was given comes before what lies below ``out``.
+    """The folder of every model: inputs before the recipe's, those before what is below ``out``.
 
     Raises:
         StageError: a folder that the recipe names is not there.
@@ -84,16 +86,16 @@ def models(recipe: Suite, inputs: Mapping[str, Path], out: Path) -> dict[str, Pa
 
 
 def fill_cards(recipe: Suite, plan: SuitePlan, out: Path) -> None:
-    """Write what was measured into the model card of every student that lies below ``out`` and was scored."""
-    told = model_card.CardNumbers(**{name: getattr(recipe.card, name) for name in CardFacts.model_fields})
+    """Write the results into the model card of every student below ``out`` that has scores."""
+    facts = model_card.CardNumbers(**{name: getattr(recipe.card, name) for name in CardFacts.model_fields})
     for name, place in plan.models.items():
         scored = any((out / "finetune" / name).glob(f"*/{commit.MANIFEST}"))
         if scored and name != TEACHER and place.is_relative_to(out):
-            model_card.fill(out / REPORT, place, told)
+            model_card.fill(out / REPORT, place, facts)
 
 
 def record(out: Path, outcomes: Iterable[Outcome]) -> None:
-    """Set the endings of a suite's jobs into ``jobs.json``, behind those of what came before it."""
+    """Append the outcomes of a suite's jobs to ``jobs.json``, and drop those of an earlier suite."""
     path = out / JOBS
     known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
     before = [entry for entry in known if entry["name"].partition("/")[0] not in PLACES]
@@ -101,15 +103,15 @@ def record(out: Path, outcomes: Iterable[Outcome]) -> None:
 
 
 def _report_job(out: Path) -> Job:
-    """The report of what is there now; an older report of something else is set aside, never overwritten."""
+    """The job of the report; a report of other results is renamed first, never overwritten."""
     place = out / REPORT
     report = registry.find("eval.report")
     if place.exists():
         found = artifact.read(place, "report")
         given = stage.identities(report, {"results": out})
-        if artifact.difference(found, inputs=given, recipe=report.recipe().identity()) is not None:
+        if artifact.difference(found, inputs=given, recipe=report.read({}).identity()) is not None:
             aside = place.with_name(f"{REPORT}-{found.identity[:12]}")
-            # Results that came back have given the same report again: one of it is kept.
+            # The same results gave the same report before: keep one copy.
             shutil.rmtree(place) if aside.exists() else place.rename(aside)
     return Job(name=REPORT, stage="eval.report", recipe={}, inputs={"results": out}, out=place)
 
@@ -124,4 +126,7 @@ STAGE = stage.Stage(
     },
     produces="suite",
     grows=True,
+    validate=checks.validate,
+    check=checks.check,
+    side_jobs=side_jobs,
 )

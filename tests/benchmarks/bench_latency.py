@@ -81,10 +81,10 @@ def export(form: Format, model: Path, folder: Path, made: dict[Format, Path]) ->
     if making.calibrated:
         inputs["tokens"] = rows_to_calibrate(folder / "tokens")
         values["calibration"] = {"rows": 8 if quick() else 32}
-    if making.module == "deploy.litert_export":
+    if making.stage == "deploy.litert_export":
         values["lengths"] = _BUCKETS
-    found = registry.find(making.module)
-    stage.execute(found, found.recipe.of(values), inputs, folder / form)
+    found = registry.find(making.stage)
+    stage.execute(found, found.read(values), inputs, folder / form)
     return folder / form
 
 

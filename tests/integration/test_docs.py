@@ -106,7 +106,7 @@ def check(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     options = parse(arguments, monkeypatch)
     named = getattr(options, "recipe", getattr(options, "pipeline", None))
     if named and re.fullmatch(r"[a-z][a-z0-9-]*(#[\w.]+)?", named):
-        recipe.load(_recipe_class(arguments, named), named, options.set)
+        _load(arguments, named, options.set)
 
 
 def _find(module: str) -> object:
@@ -118,14 +118,13 @@ def _is_package(module: str) -> bool:
     return spec is not None and spec.submodule_search_locations is not None
 
 
-def _recipe_class(arguments: list[str], named: str) -> type[Recipe]:
+def _load(arguments: list[str], named: str, settings: list[str]) -> Recipe:
     if arguments[0] == "show":
-        return recipes.schema(recipes.reader(named))
+        return recipes.read(recipes.reader(named), named, settings)
     stage = arguments[2] if arguments[:2] == ["jobs", "submit"] else stage_named(arguments[0])
     if stage is None:
-        return Pipeline if "corpus" in recipe.read_values(named) else Distillation
-    found: type[Recipe] = registry.find(stage).recipe
-    return found
+        return recipe.load(Pipeline if "corpus" in recipe.read_values(named) else Distillation, named, settings)
+    return recipes.read(stage, named, settings)
 
 
 def of_recipes() -> Iterator[tuple[str, str]]:

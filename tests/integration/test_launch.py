@@ -19,6 +19,7 @@ from train_processes import RECIPE, curve, train
 from cluster.actors import ray_cluster
 from cluster.artifacts import artifact, commit, recipe
 from cluster.artifacts.errors import StageError
+from cluster.artifacts.stage import TrainingRun
 from cluster.telemetry.metrics_log import read_metrics
 from distill.checkpointing.run_folder import Run
 from distill.config import Distillation
@@ -263,11 +264,10 @@ def test_trainings_of_a_pipeline_follow_from_its_recipe(tmp_path: Path) -> None:
     assert [job.name for job in plan.text()] == ["corpus", "tokens", "datasets/provenance"]
     assert plan.distillation("no-teacher").student.start == "random"
     assert plan.distillation("no-teacher").steps == plan.distillation("student").steps
-    probes = plan.probes("student", 4)
-    assert probes is not None
+    (probes,) = plan.side_jobs(TrainingRun("student", 4))
     assert probes.recipe["steps"] == 4
     assert probes.inputs == {"run": tmp_path / "out" / "runs" / "student"}
-    assert plan.probes("no-teacher", 4) is None
+    assert plan.side_jobs(TrainingRun("no-teacher", 4)) == []
 
 
 def test_a_missing_task_folder_is_found_before_anything_runs(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def _installed(distribution: str) -> bool:
 def make(module: str, out: Path, inputs: Mapping[str, Path], **values: Any) -> artifact.Artifact:
     """The artifact that a stage makes with these recipe values."""
     found = registry.find(module)
-    made = stage.execute(found, found.recipe.of(values), inputs, out)
+    made = stage.execute(found, found.read(values), inputs, out)
     assert made is not None
     return made
 

@@ -40,7 +40,7 @@ def _export(root: Path, role: str, family: str, layers: int) -> Path:
     model = models_with_heads.model_folder(root / f"{role}-model", family, "question-answering", layers=layers)
     export, quantize = registry.find("deploy.onnx_export"), registry.find("deploy.quantize")
     whole = stage.execute(export, export.recipe(), {"model": model}, root / f"{role}-onnx")
-    loose = quantize.recipe.of({"tolerance": {"relative": 1.0, "agreement": 0.0}})
+    loose = quantize.read({"tolerance": {"relative": 1.0, "agreement": 0.0}})
     assert whole is not None
     stage.execute(quantize, loose, {"model": model, "export": whole.path}, root / role)
     return root / role
@@ -49,7 +49,7 @@ def _export(root: Path, role: str, family: str, layers: int) -> Path:
 def page(root: Path, given: dict[str, Path], libraries: Path = LIBRARIES, **changes: Any) -> artifact.Artifact:
     """The page for these exports, with several parts for each model."""
     maker = registry.find("deploy.web_page")
-    recipe = maker.recipe.of({"part_bytes": 20_000, "teacher": {"title": "BERT-base"}, **changes})
+    recipe = maker.read({"part_bytes": 20_000, "teacher": {"title": "BERT-base"}, **changes})
     made = stage.execute(maker, recipe, {**given, "libraries": libraries}, root / "page")
     assert made is not None
     return made

@@ -24,6 +24,7 @@ from cluster.artifacts.recipe import Recipe, RecipeError
 from cluster.corpus.stage import Corpus
 from distill.config import Distillation
 from distill.launch.pipeline_recipe import Pipeline, PipelinePlan
+from eval.suite.plan import finetune_values
 from eval.suite.recipe import Suite
 
 GOLDEN = paths.GOLDEN / "recipes"
@@ -284,17 +285,17 @@ def _resolved(name: str) -> dict[str, Any]:
     path = str(recipe.ROOT / name.replace("/", "/recipes/")) + ".toml"
     if not name.startswith("distill/"):
         assert name in STAGES, f"{name} is new: name its stage in STAGES above"
-        return dict(recipe.load(registry.find(STAGES[name]).recipe, path).resolved())
+        return dict(registry.find(STAGES[name]).read(recipe.read_values(path), path).resolved())
     pipeline = recipe.load(Pipeline, path)
     plan = PipelinePlan(pipeline, Path("out"))
     trained = {f"students/{student}": plan.distillation(student).resolved() for student in pipeline.students()}
-    teacher = registry.find("distill.teacher").recipe.of(pipeline.teacher)
+    teacher = registry.find("distill.teacher").read(pipeline.teacher)
     stages: dict[str, Any] = {"teacher": teacher.resolved(), **trained}
     for job in plan.text():
-        stages[job.name] = registry.find(job.stage).recipe.of(job.recipe).resolved()
-    finetune = registry.find("eval.finetune").recipe
-    stages |= {task: finetune.of(plan.suite.tuning(task)).resolved() for task in plan.suite.tasks}
-    stages["suite"] = plan.suite.resolved()
+        stages[job.name] = registry.find(job.stage).read(job.recipe).resolved()
+    suite, finetune = Suite.of(pipeline.suite), registry.find("eval.finetune")
+    stages |= {task: finetune.read(finetune_values(suite, task)).resolved() for task in suite.tasks}
+    stages["suite"] = suite.resolved()
     return {"pipeline": pipeline.resolved(), "stages": _once(stages)}
 
 

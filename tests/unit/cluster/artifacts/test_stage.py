@@ -235,10 +235,9 @@ def test_a_role_may_identify_itself_and_a_growing_stage_makes_no_artifact(corpus
         name="growing",
         run=grow,
         recipe=Toy,
-        inputs={"run": stage.Role((stage.FOLDER,))},
+        inputs={"run": stage.Role((stage.FOLDER,), identify=lambda path: path.name)},
         produces="run",
         grows=True,
-        identify={"run": lambda path: path.name},
     )
     assert stage.identities(growing, {"run": corpus}) == {"run": "corpus"}
     out = corpus.with_name("run")

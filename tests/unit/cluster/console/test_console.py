@@ -9,7 +9,6 @@ from pathlib import Path
 import paths
 import pytest
 
-from cluster.artifacts import recipe
 from cluster.artifacts.errors import StageError
 from cluster.console import catalogue, cli, completion, recipes
 
@@ -66,8 +65,8 @@ def test_every_recipe_says_its_purpose(capsys: pytest.CaptureFixture[str]) -> No
 def test_what_show_prints_is_the_recipe(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cli.main(["show", name])
     (tmp_path / "shown.toml").write_text(capsys.readouterr().out, encoding="utf-8")
-    schema = recipes.schema(recipes.reader(name))
-    assert recipe.load(schema, str(tmp_path / "shown.toml")) == recipe.load(schema, name)
+    command = recipes.reader(name)
+    assert recipes.read(command, str(tmp_path / "shown.toml")) == recipes.read(command, name)
 
 
 def test_show_documents_values_and_marks_what_differs(capsys: pytest.CaptureFixture[str]) -> None:
@@ -90,7 +89,7 @@ def test_show_needs_to_know_the_command(tmp_path: Path, capsys: pytest.CaptureFi
     cli.main(["show", "default", "provenance"])
     assert "passages_per_label = " in capsys.readouterr().out
     with pytest.raises(StageError, match="no recipe"):
-        recipes.schema("cluster.jobs")
+        recipes.read("cluster.jobs", "default")
 
 
 def complete(script: Path, *words: str) -> list[str]:

@@ -311,7 +311,7 @@ def test_several_models_and_exports_are_given_on_the_command_line(tmp_path: Path
     def inputs(*words: str) -> dict[str, Any]:
         given = [str(tmp_path / word) if len(word) == 1 else word for word in words]
         options = parser.parse_args(["default", *given, "--out", str(tmp_path / "out")])
-        return {name: Path(str(place)).name for name, place in cli.asked(STAGE, options)[1].items()}
+        return {name: Path(str(place)).name for name, place in cli.stage_call(STAGE, options)[1].items()}
 
     identities = {name: artifact.read(tmp_path / name).identity[:12] for name in ("c", "d")}
     found = inputs("--student", "b", "a", "--export", "c", "--export", "d")

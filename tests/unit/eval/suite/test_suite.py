@@ -11,13 +11,15 @@ from result_folders import make, make_model
 
 from cluster.artifacts.errors import StageError
 from cluster.artifacts.recipe import RecipeError, load
+from cluster.artifacts.stage import StageContext, TrainingRun
 from cluster.jobs.job import Outcome
 from cluster.storage.filesystem import write_json
 from deploy.web_page import libraries
 from eval.benchmark.stage import BenchmarkRecipe
-from eval.suite.plan import SuitePlan
+from eval.suite import checks
+from eval.suite.plan import SuitePlan, side_jobs
 from eval.suite.recipe import TABLE_3, Suite
-from eval.suite.stage import _report_job, models, record
+from eval.suite.stage import STAGE, _report_job, models, record
 
 TASKS: dict[str, Any] = {"rte": {}, "stsb": {"epochs": 2}, "provenance": {"seeds": [1]}}
 
@@ -45,8 +47,10 @@ def out(tmp_path: Path) -> Path:
 
 
 def _plan(data: Path, out: Path, **values: Any) -> SuitePlan:
-    suite = Suite.of({"data": f"{data}/{{task}}", "tasks": TASKS, **values})
-    return SuitePlan(suite, models(suite, {}, out), out)
+    suite = STAGE.read({"data": f"{data}/{{task}}", "tasks": TASKS, **values})
+    plan = SuitePlan(suite, models(suite, {}, out), out)
+    checks.check(suite, StageContext(out, models=tuple(plan.models)))
+    return plan
 
 
 def _jobs(plan: SuitePlan) -> dict[str, Any]:
@@ -265,8 +269,11 @@ def test_probes_are_told_all_they_need(data: Path, out: Path) -> None:
             "probes": {"tasks": ["rte", "provenance"], "finetune": {"train_limit": 10}, "every": 50, "metrics_port": 0},
         }
     )
-    assert suite.probing("no-soft", 100, out / "datasets") is None
-    assert suite.probing("student", 100, out / "datasets") == {
+    assert side_jobs(suite, StageContext(out, training=TrainingRun("no-soft", 100))) == []
+    made, probes = (side_jobs(suite, StageContext(out, training=run))[0] for run in (None, TrainingRun("student", 100)))
+    assert (made.name, made.inputs, made.after) == ("datasets/provenance", {"corpus": out / "corpus"}, ("corpus",))
+    assert (probes.name, probes.inputs) == ("probes/student", {"run": out / "runs" / "student"})
+    assert probes.recipe == {
         "tasks": {
             "rte": {"finetune": {"train_limit": 10, "task": "rte"}, "folder": str(data / "rte")},
             "provenance": {
@@ -342,7 +349,7 @@ def _phone(**values: Any) -> dict[str, Any]:
 )
 def test_suites_that_are_refused(change: dict[str, Any], line: str) -> None:
     with pytest.raises(RecipeError, match=line):
-        Suite.of(change)
+        STAGE.read(change)
 
 
 @pytest.mark.parametrize(
