@@ -333,7 +333,7 @@ def test_a_plan_counts_the_hours_of_every_phase(tmp_path: Path, capsys: pytest.C
     printed = capsys.readouterr().out
     assert "488 steps of 4,096 rows of 128 tokens (2 passes over 1,000,000 rows), fp16" in printed
     assert "500 steps of 1,024 rows of 512 tokens, fp16" in printed
-    options = plan_cli._parser().parse_args(
+    options = plan_cli._parser("plan").parse_args(
         [str(path), "--hardware", "8xV100-32GB", "--rows", "1000000", "--seq-len", "128"]
     )
     (planned,) = plan_cli.Request(options).runs
