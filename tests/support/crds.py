@@ -3,38 +3,19 @@
 As an API server does, drop null values, fill in defaults, validate against the schema, refuse unknown fields and
 evaluate the CEL rules. Rules about an update (``oldSelf``) need two objects and are left out.
 
-``custom_resource_definitions/*.json.gz`` are upstream's, without descriptions (the README there names
-the versions)::
-
-    python tests/support/crds.py FOLDER     reads them again from FOLDER/{kuberay,kueue,prometheus-operator}/*.yaml
+The definitions are upstream's, beside the checkout; tests that need them are skipped where they are absent.
 """
 
 import functools
-import gzip
-import json
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import celpy
 import paths
-import yaml
 from jsonschema import Draft4Validator
-from manifests import Document, label
+from manifests import Document, label, parsed
 
-SCHEMAS = paths.SUPPORT / "custom_resource_definitions"
-KINDS = (
-    "ray.io_rayclusters",
-    "ray.io_rayjobs",
-    "kueue.x-k8s.io_clusterqueues",
-    "kueue.x-k8s.io_localqueues",
-    "kueue.x-k8s.io_resourceflavors",
-    "kueue.x-k8s.io_topologies",
-    "kueue.x-k8s.io_workloadpriorityclasses",
-    "monitoring.coreos.com_podmonitors",
-    "monitoring.coreos.com_prometheusrules",
-)
+SCHEMAS = paths.SHARED / "schemas"
 ALWAYS = {"apiVersion", "kind", "metadata"}
 
 VERSIONS = {"ray.io": "v1", "kueue.x-k8s.io": "v1beta2", "monitoring.coreos.com": "v1"}
@@ -67,7 +48,9 @@ def _definition(group: str, kind: str) -> tuple[str, Document]:
     plural = {"Topology": "topologies", "WorkloadPriorityClass": "workloadpriorityclasses"}.get(
         kind, f"{kind.lower()}s"
     )
-    spec = json.loads(gzip.decompress((SCHEMAS / f"{group}_{plural}.json.gz").read_bytes()))["spec"]
+    (path,) = SCHEMAS.glob(f"*/{group}_{plural}.yaml")
+    (definition,) = parsed(path.read_text(encoding="utf-8"))
+    spec = definition["spec"]
     assert spec["names"]["kind"] == kind
     (version,) = [found for found in spec["versions"] if found["name"] == VERSIONS[group]]
     assert version["served"]
@@ -131,22 +114,3 @@ def _broken_rules(value: Any, schema: Document, path: str) -> Iterator[str]:
 def _program(rule: str) -> Any:
     environment = celpy.Environment()
     return environment.program(environment.compile(rule))
-
-
-def _without_descriptions(value: Any) -> Any:
-    if isinstance(value, dict):
-        kept = {name: inner for name, inner in value.items() if name != "description" or isinstance(inner, dict)}
-        return {name: _without_descriptions(inner) for name, inner in kept.items()}
-    return [_without_descriptions(inner) for inner in value] if isinstance(value, list) else value
-
-
-def main(source: Path) -> None:
-    for kind in KINDS:
-        (path,) = source.glob(f"*/{kind}.yaml")
-        definition = _without_descriptions(yaml.load(path.read_bytes(), Loader=yaml.CSafeLoader))
-        text = json.dumps(definition, sort_keys=True, separators=(",", ":"))
-        (SCHEMAS / f"{kind}.json.gz").write_bytes(gzip.compress(text.encode(), mtime=0))
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))
