@@ -15,6 +15,9 @@ from cluster.artifacts.recipe import Recipe
 from cluster.models.precision import Precision
 from cluster.tokens.rows import Check
 
+BUCKET_VALUES = 25_000_000
+"""Values in a DeepSpeed reduction bucket. DeepSpeed's default of 5e8 takes up to 4 GB of a 16 GB card."""
+
 
 class Loss(Recipe):
     """Weights of the triple loss (paper, section 3; weights from the authors' command)."""

@@ -41,9 +41,12 @@ def configuration(folder: Path) -> "PretrainedConfig":
 
 def positions(config: "PretrainedConfig") -> int:
     """Longest input in tokens."""
-    # RoBERTa numbers its positions from the padding id + 1.
-    offset = config.pad_token_id + 1 if config.model_type == "roberta" else 0
-    return int(config.max_position_embeddings) - offset
+    return int(config.max_position_embeddings) - position_offset(config.model_type, config.pad_token_id)
+
+
+def position_offset(model_type: str, pad_token_id: int = 1) -> int:
+    """Position embeddings that no token uses: RoBERTa numbers its positions from the padding id + 1."""
+    return pad_token_id + 1 if model_type == "roberta" else 0
 
 
 def head(config: "PretrainedConfig") -> Head | None:

@@ -1,23 +1,65 @@
-"""Number formats, the devices that have them, and the parameters that weight decay spares."""
+"""Precisions of models, the devices that have them, and the parameters that weight decay spares.
 
-from typing import Any, Literal
+Importing this module does not import torch.
+"""
 
-import torch
-from torch import nn
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-Precision = Literal["fp32", "bf16", "fp16"]
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-_NO_DECAY = ("bias", "LayerNorm.weight", "layer_norm.weight")
+Precision: TypeAlias = Literal["fp32", "bf16", "fp16"]
+
+_NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
-def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    # Biases and LayerNorm weights are not decayed: decay pulls towards 0, and a scale should stay near 1.
-    decayed: list[nn.Parameter] = []
-    free: list[nn.Parameter] = []
-    for name, parameter in module.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        (free if name.endswith(_NO_DECAY) else decayed).append(parameter)
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
+class PrecisionError(ValueError):
+    """This device lacks the precision of the recipe."""
+
+
+def dtype_of(precision: Precision) -> "torch.dtype":
+    """The torch type of a precision."""
+    import torch
+
+    return getattr(torch, _NAMES[precision])  # type: ignore[no-any-return]
+
+
+def check_bf16(precision: Precision, device_name: str, capability: tuple[int, int]) -> None:
+    """Refuse bf16 on a GPU that emulates it.
+
+    The compute capability decides: torch and DeepSpeed report bf16 as supported on a V100, which emulates it.
+
+    Raises:
+        PrecisionError: the precision is bf16 and the capability is below 8.0.
+    """
+    if precision == "bf16" and capability < (8, 0):
+        raise PrecisionError(f'{device_name} has no bf16 (compute capability below 8.0): write precision = "fp16"')
+
+
+def check_precision(precision: Precision, device: "torch.device", cpu_has_fp16: bool = False) -> None:
+    """Refuse a precision that the device lacks or emulates.
+
+    Raises:
+        PrecisionError: names a precision that the device has.
+    """
+    import torch
+
+    if device.type == "cuda":
+        check_bf16(precision, torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device))
+    elif precision == "fp16" and not cpu_has_fp16:
+        raise PrecisionError('precision = "fp16" needs a GPU: write precision = "bf16" or "fp32"')
+
+
+def parameter_groups(module: "nn.Module", weight_decay: float) -> list[dict[str, Any]]:
+    """Trainable parameters for an optimizer: those with weight decay, then those without.
+
+    Biases and LayerNorm weights, all of one dimension, do not decay: decay pulls towards 0, and a scale should stay
+    near 1.
+    """
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [parameter for parameter in trained if parameter.ndim > 1], "weight_decay": weight_decay},
+        {"params": [parameter for parameter in trained if parameter.ndim <= 1], "weight_decay": 0.0},
+    ]
     return [group for group in groups if group["params"]]

@@ -5,12 +5,10 @@ A multiplication with its addition is two operations; bytes are bytes.
 """
 
 from cluster.models.precision import Precision
-from distill.config import Loss, Training
+from distill.config import BUCKET_VALUES, Loss, Training
 from distill.modeling.model_shape import ModelShape
 
 VALUE_BYTES: dict[Precision, int] = {"fp32": 4, "bf16": 2, "fp16": 2}
-BUCKET_VALUES = 25_000_000
-"""Values in a reduction bucket, as the engine sets it."""
 
 # Bytes per logit with all logits of both models at once: the logits and their gradient in half precision, fp32 copies
 # of both, log-probabilities of both, chances, and what is left of the formula.

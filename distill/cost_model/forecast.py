@@ -206,9 +206,10 @@ def _refused_rows(phase: PlannedRun, workers: int) -> list[str]:
             f"rows_per_step {training.rows_per_step} does not divide by {workers} workers: write "
             f"{phase.prefix}rows_per_step = {near} (planned with it)"
         )
-    reads = student.positions - (2 if student.family == "roberta" else 0)
-    if phase.seq_len > reads:
-        found.append(f"rows of {phase.seq_len} tokens, but {student.name} reads {reads}: write a shorter seq_len")
+    if phase.seq_len > student.longest_row:
+        found.append(
+            f"rows of {phase.seq_len} tokens, but {student.name} reads {student.longest_row}: write a shorter seq_len"
+        )
     return found
 
 

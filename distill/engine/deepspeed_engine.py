@@ -1,8 +1,7 @@
-"""Everything DeepSpeed: processes, settings, student and teacher engines, the step, saving and loading.
+"""The training engine: DeepSpeed's settings, the optimizer step, and the state of a run.
 
-The only door to ``deepspeed``, on GPUs and on CPUs alike: there is no second training path. Model precision, gradient
-accumulation, clipping, loss scaling and ZeRO sharding are DeepSpeed's; the learning rate is arithmetic and set before
-every step.
+DeepSpeed trains on GPUs and CPUs alike; there is no second training path. It does precision, loss scaling and ZeRO
+sharding. The engine accumulates gradients in fp32, clips them, and checks that they are finite, on the device.
 """
 
 import contextlib
@@ -11,74 +10,54 @@ from typing import Any
 
 import deepspeed
 import torch
-from deepspeed.utils import (
-    safe_get_full_fp32_param,
-    safe_get_full_optimizer_state,
-    safe_set_full_fp32_param,
-    safe_set_full_optimizer_state,
-    safe_set_local_fp32_param,
-    safe_set_local_optimizer_state,
-)
 from torch import Tensor, nn
 
-from cluster.models.precision import Precision, parameter_groups
-from distill.config import Training
-from distill.engine.deepspeed_patches import local_share, suppressed_output, time_collectives
-from distill.engine.process_group import Workers
+from cluster.models.precision import parameter_groups
+from distill.config import BUCKET_VALUES, Training
+from distill.engine.deepspeed_patches import (
+    MOMENTS,
+    initialize_adamw_state,
+    is_minimum_loss_scale,
+    suppressed_warnings,
+    time_collectives,
+    zero3_partition,
+)
+from distill.engine.process_group import Workers, check_device
 from distill.engine.step_timer import StepTimer
 from distill.modeling import fused_head
 from distill.modeling.masked_lm import MaskedLM
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
 _SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
-
-# The default of 5e8 elements takes up to 4 GB of a 16 GB card.
-BUCKET = 25_000_000
 
 
 class EngineError(ValueError):
-    """This machine cannot run what the recipe asks for."""
-
-
-def check_precision(precision: Precision, device: torch.device) -> None:
-    """Refuse a precision the device emulates or lacks.
-
-    Compute capability decides: torch and DeepSpeed both report bf16 on a V100, where it is emulated.
-
-    Raises:
-        EngineError: not supported here; says which is.
-    """
-    if device.type == "cuda" and precision == "bf16" and torch.cuda.get_device_capability(device) < (8, 0):
-        raise EngineError('this GPU has no bf16 (compute capability below 8.0): write precision = "fp16"')
-    if precision == "fp16" and not deepspeed.accelerator.get_accelerator().is_fp16_supported():
-        raise EngineError('this processor has no fp16 arithmetic: write precision = "bf16" or "fp32"')
+    """Training cannot continue with this precision and learning rate."""
 
 
 def settings(training: Training, world_size: int) -> dict[str, Any]:
-    """DeepSpeed's configuration of a run on so many workers; pure, compared with golden files.
+    """DeepSpeed's configuration of a run on ``world_size`` workers. Golden files pin it.
 
     Raises:
-        ValueError: the rows of a step cannot be divided by the workers.
+        ValueError: the rows of a step do not divide by the workers.
     """
     training.check_divides(world_size)
     rows = training.rows_per_step // world_size
     return {
-        # One micro-batch a step, as DeepSpeed sees it: accumulation is ours, so that gradients add up in fp32 and are
-        # reduced once a step under every stage.
+        # DeepSpeed sees one micro-batch a step. The engine accumulates: gradients add up in fp32 and are reduced once.
         "train_batch_size": training.rows_per_step,
         "train_micro_batch_size_per_gpu": rows,
         "gradient_accumulation_steps": 1,
-        # Clipping too: DeepSpeed waits for the device to look at the norm, once a step and once a parameter group.
+        # The engine clips: DeepSpeed waits for the device to read the norm, once a step and parameter group.
         "gradient_clipping": 0.0,
         "steps_per_print": 2**31,
         "zero_optimization": {
             "stage": training.placement.zero_stage,
-            "reduce_bucket_size": BUCKET,
-            "allgather_bucket_size": BUCKET,
-            "stage3_prefetch_bucket_size": BUCKET,
+            "reduce_bucket_size": BUCKET_VALUES,
+            "allgather_bucket_size": BUCKET_VALUES,
+            "stage3_prefetch_bucket_size": BUCKET_VALUES,
             "contiguous_gradients": True,
             "overlap_comm": False,
-            # Ours as well, on the device.
+            # The engine computes the norm, on the device.
             **({"compute_grad_norm": False} if training.placement.zero_stage in (1, 2) else {}),
         },
         "bf16": {"enabled": training.precision == "bf16", "check_grad_overflow": False},
@@ -95,28 +74,28 @@ def settings(training: Training, world_size: int) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class TrainingState:
-    """Everything a resume needs: fp32 weights and AdamW moments by name, whole, and two scalars."""
+    """The state of a run: whole fp32 weights and AdamW moments by name, and scalars."""
 
     weights: dict[str, Tensor]
     moments: dict[str, Tensor]
     """``exp_avg.<name>`` and ``exp_avg_sq.<name>``."""
     optimizer_steps: float
-    """Steps AdamW took: steps skipped by fp16 are not among them."""
+    """Steps that AdamW made, without those that fp16 skipped."""
     scaler: dict[str, float]
-    """Where the dynamic loss scale stands; empty outside fp16."""
+    """State of the dynamic loss scale; empty outside fp16."""
 
 
 class Engine:
-    """A model in training under DeepSpeed. Every method is called by all workers together.
+    """A model in training under DeepSpeed. All workers call every method together.
 
-    Nothing here waits for the device between two steps, except that in fp16 DeepSpeed reads one flag a step: whether
-    a gradient overflowed.
+    No method of a step waits for the device, except that in fp16 DeepSpeed reads one flag a step: whether a gradient
+    overflowed.
     """
 
     def __init__(self, module: MaskedLM, training: Training, workers: Workers) -> None:
-        check_precision(training.precision, workers.device)
+        check_device(training.precision, workers.device)
         configuration = settings(training, workers.world_size)
-        # Dropout stays off: teacher and student see the same network, and no curve depends on the layout.
+        # No dropout: teacher and student compare the same network, and the loss does not depend on the placement.
         module = module.eval().to(workers.device)
         if training.placement.compiles(workers.device.type):
             compile_layers(module)
@@ -131,9 +110,9 @@ class Engine:
         self._stage: int = training.placement.zero_stage
         self._fp16 = training.precision == "fp16"
         self._largest_norm = training.optimizer.clip
-        with suppressed_output():
+        with suppressed_warnings():
             self._engine, *_ = deepspeed.initialize(model=module, optimizer=self._optimizer, config=configuration)
-        self._prime()
+        initialize_adamw_state(self._engine, self._optimizer)
         self.begin_phase(training.rows_per_step, training.micro_rows(workers.world_size))
         self._micros = 0
         self._coalescing = contextlib.ExitStack()
@@ -141,13 +120,13 @@ class Engine:
         self._norm: float | Tensor | None = None
         self._scaling = torch.ones((), device=workers.device)
         self._losses = torch.zeros((), device=workers.device)
-        # A float, as fused AdamW wants it: at 1 it leaves weights, moments and its count of steps as they are.
+        # Fused AdamW takes a float and skips the update where it is 1.
         self._optimizer.found_inf = torch.zeros((), device=workers.device)  # type: ignore[attr-defined]
         self.step_timer = StepTimer(workers.device)
         time_collectives(self.step_timer)
 
     def begin_phase(self, rows_per_step: int, micro_rows: int) -> None:
-        """From the next step on, steps of so many rows in micro-batches of so many."""
+        """Set the rows of a step and of a micro-batch from the next step on."""
         self.micro_rows = micro_rows
         self.accumulation = rows_per_step // (micro_rows * torch.distributed.get_world_size())
 
@@ -155,36 +134,34 @@ class Engine:
         return self._engine(*inputs)
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradients of one micro-batch; with the last one of a step they are reduced over the workers."""
+        """Add the gradients of a micro-batch; after the last one of a step, reduce them over the workers."""
         self._micros += 1
         last = self._micros == self.accumulation
         if self._micros == 1 and not last and self._stage > 0:
             self._coalescing.enter_context(self._engine.coalesce_grad_reduction())
-        # Without ZeRO a backward pass reduces what has added up, unless it is told not to.
-        waits = self._engine.no_sync() if self._stage == 0 and not last else contextlib.nullcontext()
-        with waits:
+        # Without ZeRO, every backward pass reduces the gradients unless inside no_sync.
+        with self._engine.no_sync() if self._stage == 0 and not last else contextlib.nullcontext():
             self._engine.backward(loss / self.accumulation)
         self._losses = self._losses + loss.detach()
         if self._engine.module.model.dtype != torch.float32 and self.accumulation > 1:
-            self._add_up(last)
+            self._accumulate_in_fp32(last)
         if last:
             self._coalescing.close()
             self._micros = 0
 
     def step(self, learning_rate: float) -> None:
-        """Move the weights, with this learning rate.
+        """Update the weights with this learning rate.
 
-        When a loss of any worker, or outside fp16 a gradient, is not finite, neither this nor any later step changes a
-        weight: whoever reads the losses later finds the last good state.
+        From the first step on whose loss, on any worker, or gradient (except in fp16) is not finite, no step changes
+        the weights: when the losses are read later, the engine still holds the last good state.
         """
         for group in self._engine.optimizer.param_groups:
             group["lr"] = learning_rate
-        self._judge()
+        self._check_gradient()
         try:
             self._engine.step()
         except Exception as error:
-            # DeepSpeed has no type of its own for this.
-            if "loss scale already at minimum" not in str(error):
+            if not is_minimum_loss_scale(error):
                 raise
             raise EngineError(
                 "fp16 gradients overflow at every step, and the loss scale cannot fall further: start a new --out with "
@@ -193,7 +170,7 @@ class Engine:
 
     @property
     def gradient_norm(self) -> float | Tensor | None:
-        """Norm of the last step's whole gradient before clipping; not finite when fp16 overflowed."""
+        """Norm of the last step's whole gradient before clipping; None before the first, not finite on overflow."""
         return self._norm
 
     @property
@@ -203,11 +180,11 @@ class Engine:
 
     @property
     def skipped_steps(self) -> int:
-        """Steps skipped since this process started because an fp16 gradient overflowed."""
+        """Steps that this process skipped because an fp16 gradient overflowed."""
         return int(self._engine.skipped_steps)
 
-    def _add_up(self, last: bool) -> None:
-        """Keep the sum of half-precision gradients in fp32; hand it over, rounded once, with the last of them."""
+    def _accumulate_in_fp32(self, last: bool) -> None:
+        """Sum half-precision gradients in fp32; after the last micro-batch, round the sum once."""
         for name, parameter in self._trained():
             assert parameter.grad is not None
             if self._micros == 1:
@@ -216,8 +193,8 @@ class Engine:
                 fused_head.accumulate(self._sums[name], parameter.grad)
             parameter.grad = self._sums.pop(name).to(parameter.dtype) if last else None
 
-    def _judge(self) -> None:
-        """Find the gradient's norm, how to clip it, and whether anything is not finite: on the device."""
+    def _check_gradient(self) -> None:
+        """Compute the gradient's norm, the clipping factor and the flag that skips the update, on the device."""
         if self._stage == 0:
             gradients = [parameter.grad for _, parameter in self._trained()]
         else:
@@ -240,33 +217,33 @@ class Engine:
         self._optimizer.found_inf = torch.maximum(flag, (found[1] > 0).float())  # type: ignore[attr-defined]
 
     def _clip(self, *_: Any) -> None:
-        """Scale the gradients AdamW is about to take; they are fp32 and free of the loss scale by now."""
+        """Clip the gradients just before AdamW uses them, in fp32 and without the loss scale."""
         for group in self._optimizer.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     parameter.grad.mul_(self._scaling)
 
     def state(self, keep: bool) -> TrainingState:
-        """The state of the run, the same whatever the number of workers and the ZeRO stage.
+        """The state of the run, independent of the number of workers and the ZeRO stage. Collective.
 
-        Gathering is collective, keeping is not: a worker that will not write it passes ``keep=False`` and gets
-        empty dictionaries instead of a second copy of the model in memory.
+        A worker that does not write it passes ``keep=False`` and gets empty dictionaries, which saves the memory of a
+        second copy of the model.
         """
         state = TrainingState({}, {}, self._optimizer_steps(), self._scaler_state())
         for name, parameter in self._trained():
-            weight = self._whole(parameter, None)
-            moments = {f"{moment}.{name}": self._whole(parameter, moment) for moment in MOMENTS}
+            weight = self._read(parameter, None)
+            moments = {f"{moment}.{name}": self._read(parameter, moment) for moment in MOMENTS}
             if keep:
                 state.weights[name] = weight
                 state.moments.update(moments)
         return state
 
     def restore(self, state: TrainingState) -> None:
-        """Take over a state that :meth:`state` gave, on any number of workers and any ZeRO stage."""
+        """Load a state from :meth:`state` of any number of workers and any ZeRO stage."""
         for name, parameter in self._trained():
-            self._set(parameter, state.weights[name], None)
+            self._write(parameter, state.weights[name], None)
             for moment in MOMENTS:
-                self._set(parameter, state.moments[f"{moment}.{name}"], moment)
+                self._write(parameter, state.moments[f"{moment}.{name}"], moment)
         for inner in self._optimizer.state.values():
             inner["step"].fill_(state.optimizer_steps)
         for name, value in state.scaler.items():
@@ -284,58 +261,37 @@ class Engine:
     def _optimizer_steps(self) -> float:
         return float(next(iter(self._optimizer.state.values()))["step"])
 
-    def _prime(self) -> None:
-        """Give AdamW its state before the first step, so that it can be read and written like any later one.
-
-        DeepSpeed 0.19.8 links the state of all parameter groups after stepping the first one, when the others have
-        none yet: without this, theirs could never be read.
-        """
-        for parameter in self._masters():
-            self._optimizer.state[parameter] = {
-                "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
-                **{moment: torch.zeros_like(parameter) for moment in MOMENTS},
-            }
-        if hasattr(self._engine.optimizer, "_lazy_init_hp_params_optimizer_state"):
-            self._engine.optimizer._lazy_init_hp_params_optimizer_state()
-
-    def _masters(self) -> list[Tensor]:
-        """The tensors AdamW steps: flat fp32 partitions under ZeRO, the parameters themselves without it."""
-        optimizer = self._engine.optimizer
-        if hasattr(optimizer, "fp32_partitioned_groups_flat"):
-            return list(optimizer.fp32_partitioned_groups_flat)
-        return [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
-
-    def _whole(self, parameter: nn.Parameter, moment: str | None) -> Tensor:
+    def _read(self, parameter: nn.Parameter, moment: str | None) -> Tensor:
         if self._stage == 0:
             found = parameter if moment is None else self._optimizer.state[parameter][moment]
         elif moment is None:
-            found = safe_get_full_fp32_param(parameter)
+            found = deepspeed.utils.safe_get_full_fp32_param(parameter)
         else:
-            found = safe_get_full_optimizer_state(parameter, moment)
+            found = deepspeed.utils.safe_get_full_optimizer_state(parameter, moment)
         assert found is not None, "DeepSpeed holds no state of a trained parameter"
         return found.detach().to("cpu", torch.float32, copy=True)
 
-    def _set(self, parameter: nn.Parameter, value: Tensor, moment: str | None) -> None:
+    def _write(self, parameter: nn.Parameter, value: Tensor, moment: str | None) -> None:
         value = value.to(self._engine.device)
         if self._stage == 0:
             target = parameter if moment is None else self._optimizer.state[parameter][moment]
             target.data.copy_(value)
         elif moment is not None and self._stage == 3:
-            safe_set_local_optimizer_state(parameter, local_share(parameter, value), moment)
+            deepspeed.utils.safe_set_local_optimizer_state(parameter, zero3_partition(parameter, value), moment)
         elif moment is not None:
-            safe_set_full_optimizer_state(parameter, value, moment)
+            deepspeed.utils.safe_set_full_optimizer_state(parameter, value, moment)
         elif self._stage == 3:
-            safe_set_local_fp32_param(parameter, local_share(parameter, value))
+            deepspeed.utils.safe_set_local_fp32_param(parameter, zero3_partition(parameter, value))
             with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
                 parameter.data.copy_(value)
         else:
-            safe_set_full_fp32_param(parameter, value)
+            deepspeed.utils.safe_set_full_fp32_param(parameter, value)
             parameter.data.copy_(value)
 
 
 def compile_layers(module: MaskedLM) -> None:
-    """Compile the transformer layers in place: one graph for all of them, as all have the same shapes."""
-    # Torch's own limit is 8, and beyond it layers would run as they are, in silence.
+    """Compile the transformer layers in place. They share one graph, because all have the same shapes."""
+    # Beyond torch's default of 8 graphs, layers would silently run uncompiled.
     torch._dynamo.config.recompile_limit = fused_head.MAX_GRAPHS
     for layer in module.layers():
         layer.compile(dynamic=False)

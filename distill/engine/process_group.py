@@ -8,12 +8,13 @@ from dataclasses import dataclass
 import deepspeed
 import torch
 
+from cluster.models.precision import Precision, check_precision
 from cluster.telemetry import host_memory
 
 
 @dataclass(frozen=True)
 class Workers:
-    """The processes of a run and this one among them."""
+    """This process and the size of its process group."""
 
     rank: int
     local_rank: int
@@ -26,7 +27,7 @@ class Workers:
 
     @property
     def memory(self) -> int:
-        """Bytes of memory there are for this worker: its GPU's, or its share of the machine's."""
+        """Memory of this worker in bytes: its GPU's, or its share of the machine's."""
         if self.device.type == "cuda":
             return int(torch.cuda.get_device_properties(self.device).total_memory)
         return host_memory.total() // self.local_world_size
@@ -41,11 +42,20 @@ class Workers:
         return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
 
 
-def join(threads: int) -> Workers:
-    """Join the processes that torchrun or Ray started (``RANK``, ``WORLD_SIZE``), or be the only one.
+def check_device(precision: Precision, device: torch.device) -> None:
+    """Refuse a precision that the device lacks; DeepSpeed knows whether the CPU has fp16.
 
-    May be called again in a process that has joined. The group lasts as long as the process: DeepSpeed keeps handles
-    on it and could not live through a second one.
+    Raises:
+        PrecisionError: names a precision that the device has.
+    """
+    check_precision(precision, device, cpu_has_fp16=deepspeed.accelerator.get_accelerator().is_fp16_supported())
+
+
+def join(threads: int) -> Workers:
+    """Join the process group that torchrun or Ray started (``RANK``, ``WORLD_SIZE``), or create one of one process.
+
+    May be called again in the same process. The group lasts as long as the process, because DeepSpeed keeps handles on
+    it.
     """
     torch.set_num_threads(threads)
     cuda = torch.cuda.is_available()
@@ -54,7 +64,7 @@ def join(threads: int) -> Workers:
     if cuda:
         torch.cuda.set_device(device)
     if not torch.distributed.is_initialized():
-        if not cuda:  # NCCL would wait for peers that may have failed
+        if not cuda:  # NCCL would wait for failed peers
             atexit.register(_leave)
         backend = "nccl" if cuda else "gloo"
         if "RANK" in os.environ:
@@ -62,15 +72,14 @@ def join(threads: int) -> Workers:
         else:
             store = torch.distributed.HashStore()  # type: ignore[attr-defined]
             torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1)
-    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists
+    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed requires it
     deepspeed.init_distributed(verbose=False)
     return Workers(torch.distributed.get_rank(), local_rank, torch.distributed.get_world_size(), device)
 
 
 def _leave() -> None:
-    """Leave the other workers, at the end of the process."""
+    """Leave the group at the end of the process."""
     torch.distributed.destroy_process_group()
-    # Gloo's threads live on, for DeepSpeed keeps the group. One that has just done its work lets go of its tensors, for
-    # which it needs the interpreter: where that is gone first, the process ends by SIGABRT, with all done. Asleep, we
-    # let it.
+    # Gloo's threads live on, because DeepSpeed keeps the group. A thread that releases its tensors needs the
+    # interpreter; if that has ended, the process dies by SIGABRT. Sleeping gives the threads the interpreter.
     time.sleep(0.2)

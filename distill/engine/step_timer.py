@@ -1,7 +1,7 @@
-"""Where the time of a step goes, as the device sees it, without waiting for the device.
+"""Times the parts of a step on the device, without waiting for it.
 
-On a GPU the borders between parts are events in its queue: a part takes as long as the GPU was at it or stood still
-during it. So ``data`` is what the GPU missed for want of data, not what the CPU did about data meanwhile.
+On a GPU, events in its queue separate the parts. A part counts the time that the GPU worked on it or idled in it:
+``data`` is how long the GPU waited for data, not how long the CPU prepared it.
 """
 
 import contextlib
@@ -17,16 +17,16 @@ PARTS = ("data", "teacher", "student_forward", "backward", "optimizer", "communi
 
 
 class StepTimer:
-    """Seconds by part since the last reading."""
+    """Measures seconds by part of a step."""
 
     def __init__(self, device: torch.device) -> None:
         self._cuda = device.type == "cuda"
         self._marks: list[tuple[str, Any]] = []
-        """What begins, and when; an empty name for what belongs to no step."""
+        """Part and its start; the part is empty outside steps."""
         self._part = ""
 
     def begin(self, part: str) -> None:
-        """From now on time belongs to ``part``; to none when it is empty."""
+        """Start ``part``; an empty name ends the step."""
         self._part = part
         if not self._cuda:
             self._marks.append((part, time.perf_counter()))
@@ -37,7 +37,7 @@ class StepTimer:
 
     @contextlib.contextmanager
     def within(self, part: str) -> Iterator[None]:
-        """Inside the block, within a step, time belongs to ``part``."""
+        """Count the block as ``part``, within a step."""
         if not (before := self._part):
             yield
             return
@@ -48,7 +48,7 @@ class StepTimer:
             self.begin(before)
 
     def during(self, part: str, call: Callable[..., Any]) -> Callable[..., Any]:
-        """``call``, whose time belongs to ``part``."""
+        """Wrap ``call`` so that its time counts as ``part``."""
 
         @functools.wraps(call)
         def timed(*given: Any, **named: Any) -> Any:
@@ -58,7 +58,7 @@ class StepTimer:
         return timed
 
     def read(self) -> dict[str, float]:
-        """Seconds by part since the last reading; to be called when the device has done what it was given."""
+        """Seconds by part since the last call. Call it only when the device has finished its queue."""
         seconds = dict.fromkeys(PARTS, 0.0)
         for (part, start), (_, end) in pairwise(self._marks):
             if part:

@@ -160,13 +160,6 @@ def hidden_size(model: Any) -> int:
     return int(config.dim if config.model_type == "distilbert" else config.hidden_size)
 
 
-def longest_row(model: Any) -> int:
-    """Most tokens in a row; RoBERTa's positions start behind its padding id."""
-    config = model.config
-    first = config.pad_token_id + 1 if config.model_type == "roberta" else 0
-    return int(config.max_position_embeddings) - first
-
-
 def num_parameters(model: Any) -> int:
     """Parameters, tied ones once."""
     return sum(parameter.numel() for parameter in model.parameters())

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from cluster.models.model_folder import position_offset
+
 Family = Literal["bert", "roberta", "distilbert"]
 
 
@@ -21,6 +23,11 @@ class ModelShape:
     heads: int
     vocabulary: int
     positions: int = 512
+
+    @property
+    def longest_row(self) -> int:
+        """Most tokens in a row."""
+        return self.positions - position_offset(self.family)
 
     @property
     def parameters(self) -> int:

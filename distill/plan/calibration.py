@@ -12,13 +12,14 @@ import psutil
 import torch
 from transformers import BertConfig, BertForMaskedLM, RobertaConfig, RobertaForMaskedLM
 
-from cluster.models.precision import DTYPES, Precision
+from cluster.models.precision import Precision, dtype_of
 from cluster.telemetry import host_memory
 from distill.config import Student, Training
 from distill.cost_model import costs
 from distill.cost_model.hardware import Device
 from distill.data.batches import Batch
-from distill.engine.deepspeed_engine import check_precision, compile_layers
+from distill.engine.deepspeed_engine import compile_layers
+from distill.engine.process_group import check_device
 from distill.modeling import student
 from distill.modeling.fused_head import chunk_positions
 from distill.modeling.masked_lm import MaskedLM, Outputs, choose_attention
@@ -41,10 +42,10 @@ def measure(
     """A worker's device here, ``workers`` of which share this machine; efficiency is that of this very training.
 
     Raises:
-        EngineError: the recipe's precision is not supported here.
+        PrecisionError: this device lacks the recipe's precision.
     """
     place = torch.device("cuda" if torch.cuda.is_available() and training.placement.device == "auto" else "cpu")
-    check_precision(training.precision, place)
+    check_device(training.precision, place)
     torch.set_num_threads(training.placement.threads)
     cores = training.placement.threads if place.type == "cpu" else 1
     peak = _peak(training.precision, place)
@@ -127,7 +128,7 @@ class _Sample:
             source = _model(_few(self._taught))
             layers = Student(start="random", layers=tuple(range(few.layers)))
             trained = student.make(source, layers, seed=0)
-            teacher = MaskedLM(source).eval().requires_grad_(False).to(place, DTYPES[training.precision])
+            teacher = MaskedLM(source).eval().requires_grad_(False).to(place, dtype_of(training.precision))
         for model in (trained, *([teacher.model] if teacher else [])):
             choose_attention(model, place.type, self._seq_len)
         compiled = training.placement.compiles(place.type)
@@ -136,7 +137,7 @@ class _Sample:
         learner = StudentObjective(
             trained, training.loss, HeadSettings(training.placement.head, chunk, compiled)
         ).eval()
-        learner.to(place, DTYPES[training.precision])
+        learner.to(place, dtype_of(training.precision))
         if compiled:
             compile_layers(learner)
             if teacher is not None:
@@ -175,7 +176,7 @@ def _model(shape: ModelShape) -> BertForMaskedLM | RobertaForMaskedLM:
 def _peak(precision: Precision, place: torch.device) -> float:
     """Operations per second of large matrix products, the best of several."""
     side = _SIDE[place.type]
-    left, right = (torch.randn(side, side, device=place).to(DTYPES[precision]) for _ in range(2))
+    left, right = (torch.randn(side, side, device=place).to(dtype_of(precision)) for _ in range(2))
     return 2 * side**3 / _seconds(lambda: left @ right, place)
 
 

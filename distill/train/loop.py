@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from cluster.artifacts import artifact, stage
+from cluster.models.model_folder import positions
 from cluster.telemetry import metrics
 from cluster.tokens.rows import TokenSet
 from distill.checkpointing.run_folder import Run
@@ -42,7 +43,7 @@ def run(recipe: Distillation, inputs: Mapping[str, Path], out: Path) -> dict[str
     identities = {role: artifact.read(path).identity for role, path in inputs.items()}
     workers = join(recipe.placement.threads)
     teacher, _ = masked_lm.load(source.path)
-    if schedule.longest > (longest := masked_lm.longest_row(teacher)):
+    if schedule.longest > (longest := positions(teacher.config)):
         raise ModelError(f"rows of {schedule.longest} tokens, but the teacher reads {longest}")
     model = student.make(teacher, recipe.student, recipe.seed)
     masked_lm.choose_attention(teacher, workers.device.type, schedule.longest)

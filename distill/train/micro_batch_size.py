@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from cluster.models.precision import DTYPES
+from cluster.models.precision import dtype_of
 from cluster.telemetry import host_memory, progress
 from distill.config import Training
 from distill.data.batches import Batch
@@ -69,7 +69,7 @@ def measure(
     training.check_divides(workers.world_size)
     sizes = candidates(training.rows_per_step // workers.world_size)
     # A copy, because DeepSpeed needs the original weights in fp32.
-    probe = copy.deepcopy(objective).to(device=workers.device, dtype=DTYPES[training.precision])
+    probe = copy.deepcopy(objective).to(device=workers.device, dtype=dtype_of(training.precision))
     if training.placement.compiles(workers.device.type):
         compile_layers(probe)
     reserve = _training_state_bytes(probe, training, workers)

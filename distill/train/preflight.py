@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from cluster.artifacts import artifact
+from cluster.models.precision import check_bf16
 from cluster.telemetry import host_memory
 from cluster.telemetry.formatting import size
 from cluster.telemetry.progress import say
@@ -91,8 +92,8 @@ def check(
     """Warnings for a worker's device.
 
     Raises:
-        PreflightError: not the device asked for, no kernels for it, no such precision, or not enough memory whatever
-            the micro-batch.
+        PreflightError: another device than the recipe's, no kernels for it, or too little memory for one row.
+        PrecisionError: the device lacks the precision.
     """
     if machine.kind == "cuda" and training.placement.device == "cpu":
         raise PreflightError(
@@ -102,8 +103,7 @@ def check(
     if machine.capability is not None:
         if lacking := lacks_kernels(machine.capability):
             raise PreflightError(f"{machine.name}: {lacking}")
-        if training.precision == "bf16" and machine.capability < (8, 0):
-            raise PreflightError(f'{machine.name} has no bf16 (it would be emulated): write precision = "fp16"')
+        check_bf16(training.precision, machine.name, machine.capability)
     return _check_memory(training, teacher, student, machine, workers, seq_len)
 
 

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from cluster.models.precision import DTYPES
+from cluster.models.precision import dtype_of
 from distill.config import Loss, Training
 from distill.data.batches import Batch
 from distill.engine.process_group import Workers
@@ -34,7 +34,7 @@ class HeadSettings:
 def head_settings(training: Training, vocab_size: int, workers: Workers) -> HeadSettings:
     """The head settings of a run on this worker."""
     device = workers.device.type
-    chunk = fused_head.chunk_positions(vocab_size, DTYPES[training.precision].itemsize, workers.memory, device)
+    chunk = fused_head.chunk_positions(vocab_size, dtype_of(training.precision).itemsize, workers.memory, device)
     return HeadSettings(training.placement.head, chunk, training.placement.compiles(device))
 
 

@@ -15,6 +15,7 @@ from transformers import BertConfig, BertForMaskedLM
 
 from cluster.artifacts import artifact, errors, stage
 from cluster.artifacts.recipe import Recipe
+from cluster.models.model_folder import positions
 from cluster.tokens.rows import TokenSet, open_tokens
 from cluster.tokens.tokenizer import load_tokenizer, quiet_tokenizer, vocabulary_digest
 from distill.checkpointing.run_folder import Run
@@ -154,8 +155,8 @@ def _check_reads(model: Any, tokenizer: Any, folder: str | Path, given: list[Tok
                 f"tokens {tokens.path} and teacher {folder} have different vocabularies: make the tokens with "
                 f"--tokenizer {folder}"
             )
-        if tokens.seq_len > masked_lm.longest_row(model):
-            raise ModelError(f"rows of {tokens.seq_len} tokens, but the teacher reads {masked_lm.longest_row(model)}")
+        if tokens.seq_len > positions(model.config):
+            raise ModelError(f"rows of {tokens.seq_len} tokens, but the teacher reads {positions(model.config)}")
 
 
 def _train(model: Any, recipe: Teacher, schedule: Schedule, identities: dict[str, str], folder: Path) -> None:

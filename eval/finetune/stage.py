@@ -27,6 +27,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from cluster.artifacts import artifact, errors, stage
 from cluster.artifacts.recipe import Recipe
+from cluster.models.precision import Precision, check_precision
 from cluster.storage.filesystem import write_json
 from eval.finetune.answer_spans import STRIDE
 from eval.finetune.classification import prepare
@@ -34,7 +35,7 @@ from eval.finetune.early_stopping import EarlyStopping, EpochWatch, divide
 from eval.finetune.question_answering import prepare_questions
 from eval.finetune.task_distillation import TaskDistillation, Teaching
 from eval.finetune.task_model import ModelError, TaskSource, device, open_source, save
-from eval.finetune.trainer import Precision, Settings, TaskProblem, Trainer, check_precision, on_cpu
+from eval.finetune.trainer import Settings, TaskProblem, Trainer, on_cpu
 from eval.tasks.definitions import TASKS, Task
 from eval.tasks.examples import from_folder, from_hub
 from eval.tasks.metrics import headline

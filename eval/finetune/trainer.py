@@ -6,19 +6,19 @@ As in Devlin et al. 2019, appendix A.3. On a CPU the same seed gives the same we
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import torch
 import transformers
 from torch import Tensor, nn
 
+from cluster.models.precision import Precision, dtype_of, parameter_groups
 from cluster.telemetry.progress import Progress
 from eval.finetune.batching import Features, Inputs, Rows, scoring_batches, training_batches
 from eval.finetune.task_model import ModelError
 from eval.tasks.definitions import Task
 
-Precision: TypeAlias = Literal["fp32", "bf16", "fp16"]
 Forward: TypeAlias = Callable[[Any, Inputs], Tensor]
 """``forward(model, inputs)``: the logits that the task's loss and answers are made of, ``[rows, ...]``."""
 Loss: TypeAlias = Callable[[Tensor, Rows], Tensor]
@@ -31,7 +31,6 @@ CLIP_NORM = 1.0
 # Examples times length squared, which is what attention keeps: parts that stay in a CPU's caches. Windows of SQuAD (160
 # tokens on average) went through a 6-layer model 1.4 times as fast in parts of 8 as in parts of 32.
 CPU_SQUARES = 2**18
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -112,7 +111,9 @@ class Trainer:
         """
         settings = self.settings
         steps = settings.epochs * -(-len(rows) // settings.batch)
-        optimizer = torch.optim.AdamW(self._groups(), lr=settings.learning_rate, fused=True)
+        optimizer = torch.optim.AdamW(
+            parameter_groups(self.model, settings.weight_decay), lr=settings.learning_rate, fused=True
+        )
         schedule = transformers.get_linear_schedule_with_warmup(optimizer, round(settings.warmup * steps), steps)
         scaler = torch.amp.GradScaler(self.model.device.type, enabled=settings.precision == "fp16")
         losses: list[Tensor] = []
@@ -150,7 +151,7 @@ class Trainer:
         size = self._part_size(rows)
         for first in range(0, len(rows), size):
             part = rows[first : first + size]
-            with torch.autocast(device.type, DTYPES[self.settings.precision], self.settings.precision != "fp32"):
+            with torch.autocast(device.type, dtype_of(self.settings.precision), self.settings.precision != "fp32"):
                 logits = self.forward(self.model, self.features.batch(part))
             # Sums over the examples of the step, so that parts of different sizes count by their examples.
             loss = self.loss(logits.float(), part) / len(rows)
@@ -164,14 +165,6 @@ class Trainer:
             return self.micro_batch
         longest = int(self.features.lengths[rows].max())
         return min(self.micro_batch, on_cpu(longest))
-
-    def _groups(self) -> list[dict[str, Any]]:
-        # Biases and LayerNorm weights are not decayed: decay pulls towards 0, and a scale should stay near 1.
-        parameters = list(self.model.parameters())
-        return [
-            {"params": [each for each in parameters if each.ndim > 1], "weight_decay": self.settings.weight_decay},
-            {"params": [each for each in parameters if each.ndim <= 1], "weight_decay": 0.0},
-        ]
 
 
 @torch.inference_mode()
@@ -193,18 +186,6 @@ def outputs(
 def on_cpu(longest: int) -> int:
     """Examples of at most so many tokens that go through a model on a CPU at once, whatever there is memory for."""
     return max(1, CPU_SQUARES // longest**2)
-
-
-def check_precision(precision: Precision, device: torch.device) -> None:
-    """
-    Raises:
-        ModelError: this device computes it slowly or not at all.
-    """
-    if precision == "fp16" and device.type != "cuda":
-        raise ModelError('precision = "fp16" needs a GPU: write "bf16" or "fp32"')
-    # PyTorch emulates bf16 on older cards and says that it is supported.
-    if precision == "bf16" and device.type == "cuda" and torch.cuda.get_device_capability() < (8, 0):
-        raise ModelError(f'{torch.cuda.get_device_name()} has no bf16: write precision = "fp16"')
 
 
 def _attention(device: torch.device, precision: Precision) -> str:

@@ -15,10 +15,11 @@ import torchrun_workers
 from tiny_engine import ROWS, Spoil, one_step, started, training
 from torch import Tensor
 
+from cluster.models.precision import PrecisionError
 from distill.config import Optimizer, Placement, Training
 from distill.engine import deepspeed_engine, process_group
-from distill.engine.deepspeed_engine import Engine, EngineError, TrainingState, check_precision, settings
-from distill.engine.process_group import Workers
+from distill.engine.deepspeed_engine import Engine, EngineError, TrainingState, settings
+from distill.engine.process_group import Workers, check_device
 
 GOLDEN = paths.GOLDEN / "deepspeed"
 
@@ -236,14 +237,15 @@ def test_the_loss_scale_is_part_of_the_state(folder: Path, workers: Workers, mon
 def test_a_precision_the_processor_lacks_is_refused(workers: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
     # Newer processors have fp16 arithmetic.
     monkeypatch.setattr(deepspeed.accelerator.get_accelerator(), "is_fp16_supported", lambda: False)
-    with pytest.raises(EngineError, match='write precision = "bf16" or "fp32"'):
-        check_precision("fp16", workers.device)
+    with pytest.raises(PrecisionError, match='write precision = "bf16" or "fp32"'):
+        check_device("fp16", workers.device)
 
 
 def test_bf16_is_refused_on_a_v100_although_torch_calls_it_supported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 0))
-    with pytest.raises(EngineError, match='write precision = "fp16"'):
-        check_precision("bf16", torch.device("cuda", 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla V100")
+    with pytest.raises(PrecisionError, match='write precision = "fp16"'):
+        check_device("bf16", torch.device("cuda", 0))
 
 
 def test_half_precision_without_zero_is_refused() -> None:

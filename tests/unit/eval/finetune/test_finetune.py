@@ -250,7 +250,7 @@ def test_what_is_held_out_keeps_units_together() -> None:
 def test_fp16_is_for_gpus(tmp_path: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
-    with pytest.raises(ValueError, match='precision = "fp16" needs a GPU: write "bf16" or "fp32"'):
+    with pytest.raises(ValueError, match='precision = "fp16" needs a GPU'):
         finetune(tmp_path, tmp_path, tmp_path / "out", task="sst2", precision="fp16")
 
 
