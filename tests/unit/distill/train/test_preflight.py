@@ -10,6 +10,7 @@ import tokens_artifact
 import torch
 
 from cluster.artifacts.commit import ArtifactError
+from cluster.models.precision import PrecisionError
 from distill.config import Distillation
 from distill.cost_model import costs
 from distill.modeling import model_shape
@@ -46,7 +47,7 @@ def test_a_gpu_nobody_asked_for_is_not_taken(monkeypatch: pytest.MonkeyPatch) ->
 def test_bf16_on_a_v100_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_70"])
     assert preflight.check(_training(precision="fp16"), BERT, HALF, V100, 8, 512) == []
-    with pytest.raises(PreflightError, match='write precision = "fp16"'):
+    with pytest.raises(PrecisionError, match='write precision = "fp16"'):
         preflight.check(_training(), BERT, HALF, V100, 8, 512)
 
 
