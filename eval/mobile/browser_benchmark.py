@@ -43,21 +43,21 @@ def measure(
     """
     _check(page, plan)
     models = [model["role"] for model in page.facts["models"]]
-    exchange = ResultInbox(
+    inbox = ResultInbox(
         page,
         {"job": name, "plan": dict(plan), "version": page.facts["version"]},
         lambda posted: result_schema.read(posted, page.facts["version"], plan, models),
     )
     secure = one_time_link.tls(where.certificate, where.key)
-    with serving(exchange, where.host, where.port, secure) as port:
+    with serving(inbox, where.host, where.port, secure) as port:
         try:
-            _invite(exchange, _address(where, port), port, where, out)
-            _wait(exchange, where.wait_seconds)
+            _invite(inbox, _address(where, port), port, where, out)
+            _wait(inbox, where.wait_seconds)
         finally:
             # It leads nowhere any more.
             for each in (LINK, PICTURE):
                 (out / each).unlink(missing_ok=True)
-    result: result_schema.PhoneResult = exchange.result
+    result: result_schema.PhoneResult = inbox.result
     filesystem.write_json(out / "posted.json", result.model_dump(mode="json"))
     return {
         "device": result.device.model_dump(mode="json"),
@@ -91,8 +91,8 @@ def _address(where: BrowserPlacement, port: int) -> str:
     return f"{scheme}://{host}:{port}"
 
 
-def _invite(exchange: ResultInbox, address: str, port: int, where: BrowserPlacement, out: Path) -> None:
-    link = one_time_link.link(address, exchange.token)
+def _invite(inbox: ResultInbox, address: str, port: int, where: BrowserPlacement, out: Path) -> None:
+    link = one_time_link.link(address, inbox.token)
     one_time_link.picture(link, out / PICTURE)
     filesystem.write_json(out / LINK, {"link": link, "until": time.time() + where.wait_seconds})
     progress.say(f"open this link on the phone within {where.wait_seconds / 60:.0f} minutes, and press Measure:")
@@ -110,12 +110,12 @@ def _invite(exchange: ResultInbox, address: str, port: int, where: BrowserPlacem
         phone.shell(f"am start -a android.intent.action.VIEW -d '{link}'")
 
 
-def _wait(exchange: ResultInbox, seconds: float) -> None:
+def _wait(inbox: ResultInbox, seconds: float) -> None:
     deadline = time.monotonic() + seconds
     opened = False
     with progress.Progress("waiting for a phone", round(seconds), "seconds") as shown:
-        while not exchange.done.wait(min(1.0, max(0.0, deadline - time.monotonic()))):
-            if exchange.opened.is_set() and not opened:
+        while not inbox.done.wait(min(1.0, max(0.0, deadline - time.monotonic()))):
+            if inbox.opened.is_set() and not opened:
                 opened = True
                 progress.say("the link was opened")
             shown.advance()

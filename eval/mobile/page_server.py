@@ -1,50 +1,52 @@
-"""Serve a page that measures a phone to whoever has the one-time link, and take one result from it.
+"""Serve the measuring page to the holder of a one-time link, and accept one result.
 
-A link is ``http://host:port/?t=<token>``. Opening it puts the token into a cookie, and nothing at all is answered
-without it: not the page, not the models, not the job. The token is worth one result; with that accepted it is spent.
+A link is ``http://host:port/?t=<token>``. Opening it stores the token in a cookie. Without the cookie the server
+refuses every request: page, models and job. The token is worth one result.
 
 ::
 
     GET  /?t=TOKEN    303 to the page, with the cookie
-    GET  /…           a file of the page's manifest, by its exact name; there is no other way to a file
+    GET  /…           a file of the page's manifest, by its exact name; no other file can be reached
     GET  /job         what to measure: {"job": name, "id": …, "plan": {…}, "version": …}
-    POST /result?job=ID   JSON of at most 1 MiB: 201 taken, 400 why it is no result, 409 there is one already
+    POST /result?job=ID   JSON of at most 1 MiB: 201 accepted, 400 with the reason, 409 the job has a result already
 
-The id says which link the numbers were measured for: a phone keeps what it could not send, and may hold it still when
-it opens the link of another job.
+The id names the link that the numbers were measured for: a phone keeps numbers that it could not send, and may still
+have them when it opens the link of another job.
 """
 
+import asyncio
 import contextlib
 import hashlib
 import hmac
-import io
 import json
+import logging
 import mimetypes
 import secrets
 import socket
 import ssl
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from http.cookies import CookieError, SimpleCookie
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+
+from aiohttp import web
 
 from cluster.artifacts import artifact
 from cluster.artifacts.errors import StageError
 
-MOST_RESULT_BYTES = 2**20
-SILENCE_SECONDS = 30.0
-"""After which a connection is closed that says nothing."""
-REQUEST_SECONDS = 60.0
-"""In which a request has arrived, from its first byte to the last of its body; the answer may take longer."""
-MOST_CONNECTIONS = 64
-"""At once, each with a thread of its own; a browser has about six."""
+MAX_RESULT_BYTES = 2**20
+IDLE_SECONDS = 30.0
+"""Deadline of a handshake, of the head of the next request, and of a client that takes in nothing of a response."""
+BODY_SECONDS = 60.0
+"""Deadline of the body of a request, from its first byte to its last."""
+MAX_CONNECTIONS = 64
+"""Open at once; a browser opens about six."""
 _CHUNK_BYTES = 2**18
+_PATH = web.ResponseKey("path", Path)
+"""The file that a response consists of."""
 
 _TYPES = {
     ".mjs": "text/javascript",
@@ -54,9 +56,8 @@ _TYPES = {
     ".webmanifest": "application/manifest+json",
     ".md": "text/plain; charset=utf-8",
 }
-
 _HEADERS = {
-    # Isolated from other pages, which is what browsers ask for before they give threads.
+    # Browsers give threads only to pages that are isolated from others.
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Embedder-Policy": "require-corp",
     "Cross-Origin-Resource-Policy": "same-origin",
@@ -66,301 +67,271 @@ _HEADERS = {
     ),
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
+    "Server": "stillhouse",
 }
+
+logger = logging.getLogger(__name__)
 
 
 class ResultError(ValueError):
-    """What was posted is no result; the message goes back to the phone."""
+    """The posted JSON is not a valid result; the phone shows the message."""
 
 
 @dataclass
 class ResultInbox:
-    """One token, what it stands for, and what came back."""
+    """A one-time token, the job it belongs to, and the result once it is accepted."""
 
     page: artifact.Artifact
     job: Mapping[str, Any]
     accept: Callable[[Any], Any]
-    """Makes a result of what was posted as JSON, or raises :class:`ResultError`."""
+    """Turns posted JSON into a result, or raises :class:`ResultError`."""
     token: str = field(default_factory=lambda: secrets.token_urlsafe(24))
     result: Any = None
     opened: threading.Event = field(default_factory=threading.Event)
-    """Set when somebody has opened the link."""
+    """Set when a client opens the link."""
     done: threading.Event = field(default_factory=threading.Event)
-    """Set when the result is here and its sender has been told so."""
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    """Set when the result is accepted and its sender has the confirmation."""
 
     @property
     def id(self) -> str:
-        """Of this link, for everybody to see: the token cannot be told from it."""
+        """Public name of the link; it does not reveal the token."""
         return link_id(self.token)
-
-    def take(self, posted: Any) -> bool:
-        """Accept a result; whether it was the first.
-
-        Raises:
-            ResultError: it is none.
-        """
-        result = self.accept(posted)
-        with self.lock:
-            if self.result is not None:
-                return False
-            self.result = result
-            return True
 
 
 def link_id(token: str) -> str:
     return hashlib.sha256(token.encode()).hexdigest()[:16]
 
 
-class Server(ThreadingHTTPServer):
-    """An HTTP server of one exchange."""
-
-    daemon_threads = True
-    request_queue_size = 128  # a browser opens many connections at once
-
-    def __init__(self, address: tuple[str, int], exchange: ResultInbox, tls: ssl.SSLContext | None) -> None:
-        self.exchange = exchange
-        self.tls = tls
-        self._open: set[socket.socket] = set()
-        self._room = threading.BoundedSemaphore(MOST_CONNECTIONS)
-        super().__init__(address, Handler)
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        if not self._room.acquire(blocking=False):
-            self.shutdown_request(request)
-            return
-        try:
-            super().process_request(request, client_address)
-        except BaseException:  # there is no thread that would give it back
-            self._room.release()
-            raise
-
-    def process_request_thread(self, request: Any, client_address: Any) -> None:
-        try:
-            super().process_request_thread(request, client_address)
-        finally:
-            self._room.release()
-
-    def finish_request(self, request: Any, client_address: Any) -> None:
-        # In the connection's own thread: a client that never completes its handshake holds up nobody.
-        request.settimeout(SILENCE_SECONDS)
-        self._open.add(request)
-        answered = request
-        try:
-            if self.tls is not None:
-                answered = self.tls.wrap_socket(request, server_side=True)
-                self._open.add(answered)  # which the connection is from here on
-            super().finish_request(answered, client_address)
-        finally:
-            self._open.discard(request)
-            self._open.discard(answered)
-
-    def server_close(self) -> None:
-        """Close, also connections that are kept alive: with the job its page ends."""
-        super().server_close()
-        for request in [*self._open]:
-            with contextlib.suppress(OSError):  # it has just closed by itself
-                request.shutdown(socket.SHUT_RDWR)
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A phone that goes away is no error of ours, and a trace of it is no news."""
-
-
 @contextlib.contextmanager
-def serving(exchange: ResultInbox, host: str, port: int, tls: ssl.SSLContext | None = None) -> Iterator[int]:
-    """Serve inside the block; yields the port.
+def serving(inbox: ResultInbox, host: str, port: int, tls: ssl.SSLContext | None = None) -> Iterator[int]:
+    """Serve from a thread inside the block; yields the port. Leaving the block closes all connections.
 
     Raises:
-        StageError: the address cannot be had.
+        StageError: the address is not available.
     """
     try:
-        server = Server((host, port), exchange, tls)
+        listener = socket.create_server((host, port), backlog=128)  # a browser opens many connections at once
     except OSError as error:
+        reason = str(error.strerror).partition(" (while")[0]
         raise StageError(
-            f"the page cannot be served at {host}:{port}: {error.strerror}; set placement.port to another one"
+            f"cannot serve the page at {host}:{port}: {reason}; set placement.port to another one"
         ) from None
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-    thread.start()
-    try:
-        yield server.server_address[1]
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
-
-
-class _Arriving(io.RawIOBase):
-    """What a client sends: a byte now and then would otherwise hold its thread for ever."""
-
-    def __init__(self, connection: socket.socket) -> None:
-        self._connection = connection
-        self._deadline: float | None = None
-
-    def next_request(self) -> None:
-        """Before its first byte a request has all the time that silence has."""
-        self._deadline = None
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        self._connection.settimeout(self._patience())
+    listener.setblocking(False)
+    with listener:
+        stop: Future[Callable[[], object]] = Future()
+        server = _Server(inbox, listener, tls)
+        thread = threading.Thread(target=lambda: asyncio.run(server.run(stop)), daemon=True)
+        thread.start()
         try:
-            count = self._connection.recv_into(buffer)
+            yield int(listener.getsockname()[1])
         finally:
-            self._connection.settimeout(SILENCE_SECONDS)  # of answers, which the deadline is not for
-        if self._deadline is None:
-            self._deadline = time.monotonic() + REQUEST_SECONDS
-        return count
-
-    def _patience(self) -> float:
-        if self._deadline is None:
-            return SILENCE_SECONDS
-        left = self._deadline - time.monotonic()
-        if left <= 0:
-            raise TimeoutError("the request did not arrive in time")
-        return min(SILENCE_SECONDS, left)
+            stop.result()()
+            thread.join()
 
 
-class Handler(BaseHTTPRequestHandler):
-    """One connection."""
+class _Connection(web.RequestHandler):
+    """One client."""
 
-    protocol_version = "HTTP/1.1"
-    server_version = "stillhouse"
-    sys_version = ""
-    server: Server
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self.closed = asyncio.Event()
 
-    def setup(self) -> None:
-        super().setup()
-        self.rfile.close()  # it waits for every byte anew
-        self._arriving = _Arriving(self.connection)
-        self.rfile = io.BufferedReader(self._arriving)
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # A response then counts as sent when the kernel has all of it, so that its deadline covers its end too.
+        assert isinstance(transport, asyncio.WriteTransport)
+        transport.set_write_buffer_limits(high=0)
+        super().connection_made(transport)
 
-    def handle_one_request(self) -> None:
-        self._arriving.next_request()
-        super().handle_one_request()
+    def connection_lost(self, exc: BaseException | None) -> None:
+        super().connection_lost(exc)
+        self.closed.set()
 
-    def do_GET(self) -> None:
-        exchange, url = self.server.exchange, urlsplit(self.path)
-        given = parse_qs(url.query).get("t")
-        if given is not None:
-            self._open(given[-1])
-        elif not self._known():
-            self._refuse(HTTPStatus.FORBIDDEN, "This page needs its link: open the link or the QR code of the job.")
-        elif url.path == "/job":
-            self._answer(HTTPStatus.OK, json.dumps({**exchange.job, "id": exchange.id}).encode(), "application/json")
-        else:
-            self._file("index.html" if url.path == "/" else url.path[1:])
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """Answer without a stack trace and library versions; malformed requests are not worth a log entry."""
+        if status >= 500:
+            logger.error("cannot answer a request", exc_info=exc)
+        if request.writer.output_size > 0:
+            raise ConnectionResetError("the response has begun")
+        if self.transport is not None:
+            asyncio.get_running_loop().call_later(IDLE_SECONDS, self.transport.abort)
+        return _refusal(HTTPStatus(status), HTTPStatus(status).phrase)
 
-    def do_POST(self) -> None:
-        url = urlsplit(self.path)
-        if not self._known():
-            self._refuse(HTTPStatus.FORBIDDEN, "this token is not the job's")
-        elif url.path != "/result":
-            self._refuse(HTTPStatus.NOT_FOUND, "post to /result")
-        elif parse_qs(url.query).get("job") != [self.server.exchange.id]:
-            self._refuse(
-                HTTPStatus.BAD_REQUEST, "they were measured for another job: reload the page and measure again"
-            )
-        elif (posted := self._body()) is not None:
-            self._take(posted)
 
-    def _open(self, token: str) -> None:
-        if not self._is_token(token):
-            self._refuse(HTTPStatus.FORBIDDEN, "This link is not the one of a job that waits: ask for a new one.")
-            return
-        self.server.exchange.opened.set()
-        secure = "; Secure" if self.server.tls is not None else ""
-        # Lax: links in messages work, and no other site can post with it.
-        cookie = f"{self._cookie}={token}; Path=/; HttpOnly; SameSite=Lax; Max-Age=86400{secure}"
-        self._answer(HTTPStatus.SEE_OTHER, b"", "text/plain", {"Location": "/", "Set-Cookie": cookie})
+class _Server:
+    """Serves one inbox: accepts connections and answers their requests."""
 
-    @property
-    def _cookie(self) -> str:
-        # Browsers give a cookie to every port of a host, and two jobs may wait on one.
-        return f"stillhouse_token_{self.server.server_port}"
+    def __init__(self, inbox: ResultInbox, listener: socket.socket, tls: ssl.SSLContext | None) -> None:
+        self._inbox, self._listener, self._tls = inbox, listener, tls
+        # Browsers send a cookie to every port of a host, and two jobs may wait on one host.
+        self._cookie = f"stillhouse_token_{listener.getsockname()[1]}"
+        self._connections: set[asyncio.Task[None]] = set()
 
-    def _known(self) -> bool:
+    async def run(self, stop: "Future[Callable[[], object]]") -> None:
+        """Serve until another thread calls the function that this sets as the result of ``stop``."""
+        loop, stopped = asyncio.get_running_loop(), asyncio.Event()
+        manager = web.Server(self.answer)
+        accepting = loop.create_task(self._accept(manager))
+        stop.set_result(lambda: loop.call_soon_threadsafe(stopped.set))
+        await stopped.wait()
+        accepting.cancel()  # asyncio.run cancels the connections
+
+    async def _accept(self, manager: web.Server) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                client, _ = await loop.sock_accept(self._listener)
+            except OSError:  # the client left, or this process has no file descriptors
+                await asyncio.sleep(0.1)
+                continue
+            if len(self._connections) >= MAX_CONNECTIONS:
+                client.close()
+                continue
+            task = loop.create_task(self._connect(manager, client))
+            self._connections.add(task)
+            task.add_done_callback(self._connections.discard)
+
+    async def _connect(self, manager: web.Server, client: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        # The access log would contain the token.
+        settings: dict[str, Any] = {"access_log": None, "lingering_time": 0, "auto_decompress": False}
+        connection = _Connection(manager, loop=loop, keepalive_timeout=IDLE_SECONDS, **settings)
+        deadlines = {"ssl_handshake_timeout": IDLE_SECONDS, "ssl_shutdown_timeout": 1.0} if self._tls else {}
+        with contextlib.suppress(OSError):  # a failed handshake
+            transport, _ = await loop.connect_accepted_socket(lambda: connection, client, ssl=self._tls, **deadlines)
+            try:
+                await connection.closed.wait()
+            finally:
+                transport.abort()
+
+    async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
         try:
-            cookie = SimpleCookie(self.headers.get("Cookie", "")).get(self._cookie)
-        except CookieError:
-            return False
-        return cookie is not None and self._is_token(cookie.value)
+            if request.method == "POST":
+                response: web.StreamResponse = await self._post(request)
+            elif request.method == "GET":
+                response = self._get(request)
+            else:
+                response = _refusal(HTTPStatus.METHOD_NOT_ALLOWED, "use GET or POST")
+            try:
+                await _send(request, response)
+            finally:
+                if response.status == HTTPStatus.CREATED:
+                    self._inbox.done.set()
+        except OSError:  # the client is gone or too slow, or a file is missing
+            if request.transport is not None:
+                request.transport.abort()
+            raise ConnectionResetError from None
+        return response
+
+    def _get(self, request: web.BaseRequest) -> web.StreamResponse:
+        if "t" in request.query:
+            return self._open(request.query.getall("t")[-1])
+        if not self._has_token(request):
+            reason = "This page needs its link: open the link or scan the QR code of the job."
+            return _refusal(HTTPStatus.FORBIDDEN, reason)
+        path = request.rel_url.raw_path
+        if path == "/job":
+            return _response(text=json.dumps({**self._inbox.job, "id": self._inbox.id}), kind="application/json")
+        return self._file("index.html" if path == "/" else path[1:], request.headers.get("If-None-Match"))
+
+    def _open(self, token: str) -> web.Response:
+        if not self._is_token(token):
+            return _refusal(HTTPStatus.FORBIDDEN, "No job waits for this link: ask for a new one.")
+        self._inbox.opened.set()
+        response = _response(HTTPStatus.SEE_OTHER, headers={"Location": "/"})
+        # Lax: links in messages work, and no other site can post with it.
+        secure = self._tls is not None
+        response.set_cookie(self._cookie, token, max_age=86400, httponly=True, samesite="Lax", secure=secure)
+        return response
+
+    def _has_token(self, request: web.BaseRequest) -> bool:
+        return self._is_token(request.cookies.get(self._cookie, ""))
 
     def _is_token(self, text: str) -> bool:
-        return hmac.compare_digest(text.encode(), self.server.exchange.token.encode())
+        return hmac.compare_digest(text.encode(errors="replace"), self._inbox.token.encode())
 
-    def _file(self, name: str) -> None:
-        page = self.server.exchange.page
+    def _file(self, name: str, known_tag: str | None) -> web.StreamResponse:
+        page = self._inbox.page
         if name not in page.files:
-            self._refuse(HTTPStatus.NOT_FOUND, "no such file on this page")
-            return
+            return _refusal(HTTPStatus.NOT_FOUND, "this page has no such file")
         path, entry = page.path / name, page.files[name]
-        tag = f'"{entry["sha256"][:32]}"'
-        # Parts are named by what is in them; everything else is asked for again, which costs nothing where it is equal.
-        kept = "private, max-age=31536000, immutable" if name.endswith(".part") else "no-cache"
-        headers = {"ETag": tag, "Cache-Control": kept}
-        if self.headers.get("If-None-Match") == tag:
-            self._answer(HTTPStatus.NOT_MODIFIED, b"", None, headers)
-            return
-        self._head(HTTPStatus.OK, int(entry["bytes"]), _type(path), headers)
-        with path.open("rb") as file:
-            while piece := file.read(_CHUNK_BYTES):
-                self.wfile.write(piece)
+        # The name of a part contains its digest. A browser asks again for every other file, and may get a 304.
+        caching = "private, max-age=31536000, immutable" if name.endswith(".part") else "no-cache"
+        headers = {"ETag": f'"{entry["sha256"][:32]}"', "Cache-Control": caching}
+        if known_tag == headers["ETag"]:
+            return _response(HTTPStatus.NOT_MODIFIED, headers=headers)
+        response = web.StreamResponse(headers={**_HEADERS, **headers, "Content-Type": _type(path)})
+        response.content_length = int(entry["bytes"])
+        response[_PATH] = path
+        return response
 
-    def _body(self) -> Any:
-        """The JSON that was posted; None where it was refused."""
-        length = self.headers.get("Content-Length", "")
-        if not length.isascii() or not length.isdigit():
-            return self._refuse(HTTPStatus.LENGTH_REQUIRED, "say how long the result is")
-        if int(length) > MOST_RESULT_BYTES:
-            return self._refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"a result has at most {MOST_RESULT_BYTES} bytes")
-        if self.headers.get_content_type() != "application/json":
-            return self._refuse(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "a result is application/json")
-        read = self.rfile.read(int(length))
-        if len(read) < int(length):  # it may be JSON all the same
-            return self._refuse(HTTPStatus.BAD_REQUEST, "the result was cut short")
+    async def _post(self, request: web.BaseRequest) -> web.Response:
+        inbox = self._inbox
+        if not self._has_token(request):
+            return _refusal(HTTPStatus.FORBIDDEN, "this token does not belong to the job")
+        if request.rel_url.raw_path != "/result":
+            return _refusal(HTTPStatus.NOT_FOUND, "post to /result")
+        if request.query.getall("job", []) != [inbox.id]:
+            reason = "the numbers were measured for another job: reload the page and measure again"
+            return _refusal(HTTPStatus.BAD_REQUEST, reason)
+        if request.content_length is None:
+            return _refusal(HTTPStatus.LENGTH_REQUIRED, "a result needs a Content-Length")
+        if request.content_length > MAX_RESULT_BYTES:
+            return _refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"a result has at most {MAX_RESULT_BYTES} bytes")
+        if request.content_type != "application/json":
+            return _refusal(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "a result is application/json")
+        async with asyncio.timeout(BODY_SECONDS):
+            body = await request.read()
         try:
-            return json.loads(read)
-        except (ValueError, RecursionError):
-            return self._refuse(HTTPStatus.BAD_REQUEST, "a result is JSON")
-
-    def _take(self, posted: Any) -> None:
-        try:
-            first = self.server.exchange.take(posted)
+            result = inbox.accept(json.loads(body))
         except ResultError as error:
-            self._refuse(HTTPStatus.BAD_REQUEST, str(error))
-            return
-        if first:
-            try:
-                self._answer(HTTPStatus.CREATED, b"taken\n", "text/plain")
-            finally:
-                self.server.exchange.done.set()
-        else:
-            self._refuse(HTTPStatus.CONFLICT, "this link has brought its result already")
+            return _refusal(HTTPStatus.BAD_REQUEST, str(error))
+        except (ValueError, RecursionError):
+            return _refusal(HTTPStatus.BAD_REQUEST, "a result is JSON")
+        if inbox.result is not None:
+            return _refusal(HTTPStatus.CONFLICT, "this link already has a result")
+        inbox.result = result
+        return _response(HTTPStatus.CREATED, "accepted\n")
 
-    def _refuse(self, status: HTTPStatus, reason: str) -> None:
-        # The body of what is refused is not read, so the connection cannot be used again.
-        self.close_connection = True
-        self._answer(status, f"{reason}\n".encode(), "text/plain; charset=utf-8")
 
-    def _answer(
-        self, status: HTTPStatus, body: bytes, content_type: str | None, headers: Mapping[str, str] | None = None
-    ) -> None:
-        self._head(status, len(body), content_type, {"Cache-Control": "no-store", **(headers or {})})
-        self.wfile.write(body)
+def _response(
+    status: HTTPStatus = HTTPStatus.OK,
+    text: str = "",
+    kind: str = "text/plain",
+    headers: Mapping[str, str] | None = None,
+) -> web.Response:
+    about = {**_HEADERS, "Cache-Control": "no-store", "Content-Type": f"{kind}; charset=utf-8", **(headers or {})}
+    return web.Response(status=status, body=text.encode(), headers=about)
 
-    def _head(self, status: HTTPStatus, length: int, content_type: str | None, headers: Mapping[str, str]) -> None:
-        self.send_response(status)
-        about = {"Content-Type": content_type} if content_type else {}
-        for name, value in {**_HEADERS, **about, **headers, "Content-Length": str(length)}.items():
-            self.send_header(name, value)
-        if self.close_connection:
-            self.send_header("Connection", "close")
-        self.end_headers()
 
-    def log_message(self, *_: Any) -> None:
-        """Requests are not logged: their first line holds the token."""
+def _refusal(status: HTTPStatus, reason: str) -> web.Response:
+    response = _response(status, f"{reason}\n")
+    response.force_close()  # the body of the request was not read
+    return response
+
+
+async def _send(request: web.BaseRequest, response: web.StreamResponse) -> None:
+    """Send a response, with a deadline for every chunk: a large file may take long, a stalled client may not.
+
+    Raises:
+        OSError: the client took in nothing for IDLE_SECONDS, or the file cannot be read to its end.
+    """
+    loop = asyncio.get_running_loop()
+    async with asyncio.timeout(IDLE_SECONDS) as deadline:
+        await response.prepare(request)
+        if _PATH in response:
+            with response[_PATH].open("rb") as file:
+                while chunk := file.read(_CHUNK_BYTES):
+                    await response.write(chunk)
+                    deadline.reschedule(loop.time() + IDLE_SECONDS)
+                if file.tell() != response.content_length:
+                    raise OSError("the file changed")
+        await response.write_eof()
 
 
 def _type(path: Path) -> str:

@@ -11,7 +11,7 @@ import pydantic
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from cluster.artifacts.errors import StageError
-from eval.mobile.page_server import MOST_RESULT_BYTES, ResultError
+from eval.mobile.page_server import MAX_RESULT_BYTES, ResultError
 from eval.mobile.timing_rows import Row, compared, percentiles, row
 
 MOST_ROWS = 128
@@ -115,7 +115,7 @@ def check(plan: Mapping[str, Any], models: int) -> None:
         raise StageError(f"{'.'.join(map(str, first['loc']))}: {first['msg']} where a phone measures") from None
     # Every number of threads, and the GPU; tokenisation and network of each.
     rows = (len(plan["threads"]) + 1) * len(plan["lengths"]) * models
-    most = min(1000, (MOST_RESULT_BYTES // 2) // (rows * 2 * _TIME_BYTES))
+    most = min(1000, (MAX_RESULT_BYTES // 2) // (rows * 2 * _TIME_BYTES))
     if rows > MOST_ROWS or plan["repeats"] > most:
         raise StageError(
             f"{plan['repeats']} repeats of {rows} rows are more than a phone may post: lower repeats (here to {most}), "

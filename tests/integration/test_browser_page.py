@@ -14,6 +14,7 @@ import chromium
 import numpy as np
 import phone_setup
 import pytest
+from aiohttp import web
 from transformers import AutoTokenizer
 
 from cluster.artifacts import artifact, stage
@@ -56,11 +57,11 @@ def tab(browser) -> Iterator[chromium.Tab]:
 @contextlib.contextmanager
 def opened(tab: chromium.Tab, page: artifact.Artifact) -> Iterator[tuple[ResultInbox, int]]:
     """The page, ready in the tab, and its server."""
-    exchange = phone_setup.exchange(page)
-    with serving(exchange, "127.0.0.1", 0) as port:
-        tab.go(f"http://127.0.0.1:{port}/?t={exchange.token}")
+    inbox = phone_setup.result_inbox(page)
+    with serving(inbox, "127.0.0.1", 0) as port:
+        tab.go(f"http://127.0.0.1:{port}/?t={inbox.token}")
         tab.wait(READY)
-        yield exchange, port
+        yield inbox, port
 
 
 def text(tab: chromium.Tab, name: str) -> str:
@@ -195,9 +196,9 @@ def test_words_are_cut_as_the_tokenizer_does(tab, page, exports, odd):
 
 def test_it_works_offline_after_the_first_load_and_sends_later(tab, page):
     """Reload without a server, answer, measure; the numbers go out when the server is there again."""
-    exchange = phone_setup.exchange(page)
-    with serving(exchange, "127.0.0.1", 0) as port:
-        tab.go(f"http://127.0.0.1:{port}/?t={exchange.token}")
+    inbox = phone_setup.result_inbox(page)
+    with serving(inbox, "127.0.0.1", 0) as port:
+        tab.go(f"http://127.0.0.1:{port}/?t={inbox.token}")
         tab.wait(READY)
         tab.wait("document.getElementById('offline').hidden === false")
     tab.reload()
@@ -209,10 +210,10 @@ def test_it_works_offline_after_the_first_load_and_sends_later(tab, page):
     tab.reload()
     tab.wait("document.getElementById('delivery').innerText.startsWith('Not sent yet')")
     assert " × as fast, " in text(tab, "results")
-    with serving(exchange, "127.0.0.1", port):
-        assert exchange.done.wait(60)
+    with serving(inbox, "127.0.0.1", port):
+        assert inbox.done.wait(60)
         tab.wait("document.getElementById('delivery').innerText.startsWith('Sent')")
-    assert len(exchange.result.rows) == 4
+    assert len(inbox.result.rows) == 4
 
 
 RECORD_STATES = """
@@ -258,19 +259,17 @@ def test_keeping_the_page_says_how_much_has_come(tab, page):
 
 @pytest.mark.parametrize("fault", ["refused", "cut short"])
 def test_of_a_page_that_does_not_come_whole_nothing_is_kept(tab, page, monkeypatch, fault):
-    whole = page_server.Handler._file
+    whole = page_server._Server._file
 
-    def spoilt(handler: page_server.Handler, name: str) -> None:
-        if name != "libraries/LICENCES.md":
-            whole(handler, name)
-        elif fault == "refused":
-            handler._refuse(HTTPStatus.SERVICE_UNAVAILABLE, "not now")
-        else:
-            handler.close_connection = True
-            handler._head(HTTPStatus.OK, 1000, "text/plain", {})
-            handler.wfile.write(b"half")
+    def spoilt(server: page_server._Server, name: str, known_tag: str | None) -> web.StreamResponse:
+        response = whole(server, name, known_tag)
+        if name == "libraries/LICENCES.md" and fault == "refused":
+            return page_server._refusal(HTTPStatus.SERVICE_UNAVAILABLE, "not now")
+        if name == "libraries/LICENCES.md":
+            response.content_length = (response.content_length or 0) + 1000
+        return response
 
-    monkeypatch.setattr(page_server.Handler, "_file", spoilt)
+    monkeypatch.setattr(page_server._Server, "_file", spoilt)
     with opened(tab, page):
         assert "does not let the page work offline" in text(tab, "state")
         assert tab.run("document.getElementById('offline').hidden")
@@ -278,14 +277,14 @@ def test_of_a_page_that_does_not_come_whole_nothing_is_kept(tab, page, monkeypat
 
 
 def test_a_connection_lost_while_loading_goes_on_when_it_is_back(tab, page):
-    exchange = phone_setup.exchange(page)
+    inbox = phone_setup.result_inbox(page)
     described = json.loads((page.path / "page.json").read_text())
     lost = page.path / described["models"][1]["parts"][1]["path"]
     kept = lost.with_suffix(".kept")
     lost.rename(kept)  # the answer begins and breaks off
     try:
-        with serving(exchange, "127.0.0.1", 0) as port:
-            tab.go(f"http://127.0.0.1:{port}/?t={exchange.token}")
+        with serving(inbox, "127.0.0.1", 0) as port:
+            tab.go(f"http://127.0.0.1:{port}/?t={inbox.token}")
             tab.wait("document.getElementById('state').innerText.startsWith('The connection is lost')")
             assert tab.run("document.getElementById('answer').disabled") is False, "the student answers meanwhile"
             kept.rename(lost)
@@ -301,9 +300,9 @@ def test_a_damaged_part_is_refused_said_and_mended(tab, exports, tmp_path):
     part = page.path / described["models"][0]["parts"][0]["path"]
     whole = part.read_bytes()
     part.write_bytes(bytes(len(whole)))
-    exchange = phone_setup.exchange(page)
-    with serving(exchange, "127.0.0.1", 0) as port:
-        tab.go(f"http://127.0.0.1:{port}/?t={exchange.token}")
+    inbox = phone_setup.result_inbox(page)
+    with serving(inbox, "127.0.0.1", 0) as port:
+        tab.go(f"http://127.0.0.1:{port}/?t={inbox.token}")
         tab.wait("document.getElementById('problem').hidden === false")
         assert "arrived damaged" in text(tab, "problem")
         assert tab.run("document.documentElement.scrollWidth - innerWidth") <= 0, "the name of the part is long"
@@ -314,13 +313,13 @@ def test_a_damaged_part_is_refused_said_and_mended(tab, exports, tmp_path):
 
 def test_numbers_for_one_job_never_go_to_another(tab, page):
     """What a phone could not send is not the next job's, which still gets its own."""
-    first = phone_setup.exchange(page)
+    first = phone_setup.result_inbox(page)
     with serving(first, "127.0.0.1", 0) as port:
         tab.go(f"http://127.0.0.1:{port}/?t={first.token}")
         tab.wait(READY)
     tab.run("document.getElementById('measure').click()")
     tab.wait("document.getElementById('delivery').innerText.startsWith('Not sent yet')")
-    second = phone_setup.exchange(page)
+    second = phone_setup.result_inbox(page)
     with serving(second, "127.0.0.1", port):
         tab.go(f"http://127.0.0.1:{port}/?t={second.token}")
         tab.wait(READY)
@@ -352,20 +351,20 @@ def test_licences_can_be_read_with_the_page_kept(tab, page):
 
 
 def test_without_the_link_there_is_a_sentence_and_no_page(tab, page):
-    exchange = phone_setup.exchange(page)
-    with serving(exchange, "127.0.0.1", 0) as port:
+    inbox = phone_setup.result_inbox(page)
+    with serving(inbox, "127.0.0.1", 0) as port:
         tab.go(f"http://127.0.0.1:{port}/")
         assert tab.run("document.body.innerText").startswith("This page needs its link")
 
 
 def test_stopping_leaves_a_page_that_answers(tab, page):
-    with opened(tab, page) as (exchange, _):
+    with opened(tab, page) as (inbox, _):
         tab.run("document.getElementById('measure').click()")
         tab.wait("document.getElementById('stop').hidden === false")
         tab.run("document.getElementById('stop').click()")
         tab.wait(READY)
         assert tab.run("document.getElementById('results').hidden")
-        assert exchange.result is None
+        assert inbox.result is None
         ask(tab, "Rain fell all night.", "When did rain fall?")
 
 
@@ -408,12 +407,12 @@ NAMELESS = """
 @pytest.fixture
 def measured(tab, page) -> Iterator[chromium.Tab]:
     """A page with all it can show."""
-    with opened(tab, page) as (exchange, _):
+    with opened(tab, page) as (inbox, _):
         tab.run("document.getElementById('ask').requestSubmit()")
         tab.wait("document.querySelectorAll('.answer').length === 2")
         tab.wait(READY)
         tab.run("document.getElementById('measure').click()")
-        assert exchange.done.wait(60)
+        assert inbox.done.wait(60)
         tab.wait(READY)
         tab.run("document.querySelector('details').open = true")
         yield tab

@@ -55,7 +55,7 @@ def page(root: Path, given: dict[str, Path], libraries: Path = LIBRARIES, **chan
     return made
 
 
-def exchange(made: artifact.Artifact, plan: dict[str, Any] | None = None) -> ResultInbox:
+def result_inbox(made: artifact.Artifact, plan: dict[str, Any] | None = None) -> ResultInbox:
     """The inbox of results, as the benchmark's stage makes it."""
     asked = plan or PLAN
     version = made.facts["version"]
