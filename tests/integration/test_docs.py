@@ -13,7 +13,6 @@ import pytest
 import tiny
 from train_processes import toml
 
-from cluster.actors import ray_cluster
 from cluster.artifacts import artifact, recipe, registry
 from cluster.artifacts.recipe import Recipe
 from cluster.console import cli, recipes
@@ -242,14 +241,8 @@ def test_the_readme_is_short_and_its_tree_is_that_of_the_code() -> None:
     assert named - {"deploy/browser"} == there
 
 
-@pytest.fixture(scope="module")
-def cluster_of_one() -> Iterator[None]:
-    with ray_cluster.connect(1):
-        yield
-
-
 @pytest.mark.slow
-@pytest.mark.usefixtures("cluster_of_one")
+@pytest.mark.usefixtures("ray_of_three_cpus")
 def test_the_stages_of_the_readme_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """From text to an answer, by the command lines of the README."""
     teacher = tiny.bert_teacher(tmp_path / "bert")

@@ -8,17 +8,16 @@ import itertools
 import shutil
 import signal
 import subprocess
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import pytest
-import tokens_artifact
 import torch
 import torchrun_workers
+from ray_clusters import wait_until
 from torch.nn import functional
-from train_processes import RECIPE, command, curve, environment, train
+from train_processes import FORTY_STEPS, RECIPE, command, curve, environment, train
 from transformers import AutoModelForMaskedLM
 
 from cluster.artifacts import registry, stage
@@ -123,7 +122,6 @@ class Runs:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        tokens_artifact.make(folder)
 
     def at(self, placed: Placed) -> Path:
         return self.folder / named(placed)
@@ -148,8 +146,8 @@ class Runs:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
-    return Runs(tmp_path_factory.mktemp("invariance"))
+def runs(training_folder: Path) -> Runs:
+    return Runs(training_folder)
 
 
 def deviating_layouts(runs: Runs, every: list[Placed]) -> dict[str, tuple[float, float]]:
@@ -255,26 +253,18 @@ def test_losses_are_the_means_over_all_rows_of_a_step(runs: Runs, step: int, sof
 
 
 @pytest.mark.long
-def test_a_killed_run_goes_on_with_the_same_curve(runs: Runs, tmp_path: Path) -> None:
+def test_a_killed_run_goes_on_with_the_same_curve(
+    runs: Runs, tmp_path: Path, curve_of_forty_steps: list[float]
+) -> None:
     folder = runs.folder
-    longer = ("steps=40", "placement.save_every=5", "placement.log_every=1", "placement.validate_every=20")
-    whole = train(folder, tmp_path / "whole", 1, *longer)
-    assert whole.returncode == 0, whole.stderr
     run = tmp_path / "killed"
     process = subprocess.Popen(
-        command(folder, run, 1, *longer), env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        command(folder, run, 1, *FORTY_STEPS), env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-    wait_for(run / "checkpoints" / "step_00000010" / "checkpoint.json", process)
+    wait_until((run / "checkpoints" / "step_00000010" / "checkpoint.json").exists, process)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (run / "checkpoints" / "step_00000040").exists()
-    again = train(folder, run, 1, *longer)
+    again = train(folder, run, 1, *FORTY_STEPS)
     assert again.returncode == 0, again.stderr
-    assert curve(run) == pytest.approx(curve(tmp_path / "whole"), rel=TOLERANCES["fp32"][0])
-
-
-def wait_for(file: Path, process: "subprocess.Popen[bytes]") -> None:
-    """Until ``file`` is there; fails when the process ends first."""
-    while not file.exists():
-        assert process.poll() is None, f"ended before {file.name} was there"
-        time.sleep(0.01)
+    assert curve(run) == pytest.approx(curve_of_forty_steps, rel=TOLERANCES["fp32"][0])

@@ -1,6 +1,7 @@
 """The front door: the whole road on Ray, run again, with dying workers, failing jobs, and submitted to a cluster."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -12,11 +13,9 @@ import psutil
 import pytest
 import ray_clusters
 import tiny_pipeline
-import tokens_artifact
 from ray_clusters import training_workers, wait_until
-from train_processes import RECIPE, curve, train
+from train_processes import RECIPE, curve
 
-from cluster.actors import ray_cluster
 from cluster.artifacts import artifact, commit, recipe
 from cluster.artifacts.errors import StageError
 from cluster.artifacts.stage import TrainingRun
@@ -162,16 +161,8 @@ def test_a_pipeline_whose_driver_was_killed_goes_on_where_it_was(tmp_path: Path)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    found = tmp_path_factory.mktemp("workers")
-    tokens_artifact.make(found)
-    return found
-
-
-@pytest.fixture(scope="module")
-def embedded() -> Iterator[None]:
-    with ray_cluster.connect(2):
-        yield
+def folder(training_folder: Path) -> Path:
+    return training_folder
 
 
 def call(folder: Path, out: Path, **changes: object) -> tuple[Call, Distillation]:
@@ -183,11 +174,8 @@ def call(folder: Path, out: Path, **changes: object) -> tuple[Call, Distillation
 
 @pytest.mark.long
 def test_a_killed_worker_ends_in_a_finished_run_with_the_same_curve(
-    folder: Path, tmp_path: Path, embedded: None
+    folder: Path, tmp_path: Path, ray_of_three_cpus: None, curve_of_forty_steps: list[float]
 ) -> None:
-    settings = ("steps=40", "placement.save_every=5", "placement.log_every=1", "placement.validate_every=20")
-    whole = train(folder, tmp_path / "whole", 1, *settings)
-    assert whole.returncode == 0, whole.stderr
     run = Run(tmp_path / "killed")
     killed: list[int] = []
     killer = threading.Thread(target=kill_a_worker_at, args=(run, 10, killed))
@@ -197,7 +185,7 @@ def test_a_killed_worker_ends_in_a_finished_run_with_the_same_curve(
     killer.join()
     assert killed
     assert not psutil.pid_exists(killed[0])
-    assert curve(run.path) == pytest.approx(curve(tmp_path / "whole"), rel=1e-6)
+    assert curve(run.path) == pytest.approx(curve_of_forty_steps, rel=1e-6)
 
 
 def saved(run: Run, step: int) -> bool:
@@ -216,15 +204,17 @@ def kill_a_worker_at(run: Run, step: int, killed: list[int]) -> None:
 
 
 @pytest.mark.long
-def test_what_the_user_must_mend_is_one_line_and_not_tried_again(folder: Path, tmp_path: Path, embedded: None) -> None:
+def test_what_the_user_must_mend_is_one_line_and_not_tried_again(
+    folder: Path, tmp_path: Path, ray_of_three_cpus: None
+) -> None:
     asked, training = call(folder, tmp_path / "run", student={"layers": [0, 9]})
     with pytest.raises(LaunchError, match=r"student.layers \[0, 9\] does not fit a teacher of 4 layers"):
         on_workers(asked, training, Run(tmp_path / "run"))
 
 
-def test_more_workers_than_the_cluster_has_are_refused(folder: Path, tmp_path: Path, embedded: None) -> None:
+def test_more_workers_than_the_cluster_has_are_refused(folder: Path, tmp_path: Path, ray_of_three_cpus: None) -> None:
     asked, training = call(folder, tmp_path / "run", placement={"workers": 64})
-    with pytest.raises(LaunchError, match="asks for 64 workers, the cluster has room for 2"):
+    with pytest.raises(LaunchError, match="asks for 64 workers, the cluster has room for 3"):
         on_workers(asked, training, Run(tmp_path / "run"))
 
 
@@ -289,12 +279,13 @@ def test_a_missing_reference_of_a_sweep_is_found_before_anything_runs(tmp_path: 
 
 
 @pytest.mark.long
-def test_an_ablation_that_diverges_stops_nothing_else(tmp_path: Path, embedded: None) -> None:
+def test_an_ablation_that_diverges_stops_nothing_else(tmp_path: Path) -> None:
     values = tiny_pipeline.values(tmp_path)
     values["ablations"] = {"wild": {"optimizer": {"learning_rate": 1e38, "clip": 1e38}}}
-    failed = run_pipeline.launch(Pipeline.of(values), tmp_path / "out")
-    assert [entry["name"] for entry in failed] == ["runs/wild"]
-    assert "is not finite" in str(failed[0]["error"])
+    process = launched(tiny_pipeline.write(tmp_path / "pipeline.toml", values), tmp_path / "out")
+    assert process.returncode == 1, process.stderr
+    assert re.search(r"runs/wild: failed: .* is not finite", process.stderr)
+    assert "1 failed jobs" in process.stderr
     artifact.verify(tmp_path / "out" / "students" / "student", "student")
     assert "runs/wild" in (tmp_path / "out" / "report" / "report.md").read_text()
 

@@ -11,7 +11,6 @@ import psutil
 import pytest
 import ray_clusters
 import tiny_pipeline
-import tokens_artifact
 from driver_processes import DriverProcess
 from ray_clusters import Cluster, training_workers
 from train_processes import RECIPE, curve, train
@@ -47,10 +46,8 @@ with errors.errors_for_people(), ray_cluster.connect(2):
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    found = tmp_path_factory.mktemp("faults")
-    tokens_artifact.make(found)
-    return found
+def folder(training_folder: Path) -> Path:
+    return training_folder
 
 
 @pytest.fixture(scope="module")

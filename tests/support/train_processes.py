@@ -17,6 +17,8 @@ RECIPE: dict[str, Any] = {
     "placement": {"rows_per_device": 2, "log_every": 2, "save_every": 3, "validate_every": 3},
 }
 
+FORTY_STEPS = ("steps=40", "placement.log_every=1", "placement.save_every=5", "placement.validate_every=20")
+
 
 def command(folder: Path, out: Path, workers: int, *settings: str) -> list[str]:
     """``python -m distill.train`` on the artifacts that ``tokens_artifact.make(folder)`` made."""

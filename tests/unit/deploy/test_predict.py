@@ -15,14 +15,8 @@ from cluster.models import export_spec, span_decoding
 from deploy import predict
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
-
-
 @pytest.fixture(scope="module")
 def classifier(tmp_path_factory):
-    torch.set_num_threads(1)
     root = tmp_path_factory.mktemp("predict")
     model = models_with_heads.model_folder(root / "model", "bert", "classification", labels=("bad", "good"))
     return model, model_exports.onnx(model, root / "onnx")

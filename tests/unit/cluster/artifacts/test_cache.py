@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -33,24 +32,6 @@ print(cache.fetch(found.location))
 """
 
 
-@pytest.fixture(scope="module")
-def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the server was asked for."""
-    return tmp_path_factory.mktemp("server") / "requests.log"
-
-
-@pytest.fixture(scope="module")
-def port(log: Path) -> Iterator[int]:
-    with s3_server.serving(log) as port:
-        yield port
-
-
-@pytest.fixture
-def bucket(port: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> s3fs.S3FileSystem:
-    monkeypatch.setenv(cache.VARIABLE, str(tmp_path / "cache"))
-    return s3_server.use(port, monkeypatch)
-
-
 @pytest.fixture
 def tokens(bucket: s3fs.S3FileSystem) -> filesystem.Location:
     """An artifact in the object store."""
@@ -62,9 +43,9 @@ def tokens(bucket: s3fs.S3FileSystem) -> filesystem.Location:
     return out
 
 
-def _fetched(log: Path) -> Counter[str]:
+def _fetched(s3_requests: Path) -> Counter[str]:
     """How often the server sent each row file."""
-    return Counter(re.findall(r'"GET /barrel/tokens/(rows-\d\.arrow)', log.read_text()))
+    return Counter(re.findall(r'"GET /barrel/tokens/(rows-\d\.arrow)', s3_requests.read_text()))
 
 
 def _inodes(folder: Path) -> dict[str, int]:
@@ -83,8 +64,8 @@ def test_an_artifact_in_the_cache_is_that_in_the_store(tokens: filesystem.Locati
     assert cache.fetch(tmp_path) == tmp_path, "a path is its own"
 
 
-def test_two_processes_fill_an_entry_once(tokens: filesystem.Location, log: Path) -> None:
-    before = _fetched(log)
+def test_two_processes_fill_an_entry_once(tokens: filesystem.Location, s3_requests: Path) -> None:
+    before = _fetched(s3_requests)
     command = [sys.executable, "-c", FETCH, str(tokens)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, **pipes) as one, subprocess.Popen(command, **pipes) as other:  # type: ignore[call-overload]
@@ -96,7 +77,7 @@ def test_two_processes_fill_an_entry_once(tokens: filesystem.Location, log: Path
         found = [process.communicate()[0] for process in (one, other)]
     assert one.returncode == other.returncode == 0
     assert found[0] == found[1]
-    assert _fetched(log) - before == dict.fromkeys(FILES, 1)
+    assert _fetched(s3_requests) - before == dict.fromkeys(FILES, 1)
     assert len(artifact.verify(cache.fetch(tokens)).files) == len(FILES)
 
 
@@ -155,15 +136,15 @@ def test_another_artifact_at_the_same_url_is_another_entry(tokens: filesystem.Lo
 
 
 def test_one_artifact_under_two_names_is_kept_under_both(
-    tokens: filesystem.Location, bucket: s3fs.S3FileSystem, log: Path
+    tokens: filesystem.Location, bucket: s3fs.S3FileSystem, s3_requests: Path
 ) -> None:
     bucket.copy("barrel/tokens", "barrel/copy", recursive=True)
     copy = filesystem.location("s3://barrel/copy")
     first, second = cache.fetch(tokens), cache.fetch(copy)
     assert (first.name, second.name) == ("tokens", "copy")
-    before = log.read_text().count(".arrow")
+    before = s3_requests.read_text().count(".arrow")
     assert (cache.fetch(tokens), cache.fetch(copy)) == (first, second)
-    assert log.read_text().count(".arrow") == before
+    assert s3_requests.read_text().count(".arrow") == before
 
 
 def test_folders_and_files_that_are_no_artifacts_follow_the_store(bucket: s3fs.S3FileSystem) -> None:

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,17 +48,6 @@ with artifact.create(sys.argv[1], kind="tokens", inputs={}, recipe={"seed": 1}) 
 
 class CrashError(Exception):
     """What ends an attempt."""
-
-
-@pytest.fixture(scope="module")
-def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    with s3_server.serving(tmp_path_factory.mktemp("server") / "requests.log") as port:
-        yield port
-
-
-@pytest.fixture
-def bucket(port: int, monkeypatch: pytest.MonkeyPatch) -> s3fs.S3FileSystem:
-    return s3_server.use(port, monkeypatch)
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -269,18 +269,6 @@ def test_errors_for_people_and_bugs_are_told_apart() -> None:
     assert errors.explain(OSError("out of luck")) == "out of luck"
     assert errors.explain(KeyError("key")) is None
     assert errors.explain(None) is None
-
-
-@pytest.fixture(scope="module")
-def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    with s3_server.serving(tmp_path_factory.mktemp("server") / "requests.log") as port:
-        yield port
-
-
-@pytest.fixture
-def bucket(port: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> s3fs.S3FileSystem:
-    monkeypatch.setenv(cache.VARIABLE, str(tmp_path / "cache"))
-    return s3_server.use(port, monkeypatch)
 
 
 def test_a_stage_that_knows_nothing_of_urls_reads_and_writes_them(bucket: s3fs.S3FileSystem, tmp_path: Path) -> None:

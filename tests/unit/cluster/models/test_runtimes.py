@@ -4,7 +4,6 @@ import model_exports
 import models_with_heads
 import numpy as np
 import pytest
-import torch
 
 from cluster.artifacts import errors
 from cluster.models import export_spec, runtimes
@@ -85,7 +84,6 @@ def test_every_runtime_is_described_in_full():
 
 @pytest.mark.long
 def test_a_batch_is_answered_as_its_rows_are(tmp_path):
-    torch.set_num_threads(1)
     export = model_exports.onnx(
         models_with_heads.model_folder(tmp_path / "model", "distilbert", "question-answering"), tmp_path / "o"
     )

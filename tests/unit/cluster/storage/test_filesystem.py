@@ -5,7 +5,6 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,17 +18,6 @@ from cluster.storage import filesystem
 from cluster.storage.filesystem import Location, StorageError
 
 TREE = ("a/b.jsonl", "a-b.jsonl", "a/c/d.jsonl.gz", "notes.txt", "z.jsonl")
-
-
-@pytest.fixture(scope="module")
-def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    with s3_server.serving(tmp_path_factory.mktemp("server") / "requests.log") as port:
-        yield port
-
-
-@pytest.fixture
-def bucket(port: int, monkeypatch: pytest.MonkeyPatch) -> s3fs.S3FileSystem:
-    return s3_server.use(port, monkeypatch)
 
 
 @pytest.fixture(params=["local", "remote"])

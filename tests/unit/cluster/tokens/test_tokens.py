@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ import tiny
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from cluster.actors.ray_cluster import connect
 from cluster.artifacts import artifact, cli, commit, errors, stage
 from cluster.corpus import shard_writer
 from cluster.corpus import stage as corpus_stage
@@ -29,11 +27,7 @@ from cluster.tokens.tokenizer import SPECIAL_TOKENS, vocabulary_digest
 SEQ_LEN = 32
 SHARE = 0.2
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _cluster() -> Iterator[None]:
-    with connect(cpus=3):
-        yield
+pytestmark = pytest.mark.usefixtures("ray_of_three_cpus")
 
 
 @pytest.fixture(scope="module")

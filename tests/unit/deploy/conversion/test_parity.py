@@ -126,7 +126,6 @@ def test_too_little_agreement_is_refused_and_enough_is_not():
 
 
 def test_parity_json_is_true(tmp_path):
-    torch.set_num_threads(1)
     model = models_with_heads.model_folder(tmp_path / "model", "bert", "question-answering")
     recipe = onnx_export.Export(probe=Probe(lengths=(8, 24), rows=3, seed=5))
     exported = stage.execute(onnx_export.STAGE, recipe, {"model": model}, tmp_path / "export")

@@ -37,11 +37,6 @@ ROUNDED_AND_NOT = pytest.mark.parametrize(
 )
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
-
-
 @pytest.fixture(scope="module")
 def onnx_of_a_model(tmp_path_factory):
     root = tmp_path_factory.mktemp("onnx")

@@ -33,11 +33,6 @@ CASES = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
-
-
 def export(model: Path, out: Path, **changes) -> artifact.Artifact:
     made = stage.execute(STAGE, Export(probe=SHORT, **changes), {"model": model}, out)
     assert made is not None

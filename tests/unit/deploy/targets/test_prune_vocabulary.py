@@ -16,11 +16,6 @@ from deploy import predict
 FEW = {"calibration": {"rows": 16, "lengths": [12]}}
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
-
-
 def pruned(folder, family: str, head: str, **values) -> tuple[artifact.Artifact, dict]:
     model = models_with_heads.model_folder(folder / "model", family, head)
     tokens = tokens_artifact.of_length(folder / "tokens", model, 32, 30, 4)

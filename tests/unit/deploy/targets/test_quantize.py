@@ -22,7 +22,6 @@ REAL = paths.DATA / "models" / "minilm-l6-mlm"
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
-    torch.set_num_threads(1)
     return models_with_heads.model_folder(
         tmp_path_factory.mktemp("models") / "student", "bert", "classification", layers=2
     )
@@ -114,7 +113,6 @@ def test_the_wrong_model_or_export_is_refused(model, exported, tmp_path):
 @pytest.mark.real_data
 @pytest.mark.skipif(not REAL.is_dir(), reason="no ../shared/data/models/minilm-l6-mlm beside the checkout")
 def test_a_trained_model_keeps_its_words_in_int8(tmp_path):
-    torch.set_num_threads(1)
     recipe = onnx_export.Export(probe=Probe(lengths=(8, 30), rows=2))
     exported = stage.execute(onnx_export.STAGE, recipe, {"model": REAL}, tmp_path / "onnx")
     assert exported.facts["parity"]["relative"] < 1e-5

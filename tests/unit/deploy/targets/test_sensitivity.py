@@ -14,7 +14,6 @@ from deploy.targets import calibration_rows, quantize
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    torch.set_num_threads(1)
     root = tmp_path_factory.mktemp("sensitivity")
     model = models_with_heads.model_folder(root / "model", "bert", "classification")
     # One layer whose rounding is far worse than the others': an outlier in every row stretches the scale.

@@ -1,11 +1,9 @@
 """How many workers there may be: ranges, rows that must divide, and clusters without room."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from cluster.actors import ray_cluster
 from cluster.artifacts.recipe import RecipeError
 from distill.config import Training
 from distill.launch.elastic import LaunchError, WorkerSlots
@@ -30,26 +28,20 @@ def test_a_range_without_a_divisor_is_refused() -> None:
         training({"min": 7, "max": 11})
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    with ray_cluster.connect(3):
-        yield
-
-
-def test_what_a_cluster_has_room_for(cluster: None) -> None:
+def test_what_a_cluster_has_room_for(ray_of_three_cpus: None) -> None:
     assert WorkerSlots.of(training("auto")).fixed == 1
     assert WorkerSlots.of(training({"min": 1, "max": 6})).await_workers(None) == 3
     assert WorkerSlots.of(training({"min": 1, "max": 6}, threads=2)).await_workers(None) == 1
     assert WorkerSlots.of(training(2)).resources == {"CPU": 1}
 
 
-def test_lost_workers_are_awaited_and_then_done_without(cluster: None) -> None:
+def test_lost_workers_are_awaited_and_then_done_without(ray_of_three_cpus: None) -> None:
     assert WorkerSlots.of(training({"min": 1, "max": 6}, replace_seconds=0.1)).await_workers(6) == 3
     fixed = WorkerSlots.of(training(6, replace_seconds=0.1))
     with pytest.raises(LaunchError, match=r"asks for 6 workers, the cluster has room for 3 .* for 0.1 s"):
         fixed.await_workers(6)
 
 
-def test_too_small_a_cluster_is_refused_at_once(cluster: None) -> None:
+def test_too_small_a_cluster_is_refused_at_once(ray_of_three_cpus: None) -> None:
     with pytest.raises(LaunchError, match="asks for at least 4 workers, the cluster has room for 3"):
         WorkerSlots.of(training({"min": 4, "max": 6})).await_workers(None)

@@ -7,7 +7,6 @@ import threading
 from pathlib import Path
 
 import pytest
-import tokens_artifact
 import torch
 from ray_clusters import wait_until
 from train_processes import RECIPE, command, curve, environment, train
@@ -22,13 +21,6 @@ from distill.train.graceful_stop import GracefulStop, StoppedError, StopReason
 
 ALONE = Workers(0, 0, 1, torch.device("cpu"))
 SETTINGS = ("steps=150", "placement.log_every=1", "placement.save_every=100", "placement.validate_every=100")
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    found = tmp_path_factory.mktemp("stopping")
-    tokens_artifact.make(found)
-    return found
 
 
 @pytest.fixture(scope="module")

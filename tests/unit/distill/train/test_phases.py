@@ -42,9 +42,9 @@ VALUES: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    found = tmp_path_factory.mktemp("phases")
-    tokens_artifact.make(found)
+def folder(training_folder: Path) -> Path:
+    """With rows of several lengths."""
+    found = training_folder
     tokens_artifact.of_length(found / "short", found / "bert", SHORT)
     for name, length in (("again", LONG), ("longer", 24), ("wide", 128)):
         tokens_artifact.of_length(found / name, found / "bert", length)

@@ -17,7 +17,7 @@ import small_disk
 import tokens_artifact
 import torch
 from safetensors.torch import load_file, save_file
-from train_processes import RECIPE, command, curve, environment, toml, train
+from train_processes import FORTY_STEPS, RECIPE, command, curve, environment, toml, train
 
 from cluster.artifacts import artifact, cli, commit, registry, stage
 from cluster.artifacts.artifact import digest
@@ -34,22 +34,7 @@ from distill.train.run_logger import TrainingError
 
 TRAIN = registry.find("distill.train")
 TOLERANCE = 1e-6
-LONGER = ("steps=40", "placement.log_every=1", "placement.save_every=10", "placement.validate_every=40")
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    found = tmp_path_factory.mktemp("recorder")
-    tokens_artifact.make(found)
-    return found
-
-
-@pytest.fixture(scope="module")
-def whole(folder: Path) -> list[float]:
-    """The curve of forty steps that nothing disturbed."""
-    placement = {**RECIPE["placement"], "log_every": 1, "save_every": 40, "validate_every": 40}
-    execute(folder, folder / "whole", steps=40, placement=placement)
-    return curve(folder / "whole")
+LONGER = (*FORTY_STEPS, "placement.save_every=10")
 
 
 def execute(folder: Path, out: Path, teacher: str = "teacher", **changes: Any) -> None:
@@ -162,9 +147,9 @@ def test_a_disk_that_is_full_for_a_while_costs_only_checkpoints(folder: Path, tm
 @pytest.mark.long
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_disk_that_stays_full_stops_the_run_and_loses_nothing(
-    folder: Path, whole: list[float], tmp_path: Path, workers: int
+    folder: Path, curve_of_forty_steps: list[float], tmp_path: Path, workers: int
 ) -> None:
-    settings = ("steps=40", "placement.log_every=1", "placement.validate_every=40", "placement.save_every=1")
+    settings = (*FORTY_STEPS, "placement.save_every=1")
     with small_disk.small_disk(tmp_path / "disk", 20_000) as disk:
         run = Run(disk / "run")
         given = command(folder, run.path, workers, *settings)
@@ -186,12 +171,12 @@ def test_a_disk_that_stays_full_stops_the_run_and_loses_nothing(
         full.empty()
         again = subprocess.run(given, env=environment(), capture_output=True, text=True, check=False)
         assert again.returncode == 0, again.stderr
-        assert curve(run.path) == pytest.approx(whole, rel=TOLERANCE)
+        assert curve(run.path) == pytest.approx(curve_of_forty_steps, rel=TOLERANCE)
 
 
 @pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_a_damaged_newest_checkpoint_costs_its_steps_and_nothing_else(
-    folder: Path, whole: list[float], tmp_path: Path, workers: int, capsys: pytest.CaptureFixture[str]
+    folder: Path, curve_of_forty_steps: list[float], tmp_path: Path, workers: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = command(folder, tmp_path / "run", workers, *LONGER)
     assert started(capsys, given)[0] == 0
@@ -202,7 +187,7 @@ def test_a_damaged_newest_checkpoint_costs_its_steps_and_nothing_else(
     assert (
         "checkpoint.json was truncated or changed: set aside as .damaged-step_00000040, resuming from step 30" in said
     )
-    assert curve(tmp_path / "run") == pytest.approx(whole, rel=TOLERANCE)
+    assert curve(tmp_path / "run") == pytest.approx(curve_of_forty_steps, rel=TOLERANCE)
     names = {path.name for path in newest.parent.iterdir()}
     assert names == {".damaged-step_00000040", "step_00000030", "step_00000040"}
 
@@ -251,7 +236,7 @@ cli.main("distill.train", sys.argv[1:])
 
 @pytest.mark.long
 def test_a_run_killed_while_it_writes_goes_on_from_the_one_before(
-    folder: Path, whole: list[float], tmp_path: Path
+    folder: Path, curve_of_forty_steps: list[float], tmp_path: Path
 ) -> None:
     given = command(folder, tmp_path / "run", 1, *LONGER)
     dying = [sys.executable, "-c", DYING, *given[given.index("distill.train") + 1 :]]
@@ -261,7 +246,7 @@ def test_a_run_killed_while_it_writes_goes_on_from_the_one_before(
     assert names == {"step_00000010", ".step_00000020.partial"}
     again = train(folder, tmp_path / "run", 1, *LONGER)
     assert again.returncode == 0, again.stderr
-    assert curve(tmp_path / "run") == pytest.approx(whole, rel=TOLERANCE)
+    assert curve(tmp_path / "run") == pytest.approx(curve_of_forty_steps, rel=TOLERANCE)
     assert steps(Run(tmp_path / "run")) == [30, 40]
     assert not list((tmp_path / "run" / "checkpoints").glob(".*"))
 

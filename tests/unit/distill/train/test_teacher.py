@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import tiny
-import tokens_artifact
 import torch
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
@@ -23,13 +22,6 @@ TRAINING = {
     "placement": {"rows_per_device": 4},
 }
 ARCHITECTURE = {"layers": 2, "hidden": 32, "heads": 2, "feed_forward": 64, "positions": 64}
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    found = tmp_path_factory.mktemp("teacher")
-    tokens_artifact.make(found)
-    return found
 
 
 def make(recipe: dict[str, object], out: Path, tokens: Path | None = None) -> artifact.Artifact:

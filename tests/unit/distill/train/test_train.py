@@ -33,13 +33,6 @@ TRAIN = registry.find("distill.train")
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    found = tmp_path_factory.mktemp("train")
-    tokens_artifact.make(found)
-    return found
-
-
-@pytest.fixture(scope="module")
 def run(folder: Path) -> Path:
     """A finished run of six steps."""
     execute(folder, folder / "run")

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tokens_artifact
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from train_processes import RECIPE
@@ -124,13 +123,6 @@ class Loop:
             return found
 
         return wrapped
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    found = tmp_path_factory.mktemp("waiting")
-    tokens_artifact.make(found)
-    return found
 
 
 def waits_of(folder: Path, out: Path, patch: pytest.MonkeyPatch, precision: str, **placement: Any) -> list[str]:

@@ -142,7 +142,6 @@ def test_workloads_follow_from_what_is_given(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A teacher, a student, and the student's exports, made as anybody would: through the command line's stages."""
-    torch.set_num_threads(1)
     root = tmp_path_factory.mktemp("models")
     found = {
         "teacher": models_with_heads.model_folder(root / "teacher", "bert", "classification", layers=4),

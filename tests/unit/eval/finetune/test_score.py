@@ -13,15 +13,9 @@ from eval.tasks.examples import dev_from_folder
 from eval.tasks.metrics import measure
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
-
-
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     root = tmp_path_factory.mktemp("score")
-    torch.set_num_threads(1)
     model = model_exports.mrpc_model(root / "model")
     return {
         "model": model,
