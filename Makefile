@@ -22,16 +22,20 @@ help:
 demo: $(READY)
 	$(BIN)/python -m distill.launch demo --out build/demo
 
+# Two processes, a whole file each; tests/conftest.py orders the files.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
 ## make test       the tests, within ten minutes on two cores
 test: $(READY)
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not long"
+	$(PYTEST) -m "not long and not rare and not toolchain"
 
-## make test-long  the tests that take minutes each
+## make test-long  the tests that take up to minutes each; CI runs these too
 test-long: $(READY)
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m long --timeout 900
+	$(PYTEST) -m "long and not rare and not toolchain" --timeout 900
 
-## make test-all   both
+## make test-all   both, and the slow ones that rarely fail alone
 test-all: test test-long
+	$(PYTEST) -m "rare and not toolchain" --timeout 900
 
 ## make toolchains install what models are exported with beyond ONNX: OpenVINO, ExecuTorch, LiteRT, Core ML
 toolchains: $(READY)
@@ -40,7 +44,7 @@ toolchains: $(READY)
 
 ## make test-toolchains  these, and the tests that need them
 test-toolchains: toolchains
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m toolchain --timeout 900
+	$(PYTEST) -m toolchain --timeout 900
 
 ## make bench      speed and memory, measured here: a table and build/bench.json (BENCH="step data" for some of it)
 bench: $(READY)

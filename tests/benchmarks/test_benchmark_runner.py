@@ -121,7 +121,7 @@ def test_peak_memory_is_seen_and_starts_again() -> None:
     assert measured_sides.peak_bytes("cpu") - before < 50_000_000
 
 
-@pytest.mark.slow
+@pytest.mark.rare
 @pytest.mark.long
 def test_latency_is_measured_in_what_is_installed(tmp_path: Path) -> None:
     command = [

@@ -19,7 +19,7 @@ from cluster.artifacts import artifact
 from cluster.corpus import shard_writer
 from cluster.tokens.stage import WORK
 
-pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(540)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(540)]
 
 SHARDS = 24
 SETTINGS = ("heldout=0.05", "seq_len=64")
@@ -79,7 +79,7 @@ def test_an_actor_that_is_killed(folder: Path, tmp_path: Path, whole: dict[str, 
 
 
 @SHARED
-@pytest.mark.parametrize("how", ["killed", "cut off"])
+@pytest.mark.parametrize("how", ["killed", pytest.param("cut off", marks=pytest.mark.rare)])
 def test_a_node_that_is_lost(folder: Path, tmp_path: Path, whole: dict[str, str], how: str) -> None:
     with ray_clusters.running_cluster(tmp_path, nodes=2, isolated=True) as cluster:
         driver = _driver(folder, tmp_path / "tokens", cluster.environment)
@@ -95,6 +95,7 @@ def test_a_node_that_is_lost(folder: Path, tmp_path: Path, whole: dict[str, str]
     assert _contents(tmp_path / "tokens") == whole
 
 
+@pytest.mark.rare
 @SHARED
 def test_a_node_that_comes_later_is_put_to_work(folder: Path, tmp_path: Path, whole: dict[str, str]) -> None:
     with ray_clusters.running_cluster(tmp_path, nodes=1, isolated=True) as cluster:
@@ -106,6 +107,7 @@ def test_a_node_that_comes_later_is_put_to_work(folder: Path, tmp_path: Path, wh
     assert _contents(tmp_path / "tokens") == whole
 
 
+@pytest.mark.rare
 @pytest.mark.parametrize(
     "number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM], ids=["killed", "interrupted", "terminated"]
 )

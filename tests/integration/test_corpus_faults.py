@@ -18,7 +18,7 @@ from driver_processes import StageProcess
 from cluster.artifacts import artifact
 from cluster.corpus.stage import WORK
 
-pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(540)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(540)]
 
 RECIPE = """
 sources = [{{ kind = "jsonl", path = "{folder}/*.jsonl", name = "made up" }}]
@@ -77,6 +77,7 @@ def _same(path: Path, whole: artifact.Artifact) -> None:
     assert found.files == whole.files
 
 
+@pytest.mark.rare
 def test_an_actor_that_is_killed(recipe: Path, tmp_path: Path, whole: artifact.Artifact) -> None:
     driver = _driver(recipe, tmp_path / "corpus", _environment())
     driver.await_that(lambda: len(driver.done()) >= 10)
@@ -88,6 +89,7 @@ def test_an_actor_that_is_killed(recipe: Path, tmp_path: Path, whole: artifact.A
     _same(tmp_path / "corpus", whole)
 
 
+@pytest.mark.rare
 @pytest.mark.skipif(not ray_clusters.namespaces_work(), reason="only root can give nodes networks of their own")
 @pytest.mark.parametrize("how", ["killed", "cut off"])
 def test_a_node_that_is_lost(recipe: Path, tmp_path: Path, whole: artifact.Artifact, how: str) -> None:

@@ -241,7 +241,6 @@ def test_the_readme_is_short_and_its_tree_is_that_of_the_code() -> None:
     assert named - {"deploy/browser"} == there
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("ray_of_three_cpus")
 def test_the_stages_of_the_readme_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """From text to an answer, by the command lines of the README."""

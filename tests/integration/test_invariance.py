@@ -28,8 +28,6 @@ from distill.config import Distillation
 from distill.data.batches import Batches, Masker
 from distill.modeling import masked_lm, student
 
-pytestmark = pytest.mark.slow
-
 # Largest difference of a loss of any step or validation, relative to its size, and of a gradient's norm. Seen were
 # 1.6e-7 and 3.4e-7 in fp32, 1.8e-4 and 1.7e-3 in bf16.
 TOLERANCES = {"fp32": (1e-6, 1e-6), "bf16": (5e-4, 5e-3)}
@@ -189,6 +187,7 @@ def test_placement_does_not_change_the_curve(runs: Runs) -> None:
     assert deviating_layouts(runs, covering({**IDENTITY, **PLACEMENT}, 2)) == {}
 
 
+@pytest.mark.rare
 @pytest.mark.long
 @pytest.mark.timeout(600)
 def test_placement_on_up_to_four_workers_does_not_change_the_curve(runs: Runs) -> None:
@@ -209,6 +208,7 @@ def test_a_run_resumes_on_one_or_two_workers_and_any_stage(runs: Runs) -> None:
     assert deviating_resumes(runs, [ONE], (1, 4), RESUMED) == {}
 
 
+@pytest.mark.rare
 @pytest.mark.long
 @pytest.mark.timeout(600)
 def test_a_run_resumes_from_any_checkpoint_on_up_to_four_workers_and_any_stage(runs: Runs) -> None:
@@ -217,7 +217,7 @@ def test_a_run_resumes_from_any_checkpoint_on_up_to_four_workers_and_any_stage(r
 
 @pytest.mark.long
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(("precision", "zero_stage"), [("fp32", 0), ("bf16", 2)])
+@pytest.mark.parametrize(("precision", "zero_stage"), [pytest.param("fp32", 0, marks=pytest.mark.rare), ("bf16", 2)])
 def test_compilation_does_not_change_the_curve(runs: Runs, precision: str, zero_stage: int) -> None:
     compiled = {**ONE, "precision": precision, "zero_stage": zero_stage, "execution": "compiled"}
     assert deviating_layouts(runs, [compiled]) == {}

@@ -18,7 +18,7 @@ from driver_processes import JobQueueClient, RefusedError
 from ray_clusters import Cluster, Node, wait_until
 from toy_stage_jobs import make_corpus
 
-pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(400)]
 
 QUICK = {"max_deaths": 3, "first_seconds": 0.2, "longest_seconds": 1.0}
 
@@ -110,7 +110,9 @@ def test_a_queue_that_is_stopped_is_taken_up_by_the_next_and_another_ledger_is_r
         assert _names(*client.request("wait", ids)) == {"one": ("done", 1), "two": ("done", 1)}
 
 
-@pytest.mark.parametrize("leave", [Node.kill, Node.drain], ids=["lost", "drained"])
+@pytest.mark.parametrize(
+    "leave", [Node.kill, pytest.param(Node.drain, marks=pytest.mark.rare)], ids=["lost", "drained"]
+)
 def test_jobs_of_a_node_that_leaves_run_elsewhere(place: Place, leave: Callable[[Node], None]) -> None:
     with ray_clusters.running_cluster(place.folder, nodes=2, isolated=ray_clusters.namespaces_work()) as cluster:
         client = place.client(cluster)
@@ -188,6 +190,7 @@ def test_a_ledger_outlives_its_cluster(place: Place) -> None:
     assert place.finished() == Counter(names)
 
 
+@pytest.mark.rare
 def test_two_people_who_ask_for_the_same_at_once_get_the_same(place: Place) -> None:
     with ray_clusters.running_cluster(place.folder, nodes=2) as cluster:
         people = [place.client(cluster), place.client(cluster)]
@@ -203,6 +206,7 @@ def test_two_people_who_ask_for_the_same_at_once_get_the_same(place: Place) -> N
     assert place.finished() == Counter(f"job-{number}" for number in range(40))
 
 
+@pytest.mark.rare
 def test_a_thousand_jobs_while_the_queue_and_workers_are_killed(place: Place) -> None:
     count, draw = 1000, random.Random(0)
     with ray_clusters.running_cluster(place.folder, nodes=2) as cluster:

@@ -27,7 +27,7 @@ from distill.launch.elastic import LaunchError
 from distill.launch.pipeline_recipe import Pipeline, PipelinePlan
 from distill.launch.ray_train import Call, on_workers
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(540)]
+pytestmark = [pytest.mark.timeout(540)]
 
 
 def launched(pipeline: Path, out: Path, *settings: str) -> subprocess.CompletedProcess[str]:
@@ -140,7 +140,7 @@ def test_a_pipeline_is_made_in_a_folder(
 @pytest.mark.long
 def test_a_pipeline_whose_driver_was_killed_goes_on_where_it_was(tmp_path: Path) -> None:
     values = tiny_pipeline.values(tmp_path)
-    values["train"] = {**values["train"], "steps": 300}
+    values["train"] = {**values["train"], "steps": 120}
     values["train"]["placement"] = {**values["train"]["placement"], "save_every": 20}
     pipeline, out = tiny_pipeline.write(tmp_path / "pipeline.toml", values), tmp_path / "out"
     command = [sys.executable, "-m", "distill.launch", str(pipeline), "--out", str(out)]
@@ -156,8 +156,8 @@ def test_a_pipeline_whose_driver_was_killed_goes_on_where_it_was(tmp_path: Path)
     assert again.returncode == 0, again.stderr
     assert artifact.read(out / "teacher").identity == teacher
     assert "teacher is already complete" in again.stderr
-    assert artifact.read(out / "students" / "student").facts["steps"] == 300
-    assert [line["step"] for line in read_metrics(run.metrics) if line["kind"] == "train"] == list(range(1, 301))
+    assert artifact.read(out / "students" / "student").facts["steps"] == 120
+    assert [line["step"] for line in read_metrics(run.metrics) if line["kind"] == "train"] == list(range(1, 121))
 
 
 @pytest.fixture(scope="module")
@@ -172,6 +172,7 @@ def call(folder: Path, out: Path, **changes: object) -> tuple[Call, Distillation
     return Call("distill.train", values, inputs, out), Distillation.of(values)
 
 
+@pytest.mark.rare
 @pytest.mark.long
 def test_a_killed_worker_ends_in_a_finished_run_with_the_same_curve(
     folder: Path, tmp_path: Path, ray_of_three_cpus: None, curve_of_forty_steps: list[float]
@@ -278,6 +279,7 @@ def test_a_missing_reference_of_a_sweep_is_found_before_anything_runs(tmp_path: 
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.rare
 @pytest.mark.long
 def test_an_ablation_that_diverges_stops_nothing_else(tmp_path: Path) -> None:
     values = tiny_pipeline.values(tmp_path)

@@ -17,7 +17,7 @@ import tiny
 from cluster.artifacts import artifact, cache
 from cluster.tokens.rows import open_tokens
 
-pytestmark = [pytest.mark.slow, pytest.mark.long]
+pytestmark = [pytest.mark.long]
 
 BUCKET = f"s3://{s3_server.BUCKET}"
 
@@ -79,6 +79,7 @@ def test_text_becomes_rows_between_buckets(tmp_path: Path, monkeypatch: pytest.M
         np.testing.assert_array_equal(mapped.train.take(np.arange(50)), expected.train.take(np.arange(50)))
 
 
+@pytest.mark.rare
 def test_tokens_in_a_bucket_go_on_with_the_shards_that_are_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,7 +20,6 @@ from k8s.monitoring.source import generate
 from k8s.monitoring.source.picture_data import Source
 
 pytestmark = [
-    pytest.mark.slow,
     pytest.mark.long,
     pytest.mark.timeout(540),
     pytest.mark.skipif(bool(servers.MISSING), reason=servers.WHY),
@@ -59,6 +58,7 @@ def teacher(port: int) -> dict[str, Any]:
     }
 
 
+@pytest.mark.rare
 def test_prometheus_sees_that_workers_were_started_again_and_why(tmp_path: Path) -> None:
     """A teacher's training: its run lies in an artifact that is being made. The first worker has the endpoint."""
     tokens_artifact.make(tmp_path)

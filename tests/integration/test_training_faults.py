@@ -18,7 +18,7 @@ from train_processes import RECIPE, curve, train
 from cluster.telemetry.metrics_log import read_metrics
 from distill.checkpointing.run_folder import Run
 
-pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(540)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(540)]
 
 # Many rows a step, a few at a time: steps slow enough that a node can leave and another one come between them.
 VALUES: dict[str, Any] = {**RECIPE, "steps": 160, "rows_per_step": 32, "validation_rows": 8}
@@ -96,7 +96,9 @@ def last_step(run: Run) -> int:
     return lines[-1]["step"] if lines else 0
 
 
-@pytest.mark.parametrize("victim", [0, 1], ids=["the-first-worker", "another-worker"])
+@pytest.mark.parametrize(
+    "victim", [0, pytest.param(1, marks=pytest.mark.rare)], ids=["the-first-worker", "another-worker"]
+)
 def test_a_worker_that_is_killed(folder: Path, tmp_path: Path, whole: list[float], victim: int) -> None:
     driver = TrainingDriver(folder, tmp_path / "run", tiny_pipeline.environment(), workers=2)
     driver.await_step(20)
@@ -112,6 +114,7 @@ def test_a_worker_that_is_killed(folder: Path, tmp_path: Path, whole: list[float
     assert curve(driver.run.path) == pytest.approx(whole, rel=1e-6)
 
 
+@pytest.mark.rare
 @NETWORKS
 def test_a_node_that_is_killed_and_replaced(folder: Path, tmp_path: Path, whole: list[float], isolated: bool) -> None:
     """Two workers on two nodes, then one, then two again."""
@@ -160,6 +163,7 @@ def test_a_node_that_is_drained(folder: Path, tmp_path: Path, whole: list[float]
     assert curve(driver.run.path) == pytest.approx(whole, rel=1e-6)
 
 
+@pytest.mark.rare
 def test_a_driver_that_is_terminated_ends_with_a_checkpoint(folder: Path, tmp_path: Path, whole: list[float]) -> None:
     # No checkpoint is due before the end.
     driver = TrainingDriver(folder, tmp_path / "run", tiny_pipeline.environment(), workers=2, save_every=1000)
@@ -183,6 +187,7 @@ def hosts(cluster: Cluster) -> ray_clusters.Node:
     return next(node for node in cluster.nodes[1:] if training_workers(node.processes()))
 
 
+@pytest.mark.rare
 @NETWORKS
 def test_a_lost_node_that_nobody_replaces_is_a_clear_stop(folder: Path, tmp_path: Path, isolated: bool) -> None:
     with ray_clusters.running_cluster(tmp_path, nodes=1, isolated=isolated) as cluster:
@@ -199,7 +204,7 @@ def test_a_lost_node_that_nobody_replaces_is_a_clear_stop(folder: Path, tmp_path
     ("fault", "line"),
     [
         ("kill", "worker 1: The actor is dead because its worker process has died"),
-        ("raise", "worker 1: RuntimeError: a bug of step seven"),
+        pytest.param("raise", "worker 1: RuntimeError: a bug of step seven", marks=pytest.mark.rare),
     ],
 )
 def test_a_step_that_dies_twice_is_not_tried_again(folder: Path, tmp_path: Path, fault: str, line: str) -> None:

@@ -20,7 +20,7 @@ from cluster.telemetry.metrics_log import read_metrics
 from distill.checkpointing.run_folder import Run
 from distill.train.run_metrics import CAUSES
 
-pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(540)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(540)]
 
 STEPS, SAVE_EVERY = 160, 10
 ARTIFACTS = {
@@ -133,6 +133,7 @@ def test_without_the_token_nothing_is_submitted(
     assert not (tmp_path / "done").exists()
 
 
+@pytest.mark.rare
 def test_a_submitted_run_outlives_its_node(cluster: Cluster, tmp_path: Path) -> None:
     (port,) = ray_clusters.free_ports(1)
     recipe, out = tiny_pipeline.write(tmp_path / "pipeline.toml", pipeline(tmp_path, port)), tmp_path / "out"

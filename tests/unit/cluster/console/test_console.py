@@ -139,7 +139,6 @@ def test_zsh_and_fish_have_the_same_words(capsys: pytest.CaptureFixture[str]) ->
     assert capsys.readouterr().out == ""
 
 
-@pytest.mark.slow
 def test_the_script_has_every_command() -> None:
     script = completion.script("bash")
     for entry in (*catalogue.ENTRIES.values(), *catalogue.OWN):

@@ -454,7 +454,6 @@ def test_filters_across_documents_are_counted_by_reason(tmp_path: Path) -> None:
     }
 
 
-@pytest.mark.slow
 @pytest.mark.long
 @pytest.mark.usefixtures("_small_splits")
 def test_the_bytes_are_the_same_for_any_number_of_actors_and_nothing_is_read_twice(tmp_path: Path) -> None:
@@ -533,7 +532,7 @@ def test_more_than_a_set_share_of_bad_documents_stops_the_run_with_examples(tmp_
     )
 
 
-@pytest.mark.slow
+@pytest.mark.rare
 @pytest.mark.long
 @pytest.mark.usefixtures("_small_splits")
 def test_sources_and_corpus_may_be_in_an_object_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

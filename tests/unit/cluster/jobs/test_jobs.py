@@ -107,7 +107,6 @@ def test_a_failed_job_stops_only_those_that_come_after_it(corpus: Path) -> None:
     assert not corpus.with_name("dependant").exists()
 
 
-@pytest.mark.slow
 @pytest.mark.long
 def test_what_a_job_prints_is_in_its_own_log(corpus: Path) -> None:
     found = _run(corpus, toy_job(corpus, "one", {"text": "ONE"}), toy_job(corpus, "two", {"text": "TWO"}))
@@ -125,7 +124,6 @@ def test_a_job_whose_worker_is_killed_is_tried_again_and_continues(corpus: Path)
     assert found["calm"].state == "done"
 
 
-@pytest.mark.slow
 @pytest.mark.long
 def test_a_job_whose_workers_keep_dying_fails_and_keeps_its_files(corpus: Path) -> None:
     found = _run(corpus, toy_job(corpus, "dies", {"deaths": 99}), toy_job(corpus, "heir", after=("dies",)))
@@ -139,7 +137,6 @@ def test_a_job_whose_workers_keep_dying_fails_and_keeps_its_files(corpus: Path) 
     assert found["heir"].state == "failed"
 
 
-@pytest.mark.slow
 @pytest.mark.long
 @pytest.mark.timeout(60)
 def test_jobs_share_the_cluster_but_one_that_must_be_alone_is(corpus: Path) -> None:
@@ -160,7 +157,6 @@ def test_jobs_share_the_cluster_but_one_that_must_be_alone_is(corpus: Path) -> N
     assert ended <= min(_times(corpus, job.name)[0] for job in after)
 
 
-@pytest.mark.slow
 @pytest.mark.long
 def test_nothing_overtakes_a_job_that_waits_for_room(corpus: Path) -> None:
     _run(
@@ -173,7 +169,6 @@ def test_nothing_overtakes_a_job_that_waits_for_room(corpus: Path) -> None:
     assert _times(corpus, "large")[1] <= _times(corpus, "late")[0]
 
 
-@pytest.mark.slow
 @pytest.mark.long
 def test_a_job_that_waits_for_another_lets_others_pass(corpus: Path) -> None:
     _run(

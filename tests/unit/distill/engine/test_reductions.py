@@ -14,8 +14,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from distill.engine import process_group
 
-pytestmark = pytest.mark.slow
-
 WORKERS, ACCUMULATION = 2, 4
 LAYOUTS = [("fp32", 0), *((precision, zero_stage) for precision in ("fp32", "bf16") for zero_stage in (1, 2, 3))]
 # What one number of a gradient takes on the network.

@@ -14,8 +14,6 @@ from distill.engine.teacher_engine import TeacherEngine
 from distill.modeling import masked_lm
 from distill.modeling.masked_lm import MaskedLM, Outputs
 
-pytestmark = pytest.mark.slow
-
 KINDS = ("sharded", "offloaded")
 WORKERS = 2
 # Wide enough for matrices above 100,000 numbers: DeepSpeed keeps smaller ones whole once it has gathered them.

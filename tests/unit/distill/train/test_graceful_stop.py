@@ -81,7 +81,6 @@ def test_a_stopped_run_has_a_checkpoint_and_goes_on(folder: Path, tmp_path: Path
     assert curve(run.path) == pytest.approx(curve(tmp_path / "whole"), rel=1e-6)
 
 
-@pytest.mark.slow
 @pytest.mark.long
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_run_that_got_sigterm_goes_on_to_the_same_curve(

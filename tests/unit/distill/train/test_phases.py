@@ -196,7 +196,6 @@ def test_a_run_goes_on_within_a_phase_and_at_the_border(folder: Path, run: Path,
     assert curve(tmp_path / "run") == pytest.approx(curve(run), rel=TOLERANCE)
 
 
-@pytest.mark.slow
 @pytest.mark.long
 def test_two_workers_under_another_zero_stage_go_on_across_the_border(folder: Path, run: Path, tmp_path: Path) -> None:
     shutil.copytree(run, tmp_path / "run")
@@ -305,7 +304,7 @@ def test_a_pipeline_makes_the_rows_its_phases_read(tmp_path: Path) -> None:
     assert plain.rows_of(plain.distillation("student")) == {"tokens": out / "tokens"}
 
 
-@pytest.mark.slow
+@pytest.mark.rare
 @pytest.mark.long
 def test_a_pipeline_in_phases_runs_from_text_to_report_and_is_complete_then(tmp_path: Path) -> None:
     values = tiny_pipeline.values(tmp_path)

@@ -145,7 +145,7 @@ def test_a_disk_that_is_full_for_a_while_costs_only_checkpoints(folder: Path, tm
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.rare)])
 def test_a_disk_that_stays_full_stops_the_run_and_loses_nothing(
     folder: Path, curve_of_forty_steps: list[float], tmp_path: Path, workers: int
 ) -> None:
@@ -174,7 +174,7 @@ def test_a_disk_that_stays_full_stops_the_run_and_loses_nothing(
         assert curve(run.path) == pytest.approx(curve_of_forty_steps, rel=TOLERANCE)
 
 
-@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.long)])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.rare)])
 def test_a_damaged_newest_checkpoint_costs_its_steps_and_nothing_else(
     folder: Path, curve_of_forty_steps: list[float], tmp_path: Path, workers: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -304,7 +304,7 @@ def rare_word(folder: Path) -> int:
     return int(np.flatnonzero((counts > 0) & (counts < np.quantile(counts[counts > 0], 0.2)))[-1])
 
 
-@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.long)])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.rare)])
 def test_a_loss_that_is_no_number_stops_before_the_update_and_names_the_rows(
     folder: Path, tmp_path: Path, workers: int, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -261,7 +261,6 @@ def test_the_shipped_recipe_is_the_documented_one() -> None:
     assert load(BenchmarkRecipe, "latency") == BenchmarkRecipe()
 
 
-@pytest.mark.slow
 @pytest.mark.long
 @pytest.mark.real_data
 @pytest.mark.skipif(not DATA.is_dir(), reason="no ../shared/data beside the checkout")

@@ -75,7 +75,6 @@ def test_a_run_that_writes_nothing_any_more_is_not_waited_for_for_ever(tmp_path:
     watch.check_alive()
 
 
-@pytest.mark.slow
 @pytest.mark.long
 def test_what_an_earlier_attempt_has_begun_is_scored_although_its_checkpoints_are_gone(tmp_path: Path) -> None:
     run, out = _run(tmp_path / "run"), tmp_path / ".probes.partial"
