@@ -289,7 +289,9 @@ def read_json(place: Location) -> Any:
         ValueError: it is not JSON in UTF-8.
     """
     with storage_errors(place):
-        return json.loads(place.read_bytes().decode("utf-8"))
+        # One request: a file object asks for the size first, and fails if another process writes in between.
+        content = place.read_bytes() if isinstance(place, Path) else place.fs.cat_file(place.path)
+        return json.loads(content.decode("utf-8"))
 
 
 def remove(place: Location) -> None:
