@@ -4,10 +4,10 @@ import importlib.metadata
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from ray_clusters import wait_until
 
 from cluster.artifacts import errors
 from eval.benchmark import host
@@ -114,9 +114,8 @@ def test_another_program_on_the_pinned_core_is_seen() -> None:
         try:
             assert other.stdout is not None
             other.stdout.readline()
-            watch, until = host.InterferenceMonitor(1, cores), time.monotonic() + 0.6
-            while time.monotonic() < until:
-                pass
+            watch = host.InterferenceMonitor(1, cores)
+            wait_until(lambda: watch.conditions().unfit is not None, other, seconds=60)
             found = watch.conditions()
         finally:
             other.kill()
