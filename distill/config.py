@@ -1,9 +1,9 @@
-"""What a training run is, and what it refuses.
+"""Recipe of a training run.
 
-Everything outside ``[placement]`` is identity: what is trained. ``[placement]`` says where it runs; changing it must
-not change the loss curve, and a test holds it to that.
+Everything outside ``[placement]`` is identity: it decides what is trained. ``[placement]`` says where the run executes;
+tests check that it does not change the loss curve.
 
-Defaults are those of DistilBERT (Sanh et al. 2019, arXiv 1910.01108, and the training command its authors published).
+Defaults are those of DistilBERT (Sanh et al. 2019, arXiv 1910.01108, and the training command of its authors).
 """
 
 import math
@@ -20,28 +20,28 @@ BUCKET_VALUES = 25_000_000
 
 
 class Loss(Recipe):
-    """Weights of the triple loss (paper, section 3; weights from the authors' command)."""
+    """Weights of the triple loss (paper, section 3; defaults from the authors' command)."""
 
     soft: NonNegativeFloat = 5.0
-    """KL divergence from the teacher's softened distribution to the student's, times temperature squared."""
+    """Weight of the KL divergence from the teacher's softened words to the student's, times temperature squared."""
     masked: NonNegativeFloat = 2.0
-    """Cross-entropy of the masked words."""
+    """Weight of the cross-entropy of the masked words."""
     cosine: NonNegativeFloat = 1.0
-    """One minus the cosine between the last hidden states of student and teacher."""
+    """Weight of one minus the cosine between the last hidden states of student and teacher."""
     temperature: PositiveFloat = 2.0
-    """Softens teacher and student alike (Hinton et al. 2015)."""
+    """Softens the distributions of teacher and student (Hinton et al. 2015)."""
     soft_positions: Literal["all", "masked", "sampled"] = "all"
-    """Positions the soft targets are compared at: all (the paper's loss), the hidden words, or those and a sample of
-    the others. Fewer positions are faster, and another loss."""
+    """Positions of the soft loss: ``all`` (the paper's loss), the ``masked`` words, or those and a sample of the others
+    (``sampled``). Fewer positions are faster and change the loss."""
     soft_sample: float = Field(0.2, gt=0, lt=1)
-    """Share of a row's other positions that ``sampled`` takes."""
+    """Share of a row's unmasked positions that ``sampled`` takes."""
 
     @property
     def needs_teacher(self) -> bool:
         return self.soft > 0 or self.cosine > 0
 
     def other_positions(self, available: int) -> int:
-        """How many of a row's ``available`` positions without a label the soft targets are compared at."""
+        """Number of a row's ``available`` unmasked positions in the soft loss."""
         if self.soft == 0 or self.soft_positions == "masked":
             return 0
         return available if self.soft_positions == "all" else max(1, round(self.soft_sample * available))
@@ -54,16 +54,16 @@ class Loss(Recipe):
 
 
 class Masking(Recipe):
-    """Dynamic masking: which words are hidden, and how (Devlin et al. 2018, section 3.1)."""
+    """Dynamic masking (Devlin et al. 2018, section 3.1)."""
 
     share: float = Field(0.15, gt=0, le=0.5)
-    """Share of a row's positions that carry a label: exactly ``round(share * seq_len)`` in every row."""
+    """Share of a row's positions with a label: exactly ``round(share * seq_len)`` in every row."""
     smoothing: NonNegativeFloat = 0.7
-    """A token is chosen with a chance proportional to count ** -smoothing (XLM, Lample and Conneau 2019)."""
+    """A token's chance to be masked is proportional to count ** -smoothing (XLM, Lample and Conneau 2019)."""
     mask: float = Field(0.8, ge=0, le=1)
-    """Share of the chosen words shown as the mask token."""
+    """Share of the labelled words that the mask token replaces."""
     random: float = Field(0.1, ge=0, le=1)
-    """Share of the chosen words shown as a random word; the rest is shown as it is."""
+    """Share of the labelled words that a random word replaces; the rest stay as they are."""
 
     @model_validator(mode="after")
     def _shares(self) -> Self:
@@ -76,13 +76,17 @@ class Optimizer(Recipe):
     """AdamW with linear warm-up and linear decay to zero."""
 
     learning_rate: PositiveFloat = 5e-4
+    """Largest learning rate, at the end of the warm-up."""
     beta1: float = Field(0.9, ge=0, lt=1)
+    """Decay of the first moment."""
     beta2: float = Field(0.98, ge=0, lt=1)
+    """Decay of the second moment."""
     epsilon: PositiveFloat = 1e-6
+    """Added to the root of the second moment."""
     weight_decay: NonNegativeFloat = 0.0
-    """Not applied to biases and LayerNorm weights."""
+    """Decoupled weight decay; biases and LayerNorm weights have none."""
     clip: PositiveFloat = 5.0
-    """Largest norm of the whole gradient."""
+    """Gradients with a larger norm, over all parameters, are scaled down to it."""
     warmup: float = Field(0.05, ge=0, le=1)
     """Share of the steps in which the learning rate rises."""
 
@@ -95,10 +99,12 @@ class Optimizer(Recipe):
 
 
 class WorkerRange(Recipe):
-    """As many workers as there are places for, within bounds; looked at again when workers are lost or places found."""
+    """Bounds of an elastic number of workers: the run shrinks when it loses workers and grows when there is room."""
 
     min: PositiveInt
+    """Fewest workers to train with."""
     max: PositiveInt
+    """Most workers to train with."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -108,72 +114,75 @@ class WorkerRange(Recipe):
 
 
 class Placement(Recipe):
-    """Where a run executes. Not identity: none of this may change the loss curve."""
+    """Where a run executes. Not identity: it does not change the loss curve."""
 
     workers: PositiveInt | Literal["auto"] | WorkerRange = "auto"
-    """Training processes: ``auto`` is one per GPU of the cluster, or one per node where there is none. With
-    ``{ min = 2, max = 8 }`` there are as many as have a place and divide ``rows_per_step``: the run goes on with fewer
-    when some cannot be replaced, and grows back, through a checkpoint, when places have come."""
+    """Training processes. ``auto`` is one per GPU of the cluster, or one per node without GPUs. A range such as
+    ``{ min = 2, max = 8 }`` uses as many as have room and divide ``rows_per_step``: the run continues with fewer when
+    lost workers are not replaced, and restarts from a checkpoint with more when there is room."""
     device: Literal["auto", "cpu"] = "auto"
-    """GPUs where the cluster has any, or CPUs even there: for models too small to be worth one."""
+    """``auto`` trains on GPUs where the cluster has any; ``cpu`` never does, for models too small for a GPU."""
     threads: PositiveInt = 1
-    """CPU threads per worker."""
+    """CPU threads of a worker."""
     zero_stage: Literal[0, 1, 2, 3] = 1
-    """DeepSpeed ZeRO stage of the student: what is sharded over the workers. In half precision at least 1."""
+    """DeepSpeed ZeRO stage of the student: 1 shards optimizer state, 2 gradients too, 3 weights too. bf16 and fp16 need
+    at least 1."""
     teacher: Literal["replica", "sharded", "offloaded"] = "replica"
-    """A copy of the teacher on every worker, one copy sharded over them (ZeRO-3), or that copy in CPU memory."""
+    """A copy of the teacher on every worker, one copy sharded over the workers (ZeRO-3), or one kept in CPU memory."""
     rows_per_device: PositiveInt | Literal["auto"] = 16
-    """Most rows in one micro-batch; accumulation makes up the rest of ``rows_per_step``. ``auto`` measures which
-    number trains fastest in the memory there is. In a run with phases these are rows of the first one: others have as
-    many as hold no more tokens."""
+    """Most rows of a micro-batch; gradient accumulation does the rest of ``rows_per_step``. ``auto`` measures the
+    fastest number that fits in memory. Later phases use as many rows as hold no more tokens than the first."""
     head: Literal["fused", "naive"] = "fused"
-    """Vocabulary projection and losses in chunks, or the reference: all logits of both models at once."""
+    """``fused`` computes the losses from chunks of logits; ``naive``, the reference, holds all logits at once."""
     execution: Literal["auto", "eager", "compiled"] = "auto"
-    """With ``torch.compile`` or without; ``auto`` compiles on a GPU."""
+    """With ``torch.compile`` or without it; ``auto`` compiles on a GPU."""
     verify: Check = "sizes"
-    """How the files of rows are compared with their manifest before the first step: by size, or by hash as well, which
-    reads all of them once on every node."""
+    """How the row files are compared with their manifest before the first step: ``sizes``, or ``hashes`` too, which
+    reads every file once on every node."""
     log_every: PositiveInt = 10
+    """Steps between two logs."""
     save_every: PositiveInt = 500
+    """Steps between two checkpoints."""
     validate_every: PositiveInt = 500
+    """Steps between two validations."""
     keep_checkpoints: PositiveInt = 2
     """Newest checkpoints to keep."""
     keep_every: PositiveInt | None = None
-    """Checkpoints of every so many steps are kept as well, for good."""
+    """Keep every n-th step's checkpoint permanently, too; none by default."""
     metrics_port: int | None = Field(None, ge=0, le=65535)
-    """Port of the Prometheus exporter of the first worker; none by default."""
+    """Port of the Prometheus exporter of every node; none by default."""
     restarts: int = Field(3, ge=0)
-    """How often the workers are started again after one of them, or its node, died. A node that is drained before it
-    goes does not count. Two deaths at the same step end the run whatever is left of this."""
+    """Restarts after a worker or its node died. Drained nodes do not count. A second death at the same step ends the
+    run at once."""
     replace_seconds: NonNegativeFloat = 120.0
-    """How long to wait for lost workers to be replaced, before going on with fewer or, where ``workers`` does not allow
-    fewer, giving up."""
+    """Seconds to wait for lost workers to be replaced, before the run continues with fewer or, where ``workers`` does
+    not allow fewer, fails."""
 
     def compiles(self, device: str) -> bool:
-        """Whether layers and losses are compiled on this kind of device."""
+        """Whether to compile layers and losses on this kind of device."""
         return self.execution == "compiled" or (self.execution == "auto" and device == "cuda" and self.zero_stage < 3)
 
     @model_validator(mode="after")
     def _zero3_is_not_compiled(self) -> Self:
         if self.execution == "compiled" and self.zero_stage == 3:
             raise ValueError(
-                "placement.execution compiled does not go with placement.zero_stage 3, whose weights come and go "
-                'between layers: write execution = "eager" or a lower stage'
+                "placement.execution compiled does not work with placement.zero_stage 3, which gathers weights by "
+                'layer: write execution = "eager" or a lower stage'
             )
         return self
 
 
 class Phase(Recipe):
-    """A stretch of a run on rows of one length."""
+    """A part of a run, on rows of one length."""
 
     seq_len: PositiveInt
-    """Tokens in a row: ``--tokens`` has an artifact of such rows."""
+    """Tokens in a row; ``--tokens`` needs an artifact of such rows."""
     steps: PositiveInt | None = None
     """Optimizer steps; exactly one of ``steps`` and ``epochs``."""
     epochs: PositiveFloat | None = None
     """Passes over the training rows of this length."""
     rows_per_step: PositiveInt | None = None
-    """By default the run's. Long rows usually come with fewer of them."""
+    """Rows in an optimizer step; the run's by default."""
 
     @model_validator(mode="after")
     def _length(self) -> Self:
@@ -193,21 +202,23 @@ class Training(Recipe):
     epochs: PositiveFloat | None = None
     """Passes over the training rows."""
     phases: tuple[Phase, ...] = ()
-    """In place of ``steps`` and ``epochs``: stretches of the run on rows of different lengths, one after the other
-    (Devlin et al. 2018, appendix A.2: 128 for most steps, then 512). The learning rate spans them all."""
+    """Instead of ``steps`` or ``epochs``: parts of the run on rows of different lengths (Devlin et al. 2018, appendix
+    A.2: 128 tokens for most steps, then 512). One learning-rate schedule spans all phases."""
     rows_per_step: PositiveInt = 4096
-    """Rows in one optimizer step, over all workers and accumulation (paper, section 3: up to 4K)."""
+    """Rows in an optimizer step, over all workers and micro-batches (paper, section 3: up to 4K)."""
     order: Literal["rows", "blocks"] = "rows"
-    """Rows of an epoch in any order, each read from anywhere; or blocks of consecutive rows (2 MiB) in any order, and
-    rows mixed within 32 of them: for rows on spinning or network disks that do not fit into memory."""
+    """``rows`` shuffles single rows. ``blocks`` shuffles blocks of consecutive rows (2 MiB) and the rows within 32
+    blocks: for rows on spinning or network disks that do not fit into memory."""
     precision: Precision = "fp32"
+    """Precision of the models. Optimizer state and sums of gradients are fp32."""
     seed: int = Field(1, ge=0)
+    """Seed of the student's start, the order of rows and the masks."""
     validation_rows: PositiveInt = 512
-    """Held-out rows of a validation, or all there are."""
+    """Most held-out rows of a validation."""
     placement: Placement = Placement()
 
     def by_phase(self) -> tuple[Self, ...]:
-        """The run as runs on rows of one length each, one for every phase; without phases the run itself."""
+        """One run per phase; without phases the run itself."""
         return tuple(map(self._phase, self.phases)) or (self,)
 
     def _phase(self, phase: Phase) -> Self:
@@ -220,33 +231,33 @@ class Training(Recipe):
         return self.model_copy(update={"phases": (), **own})
 
     def total_steps(self, train_rows: int) -> int:
-        """Optimizer steps of a run without phases on so many training rows."""
+        """Optimizer steps of a run without phases on ``train_rows`` rows."""
         if self.steps is not None:
             return self.steps
         assert self.epochs is not None
         return max(1, round(self.epochs * train_rows / self.rows_per_step))
 
     def worker_counts(self) -> list[int]:
-        """The numbers of workers that a range allows: those that divide every ``rows_per_step``, smallest first."""
+        """Numbers of workers in the range that divide every ``rows_per_step``, smallest first."""
         workers = self.placement.workers
         assert isinstance(workers, WorkerRange)
         shared = math.gcd(*(phase.rows_per_step for phase in self.by_phase()))
         return [count for count in range(workers.min, workers.max + 1) if shared % count == 0]
 
     def check_divides(self, workers: int) -> None:
-        """Rows of a step must fall evenly on the workers.
+        """Check that the rows of a step divide by the workers.
 
         Raises:
-            ValueError: they do not; says a number that does.
+            ValueError: they do not; names the nearest number that does.
         """
         if self.rows_per_step % workers:
             near = max(1, round(self.rows_per_step / workers)) * workers
             raise ValueError(f"rows_per_step {self.rows_per_step} does not divide by {workers} workers: write {near}")
 
     def micro_rows(self, workers: int) -> int:
-        """Rows in a micro-batch: the largest count that divides the step evenly over workers and accumulation.
+        """Rows of a micro-batch: the largest number up to ``rows_per_device`` that divides a worker's rows of a step.
 
-        Where ``placement.rows_per_device`` is ``auto``, the most that measuring may find: a worker's whole step.
+        Where ``rows_per_device`` is ``auto``, all of a worker's rows.
         """
         self.check_divides(workers)
         rows = self.rows_per_step // workers
@@ -258,7 +269,7 @@ class Training(Recipe):
     def _length(self) -> Self:
         given = [key for key in ("steps", "epochs") if getattr(self, key) is not None]
         if self.phases and given:
-            raise ValueError(f"{given[0]} and phases do not go together: write {given[0]} in every phase instead")
+            raise ValueError(f"{given[0]} and phases exclude each other: write {given[0]} in every phase instead")
         if not self.phases and len(given) != 1:
             raise ValueError("write steps = N or epochs = N, exactly one of them")
         return self
@@ -280,21 +291,22 @@ class Training(Recipe):
         if self.precision != "fp32" and self.placement.zero_stage == 0:
             raise ValueError(
                 f"placement.zero_stage 0 would add up gradients in {self.precision}: write 1, "
-                "which keeps them in fp32 and costs nothing on one worker"
+                "which adds them up in fp32 and costs nothing on one worker"
             )
         return self
 
 
 class Student(Recipe):
-    """The student's shape and how it starts."""
+    """Layers of the student and its initial weights."""
 
     start: Literal["teacher", "random"] = "teacher"
-    """From the teacher's layers, embeddings and head (paper, section 3), or from random weights."""
+    """Start from the teacher's layers, embeddings and head (paper, section 3), or from random weights."""
     layers: tuple[int, ...] | None = None
-    """Teacher layers to take, from 0; by default half of them, evenly spread: 0, 2, 4, 7, 9, 11 of twelve."""
+    """Teacher layers to take, counted from 0; by default half of them, evenly spread: 0, 2, 4, 7, 9, 11 of twelve."""
 
 
 class Distillation(Training):
     """A student trained from a teacher."""
 
     student: Student = Student()
+    """Layers of the student and its initial weights."""

@@ -1,6 +1,6 @@
-"""When an attempt to train failed: whether to start again, or to say what stands in the way.
+"""Decides whether a failed attempt to train is repeated.
 
-A worker or node that dies is worth another attempt; what a person must mend is not, nor is a step that died twice.
+A dead worker or node is worth another attempt; an error that the user must fix is not, nor are two deaths at one step.
 """
 
 import time
@@ -22,12 +22,12 @@ from distill.checkpointing.run_folder import Run
 from distill.launch.elastic import LaunchError
 
 _LOST_AT_START = (WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError)
-"""A worker or its node went while the workers were being placed."""
+"""A worker or its node died while Ray placed the workers."""
 
 
 @dataclass
 class FailureTracker:
-    """Decides whether to start again after an attempt failed, and keeps the whole errors in a log."""
+    """Counts the failures of a run, decides whether to restart, and writes whole errors to a log."""
 
     name: str
     restarts: int
@@ -35,13 +35,13 @@ class FailureTracker:
     log: Path
     count: int = 0
     reached: int | None = None
-    """Step last recorded at the last death."""
+    """Step at the previous death."""
 
     def add(self, error: TrainingFailedError) -> str:
-        """Why to start again: a node was drained (``drain``), or a worker or its node died (``death``).
+        """Record a failure; returns the cause of the restart, ``drain`` or ``death``.
 
         Raises:
-            LaunchError: that would not help.
+            LaunchError: a restart would not help.
         """
         with self.log.open("a", encoding="utf-8") as log:
             log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {error}\n")
@@ -67,16 +67,16 @@ class FailureTracker:
 
 
 def last_step(run: Run) -> int:
-    """The last step that was recorded or saved."""
+    """The last step that was logged or saved."""
     newest = run.newest()
     recorded = [int(line["step"]) for line in metrics_log.read_metrics(run.metrics)]
     return max([newest.step if newest else 0, *recorded[-1:]])
 
 
 def _refusal(error: WorkerGroupError) -> str | None:
-    """The line meant for people, when a worker stopped with one and none died.
+    """The error line for the user, if a worker raised one and no worker died.
 
-    When one dies, the others fail as well, with whatever its silence breaks in them: that is nobody's to mend.
+    When a worker dies, the others fail too, with errors that its silence causes; the user cannot fix those.
     """
     causes = [_cause(failure) for failure in error.worker_failures.values()]
     if any(isinstance(cause, RayActorError) for cause in causes):
@@ -86,7 +86,7 @@ def _refusal(error: WorkerGroupError) -> str | None:
 
 
 def _preempted(error: TrainingFailedError) -> bool:
-    """Whether a node took its workers with it after it had been told to leave."""
+    """Whether the workers were lost with a node that was being drained."""
     if isinstance(error, WorkerGroupError):
         causes = [_cause(failure) for failure in error.worker_failures.values()]
         return any(isinstance(cause, RayActorError) and cause.preempted for cause in causes)
@@ -94,7 +94,7 @@ def _preempted(error: TrainingFailedError) -> bool:
 
 
 def _cause(failure: BaseException) -> BaseException:
-    """What is behind Ray Train's wrappers: the exception of the stage, or how the worker was found dead."""
+    """Unwrap Ray Train's exceptions to the one of the stage, or to the one that reports the dead worker."""
     if isinstance(failure, WorkerHealthCheckFailedError):
         failure = failure.health_check_failure
     inner: BaseException = getattr(failure, "_base_exc", failure)
@@ -102,7 +102,7 @@ def _cause(failure: BaseException) -> BaseException:
 
 
 def _reason(error: TrainingFailedError) -> str:
-    """One line: the first worker that died; where none did, the exception that is most likely not another's echo."""
+    """One line about the first dead worker, or else the first exception that does not mention a peer."""
     if not isinstance(error, WorkerGroupError):
         return _last_line(str(error))
     causes = {rank: _cause(failure) for rank, failure in error.worker_failures.items()}
@@ -110,7 +110,7 @@ def _reason(error: TrainingFailedError) -> str:
         causes, key=lambda rank: (not isinstance(causes[rank], RayActorError), "peer" in str(causes[rank]), rank)
     )
     if isinstance(causes[rank], RayActorError):
-        # Ray goes on with guesses.
+        # The rest of the message lists guesses.
         return f"worker {rank}: {_last_line(str(causes[rank]).partition(' Some common causes')[0])}"
     return f"worker {rank}: {type(causes[rank]).__name__}: {_last_line(str(causes[rank]))}"
 

@@ -1,20 +1,21 @@
-"""What a run will take: hours, memory, disk and network on given machines, before it is started.
+"""Predicts hours, memory, disk and network of a run on given machines.
 
 ::
 
     python -m distill.plan RECIPE --hardware 8xV100-16GB [--hardware 4x8xA100-40GB]… [--network 100GbE]
                            [--teacher DIR] [--tokens DIR | --rows N] [--set key=value]… [--json]
 
-RECIPE is what ``distill.launch`` or ``distill.train`` takes. ``--hardware here`` measures this machine for some seconds
-instead of reading a description. Nothing is downloaded.
+RECIPE is one for ``distill.launch`` or ``distill.train``. ``--hardware here`` measures this machine for some seconds
+instead of reading a description. The command downloads nothing.
 """
 
 import argparse
 import json
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from cluster.artifacts import artifact, errors, recipe
 from cluster.telemetry.progress import say
@@ -29,104 +30,139 @@ from distill.modeling.student import chosen_layers
 from distill.plan import report_text
 
 PAPER_TOKENS = 4_000_000_000
-"""Word pieces of the paper's corpus, English Wikipedia and the Toronto Book Corpus."""
+"""Tokens of the paper's corpus, English Wikipedia and the Toronto Book Corpus."""
+
+
+RowsOf: TypeAlias = Callable[[Training, int], int | None]
+"""``rows(training, seq_len)``: the number of training rows of that length, where it is known."""
 
 
 class PlanError(ValueError):
-    """What is to be planned is not known well enough."""
+    """The options do not describe the run well enough."""
 
 
-class Request:
-    """What the command line asks for: the runs of a recipe, the main one first, and what had to be assumed."""
+@dataclass(frozen=True)
+class PlanRequest:
+    """The runs of a recipe, the main one first, and the assumptions that the options left open."""
 
-    def __init__(self, options: argparse.Namespace) -> None:
-        self.name: str = options.recipe
-        self.assumed: list[str] = []
-        self._facts = artifact.read(options.tokens, "tokens").facts if options.tokens else {}
-        self._options = options
-        values = recipe.read_values(options.recipe)
-        if "train" in values and "corpus" in values:
-            self.runs = self._pipeline(recipe.load(Pipeline, options.recipe, options.set))
-        else:
-            self.runs = [self._distillation(recipe.load(Distillation, options.recipe, options.set))]
+    name: str
+    runs: list[PlannedRun]
+    assumed: list[str]
 
-    def _pipeline(self, pipeline: Pipeline) -> list[PlannedRun]:
-        tokens = pipeline.token_recipe()
-        seq_len = self._seq_len(tokens.seq_len)
-        teacher = self._teacher(pipeline.teacher, getattr(tokens.tokenizer, "vocab_size", None))
-        plan = PipelinePlan(pipeline, Path("out"))
-        found = [
-            self._student(name, plan.distillation(name), teacher, seq_len, "train.") for name in pipeline.students()
-        ]
-        if (training := pipeline.teacher_training()) is not None:
-            found.append(self._phased("teacher", training, None, teacher, seq_len, "teacher.train."))
+
+def read_request(options: argparse.Namespace) -> PlanRequest:
+    """Read the recipe that the options name, and the tokens artifact where they name one."""
+    facts = artifact.read(options.tokens, "tokens").facts if options.tokens else {}
+    assumed: list[str] = []
+    values = recipe.read_values(options.recipe)
+    if "train" in values and "corpus" in values:
+        runs = _pipeline_runs(recipe.load(Pipeline, options.recipe, options.set), options, facts, assumed)
+    else:
+        runs = [_training_run(recipe.load(Distillation, options.recipe, options.set), options, facts, assumed)]
+    return PlanRequest(options.recipe, runs, assumed)
+
+
+def _pipeline_runs(
+    pipeline: Pipeline, options: argparse.Namespace, facts: Mapping[str, Any], assumed: list[str]
+) -> list[PlannedRun]:
+    tokens = pipeline.token_recipe()
+    seq_len = int(facts.get("seq_len", options.seq_len or tokens.seq_len))
+    vocabulary = facts.get("vocab_size", getattr(tokens.tokenizer, "vocab_size", None))
+    teacher = _teacher_shape(pipeline.teacher, options.teacher, vocabulary, assumed)
+    plan = PipelinePlan(pipeline, Path("out"))
+    rows = partial(_train_rows, options=options, facts=facts, assumed=assumed)
+    runs = [
+        _student_run(
+            name, plan.distillation(name), teacher, seq_len, "train." if name == MAIN else f"ablations.{name}.", rows
+        )
+        for name in pipeline.students()
+    ]
+    if (training := pipeline.teacher_training()) is not None:
+        runs.append(_by_phase("teacher", training, None, teacher, seq_len, "teacher.train.", rows))
+    return runs
+
+
+def _training_run(
+    training: Distillation, options: argparse.Namespace, facts: Mapping[str, Any], assumed: list[str]
+) -> PlannedRun:
+    teacher = _teacher_shape({}, options.teacher, None, assumed)
+    if not facts and options.seq_len is None and not training.phases:
+        assumed.append("rows of 128 tokens: give --tokens DIR or --seq-len N")
+    written = training.phases[0].seq_len if training.phases else 128
+    seq_len = int(facts.get("seq_len", options.seq_len or written))
+    rows = partial(_train_rows, options=options, facts=facts, assumed=assumed)
+    return _student_run(MAIN, training, teacher, seq_len, "", rows)
+
+
+def _student_run(
+    name: str, training: Distillation, teacher: ModelShape, seq_len: int, prefix: str, rows: RowsOf
+) -> PlannedRun:
+    student = model_shape.student_shape(teacher, len(chosen_layers(training.student.layers, teacher.layers)))
+    used = teacher if training.loss.needs_teacher else None
+    return _by_phase(name, training, used, student, seq_len, prefix, rows)
+
+
+def _by_phase(
+    name: str,
+    training: Training,
+    teacher: ModelShape | None,
+    student: ModelShape,
+    seq_len: int,
+    prefix: str,
+    rows: RowsOf,
+) -> PlannedRun:
+    """A run with its phases. Rows of other lengths hold the same text as those of ``seq_len``."""
+    lengths = [phase.seq_len for phase in training.phases] or [seq_len]
+    phases = []
+    for length, alone in zip(lengths, training.by_phase(), strict=True):
+        count = rows(alone, seq_len)
+        of_length = None if count is None else max(1, count * seq_len // length)
+        phases.append(PlannedRun(name, alone, teacher, student, length, of_length, prefix))
+    return replace(phases[0], later=tuple(phases[1:]))
+
+
+def _train_rows(
+    training: Training, seq_len: int, options: argparse.Namespace, facts: Mapping[str, Any], assumed: list[str]
+) -> int | None:
+    """Training rows; None where neither the options nor the recipe need them."""
+    if options.rows is not None:
+        return int(options.rows)
+    if "train_rows" in facts:
+        return int(facts["train_rows"])
+    if training.steps is not None:
+        return None
+    note = "a corpus of 4.0 G tokens, the paper's: give --tokens DIR or --rows N for yours"
+    if note not in assumed:
+        assumed.append(note)
+    return PAPER_TOKENS // seq_len
+
+
+def _teacher_shape(
+    written: Mapping[str, Any], teacher: str | None, vocabulary: int | None, assumed: list[str]
+) -> ModelShape:
+    """Shape of the teacher that ``--teacher`` names, or else of the one in the recipe's teacher table ``written``."""
+    if teacher is not None:
+        return model_shape.find(teacher)
+    if "source" in written:
+        found = model_shape.find(written["source"])
+        if found.name in model_shape.KNOWN and not Path(written["source"]).is_dir():
+            assumed.append(f"teacher {written['source']} has the published shape of {found.name}")
         return found
-
-    def _distillation(self, distillation: Distillation) -> PlannedRun:
-        teacher = self._teacher({}, None)
-        if not self._facts and self._options.seq_len is None and not distillation.phases:
-            self.assumed.append("rows of 128 tokens: give --tokens DIR or --seq-len N")
-        written = distillation.phases[0].seq_len if distillation.phases else 128
-        return self._student(MAIN, distillation, teacher, self._seq_len(written), "")
-
-    def _student(self, name: str, training: Distillation, teacher: ModelShape, seq_len: int, prefix: str) -> PlannedRun:
-        student = model_shape.student_shape(teacher, len(chosen_layers(training.student.layers, teacher.layers)))
-        taught = teacher if training.loss.needs_teacher else None
-        if name not in (MAIN, "teacher"):
-            prefix = f"ablations.{name}."
-        return self._phased(name, training, taught, student, seq_len, prefix)
-
-    def _phased(
-        self, name: str, training: Training, taught: ModelShape | None, student: ModelShape, seq_len: int, prefix: str
-    ) -> PlannedRun:
-        """A run by its phases; the rows of a length come from those of ``seq_len``, as they hold the same text."""
-        lengths = [phase.seq_len for phase in training.phases] or [seq_len]
-        found = []
-        for length, alone in zip(lengths, training.by_phase(), strict=True):
-            rows = self._rows(alone, seq_len)
-            of_length = None if rows is None else max(1, rows * seq_len // length)
-            found.append(PlannedRun(name, alone, taught, student, length, of_length, prefix))
-        return replace(found[0], later=tuple(found[1:]))
-
-    def _seq_len(self, written: int) -> int:
-        return int(self._facts.get("seq_len", self._options.seq_len or written))
-
-    def _rows(self, training: Training, seq_len: int) -> int | None:
-        if self._options.rows is not None:
-            return int(self._options.rows)
-        if "train_rows" in self._facts:
-            return int(self._facts["train_rows"])
-        if training.steps is not None:
-            return None
-        note = "a corpus of 4.0 G tokens, the paper's: give --tokens DIR or --rows N for yours"
-        if note not in self.assumed:
-            self.assumed.append(note)
-        return PAPER_TOKENS // seq_len
-
-    def _teacher(self, written: dict[str, Any], vocabulary: int | None) -> ModelShape:
-        if self._options.teacher is not None:
-            return model_shape.find(self._options.teacher)
-        if "source" in written:
-            found = model_shape.find(written["source"])
-            if found.name in model_shape.KNOWN and not Path(written["source"]).is_dir():
-                self.assumed.append(f"teacher {written['source']} has the published shape of {found.name}")
-            return found
-        if "architecture" not in written:
-            self.assumed.append(f"a teacher of the shape of {model_shape.DEFAULT}: give --teacher DIR for yours")
-            return model_shape.KNOWN[model_shape.DEFAULT]
-        size = self._facts.get("vocab_size", vocabulary)
-        if size is None:
-            raise PlanError("the vocabulary of the teacher is not known before the tokens are made: give --tokens DIR")
-        shape = written["architecture"]
-        numbers = (shape["layers"], shape["hidden"], shape["feed_forward"], shape["heads"])
-        return ModelShape("the recipe's teacher", "bert", *numbers, int(size), shape.get("positions", 512))
+    if "architecture" not in written:
+        assumed.append(f"a teacher of the shape of {model_shape.DEFAULT}: give --teacher DIR for yours")
+        return model_shape.KNOWN[model_shape.DEFAULT]
+    if vocabulary is None:
+        raise PlanError("the vocabulary of the teacher is not known before the tokens are made: give --tokens DIR")
+    shape = written["architecture"]
+    numbers = (shape["layers"], shape["hidden"], shape["feed_forward"], shape["heads"])
+    return ModelShape("the recipe's teacher", "bert", *numbers, int(vocabulary), shape.get("positions", 512))
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = "python -m distill.plan") -> None:
     """The command line."""
     options = _parser(prog).parse_args(arguments)
     with errors.errors_for_people():
-        request = Request(options)
+        request = read_request(options)
         clusters = [_cluster(text, options.network, request) for text in options.hardware]
         forecasts = [[forecast(planned, cluster) for planned in request.runs] for cluster in clusters]
         if options.json:
@@ -137,7 +173,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m distill.
             print(report_text.side_by_side(request.name, request.assumed, forecasts))
 
 
-def as_json(request: Request, forecasts: list[Forecast]) -> dict[str, Any]:
+def as_json(request: PlanRequest, forecasts: list[Forecast]) -> dict[str, Any]:
     """The numbers of a plan, plain; seconds, bytes and hours."""
     main_run = forecasts[0]
     return {
@@ -193,7 +229,7 @@ def _step_json(step: Any) -> dict[str, Any]:
     }
 
 
-def _cluster(text: str, network: str, request: Request) -> Cluster:
+def _cluster(text: str, network: str, request: PlanRequest) -> Cluster:
     nodes, count, name = hardware.split(text)
     if name != hardware.HERE:
         return hardware.cluster(text, network)

@@ -1,7 +1,7 @@
-"""A run's newest checkpoint as a student: a folder that transformers loads, with a model card.
+"""Exports a checkpoint of a run as a student: a folder for transformers, with a model card.
 
-The folder holds ``config.json``, ``model.safetensors``, the tokenizer and ``README.md``; it needs nothing of this
-project: ``AutoModelForMaskedLM.from_pretrained(folder)``.
+The folder holds ``config.json``, ``model.safetensors``, the tokenizer and ``README.md``, and needs only transformers:
+``AutoModelForMaskedLM.from_pretrained(folder)``.
 """
 
 from collections.abc import Mapping
@@ -73,14 +73,14 @@ The student knows what its corpus said, errors and prejudice included, and is me
 
 
 class Export(Recipe):
-    """Which checkpoint becomes the student."""
+    """The checkpoint to export."""
 
     step: PositiveInt | None = None
-    """Optimizer step of the checkpoint; the newest by default."""
+    """Optimizer step of the checkpoint; the newest one by default."""
 
 
 def run(recipe: Export, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
-    """Write the student of a run."""
+    """Write the student."""
     source = Run(inputs["run"])
     checkpoint = _checkpoint(source, recipe.step)
     described = source.recipe()
@@ -102,7 +102,7 @@ def run(recipe: Export, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]
 
 
 def identity(path: Path) -> str:
-    """Identity of a run as it stands: what is trained, and how far it got."""
+    """Identity of a run in its present state: its recipe, inputs and checkpoints."""
     run = Run(path)
     described = run.recipe()
     checkpoints = [{"step": found.step, "files": found.facts["files"]} for found in run.checkpoints()]
@@ -136,7 +136,7 @@ def _card(facts: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
 
 
 def _rows(recipe: Mapping[str, Any]) -> str:
-    """Rows of a step, phase by phase."""
+    """Rows of a step, by phase."""
     default = f"{recipe['rows_per_step']:,} rows"
     counts = ((phase["rows_per_step"] or recipe["rows_per_step"], phase["seq_len"]) for phase in recipe["phases"])
     return ", then ".join(f"{rows:,} rows of {length:,} tokens" for rows, length in counts) or default

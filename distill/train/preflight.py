@@ -1,6 +1,6 @@
-"""The checks of a plan on the machine a worker really runs on, before anything is trained. Nothing is measured.
+"""Checks on each worker, before training, that its device, memory and disk suffice. It does not measure.
 
-What cannot work is refused with what to write instead; what may go wrong later is said once, by the first worker.
+Raises errors for what cannot work; the first worker logs warnings about what may fail later.
 """
 
 import os
@@ -28,28 +28,28 @@ from distill.modeling.model_shape import ModelShape
 
 
 class PreflightError(ValueError):
-    """This machine cannot do what the recipe asks for."""
+    """This machine cannot run the recipe."""
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What a worker finds: its device, and the disk it will write to."""
+    """Device and disk of a worker."""
 
     kind: str
     """``cuda`` or ``cpu``."""
     name: str
     memory_bytes: int
-    """That this worker may take."""
+    """Memory for this worker."""
     reserved_bytes: int
-    """Taken already."""
+    """Part of it in use already."""
     free_disk_bytes: int
     checkpoints: int
-    """On that disk already, of this run."""
+    """Checkpoints of this run on the disk already."""
     capability: tuple[int, int] | None = None
 
     @classmethod
     def of(cls, device: torch.device, out: Path) -> "Machine":
-        """The machine under this worker, which writes to ``out``."""
+        """The machine of this worker, which writes to ``out``."""
         disk = next(path for path in (out, *out.parents) if path.exists())
         free, checkpoints = shutil.disk_usage(disk).free, len([*out.glob("checkpoints/step_*")])
         if device.type == "cpu":
@@ -63,20 +63,21 @@ class Machine:
 
 
 def check_worker(schedule: Schedule, teacher: Any, model: Any, workers: Workers, out: Path) -> None:
-    """Refuse a run that cannot work here; say what may not. ``teacher`` and ``model`` are ``transformers`` models.
+    """Refuse a run that cannot work here, and log warnings. ``teacher`` and ``model`` are ``transformers`` models.
 
     Raises:
-        PreflightError: the device, its memory or the disk cannot do it.
-        ArtifactError: rows that placement has verified were changed.
+        PreflightError: device, memory or disk do not suffice.
+        PrecisionError: the device lacks the precision.
+        ArtifactError: the rows were changed (``placement.verify``).
     """
-    taught = model_shape.of_config(teacher.config.to_dict(), "the teacher") if teacher is not None else None
+    teacher_shape = model_shape.of_config(teacher.config.to_dict(), "the teacher") if teacher is not None else None
     student = model_shape.of_config(model.config.to_dict(), "the student")
     machine = Machine.of(workers.device, out)
     found = []
     for phase in schedule.phases:
         phase.training.check_divides(workers.world_size)
-        found.append(check(phase.training, taught, student, machine, workers.world_size, phase.seq_len))
-    # Micro-batches of later phases have no more tokens than the first one's, whose rows placement counts.
+        found.append(check(phase.training, teacher_shape, student, machine, workers.world_size, phase.seq_len))
+    # The first phase has the largest micro-batches in tokens.
     warnings = found[0] + check_disk(schedule.first.training, student, machine, schedule.steps)
     if workers.is_main_process:
         for warning in warnings:
@@ -89,7 +90,7 @@ def check_worker(schedule: Schedule, teacher: Any, model: Any, workers: Workers,
 def check(
     training: Training, teacher: ModelShape | None, student: ModelShape, machine: Machine, workers: int, seq_len: int
 ) -> list[str]:
-    """Warnings for a worker's device.
+    """Warnings about a worker's device.
 
     Raises:
         PreflightError: another device than the recipe's, no kernels for it, or too little memory for one row.
@@ -139,10 +140,10 @@ def _remedy(zero_stage: int, placed: str, teacher: ModelShape | None) -> str:
 
 
 def check_disk(training: Training, student: ModelShape, machine: Machine, steps: int) -> list[str]:
-    """Warnings for the disk that checkpoints go to.
+    """Warnings about the disk of the checkpoints.
 
     Raises:
-        PreflightError: not even one checkpoint fits.
+        PreflightError: it has no room for one checkpoint.
     """
     each = costs.checkpoint_bytes(student)
     free = machine.free_disk_bytes
@@ -161,7 +162,7 @@ def check_disk(training: Training, student: ModelShape, machine: Machine, steps:
 
 
 def _cluster(training: Training, machine: Machine, workers: int) -> Cluster:
-    """The workers as a cluster whose speeds do not matter."""
+    """The workers as a cluster; memory predictions do not use its speeds."""
     device = Device(
         name=machine.name,
         kind="gpu" if machine.kind == "cuda" else "cpu",
@@ -169,7 +170,7 @@ def _cluster(training: Training, machine: Machine, workers: int) -> Cluster:
         capability=machine.capability,
         peak_tflops={training.precision: 1.0},
         efficiency={training.precision: 1.0},
-        efficiency_source="not asked for",
+        efficiency_source="not used",
         memory_gb_per_second=1.0,
         link_gb_per_second=1.0,
         overhead_seconds=0.0,

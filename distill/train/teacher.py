@@ -1,6 +1,6 @@
-"""A teacher: taken from a hub id or a folder, given a head, or trained from scratch with masked words.
+"""Makes a teacher: from a hub id or a folder, with a trained head, or trained from scratch on masked words.
 
-Training goes through the same loop as the student's, without a teacher of its own.
+It trains in the same loop as a student, without a teacher.
 """
 
 import os
@@ -28,21 +28,26 @@ from distill.train import preflight
 from distill.train.loop import fit
 
 RUN = "run"
-"""Folder of the training run, in the artifact while it is being made."""
+"""Folder of the training run inside the unfinished artifact."""
 
 _HEADS = ("cls.", "lm_head.")
 
 
 class Architecture(Recipe):
-    """A BERT to be trained from scratch; heads are 64 wide where the size allows it (Devlin et al. 2018)."""
+    """Shape of a BERT that trains from scratch."""
 
     layers: PositiveInt
+    """Transformer layers."""
     hidden: PositiveInt
+    """Width of the hidden states."""
     heads: PositiveInt
+    """Attention heads; BERT's are 64 wide (Devlin et al. 2018)."""
     feed_forward: PositiveInt
+    """Width of the feed-forward layers, usually four times ``hidden``."""
     positions: PositiveInt = 512
+    """Longest row in tokens."""
     initializer_range: PositiveFloat = 0.02
-    """Standard deviation of the first weights; BERT's 0.02 suits widths of 512 and more, narrow models want more."""
+    """Standard deviation of the initial weights. BERT's 0.02 suits widths from 512 on; narrower models need more."""
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:
@@ -52,22 +57,23 @@ class Architecture(Recipe):
 
 
 class Teacher(Recipe):
-    """Where a teacher comes from: exactly one of ``source`` and ``architecture``."""
+    """Origin of a teacher: exactly one of ``source`` and ``architecture``."""
 
     source: str | None = None
-    """A folder or hub id of a BERT or RoBERTa, with or without a masked-word head."""
+    """Folder or hub id of a BERT or RoBERTa, with or without a masked-word head."""
     architecture: Architecture | None = None
+    """Shape of a teacher that trains from scratch."""
     train: Training | None = None
-    """Masked-word training: needed from scratch and for an encoder without a head, possible for any."""
+    """Masked-word training; required from scratch and for an encoder without a head, optional otherwise."""
     trains: Literal["all", "head"] = "all"
-    """What ``train`` changes: every weight, or the head alone (word embeddings, which it shares, stay)."""
+    """What ``train`` changes: ``all`` weights, or the ``head`` alone (without the word embeddings it shares)."""
 
     @property
     def placement(self) -> Any:
         return self.train.placement if self.train else None
 
     def identity(self) -> dict[str, Any]:
-        """Also without the placement of its training."""
+        """Leaves out the placement of the training, too."""
         values = super().identity()
         return values | {"train": self.train.identity() if self.train else None}
 
@@ -99,7 +105,7 @@ def run(recipe: Teacher, inputs: Mapping[str, Path], out: Path) -> dict[str, Any
         identities = {role: artifact.read(path).identity for role, path in inputs.items()}
         _train(model, recipe, Schedule(recipe.train, given), identities, out / RUN)
     if int(os.environ.get("RANK", "0")) != 0:
-        return {}  # the first worker alone writes
+        return {}  # only the first worker writes
     if recipe.train is not None:
         model, facts["validation"] = _trained(recipe, tokens, out / RUN)
     with quiet_tokenizer():
@@ -112,7 +118,7 @@ def run(recipe: Teacher, inputs: Mapping[str, Path], out: Path) -> dict[str, Any
 
 
 def _untrained(recipe: Teacher, tokens: TokenSet | None) -> tuple[Any, str | Path]:
-    """The model to start from, and where its tokenizer is."""
+    """The model to start from, and the folder of its tokenizer."""
     if recipe.source is not None:
         model, missing = masked_lm.load(recipe.source, recipe.train.seed if recipe.train else 0)
         if type(model).__name__ not in ("BertForMaskedLM", "RobertaForMaskedLM"):
@@ -144,7 +150,7 @@ def _untrained(recipe: Teacher, tokens: TokenSet | None) -> tuple[Any, str | Pat
 
 
 def _check_reads(model: Any, tokenizer: Any, folder: str | Path, given: list[TokenSet]) -> None:
-    """The tokenizer must be the tokens' and fit the model's embeddings; rows must fit its positions."""
+    """Check that the tokenizer is that of the tokens, and that embeddings and positions suffice."""
     if len(tokenizer) > model.config.vocab_size:
         raise ModelError(
             f"{folder} has {len(tokenizer)} words for {model.config.vocab_size} embeddings: they do not fit"
@@ -160,7 +166,7 @@ def _check_reads(model: Any, tokenizer: Any, folder: str | Path, given: list[Tok
 
 
 def _train(model: Any, recipe: Teacher, schedule: Schedule, identities: dict[str, str], folder: Path) -> None:
-    """Masked-word training, by all workers together."""
+    """Masked-word training. Collective."""
     training = recipe.train
     assert training is not None
     if recipe.trains == "head":
@@ -174,9 +180,9 @@ def _train(model: Any, recipe: Teacher, schedule: Schedule, identities: dict[str
 
 
 def _trained(recipe: Teacher, tokens: TokenSet | None, folder: Path) -> tuple[Any, Mapping[str, Any]]:
-    """The model after training, and its last validation.
+    """The trained model and its last validation.
 
-    From the checkpoint, which has the weights whole and in fp32; in memory they may be sharded and half precision.
+    It comes from the checkpoint, which has whole fp32 weights; in memory they may be sharded and in half precision.
     """
     newest = Run(folder).newest()
     assert newest is not None

@@ -1,6 +1,6 @@
-"""Held-out validation: the loss terms, masked-word accuracy and agreement with the teacher.
+"""Validation on held-out rows: loss terms, masked-word accuracy and agreement with the teacher.
 
-The rows and their masks are the same at every validation and on every layout of workers.
+Rows and masks are the same at every validation and for every number of workers.
 """
 
 from collections.abc import Iterator
@@ -26,11 +26,11 @@ _WORDS_ONLY = Loss(soft=0.0, cosine=0.0)
 
 
 class Validation:
-    """Measures a model on held-out rows; every worker takes its share."""
+    """Measures a model on held-out rows, which the workers share."""
 
     def __init__(self, tokens: TokenSet, training: Training, teacher: TeacherEngine | None, workers: Workers) -> None:
         self._rows, self._teacher = tokens.heldout, teacher
-        # Soft targets are compared here even where training gives them no weight.
+        # Validation measures the soft loss even where its weight in training is 0.
         compared = training.loss.model_copy(update={"soft": 1.0})
         self._masker = Masker(tokens, training.model_copy(update={"loss": compared}))
         self._training, self._workers = training, workers
@@ -38,15 +38,15 @@ class Validation:
 
     @torch.no_grad()
     def measure(self, engine: Engine) -> dict[str, float | None]:
-        """Means over rows: ``total``, the loss terms, ``accuracy`` and ``agreement`` at the hidden words.
+        """Means over rows: ``total``, the loss terms, ``accuracy`` and ``agreement`` at the masked words.
 
-        What needs a teacher is None without one. ``teacher_masked`` and ``teacher_accuracy`` are the teacher's own.
+        ``teacher_masked`` and ``teacher_accuracy`` measure the teacher. Without a teacher those values are None.
         """
         sums = torch.zeros(len(NAMES), dtype=torch.float64, device=self._workers.device)
         for batch, weight in self._shares(engine.micro_rows):
-            taught = self._teacher(batch) if self._teacher is not None else None
+            targets = self._teacher(batch) if self._teacher is not None else None
             projection = self._teacher.projection if self._teacher is not None else None
-            sums += weight * self._measured(engine(batch, taught, projection), taught, batch)
+            sums += weight * self._measured(engine(batch, targets, projection), targets, batch)
         torch.distributed.all_reduce(sums)
         values: dict[str, float | None] = dict(zip(NAMES, (sums / self._count).tolist(), strict=True))
         if self._teacher is None:
@@ -56,9 +56,9 @@ class Validation:
         return {"total": total, **values}
 
     def _shares(self, micro_rows: int) -> Iterator[tuple[Batch, int]]:
-        """This worker's batches and the rows they count for.
+        """This worker's batches, and the number of rows each counts for.
 
-        Workers with fewer batches repeat one for nothing: under ZeRO-3 all must run forward equally often.
+        A worker with fewer batches repeats one with weight 0: under ZeRO-3 all workers must run forward equally often.
         """
         starts = list(range(0, self._count, micro_rows))
         turns = -(-len(starts) // self._workers.world_size)
@@ -69,14 +69,14 @@ class Validation:
             batch = self._masker.mask(self._rows.take(rows), rows, np.full_like(rows, VALIDATION_EPOCH))
             yield batch.to(self._workers.device), len(rows) if place < len(starts) else 0
 
-    def _measured(self, learned: ObjectiveOutput, taught: Outputs | None, batch: Batch) -> Tensor:
-        words, losses = learned.words, learned.losses
+    def _measured(self, output: ObjectiveOutput, targets: Outputs | None, batch: Batch) -> Tensor:
+        words, losses = output.words, output.losses
         assert words is not None
         found: dict[str, Any] = dict.fromkeys(NAMES, torch.zeros((), device=self._workers.device))
         found["masked"] = losses.masked
         found["accuracy"] = (words == batch.labels).float().mean()
-        if taught is not None and self._teacher is not None:
-            hidden = taught.features[: len(batch.labels)]
+        if targets is not None and self._teacher is not None:
+            hidden = targets.features[: len(batch.labels)]
             projection, chunk = self._teacher.projection, self._teacher.chunk
             wanted = fused_head.top_words(hidden, projection, chunk)
             found["soft"], found["cosine"] = losses.soft, losses.cosine

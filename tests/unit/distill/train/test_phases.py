@@ -238,7 +238,7 @@ REFUSALS: dict[str, tuple[list[str], list[str], str]] = {
         ["phases=[{seq_len=16,steps=1},{seq_len=128,steps=1}]"],
         "rows of 128 tokens, but",
     ),
-    "steps too": (["short", "tokens"], ["steps=2"], "steps and phases do not go together: write steps in every phase"),
+    "steps too": (["short", "tokens"], ["steps=2"], "steps and phases exclude each other: write steps in every phase"),
     "no steps": (
         ["short"],
         ["phases=[{seq_len=16}]"],
@@ -335,7 +335,7 @@ def test_a_plan_counts_the_hours_of_every_phase(tmp_path: Path, capsys: pytest.C
     options = plan_cli._parser("plan").parse_args(
         [str(path), "--hardware", "8xV100-32GB", "--rows", "1000000", "--seq-len", "128"]
     )
-    (planned,) = plan_cli.Request(options).runs
+    (planned,) = plan_cli.read_request(options).runs
     cluster = hardware.cluster("8xV100-32GB")
     found = forecast(planned, cluster)
     teacher = model_shape.KNOWN[model_shape.DEFAULT]
