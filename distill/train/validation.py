@@ -40,7 +40,7 @@ class Validation:
     def measure(self, engine: Engine) -> dict[str, float | None]:
         """Means over rows: ``total``, the loss terms, ``accuracy`` and ``agreement`` at the masked words.
 
-        ``teacher_masked`` and ``teacher_accuracy`` measure the teacher. Without a teacher those values are None.
+        ``teacher_masked`` and ``teacher_accuracy`` measure the teacher. Values that need one are None without it.
         """
         sums = torch.zeros(len(NAMES), dtype=torch.float64, device=self._workers.device)
         for batch, weight in self._shares(engine.micro_rows):
