@@ -1,4 +1,4 @@
-"""A directory and its manifest: how stages meet on disk.
+"""An artifact: a directory and its manifest.
 
 An artifact is a directory of files plus ``manifest.json``, which is written last::
 
@@ -7,14 +7,12 @@ An artifact is a directory of files plus ``manifest.json``, which is written las
       rows-00000.arrow
       tokenizer.json
 
-While a stage works, its files lie in ``.tokens.partial`` beside the place where the artifact will be. When
-everything is there the manifest is written and the directory renamed, so a directory with a manifest is always
-whole. A ``README.md`` beside it is words about the artifact and no part of it: it may be changed, everything else
-may not. An artifact is never overwritten; a partial directory left by a crash is continued by the same stage with
-the same recipe and inputs, and cleared by any other.
+A stage writes its files into ``.tokens.partial``. The last steps write the manifest and rename the directory, so a
+directory with a manifest is always complete. Nothing changes or overwrites an artifact, except its ``README.md``, which
+is no part of it. The same stage with the same recipe and inputs continues a partial directory; any other clears it.
 
-An artifact may also lie in an object store, ``s3://bucket/tokens``: its files are put in their place at once, and the
-manifest, written last and only where there is none, says that they are all there. A lease keeps two makers apart.
+In an object store, ``s3://bucket/tokens``, the files are written in their place. The manifest, written last and only
+where there is none, says that they are complete. A lease keeps other processes out.
 """
 
 import contextlib
@@ -43,14 +41,14 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Artifact:
-    """A complete artifact as :func:`read` found it."""
+    """A complete artifact, from :func:`read`."""
 
     location: Location
     manifest: Mapping[str, Any]
 
     @property
     def path(self) -> Path:
-        """Its directory, where it lies on this machine."""
+        """Its directory on this machine."""
         return _path(self.location)
 
     @property
@@ -67,7 +65,7 @@ class Artifact:
 
     @property
     def inputs(self) -> Mapping[str, str]:
-        """Role to identity of the artifacts this one was made from."""
+        """Role to identity of what it was made from."""
         return dict(self.manifest["inputs"])
 
     @property
@@ -77,7 +75,7 @@ class Artifact:
 
     @property
     def identity(self) -> str:
-        """SHA-256 of the canonical manifest without times and hosts: equal means the same thing, made the same way."""
+        """SHA-256 of the canonical manifest without times and hosts: equal for the same result of the same stage."""
         return digest({key: value for key, value in self.manifest.items() if key != "made"})
 
     @property
@@ -87,14 +85,14 @@ class Artifact:
 
 @dataclass
 class Draft:
-    """An artifact in the making: a place to write into and the facts its manifest will state."""
+    """An unfinished artifact: where to write, and the facts of its manifest."""
 
     location: Location
     facts: dict[str, Any] = field(default_factory=dict)
 
     @property
     def path(self) -> Path:
-        """Its directory, where it lies on this machine."""
+        """Its directory on this machine."""
         return _path(self.location)
 
 
@@ -105,12 +103,10 @@ def digest(value: Any) -> str:
 
 
 def read(path: Location | str, kind: str | None = None) -> Artifact:
-    """The complete artifact at ``path``, of ``kind`` when one is named.
-
-    Cheap: compares file sizes, not contents; :func:`verify` compares contents.
+    """The complete artifact at ``path``. Compares file sizes; :func:`verify` compares contents.
 
     Raises:
-        ArtifactError: missing, incomplete, of another kind or format, or with files of other sizes.
+        ArtifactError: it is missing or incomplete, or has another kind, format or file size.
     """
     place = filesystem.location(path)
     expected = f"a {kind} artifact" if kind else "an artifact"
@@ -133,7 +129,7 @@ def verify(path: Location | str, kind: str | None = None) -> Artifact:
     """:func:`read`, and compare the SHA-256 of every file with the manifest.
 
     Raises:
-        ArtifactError: as :func:`read`, or a file has other contents than when it was made.
+        ArtifactError: as :func:`read`, or a file has changed.
     """
     artifact = read(path, kind)
     for name, entry in artifact.files.items():
@@ -145,7 +141,7 @@ def verify(path: Location | str, kind: str | None = None) -> Artifact:
 
 
 def folder_identity(path: Path) -> str:
-    """Identity of a directory (or file) that is no artifact: SHA-256 over relative names, sizes and contents.
+    """Identity of a directory or file that is no artifact: SHA-256 of relative names, sizes and contents.
 
     Raises:
         ArtifactError: ``path`` does not exist.
@@ -160,19 +156,19 @@ def folder_identity(path: Path) -> str:
 def create(
     out: Location | str, *, kind: str, inputs: Mapping[str, str], recipe: Mapping[str, Any], **made: Any
 ) -> Iterator[Draft]:
-    """Make the artifact ``out``: yields a draft to fill, completes it when the block ends without an exception.
+    """Make the artifact ``out``: yields a draft to fill, and completes it unless the block raises.
 
-    The draft's directory may hold what an interrupted attempt with the same recipe and inputs left there.
-    ``inputs`` maps roles to identities; ``made`` is recorded beside times and host, outside the identity.
+    The draft may hold files of an interrupted attempt with the same recipe and inputs. ``inputs`` maps roles to
+    identities; ``made`` is recorded with times and host, outside the identity.
 
     Raises:
-        ArtifactError: something is already at ``out``, or another process is making it right now.
-        LeaseError: the same, of an artifact in an object store.
+        ArtifactError: ``out`` exists, or another process is making it.
+        LeaseError: another process is making it in the object store.
     """
     out = filesystem.location(out)
     intent = _intent(kind, inputs, recipe)
     started = time.time()
-    with commit.alone(out, intent) as check:
+    with commit.exclusive(out, intent) as check:
         draft = Draft(staging(out))
         yield draft
         manifest = {
@@ -191,16 +187,16 @@ def create(
 def publishing(
     out: UPath, *, kind: str, inputs: Mapping[str, str], recipe: Mapping[str, Any]
 ) -> Iterator[Callable[[Artifact], None]]:
-    """Be the only one who makes ``out``, on this machine: yields what copies it to the object store when it is there.
+    """Reserve ``out`` in an object store, and yield the function that copies an artifact of this machine there.
 
-    The manifest is copied last. What an interrupted copy has left in the store is not copied again.
+    It copies the manifest last, and skips files that an interrupted copy left.
 
     Raises:
-        ArtifactError: something is already at ``out``.
-        LeaseError: another process is making it right now.
+        ArtifactError: ``out`` exists.
+        LeaseError: another process is making it.
     """
     intent = _intent(kind, inputs, recipe)
-    with commit.alone(out, intent) as check:
+    with commit.exclusive(out, intent) as check:
 
         def publish(made: Artifact) -> None:
             there = filesystem.listing(out)
@@ -217,7 +213,7 @@ def publishing(
 
 
 def difference(artifact: Artifact, *, inputs: Mapping[str, str], recipe: Mapping[str, Any]) -> str | None:
-    """What separates ``artifact`` from what this recipe and these inputs would make; None when nothing does."""
+    """The first difference between ``artifact`` and what this recipe and these inputs make, or None."""
     wanted = json.loads(json.dumps(dict(recipe)))
     if (changed := first_difference(artifact.recipe, wanted)) is not None:
         return f"recipe value {changed}"
@@ -240,7 +236,7 @@ def first_difference(ours: Any, theirs: Any, where: str = "") -> str | None:
 
 @functools.cache
 def code() -> dict[str, str]:
-    """Version and commit of the running code; the commit is empty outside a checkout and outside an image."""
+    """Version and commit of the running code; no commit outside a checkout and an image."""
     commit = os.environ.get("STILLHOUSE_COMMIT", "")
     root = Path(__file__).resolve().parents[2]
     if not commit and (root / ".git").exists():
@@ -259,7 +255,7 @@ def _path(place: Location) -> Path:
 
 
 def _sizes(place: Location, names: Iterable[str]) -> dict[str, int]:
-    """Bytes of the files that are there, by name: in an object store with one listing instead of a request for each."""
+    """Bytes of the files by name; one listing, not a request for each file, in an object store."""
     if isinstance(place, Path):
         return {name: (place / name).stat().st_size for name in names if (place / name).is_file()}
     return {name: info.bytes for name, info in filesystem.listing(place).items()}

@@ -1,18 +1,17 @@
-"""The cache: what lies in object stores, on this machine, for stages that open paths and for rows that are mapped.
+"""The cache: copies of inputs from object stores, for stages that open paths and for rows that are memory-mapped.
 
 ::
 
     $STILLHOUSE_CACHE/  (~/.cache/stillhouse)
-      4f1c…/                    the start of the identity of an artifact
-        .lock                   held by the process that fills or looks through the entry
-        tokens/                 the files, under the name they have in the store
-        .tokens.verified.json   size and time of change of every file when its SHA-256 was last found right
+      4f1c…/                    the first letters of an artifact's identity
+        .lock                   held by the process that fills or verifies the entry
+        tokens/                 the files, under their names in the store
+        .tokens.verified.json   size and modification time of every file when its SHA-256 was last correct
       making/                   artifacts that are published when they are complete
 
-An entry is filled once, whatever the number of processes that want it. The files of an artifact are compared with
-their SHA-256 when they arrive, and again when they have changed since; what is wrong is fetched again, and only that.
-A folder that is no artifact is known by the names, sizes and ETags of its files. Nothing is ever thrown out: delete
-the folders that are no longer needed.
+One process fills an entry; others wait for it. It compares the SHA-256 of a file after the download, and again when the
+file has changed, and downloads only wrong files again. A folder that is no artifact is identified by the names, sizes
+and ETags of its files. Entries are never evicted: delete folders that you no longer need.
 """
 
 import contextlib
@@ -37,39 +36,39 @@ VARIABLE = "STILLHOUSE_CACHE"
 
 _LOCK = ".lock"
 _LETTERS = 16
-"""Of an identity in the name of an entry."""
+"""Of the identity, in the name of an entry."""
 
 
 def root() -> Path:
-    """Where the cache is; the environment variable STILLHOUSE_CACHE moves it."""
+    """Folder of the cache, set by the environment variable STILLHOUSE_CACHE."""
     return Path(os.environ.get(VARIABLE) or Path.home() / ".cache" / "stillhouse").absolute()
 
 
 def fetch(place: Location) -> Path:
-    """An artifact, a folder or a file as this machine can open it: itself, or its entry in the cache.
+    """A local path to an artifact, folder or file: itself, or its copy in the cache.
 
     Raises:
-        ArtifactError: nothing is there, or it is damaged in the store.
+        ArtifactError: ``place`` does not exist, or is damaged in the store.
     """
     if isinstance(place, Path):
         return place
     wanted = _wanted(place)
     entry = root() / wanted.key[:_LETTERS]
-    with _alone(entry, place):
+    with _locked(entry, place):
         _fill(entry, wanted)
     return entry / place.name
 
 
 def workplace(out: UPath) -> Path:
-    """Where an artifact is made that will be published at ``out``: the same for every attempt."""
+    """Local folder of an artifact to be published at ``out``: the same for every attempt."""
     return root() / "making" / artifact.digest(str(out))[:_LETTERS] / out.name
 
 
 def keep(made: Artifact, published: UPath) -> None:
-    """Make an entry of an artifact that was published from its workplace: it need not be fetched back."""
+    """Turn a published artifact's workplace into a cache entry, which saves its download."""
     entry = root() / made.identity[:_LETTERS]
     folder = entry / published.name
-    with _alone(entry, published):
+    with _locked(entry, published):
         if not _verified(folder).exists():
             shutil.rmtree(folder, ignore_errors=True)
             made.path.rename(folder)
@@ -79,7 +78,7 @@ def keep(made: Artifact, published: UPath) -> None:
 
 @dataclass(frozen=True)
 class _Wanted:
-    """What an entry must hold: name to ``bytes`` and, where the store's manifest says it, ``sha256`` of every file."""
+    """Contents of an entry: name to ``bytes`` and, for an artifact, ``sha256`` of every file."""
 
     place: UPath
     key: str
@@ -102,7 +101,7 @@ def _wanted(place: UPath) -> _Wanted:
 
 
 def _fill(entry: Path, wanted: _Wanted) -> None:
-    """Fetch what is not there, and what is not as it was when it was verified."""
+    """Download files that are missing or have changed since they were verified."""
     folder = entry / wanted.place.name
     verified = filesystem.read_json(_verified(folder)) if _verified(folder).exists() else {}
     names = [*wanted.files, *([MANIFEST] if wanted.manifest else [])]
@@ -110,7 +109,7 @@ def _fill(entry: Path, wanted: _Wanted) -> None:
     if not changed:
         return
     if verified:
-        progress.say(f"{folder / changed[0]} has changed since it was fetched: it is looked through, and mended")
+        progress.say(f"{folder / changed[0]} has changed since it was fetched: verifying and repairing it")
     for stray in entry.rglob(".*.tmp"):
         stray.unlink()
     sizes = {name: int(wanted.files[name]["bytes"]) for name in changed if name != MANIFEST}
@@ -144,7 +143,7 @@ def _is(path: Path, entry: Mapping[str, Any]) -> bool:
 
 
 def _stamp(path: Path) -> list[int] | None:
-    """Size and time of change; None where there is no file."""
+    """Size and modification time, or None without a file."""
     if not path.is_file():
         return None
     found = path.stat()
@@ -152,7 +151,7 @@ def _stamp(path: Path) -> list[int] | None:
 
 
 @contextlib.contextmanager
-def _alone(entry: Path, place: Location) -> Iterator[None]:
+def _locked(entry: Path, place: Location) -> Iterator[None]:
     entry.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(entry / _LOCK)
     try:

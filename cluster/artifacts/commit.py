@@ -1,12 +1,12 @@
-"""Attempts: how an artifact comes to be at a place, whole or not at all, made by one process at a time.
+"""The commit protocol: one process at a time makes an artifact, which appears complete or not at all.
 
 ::
 
     .tokens.partial/        on this machine: renamed to tokens/ when everything is there
       .draft.json           kind, inputs and recipe of the attempt
-      .lock                 held while its maker lives
-      rows-00000.arrow      what the attempt has made so far, for the next one to go on from
-    s3://bucket/tokens/     in an object store: the place itself, whole once it has a manifest
+      .lock                 held while the process lives
+      rows-00000.arrow      finished files, which the next attempt reuses
+    s3://bucket/tokens/     in an object store: the artifact itself, complete once it has a manifest
       .draft.json  rows-00000.arrow
       .lease-00001          instead of the lock
 """
@@ -28,7 +28,7 @@ from cluster.storage.filesystem import Location
 
 MANIFEST = "manifest.json"
 CARD = "README.md"
-"""Words about an artifact, for people: no part of it, so that they may be filled in or corrected later."""
+"""Description of an artifact, but no part of it: it may change later."""
 
 _DRAFT = ".draft.json"
 _LOCK = ".lock"
@@ -44,12 +44,12 @@ def staging(out: Path) -> Path: ...
 @overload
 def staging(out: UPath) -> UPath: ...
 def staging(out: Location) -> Location:
-    """Where the files of an artifact lie until it is complete: in an object store at once where they will be."""
+    """Where the files of an artifact are until it is complete; in an object store, ``out`` itself."""
     return out.with_name(f".{out.name}.partial") if isinstance(out, Path) else out
 
 
 def present(out: Location) -> bool:
-    """Whether something is at ``out`` that must not be overwritten: an artifact, or what is no attempt at one."""
+    """Whether ``out`` is an artifact, or anything else but an attempt at one, which must not be overwritten."""
     if isinstance(out, Path):
         return out.exists()
     names = [name for name in filesystem.listing(out) if not lease.NAME.fullmatch(name)]
@@ -60,7 +60,7 @@ def parse(path: Location) -> dict[str, Any]:
     """A manifest or a draft of one.
 
     Raises:
-        ArtifactError: it is neither.
+        ArtifactError: the file is neither.
     """
     try:
         parsed = filesystem.read_json(path)
@@ -72,14 +72,14 @@ def parse(path: Location) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def alone(out: Location, intent: Mapping[str, Any]) -> Iterator[Callable[[], None]]:
-    """Be the only one who makes ``out``, with its staging directory ready for this attempt.
+def exclusive(out: Location, intent: Mapping[str, Any]) -> Iterator[Callable[[], None]]:
+    """Lock ``out``, with its staging directory ready for this attempt.
 
-    Yields what to call before completing it: it raises where another process has taken over meanwhile.
+    Yields a check to call before :func:`complete`: it raises if another process has taken over.
 
     Raises:
-        ArtifactError: something is already at ``out``, or another process is making it right now.
-        LeaseError: the latter, in an object store.
+        ArtifactError: ``out`` exists, or another process is making it.
+        LeaseError: another process is making it in the object store.
     """
     _refuse_existing(out)
     if isinstance(out, Path):
@@ -94,7 +94,7 @@ def alone(out: Location, intent: Mapping[str, Any]) -> Iterator[Callable[[], Non
 
 
 def entries(partial: Location) -> dict[str, dict[str, Any]]:
-    """Name to ``bytes`` and ``sha256`` of what the manifest will list."""
+    """Name to ``bytes`` and ``sha256`` of the files for the manifest."""
     ours = (_LOCK, _DRAFT, MANIFEST, CARD)
     found = {
         name: info
@@ -103,7 +103,7 @@ def entries(partial: Location) -> dict[str, dict[str, Any]]:
     }
     for info in found.values():
         if isinstance(info.location, Path):
-            filesystem.sync(info.location)  # a manifest must not outlive files that were in memory when the power went
+            filesystem.sync(info.location)  # after a power failure, no manifest may list files that are lost
     with ThreadPoolExecutor(1 if filesystem.is_local(partial) else filesystem.TRANSFERS) as reading:
         hashes = reading.map(filesystem.stated_sha256, (info.location for info in found.values()))
         sizes = {name: info.bytes for name, info in found.items()}
@@ -111,10 +111,10 @@ def entries(partial: Location) -> dict[str, dict[str, Any]]:
 
 
 def complete(out: Location, manifest: Mapping[str, Any]) -> None:
-    """Make what is staged the artifact: its manifest is the last thing written.
+    """Turn the staged files into the artifact, with the manifest as the last write.
 
     Raises:
-        ArtifactError: in an object store, somebody else has written one.
+        ArtifactError: another process has completed it in the object store.
     """
     if isinstance(out, Path):
         partial = staging(out)
@@ -134,7 +134,7 @@ def complete(out: Location, manifest: Mapping[str, Any]) -> None:
 
 
 def _remove_temporary(place: Location) -> None:
-    """Remove what no manifest lists: notes of the attempt, and halves of files left by processes that died."""
+    """Remove unfinished files of processes that died."""
     for info in filesystem.listing(place).values():
         if _TEMPORARY.fullmatch(info.location.name):
             filesystem.remove(info.location)
@@ -161,7 +161,7 @@ def _refuse_existing(out: Location) -> None:
 
 
 def _prepare(out: Location, intent: Mapping[str, Any]) -> None:
-    _refuse_existing(out)  # again: it may have been completed between the first look and the lock
+    _refuse_existing(out)  # again: another process may have completed it before this one got the lock
     draft = staging(out) / _DRAFT
     if not filesystem.is_file(draft) or parse(draft) != intent:
         _clear(staging(out))
@@ -169,7 +169,7 @@ def _prepare(out: Location, intent: Mapping[str, Any]) -> None:
 
 
 def _clear(partial: Location) -> None:
-    """Remove what another attempt left; its draft goes last, so that a crash in between is no riddle."""
+    """Remove the files of another attempt, its draft last, so that a crash in between leaves an attempt."""
     if isinstance(partial, Path):
         for folder in [entry for entry in partial.iterdir() if entry.is_dir()]:
             shutil.rmtree(folder)

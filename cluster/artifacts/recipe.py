@@ -1,8 +1,8 @@
 """Recipes: TOML files read strictly into frozen pydantic models.
 
-The class is schema, default and documentation; the file holds only what differs. A key the class does not know is
-refused with the nearest name it does know. A table called ``placement`` says where a stage runs, not what it makes,
-and is left out of the recipe's identity.
+The class is schema, default and documentation; the file holds only what differs. An unknown key is refused with the
+nearest known name. The table ``placement`` says where a stage runs, not what it makes, and is not part of the recipe's
+identity.
 """
 
 import difflib
@@ -20,7 +20,7 @@ PLACEMENT = "placement"
 
 
 class RecipeError(ValueError):
-    """A recipe cannot be read, or says something it must not."""
+    """A recipe cannot be read, or has a value that is not allowed."""
 
 
 class Recipe(pydantic.BaseModel):
@@ -54,7 +54,7 @@ class Recipe(pydantic.BaseModel):
         return {}
 
     def identity(self) -> dict[str, Any]:
-        """:meth:`resolved` without ``placement``: what is made, apart from where."""
+        """:meth:`resolved` without ``placement``."""
         return {key: value for key, value in self.resolved().items() if key != PLACEMENT}
 
 
@@ -62,7 +62,7 @@ R = TypeVar("R", bound=Recipe)
 
 
 def find(name: str) -> Path:
-    """The file a RECIPE argument means: a path, or the name of a recipe that ships (``demo``).
+    """The file of a RECIPE argument: a path, or the name of a shipped recipe (``demo``).
 
     Raises:
         RecipeError: neither a file nor a shipped recipe.
@@ -114,7 +114,7 @@ def load(cls: type[R], reference: str, settings: Sequence[str] = ()) -> R:
 def override(values: Mapping[str, Any], setting: str) -> dict[str, Any]:
     """``values`` with one ``a.b=value`` applied; the value is TOML where it parses, else a string.
 
-    Where ``a`` is no table yet it becomes one, and the recipe's class says whether it may.
+    ``a`` becomes a table if it is none; the recipe's class may refuse that.
 
     Raises:
         RecipeError: not of the form ``key=value``.
@@ -146,7 +146,7 @@ def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _explain(cls: type[Recipe], values: Mapping[str, Any], error: pydantic.ValidationError) -> str:
-    """The first thing wrong, in one line that says where and what to write instead."""
+    """The first error in one line that says where it is and what to write instead."""
     first = error.errors(include_url=False, include_context=True)[0]
     if first["type"] == "missing":
         parents, _ = _written(values, first["loc"][:-1])
@@ -163,10 +163,7 @@ def _explain(cls: type[Recipe], values: Mapping[str, Any], error: pydantic.Valid
 
 
 def _written(values: Any, location: Sequence[int | str]) -> tuple[list[int | str], Any]:
-    """The place in the file that pydantic means, and what stands there.
-
-    Its locations also name the member of a union it tried, which is nothing anybody wrote.
-    """
+    """The keys of a pydantic location that are in the file, and the value there; others name a member of a union."""
     place: list[int | str] = []
     for part in location:
         if isinstance(part, int) or (isinstance(values, Mapping) and part in values):
@@ -176,7 +173,7 @@ def _written(values: Any, location: Sequence[int | str]) -> tuple[list[int | str
 
 
 def _keys(cls: type[Recipe], parents: Sequence[int | str], table: Mapping[str, Any]) -> list[str]:
-    """Keys allowed in ``table`` at ``parents``, found by walking the JSON schema, which knows unions and lists too."""
+    """Keys allowed in ``table`` at ``parents``, according to the JSON schema."""
     schema = cls.model_json_schema()
     node: Any = schema
     for part in parents:
@@ -194,13 +191,13 @@ def _keys(cls: type[Recipe], parents: Sequence[int | str], table: Mapping[str, A
 
 
 def _fits(properties: Mapping[str, Any], table: Mapping[str, Any]) -> bool:
-    """Whether a table is meant to be this member of a union: what tells the members apart (``kind``) agrees."""
+    """Whether a table has the constants (``kind``) of this member of a union."""
     fixed = {key: known["const"] for key, known in properties.items() if "const" in known}
     return all(table.get(key, value) == value for key, value in fixed.items())
 
 
 def _resolve(node: Any, schema: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The object schemas a JSON-schema node stands for, through references and unions."""
+    """The object schemas of a JSON-schema node, through references and unions."""
     if "$ref" in node:
         return _resolve(schema["$defs"][node["$ref"].rpartition("/")[2]], schema)
     options = [option for key in ("anyOf", "oneOf", "allOf") for option in node.get(key, [])]

@@ -1,12 +1,12 @@
-"""Stage: a run that is still training -> the scores of its checkpoints, fine-tuned as they appear.
+"""Fine-tunes and scores the checkpoints of a run while it trains.
 
 ::
 
     stillhouse probes RECIPE --run RUN --out DIR
 
-Every new checkpoint becomes a student, and a job of the queue for each task fine-tunes it: a line of
-``RUN/probes.jsonl``, a point of the report's picture, a value of ``stillhouse_probe_score_ratio``. Ends when the
-run's last step is scored::
+The stage exports every new checkpoint as a student and submits a fine-tuning job for each task. A score becomes a line
+of ``RUN/probes.jsonl``, a point in the report and a value of ``stillhouse_probe_score_ratio``. The stage ends when it
+has scored the run's last step::
 
     DIR/probes.json                  all points
     DIR/step-00000050/<task>/        manifest.json and scores.json of a fine-tuning; its weights are not kept
@@ -42,11 +42,11 @@ class ProbePlacement(Recipe):
     metrics_port: int | None = Field(None, ge=0, le=65535)
     """Port of this process's ``/metrics``."""
     patience_hours: PositiveFloat = 24.0
-    """How long a run may write nothing before it is taken for dead."""
+    """The stage fails when the run has written nothing for this long."""
 
 
 class Probe(Recipe):
-    """One task: values of ``eval.finetune``, and the folder of its examples where they are not on the hub."""
+    """One task: values of ``eval.finetune``, and the folder of its examples unless they are on the hub."""
 
     finetune: dict[str, Any]
     folder: str | None = None
@@ -57,9 +57,9 @@ class Probing(Recipe):
 
     tasks: dict[str, Probe] = Field(min_length=1)
     steps: PositiveInt
-    """Steps that the run will have: its last checkpoint ends the work."""
+    """Steps of the whole run."""
     every: PositiveInt = 1
-    """Steps between probes at least; the last checkpoint is always one."""
+    """At least this many steps between probes; the last checkpoint is always probed."""
     placement: ProbePlacement = ProbePlacement()
 
 
@@ -85,28 +85,28 @@ def run(recipe: Probing, inputs: Mapping[str, Path], out: Path) -> dict[str, Any
 
 @dataclass
 class CheckpointWatch:
-    """Checkpoints of one run on their way through the queue."""
+    """The checkpoints of one run, and their jobs in the queue."""
 
     recipe: Probing
     source: Path
     out: Path
     begun: set[int] = field(default_factory=set)
     waiting: dict[str, tuple[int, Job]] = field(default_factory=dict)
-    """Jobs that are not scored yet, by their id, each with the step of its checkpoint."""
+    """Jobs without a score by id, each with the step of its checkpoint."""
 
     @property
     def is_over(self) -> bool:
         return self.recipe.steps in self.begun and not self.waiting
 
     def resume(self, queue: client.Queue) -> None:
-        """Go on with what an earlier attempt has begun: its jobs are joined, or their artifacts are there."""
+        """Submit the jobs of an earlier attempt again: the queue knows them, or finds their artifacts."""
         scored = {point["step"] for point in metrics_log.read_metrics(self.source / POINTS)}
         folders = {int(path.name.removeprefix("step-")) for path in self.out.glob("step-*[0-9]")}
         for step in sorted(scored | folders):
             self._begin(step, queue)
 
     def look(self, queue: client.Queue) -> None:
-        """Take up new checkpoints, and score what was fine-tuned meanwhile."""
+        """Submit jobs for new checkpoints, and record the scores of jobs that have ended."""
         for step in self.new():
             self._begin(step, queue)
         for known, outcome in queue.outcomes(list(self.waiting)).items():
@@ -125,7 +125,7 @@ class CheckpointWatch:
     def check_alive(self) -> None:
         """
         Raises:
-            StageError: the run is taken for dead.
+            StageError: the run has written nothing for ``patience_hours``.
         """
         written = (self.source / name for name in ("metrics.jsonl", "recipe.json"))
         latest = max((path.stat().st_mtime for path in written if path.exists()), default=time.time())
@@ -133,11 +133,11 @@ class CheckpointWatch:
         if not self.waiting and self.recipe.steps not in self.begun and time.time() - latest > 3600 * hours:
             raise errors.StageError(
                 f"{self.source} has written nothing for {hours:g} hours, and has not reached its {self.recipe.steps:,} "
-                "steps: let it go on and probe it again, or raise placement.patience_hours"
+                "steps: continue the run and probe it again, or raise placement.patience_hours"
             )
 
     def new(self) -> list[int]:
-        """Steps of checkpoints to take up now, oldest first."""
+        """Steps of checkpoints to probe now, oldest first."""
         there = sorted(int(path.name.removeprefix("step_")) for path in self.source.glob("checkpoints/step_*[0-9]"))
         found: list[int] = []
         for step in there:
@@ -147,7 +147,7 @@ class CheckpointWatch:
         return found
 
     def _jobs(self, step: int) -> Iterator[Job]:
-        """One for each task that has no score of this step yet. The student is made at once: checkpoints are pruned."""
+        """A job for each task without a score of this step. Exports the student first: training prunes checkpoints."""
         scored = {point["task"] for point in metrics_log.read_metrics(self.source / POINTS) if point["step"] == step}
         folder, placement = self._folder(step), self.recipe.placement
         tasks = [task for task in self.recipe.tasks if task not in scored]
@@ -168,7 +168,7 @@ class CheckpointWatch:
             )
 
     def _export(self, step: int, student: Path) -> bool:
-        """Make a student of a checkpoint; False where training has deleted it already."""
+        """Export a checkpoint as a student; False if training has deleted it already."""
         try:
             if not student.exists():
                 registry.execute("distill.export", {"step": step}, {"run": self.source}, student)
@@ -180,7 +180,7 @@ class CheckpointWatch:
         return True
 
     def _score(self, step: int, job: Job, outcome: Outcome) -> None:
-        """Record what a fine-tuned checkpoint is worth; that one could not be fine-tuned stops no other."""
+        """Record the score of a fine-tuned checkpoint; a failed job only prints a line."""
         place = Path(job.out)
         if outcome.state in GOOD:
             self._record(step, place, seeds=len(job.recipe.get("seeds", (1,))))
@@ -196,7 +196,7 @@ class CheckpointWatch:
         facts = artifact.read(place, "finetune").facts
         task, name = facts["task"], self.source.name
         point = {"step": step, **{key: facts[key] for key in ("task", "metric", "score", "low", "high")}}
-        # Where the artifact will be when this one is complete, relative to the folder of the pipeline.
+        # Where the fine-tuning will be once this artifact is complete, relative to the folder of the pipeline.
         final = f"probes/{name}/{place.parent.name}/{task}"
         with (self.source / POINTS).open("a", encoding="utf-8") as file:
             file.write(json.dumps({**point, "seeds": seeds, "artifact": final}) + "\n")
@@ -206,7 +206,7 @@ class CheckpointWatch:
 
 
 def identity(path: Path) -> str:
-    """Identity of a run that grows: what is trained, not how far it got."""
+    """Identity of a run folder: what it trains, not how far it is."""
     recipe = path / "recipe.json"
     if not recipe.is_file():
         raise errors.StageError(f"{path} is not a run: it has no recipe.json; distill.train makes one")

@@ -1,6 +1,6 @@
 """The jobs of a suite: pure functions of its recipe and of the models that exist."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,15 @@ def data_folder(suite: Suite, task: str) -> Path | None:
     return Path(place).absolute()
 
 
+def _finetuning(suite: Suite, task: str, out: Path, *changes: Mapping[str, Any]) -> tuple[dict[str, Any], Path | None]:
+    """Values of ``eval.finetune`` for a task, and the folder of its examples where the values name no data set."""
+    values = finetune_values(suite, task, *changes)
+    folder = out / "datasets" / task if task == PROVENANCE else data_folder(suite, task)
+    if folder is None and suite.hub is not None and "data" not in values:
+        values["data"] = suite.hub.format(task=task)
+    return values, folder
+
+
 def sweep_students(suite: Suite, models: Collection[str]) -> tuple[str, ...]:
     """The students of the sweep among all models, without its reference."""
     if suite.sweep is None:
@@ -65,20 +74,16 @@ def side_jobs(suite: Suite, context: StageContext) -> list[SideJob]:
     probes, run, out = suite.probes, context.training, context.out
     if probes is None:
         return []
-    made = out / "datasets" / PROVENANCE
     if run is None:
         name, given = f"datasets/{PROVENANCE}", {"corpus": out / "corpus"}
-        job = SideJob(name, "eval.provenance", suite.provenance, given, made, ("corpus",))
+        job = SideJob(name, "eval.provenance", suite.provenance, given, out / name, ("corpus",))
         return [job] if PROVENANCE in probes.tasks else []
     if run.name not in probes.runs:
         return []
     tasks = {}
     for task in probes.tasks:
-        values = finetune_values(suite, task, probes.finetune)
-        place = made if task == PROVENANCE else data_folder(suite, task)
-        if place is None and suite.hub is not None and "data" not in values:
-            values["data"] = suite.hub.format(task=task)
-        tasks[task] = {"finetune": values, "folder": None if place is None else str(place)}
+        tuning, folder = _finetuning(suite, task, out, probes.finetune)
+        tasks[task] = {"finetune": tuning, "folder": None if folder is None else str(folder)}
     placement = {"cpus": suite.job_cpus, "gpus": suite.job_gpus, "priority": suite.priority}
     if probes.metrics_port is not None:
         placement["metrics_port"] = probes.metrics_port
@@ -105,24 +110,21 @@ class SuitePlan:
 
     def described(self) -> dict[str, Any]:
         """The contents of ``suite.json``: what the report must know about the models."""
-        sweep = self.suite.sweep
+        sweep, students = self.suite.sweep, sweep_students(self.suite, self.models)
         places = {
             name: str(place.relative_to(self.out) if place.is_relative_to(self.out) else place)
             for name, place in self.models.items()
         }
         return {
             "models": places,
-            "ablations": sweep and {"reference": sweep.reference, "students": list(self._sweep_students())},
+            "ablations": sweep and {"reference": sweep.reference, "students": list(students)},
             "second_step": SECOND_STEP if self.suite.second_step else None,
         }
 
-    def _sweep_students(self) -> tuple[str, ...]:
-        return sweep_students(self.suite, self.models)
-
     def _scores(self) -> list[Job]:
         """Fine-tuning: teacher, student and other models, the second step, then the sweep."""
-        suite = self.suite
-        swept = {*self._sweep_students(), suite.sweep.reference} - {TEACHER, STUDENT} if suite.sweep else set()
+        suite, students = self.suite, sweep_students(self.suite, self.models)
+        swept = {*students, suite.sweep.reference} - {TEACHER, STUDENT} if suite.sweep else set()
         named = dict.fromkeys(name for name in (TEACHER, STUDENT, *suite.models) if name not in swept)
         found = [self._finetune(name, name, task) for task in suite.tasks for name in named if name in self.models]
         if suite.second_step:
@@ -130,7 +132,7 @@ class SuitePlan:
             found += [self._finetune(SECOND_STEP, STUDENT, task, change, taught=True) for task in tasks]
         if suite.sweep:
             # Where the student is the reference, its own scores serve.
-            names = [name for name in (suite.sweep.reference, *self._sweep_students()) if name != STUDENT]
+            names = [name for name in (suite.sweep.reference, *students) if name != STUDENT]
             tasks, change = suite.sweep.tasks or suite.tasks, suite.sweep.finetune
             found += [self._finetune(name, name, task, change) for task in tasks for name in names]
         return found
@@ -138,28 +140,21 @@ class SuitePlan:
     def _data(self) -> Iterator[Job]:
         if PROVENANCE in self.suite.tasks:
             inputs = {"corpus": self.out / "corpus"}
-            out = self.out / "datasets" / PROVENANCE
-            yield self._job(f"datasets/{PROVENANCE}", "eval.provenance", self.suite.provenance, inputs, out)
+            yield self._job(f"datasets/{PROVENANCE}", "eval.provenance", self.suite.provenance, inputs)
 
     def _finetune(
         self, name: str, model: str, task: str, change: Mapping[str, Any] | None = None, taught: bool = False
     ) -> Job:
         suite = self.suite
-        values = {**finetune_values(suite, task, change or {}), "placement": {"threads": suite.job_cpus}}
-        inputs = {"model": self.models[model]}
+        values, folder = _finetuning(suite, task, self.out, change or {})
+        values["placement"] = {"threads": suite.job_cpus}
+        inputs = {"model": self.models[model], **({} if folder is None else {"data": folder})}
         after = [f"datasets/{task}"] if task == PROVENANCE else []
-        if (folder := self._folder(task)) is not None:
-            inputs["data"] = folder
-        elif suite.hub is not None and "data" not in values:
-            values["data"] = suite.hub.format(task=task)
         if taught:
             inputs["teacher"] = self.out / "finetune" / TEACHER / task
             after.append(f"finetune/{TEACHER}/{task}")
         job = self._job(f"finetune/{name}/{task}", "eval.finetune", values, inputs, after=after)
         return replace(job, cpus=suite.job_cpus, gpus=suite.job_gpus)
-
-    def _folder(self, task: str) -> Path | None:
-        return self.out / "datasets" / task if task == PROVENANCE else data_folder(self.suite, task)
 
     def _exports(self) -> list[Job]:
         exports = self.suite.exports
@@ -206,7 +201,7 @@ class SuitePlan:
             inputs["export"], after = self.out / called(making.of), called(making.of)
         if making.calibrated:
             inputs["tokens"] = self._rows(exports, name)
-        data = self._folder(task)
+        _, data = _finetuning(self.suite, task, self.out)
         if exports.score_limit is not None and data is not None:
             inputs["data"] = data
         return self._job(called(name), making.stage, export_values(exports, name), inputs, after=[after])
@@ -250,22 +245,9 @@ class SuitePlan:
         return self.out / "finetune" / model / task
 
     def _job(
-        self,
-        name: str,
-        stage: str,
-        values: Mapping[str, Any],
-        inputs: Mapping[str, Path],
-        out: Path | None = None,
-        after: list[str] | None = None,
+        self, name: str, stage: str, values: Mapping[str, Any], inputs: Mapping[str, Path], after: Sequence[str] = ()
     ) -> Job:
         hours = self.suite.deadline_hours
-        return Job(
-            name=name,
-            stage=stage,
-            recipe=values,
-            inputs=inputs,
-            out=out or self.out / name,
-            after=tuple(after or ()),
-            priority=self.suite.priority,
-            deadline=None if hours is None else 3600 * hours,
-        )
+        deadline = None if hours is None else 3600 * hours
+        job = Job(name, stage, values, inputs, self.out / name, tuple(after))
+        return replace(job, priority=self.suite.priority, deadline=deadline)

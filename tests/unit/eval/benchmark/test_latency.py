@@ -315,5 +315,5 @@ def test_several_models_and_exports_are_given_on_the_command_line(tmp_path: Path
     found = inputs("--student", "b", "a", "--export", "c", "--export", "d")
     assert found == {"student-stsb": "a", "student-squad": "b"} | {f"export-{identities[x]}": x for x in ("c", "d")}
     assert inputs("--student", "e", "--export", "c") == {"student": "e", "export": "c"}
-    with pytest.raises(errors.StageError, match=r"/e does not say its task, which tells several apart: give one"):
+    with pytest.raises(errors.StageError, match="does not say its task"):
         inputs("--student", "a", "e")

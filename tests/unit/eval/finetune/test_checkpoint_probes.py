@@ -67,9 +67,7 @@ def test_a_run_that_writes_nothing_any_more_is_not_waited_for_for_ever(tmp_path:
     for name in ("metrics.jsonl", "recipe.json"):
         (run / name).touch()
         os.utime(run / name, (time.time() - 25 * 3600,) * 2)
-    with pytest.raises(
-        errors.StageError, match=r"has written nothing for 24 hours, and has not reached its \d+ steps: let it"
-    ):
+    with pytest.raises(errors.StageError, match="written nothing for 24 hours"):
         watch.check_alive()
     watch.begun.add(watch.recipe.steps)
     watch.check_alive()
