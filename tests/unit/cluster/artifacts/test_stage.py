@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -244,6 +245,29 @@ def test_a_role_may_identify_itself_and_a_growing_stage_makes_no_artifact(corpus
     assert stage.execute(growing, Toy(text="1"), {"run": corpus}, out) is None
     assert stage.execute(growing, Toy(text="2"), {"run": corpus}, out) is None
     assert [path.name for path in out.iterdir()] == ["log.txt"]
+
+
+def test_a_stage_validates_the_recipes_it_reads(tmp_path: Path) -> None:
+    def validate(recipe: Toy) -> None:
+        if recipe.text == recipe.gate:
+            raise ValueError("text and gate are equal: change one")
+
+    checked = replace(toy_stage.STAGE, validate=validate)
+    assert checked.read({"text": "a"}) == Toy(text="a")
+    with pytest.raises(RecipeError, match=r"^\[toy\]: text and gate are equal"):
+        checked.read({"text": "a", "gate": "a"}, "[toy]")
+    (tmp_path / "toy.toml").write_text('text = "a"')
+    with pytest.raises(RecipeError, match=r"toy\.toml: text and gate"):
+        checked.load(str(tmp_path / "toy.toml"), ["gate=a"])
+
+
+def test_hooks_do_nothing_by_default(tmp_path: Path) -> None:
+    plain = stage.Stage(name="plain", run=toy_stage.run, recipe=Toy, produces="dataset")
+    context = stage.StageContext(tmp_path)
+    plain.check(Toy(), context)
+    plain.toolchain()
+    assert list(plain.side_jobs(Toy(), context)) == []
+    assert plain.halved(Toy()) is None
 
 
 def test_other_ranks_work_on_the_artifact_but_do_not_complete_it(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
