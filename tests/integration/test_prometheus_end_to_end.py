@@ -118,10 +118,7 @@ def _train(folder: Path, port: int) -> None:
 
 def _panels() -> list[Any]:
     return [
-        pytest.param(panel, id=f"{board.uid}: {panel.title}")
-        for board in generate.BOARDS
-        for row in board.rows
-        for panel in row.panels
+        pytest.param(panel, id=f"{board.uid}: {panel.title}") for board in generate.BOARDS for panel in board.panels
     ]
 
 
@@ -132,7 +129,7 @@ def _window() -> Window:
 @pytest.mark.parametrize("panel", _panels())
 def test_a_panel_has_something_to_show(seen: Seen, panel: Panel) -> None:
     def every_query_is_answered() -> bool:
-        answers = [seen.source.ask(replace(panel, queries=(query,)), _window()) for query in panel.queries]
+        answers = [seen.source.lines(replace(panel, queries=(query,)), _window()) for query in panel.queries]
         return all(any(math.isfinite(value) for line in lines for value in line.values) for lines in answers)
 
     wait_until(panel.title, every_query_is_answered, 20)

@@ -1,11 +1,10 @@
-"""Both dashboards as one picture, drawn from what a Prometheus answers to their queries.
+"""Draw both dashboards as one picture, with the data of a Prometheus server.
 
 ::
 
     python -m k8s.monitoring.source.dashboards_picture --prometheus http://localhost:9090 --hours 6 --out dashboards.png
 
-For those who want to see what Grafana will show before there is a Grafana. Places, kinds, units, limits and queries are
-those of the dashboards.
+It shows what Grafana will show before Grafana runs: the same panels, units, limits and queries.
 """
 
 import argparse
@@ -37,53 +36,45 @@ _LEGEND_LINE, _LETTER = 0.11, 0.047
 
 
 def draw(source: Source, window: Window, path: Path) -> int:
-    """Draw the dashboards beside each other into a PNG; returns how many panels have nothing to show."""
-    heights = [_lines(board) for board in BOARDS]
-    width, height = len(BOARDS) * WIDTH * _COLUMN + 0.3, max(heights) * _LINE + _HEAD
+    """Draw the dashboards next to each other into a PNG; returns the number of panels without data."""
+    layouts = [_layout(board) for board in BOARDS]
+    width = len(BOARDS) * WIDTH * _COLUMN + 0.3
+    height = max(lines for _, _, lines in layouts) * _LINE + _HEAD
     figure = Figure(figsize=(width, height), facecolor=GROUND)
     empty = 0
-    for number, board in enumerate(BOARDS):
-        left = 0.1 + number * (WIDTH * _COLUMN + 0.1)
-        figure.text(left / width, 1 - 0.3 / height, f"{board.title}", color=INK, fontsize=14, weight="bold")
-        empty += _draw_board(figure, board, left, source, window)
+    for number, (board, (titles, panels, _)) in enumerate(zip(BOARDS, layouts, strict=True)):
+        left, top = 0.1 + number * (WIDTH * _COLUMN + 0.1), height - _HEAD
+        figure.text(left / width, 1 - 0.3 / height, board.title, color=INK, fontsize=14, weight="bold")
+        for question, line in titles:
+            y = (top - line * _LINE - 0.17) / height
+            figure.text(left / width, y, f"▾ {question}", color=INK, fontsize=9, weight="bold")
+        for panel, column, line in panels:
+            tall = HEIGHT[panel.kind] * _LINE
+            place = (left + column * _COLUMN, top - line * _LINE - tall, panel.width * _COLUMN, tall)
+            empty += not draw_panel(figure, panel, place, source.lines(panel, window))
     figure.savefig(path, dpi=130)
     return empty
 
 
-def _lines(board: Board) -> int:
-    """Height of a dashboard, in lines of the grid."""
-    return sum(1 + _height(row.panels) for row in board.rows)
-
-
-def _height(panels: Sequence[Panel]) -> int:
-    lines, across, highest = 0, 0, 0
-    for panel in panels:
-        across, highest = across + panel.width, max(highest, HEIGHT[panel.kind])
-        if across >= WIDTH:
-            lines, across, highest = lines + highest, 0, 0
-    return lines + highest
-
-
-def _draw_board(figure: Figure, board: Board, left: float, source: Source, window: Window) -> int:
-    width, height = figure.get_size_inches()
-    top, empty = height - _HEAD, 0
-    for row in board.rows:
-        figure.text(left / width, (top - 0.17) / height, f"▾ {row.question}", color=INK, fontsize=9, weight="bold")
-        top -= _LINE
-        across = highest = 0
-        for panel in row.panels:
-            tall = HEIGHT[panel.kind]
-            place = (left + across * _COLUMN, top - tall * _LINE, panel.width * _COLUMN, tall * _LINE)
-            empty += not draw_panel(figure, panel, place, source.ask(panel, window))
-            across, highest = across + panel.width, max(highest, tall)
-            if across >= WIDTH:
-                top, across, highest = top - highest * _LINE, 0, 0
-        top -= highest * _LINE
-    return empty
+def _layout(board: Board) -> tuple[list[tuple[str, int]], list[tuple[Panel, int, int]], int]:
+    """Questions with their lines in Grafana's grid, panels with their columns and lines, and the number of lines."""
+    titles: list[tuple[str, int]] = []
+    placed: list[tuple[Panel, int, int]] = []
+    line = 0
+    for question, panels in board.rows.items():
+        titles.append((question, line))
+        line, column, tallest = line + 1, 0, 0
+        for panel in panels:
+            placed.append((panel, column, line))
+            column, tallest = column + panel.width, max(tallest, HEIGHT[panel.kind])
+            if column >= WIDTH:
+                line, column, tallest = line + tallest, 0, 0
+        line += tallest
+    return titles, placed, line
 
 
 def draw_panel(figure: Figure, panel: Panel, place: tuple[float, float, float, float], lines: list[Line]) -> bool:
-    """Draw a panel at ``place`` (left, bottom, width, height; inches); whether it has anything to show."""
+    """Draw a panel at ``place`` (left, bottom, width, height; inches); returns whether it has data."""
     wide, high = figure.get_size_inches()
     left, bottom, width, height = (place[0] + _GAP / 2, place[1] + _GAP / 2, place[2] - _GAP, place[3] - _GAP)
     frame = figure.add_axes((left / wide, bottom / high, width / wide, height / high), facecolor=FACE)
@@ -91,11 +82,11 @@ def draw_panel(figure: Figure, panel: Panel, place: tuple[float, float, float, f
     for spine in frame.spines.values():
         spine.set_color(GRID)
     frame.text(0.07, height - 0.06, panel.title, color=INK, fontsize=6.5, va="top", weight="bold")
-    shown = [line for line in lines if any(map(math.isfinite, line.values))]
-    if not shown:
+    drawable = [line for line in lines if any(map(math.isfinite, line.values))]
+    if not drawable:
         frame.text(width / 2, height / 2, "No data", color=FAINT, fontsize=8, ha="center", va="center")
         return False
-    _DRAWN[panel.kind](frame, panel, shown)
+    _DRAWING[panel.kind](frame, panel, drawable)
     return True
 
 
@@ -118,7 +109,7 @@ def _graph(frame: Axes, panel: Panel, lines: list[Line]) -> None:
         axes.set_ylim(bottom=panel.low, top=panel.high)
         low, high = axes.get_ylim()
         axes.yaxis.set_major_locator(MultipleLocator(_between(low, high, panel.unit)))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: shown(value, panel.unit)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: format_value(value, panel.unit)))
     locator: Any = AutoDateLocator(maxticks=5)  # type: ignore[no-untyped-call]
     axes.xaxis.set_major_locator(locator)
     axes.xaxis.set_major_formatter(ConciseDateFormatter(locator, show_offset=False))  # type: ignore[no-untyped-call]
@@ -133,7 +124,7 @@ def _graph(frame: Axes, panel: Panel, lines: list[Line]) -> None:
 
 
 def _between(low: float, high: float, unit: str) -> float:
-    """Between two marks of an axis: a round number in the words that :func:`shown` has for it."""
+    """The distance of two marks of an axis: a round number in the unit that :func:`format_value` chooses."""
     bases = {"s": _DURATIONS, "bytes": _BYTES, "Bps": _BYTES}.get(unit, ())
     size = next((size for size in bases if high >= size), 1.0)
     rough = max((high - low) / 5 / size, 1e-12)
@@ -146,7 +137,7 @@ _BYTES = tuple(1024**power for power in (4, 3, 2, 1))
 
 
 def _stack(axes: Any, lines: list[Line]) -> None:
-    """Areas above each other; a line that lacks a moment counts as 0 there."""
+    """Stacked areas; a line without a value at some time counts as 0 there."""
     times = sorted({moment for line in lines for moment in line.times})
     known = [dict(zip(line.times, line.values, strict=True)) for line in lines]
     values = [[found.get(moment, 0.0) for moment in times] for found in known]
@@ -156,7 +147,7 @@ def _stack(axes: Any, lines: list[Line]) -> None:
 
 @dataclass(frozen=True)
 class _Key:
-    """A name in a legend, or how many more there are."""
+    """A name in a legend with its colour, or the number of names left out."""
 
     name: str
     colour: str | None
@@ -165,7 +156,7 @@ class _Key:
 
 
 def _legend(names: Sequence[str], width: float) -> list[_Key]:
-    """Names in the lines that a legend may have on ``width`` inches, and how many more there are."""
+    """The names that fit into a legend of ``width`` inches, and the number of those that do not."""
     for kept in range(len(names), 0, -1):
         more = len(names) - kept
         words = [(name, COLOURS[number % len(COLOURS)]) for number, name in enumerate(names[:kept])]
@@ -188,7 +179,6 @@ def _placed(words: Sequence[tuple[str, str | None]], width: float) -> list[_Key]
 
 
 def _draw_legend(frame: Axes, keys: Sequence[_Key]) -> None:
-    """Below the graph."""
     for key in keys:
         high = 0.08 + _LEGEND_LINE * (keys[-1].line - key.line)
         if key.colour:
@@ -202,7 +192,7 @@ def _stat(frame: Axes, panel: Panel, lines: list[Line]) -> None:
         value = line.values[-1]
         colour = BAD if panel.bad is not None and value >= panel.bad else GOOD
         middle = width * (number + 0.5) / len(lines)
-        text = shown(value, panel.unit, panel.decimals)
+        text = format_value(value, panel.unit, panel.decimals)
         size = min(15.0, 95 * width / len(lines) / max(4, len(text)))
         frame.text(middle, height * 0.42, text, color=colour, fontsize=size, ha="center", va="center", weight="bold")
         if len(lines) > 1:
@@ -226,13 +216,13 @@ def _bars(frame: Axes, panel: Panel, lines: list[Line]) -> None:
         frame.text(
             names - 0.06, middle, _shortened(line.name, letters), color=FAINT, fontsize=5.2, ha="right", va="center"
         )
-        text = shown(value, panel.unit, panel.decimals)
+        text = format_value(value, panel.unit, panel.decimals)
         frame.text(width - 0.06, middle, text, color=INK, fontsize=5.5, ha="right", va="center")
     frame.set(xlim=(0, width), ylim=(0, height))
 
 
 def _shortened(name: str, letters: int) -> str:
-    """The end of a name tells it from its neighbours."""
+    """The end of a name, which differs from name to name."""
     return name if len(name) <= letters else "…" + name[len(name) - max(1, letters - 1) :]
 
 
@@ -248,7 +238,7 @@ def _table(frame: Axes, panel: Panel, lines: list[Line]) -> None:
             frame.text(place, height - 0.53 - 0.15 * number, text, color=INK, fontsize=5.5, va="center")
 
 
-_DRAWN: dict[str, Callable[[Axes, Panel, list[Line]], None]] = {
+_DRAWING: dict[str, Callable[[Axes, Panel, list[Line]], None]] = {
     "graph": _graph,
     "stat": _stat,
     "bars": _bars,
@@ -261,32 +251,32 @@ def _moments(times: Sequence[float]) -> Any:
     return [moment / 86400 for moment in times]
 
 
-def shown(value: float, unit: str, decimals: int | None = None) -> str:
+_SCALES: dict[str, tuple[float, Sequence[str]]] = {
+    "bytes": (1024, (" B", " KiB", " MiB", " GiB", " TiB")),
+    "Bps": (1024, (" B/s", " KiB/s", " MiB/s", " GiB/s", " TiB/s")),
+    "hertz": (1000, (" Hz", " kHz", " MHz", " GHz")),
+    "watt": (1000, (" W", " kW")),
+    "celsius": (1000, (" °C",)),
+}
+
+
+def format_value(value: float, unit: str, decimals: int | None = None) -> str:
     """A number with its unit, as Grafana writes it."""
     if not math.isfinite(value):
         return "–"
-    match unit:
-        case "percentunit" | "percent":
-            percent = value * 100 if unit == "percentunit" else value
-            digits = decimals if decimals is not None else 0 if abs(percent) >= 10 or percent == 0 else 1
-            return f"{percent:.{digits}f} %"
-        case "s":
-            return _duration(value)
-        case "bytes" | "Bps":
-            return _scaled(value, 1024, ("B", "KiB", "MiB", "GiB", "TiB")) + ("/s" if unit == "Bps" else "")
-        case "hertz":
-            return _scaled(value, 1000, ("Hz", "kHz", "MHz", "GHz"))
-        case "sci":
-            return f"{value:.3g}"
-    suffix = {"watt": " W", "celsius": " °C"}.get(unit, "")
-    return (_scaled(value, 1000, ("", "K", "M", "G", "T")) if decimals is None else f"{value:,.{decimals}f}") + suffix
-
-
-def _scaled(value: float, base: int, words: Sequence[str]) -> str:
+    if unit in ("percentunit", "percent"):
+        percent = value * 100 if unit == "percentunit" else value
+        digits = decimals if decimals is not None else 0 if abs(percent) >= 10 or percent == 0 else 1
+        return f"{percent:.{digits}f} %"
+    if unit == "s":
+        return _duration(value)
+    if unit == "sci" or (unit == "short" and decimals is not None):
+        return f"{value:.3g}" if unit == "sci" else f"{value:,.{decimals}f}"
+    base, names = _SCALES.get(unit, (1000, ("", " K", " M", " G", " T")))
     power = 0
-    while abs(value) >= base and power < len(words) - 1:
+    while abs(value) >= base and power < len(names) - 1:
         value, power = value / base, power + 1
-    return f"{value:.3g} {words[power]}".rstrip()
+    return f"{value:.3g}{names[power]}"
 
 
 def _duration(seconds: float) -> str:
@@ -302,7 +292,9 @@ def main() -> int:
         prog="python -m k8s.monitoring.source.dashboards_picture", description=(__doc__ or "").split("\n")[0]
     )
     parser.add_argument("--prometheus", required=True, metavar="URL")
-    parser.add_argument("--hours", type=float, default=6.0, metavar="N", help="that end now (default: %(default)g)")
+    parser.add_argument(
+        "--hours", type=float, default=6.0, metavar="N", help="hours to show, up to now (default: %(default)g)"
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="PNG")
     given = parser.parse_args()
     window = Window(time.time(), 3600 * given.hours)
@@ -311,7 +303,7 @@ def main() -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(f"{given.out}: {empty} panels have nothing to show" if empty else f"{given.out}")
+    print(f"{given.out}: {empty} panels have no data" if empty else f"{given.out}")
     return 0
 
 

@@ -1,14 +1,14 @@
-"""What is made of the dashboards and of the alert rules, and is committed beside them.
+"""Write the files that are generated from the dashboards and the alert rules, and committed.
 
 ::
 
     python -m k8s.monitoring.source.generate          writes below k8s/monitoring:
 
-    dashboards/*.json                    of the boards, for Grafana
-    prometheusrule.yaml                  of rules/*.yaml, for the Prometheus operator
-    RUNBOOK.md                           of their annotations, for people
+    dashboards/*.json                    from the dashboards, for Grafana
+    prometheusrule.yaml                  from rules/*.yaml, for the Prometheus operator
+    RUNBOOK.md                           from the annotations of the alerts, for people
 
-A test compares what is committed with what would be written.
+A test compares the committed files with the generated ones.
 """
 
 import sys
@@ -24,8 +24,8 @@ from k8s.monitoring.source.training_dashboard import TRAINING
 
 BOARDS = (TRAINING, RESULTS)
 FOLDER = Path(__file__).resolve().parents[1]
-_MADE = "# Made of rules/*.yaml by python -m k8s.monitoring.source.generate.\n"
-_HOW = """# What to do when an alert fires
+_HEADER = "# Made of rules/*.yaml by python -m k8s.monitoring.source.generate.\n"
+_RUNBOOK_INTRODUCTION = """# What to do when an alert fires
 
 Made of `rules/*.yaml` by `python -m k8s.monitoring.source.generate`.
 
@@ -43,7 +43,7 @@ cluster.jobs list`.
 
 
 def groups(folder: Path = FOLDER) -> list[dict[str, Any]]:
-    """The groups of all rule files, in the order of the files' names."""
+    """The rule groups of all files, in the order of the file names."""
     files = sorted((folder / "rules").glob("*.yaml"))
     return [group for file in files for group in yaml.safe_load(file.read_text(encoding="utf-8"))["groups"]]
 
@@ -53,10 +53,10 @@ def alerts(folder: Path = FOLDER) -> Iterator[Mapping[str, Any]]:
     return (rule for group in groups(folder) for rule in group["rules"] if "alert" in rule)
 
 
-def made(folder: Path = FOLDER) -> dict[str, str]:
-    """Text of every file that is made, by its path below ``folder``."""
+def generated(folder: Path = FOLDER) -> dict[str, str]:
+    """The text of every generated file by its path below ``folder``."""
     boards = {f"dashboards/{board.uid.removeprefix('stillhouse-')}.json": grafana.as_json(board) for board in BOARDS}
-    return {**boards, "prometheusrule.yaml": _MADE + _prometheus_rule(folder), "RUNBOOK.md": _runbook(folder)}
+    return {**boards, "prometheusrule.yaml": _HEADER + _prometheus_rule(folder), "RUNBOOK.md": _runbook(folder)}
 
 
 def _prometheus_rule(folder: Path) -> str:
@@ -70,18 +70,18 @@ def _prometheus_rule(folder: Path) -> str:
 
 
 def _runbook(folder: Path) -> str:
-    told = [
+    sections = [
         f"## {rule['alert']}\n\n{rule['labels']['severity'].capitalize()}. {rule['annotations']['runbook']}\n"
         for rule in alerts(folder)
     ]
-    return "\n".join([_HOW, *told])
+    return "\n".join([_RUNBOOK_INTRODUCTION, *sections])
 
 
 def main() -> int:
     if not (FOLDER / "rules").is_dir():
         print(f"error: no {FOLDER / 'rules'}: run this in a checkout", file=sys.stderr)
         return 1
-    for name, text in made().items():
+    for name, text in generated().items():
         (FOLDER / name).parent.mkdir(exist_ok=True)
         (FOLDER / name).write_text(text, encoding="utf-8")
         print(FOLDER / name)

@@ -1,16 +1,19 @@
-"""Dashboards as data, and what Grafana makes of them: the only door to the Grafana SDK.
+"""Dashboards as data, and their JSON for Grafana. Only this module imports the Grafana SDK.
 
-A dashboard is rows, a row is one question, and its panels are the answer::
+The rows of a dashboard are questions, and the panels of a row answer its question::
 
-    Board("Training run", …, rows=(Row("Is it training?", (Panel("Steps", …, (Query("stillhouse_step"),)), …)), …))
+    Board("Training run", …, rows={"Is it training?": (graph("Steps", "…", "short", Query("stillhouse_step")), …), …})
 """
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from functools import partial
+from typing import Any, Literal, TypeAlias, get_args
 
-from grafana_foundation_sdk.builders import bargauge, common, dashboard, prometheus, stat, table, timeseries
+from grafana_foundation_sdk.builders import bargauge, common, dashboard, prometheus, timeseries
+from grafana_foundation_sdk.builders import stat as stat_sdk
+from grafana_foundation_sdk.builders import table as table_sdk
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models.common import (
     BigValueGraphMode,
@@ -44,7 +47,7 @@ Kind: TypeAlias = Literal["graph", "stat", "bars", "table"]
 
 @dataclass(frozen=True)
 class Query:
-    """A PromQL expression and what its lines are called."""
+    """A PromQL expression and the name of its lines in the legend."""
 
     expr: str
     legend: str = ""
@@ -52,12 +55,12 @@ class Query:
 
 @dataclass(frozen=True)
 class Panel:
-    """One picture."""
+    """A graph, a number, a bar chart or a table."""
 
     title: str
     description: str
     unit: str
-    """Grafana's name of it: ``s``, ``bytes``, ``percentunit``, ``short`` …"""
+    """Grafana's name of the unit: ``s``, ``bytes``, ``percentunit``, ``short`` …"""
     queries: tuple[Query, ...]
     kind: Kind = "graph"
     width: int = 8
@@ -66,21 +69,25 @@ class Panel:
     stacked: bool = False
     logarithmic: bool = False
     bad: float | None = None
-    """From here on a value is red."""
+    """Values from this one on are red."""
     decimals: int | None = None
 
 
-@dataclass(frozen=True)
-class Row:
-    """A question and the panels that answer it."""
+def _panel(kind: Kind, title: str, description: str, unit: str, *queries: Query, **options: Any) -> Panel:
+    """A panel. The unit ``count`` is ``short`` without decimals. Linear graphs and bars start at 0."""
+    if unit == "count":
+        unit, options = "short", {"decimals": 0, **options}
+    if kind in ("graph", "bars") and "logarithmic" not in options:
+        options = {"low": 0, **options}
+    return Panel(title, description, unit, queries, kind, **options)
 
-    question: str
-    panels: tuple[Panel, ...]
+
+graph, stat, bars, table = (partial(_panel, kind) for kind in get_args(Kind))
 
 
 @dataclass(frozen=True)
 class Variable:
-    """A choice at the head of a dashboard: the values of a label."""
+    """A menu at the top of a dashboard with the values of a label."""
 
     name: str
     label: str
@@ -89,7 +96,7 @@ class Variable:
 
 @dataclass(frozen=True)
 class Link:
-    """To another dashboard, with the same time and variables."""
+    """A link to another dashboard, which keeps the time range and the variables."""
 
     title: str
     url: str
@@ -104,18 +111,22 @@ class Board:
     description: str
     variables: tuple[Variable, ...]
     links: tuple[Link, ...]
-    rows: tuple[Row, ...]
-    since: str = "now-6h"
+    rows: Mapping[str, tuple[Panel, ...]]
+    """The panels of each row by the row's question."""
+
+    @property
+    def panels(self) -> Iterator[Panel]:
+        return itertools.chain.from_iterable(self.rows.values())
 
 
 def as_json(board: Board) -> str:
-    """The dashboard as Grafana imports it."""
-    made = (
+    """The dashboard as JSON for Grafana's import."""
+    built = (
         dashboard.Dashboard(board.title)
         .uid(board.uid)
         .description(board.description)
         .tags(["stillhouse"])
-        .time(board.since, "now")
+        .time("now-6h", "now")
         .timezone("browser")
         .refresh("30s")
         .readonly()
@@ -123,9 +134,9 @@ def as_json(board: Board) -> str:
         .with_variable(dashboard.DatasourceVariable("datasource").label("Data source").type("prometheus"))
     )
     for variable in board.variables:
-        made = made.with_variable(_variable(variable))
+        built = built.with_variable(_variable(variable))
     for link in board.links:
-        made = made.link(
+        built = built.link(
             dashboard.DashboardLink(link.title)
             .type(DashboardLinkType.LINK)
             .url(link.url)
@@ -134,11 +145,11 @@ def as_json(board: Board) -> str:
             .target_blank(True)
         )
     numbers = itertools.count(1)
-    for row in board.rows:
-        made = made.with_row(dashboard.Row(row.question).id(next(numbers)))
-        for panel in row.panels:
-            made = made.with_panel(_BUILDERS[panel.kind](panel).id(next(numbers)))
-    return JSONEncoder(indent=2, sort_keys=True).encode(made.build()) + "\n"
+    for question, panels in board.rows.items():
+        built = built.with_row(dashboard.Row(question).id(next(numbers)))
+        for panel in panels:
+            built = built.with_panel(_BUILDERS[panel.kind](panel).id(next(numbers)))
+    return JSONEncoder(indent=2, sort_keys=True).encode(built.build()) + "\n"
 
 
 def _variable(variable: Variable) -> dashboard.QueryVariable:
@@ -156,23 +167,23 @@ def _variable(variable: Variable) -> dashboard.QueryVariable:
 
 
 def _graph(panel: Panel) -> Any:
-    made = _common(timeseries.Panel(), panel).fill_opacity(60 if panel.stacked else 8).line_width(1).span_nulls(False)
-    made = made.legend(
+    built = _common(timeseries.Panel(), panel).fill_opacity(60 if panel.stacked else 8).line_width(1).span_nulls(False)
+    built = built.legend(
         common.VizLegendOptions()
         .display_mode(LegendDisplayMode.LIST)
         .placement(LegendPlacement.BOTTOM)
         .show_legend(True)
     ).tooltip(common.VizTooltipOptions().mode(TooltipDisplayMode.MULTI).sort(SortOrder.DESCENDING))
     if panel.stacked:
-        made = made.stacking(common.StackingConfig().mode(StackingMode.NORMAL))
+        built = built.stacking(common.StackingConfig().mode(StackingMode.NORMAL))
     if panel.logarithmic:
-        made = made.scale_distribution(common.ScaleDistributionConfig().type(ScaleDistribution.LOG).log(10))
-    return made
+        built = built.scale_distribution(common.ScaleDistributionConfig().type(ScaleDistribution.LOG).log(10))
+    return built
 
 
 def _stat(panel: Panel) -> Any:
     return (
-        _common(stat.Panel(), panel)
+        _common(stat_sdk.Panel(), panel)
         .reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]))
         .graph_mode(BigValueGraphMode.NONE)
     )
@@ -187,15 +198,16 @@ def _bars(panel: Panel) -> Any:
 
 
 def _table(panel: Panel) -> Any:
-    return _common(table.Panel(), panel)
+    return _common(table_sdk.Panel(), panel)
 
 
 _BUILDERS: dict[str, Callable[[Panel], Any]] = {"graph": _graph, "stat": _stat, "bars": _bars, "table": _table}
 
 
-def _common(made: Any, panel: Panel) -> Any:
-    made = (
-        made.title(panel.title)
+def _common(builder: Any, panel: Panel) -> Any:
+    """``builder`` with what every kind of panel has."""
+    builder = (
+        builder.title(panel.title)
         .description(panel.description)
         .unit(panel.unit)
         .datasource(_DATASOURCE)
@@ -203,17 +215,19 @@ def _common(made: Any, panel: Panel) -> Any:
         .span(panel.width)
     )
     for number, query in enumerate(panel.queries):
-        asked = prometheus.Dataquery().expr(query.expr).legend_format(query.legend or "__auto").ref_id(chr(65 + number))
+        target = (
+            prometheus.Dataquery().expr(query.expr).legend_format(query.legend or "__auto").ref_id(chr(65 + number))
+        )
         if panel.kind == "table":
-            asked = asked.format(PromQueryFormat.TABLE)
-        made = made.with_target(asked.range() if panel.kind == "graph" else asked.instant())
+            target = target.format(PromQueryFormat.TABLE)
+        builder = builder.with_target(target.range() if panel.kind == "graph" else target.instant())
     if panel.low is not None:
-        made = made.min(panel.low)
+        builder = builder.min(panel.low)
     if panel.high is not None:
-        made = made.max(panel.high)
+        builder = builder.max(panel.high)
     if panel.decimals is not None:
-        made = made.decimals(panel.decimals)
+        builder = builder.decimals(panel.decimals)
     steps = [Threshold(value=None, color=_GREEN)]
     if panel.bad is not None:
         steps.append(Threshold(value=panel.bad, color=_RED))
-    return made.thresholds(dashboard.ThresholdsConfig().mode(ThresholdsMode.ABSOLUTE).steps(steps))
+    return builder.thresholds(dashboard.ThresholdsConfig().mode(ThresholdsMode.ABSOLUTE).steps(steps))

@@ -1,4 +1,4 @@
-"""What a Prometheus answers to the queries of a dashboard, asked as Grafana would ask."""
+"""Send a dashboard's queries to Prometheus as Grafana does, and read the answers."""
 
 import json
 import re
@@ -13,12 +13,12 @@ from k8s.monitoring.source.grafana import Board, Panel, Query
 
 _TIMEOUT = 30.0
 _POINTS = 240
-"""Of a line; Grafana takes about one for every pixel."""
+"""Points of a line; Grafana asks for about one for each pixel."""
 
 
 @dataclass(frozen=True)
 class Window:
-    """The time that is shown."""
+    """The time range of a picture."""
 
     end: float
     """Unix time."""
@@ -33,7 +33,7 @@ class Window:
 
 @dataclass(frozen=True)
 class Line:
-    """A series in a panel."""
+    """A line in a panel: a series and its name in the legend."""
 
     name: str
     labels: Mapping[str, str]
@@ -47,15 +47,15 @@ class Source:
 
     url: str
 
-    def ask(self, panel: Panel, window: Window) -> list[Line]:
-        """Everything a panel shows: lines over time, or one value each."""
-        return [line for query in panel.queries for line in self._ask(query, panel.kind == "graph", window)]
+    def lines(self, panel: Panel, window: Window) -> list[Line]:
+        """The lines of a panel: over time in a graph, with one value each elsewhere."""
+        return [line for query in panel.queries for line in self._lines(query, panel.kind == "graph", window)]
 
-    def _ask(self, query: Query, over_time: bool, window: Window) -> list[Line]:
+    def _lines(self, query: Query, over_time: bool, window: Window) -> list[Line]:
         expr = filled(query.expr, window)
         if over_time:
-            asked = {"query": expr, "start": window.end - window.seconds, "end": window.end, "step": window.step}
-            found = self.get("query_range", asked)["result"]
+            parameters = {"query": expr, "start": window.end - window.seconds, "end": window.end, "step": window.step}
+            found = self.get("query_range", parameters)["result"]
         else:
             found = [
                 {"metric": one["metric"], "values": [one["value"]]}
@@ -63,25 +63,25 @@ class Source:
             ]
         return [_line(query, one["metric"], one["values"]) for one in found]
 
-    def get(self, what: str, asked: Mapping[str, Any]) -> Any:
-        """The ``data`` of an answer of the HTTP API.
+    def get(self, path: str, parameters: Mapping[str, Any]) -> Any:
+        """The ``data`` of the HTTP API's answer.
 
         Raises:
-            ValueError: Prometheus refuses the question, or does not answer.
+            ValueError: Prometheus refuses the query or does not answer.
         """
-        url = f"{self.url}/api/v1/{what}?{urllib.parse.urlencode(asked)}"
+        url = f"{self.url}/api/v1/{path}?{urllib.parse.urlencode(parameters)}"
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         try:
             with opener.open(url, timeout=_TIMEOUT) as answer:
                 return json.load(answer)["data"]
         except urllib.error.HTTPError as error:
-            raise ValueError(f"{asked}: {json.load(error)['error']}") from None
+            raise ValueError(f"{parameters}: {json.load(error)['error']}") from None
         except OSError as error:
             raise ValueError(f"no Prometheus at {self.url}: {error}") from None
 
 
 def filled(expr: str, window: Window) -> str:
-    """An expression with everything chosen, as Grafana asks it."""
+    """An expression with Grafana's variables filled in; every menu selects all of its values."""
     for name, value in (
         ("$__rate_interval", f"{window.rate_seconds:.0f}s"),
         ("$__range", f"{window.seconds:.0f}s"),
@@ -90,12 +90,12 @@ def filled(expr: str, window: Window) -> str:
         ("$node", ".*"),
     ):
         expr = expr.replace(name, value)
-    assert "$" not in expr, f"a variable that no dashboard has: {expr}"
+    assert "$" not in expr, f"unknown variable in {expr}"
     return expr
 
 
 def variables(board: Board) -> list[Query]:
-    """The series whose labels fill a dashboard's variables."""
+    """Queries for the series whose labels fill a dashboard's menus."""
     return [Query(re.sub(r"label_values\((.*), \w+\)", r"\1", variable.query)) for variable in board.variables]
 
 

@@ -57,7 +57,7 @@ def test_every_cause_of_a_repeated_attempt_is_alerted_on_but_waiting_for_others(
     assert all(f"`{cause}`" in runbook for cause in found[1].split("|"))
 
 
-PANELS = {panel.title for board in generate.BOARDS for row in board.rows for panel in row.panels}
+PANELS = {panel.title for board in generate.BOARDS for panel in board.panels}
 
 
 def _unknown(runbook: str) -> list[str]:

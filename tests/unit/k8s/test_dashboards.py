@@ -54,12 +54,12 @@ def asked() -> set[str]:
 
 
 def test_what_is_committed_is_what_would_be_made() -> None:
-    made = generate.made()
-    assert len(made) == 4
-    stale = [name for name, text in made.items() if (generate.FOLDER / name).read_text(encoding="utf-8") != text]
+    generated = generate.generated()
+    assert len(generated) == 4
+    stale = [name for name, text in generated.items() if (generate.FOLDER / name).read_text(encoding="utf-8") != text]
     assert stale == [], "run python -m k8s.monitoring.source.generate"
     kept = {path.relative_to(generate.FOLDER).as_posix() for path in (generate.FOLDER / "dashboards").iterdir()}
-    assert kept <= {*made}, "dashboards that nothing makes"
+    assert kept <= {*generated}, "dashboards that nothing makes"
 
 
 def test_names_are_found_in_an_expression() -> None:

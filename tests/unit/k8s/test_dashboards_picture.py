@@ -5,12 +5,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from k8s.monitoring.source.dashboards_picture import draw_panel, shown
+from k8s.monitoring.source.dashboards_picture import draw_panel, format_value
 from k8s.monitoring.source.generate import BOARDS
 from k8s.monitoring.source.grafana import HEIGHT, Panel
 from k8s.monitoring.source.picture_data import Line
 
-PANELS = [panel for board in BOARDS for row in board.rows for panel in row.panels]
+PANELS = [panel for board in BOARDS for panel in board.panels]
 COLUMN, LINE = 0.36, 0.22
 HOUR = 3600.0
 
@@ -73,4 +73,4 @@ def test_every_line_has_a_name_or_is_counted() -> None:
     ],
 )
 def test_numbers_are_written_as_grafana_does(value: float, unit: str, text: str) -> None:
-    assert shown(value, unit) == text
+    assert format_value(value, unit) == text
