@@ -1,7 +1,7 @@
-"""Encoded inputs without padding, and batches of them: what the models of every task read.
+"""Encoded rows without padding, and batches of them.
 
-Rows lie end to end, so that a whole data set is three arrays on the device; a batch is gathered there, padded to its
-own longest row, and has an attention mask only where something was padded.
+The rows of a data set follow one another in three arrays on the device. A batch is gathered there, padded to its
+longest row, and has an attention mask only where rows differ in length.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from torch import Tensor
 Rows: TypeAlias = npt.NDArray[np.int64]
 Inputs: TypeAlias = dict[str, Tensor]
 
-# Batches within a window of this many are sorted by length, which saves padding and still mixes the examples.
+# Rows are sorted by length within this many batches, which saves padding and still mixes the examples.
 WINDOW_BATCHES = 50
 
 
@@ -29,11 +29,11 @@ class Features:
     ids: Tensor
     """``[tokens]``, int32."""
     types: Tensor | None
-    """``[tokens]``, int8: which of two texts a token is of; None for models that do not ask."""
+    """``[tokens]``, int8: token types; None for models without."""
     starts: Tensor
     """``[rows]``, int64."""
     lengths: Rows
-    """``[rows]``, in main memory: they decide what goes into a batch."""
+    """``[rows]``, in main memory, where batches are composed."""
     pad: int
     """Id of the padding token."""
 
@@ -57,12 +57,12 @@ class Features:
         return dataclasses.replace(self, ids=self.ids.to(device), types=types, starts=self.starts.to(device))
 
     def rows(self, rows: Rows) -> "Features":
-        """Some of the rows, in this order; what they are made of is shared."""
-        chosen = torch.from_numpy(rows).to(self.starts.device)
-        return dataclasses.replace(self, starts=self.starts[chosen], lengths=self.lengths[rows])
+        """Some of the rows, in this order, sharing the tokens."""
+        index = torch.from_numpy(rows).to(self.starts.device)
+        return dataclasses.replace(self, starts=self.starts[index], lengths=self.lengths[rows])
 
     def batch(self, rows: Rows) -> Inputs:
-        """What a model takes for these rows: ``input_ids`` ``[rows, longest]`` and what belongs to them."""
+        """Model inputs of these rows: ``input_ids`` ``[rows, longest]``, token types, attention mask where needed."""
         index, real = self.places(rows)
         inputs = {"input_ids": torch.where(real, self.ids[index], self.pad).long()}
         if self.types is not None:
@@ -72,7 +72,7 @@ class Features:
         return inputs
 
     def places(self, rows: Rows) -> tuple[Tensor, Tensor]:
-        """Of each position of a padded batch its place in ``ids``, and whether it is real: both ``[rows, longest]``."""
+        """Index in ``ids`` of each position of a padded batch, and whether it is a token: both ``[rows, longest]``."""
         device = self.ids.device
         positions = torch.arange(int(self.lengths[rows].max()), device=device)
         real = positions < torch.from_numpy(self.lengths[rows]).to(device, non_blocking=True)[:, None]
@@ -81,7 +81,7 @@ class Features:
 
 
 def encode(tokenizer: Any, texts: Sequence[Sequence[str]], max_length: int) -> Features:
-    """Each example (one text or two) as the model's own tokenizer reads it; a pair is cut at the longer text first."""
+    """Encode examples of one or two texts; a pair that is too long loses tokens of its longer text first."""
     encoded = tokenizer(
         *map(list, texts), truncation="longest_first", max_length=max_length, return_attention_mask=False
     )
@@ -89,7 +89,7 @@ def encode(tokenizer: Any, texts: Sequence[Sequence[str]], max_length: int) -> F
 
 
 def training_batches(lengths: npt.NDArray[Any], batch: int, seed: int, epoch: int) -> list[Rows]:
-    """Row numbers of each batch of one epoch: a shuffle by (seed, epoch), sorted by length within windows."""
+    """Row numbers of each batch of an epoch: a shuffle by (seed, epoch), sorted by length within windows of batches."""
     chance = np.random.default_rng((seed, epoch))
     order = chance.permutation(len(lengths))
     window = batch * WINDOW_BATCHES
@@ -102,7 +102,7 @@ def training_batches(lengths: npt.NDArray[Any], batch: int, seed: int, epoch: in
 
 
 def scoring_batches(lengths: npt.NDArray[Any], batch: int) -> list[Rows]:
-    """Row numbers of each batch, by length: every row once, as little padding as can be."""
+    """Row numbers of each batch, sorted by length to save padding; every row once."""
     order = np.argsort(lengths, kind="stable")
     return [order[first : first + batch] for first in range(0, len(order), batch)]
 

@@ -1,4 +1,4 @@
-"""Classes and scores: what a head of one row of outputs learns, and how its predictions are measured."""
+"""Tasks of classes or scores: encoding, loss, predictions and metrics."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from eval.finetune.batching import Features, Inputs, Rows, encode
 from eval.finetune.task_distillation import TaskDistillation, Teaching, soft_scores, soft_targets
-from eval.finetune.task_model import TaskSource, device, logits, start, trained
+from eval.finetune.task_model import TaskSource, device, load_trained, logits, start
 from eval.finetune.trainer import outputs
 from eval.tasks.definitions import Task
 from eval.tasks.examples import Examples, TaskData
@@ -22,7 +22,7 @@ from eval.tasks.metrics import majority, measure
 
 @dataclass(frozen=True)
 class ClassLoss:
-    """Loss of examples by their rows: of the labels, and of the teacher's outputs where there is a second step."""
+    """Loss of rows by their numbers, against the labels and, in a second step, the teacher's logits."""
 
     regression: bool
     labels: Tensor
@@ -32,10 +32,7 @@ class ClassLoss:
     second_step: TaskDistillation | None
 
     def __call__(self, logits: Tensor, rows: Rows) -> Tensor:
-        """Sum over the examples of cross entropy in nats, or of the squared error of a score.
-
-        ``logits`` is ``[rows, outputs]``, fp32.
-        """
+        """Sum over the rows of cross entropies in nats, or of squared errors, from logits ``[rows, outputs]``."""
         index = torch.from_numpy(rows).to(logits.device, non_blocking=True)
         labels = self.labels[index]
         if self.regression:
@@ -54,10 +51,10 @@ class ClassLoss:
 
 @dataclass(frozen=True)
 class Classification:
-    """A task of classes or scores, encoded for one model: what the trainer trains and the stage reports."""
+    """A task of classes or scores, encoded for one model; a :class:`~eval.finetune.trainer.TaskProblem`."""
 
     source: TaskSource
-    data: TaskData
+    data: TaskData[Examples]
     train: Features
     dev: tuple[Features, ...]
     loss: ClassLoss
@@ -67,69 +64,69 @@ class Classification:
         return self.data.task
 
     @property
-    def parts(self) -> tuple[Examples, ...]:
+    def splits(self) -> tuple[Examples, ...]:
         return (self.data.train, *self.data.dev)
 
     @property
     def units(self) -> Rows:
-        """Every row stands alone."""
         return np.arange(len(self.train))
 
     def start(self, seed: int) -> Any:
-        """The model before training, its head drawn from the seed."""
         return start(self.source, self.task, seed)
 
     def forward(self, model: Any, inputs: Inputs) -> Tensor:
         return logits(model, inputs)
 
     def measure(self, model: Any, micro_batch: int, folder: Path) -> dict[str, float]:
-        """All metrics in percent."""
-        predictions = [predict(model, self.data.task, features, micro_batch) for features in self.dev]
-        return measured(self.data.task, self.data.dev, predictions)
+        predictions = [predict(model, self.task, features, micro_batch) for features in self.dev]
+        return measured(self.task, self.data.dev, predictions)
 
     def majority(self) -> float:
-        """Headline score on the first dev set of a model that always says the same, in percent."""
-        return majority(self.data.task, self.data.train.labels, self.data.dev[0].labels)
+        return majority(self.task, self.data.train.labels, self.data.dev[0].labels)
 
 
-def prepare(source: TaskSource, data: TaskData, max_length: int, teaching: Teaching | None) -> Classification:
-    """Encode a task for a model, and ask the teacher, who reads the same texts with a tokenizer of its own.
+def prepare(source: TaskSource, data: TaskData[Examples], max_length: int, teaching: Teaching | None) -> Classification:
+    """Encode a task for a model; the teacher of a second step reads the same texts with its own tokenizer.
 
     Raises:
-        ModelError: the teacher was trained on other labels, or lacks weights.
+        ModelError: the teacher has other labels, or lacks weights.
     """
-    train, *dev = (encode(source.tokenizer, part.texts, max_length).to(device()) for part in (data.train, *data.dev))
+    train, *dev = (encode(source.tokenizer, each.texts, max_length).to(device()) for each in (data.train, *data.dev))
     labels = torch.from_numpy(data.train.labels).to(device())
-    taught = None if teaching is None else _teach(teaching, data, max_length)
+    taught = None if teaching is None else _teacher_logits(teaching, data, max_length)
     loss = ClassLoss(data.task.label_range is not None, labels, taught, None if teaching is None else teaching.step)
     return Classification(source, data, train, tuple(dev), loss)
 
 
-def _teach(teaching: Teaching, data: TaskData, max_length: int) -> Tensor:
-    """The teacher's outputs for every training example, ``[examples, outputs]``."""
+def _teacher_logits(teaching: Teaching, data: TaskData[Examples], max_length: int) -> Tensor:
+    """The teacher's logits for every training example, ``[examples, outputs]``."""
     teacher = teaching.teacher
     texts = encode(teacher.tokenizer, data.train.texts, min(max_length, teacher.positions)).to(device())
-    return _outputs(trained(teacher, data.task), data.task, texts, teaching.micro_batch, "teacher's logits")
+    return _outputs(load_trained(teacher, data.task), data.task, texts, teaching.micro_batch, "teacher's logits")
 
 
 def measured(task: Task, dev: Sequence[Examples], predictions: Sequence[npt.NDArray[Any]]) -> dict[str, float]:
-    """All metrics of all sets in percent; those of a second set carry its name (``mismatched_accuracy``)."""
-    found: dict[str, float] = {}
+    """All metrics of all dev sets in percent; those of a second set have its name (``mismatched_accuracy``)."""
+    metrics: dict[str, float] = {}
     for names, examples, predicted in zip(task.dev, dev, predictions, strict=True):
-        prefix = f"{names[0].partition('_')[2]}_" if found else ""
-        found |= {prefix + name: value for name, value in measure(task, predicted, examples.labels).items()}
-    return found
+        prefix = f"{names[0].partition('_')[2]}_" if metrics else ""
+        metrics |= {prefix + name: value for name, value in measure(task, predicted, examples.labels).items()}
+    return metrics
 
 
 def predict(model: Any, task: Task, features: Features, micro_batch: int) -> npt.NDArray[Any]:
     """Predicted classes or scores ``[examples]``."""
-    found = _outputs(model, task, features, micro_batch, "answers").cpu().numpy()
-    return found[:, 0] if task.label_range is not None else found.argmax(axis=1)
+    return predictions(task, _outputs(model, task, features, micro_batch, "answers").cpu().numpy())
 
 
-def _outputs(model: Any, task: Task, features: Features, micro_batch: int, what: str) -> Tensor:
+def predictions(task: Task, logits: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Classes or scores ``[examples]`` from logits ``[examples, outputs]``."""
+    return logits[:, 0] if task.label_range is not None else logits.argmax(axis=1)
+
+
+def _outputs(model: Any, task: Task, features: Features, micro_batch: int, title: str) -> Tensor:
     """Logits ``[examples, outputs]`` on the device, in the order of the examples."""
-    found = torch.empty((len(features), task.outputs), device=model.device)
-    for rows, part in outputs(model, logits, features, micro_batch, what):
-        found[torch.from_numpy(rows).to(found.device)] = part
-    return found
+    together = torch.empty((len(features), task.outputs), device=model.device)
+    for rows, of_rows in outputs(model, logits, features, micro_batch, title):
+        together[torch.from_numpy(rows).to(together.device)] = of_rows
+    return together

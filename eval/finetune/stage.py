@@ -1,14 +1,14 @@
-"""Fine-tunes a teacher or student on one task, over several seeds, and scores it on the task's dev set.
+"""Fine-tunes a teacher or student on one task with several seeds, and scores it on the task's dev set.
 
-Teacher and student go through the same lines, so that "per cent of the teacher" compares like with like::
+Teacher and student run the same code, so that "percent of the teacher" compares like with like::
 
     finetune/
       config.json model.safetensors tokenizer.json …     the model of the median seed
       scores.json                                        median, range and every seed, in percent
       predictions.json nbest_predictions.json            SQuAD: that model's answers (2.0: null_odds.json, too)
 
-With ``[second_step]`` in the recipe and a fine-tuned model as ``--teacher`` the labels are not the only teacher
-(``task_distillation``). Finished seeds survive an interruption: the same command goes on with the next one.
+With ``[second_step]`` in the recipe and a fine-tuned model as ``--teacher`` the student also learns the teacher's
+logits (:mod:`eval.finetune.task_distillation`). After an interruption the same command continues with the next seed.
 """
 
 import json
@@ -34,9 +34,9 @@ from eval.finetune.classification import prepare
 from eval.finetune.early_stopping import EarlyStopping, EpochWatch, divide
 from eval.finetune.question_answering import prepare_questions
 from eval.finetune.task_distillation import TaskDistillation, Teaching
-from eval.finetune.task_model import ModelError, TaskSource, device, open_source, save
-from eval.finetune.trainer import Settings, TaskProblem, Trainer, on_cpu
-from eval.tasks.definitions import TASKS, Task
+from eval.finetune.task_model import TaskSource, device, max_length, open_source, save
+from eval.finetune.trainer import Settings, TaskProblem, Trainer, cpu_rows
+from eval.tasks.definitions import TASKS, Task, TaskName
 from eval.tasks.examples import from_folder, from_hub
 from eval.tasks.metrics import headline
 from eval.tasks.questions import questions_from_folder, questions_from_hub
@@ -47,45 +47,46 @@ SEEDS = "seeds"
 
 class FinetunePlacement(Recipe):
     threads: PositiveInt | Literal["auto"] = 1
-    """Threads of PyTorch on a CPU; ``auto``: one a core, or what ``OMP_NUM_THREADS`` says."""
+    """Threads of PyTorch on a CPU; ``auto`` is ``OMP_NUM_THREADS``, or one per core."""
     micro_batch: PositiveInt | None = None
-    """Examples that go through the model at once; the whole batch where left out. Fewer need less memory."""
+    """Examples per forward pass, by default the whole batch; fewer need less memory."""
 
 
 class Finetune(Recipe):
-    """How a model is fine-tuned; a value left out is the task's standard one (:mod:`eval.tasks.definitions`)."""
+    """How a model is fine-tuned; omitted values are the task's (:mod:`eval.tasks.definitions`)."""
 
-    task: str
+    task: TaskName
+    """Name of the task, for example ``rte`` or ``squad``."""
     data: str | None = None
-    """Data set on the hub (``nyu-mll/glue:rte``), in place of ``--data DIR``."""
+    """Data set on the hub (``nyu-mll/glue:rte``), instead of ``--data DIR``."""
     seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] = (1,)
+    """One fine-tuning per seed; the score is the median."""
     epochs: PositiveInt | None = None
+    """Passes over the training examples."""
     learning_rate: PositiveFloat | None = None
+    """Highest learning rate, after the warm-up."""
     batch: PositiveInt | None = None
+    """Examples of an optimizer step."""
     max_length: Annotated[int, Field(ge=8)] | None = None
-    """Tokens of an example, special ones included; the task's standard is lowered to what the model can read."""
+    """Tokens of an example with its special tokens; the default is the task's, at most what the model reads."""
     stride: PositiveInt | None = None
-    """Tokens by which a window of a long passage begins after the one before it; for tasks of answers only."""
+    """Tokens from the start of one window of a long passage to the next; for SQuAD only, 128 by default."""
     train_limit: PositiveInt | None = None
-    """At most this many training examples, the same ones for every seed."""
+    """Most training examples, the same ones for every seed; all by default."""
     dev_limit: PositiveInt | None = None
-    """At most this many examples of each dev set, the same ones for every seed and model."""
+    """Most examples of each dev set, the same ones for every seed and model; all by default."""
     warmup: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.06
     """Share of the steps in which the learning rate rises from 0."""
     weight_decay: NonNegativeFloat = 0.01
+    """Weight decay of AdamW, on all weights but biases and LayerNorm."""
     precision: Precision = "fp32"
-    """Of the matrix products of training; weights, optimizer and scoring stay fp32. fp16 is scaled, and for GPUs."""
+    """Number format of the matrix products in training; weights, optimizer and scoring stay fp32. fp16 needs a GPU."""
     early_stopping: EarlyStopping | None = None
+    """End training when the loss of held-out examples stops falling; by default every epoch runs."""
     second_step: TaskDistillation | None = None
-    """A fine-tuned teacher (``--teacher``) teaches beside the labels."""
+    """Also learn the logits of a fine-tuned teacher (``--teacher``)."""
     placement: FinetunePlacement = FinetunePlacement()
-
-    @field_validator("task")
-    @classmethod
-    def _task_is_known(cls, name: str) -> str:
-        if name not in TASKS:
-            raise ValueError(f"no task {name}: write one of {', '.join(TASKS)}")
-        return name
+    """Where and how fast it runs; does not change the result."""
 
     @field_validator("seeds")
     @classmethod
@@ -97,14 +98,14 @@ class Finetune(Recipe):
 
 @dataclass(frozen=True)
 class Prepared:
-    """What all seeds share: the task as this model reads it, and how it is trained."""
+    """The encoded task and the settings, shared by all seeds."""
 
     recipe: Finetune
     source: TaskSource
     problem: TaskProblem
     settings: Settings
     taught_by: str | None
-    """Identity of the teacher of a second step."""
+    """Identity of the second step's teacher."""
 
     @property
     def micro_batch(self) -> int:
@@ -121,18 +122,18 @@ def run(recipe: Finetune, inputs: Mapping[str, Path], out: Path) -> dict[str, An
         ModelError: a model is incomplete, the precision is not for this device, or training diverged.
     """
     threads = recipe.placement.threads
-    # Always set: this process may have run something else with other threads before.
+    # Always set: this process may have run another stage with other threads.
     torch.set_num_threads(
         int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1) if threads == "auto" else threads
     )
     if (out / SCORES).is_file():
-        # An attempt was interrupted while it cleared up: seeds that are gone must not be looked for again.
+        # All seeds were finished when the last attempt was interrupted: only the clean-up is missing.
         shutil.rmtree(out / SEEDS, ignore_errors=True)
-        told = json.loads((out / SCORES).read_text(encoding="utf-8"))
-        return {name: value for name, value in told.items() if name != "seeds"}
+        scores = json.loads((out / SCORES).read_text(encoding="utf-8"))
+        return {name: value for name, value in scores.items() if name != "seeds"}
     prepared = _prepare(recipe, inputs)
     results = [_result_of(seed, prepared, out / SEEDS / f"{seed}") for seed in recipe.seeds]
-    # With an even number of seeds the median score lies between two of them; the lower one's model is kept.
+    # With an even number of seeds the median is between two of them; keep the model of the lower one.
     median = sorted(results, key=lambda result: float(result["score"]))[(len(results) - 1) // 2]
     for path in (out / SEEDS / f"{median['seed']}").iterdir():
         path.rename(out / path.name)
@@ -143,14 +144,14 @@ def run(recipe: Finetune, inputs: Mapping[str, Path], out: Path) -> dict[str, An
 
 
 def halved(recipe: Finetune) -> Finetune | None:
-    """The recipe with half the micro-batch, which makes the same thing with less memory; None of a single example.
+    """The recipe with half the micro-batch, for the same result with less memory; None at one example.
 
-    Half of what the longest examples really have: on a CPU that may be less than was asked for.
+    On a CPU, half of the rows that :func:`cpu_rows` allows for the longest examples.
     """
     task = TASKS[recipe.task]
     micro_batch = recipe.placement.micro_batch or recipe.batch or task.batch
     if device().type == "cpu":
-        micro_batch = min(micro_batch, on_cpu(recipe.max_length or task.max_length))
+        micro_batch = min(micro_batch, cpu_rows(recipe.max_length or task.max_length))
     if micro_batch == 1:
         return None
     placement = recipe.placement.model_copy(update={"micro_batch": (micro_batch + 1) // 2})
@@ -162,7 +163,7 @@ def _prepare(recipe: Finetune, inputs: Mapping[str, Path]) -> Prepared:
     check_precision(recipe.precision, device())
     task = TASKS[recipe.task]
     source = open_source(inputs["model"])
-    settings = _settings(recipe, task, source.positions)
+    settings = _settings(recipe, task, source)
     teacher, identity = _teacher(task, inputs["teacher"]) if "teacher" in inputs else (None, None)
     micro_batch = recipe.placement.micro_batch or settings.batch
     teaching = Teaching(recipe.second_step, teacher, micro_batch) if recipe.second_step and teacher else None
@@ -215,16 +216,12 @@ def _teacher(task: Task, path: Path) -> tuple[TaskSource, str]:
     return open_source(path), found.identity
 
 
-def _settings(recipe: Finetune, task: Task, positions: int) -> Settings:
-    if recipe.max_length is not None and recipe.max_length > positions:
-        raise ModelError(
-            f"max_length = {recipe.max_length}, but the model reads {positions} tokens: write at most that"
-        )
+def _settings(recipe: Finetune, task: Task, source: TaskSource) -> Settings:
     return Settings(
         epochs=recipe.epochs or task.epochs,
         learning_rate=recipe.learning_rate or task.learning_rate,
         batch=recipe.batch or task.batch,
-        max_length=recipe.max_length or min(task.max_length, positions),
+        max_length=max_length(recipe.max_length, task, source.positions),
         warmup=recipe.warmup,
         weight_decay=recipe.weight_decay,
         precision=recipe.precision,
@@ -232,7 +229,7 @@ def _settings(recipe: Finetune, task: Task, positions: int) -> Settings:
 
 
 def _result_of(seed: int, prepared: Prepared, folder: Path) -> dict[str, Any]:
-    """Train and score one seed, or read what an interrupted attempt finished; its model is left in ``folder``."""
+    """Train and score one seed, or read the result of an interrupted attempt; leaves the model in ``folder``."""
     finished = folder.with_suffix(".json")
     if finished.is_file():
         return dict(json.loads(finished.read_text(encoding="utf-8")))
@@ -251,30 +248,30 @@ def _result_of(seed: int, prepared: Prepared, folder: Path) -> dict[str, Any]:
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "device": torch.cuda.get_device_name() if model.device.type == "cuda" else "cpu",
     }
-    # Last, because it says that the seed is finished.
+    # Last: it marks the seed as finished.
     write_json(finished, result)
     return result
 
 
 def _train(model: Any, prepared: Prepared, seed: int) -> int:
-    """Returns the epochs that the model has behind it."""
+    """Returns the epochs that the model was trained for."""
     problem, stopping, settings = prepared.problem, prepared.recipe.early_stopping, prepared.settings
     trainer = Trainer(model, problem.forward, problem.train, problem.loss, settings, prepared.micro_batch)
-    what = f"{problem.task.name}, seed {seed}"
+    title = f"{problem.task.name}, seed {seed}"
     if stopping is None:
-        trainer.train(np.arange(len(problem.train)), seed, what)
+        trainer.train(np.arange(len(problem.train)), seed, title)
         return settings.epochs
     rows, held = divide(problem.units, stopping.held_out)
     watch = EpochWatch(trainer, held, stopping.patience)
-    trainer.train(rows, seed, what, watch.ended)
+    trainer.train(rows, seed, title, watch.should_stop)
     watch.restore()
     return watch.best_epoch
 
 
 def _facts(prepared: Prepared, results: Sequence[Mapping[str, Any]], median: Mapping[str, Any]) -> dict[str, Any]:
-    """What the manifest and ``scores.json`` state; ``score`` and ``majority`` are on the first dev set."""
+    """Facts of the manifest and ``scores.json``; ``score`` and ``majority`` are on the first dev set."""
     recipe, problem = prepared.recipe, prepared.problem
-    task, (train, *dev) = problem.task, problem.parts
+    task, (train, *dev) = problem.task, problem.splits
     score, most_frequent = _over_seeds([result["score"] for result in results]), problem.majority()
     limited = recipe.train_limit is not None or recipe.dev_limit is not None
     return {
@@ -292,7 +289,7 @@ def _facts(prepared: Prepared, results: Sequence[Mapping[str, Any]], median: Map
         "train_files": list(train.files),
         "dev_examples": len(dev[0]),
         "dev_files": [name for examples in dev for name in examples.files],
-        "subset": limited or any(examples.is_subset for examples in problem.parts),
+        "subset": limited or any(examples.is_subset for examples in problem.splits),
         "parameters": median["parameters"],
         "device": median["device"],
         "settings": asdict(prepared.settings)

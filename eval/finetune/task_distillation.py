@@ -1,8 +1,7 @@
-"""The second step of distillation: a fine-tuned teacher teaches the student while the student is fine-tuned.
+"""The second step of distillation: the student is fine-tuned on the labels and on the logits of a fine-tuned teacher.
 
-Sanh et al. 2019, section 3: on SQuAD, "another step of distillation during the adaptation phase". Here for every task:
-the teacher's outputs are soft targets beside the labels. They are computed once: the teacher has no dropout, so they
-are constants, and every epoch and seed uses the same ones.
+Sanh et al. 2019, section 3: on SQuAD, "another step of distillation during the adaptation phase"; here on every task.
+The teacher's logits are computed once for all epochs and seeds: without dropout they do not change.
 """
 
 from dataclasses import dataclass
@@ -16,33 +15,35 @@ from eval.finetune.task_model import TaskSource
 
 
 class TaskDistillation(Recipe):
-    """Weights of the two terms; the defaults are those of the original code."""
+    """Weights of the two loss terms; the defaults are those of the original code."""
 
     temperature: PositiveFloat = 2.0
-    """Softens teacher and student alike. Scores of a regression have no temperature."""
+    """Temperature of the soft targets of teacher and student; regression uses none."""
     soft: PositiveFloat = 0.5
+    """Weight of the loss against the teacher's logits."""
     task: NonNegativeFloat = 0.5
+    """Weight of the loss against the labels."""
 
 
 @dataclass(frozen=True)
 class Teaching:
-    """A second step and who teaches in it."""
+    """A second step with its teacher."""
 
     step: TaskDistillation
     teacher: TaskSource
     micro_batch: int
-    """Examples the student is trained on at once; of the teacher, who needs no gradients, see :func:`outputs`."""
+    """The student's micro-batch; the teacher needs no gradients and reads twice as many rows."""
 
 
 def soft_targets(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """KL(teacher || student) over the last dimension at this temperature, in nats, times its square: ``[...]``.
 
-    A position that is padding has the same hugely negative logit on both sides, and so adds nothing.
+    Padding has the same very negative logit on both sides, and adds nothing.
     """
     of_student, of_teacher = (log_softmax(each / temperature, dim=-1) for each in (student, teacher))
     return kl_div(of_student, of_teacher, reduction="none", log_target=True).sum(-1) * temperature**2
 
 
 def soft_scores(student: Tensor, teacher: Tensor) -> Tensor:
-    """Squared distance of two scores: ``[...]``."""
+    """Squared difference of two scores: ``[...]``."""
     return (student - teacher).square()

@@ -1,7 +1,4 @@
-"""A model folder opened for a task: its tokenizer, and its encoder under the task's head.
-
-BERT, DistilBERT and RoBERTa go through the same lines; a head that is not in the file is drawn from the seed.
-"""
+"""Loads BERT, DistilBERT or RoBERTa for a task: the tokenizer, and the encoder with the task's head."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,17 +13,17 @@ from cluster.tokens.tokenizer import quiet_tokenizer
 from eval.finetune.batching import Inputs
 from eval.tasks.definitions import Task
 
-# What a masked-language model does not bring along; anything else that is missing is a damaged model.
+# Weights that a masked-language model may lack; a model that lacks others is damaged.
 HEAD = ("qa_outputs.", "classifier.", "pre_classifier.", "pooler.", "bert.pooler.")
 
 
 class ModelError(ValueError):
-    """A model cannot be fine-tuned: it is not one, its weights are incomplete, or training diverged."""
+    """A model cannot be fine-tuned: files or weights are missing, or training diverged."""
 
 
 @dataclass(frozen=True)
 class TaskSource:
-    """The folder of a model in Hugging Face layout, its configuration and its tokenizer."""
+    """A model folder with its configuration and tokenizer."""
 
     path: Path
     config: Any
@@ -39,10 +36,10 @@ class TaskSource:
 
 
 def open_source(path: Path) -> TaskSource:
-    """Read a model's configuration and tokenizer.
+    """Open a model folder.
 
     Raises:
-        ModelError: the folder lacks a file that every model has.
+        ModelError: the folder lacks configuration, weights or tokenizer.
     """
     for name in ("config.json", "model.safetensors", "tokenizer.json"):
         if not (path / name).is_file():
@@ -51,30 +48,41 @@ def open_source(path: Path) -> TaskSource:
     return TaskSource(path, config, transformers.AutoTokenizer.from_pretrained(path))
 
 
+def max_length(requested: int | None, task: Task, positions: int) -> int:
+    """Tokens of an example: the requested ones, or the task's standard, at most the model's ``positions``.
+
+    Raises:
+        ModelError: the model reads fewer tokens than requested.
+    """
+    if requested is not None and requested > positions:
+        raise ModelError(f"max_length = {requested}, but the model reads {positions} tokens: write at most that")
+    return requested or min(task.max_length, positions)
+
+
 def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def start(source: TaskSource, task: Task, seed: int) -> Any:
-    """The encoder of ``source`` with a head for ``task`` drawn from ``seed``, or with the one it has where that fits.
+    """The model of ``source`` with its own head where that fits ``task``, else with a head drawn from ``seed``.
 
     Raises:
-        ModelError: weights other than a head's are missing.
+        ModelError: the encoder lacks weights.
     """
     model, absent = _load(source, task, seed)
     if damaged := sorted(name for name in absent if not name.startswith(HEAD)):
         raise ModelError(
-            f"{source.path} lacks {len(damaged)} weights of its encoder, {damaged[0]} first: it is damaged, or of "
-            "another architecture than its config.json says; make or get it again"
+            f"{source.path} lacks {len(damaged)} weights of its encoder, {damaged[0]} first: it is damaged, or its "
+            "config.json names another architecture; make or get it again"
         )
     return model
 
 
-def trained(source: TaskSource, task: Task) -> Any:
-    """A model that was fine-tuned on ``task``, in evaluation mode.
+def load_trained(source: TaskSource, task: Task) -> Any:
+    """A model fine-tuned on ``task``, in evaluation mode.
 
     Raises:
-        ModelError: it lacks weights, or its labels are others.
+        ModelError: the model lacks weights, or has other labels.
     """
     check_labels(source, task)
     model, absent = _load(source, task, seed=0)
@@ -86,13 +94,13 @@ def trained(source: TaskSource, task: Task) -> Any:
 def check_labels(source: TaskSource, task: Task) -> None:
     """
     Raises:
-        ModelError: the model's labels are others than the task's.
+        ModelError: the labels of the model are not the task's.
     """
-    names = list(task.label_names) or (["score"] if task.answers is None else [])
-    if (found := [source.config.id2label.get(number) for number in range(len(names))]) != names:
+    expected = list(task.label_names) or (["score"] if task.answers is None else [])
+    if (labels := [source.config.id2label.get(number) for number in range(len(expected))]) != expected:
         raise ModelError(
-            f"{source.path} has the labels {', '.join(map(str, found))}, {task.name} here has {', '.join(names)}: "
-            "give a model that was fine-tuned on the same data"
+            f"{source.path} has the labels {', '.join(map(str, labels))}, the data of {task.name} has "
+            f"{', '.join(expected)}: give a model that was fine-tuned on the same data"
         )
 
 
@@ -105,18 +113,18 @@ def save(model: Any, source: TaskSource, folder: Path) -> None:
 
 def logits(model: Any, inputs: Inputs) -> Tensor:
     """``[rows, outputs]``."""
-    found: Tensor = model(**inputs).logits
-    return found
+    outputs: Tensor = model(**inputs).logits
+    return outputs
 
 
 def span_logits(model: Any, inputs: Inputs) -> Tensor:
-    """``[rows, 2, longest]``: of each token to be the first of the answer, and to be the last."""
-    found = model(**inputs)
-    return torch.stack((found.start_logits, found.end_logits), dim=1)
+    """``[rows, 2, longest]``: logits of each token to be the first and the last of the answer."""
+    outputs = model(**inputs)
+    return torch.stack((outputs.start_logits, outputs.end_logits), dim=1)
 
 
 def _load(source: TaskSource, task: Task, seed: int) -> tuple[Any, set[str]]:
-    """The model on its device, and the names of its weights that are not in the file, or there in other sizes."""
+    """The model on its device, and the names of weights that the file lacks or has in another size."""
     torch.manual_seed(seed)
     kind = transformers.AutoModelForSequenceClassification
     if task.answers is not None:
@@ -125,10 +133,10 @@ def _load(source: TaskSource, task: Task, seed: int) -> tuple[Any, set[str]]:
         model, loaded = kind.from_pretrained(
             source.path,
             **_labels(task),
-            # Half-precision files (a teacher's, usually) are trained from in fp32.
+            # Training is in fp32, also from half-precision files, as teachers usually have.
             dtype=torch.float32,
             use_safetensors=True,
-            # A model fine-tuned on another task is a fair start: its head is replaced.
+            # Allows a model fine-tuned on another task, whose head is then replaced.
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
@@ -137,7 +145,7 @@ def _load(source: TaskSource, task: Task, seed: int) -> tuple[Any, set[str]]:
 
 
 def _labels(task: Task) -> dict[str, Any]:
-    """What a configuration says of a task's outputs."""
+    """Configuration values of the task's outputs."""
     if task.answers is not None:
         return {"num_labels": task.outputs}
     names = dict(enumerate(task.label_names)) or {0: "score"}

@@ -1,4 +1,4 @@
-"""The loop that trains an encoder and its head, whatever the task: AdamW, linear warm-up, linear decay to 0.
+"""Trains an encoder and its head on any task: AdamW, linear warm-up, linear decay to 0.
 
 As in Devlin et al. 2019, appendix A.3. On a CPU the same seed gives the same weights.
 """
@@ -18,24 +18,25 @@ from cluster.telemetry.progress import Progress
 from eval.finetune.batching import Features, Inputs, Rows, scoring_batches, training_batches
 from eval.finetune.task_model import ModelError
 from eval.tasks.definitions import Task
+from eval.tasks.examples import TaskSplit
 
 Forward: TypeAlias = Callable[[Any, Inputs], Tensor]
-"""``forward(model, inputs)``: the logits that the task's loss and answers are made of, ``[rows, ...]``."""
+"""``forward(model, inputs)``: logits ``[rows, ...]``."""
 Loss: TypeAlias = Callable[[Tensor, Rows], Tensor]
-"""``loss(logits, rows)``: the sum over these examples of their losses, from logits in fp32."""
+"""``loss(logits, rows)``: sum of the losses of these rows, from fp32 logits."""
 
-# Every this many steps the loss is read from the device, shown, and checked.
+# Steps between two reads of the loss, which is then displayed and checked.
 LOG_EVERY = 20
 SCORING_BATCH = 64
 CLIP_NORM = 1.0
-# Examples times length squared, which is what attention keeps: parts that stay in a CPU's caches. Windows of SQuAD (160
-# tokens on average) went through a 6-layer model 1.4 times as fast in parts of 8 as in parts of 32.
+# Rows times length squared, the size of the attention scores, that fit a CPU's caches: a 6-layer model read windows of
+# SQuAD (160 tokens on average) 1.4 times as fast in parts of 8 as in parts of 32.
 CPU_SQUARES = 2**18
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How to train, with nothing left open."""
+    """How to train, with every default filled in."""
 
     epochs: int
     learning_rate: float
@@ -46,27 +47,15 @@ class Settings:
     precision: Precision
 
 
-class Part(Protocol):
-    """Training examples, or those of one dev set."""
-
-    @property
-    def files(self) -> tuple[str, ...]: ...
-
-    @property
-    def is_subset(self) -> bool: ...
-
-    def __len__(self) -> int: ...
-
-
 class TaskProblem(Protocol):
-    """A task encoded for one model: what is trained, and how it is measured."""
+    """A task encoded for one model: training rows, loss and metrics."""
 
     @property
     def task(self) -> Task: ...
 
     @property
-    def parts(self) -> Sequence[Part]:
-        """Training examples, then each dev set's."""
+    def splits(self) -> Sequence[TaskSplit]:
+        """The training split, then the dev sets."""
 
     @property
     def train(self) -> Features: ...
@@ -76,24 +65,24 @@ class TaskProblem(Protocol):
 
     @property
     def units(self) -> Rows:
-        """``[rows]`` of training: rows with the same number belong together."""
+        """``[rows]``: training rows with the same number (windows of one question) belong together."""
 
     def start(self, seed: int) -> Any:
-        """The model before training, its head drawn from the seed."""
+        """The model before training, with a head drawn from the seed."""
 
     def forward(self, model: Any, inputs: Inputs) -> Tensor:
         """See :data:`Forward`."""
 
     def measure(self, model: Any, micro_batch: int, folder: Path) -> dict[str, float]:
-        """All metrics on the dev sets, in percent; what it predicted may be written into ``folder``."""
+        """All metrics on the dev sets in percent; may write predictions into ``folder``."""
 
     def majority(self) -> float:
-        """Headline score on the first dev set of a model that always says the same, in percent."""
+        """Headline score in percent of a constant prediction on the first dev set."""
 
 
 @dataclass(frozen=True)
 class Trainer:
-    """A model on its device, and what it learns from."""
+    """A model on its device, with its training rows, loss and settings."""
 
     model: Any
     forward: Forward
@@ -101,25 +90,24 @@ class Trainer:
     loss: Loss
     settings: Settings
     micro_batch: int
-    """Examples that go through the model at once; what is learned does not depend on it, dropout's draws aside."""
+    """Rows per forward pass; apart from dropout, the trained weights do not depend on it."""
 
-    def train(self, rows: Rows, seed: int, what: str, ended: Callable[[], bool] = lambda: False) -> None:
-        """Train on these rows in an order given by (seed, epoch), until ``ended``, asked after each epoch, says so.
+    def train(self, rows: Rows, seed: int, title: str, stop: Callable[[], bool] = lambda: False) -> None:
+        """Train on these rows in an order given by (seed, epoch); call ``stop`` after each epoch and end where true.
 
         Raises:
-            ModelError: the loss, or a weight in the end, is not finite.
+            ModelError: the loss, or a weight after the last step, is not finite.
         """
         settings = self.settings
         steps = settings.epochs * -(-len(rows) // settings.batch)
-        optimizer = torch.optim.AdamW(
-            parameter_groups(self.model, settings.weight_decay), lr=settings.learning_rate, fused=True
-        )
+        groups = parameter_groups(self.model, settings.weight_decay)
+        optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, fused=True)
         schedule = transformers.get_linear_schedule_with_warmup(optimizer, round(settings.warmup * steps), steps)
         scaler = torch.amp.GradScaler(self.model.device.type, enabled=settings.precision == "fp16")
         losses: list[Tensor] = []
-        with Progress(what, steps, "steps") as progress:
-            for step, chosen in self._epochs(rows, seed, ended):
-                losses.append(self._gradients(chosen, scaler))
+        with Progress(title, steps, "steps") as progress:
+            for step, batch in self._epochs(rows, seed, stop):
+                losses.append(self._gradients(batch, scaler))
                 scaler.unscale_(optimizer)
                 nn.utils.clip_grad_norm_(self.model.parameters(), CLIP_NORM)
                 scaler.step(optimizer)
@@ -128,24 +116,24 @@ class Trainer:
                 schedule.step()
                 due = step % LOG_EVERY == 0 or step == steps
                 progress.advance(note={"loss": f"{_drain(losses, step):.3f}"} if due else None)
-        # The last update comes after the last loss.
+        # The loss does not show the last update.
         if not all(bool(each.isfinite().all()) for each in self.model.parameters()):
             raise ModelError('the last update made weights infinite: lower learning_rate, or use precision = "fp32"')
 
-    def _epochs(self, rows: Rows, seed: int, ended: Callable[[], bool]) -> Iterator[tuple[int, Rows]]:
-        """Number and rows of every step."""
+    def _epochs(self, rows: Rows, seed: int, stop: Callable[[], bool]) -> Iterator[tuple[int, Rows]]:
+        """Number and rows of each step."""
         step = 0
         for epoch in range(self.settings.epochs):
             self.model.train()
             self.model.set_attn_implementation(_attention(self.model.device, self.settings.precision))
-            for chosen in training_batches(self.features.lengths[rows], self.settings.batch, seed, epoch):
+            for batch in training_batches(self.features.lengths[rows], self.settings.batch, seed, epoch):
                 step += 1
-                yield step, rows[chosen]
-            if ended():
+                yield step, rows[batch]
+            if stop():
                 return
 
     def _gradients(self, rows: Rows, scaler: Any) -> Tensor:
-        """Add the gradient of the mean loss over these examples; returns that loss, which stays on the device."""
+        """Add the gradient of the mean loss over these rows; returns that loss, still on the device."""
         device = self.model.device
         total = torch.zeros((), device=device)
         size = self._part_size(rows)
@@ -153,48 +141,48 @@ class Trainer:
             part = rows[first : first + size]
             with torch.autocast(device.type, dtype_of(self.settings.precision), self.settings.precision != "fp32"):
                 logits = self.forward(self.model, self.features.batch(part))
-            # Sums over the examples of the step, so that parts of different sizes count by their examples.
+            # Divided by the rows of the step, so that each row weighs the same in parts of different sizes.
             loss = self.loss(logits.float(), part) / len(rows)
             scaler.scale(loss).backward()
             total += loss.detach()
         return total
 
     def _part_size(self, rows: Rows) -> int:
-        """Examples of this batch that go through the model at once."""
+        """Rows of this batch per forward pass."""
         if self.model.device.type != "cpu":
             return self.micro_batch
         longest = int(self.features.lengths[rows].max())
-        return min(self.micro_batch, on_cpu(longest))
+        return min(self.micro_batch, cpu_rows(longest))
 
 
 @torch.inference_mode()
 def outputs(
-    model: Any, forward: Forward, features: Features, micro_batch: int, what: str
+    model: Any, forward: Forward, features: Features, micro_batch: int, title: str
 ) -> Iterator[tuple[Rows, Tensor]]:
-    """Logits in fp32 of all rows, batch by batch, whatever was trained in: what anybody gets who loads the saved model.
+    """Fp32 logits of all rows, batch by batch, in any training precision: the saved model gives the same.
 
-    Without gradients more fits than in training: twice the micro-batch, at most.
+    A batch has at most twice the micro-batch, because inference keeps no activations.
     """
     model.eval()
     model.set_attn_implementation("sdpa")
-    with Progress(what, len(features.lengths), "rows") as progress:
+    with Progress(title, len(features.lengths), "rows") as progress:
         for rows in scoring_batches(features.lengths, min(SCORING_BATCH, 2 * micro_batch)):
             yield rows, forward(model, features.batch(rows))
             progress.advance(len(rows))
 
 
-def on_cpu(longest: int) -> int:
-    """Examples of at most so many tokens that go through a model on a CPU at once, whatever there is memory for."""
+def cpu_rows(longest: int) -> int:
+    """Rows of at most ``longest`` tokens per forward pass on a CPU; more are slower."""
     return max(1, CPU_SQUARES // longest**2)
 
 
 def _attention(device: torch.device, precision: Precision) -> str:
-    """On a CPU the fused kernel's backward pass in bf16 takes longer than all the rest of attention written out."""
+    """Eager for bf16 on a CPU, where the backward pass of the fused kernel is slower."""
     return "eager" if device.type == "cpu" and precision == "bf16" else "sdpa"
 
 
 def _drain(losses: list[Tensor], step: int) -> float:
-    """Mean of the losses since the last time, which are forgotten."""
+    """Mean of these losses; empties the list."""
     mean = float(torch.stack(losses).mean())
     losses.clear()
     if not np.isfinite(mean):

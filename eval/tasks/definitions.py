@@ -1,75 +1,76 @@
-"""The tasks a model is fine-tuned on, as data: what they read, how they are scored, how they are trained.
+"""The tasks as data: columns, labels, metrics and training defaults.
 
 The nine tasks of GLUE (Wang et al. 2019), IMDb (Maas et al. 2011), SQuAD 1.1 and 2.0 (Rajpurkar et al. 2016, 2018) and
-``provenance``, a task that :mod:`eval.provenance` makes out of any corpus. Scores follow the conventions of the
-DistilBERT paper's table 1: Matthews for CoLA, the mean of accuracy and F1 for MRPC and QQP, the mean of Pearson and
-Spearman for STS-B, else accuracy; MNLI's one number is the accuracy on the matched set, SQuAD's is F1, and the
-mismatched set's accuracy and exact matches are recorded beside them.
+``provenance``, which :mod:`eval.tasks.provenance` makes from any corpus. Headline scores follow table 1 of the
+DistilBERT paper: Matthews for CoLA, the mean of accuracy and F1 for MRPC and QQP, the mean of Pearson and Spearman for
+STS-B, F1 for SQuAD, else accuracy (MNLI: on the matched set).
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal, TypeAlias
+
+from pydantic import AfterValidator
 
 Metric = Literal["accuracy", "f1", "matthews", "pearson", "spearman", "exact"]
 
 
 @dataclass(frozen=True)
 class Task:
-    """One row of the table. ``version`` goes up whenever a change here changes scores."""
+    """One task. Raise ``version`` with every change here that changes scores."""
 
     name: str
     columns: tuple[tuple[str, ...], ...]
-    """For each text (one, or two for a pair) the column names it may have, the usual one first."""
+    """For each text (two for a pair) its possible column names, the usual one first."""
     label_names: tuple[str, ...] = ()
-    """Names in the order of their numbers. Empty where labels are scores, or where the data brings the names."""
+    """Names in the order of their numbers; empty for regression, and where the data has the names."""
     label_range: tuple[float, float] | None = None
     """Lowest and highest score of a regression task; None for classes."""
     label_columns: tuple[str, ...] = ("label",)
     answers: Literal["always", "sometimes"] | None = None
-    """Of a task of questions: whether every passage holds an answer. What is learned is where it begins and ends."""
+    """For question answering: whether every passage holds an answer."""
     hub: str | None = None
-    """Its usual name on the hub; None where it is made here."""
+    """Name on the Hugging Face hub; None for a task made here."""
     folders: tuple[str, ...] = ()
     """Names of the folder it is published in."""
     published: str | None = None
-    """The version in the names of its published files."""
+    """Version in the names of its published files."""
     headerless: tuple[str, ...] = ()
-    """Columns of the task's TSV where it is published without a header."""
+    """Columns of its TSV, where that is published without a header."""
     broken_lines: bool = False
-    """Whether its published TSV has a few lines cut in two, which everybody leaves out."""
+    """Whether its published TSV has a few lines cut in two, which the usual readers skip."""
     text_folders: tuple[str, ...] = ()
-    """Where it is published as a file for each text: the folder of every label."""
+    """Folder of each label, where it is published as one file per text."""
     train: tuple[str, ...] = ("train",)
     dev: tuple[tuple[str, ...], ...] = (("dev", "validation"),)
-    """For each set to score on, the names its split may have; the first set gives the headline."""
+    """For each dev set the possible names of its split; the first set gives the headline."""
     metrics: tuple[Metric, ...] = ("accuracy",)
     headline: tuple[Metric, ...] = ("accuracy",)
-    """The metrics whose mean is the task's one number."""
+    """The metrics whose mean is the task's score."""
     epochs: int = 3
     learning_rate: float = 3e-5
     batch: int = 32
     max_length: int = 128
     version: int = 1
     note: str | None = None
-    """What a reader of its score must know."""
+    """What a reader of the score must know."""
 
     @property
     def outputs(self) -> int:
-        """Width of the head: for an answer, where it begins and where it ends."""
+        """Width of the head: classes, 1 score, or begin and end of an answer."""
         return len(self.label_names) or (1 if self.answers is None else 2)
 
     @property
     def headline_name(self) -> str:
-        """Name of the headline among the metrics: ``matthews``, ``accuracy_f1``."""
+        """Key of the headline among the metrics: ``matthews``, ``accuracy_f1``."""
         return "_".join(self.headline)
 
     @property
     def metric(self) -> str:
-        """What the headline is called."""
+        """Title of the headline."""
         return self.headline[0] if len(self.headline) == 1 else f"mean of {' and '.join(self.headline)}"
 
 
-# Small sets need more passes than the usual 3: with 3 the head of RTE or WNLI has seen some 200 steps in all.
+# Small sets need more than the usual 3 epochs: 3 epochs of RTE or WNLI are only some 200 steps.
 SMALL_SET_EPOCHS = 5
 
 ALL_TASKS = (
@@ -155,7 +156,7 @@ ALL_TASKS = (
         columns=(("sentence1",), ("sentence2",)),
         label_names=("not_entailment", "entailment"),
         epochs=SMALL_SET_EPOCHS,
-        note="Development sentences stand in the training set with the opposite label: a model that learns something "
+        note="The training set has the development sentences with the opposite label: a model that learns something "
         "scores below the majority class.",
     ),
     Task(
@@ -202,3 +203,13 @@ ALL_TASKS = (
 TASKS = {task.name: task for task in ALL_TASKS}
 GLUE = ("cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2", "stsb", "wnli")
 """The nine tasks of the macro score, in the order of the paper's table."""
+
+
+def _known(name: str) -> str:
+    if name not in TASKS:
+        raise ValueError(f"no task {name}: write one of {', '.join(TASKS)}")
+    return name
+
+
+TaskName: TypeAlias = Annotated[str, AfterValidator(_known)]
+"""A recipe's key of :data:`TASKS`."""

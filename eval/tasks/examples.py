@@ -1,12 +1,13 @@
 """Labelled texts of a task, from a folder of files or the Hugging Face hub, checked row by row."""
 
+import abc
 import dataclasses
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,54 +20,76 @@ LABEL_NAMES = "labels.json"
 
 
 @dataclass(frozen=True)
-class Examples:
-    """One split: where it came from, ``columns`` texts a row, and labels ``[rows]`` (int64 classes, float32 scores)."""
+class TaskSplit(abc.ABC):
+    """One split of a task; ``files`` are the names of the files it was read from."""
 
     files: tuple[str, ...]
+
+    @abc.abstractmethod
+    def __len__(self) -> int: ...
+
+    @abc.abstractmethod
+    def rows(self, rows: Sequence[int]) -> Self:
+        """Some of the rows, in this order."""
+
+    @property
+    def is_subset(self) -> bool:
+        return any(map(SUBSET.search, self.files))
+
+    def sample(self, limit: int | None) -> Self:
+        """At most ``limit`` rows, the same ones for every model and training seed."""
+        if limit is None or limit >= len(self):
+            return self
+        return self.rows(np.sort(np.random.default_rng(0).permutation(len(self))[:limit]).tolist())
+
+
+@dataclass(frozen=True)
+class Examples(TaskSplit):
+    """``texts`` holds one or two columns of texts, ``labels`` ``[rows]`` int64 classes or float32 scores."""
+
     texts: tuple[tuple[str, ...], ...]
     labels: npt.NDArray[Any]
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    @property
-    def is_subset(self) -> bool:
-        return any(map(SUBSET.search, self.files))
+    def rows(self, rows: Sequence[int]) -> Self:
+        texts = tuple(tuple(column[row] for row in rows) for column in self.texts)
+        return dataclasses.replace(self, texts=texts, labels=self.labels[rows])
 
-    def sample(self, limit: int | None) -> "Examples":
-        """At most ``limit`` examples, drawn without regard to the seed of training: every seed sees the same ones."""
-        if limit is None or limit >= len(self):
-            return self
-        chosen = np.sort(np.random.default_rng(0).permutation(len(self))[:limit])
-        texts = tuple(tuple(column[row] for row in chosen) for column in self.texts)
-        return Examples(self.files, texts, self.labels[chosen])
+
+S = TypeVar("S", bound=TaskSplit)
 
 
 @dataclass(frozen=True)
-class TaskData:
-    """A task with its label names, its training examples, and one or two sets to score on."""
+class TaskData(Generic[S]):
+    """A task with its label names, its training split, and one or two splits to score on."""
 
     task: Task
-    train: Examples
-    dev: tuple[Examples, ...]
+    train: S
+    dev: tuple[S, ...]
 
-    def sample(self, train_limit: int | None, dev_limit: int | None) -> "TaskData":
-        """At most so many examples of each set."""
-        dev = tuple(examples.sample(dev_limit) for examples in self.dev)
-        return TaskData(self.task, self.train.sample(train_limit), dev)
+    @classmethod
+    def read(cls, task: Task, splits: Splits, of: Callable[[Task, Sequence[SourceTable]], S]) -> Self:
+        return cls(task, of(task, splits(task.train)), tuple(of(task, splits(names)) for names in task.dev))
+
+    def sample(self, train_limit: int | None, dev_limit: int | None) -> Self:
+        """At most this many rows of each split."""
+        dev = tuple(split.sample(dev_limit) for split in self.dev)
+        return dataclasses.replace(self, train=self.train.sample(train_limit), dev=dev)
 
 
-def from_folder(task: Task, folder: Path) -> TaskData:
+def from_folder(task: Task, folder: Path) -> TaskData[Examples]:
     """All splits of a task from local files.
 
     Raises:
-        ExamplesError: a split or column is not there, or a row has no text or no label of this task.
+        ExamplesError: a split or column is missing, or a row has no text or no label of this task.
     """
-    return _data(_named(task, folder), local(task, folder))
+    return TaskData.read(_named(task, folder), local(task, folder), _examples)
 
 
 def dev_from_folder(task: Task, folder: Path) -> tuple[Task, list[Examples]]:
-    """The sets to score on alone, and the task with the label names that the data brings.
+    """The dev sets alone, and the task with the label names of the data.
 
     Raises:
         ExamplesError: as :func:`from_folder`.
@@ -76,22 +99,17 @@ def dev_from_folder(task: Task, folder: Path) -> tuple[Task, list[Examples]]:
     return task, [_examples(task, splits(names)) for names in task.dev]
 
 
-def from_hub(task: Task, name: str) -> TaskData:
+def from_hub(task: Task, name: str) -> TaskData[Examples]:
     """All splits of a task from the hub; ``name`` is ``owner/name`` or ``owner/name:configuration``.
 
     Raises:
-        ExamplesError: it cannot be fetched, or as :func:`from_folder`.
+        ExamplesError: the data set cannot be fetched, or as :func:`from_folder`.
     """
-    return _data(task, hub(task, name))
-
-
-def _data(task: Task, splits: Splits) -> TaskData:
-    train, *dev = (_examples(task, splits(names)) for names in (task.train, *task.dev))
-    return TaskData(task, train, tuple(dev))
+    return TaskData.read(task, hub(task, name), _examples)
 
 
 def _named(task: Task, folder: Path) -> Task:
-    """The task with the label names that its data brings, where the table has none."""
+    """The task with the label names of its data, where the task has none."""
     if task.label_names or task.label_range is not None:
         return task
     path = folder / LABEL_NAMES
@@ -109,7 +127,7 @@ def _examples(task: Task, tables: Sequence[SourceTable]) -> Examples:
     )
     labels = [label for table in tables for label in _labels(task, table, _column(table, task.label_columns))]
     if not labels:
-        raise ExamplesError(f"{tables[0].where} has no examples: give one with rows")
+        raise ExamplesError(f"{tables[0].where} has no examples: give a file with rows")
     kind = np.int64 if task.label_range is None else np.float32
     return Examples(tuple(table.name for table in tables), texts, np.array(labels, dtype=kind))
 
@@ -120,8 +138,8 @@ def _column(table: SourceTable, names: Sequence[str]) -> str:
             return name
     if not table.columns:
         raise ExamplesError(f"{table.where} is empty: get it again")
-    found = ", ".join(table.columns)
-    raise ExamplesError(f"{table.where}: no column {' or '.join(names)} among {found}: rename the one that is meant")
+    columns = ", ".join(table.columns)
+    raise ExamplesError(f"{table.where}: no column {' or '.join(names)} among {columns}: rename the right one")
 
 
 def _texts(table: SourceTable, column: str) -> Iterable[str]:
@@ -140,10 +158,10 @@ def _labels(task: Task, table: SourceTable, column: str) -> Iterable[float]:
 
 
 def _label(task: Task, value: Any) -> float:
-    """The class number or score a label means.
+    """The class number or score of a label.
 
     Raises:
-        ExamplesError: what it is instead of a label, and which labels there are.
+        ExamplesError: the value is no label of the task; the message continues "column is".
     """
     if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
         raise ExamplesError(f"missing: write {_expected(task)}, or drop the row")

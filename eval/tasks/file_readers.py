@@ -1,4 +1,4 @@
-"""Files of examples as columns: Parquet, JSON lines, TSV, CSV, SQuAD's JSON, with the place of every row for errors."""
+"""Reads files of examples as columns: Parquet, JSON lines, TSV, CSV, SQuAD's JSON."""
 
 import csv
 import json
@@ -17,24 +17,23 @@ from eval.tasks.definitions import Task
 
 logger = logging.getLogger("stillhouse")
 
-
 _SQUAD = re.compile(rb'\s*\{\s*("data"|"version"|$)')
 
 
 class ExamplesError(ValueError):
-    """The data of a task is missing, or a row of it is not what the task says."""
+    """The data of a task is missing, or a row does not fit the task."""
 
 
 @dataclass(frozen=True)
 class SourceTable:
-    """Columns as read from one file (or one split of a hub data set), called ``name`` and found at ``where``."""
+    """Columns of one file, or of one split of a hub data set; ``where`` is its path or address, for errors."""
 
     name: str
     where: str
     columns: Mapping[str, Sequence[Any]]
     unit: str = "row"
     first: int = 1
-    """The number people give the first row, counted in ``unit`` (rows, or lines of a text file)."""
+    """Number of the first row in error messages, counted in ``unit``."""
 
     def place(self, row: int) -> str:
         return f"{self.where}: {self.unit} {self.first + row}"
@@ -63,14 +62,14 @@ def read_jsonl(path: Path, task: Task) -> SourceTable:
 
 
 def read_json(path: Path, task: Task) -> SourceTable:
-    """SQuAD's own form, one object with ``data``; else one object a line."""
+    """SQuAD's own form, or one object per line."""
     with path.open("rb") as file:
         first = file.read(200).split(b"\n", 1)[0]
     return read_squad(path) if _SQUAD.match(first) else read_jsonl(path, task)
 
 
 def read_squad(path: Path) -> SourceTable:
-    """A row for each question: ``id``, ``question``, ``context``, ``answers`` as the hub has them."""
+    """One row per question, with the hub's columns: ``id``, ``question``, ``context``, ``answers``."""
     try:
         articles = json.loads(path.read_text(encoding="utf-8"))["data"]
         rows = [
@@ -90,7 +89,7 @@ def read_squad(path: Path) -> SourceTable:
 
 
 def read_text_folders(folder: Path, labels: Sequence[str]) -> SourceTable:
-    """``<label>/*.txt``, a file for each text, in the order of label and name: columns ``text`` and ``label``."""
+    """``<label>/*.txt``, one file per text, ordered by label and name; columns ``text`` and ``label``."""
     paths = [path for label in labels for path in _text_files(folder / label)]
     texts = [_text(path) for path in paths]
     numbers = [labels.index(path.parent.name) for path in paths]
@@ -98,20 +97,20 @@ def read_text_folders(folder: Path, labels: Sequence[str]) -> SourceTable:
 
 
 def _text_files(folder: Path) -> list[Path]:
-    found = sorted(folder.glob("*.txt"))
-    if not found:
+    paths = sorted(folder.glob("*.txt"))
+    if not paths:
         raise ExamplesError(f"{folder} has no texts (*.txt): unpack the data set again, all of it")
-    return found
+    return paths
 
 
 def read_tsv(path: Path, task: Task) -> SourceTable:
-    """GLUE's own files: a quotation mark is a character like any other."""
+    """GLUE's own files, in which quotation marks do not quote."""
     rows = [line.split("\t") for line in _lines(path)]
     if task.headerless and not {"label", "sentence"} <= set(rows[0] if rows else ()):
         return _table(path, list(task.headerless), rows, "line", first=1)
     header, body = (rows[0], rows[1:]) if rows else ([], [])
     if task.broken_lines and (broken := sum(len(fields) != len(header) for fields in body)):
-        logger.info("%s: %d of %d lines are cut in two and left out", path, broken, len(body))
+        logger.info("%s: skipping %d of %d lines, which are cut in two", path, broken, len(body))
         return _table(path, header, [fields for fields in body if len(fields) == len(header)], "whole line", first=1)
     return _table(path, header, body, "line", first=2)
 
@@ -151,9 +150,9 @@ def _table(path: Path, header: list[str], rows: list[list[str]], unit: str, firs
 
 
 def _answers(question: dict[str, Any]) -> dict[str, list[Any]]:
-    # Questions without an answer in SQuAD 2.0 name some that only look like one, elsewhere.
-    given = question.get("answers", [])
-    return {key: [answer[key] for answer in given] for key in ("text", "answer_start")}
+    # SQuAD 2.0 lists plausible wrong answers under another key.
+    answers = question.get("answers", [])
+    return {key: [answer[key] for answer in answers] for key in ("text", "answer_start")}
 
 
 def _text(path: Path) -> str:
@@ -164,6 +163,6 @@ def _text(path: Path) -> str:
 
 
 def _lines(path: Path) -> list[str]:
-    """Lines of a text file. Only a line feed ends one: texts contain the other characters Python would split at."""
+    """Lines of a text file, split at line feeds only: texts contain other characters at which Python would split."""
     text = _text(path)
     return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")] if text else []

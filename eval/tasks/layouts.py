@@ -1,13 +1,13 @@
-"""Where the examples of a task lie: a folder in one of the usual layouts, or a data set of the Hugging Face hub.
+"""Finds the splits of a task in a folder with one of the usual layouts, or on the Hugging Face hub.
 
 ::
 
-    rte/train.parquet dev.parquet       a file per split, also validation.*; .jsonl, .tsv, .csv; shards -00000-of-00002
-    qnli/train_subset.parquet           in place of train: part of the official set, and recorded as such
-    glue_data/RTE/train.tsv dev.tsv     GLUE's own download: the folder of the task, or the one above it
-    squad/train-v1.1.json dev-v1.1.json SQuAD's own files, those of the task's version; also train-v1.1-subset.json
-    aclImdb/train/pos/0_9.txt …         IMDb's own folder, or the one above it
-    rte/dataset_dict.json train/ …      what datasets' save_to_disk writes
+    rte/train.parquet dev.parquet       one file per split, also validation.*; .jsonl, .tsv, .csv; -00000-of-00002
+    qnli/train_subset.parquet           instead of train: part of the official set, and recorded as a subset
+    glue_data/RTE/train.tsv dev.tsv     GLUE's own download: the task's folder, or its parent
+    squad/train-v1.1.json dev-v1.1.json SQuAD's own files of the task's version; also train-v1.1-subset.json
+    aclImdb/train/pos/0_9.txt …         IMDb's own folder, or its parent
+    rte/dataset_dict.json train/ …      written by save_to_disk of datasets
 """
 
 import re
@@ -22,17 +22,17 @@ from eval.tasks.definitions import Task
 from eval.tasks.file_readers import READERS, ExamplesError, SourceTable, read_text_folders
 
 Splits: TypeAlias = Callable[[Sequence[str]], list[SourceTable]]
-"""``splits(names)``: the tables of the split that has one of these names."""
+"""``splits(names)``: the tables of the first split with one of these names."""
 
 SUBSET = re.compile(r"[-_]subset(?![a-z])")
 SHARD = re.compile(r"-of-(\d+)$")
 
 
 def local(task: Task, folder: Path) -> Splits:
-    """The splits of a local folder, in whichever layout it is.
+    """The splits of a local folder.
 
     Raises:
-        ExamplesError: there is none; reading one may also raise it.
+        ExamplesError: the folder is no readable data set; reading a split may also raise it.
     """
     folder = _home(task, folder)
     if (folder / "dataset_dict.json").is_file():
@@ -46,7 +46,7 @@ def hub(task: Task, name: str) -> Splits:
     """The splits of a data set on the hub; ``name`` is ``owner/name`` or ``owner/name:configuration``.
 
     Raises:
-        ExamplesError: it cannot be fetched.
+        ExamplesError: the data set cannot be fetched.
     """
     if task.hub is None:
         raise ExamplesError(f"{task.name} is made here by stillhouse provenance: give its folder with --data DIR")
@@ -62,7 +62,7 @@ def hub(task: Task, name: str) -> Splits:
 
 
 def _of_data_set(found: Mapping[str, Any], name: str, where: str) -> Splits:
-    # The name goes into facts, which say nothing of where things lie on one machine.
+    # Facts record the name only: paths are local to one machine.
     def tables(names: Sequence[str]) -> list[SourceTable]:
         present = [each for each in names if each in found]
         if not present:
@@ -81,7 +81,7 @@ def _saved(folder: Path) -> Any:
 
 
 def _home(task: Task, folder: Path) -> Path:
-    """The folder itself, or the one of the task in it (``glue_data`` holds ``RTE``)."""
+    """The folder itself, or the task's folder in it (``glue_data`` holds ``RTE``)."""
     if not folder.is_dir() or any(path.suffix in READERS for path in folder.iterdir()):
         return folder
     inside = [folder / name for name in (task.name, *task.folders) if (folder / name).is_dir()]
@@ -89,7 +89,11 @@ def _home(task: Task, folder: Path) -> Path:
 
 
 def _files(task: Task, folder: Path, names: Sequence[str]) -> list[Path]:
-    """The file of a split, or its shards in order; more than one form of it would be read twice, so is refused."""
+    """The file of a split, or its shards in order.
+
+    Raises:
+        ExamplesError: no file, two forms of the same split, or missing shards.
+    """
     version = rf"(?:-v{re.escape(task.published)})?" if task.published else ""
     form = re.compile(rf"(?P<split>(?:{'|'.join(names)}){version}(?:[-_]subset)?)(?:[-_.]\d+(?:-of-\d+)?)?")
     matches = [
@@ -111,7 +115,6 @@ def _files(task: Task, folder: Path, names: Sequence[str]) -> list[Path]:
 
 
 def _check_shards(paths: Sequence[Path]) -> None:
-    """Half a data set would be read as if it were the whole."""
     for path in paths:
         if (match := SHARD.search(path.stem)) and int(match[1]) != len(paths):
             raise ExamplesError(

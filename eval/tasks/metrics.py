@@ -1,8 +1,7 @@
-"""How good predictions are, in percent: accuracy, F1, Matthews, Pearson, Spearman, and their means.
+"""Metrics in percent: accuracy, F1, Matthews, Pearson, Spearman, and their means.
 
-A model that learned nothing often predicts one value for everything. Its score is then defined here, without a
-warning: F1 is 0 when no positive is predicted or none exists; Matthews, Pearson and Spearman are 0 whenever
-predictions or labels are constant, because knowing a constant says nothing about the other side.
+Constant predictions have a defined score, without a warning: F1 is 0 without predicted or real positives; Matthews,
+Pearson and Spearman are 0 where predictions or labels are constant.
 """
 
 from collections.abc import Callable
@@ -17,7 +16,7 @@ from eval.tasks.definitions import Metric, Task
 
 Values: TypeAlias = npt.NDArray[Any]
 
-# Below this spread, relative to the mean, 64-bit rounding decides a correlation (scipy warns there).
+# Below this spread, relative to the mean, 64-bit rounding decides a correlation, and scipy warns.
 CONSTANT = 1e-11
 
 
@@ -26,7 +25,7 @@ def accuracy(predictions: Values, labels: Values) -> float:
 
 
 def f1(predictions: Values, labels: Values) -> float:
-    """F1 of class 1, the paraphrases and duplicates of MRPC and QQP."""
+    """F1 of class 1: the paraphrases of MRPC, the duplicates of QQP."""
     return float(metrics.f1_score(labels, predictions, pos_label=1, zero_division=0.0))
 
 
@@ -54,21 +53,21 @@ METRICS: dict[Metric, Callable[[Values, Values], float]] = {
 
 
 def measure(task: Task, predictions: Values, labels: Values) -> dict[str, float]:
-    """All metrics of a task, in percent, and the mean that is its headline (``accuracy_f1``) where it is a mean.
+    """All metrics of a task in percent, and its headline (``accuracy_f1``) where that is a mean.
 
     ``predictions`` and ``labels`` are ``[examples]``: class numbers, or scores of a regression task.
     """
-    found: dict[str, float] = {name: 100.0 * METRICS[name](predictions, labels) for name in task.metrics}
-    return found | {task.headline_name: headline(task, found)}
+    values: dict[str, float] = {name: 100.0 * METRICS[name](predictions, labels) for name in task.metrics}
+    return values | {task.headline_name: headline(task, values)}
 
 
 def headline(task: Task, measured: dict[str, float]) -> float:
-    """The task's one number, in percent: the mean of its headline metrics."""
+    """The task's score in percent: the mean of its headline metrics."""
     return float(np.mean([measured[name] for name in task.headline]))
 
 
 def majority(task: Task, train_labels: Values, dev_labels: Values) -> float:
-    """Headline score of always predicting the training set's most frequent class (or mean score), in percent."""
+    """Headline score in percent of predicting the training set's most frequent class, or mean score, for all rows."""
     constant = np.bincount(train_labels).argmax() if task.label_range is None else train_labels.mean()
     return headline(task, measure(task, np.full(len(dev_labels), constant), dev_labels))
 

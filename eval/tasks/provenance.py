@@ -1,15 +1,15 @@
 """Makes a classification task out of a corpus: from which of N sources does this passage come?
 
-Every corpus of several sources (packages, books, sites) is a labelled set already. The task made of it needs no
-download, is of the student's own domain, and is as hard as the sources are alike::
+Every corpus with several sources (packages, books, sites) is a labelled set. The task needs no download, is of the
+student's own domain, and is harder the more alike the sources are::
 
     provenance/
       train.parquet  dev.parquet        sentence: string, label: int64
       labels.json                       source names, in the order of their labels
 
 A passage is ``words`` consecutive words of one document. No document has passages in both files, no passage occurs
-twice, and every label has the same number of passages. The names of the sources are replaced by "it" in every
-passage: a passage that says "numpy" would give itself away.
+twice, and every label has the same number of passages. "it" replaces the names of the sources in every passage: "numpy"
+would give the label away.
 """
 
 import hashlib
@@ -32,28 +32,32 @@ from eval.tasks.examples import LABEL_NAMES
 
 MASK = "it"
 
-# A name this long is masked wherever it occurs in a word (PyTorch, torchvision); a shorter one only as a whole
-# word, because "ray" is in "array".
+# A name of this length is masked inside words too (torch in PyTorch); a shorter one only as a word: "array" has "ray".
 SHORTEST_INNER_NAME = 5
 SHORTEST_PART = 3
 DOCUMENTS_PER_PASSAGE = 4
-"""Documents kept of a source for each passage wanted of it: some passages are dropped as shared."""
+"""Documents kept of a source per passage: passages that several documents share are dropped."""
 
 
 class Provenance(Recipe):
-    """Which passages become examples. The same corpus and recipe give the same files."""
+    """How many passages of which sources become examples. The same corpus and recipe give the same files."""
 
     labels: Annotated[int, Field(ge=2)] = 8
-    """The sources with the most documents, ties by name."""
+    """Number of classes: the sources with the most documents, ties by name."""
     passages_per_label: Annotated[int, Field(ge=2)] = 250
+    """Passages of each source, training and dev set together."""
     passages_per_document: PositiveInt = 4
+    """Most passages of one document, so that long documents do not dominate their source."""
     words: Annotated[int, Field(ge=5)] = 40
+    """Words of a passage."""
     dev_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2
+    """Share of the passages in the dev set."""
     seed: NonNegativeInt = 1
+    """Seed of the choice and order of the passages."""
 
 
 def run(recipe: Provenance, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
-    """Choose the sources, cut their documents into passages, and split them by document.
+    """Choose the sources, split their documents into passages, and divide these by document.
 
     Raises:
         StageError: the corpus has too few sources, or a source too few passages.
@@ -86,11 +90,10 @@ def _largest_sources(shards: Sequence[Path], labels: int) -> list[str]:
 
 
 def _passages(recipe: Provenance, shards: Sequence[Path], sources: Sequence[str]) -> dict[str, list[list[str]]]:
-    """For each source its documents, as the passages chosen of them; passages of several documents are left out.
+    """For each source the chosen passages of its documents, without passages that several documents share.
 
-    What several documents share (licences, notices, headers) says nothing about where it comes from, and would
-    stand in both files. Of each source only so many documents are kept as can be needed, first by hash: a corpus of
-    any size needs no more memory than a small one.
+    Shared passages (licences, notices, headers) do not tell a source, and would be in both files. Memory is bounded for
+    a corpus of any size: each source keeps only the documents with the lowest hashes.
     """
     names = name_pattern(sources)
     limit = DOCUMENTS_PER_PASSAGE * recipe.passages_per_label
@@ -98,7 +101,7 @@ def _passages(recipe: Provenance, shards: Sequence[Path], sources: Sequence[str]
     for source, text in _documents(shards):
         chosen = _choose(recipe, names.sub(MASK, text).split()) if source in kept else []
         if chosen:
-            # A heap gives up its smallest: with ranks negated, the last by hash.
+            # heappushpop drops the smallest entry: with negated ranks, the highest hash.
             entry = (-int.from_bytes(_rank(recipe.seed, chosen[0]), "big"), chosen)
             push = heapq.heappush if len(kept[source]) < limit else heapq.heappushpop
             push(kept[source], entry)
@@ -122,14 +125,14 @@ def _documents(shards: Sequence[Path]) -> Iterator[tuple[str, str]]:
 
 
 def _choose(recipe: Provenance, words: Sequence[str]) -> list[str]:
-    """Some of the passages of a document: those first by hash, so that equal passages are chosen alike."""
+    """The passages of a document with the lowest hashes, so that every document chooses an equal passage alike."""
     starts = range(0, len(words) - recipe.words + 1, recipe.words)
     passages = dict.fromkeys(" ".join(words[start : start + recipe.words]) for start in starts)
     return heapq.nsmallest(recipe.passages_per_document, passages, key=lambda passage: _rank(recipe.seed, passage))
 
 
 def _split(recipe: Provenance, source: str, documents: Sequence[Sequence[str]]) -> tuple[list[str], list[str]]:
-    """Passages of one source for training and for scoring; the document at the border gives to one side only.
+    """Training and dev passages of one source; each document goes to one side.
 
     Raises:
         StageError: the documents do not hold enough passages.
@@ -141,9 +144,9 @@ def _split(recipe: Provenance, source: str, documents: Sequence[Sequence[str]]) 
         side = "dev" if len(parts["dev"]) < wanted["dev"] else "train"
         parts[side] += passages
     if len(parts["train"]) < wanted["train"] or len(parts["dev"]) < wanted["dev"]:
-        found = len(parts["train"]) + len(parts["dev"])
+        total = len(parts["train"]) + len(parts["dev"])
         raise errors.StageError(
-            f"source {source} has {found} passages of {recipe.words} words in {len(documents)} documents, too few for "
+            f"source {source} has {total} passages of {recipe.words} words in {len(documents)} documents, too few for "
             f"passages_per_label = {recipe.passages_per_label}: lower it, words or labels, or raise "
             "passages_per_document"
         )
@@ -151,12 +154,12 @@ def _split(recipe: Provenance, source: str, documents: Sequence[Sequence[str]]) 
 
 
 def name_pattern(sources: Sequence[str]) -> re.Pattern[str]:
-    """Matches every spelling of these names: ``scikit-learn`` as scikit_learn, ScikitLearn, scikit, learn."""
+    """Matches the spellings of these names: for ``scikit-learn`` also scikit_learn, ScikitLearn, scikit, learn."""
     names = [tuple(re.findall(r"[^\W_]+", source)) for source in sources]
     parts = {(part,) for name in names for part in name if len(part) >= SHORTEST_PART}
     letter = r"[^\W_]"
     forms = []
-    # Longest first: the first form that matches is the one replaced.
+    # Longest first: the pattern replaces the first form that matches.
     for name in sorted({*names, *parts} - {()}, key=lambda name: (-len("".join(name)), name)):
         inner = f"{letter}*" if len("".join(name)) >= SHORTEST_INNER_NAME else ""
         forms.append(inner + r"[-_.\s]?".join(map(re.escape, name)) + inner)
@@ -164,7 +167,7 @@ def name_pattern(sources: Sequence[str]) -> re.Pattern[str]:
 
 
 def _rank(seed: int, text: str) -> bytes:
-    """A place in an order that looks random and depends on nothing but the seed and the text."""
+    """Sort key of a pseudo-random order that depends on seed and text alone."""
     return hashlib.sha256(f"{seed}:{text}".encode()).digest()
 
 

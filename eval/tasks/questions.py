@@ -1,24 +1,24 @@
-"""Questions about passages, as SQuAD asks them: read, checked one by one, sampled.
+"""Questions about passages in SQuAD's form: read, and checked one by one.
 
-Rajpurkar et al. 2016 and 2018. An answer is a piece of its passage; in SQuAD 2.0 a question may have none.
+Rajpurkar et al. 2016 and 2018. An answer is a part of its passage; in SQuAD 2.0 a question may have no answer.
 """
 
+import dataclasses
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import Any, Self
 
 from eval.tasks.definitions import Task
+from eval.tasks.examples import TaskData, TaskSplit
 from eval.tasks.file_readers import ExamplesError, SourceTable
-from eval.tasks.layouts import SUBSET, Splits, hub, local
+from eval.tasks.layouts import hub, local
 
 
 @dataclass(frozen=True)
 class Question:
-    """One question, and the answers that people gave: text and place in ``context``, in characters."""
+    """One question with the reference answers: texts, and first characters in ``context``."""
 
     id: str
     text: str
@@ -28,51 +28,29 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Questions:
-    """One split, and the files it came from."""
+class Questions(TaskSplit):
+    """One split of questions."""
 
-    files: tuple[str, ...]
     items: tuple[Question, ...]
 
     def __len__(self) -> int:
         return len(self.items)
 
-    @property
-    def is_subset(self) -> bool:
-        return any(map(SUBSET.search, self.files))
-
-    def sample(self, limit: int | None) -> "Questions":
-        """At most ``limit`` questions, the same ones for everybody."""
-        if limit is None or limit >= len(self):
-            return self
-        chosen = np.sort(np.random.default_rng(0).permutation(len(self))[:limit])
-        return Questions(self.files, tuple(self.items[row] for row in chosen))
+    def rows(self, rows: Sequence[int]) -> Self:
+        return dataclasses.replace(self, items=tuple(self.items[row] for row in rows))
 
 
-@dataclass(frozen=True)
-class QuestionData:
-    """A task of questions: those to learn from, and those to score on."""
-
-    task: Task
-    train: Questions
-    dev: Questions
-
-    def sample(self, train_limit: int | None, dev_limit: int | None) -> "QuestionData":
-        """At most so many questions of each set."""
-        return QuestionData(self.task, self.train.sample(train_limit), self.dev.sample(dev_limit))
-
-
-def questions_from_folder(task: Task, folder: Path) -> QuestionData:
+def questions_from_folder(task: Task, folder: Path) -> TaskData[Questions]:
     """Both splits from local files.
 
     Raises:
-        ExamplesError: a split is not there, or a question or answer is not what the task says.
+        ExamplesError: a split is missing, or a question or answer is malformed.
     """
-    return _data(task, local(task, folder))
+    return TaskData.read(task, local(task, folder), _questions)
 
 
 def dev_questions_from_folder(task: Task, folder: Path) -> Questions:
-    """The questions to score on alone.
+    """The dev set alone.
 
     Raises:
         ExamplesError: as :func:`questions_from_folder`.
@@ -80,25 +58,21 @@ def dev_questions_from_folder(task: Task, folder: Path) -> Questions:
     return _questions(task, local(task, folder)(task.dev[0]))
 
 
-def questions_from_hub(task: Task, name: str) -> QuestionData:
+def questions_from_hub(task: Task, name: str) -> TaskData[Questions]:
     """Both splits from the hub (``rajpurkar/squad``).
 
     Raises:
-        ExamplesError: it cannot be fetched, or as :func:`questions_from_folder`.
+        ExamplesError: the data set cannot be fetched, or as :func:`questions_from_folder`.
     """
-    return _data(task, hub(task, name))
+    return TaskData.read(task, hub(task, name), _questions)
 
 
-def _data(task: Task, splits: Splits) -> QuestionData:
-    return QuestionData(task, _questions(task, splits(task.train)), _questions(task, splits(task.dev[0])))
-
-
-def _questions(task: Task, tables: list[SourceTable]) -> Questions:
+def _questions(task: Task, tables: Sequence[SourceTable]) -> Questions:
     items = tuple(question for table in tables for question in _rows(task, table))
     if not items:
-        raise ExamplesError(f"{tables[0].where} has no questions: give one with some")
+        raise ExamplesError(f"{tables[0].where} has no questions: give a file with questions")
     if len({question.id for question in items}) != len(items):
-        raise ExamplesError(f"{tables[0].where} has an id twice: answers are told apart by the ids of their questions")
+        raise ExamplesError(f"{tables[0].where} has an id twice: give every question its own id")
     return Questions(tuple(table.name for table in tables), items)
 
 
@@ -112,7 +86,7 @@ def _rows(task: Task, table: SourceTable) -> Iterator[Question]:
     for number, (name, text, context, answers) in enumerate(zip(*(table.columns[name] for name in names), strict=True)):
         try:
             _check_texts(name, text, context)
-            # Some five questions share a passage: one copy of it is kept.
+            # About five questions share a passage: keep one copy.
             yield _question(task, name, text, contexts.setdefault(context, context), answers)
         except ExamplesError as error:
             raise ExamplesError(f"{table.place(number)} ({name}): {error}") from None
@@ -121,7 +95,7 @@ def _rows(task: Task, table: SourceTable) -> Iterator[Question]:
 def _check_texts(*values: Any) -> None:
     for value in values:
         if not isinstance(value, str):
-            raise ExamplesError(f"id, question and context are texts, one is {value!r}: mend it or drop the question")
+            raise ExamplesError(f"id, question or context is {value!r}, not text: mend it or drop the question")
 
 
 def _question(task: Task, name: str, text: str, context: str, answers: Any) -> Question:
@@ -137,6 +111,8 @@ def _question(task: Task, name: str, text: str, context: str, answers: Any) -> Q
         raise ExamplesError('has no answer, as only SQuAD 2.0 allows: set task = "squad2"')
     for answer, start in pairs:
         if context[start : start + len(answer)] != answer:
-            found = context[start : start + len(answer)]
-            raise ExamplesError(f"the answer {answer!r} is not at {start}, where {found!r} stands: mend answer_start")
+            there = context[start : start + len(answer)]
+            raise ExamplesError(
+                f"the answer {answer!r} is not at {start}, the passage has {there!r} there: mend answer_start"
+            )
     return Question(name, text, context, texts, starts)

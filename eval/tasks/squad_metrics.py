@@ -1,8 +1,8 @@
 """Exact match and F1 of answers, as SQuAD's two official evaluation programs define them.
 
-Version 1.1: the best over the given answers of every question. Version 2.0: a question without an answer is answered
-rightly by saying nothing, and nothing is said where the model finds no answer more likely than its best one by more
-than a threshold: 0 here, and beside it the threshold that would have been best on this very set.
+Version 1.1 takes the best over the reference answers of a question. In version 2.0 the right prediction for a question
+without an answer is none; the model predicts none where its logit exceeds that of the best span by more than a
+threshold: 0 here, and additionally the best threshold for this dev set.
 """
 
 import re
@@ -19,19 +19,19 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 @dataclass(frozen=True)
-class Answered:
-    """What a model says to one question."""
+class AnswerPrediction:
+    """A model's answer to one question."""
 
     best: str
-    """Its best answer that is not nothing; empty where it has none."""
+    """Text of the best span; empty without one."""
     null_difference: float
-    """By how much nothing is more likely than ``best``, in logits."""
+    """Logit of no answer minus that of ``best``."""
     gold: tuple[str, ...]
-    """The given answers; empty where the question has none."""
+    """Reference answers; empty for a question without an answer."""
 
 
 def normalised(text: str) -> str:
-    """Lower case, without punctuation and articles, single spaces."""
+    """Lower case, no punctuation, no articles, single spaces."""
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
 
 
@@ -40,29 +40,28 @@ def exact(prediction: str, gold: str) -> float:
 
 
 def f1(prediction: str, gold: str) -> float:
-    """Of the words both have: 0 where either has none left, as in version 1.1."""
+    """F1 of the common words; 0 where either has no words, as in version 1.1."""
     ours, theirs = normalised(prediction).split(), normalised(gold).split()
     shared = sum((Counter(ours) & Counter(theirs)).values())
     return 2 * shared / (len(ours) + len(theirs)) if shared else 0.0
 
 
-def scores_always(answered: Sequence[Answered]) -> dict[str, float]:
+def scores_always(predictions: Sequence[AnswerPrediction]) -> dict[str, float]:
     """``exact`` and ``f1`` in percent where every question has an answer (version 1.1)."""
     found = {
-        "exact": [max(exact(each.best, gold) for gold in each.gold) for each in answered],
-        "f1": [max(f1(each.best, gold) for gold in each.gold) for each in answered],
+        "exact": [max(exact(each.best, gold) for gold in each.gold) for each in predictions],
+        "f1": [max(f1(each.best, gold) for gold in each.gold) for each in predictions],
     }
     return {name: 100.0 * float(np.mean(values)) for name, values in found.items()}
 
 
-def scores_sometimes(answered: Sequence[Answered], threshold: float = 0.0) -> dict[str, float]:
-    """All numbers of version 2.0, in percent; the thresholds that would have been best are in logits."""
-    differences = np.array([each.null_difference for each in answered])
-    has_answer = np.array([bool(each.gold) for each in answered])
+def scores_sometimes(predictions: Sequence[AnswerPrediction], threshold: float = 0.0) -> dict[str, float]:
+    """All metrics of version 2.0 in percent; best thresholds in logits."""
+    differences = np.array([each.null_difference for each in predictions])
+    has_answer = np.array([bool(each.gold) for each in predictions])
     found: dict[str, float] = {}
     for name, measure in (("exact", exact), ("f1", f1)):
-        right = np.array([_right(each, measure) for each in answered])
-        # Saying nothing is right where there is nothing to say.
+        right = np.array([_right(each, measure) for each in predictions])
         values = np.where(differences <= threshold, right, ~has_answer)
         found[name] = 100.0 * float(values.mean())
         for part, chosen in (("answerable", has_answer), ("unanswerable", ~has_answer)):
@@ -72,8 +71,8 @@ def scores_sometimes(answered: Sequence[Answered], threshold: float = 0.0) -> di
     return found
 
 
-def _right(each: Answered, measure: Callable[[str, str], float]) -> float:
-    """What the best answer is worth. Given answers of which nothing is left do not count, as in version 2.0."""
+def _right(each: AnswerPrediction, measure: Callable[[str, str], float]) -> float:
+    """Score of the best answer; reference answers without words do not count, as in version 2.0."""
     gold = [text for text in each.gold if normalised(text)]
     return max(measure(each.best, text) for text in gold) if gold else float(not normalised(each.best))
 
@@ -81,9 +80,9 @@ def _right(each: Answered, measure: Callable[[str, str], float]) -> float:
 def _best(
     right: npt.NDArray[np.float64], has_answer: npt.NDArray[np.bool_], differences: npt.NDArray[np.float64]
 ) -> tuple[float, float]:
-    """Highest score, in percent, that a threshold can give, and the threshold; 0.0 where saying nothing is best."""
+    """Highest score in percent over all thresholds, and its threshold; 0.0 where no answer at all is best."""
     order = np.argsort(differences, kind="stable")
-    # From nothing said at all, answer after answer is let through, the surest first.
+    # Start with no answers, then admit them one by one, the most certain first.
     sums = np.cumsum(right[order] - ~has_answer[order]) + (~has_answer).sum()
     best = int(np.argmax(sums))
     if sums[best] <= (~has_answer).sum():

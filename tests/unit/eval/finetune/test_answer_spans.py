@@ -150,9 +150,9 @@ def test_the_loss_does_not_see_padding() -> None:
 def test_real_squad_answers_come_back_from_their_tokens() -> None:
     """All answers of 200 questions of the real dev set, found by their tokens alone."""
     data = questions_from_folder(TASKS["squad"], DATA / "squad")
-    assert (len(data.train), len(data.dev)) == (10711, 10570)
-    assert (data.train.is_subset, data.dev.is_subset) == (True, False)
-    asked = list(data.dev.sample(200).items)
+    assert (len(data.train), len(data.dev[0])) == (10711, 10570)
+    assert (data.train.is_subset, data.dev[0].is_subset) == (True, False)
+    asked = list(data.dev[0].sample(200).items)
     found = encode_questions(AutoTokenizer.from_pretrained(DATA / "models" / "bert-base-uncased"), asked, 384, 128)
     exactly = sum(decode(each, told(found, n, asked)).spans[0].text == each.answers[0] for n, each in enumerate(asked))
     # A few answers are parts of tokens ("1990" of "1990s").

@@ -320,7 +320,9 @@ def test_a_diverging_run_stops(tmp_path: Path) -> None:
         finetune(model, data, tmp_path / "out", task="sst2")
 
 
-@pytest.mark.parametrize(("rows", "says"), [(40, "the held-out loss is nan after epoch 1"), (2, "there is one only")])
+@pytest.mark.parametrize(
+    ("rows", "says"), [(40, "the held-out loss is nan after epoch 1"), (2, "at least two training examples")]
+)
 def test_early_stopping_that_has_nothing_to_go_by_says_so(rows: int, says: str, tmp_path: Path) -> None:
     model, data = tiny.distilbert(tmp_path / "model"), sentiment(tmp_path / "data", rows)
     weights = safetensors.torch.load_file(model / "model.safetensors")

@@ -93,7 +93,7 @@ def test_a_teacher_teaches_where_answers_are(tmp_path: Path) -> None:
     assert taught["score"] > 75.0
     assert alone["score"] < 30.0
     other = tiny.roberta_teacher(tmp_path / "roberta", layers=2)
-    with pytest.raises(ValueError, match=r"has another vocabulary than .* give one that reads the same tokens"):
+    with pytest.raises(ValueError, match=r"has another vocabulary than"):
         finetune(other, folder, tmp_path / "out", teacher, **LEARNS, second_step={})
 
 
@@ -150,5 +150,5 @@ def test_a_teacher_that_splits_words_otherwise_is_refused(tmp_path: Path) -> Non
     core["pre_tokenizer"] = {"type": "WhitespaceSplit"}
     core["normalizer"] = {"type": "Prepend", "prepend": "."}
     (student / "tokenizer.json").write_text(json.dumps(core))
-    with pytest.raises(ValueError, match="its tokenizer splits the texts otherwise"):
+    with pytest.raises(ValueError, match="its tokenizer splits the texts"):
         finetune(student, folder, tmp_path / "out", teacher, **LEARNS, second_step={})

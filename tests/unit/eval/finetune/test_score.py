@@ -55,7 +55,7 @@ def test_a_limit_is_said_and_an_export_is_named_by_its_runtime(folders, tmp_path
 
 def test_a_model_of_other_labels_or_of_fewer_tokens_is_refused(folders, tmp_path):
     other = models_with_heads.model_folder(tmp_path / "other", "distilbert", "classification", labels=("no", "yes"))
-    with pytest.raises(ModelError, match="has the labels no, yes, mrpc here has not_equivalent, equivalent"):
+    with pytest.raises(ModelError, match=r"has the labels no, yes, .* not_equivalent, equivalent"):
         model_exports.make("eval.score", tmp_path / "a", {"model": other, "data": folders["data"]}, task="mrpc")
     with pytest.raises(ModelError, match="max_length = 65, but the model reads 64 tokens"):
         score(folders, "model", tmp_path / "b", max_length=65)
@@ -85,4 +85,4 @@ def test_the_fall_that_is_allowed_decides():
     for keeps in (True, False):
         with pytest.raises(errors.StageError) as refused:
             task_score.check(found, 1.0, "it", keeps)
-        assert ("deploy.sensitivity" in str(refused.value)) == keeps
+        assert ("sensitivity" in str(refused.value)) == keeps

@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from eval.tasks.squad_metrics import Answered, exact, f1, normalised, scores_always, scores_sometimes
+from eval.tasks.squad_metrics import AnswerPrediction, exact, f1, normalised, scores_always, scores_sometimes
 
 
 @pytest.mark.parametrize(
@@ -36,19 +36,19 @@ def test_exact_and_f1_by_hand() -> None:
 
 def test_the_best_given_answer_counts() -> None:
     found = scores_always(
-        [Answered("gold", 0.0, ("old gold", "gold", "bread")), Answered("river", 0.0, ("the spring",))]
+        [AnswerPrediction("gold", 0.0, ("old gold", "gold", "bread")), AnswerPrediction("river", 0.0, ("the spring",))]
     )
     assert found == {"exact": 50.0, "f1": 50.0}
 
 
-def answered(count: int, seed: int) -> list[Answered]:
+def answered(count: int, seed: int) -> list[AnswerPrediction]:
     chance = random.Random(seed)
     words = ["gold", "the", "river", "a", "old", ".", "mill"]
     found = []
     for _ in range(count):
         gold = tuple(" ".join(chance.choices(words, k=2)) for _ in range(chance.choice([0, 1, 3])))
         best = gold[0] if gold and chance.random() < 0.4 else " ".join(chance.choices(words, k=2))
-        found.append(Answered(best, round(chance.gauss(0.0, 3.0), 3), gold))
+        found.append(AnswerPrediction(best, round(chance.gauss(0.0, 3.0), 3), gold))
     return found
 
 
@@ -101,5 +101,5 @@ def test_the_best_threshold_gives_the_best_score() -> None:
 
 
 def test_silence_is_best_where_no_answer_is_right() -> None:
-    found = scores_sometimes([Answered("gold", -1.0, ()), Answered("gold", -2.0, ("river",))])
+    found = scores_sometimes([AnswerPrediction("gold", -1.0, ()), AnswerPrediction("gold", -2.0, ("river",))])
     assert (found["exact"], found["best_exact"], found["best_exact_threshold"]) == (0.0, 50.0, 0.0)
