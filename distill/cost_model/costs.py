@@ -1,7 +1,6 @@
-"""What a training step costs: floating-point operations, bytes of memory and bytes on the wire. Arithmetic alone.
+"""Costs of a training step: floating-point operations, bytes of memory, and bytes on the network.
 
-Every formula counts from the shapes of the models. What a machine makes of the counts is ``step_prediction``'s.
-A multiplication with its addition is two operations; bytes are bytes.
+Formulas over model shapes; ``step_prediction`` turns the counts into seconds. A multiply-add is two operations.
 """
 
 from cluster.models.precision import Precision
@@ -10,34 +9,34 @@ from distill.modeling.model_shape import ModelShape
 
 VALUE_BYTES: dict[Precision, int] = {"fp32": 4, "bf16": 2, "fp16": 2}
 
-# Bytes per logit with all logits of both models at once: the logits and their gradient in half precision, fp32 copies
-# of both, log-probabilities of both, chances, and what is left of the formula.
+# Bytes per logit of the naive head: logits of both models and a gradient in half precision, fp32 copies,
+# log-probabilities and probabilities.
 _NAIVE_LOGIT_BYTES = 24
-# fp32 temporaries of the fused head, as many as it plans with for its chunk.
+# fp32 temporaries of the fused head, as fused_head.chunk_positions counts them.
 _TEMPORARIES = 4
-_BACKWARD = 2  # a backward pass multiplies twice where the forward pass multiplied once
+_BACKWARD = 2  # a backward pass has two matrix products for each of the forward pass
 
 
 def layers_flops(shape: ModelShape, seq_len: int) -> float:
-    """Operations of all layers per token, forward: projections, feed-forward, and attention over ``seq_len``."""
+    """Forward operations of all layers per token: projections, feed-forward, and attention over ``seq_len``."""
     projections = 4 * shape.hidden**2 + 2 * shape.hidden * shape.feed_forward
     attention = 2 * seq_len * shape.hidden
     return 2.0 * shape.layers * (projections + attention)
 
 
 def head_flops(shape: ModelShape) -> float:
-    """Operations of the masked-word head per position, forward: a dense layer, then the vocabulary."""
+    """Forward operations of the masked-word head per position: a dense layer, then the vocabulary."""
     return 2.0 * (shape.hidden**2 + shape.hidden * shape.vocabulary)
 
 
 def head_share(training: Training, seq_len: int) -> float:
-    """Share of the positions at which logits are computed: the hidden words, and the others that soft targets need."""
+    """Share of positions with logits: the masked words, and the others of the soft loss."""
     labels = max(1, round(training.masking.share * seq_len))
     return (labels + training.loss.other_positions(seq_len - labels)) / seq_len
 
 
 def teacher_flops(teacher: ModelShape, seq_len: int, share: float, loss: Loss) -> float:
-    """Operations of the teacher per token: forward only, and no head where no soft loss asks for it."""
+    """Operations of the teacher per token: forward only, and without the head if there is no soft loss."""
     head = head_flops(teacher) * share if loss.soft > 0 else 0.0
     return layers_flops(teacher, seq_len) + head
 
@@ -50,47 +49,47 @@ def student_flops(student: ModelShape, seq_len: int, share: float) -> float:
 def step_flops_per_token(training: Training, teacher: ModelShape | None, student: ModelShape, seq_len: int) -> float:
     """Operations of a training step per token, teacher included."""
     share = head_share(training, seq_len)
-    taught = teacher_flops(teacher, seq_len, share, training.loss) if teacher else 0.0
-    return taught + student_flops(student, seq_len, share)
+    of_teacher = teacher_flops(teacher, seq_len, share, training.loss) if teacher else 0.0
+    return of_teacher + student_flops(student, seq_len, share)
 
 
 def validation_flops_per_token(teacher: ModelShape | None, student: ModelShape, seq_len: int) -> float:
-    """Operations of a validation per token: both models forward, logits everywhere."""
+    """Operations of a validation per token: both models forward, with logits at every position."""
     return sum(layers_flops(shape, seq_len) + head_flops(shape) for shape in (teacher, student) if shape)
 
 
 def activation_bytes_per_token(student: ModelShape, precision: Precision) -> float:
-    """What the backward pass needs of one token of the forward pass.
+    """Bytes per token that the forward pass keeps for the backward pass.
 
-    A layer keeps its input, queries, keys, values, what attention and both LayerNorms read (8 x hidden), and the
-    feed-forward layer before and after its activation (2 x feed_forward); around the layers there are the sum of the
-    embeddings, the last hidden states of student and teacher and three values of the head's dense layer.
+    A layer keeps its input, queries, keys, values, the inputs of attention and both LayerNorms (8 x hidden), and the
+    feed-forward values before and after the activation (2 x feed_forward). Outside the layers there are the embedding
+    sum, the last hidden states of student and teacher, and three values of the head's dense layer (6 x hidden).
     """
     layer = 8 * student.hidden + 2 * student.feed_forward
     return float(VALUE_BYTES[precision] * (student.layers * layer + 6 * student.hidden))
 
 
 def teacher_activation_bytes_per_token(teacher: ModelShape, precision: Precision) -> float:
-    """The teacher keeps one layer at a time: its input, and the feed-forward layer before and after its activation."""
+    """Bytes per token of one teacher layer: its input, and feed-forward values before and after the activation."""
     return float(VALUE_BYTES[precision] * (teacher.hidden + 2 * teacher.feed_forward))
 
 
 def head_bytes(training: Training, student: ModelShape, positions: int, chunk: int, kind: str) -> int:
-    """Logits of so many positions and their temporaries: all at once, or a chunk of them and the weight's gradient.
+    """Logits and their temporaries: of all positions (naive), or of a chunk, with the weight's gradient (fused).
 
-    On a CPU (``kind``) the temporaries of the fused head are those of a few positions that stay in the cache.
+    On a CPU (``kind``) the fused head has temporaries for a few positions only, which stay in the cache.
     """
     if training.placement.head == "naive":
         return positions * student.vocabulary * _NAIVE_LOGIT_BYTES
     temporaries = 0 if kind == "cpu" else _TEMPORARIES * VALUE_BYTES["fp32"]
     per_position = student.vocabulary * (2 * VALUE_BYTES[training.precision] + temporaries)
-    # The gradient of the projection in fp32: the sum, and what a chunk adds to it.
+    # The fp32 gradient of the projection: the sum, and the part of a chunk.
     gradient = 2 * VALUE_BYTES["fp32"] * student.vocabulary * student.hidden
     return min(positions, chunk) * per_position + gradient
 
 
 def projection_bytes(shape: ModelShape, precision: Precision) -> int:
-    """The vocabulary projection: a replica even of a sharded teacher, because the fused head takes it in chunks."""
+    """The vocabulary projection, of which a worker has a replica even for a sharded teacher."""
     return VALUE_BYTES[precision] * shape.vocabulary * (shape.hidden + 1)
 
 
@@ -99,7 +98,7 @@ def weight_bytes(shape: ModelShape, precision: Precision, sharded_over: int = 1)
 
 
 def gradient_bytes(student: ModelShape, precision: Precision, zero_stage: int, workers: int, micros: int) -> int:
-    """Gradients of a backward pass; their sum in fp32, where several add up in half precision; the reduced share.
+    """Gradients of a backward pass, their fp32 sum over half-precision micro-batches, and the reduced partition.
 
     The first two are whole under every stage, because gradients are reduced once a step.
     """
@@ -109,25 +108,25 @@ def gradient_bytes(student: ModelShape, precision: Precision, zero_stage: int, w
 
 
 def accumulation_bytes(student: ModelShape, precision: Precision, micros: int) -> float:
-    """Read and written in a step to add up the gradients of micro-batches in fp32."""
+    """Bytes that a step reads and writes to sum the gradients of micro-batches in fp32."""
     return float(micros * (VALUE_BYTES[precision] + 8) * student.parameters) if micros > 1 else 0.0
 
 
 def optimizer_bytes(student: ModelShape, precision: Precision, zero_stage: int, workers: int) -> int:
-    """Two moments, and the fp32 weights that DeepSpeed updates wherever the model's own are half or sharded."""
+    """Two moments, and fp32 weights where the model's own are in half precision or DeepSpeed partitions them."""
     copies = 2 if precision == "fp32" and zero_stage == 0 else 3
     return copies * 4 * student.parameters // (workers if zero_stage >= 1 else 1)
 
 
 def bucket_bytes(student: ModelShape, precision: Precision, workers: int) -> int:
-    """Buffers that gradients are reduced and weights gathered in."""
+    """Buffers for reducing gradients and gathering weights."""
     if workers == 1:
         return 0
     return 2 * VALUE_BYTES[precision] * min(BUCKET_VALUES, student.parameters)
 
 
 def checkpoint_bytes(student: ModelShape) -> int:
-    """fp32 weights and two moments, whole."""
+    """Whole fp32 weights and two moments."""
     return 3 * 4 * student.parameters
 
 
@@ -136,10 +135,10 @@ def tokens_bytes(rows: int, seq_len: int, vocabulary: int) -> int:
 
 
 def network_bytes(student: ModelShape, precision: Precision, zero_stage: int, workers: int, micros: int) -> float:
-    """What one worker sends in an optimizer step, by ring algorithms (Patarasuk and Yuan 2009).
+    """Bytes that one worker sends in an optimizer step, with ring algorithms (Patarasuk and Yuan 2009).
 
-    Gradients are reduced once: (n-1)/n of them to scatter the sums, and as much again to gather the sums (stage 0) or
-    the new weights (1, 2). Stage 3 gathers weights in every forward and backward pass instead.
+    A step reduces gradients once: (n-1)/n of them to scatter the sums, and as much again to gather the sums (stage 0)
+    or the new weights (1, 2). Stage 3 gathers weights in every forward and backward pass instead.
     """
     gradients = weights = float(VALUE_BYTES[precision] * student.parameters)
     gathers = 2 * micros if zero_stage == 3 else 1

@@ -1,4 +1,4 @@
-"""A whole training run on given machines: hours, disk, and what speaks against it."""
+"""Forecasts a training run on given machines: hours, disk, refusals and warnings."""
 
 from dataclasses import dataclass, replace
 
@@ -12,12 +12,12 @@ from distill.cost_model.step_prediction import Prediction
 from distill.modeling.model_shape import ModelShape
 
 CARDS_ARE_BUILT_FOR = "https://download.pytorch.org/whl/cu126"
-"""Index of the torch builds that still have kernels for V100s."""
+"""Index of the torch builds with kernels for V100s."""
 
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A training run that is to be planned: a student's, or a teacher's."""
+    """A training run to plan, of a student or a teacher."""
 
     name: str
     training: Training
@@ -26,9 +26,9 @@ class PlannedRun:
     seq_len: int
     train_rows: int | None = None
     prefix: str = ""
-    """What ``--set`` writes before ``placement``: ``train.`` in a pipeline."""
+    """Prefix of ``placement`` in ``--set``: ``train.`` in a pipeline."""
     later: tuple["PlannedRun", ...] = ()
-    """What comes after the first phase of a run that has several, which this is then."""
+    """Later phases; this object is the first phase then."""
 
     @property
     def phases(self) -> "tuple[PlannedRun, ...]":
@@ -49,11 +49,11 @@ class PlannedRun:
         return step_prediction.predict(self.training, self.teacher, self.student, self.seq_len, cluster, layout)
 
     def follow(self, step: Prediction, cluster: Cluster) -> list[Prediction]:
-        """A step of every phase, when one of the first is laid out like this."""
+        """A step of every phase, given that of the first."""
         return [step, *(phase.predict(cluster, phase.like(step.layout, self.seq_len)) for phase in self.later)]
 
     def like(self, layout: step_prediction.Layout, seq_len: int) -> step_prediction.Layout:
-        """The layout of another phase, of rows of ``seq_len``, for this one: micro-batches of no more tokens."""
+        """Adapt the layout of a phase with rows of ``seq_len`` to this one: micro-batches with no more tokens."""
         rows = max(1, round(self.training.rows_per_step / layout.workers))
         most = max(1, layout.micro_rows * seq_len // self.seq_len)
         return replace(layout, micro_rows=max(size for size in step_prediction.divisors(rows) if size <= most))
@@ -64,25 +64,25 @@ class PlannedRun:
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a run will take on a cluster."""
+    """Forecast of a run on a cluster."""
 
     planned: PlannedRun
     cluster: Cluster
     written: Prediction
-    """With the recipe's placement."""
+    """A step with the recipe's placement."""
     best: Prediction
     validation_seconds: float
     refusals: tuple[str, ...]
-    """What the run would be refused for, each with what to write instead."""
+    """Reasons to refuse the run, each with what to write instead."""
     warnings: tuple[str, ...]
 
     @property
     def chosen(self) -> Prediction:
-        """What the hours are those of: the recipe's placement, or the best where that does not fit."""
+        """The step behind ``hours``: with the recipe's placement, or with the best one if that does not fit."""
         return self.written if self.written.fits else self.best
 
     def hours_of(self, step: Prediction) -> float:
-        """The whole run with this step, that of the first phase; validations included."""
+        """Hours of the whole run, validations included, given a step of the first phase."""
         phases = zip(self.planned.phases, self.planned.follow(step, self.cluster), strict=True)
         return (sum(phase.steps * found.step_seconds for phase, found in phases) + self.validation_seconds) / 3600
 
@@ -100,7 +100,7 @@ class Forecast:
 
     @property
     def disk(self) -> dict[str, int]:
-        """Bytes, by what takes them; tokens only where their number is known."""
+        """Bytes on disk by use; without tokens if their number is not known."""
         planned = self.planned
         found = {
             "checkpoints": checkpoints_kept(planned.training, planned.all_steps)
@@ -116,7 +116,7 @@ class Forecast:
 
 
 def forecast(planned: PlannedRun, cluster: Cluster) -> Forecast:
-    """Plan a run on a cluster."""
+    """Forecast a run on a cluster."""
     written, best = planned.predict(cluster), planned.best(cluster)
     return Forecast(
         planned=planned,
@@ -130,7 +130,7 @@ def forecast(planned: PlannedRun, cluster: Cluster) -> Forecast:
 
 
 def checkpoints_kept(training: Training, steps: int) -> int:
-    """Most checkpoints on disk at once: the newest, those kept for good, and the one being written."""
+    """Most checkpoints on disk at once: the newest, the permanent ones, and the one being written."""
     placement = training.placement
     saved = -(-steps // placement.save_every)
     for_good = steps // placement.keep_every if placement.keep_every else 0
@@ -138,7 +138,7 @@ def checkpoints_kept(training: Training, steps: int) -> int:
 
 
 def lacks_kernels(capability: tuple[int, int]) -> str | None:
-    """Why the torch installed here cannot use a GPU of this compute capability; None when it can."""
+    """Why the installed torch cannot use a GPU of this compute capability, or None."""
     built = torch.cuda.get_arch_list()
     if runs_on(capability, built):
         return None
@@ -152,14 +152,14 @@ def lacks_kernels(capability: tuple[int, int]) -> str | None:
 def runs_on(capability: tuple[int, int], built: list[str]) -> bool:
     """Whether code built for these architectures runs on a GPU of this capability.
 
-    Machine code (``sm_80``) runs on the same major version from that minor version up; PTX (``compute_80``) is
-    compiled for anything newer when it is loaded.
+    Machine code (``sm_80``) runs on the same major version from that minor version on; the driver compiles PTX
+    (``compute_80``) for newer GPUs.
     """
     for name in built:
         kind, _, number = name.partition("_")
         digits = "".join(filter(str.isdigit, number))
         have = (int(digits[:-1]), int(digits[-1]))
-        exact = not number.isdigit()  # sm_90a runs on 9.0 alone
+        exact = not number.isdigit()  # sm_90a runs only on 9.0
         if kind == "sm" and (have == capability if exact else have[0] == capability[0] and have <= capability):
             return True
         if kind == "compute" and have <= capability:
@@ -169,8 +169,8 @@ def runs_on(capability: tuple[int, int], built: list[str]) -> bool:
 
 def _validation_seconds(planned: PlannedRun, cluster: Cluster, step: Prediction) -> float:
     training = step_prediction.adapted(planned.training, cluster.device)
-    taught = planned.teacher if training.loss.needs_teacher else None
-    operations = costs.validation_flops_per_token(taught, planned.student, planned.seq_len)
+    teacher = planned.teacher if training.loss.needs_teacher else None
+    operations = costs.validation_flops_per_token(teacher, planned.student, planned.seq_len)
     rate = step.layout.workers * step_prediction.flops_per_second(training, training.precision, cluster.device)
     times = -(-planned.steps // training.placement.validate_every)
     return times * training.validation_rows * planned.seq_len * operations / rate
@@ -185,11 +185,11 @@ def _refusals(planned: PlannedRun, cluster: Cluster, written: Prediction, best: 
             f'{device.name} has no {training.precision}: write {planned.prefix}precision = "{written.precision}" '
             "(planned with it)"
         )
-    # Phases may share what is wrong with their rows; that they fit, all share: later micro-batches have no more tokens.
+    # Phases may have the same refusal; memory is checked once, because later micro-batches have no more tokens.
     refused = (text for phase in planned.phases for text in _refused_rows(phase, written.layout.workers))
     found += dict.fromkeys(refused)
-    asked = training.placement.workers
-    least = asked.min if isinstance(asked, WorkerRange) else 0 if asked == "auto" else asked
+    workers = training.placement.workers
+    least = workers.min if isinstance(workers, WorkerRange) else 0 if workers == "auto" else workers
     if least > cluster.workers:
         found.append(f'{place}.workers asks for {least}, there are {cluster.workers}: write "auto" or fewer')
     if not written.fits:
@@ -198,7 +198,7 @@ def _refusals(planned: PlannedRun, cluster: Cluster, written: Prediction, best: 
 
 
 def _refused_rows(phase: PlannedRun, workers: int) -> list[str]:
-    """What a phase is refused for by its rows alone."""
+    """Refusals of a phase because of its rows."""
     training, student, found = phase.training, phase.student, []
     if training.rows_per_step % workers:
         near = max(1, round(training.rows_per_step / workers)) * workers
@@ -258,7 +258,7 @@ def _warnings(planned: PlannedRun, cluster: Cluster, written: Prediction) -> lis
 
 
 def scaled(planned: PlannedRun, cluster: Cluster, workers: int) -> Prediction:
-    """The same run on another number of such devices, all of them used, micro-batches as they fit."""
+    """The best step of the same run on another number of such devices, all of them used."""
     placement = planned.training.placement.model_copy(update={"workers": "auto"})
     training = planned.training.model_copy(update={"placement": placement})
     return replace(planned, training=training).best(cluster.of_workers(workers))

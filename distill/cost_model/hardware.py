@@ -1,7 +1,7 @@
-"""Machines to plan for: what a device can do, how many there are, and what joins them.
+"""Descriptions of devices and clusters, for plans.
 
-A device is a TOML file, one of those that ship (``distill/devices``) or one's own; a cluster is written
-``8xV100-16GB``, or ``4x8xV100-16GB`` for four nodes of eight.
+A TOML file describes a device: one that ships (``distill/devices``) or the user's own. ``8xV100-16GB`` is a cluster of
+eight, ``4x8xV100-16GB`` one of four nodes of eight.
 """
 
 import difflib
@@ -18,44 +18,47 @@ from cluster.models.precision import Precision
 
 HERE = "here"
 NETWORK_SHARE = 0.8
-"""Share of a network's line rate that a reduction reaches; an assumption, usual for NCCL over Ethernet."""
+"""Share of a network's line rate that a reduction reaches; assumed, usual for NCCL over Ethernet."""
 ASSUMED_NETWORK = "25GbE"
 
 _DEVICES = Path(__file__).resolve().parents[1] / "devices"
 _COUNTED = re.compile(r"(?:(\d+)x)?(?:(\d+)x)?([^\d].*|\d[^x]*)")
 _ETHERNET = re.compile(r"(\d+)gbe", re.IGNORECASE)
 _INFINIBAND = {"fdr": 56, "edr": 100, "hdr": 200, "ndr": 400, "xdr": 800}
-"""Gigabits per second of a port, four lanes."""
+"""Gigabits per second of a port with four lanes."""
 
 
 class HardwareError(ValueError):
-    """A machine or a network that is not known, or cannot be what is written."""
+    """Unknown hardware, or an invalid description of it."""
 
 
 class Device(Recipe):
     """One GPU, or one CPU core."""
 
     name: str
+    """Name on the command line and in plans."""
     kind: Literal["gpu", "cpu"]
+    """A GPU, or one CPU core."""
     memory_gib: PositiveFloat
-    """As the driver reports it; of a CPU, what a worker may take."""
+    """GiB of memory: of a GPU as the driver reports them, of a CPU those for one worker."""
     capability: tuple[int, int] | None = None
     """CUDA compute capability."""
     peak_tflops: dict[Precision, PositiveFloat]
-    """Matrix products at best; a precision that is not here is not supported. Of a CPU: one core's."""
+    """TFLOP/s of matrix products by precision; a missing precision is not supported."""
     efficiency: dict[Precision, float]
     """Share of the peak that a training step reaches in large micro-batches."""
     efficiency_source: str
-    """Where the shares come from; people read it beside the result."""
+    """Where the efficiency comes from; plans print it."""
     memory_gb_per_second: PositiveFloat
+    """Memory bandwidth in GB/s."""
     link_gb_per_second: PositiveFloat
-    """What a ring of the node's devices carries."""
+    """Bandwidth in GB/s of a ring over the devices of a node."""
     host_gb_per_second: PositiveFloat = 12.0
-    """From CPU memory to the device."""
+    """Bandwidth in GB/s from CPU memory to the device; PCIe 3 by default."""
     overhead_seconds: float = Field(ge=0)
-    """Of every micro-batch, whatever its size: starting kernels, the batch itself."""
+    """Seconds per micro-batch that do not depend on its size: kernel launches and input."""
     reserved_gib: float = Field(ge=0)
-    """Taken before anything is trained: driver context, libraries, their work spaces."""
+    """GiB in use before training: driver context, libraries, workspaces."""
 
     @property
     def memory_bytes(self) -> int:
@@ -64,7 +67,7 @@ class Device(Recipe):
 
 @dataclass(frozen=True)
 class Cluster:
-    """Equal nodes of equal devices; one worker on each device."""
+    """Equal nodes of equal devices, with one worker per device."""
 
     device: Device
     devices_per_node: int = 1
@@ -87,13 +90,13 @@ class Cluster:
 
     @property
     def gb_per_second(self) -> float:
-        """What a ring over all workers carries: its slowest link."""
+        """Bandwidth of a ring over all workers: that of its slowest link."""
         if self.nodes == 1:
             return self.device.link_gb_per_second
         return min(self.device.link_gb_per_second, NETWORK_SHARE * network_gb_per_second(self.network))
 
     def of_workers(self, workers: int) -> "Cluster":
-        """A cluster of so many workers of this kind, in nodes like these; nodes of eight where this is no full node."""
+        """A cluster of ``workers`` such devices in nodes like these; a single node has room for at least eight."""
         per_node = self.devices_per_node if self.nodes > 1 else max(self.devices_per_node, 8)
         if workers <= per_node:
             return replace(self, nodes=1, devices_per_node=workers)
@@ -101,7 +104,7 @@ class Cluster:
 
 
 def split(text: str) -> tuple[int, int, str]:
-    """Nodes, devices per node and the device's name of ``[[NODESx]COUNTx]NAME``.
+    """Parse ``[[NODESx]COUNTx]NAME`` into nodes, devices per node and the device's name.
 
     Raises:
         HardwareError: not of this form.
@@ -115,11 +118,11 @@ def split(text: str) -> tuple[int, int, str]:
 
 
 def cluster(text: str, network: str = ASSUMED_NETWORK) -> Cluster:
-    """The cluster that ``8xV100-16GB`` or ``4x8xV100-16GB`` means.
+    """The cluster that a text such as ``4x8xV100-16GB`` names.
 
     Raises:
-        HardwareError: no such device, or not of this form.
-        RecipeError: a device file that cannot be read.
+        HardwareError: an unknown device, or not of this form.
+        RecipeError: the device file is invalid.
     """
     nodes, count, name = split(text)
     network_gb_per_second(network)
@@ -127,10 +130,10 @@ def cluster(text: str, network: str = ASSUMED_NETWORK) -> Cluster:
 
 
 def device(name: str) -> Device:
-    """A device that ships, whatever its case, or the one in a TOML file.
+    """A device that ships, by its name in any case, or from a TOML file.
 
     Raises:
-        HardwareError: neither; says which names are near.
+        HardwareError: neither; lists similar names.
     """
     if Path(name).is_file():
         return recipe.load(Device, name)
@@ -146,9 +149,9 @@ def device(name: str) -> Device:
 
 
 def peak_flops(device_name: str, memory_bytes: int, precision: Precision) -> float | None:
-    """Peak of the GPU that the driver calls so, in operations per second; None where no shipped description is of it.
+    """Peak in operations per second of the GPU with this driver name, or None without a matching description.
 
-    Cards in a PCIe slot have lower peaks than those described, and of a CPU nothing is known by its name.
+    PCIe cards have lower peaks than the descriptions, and the name of a CPU says nothing.
     """
     shipped = [recipe.load(Device, str(path)) for path in sorted(_DEVICES.glob("*.toml"))]
     words = re.split(r"[\s_-]", device_name.lower())
@@ -164,7 +167,7 @@ def network_gb_per_second(text: str) -> float:
     """Gigabytes per second of ``25GbE``, ``InfiniBand-HDR``, or a number (GB/s).
 
     Raises:
-        HardwareError: none of these.
+        HardwareError: another form.
     """
     plain = text.strip().lower().removesuffix("gb/s").strip()
     if ethernet := _ETHERNET.fullmatch(plain):

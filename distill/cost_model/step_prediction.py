@@ -1,4 +1,4 @@
-"""What a training run will take on given machines: seconds of a step, bytes of memory, and which layout is best.
+"""Predicts the seconds and memory of a training step on given machines, and the best layout.
 
 A step on n workers, each with m micro-batches::
 
@@ -7,7 +7,7 @@ A step on n workers, each with m micro-batches::
     network = bytes a worker sends, by ring, / the slowest link of the ring
     update  = bytes a worker reads and writes, to add up gradients and to move weights, / its memory bandwidth
 
-Counts come from ``distill.cost_model.costs``, speeds from ``distill.cost_model.hardware``. Nothing is measured here.
+Counts come from ``distill.cost_model.costs``, speeds from ``distill.cost_model.hardware``.
 """
 
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ WORTHWHILE = 0.02
 """A larger micro-batch or a higher stage must save this share of a step to be preferred."""
 
 _ROOM = 0.94
-"""Share of the memory that can be planned with; the rest is lost between allocations."""
+"""Usable share of the memory; fragmentation takes the rest."""
 _FALLBACKS: dict[Precision, tuple[Precision, ...]] = {
     "bf16": ("bf16", "fp16", "fp32"),
     "fp16": ("fp16", "bf16", "fp32"),
@@ -37,7 +37,7 @@ _MOST_WORKERS = 4096
 
 @dataclass(frozen=True)
 class Layout:
-    """How a run lies on its workers: the part of a placement that costs or saves."""
+    """The part of a placement that changes time and memory."""
 
     workers: int
     micro_rows: int
@@ -47,26 +47,26 @@ class Layout:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What one optimizer step takes. Seconds of the whole step, bytes of one worker."""
+    """Prediction of an optimizer step: seconds of the whole step, bytes of one worker."""
 
     layout: Layout
     precision: Precision
     tokens: int
-    """In a step, over all workers."""
+    """Tokens of a step, over all workers."""
     micros: int
     """Micro-batches of a worker in a step."""
     flops: float
-    """Of a step, over all workers."""
+    """Operations of a step, over all workers."""
     compute_seconds: float
     overhead_seconds: float
     update_seconds: float
     network_seconds: float
     network_bytes: float
-    """What one worker sends in a step."""
+    """Bytes that one worker sends in a step."""
     memory: dict[str, int]
-    """Bytes on the device, by what takes them."""
+    """Bytes on the device, by use."""
     memory_bytes: int
-    """Bytes the device has."""
+    """Memory of the device."""
 
     @property
     def step_seconds(self) -> float:
@@ -93,22 +93,22 @@ def predict(
     cluster: Cluster,
     layout: Layout | None = None,
 ) -> Prediction:
-    """What a step takes on ``cluster``, as its placement says or in another ``layout``.
+    """Predict a step on ``cluster``, with the recipe's placement or in another ``layout``.
 
-    ``teacher`` is None for a run without one. A precision the device lacks is replaced by the nearest it has, which
-    the result names.
+    ``teacher`` is None for a run without one. The nearest precision that the device has replaces one that it lacks; the
+    result names it.
     """
     training = adapted(training, cluster.device)
     if layout is None:
         layout = as_written(training, teacher, student, seq_len, cluster)
     device, precision = cluster.device, training.precision
-    taught = teacher if training.loss.needs_teacher else None
+    used = teacher if training.loss.needs_teacher else None
     micros = _micros(training, layout)
     tokens = layout.workers * micros * layout.micro_rows * seq_len
-    flops = tokens * costs.step_flops_per_token(training, taught, student, seq_len)
-    sent = _network_bytes(taught, student, precision, layout, micros)
-    offloaded = taught is not None and layout.teacher == "offloaded"
-    copied = micros * costs.weight_bytes(taught, precision, layout.workers) if taught and offloaded else 0
+    flops = tokens * costs.step_flops_per_token(training, used, student, seq_len)
+    sent = _network_bytes(used, student, precision, layout, micros)
+    offloaded = used is not None and layout.teacher == "offloaded"
+    copied = micros * costs.weight_bytes(used, precision, layout.workers) if used and offloaded else 0
     moved = _update_bytes(student, precision, layout) + costs.accumulation_bytes(student, precision, micros)
     return Prediction(
         layout=layout,
@@ -121,7 +121,7 @@ def predict(
         update_seconds=moved / (device.memory_gb_per_second * 1e9),
         network_seconds=sent / (cluster.gb_per_second * 1e9),
         network_bytes=sent,
-        memory=_memory(training, taught, student, layout, seq_len, device),
+        memory=_memory(training, used, student, layout, seq_len, device),
         memory_bytes=device.memory_bytes,
     )
 
@@ -129,7 +129,7 @@ def predict(
 def as_written(
     training: Training, teacher: ModelShape | None, student: ModelShape, seq_len: int, cluster: Cluster
 ) -> Layout:
-    """The layout that the recipe's placement gives on this cluster; ``rows_per_device = "auto"`` becomes the best."""
+    """The layout of the recipe's placement on this cluster, with the best size for ``rows_per_device = "auto"``."""
     training = adapted(training, cluster.device)
     placement = training.placement
     workers = planned_workers(training, cluster)
@@ -146,10 +146,10 @@ def as_written(
 def best(
     training: Training, teacher: ModelShape | None, student: ModelShape, seq_len: int, cluster: Cluster
 ) -> Prediction:
-    """The layout to choose here: among those that fit, the plainest that is not slower than it must be.
+    """The prediction with the best layout: the simplest among the fastest that fit.
 
-    The teacher is a replica where that fits, then sharded, then offloaded. What is written stays where nothing else
-    is faster by more than a little. Where nothing fits, what needs least.
+    The teacher is a replica if that fits, else sharded, else offloaded. The recipe's own layout wins unless another is
+    faster by more than ``WORTHWHILE``. If nothing fits, the layout that needs the least memory.
     """
     training = adapted(training, cluster.device)
     tried: list[Prediction] = []
@@ -180,29 +180,29 @@ def _preferred(found: list[Prediction]) -> Prediction:
         return min(found, key=lambda prediction: prediction.used_bytes)
     limit = (1 + WORTHWHILE) * min(prediction.step_seconds for prediction in fitting)
     fast = [prediction for prediction in fitting if prediction.step_seconds <= limit]
-    # ZeRO-1 costs what plain averaging does on the wire and frees memory; a higher stage only where it must be.
+    # ZeRO-1 sends as much as plain averaging and saves memory; higher stages only where they are needed.
     return min(fast, key=lambda prediction: (abs(prediction.layout.zero_stage - 1), prediction.layout.micro_rows))
 
 
 def divisors(rows: int) -> list[int]:
-    """Rows a micro-batch may have, rising: those that divide a worker's rows of a step."""
+    """Possible rows of a micro-batch, rising: divisors of a worker's rows of a step."""
     return [size for size in range(1, rows + 1) if rows % size == 0]
 
 
 def planned_workers(training: Training, cluster: Cluster) -> int:
-    """How many workers of this cluster the recipe's placement uses."""
-    asked = training.placement.workers
-    if isinstance(asked, WorkerRange):
+    """Workers that the recipe's placement uses on this cluster."""
+    workers = training.placement.workers
+    if isinstance(workers, WorkerRange):
         counts = training.worker_counts()
         return max((count for count in counts if count <= cluster.workers), default=counts[0])
-    return cluster.workers if asked == "auto" else min(asked, cluster.workers)
+    return cluster.workers if workers == "auto" else min(workers, cluster.workers)
 
 
 def adapted(training: Training, device: Device) -> Training:
-    """The same run in a precision this device has: the one asked for, or the nearest.
+    """The same run in a precision that the device has: the recipe's, or the nearest.
 
     Raises:
-        HardwareError: the device's description has none of them.
+        HardwareError: the device's description has no suitable precision.
     """
     for precision in _FALLBACKS[training.precision]:
         if precision in device.peak_tflops and precision in device.efficiency:
@@ -211,7 +211,7 @@ def adapted(training: Training, device: Device) -> Training:
 
 
 def flops_per_second(training: Training, precision: Precision, device: Device) -> float:
-    """What one worker sustains in training."""
+    """Operations per second of one worker in training."""
     cores = training.placement.threads if device.kind == "cpu" else 1
     return cores * device.peak_tflops[precision] * 1e12 * device.efficiency[precision]
 
@@ -219,26 +219,26 @@ def flops_per_second(training: Training, precision: Precision, device: Device) -
 def network_bound_above(
     training: Training, teacher: ModelShape | None, student: ModelShape, seq_len: int, cluster: Cluster
 ) -> int | None:
-    """Workers above which a step spends more time on the network than computing; None where the batch ends first.
+    """Number of workers above which the network takes longer than computing; None if a step has too few rows for it.
 
-    By the formula alone, in nodes like this cluster's; there must be at least a row for every worker.
+    It comes from the formula, for nodes like this cluster's.
     """
     given = predict(training, teacher, student, seq_len, cluster)
     computing = given.compute_seconds * given.layout.workers
-    # Every node added is a full one: with more than one node, the network between them is the slowest link.
+    # Only full nodes: with several, the network between them is the slowest link.
     per_node = cluster.of_workers(_MOST_WORKERS).devices_per_node
     for workers in range(per_node * 2, min(_MOST_WORKERS, training.rows_per_step) + 1, per_node):
         layout = replace(given.layout, workers=workers, micro_rows=1)
         micros = max(1, training.rows_per_step // workers // given.layout.micro_rows)
-        taught = teacher if training.loss.needs_teacher else None
-        sent = _network_bytes(taught, student, given.precision, layout, micros)
+        used = teacher if training.loss.needs_teacher else None
+        sent = _network_bytes(used, student, given.precision, layout, micros)
         if sent / (cluster.of_workers(workers).gb_per_second * 1e9) > computing / workers:
             return workers - per_node
     return None
 
 
 def _micros(training: Training, layout: Layout) -> int:
-    """Micro-batches of a worker in a step, of the step's rows rounded to what the workers can share evenly."""
+    """Micro-batches of a worker in a step; the rows of the step are rounded to divide by the workers."""
     return -(-max(1, round(training.rows_per_step / layout.workers)) // layout.micro_rows)
 
 
@@ -253,7 +253,7 @@ def _network_bytes(
 
 
 def _update_bytes(student: ModelShape, precision: Precision, layout: Layout) -> float:
-    """Read and written by AdamW: master weights and moments both ways, gradients and the model's weights once."""
+    """Bytes of an AdamW step: fp32 weights and moments both ways, gradients and the model's weights once."""
     shared = layout.workers if layout.zero_stage >= 1 else 1
     state = costs.optimizer_bytes(student, precision, layout.zero_stage, layout.workers)
     return 2.0 * state + (4 + costs.VALUE_BYTES[precision]) * student.parameters / shared
@@ -285,7 +285,7 @@ def _memory(
 
 
 def _teacher_bytes(teacher: ModelShape, precision: Precision, layout: Layout) -> int:
-    """On the device: all of a replica; of a sharded teacher its share, a layer or so at work, and the projection."""
+    """Bytes on the device: a whole replica, or else the worker's partition, one gathered layer and the projection."""
     whole = costs.weight_bytes(teacher, precision)
     if layout.teacher == "replica":
         return whole

@@ -1,13 +1,11 @@
-"""Rows to masked batches, as arithmetic.
+"""Computes the masked batches of a step from ``(seed, epoch, row, position)``.
 
-Which rows a step sees, and which of their words are hidden, follow from ``(seed, epoch, row, position)`` alone: there
-is no sampler state to save, a resumed run needs only its step number, and any number of workers sees the same rows
-with the same masks.
+There is no sampler state to save: a resumed run needs only its step number, and any number of workers sees the same
+rows with the same masks.
 
-The order of an epoch is a pseudo-random permutation: a Feistel network over the next power of four, walked until it
-lands below the number of rows. Where rows are read from disks that seek, ``order = "blocks"`` permutes blocks of
-consecutive rows instead, and rows within windows of some blocks. Masks come from counters hashed by SplitMix64's
-finaliser.
+The order of an epoch is a pseudo-random permutation: a Feistel network over the next power of four, applied until the
+result is below the number of rows. ``order = "blocks"``, for disks that seek, permutes blocks of consecutive rows, and
+rows within windows of blocks. Masks come from counters hashed with SplitMix64's finaliser.
 """
 
 from dataclasses import dataclass
@@ -31,20 +29,20 @@ _CHOICE, _SHOWN, _RANDOM, _OTHERS = np.uint64(1), np.uint64(2), np.uint64(3), np
 _TURN, _WINDOW = np.uint64(5), np.uint64(6)
 
 BLOCK_BYTES = 2**21
-"""Of consecutive rows, read together where the order is in blocks: long enough that a disk streams it."""
+"""Bytes of a block of consecutive rows, enough for a disk to stream it."""
 WINDOW_BLOCKS = 32
-"""Blocks whose rows are mixed: 64 MiB of page cache, and more blocks than a thousandth of most corpora."""
+"""Blocks in a window, whose rows are shuffled: 64 MiB of page cache."""
 
-# Validation masks are drawn as if in an epoch no training ever reaches, so they never change and repeat none of its.
+# Validation draws masks of an epoch that no training reaches: they never change and repeat no training mask.
 VALIDATION_EPOCH = 2**31
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Masked rows, and the places of the flattened rows where words are compared.
+    """Masked rows, and the positions in the flattened rows that have a loss.
 
-    ``positions`` begin with the hidden words, whose ``labels`` are the words that stood there; behind them come the
-    other places where the student's words are compared with the teacher's.
+    ``positions`` starts with the masked words, whose ``labels`` are the original words; the other positions of the soft
+    loss follow.
     """
 
     input_ids: Int[Tensor, "rows length"]
@@ -52,7 +50,7 @@ class Batch:
     labels: Int[Tensor, " labels"]
 
     def to(self, device: torch.device) -> "Batch":
-        """On ``device``, without waiting for it: from page-locked memory where the device is a GPU."""
+        """Copy to ``device`` without waiting: a GPU copies from page-locked memory."""
         parts = (self.input_ids, self.positions, self.labels)
         if device.type == "cuda":
             parts = tuple(tensor.pin_memory() for tensor in parts)  # type: ignore[assignment]
@@ -69,12 +67,12 @@ def hashed(*parts: int | np.uint64 | U64) -> U64:
 
 
 def uniform(bits: U64) -> npt.NDArray[np.float64]:
-    """Numbers strictly between 0 and 1 from the upper 53 bits."""
+    """Numbers strictly between 0 and 1, from the upper 53 bits."""
     return ((bits >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
 
 
 def shuffled(places: I64, size: int, seed: int, epoch: int) -> I64:
-    """Rows at ``places`` of an epoch's order: a permutation of ``range(size)``."""
+    """The rows at ``places`` in the order of an epoch, a permutation of ``range(size)``."""
     half = max(1, ((size - 1).bit_length() + 1) // 2)
     low = np.uint64(2**half - 1)
     shift = np.uint64(half)
@@ -90,10 +88,10 @@ def shuffled(places: I64, size: int, seed: int, epoch: int) -> I64:
 
 
 def shuffled_in_blocks(places: I64, size: int, block: int, seed: int, epoch: int) -> I64:
-    """Rows at ``places`` of an epoch's order, also a permutation of ``range(size)``: blocks of ``block`` consecutive
-    rows follow one another at random, and rows change places within windows of :data:`WINDOW_BLOCKS` of them.
+    """The rows at ``places`` in an order by blocks, also a permutation of ``range(size)``.
 
-    Every epoch cuts the blocks elsewhere, because it turns the rows by a number of its own; the last block is shorter.
+    It shuffles blocks of ``block`` consecutive rows, and rows within windows of :data:`WINDOW_BLOCKS` blocks. Every
+    epoch rotates the rows by another number, so blocks start elsewhere; the last block is shorter.
     """
     window = block * WINDOW_BLOCKS
     windows = places // window
@@ -111,11 +109,11 @@ def shuffled_in_blocks(places: I64, size: int, block: int, seed: int, epoch: int
 
 
 class Masker:
-    """Hides words of rows, the same ones for the same ``(seed, epoch, row)``.
+    """Masks words of rows, the same ones for the same ``(seed, epoch, row)``.
 
     Every row gets exactly ``round(share * seq_len)`` labels, drawn without replacement with chances proportional to
-    ``max(count, 1) ** -smoothing``; special tokens never (original code, ``distiller.py``: ``prepare_batch_mlm``). The
-    number of other positions is the same in every row as well, so no shape ever changes.
+    ``max(count, 1) ** -smoothing``, and never at special tokens (original code, ``distiller.py``:
+    ``prepare_batch_mlm``). Every row has as many other positions, so shapes never change.
     """
 
     def __init__(self, tokens: TokenSet, training: Training) -> None:
@@ -127,11 +125,11 @@ class Masker:
         self._log_chance[list(tokens.special_ids)] = -np.inf
 
     def mask(self, input_ids: I64, rows: I64, epochs: I64) -> Batch:
-        """Mask ``input_ids [rows, length]``, which are rows ``rows`` as seen in their ``epochs``."""
+        """Mask ``input_ids [rows, length]``, the rows ``rows`` in ``epochs``."""
         length = input_ids.shape[1]
         keys = hashed(self._seed, epochs.astype(np.uint64), rows.astype(np.uint64))[:, None]
         places = np.arange(length, dtype=np.uint64)
-        # Gumbel's trick: the k largest of log-chance plus Gumbel noise are k draws without replacement.
+        # Gumbel top-k: the k largest of log-chance plus Gumbel noise are k draws without replacement.
         noise = -np.log(-np.log(uniform(hashed(keys, _CHOICE, places))))
         scores = self._log_chance[input_ids] + noise
         chosen = np.sort(np.argpartition(-scores, self.labels_per_row - 1, axis=1)[:, : self.labels_per_row], axis=1)
@@ -149,7 +147,7 @@ class Masker:
         return Batch(*(torch.from_numpy(array) for array in (masked, positions, labels.reshape(-1))))
 
     def _others(self, chosen: I64, keys: U64, length: int) -> I64:
-        """Positions beside the hidden ones ``[rows, others_per_row]``: all there are, or a draw of them."""
+        """Unmasked positions of the soft loss ``[rows, others_per_row]``: all, or a sample."""
         free = np.ones((len(chosen), length), dtype=bool)
         np.put_along_axis(free, chosen, False, axis=1)
         if self._others_per_row == length - chosen.shape[1]:
@@ -163,8 +161,7 @@ class Masker:
 
 
 class Batches:
-    """The training batches of a run, or of a phase that begins at ``first_step`` and counts its epochs from
-    ``first_epoch``: pure, nothing to save, nothing to restore."""
+    """The training batches of a phase from ``first_step`` on, with epochs from ``first_epoch`` on. Stateless."""
 
     def __init__(
         self, rows: Rows, masker: Masker, training: Training, first_step: int = 0, first_epoch: int = 0
@@ -175,7 +172,7 @@ class Batches:
         self._first_step, self._first_epoch = first_step, first_epoch
 
     def rows(self, step: int, first: int, count: int) -> tuple[I64, I64]:
-        """Numbers of rows ``first`` to ``first + count`` of optimizer step ``step``, and the epochs they are in."""
+        """Numbers and epochs of the rows ``first`` to ``first + count`` of optimizer step ``step``."""
         seen = (step - self._first_step) * self._rows_per_step
         epochs, within = np.divmod(seen + np.arange(first, first + count, dtype=np.int64), len(self._rows))
         epochs += self._first_epoch
@@ -191,6 +188,6 @@ class Batches:
         return shuffled_in_blocks(places, len(self._rows), self._block, self._seed, epoch)
 
     def take(self, step: int, first: int, count: int) -> Batch:
-        """Rows ``first`` to ``first + count`` of optimizer step ``step``, masked."""
+        """The masked rows ``first`` to ``first + count`` of optimizer step ``step``."""
         rows, epochs = self.rows(step, first, count)
         return self._masker.mask(self._rows.take(rows), rows, epochs)

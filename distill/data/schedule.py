@@ -1,7 +1,6 @@
-"""Which rows a step reads: the phases of a run, one after the other, each on the rows of its length.
+"""The phases of a run, each on rows of one length; a run without phases has a single one.
 
-A run without phases is one of a single phase. Everything is arithmetic on the step, so a run that goes on needs only
-its step number, within a phase and across the border between two.
+The phase and its batches are computed from the step number, so a resumed run needs no other state.
 """
 
 from collections.abc import Iterable
@@ -14,27 +13,27 @@ from distill.config import Training
 from distill.data.batches import Batches, Masker
 
 _EPOCHS = 2**20
-"""Epochs set apart for a phase: phases that read the same rows read them in other orders, under other masks."""
+"""Epoch numbers reserved per phase, so that phases on the same rows have other orders and masks."""
 
 
 class PhaseError(ValueError):
-    """The tokens that were given are not those the phases read."""
+    """The tokens artifacts do not match the phases."""
 
 
 @dataclass(frozen=True)
 class OpenPhase:
-    """A phase with its rows, and where it lies in the run."""
+    """A phase with its rows and its first step."""
 
     number: int
-    """From 0."""
+    """Counts from 0."""
     training: Training
-    """The run as if it were this phase alone."""
+    """The recipe of this phase as a run without phases."""
     tokens: TokenSet
     first_step: int
 
     @property
     def end(self) -> int:
-        """The step after its last one."""
+        """The step after the last one."""
         return self.first_step + self.training.total_steps(len(self.tokens.train))
 
     @property
@@ -52,7 +51,7 @@ class OpenPhase:
 
 
 class Schedule:
-    """The phases of a run, opened."""
+    """The opened phases of a run."""
 
     def __init__(self, training: Training, tokens: Iterable[TokenSet]) -> None:
         by_length = {found.seq_len: found for found in tokens}
@@ -68,7 +67,7 @@ class Schedule:
         """The schedule of a run on the tokens artifacts at ``paths``.
 
         Raises:
-            PhaseError: a length is missing, is no phase's, or the vocabularies differ.
+            PhaseError: a length is missing or not used, or the vocabularies differ.
         """
         return cls(training, [open_tokens(path) for path in paths])
 
@@ -90,7 +89,7 @@ class Schedule:
         return next(phase for phase in self.phases if step < phase.end)
 
     def tokens_after(self, steps: int) -> int:
-        """Tokens seen in the first ``steps`` steps."""
+        """Tokens of the first ``steps`` steps."""
         within = ((phase, min(steps, phase.end) - phase.first_step) for phase in self.phases)
         return sum(max(0, count) * phase.tokens_per_step for phase, count in within)
 

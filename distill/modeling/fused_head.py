@@ -1,14 +1,14 @@
-"""Vocabulary projection and losses in one, a few positions at a time.
+"""Vocabulary projection and losses in one, for a chunk of positions at a time.
 
-The logits of a batch are its largest tensors by far: positions x vocabulary, for student and teacher, with fp32 copies
-and gradients, some 700 KB a token. Here a chunk of positions goes from features to logits, losses and gradients, and
-is forgotten. The gradient has a closed form, so the backward pass computes no logits again (``s``, ``t``: logits of
-student and teacher, ``T``: temperature)::
+Logits are by far the largest tensors of a batch: positions x vocabulary, for student and teacher, with fp32 copies and
+gradients, some 700 KB a token. The fused head computes logits, losses and gradients of one chunk, then reuses the
+memory. The gradient has a closed form, so the backward pass needs no logits (``s``, ``t``: logits of student and
+teacher, ``T``: temperature)::
 
     dL/ds = a_soft * T * (softmax(s / T) - softmax(t / T)) + a_masked * (softmax(s) - onehot(label))
 
-It is found in the forward pass, before the loss scale of fp16 is known. Divided by the number of positions there, it
-would fall below what fp16 can hold; it is kept undivided, and ``backward`` divides and scales.
+The forward pass computes it, before the loss scale of fp16 is known. Divided by the number of positions, it would
+underflow in fp16, so the forward pass keeps it undivided, and ``backward`` divides and scales it.
 """
 
 import functools
@@ -23,16 +23,16 @@ from torch import Tensor
 from distill.config import Loss
 from distill.modeling.masked_lm import Projection
 
-# Positions whose logits stay in a core's cache while losses and gradients pass over them. A GPU takes a chunk whole.
+# Positions whose logits fit into the cache of a core. A GPU processes a whole chunk.
 _CACHED_POSITIONS = 16
 _CACHED_ELEMENTS = 2**18
 
 MAX_GRAPHS = 64
-"""Graphs of a compiled function, one for every shape: trials of micro-batches, training, validations, every phase."""
+"""Limit of graphs per compiled function, one per shape: micro-batch trials, training, validations, all phases."""
 
 
 class HeadLosses(NamedTuple):
-    """Losses of the head, in nats; ``weighted`` alone has a gradient."""
+    """Losses of the head, in nats. Only ``weighted`` has a gradient."""
 
     weighted: Float[Tensor, ""]
     soft: Float[Tensor, ""]
@@ -41,7 +41,7 @@ class HeadLosses(NamedTuple):
 
 @dataclass(frozen=True)
 class DistillationTargets:
-    """What a teacher says of a batch, as its features and the projection that makes words of them."""
+    """The teacher's outputs for a batch: features, and the projection that turns them into logits."""
 
     features: Float[Tensor, "positions teacher_hidden"]
     projection: Projection
@@ -58,8 +58,8 @@ def head_losses(
 ) -> HeadLosses:
     """Soft and masked-word losses of a batch, and their weighted sum.
 
-    The first ``len(labels)`` positions carry labels, all of them soft targets; at most ``chunk`` positions have logits
-    at a time. ``compiled`` fuses what happens between two matrix products.
+    The first ``len(labels)`` positions have labels; all positions have soft targets. Logits exist for at most ``chunk``
+    positions at a time. ``compiled`` fuses the operations between two matrix products.
     """
     if weights.soft and targets is None:
         raise ValueError("a soft loss needs a teacher")
@@ -72,7 +72,7 @@ def head_losses(
 
 
 def cosine_loss(student: Float[Tensor, "tokens hidden"], teacher: Float[Tensor, "tokens hidden"]) -> Float[Tensor, ""]:
-    """One minus the cosine between last hidden states, mean over tokens, without fp32 copies kept for backward."""
+    """One minus the cosine between the last hidden states, mean over tokens; keeps no fp32 copies for backward."""
     found: Tensor = _Cosine.apply(student, teacher)  # type: ignore[no-untyped-call]
     return found
 
@@ -81,15 +81,15 @@ def cosine_loss(student: Float[Tensor, "tokens hidden"], teacher: Float[Tensor, 
 def top_words(
     features: Float[Tensor, "positions hidden"], projection: Projection, chunk: int
 ) -> Int[Tensor, " positions"]:
-    """The likeliest word at each position."""
+    """The most likely word at each position."""
     return torch.cat([projection.logits(part).argmax(dim=-1) for part in torch.split(features, chunk)])
 
 
 def chunk_positions(vocab_size: int, bytes_per_logit: int, memory: int, device: str) -> int:
-    """Positions whose logits may exist at a time on a device with so many bytes of memory.
+    """Positions of a chunk on a device with ``memory`` bytes.
 
-    A chunk, its fp32 temporaries included, may take a thirty-second of the memory. Above 512 positions on a CPU, or
-    2,048 on a GPU, matrix products gain nothing.
+    A chunk with its fp32 temporaries takes at most 1/32 of the memory. Above 512 positions on a CPU, or 2,048 on a GPU,
+    matrix products get no faster.
     """
     bytes_per_position = vocab_size * (2 * bytes_per_logit + 4 * 4)
     fitting = memory // 32 // bytes_per_position
@@ -106,12 +106,12 @@ class _Task:
 
     @property
     def masked_factor(self) -> float:
-        """Weight of a label's gradient among gradients that will be divided by the number of positions."""
+        """Weight of a label's gradient before all gradients are divided by the number of positions."""
         return self.weights.masked * self.positions / self.labels
 
     @property
     def end(self) -> int:
-        """Positions that have a loss at all."""
+        """Number of positions with a loss."""
         return self.positions if self.weights.soft else self.labels
 
 
@@ -132,7 +132,7 @@ class _HeadLosses(torch.autograd.Function):
         soft = features.new_zeros((), dtype=torch.float64)
         masked = torch.zeros_like(soft)
         gradients = _Gradients(features, weight, bias) if learns else None
-        # Buffers for all chunks: memory fresh from the system costs a CPU as much as a tenth of the product.
+        # Buffers shared by all chunks: on a CPU, fresh memory costs about a tenth of the matrix product.
         space = features.new_empty(min(task.chunk, task.positions), len(weight))
         teacher_space = features.new_empty(space.shape if task.weights.soft else 0)
         biases = bias.float(), None if teacher_bias is None else teacher_bias.float()
@@ -172,7 +172,7 @@ class _Cosine(torch.autograd.Function):
         direction = theirs / (our_length * their_length)
         cosine = (ours * direction).sum(dim=-1, keepdim=True)
         if ctx.needs_input_grad[0]:
-            # Undivided as well: see the head of this file.
+            # Undivided, too: see the docstring of the module.
             ctx.save_for_backward((cosine * ours / our_length.square() - direction).to(student.dtype))
         loss: Tensor = 1 - cosine.mean()
         return loss
@@ -184,7 +184,7 @@ class _Cosine(torch.autograd.Function):
 
 
 class _Gradients:
-    """Gradients of the head, not divided by the number of positions; those of weights add up in fp32."""
+    """Gradients of the head, not divided by the number of positions; sums of weight gradients are fp32."""
 
     def __init__(self, features: Tensor, weight: Tensor, bias: Tensor) -> None:
         self.features = torch.zeros_like(features)
@@ -196,7 +196,7 @@ class _Gradients:
     def add(self, part: slice, of_logits: Tensor, features: Tensor, weight: Tensor) -> None:
         torch.mm(of_logits, weight, out=self.features[part])
         self.bias += of_logits.sum(dim=0, dtype=torch.float32)
-        if self._chunks == 1:  # the first product lies where the next will be
+        if self._chunks == 1:  # the next product overwrites the buffer of the first
             self.weight = self.weight.to(torch.float32, copy=True)
         product = self._outer(of_logits, features[part])
         if self._chunks == 0:
@@ -206,7 +206,7 @@ class _Gradients:
         self._chunks += 1
 
     def _outer(self, of_logits: Tensor, features: Tensor) -> Tensor:
-        """``of_logits.T @ features``; in fp32 where the sum over positions could leave the range of fp16."""
+        """``of_logits.T @ features``; in fp32 for fp16, whose range the sum over positions could exceed."""
         if of_logits.dtype != torch.float16:
             return torch.mm(of_logits.t(), features, out=self._space)
         if of_logits.is_cuda:
@@ -217,7 +217,7 @@ class _Gradients:
 def accumulate(total: Float[Tensor, "..."], part: Float[Tensor, "..."]) -> None:
     """``total += part`` in the precision of ``total``.
 
-    A CPU first converts the whole of a ``part`` of lower precision, in memory; in pieces it does so in its cache.
+    On a CPU, torch first converts all of a ``part`` of lower precision in memory; pieces are converted in the cache.
     """
     if total.dtype == part.dtype or total.device.type != "cpu" or not (total.is_contiguous() and part.is_contiguous()):
         total.add_(part)
@@ -228,14 +228,14 @@ def accumulate(total: Float[Tensor, "..."], part: Float[Tensor, "..."]) -> None:
 
 
 class _Chunk(NamedTuple):
-    """Positions that are worked on together: logits without bias, and labels of the first of them."""
+    """Logits of a chunk without bias, the teacher's logits, and the labels of the first positions."""
 
     logits: Tensor
     wanted: Tensor | None
     words: Tensor
 
     def parts(self, size: int) -> Iterator[tuple[Tensor, Tensor | None, Tensor | None]]:
-        """At most ``size`` positions at a time, all of them with labels or all without."""
+        """Parts of at most ``size`` positions, either all with labels or all without."""
         ends = (len(self.words), len(self.logits))
         for first, end in ((0, ends[0]), ends):
             for start in range(first, end, size):
@@ -245,13 +245,13 @@ class _Chunk(NamedTuple):
 
 
 def _pass_over(chunk: _Chunk, biases: tuple[Tensor, Tensor | None], task: _Task, learns: bool) -> tuple[Tensor, Tensor]:
-    """Sums of the soft and masked losses of a chunk; its logits become their gradient where ``learns``."""
+    """Sums of the soft and masked losses of a chunk; overwrites its logits with the gradient if ``learns``."""
     soft = masked = chunk.logits.new_zeros((), dtype=torch.float64)
     on_cpu = chunk.logits.device.type == "cpu"
     size = _CACHED_POSITIONS if on_cpu else len(chunk.logits)
     weights = (task.weights.soft, task.masked_factor, task.weights.temperature)
     for logits, wanted, words in chunk.parts(size):
-        # Only what comes again and again is worth a compilation; on a GPU, shapes are the same at every step.
+        # Compile only shapes that repeat; on a GPU, every step has the same shapes.
         compiled = task.compiled and learns and (len(logits) == size or not on_cpu)
         found = (_compiled() if compiled else _losses_and_gradient)(logits, wanted, words, *biases, *weights)
         soft, masked = soft + found[0], masked + found[1]
@@ -270,9 +270,9 @@ def _losses_and_gradient(
     masked_factor: float,
     temperature: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Sums of soft and masked losses of some positions, and the gradient of their weighted sum by the logits.
+    """Sums of soft and masked losses, and the gradient of their weighted sum with respect to the logits.
 
-    In place wherever it can be: on a CPU every further pass over the logits costs as much as an exponential.
+    In place where possible: on a CPU, another pass over the logits costs as much as an exponential.
     """
     logits = logits.float().add_(bias)
     soft = masked = logits.new_zeros(())
@@ -295,6 +295,6 @@ def _losses_and_gradient(
 
 @functools.cache
 def _compiled() -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
-    # A graph for every shape: whole chunks and the ends of labels and of positions, for every phase of a run.
+    # One graph per shape: whole chunks, the last labels and the last positions, for every phase.
     torch._dynamo.config.recompile_limit = MAX_GRAPHS
     return torch.compile(_losses_and_gradient, dynamic=False)

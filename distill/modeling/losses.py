@@ -1,7 +1,7 @@
-"""The triple loss: soft targets, masked words, cosine. Pure functions over logits: the reference for the fused head.
+"""The triple loss (soft targets, masked words, cosine) as pure functions of logits; the reference for the fused head.
 
-Sanh et al. 2019 (arXiv 1910.01108), section 3. Computed in fp32 whatever the models run in: a softmax over 30,000
-words loses its tail in half precision.
+Sanh et al. 2019 (arXiv 1910.01108), section 3. Always in fp32: a softmax over 30,000 words loses its tail in half
+precision.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from torch.nn import functional
 
 @dataclass(frozen=True)
 class Losses:
-    """Loss terms of a batch, unweighted, in nats (cosine: no unit), and their weighted total."""
+    """Unweighted loss terms of a batch, in nats (cosine: no unit), and their weighted total."""
 
     total: Float[Tensor, ""]
     soft: Float[Tensor, ""]
@@ -41,10 +41,10 @@ def soft_target_loss(
 
 
 def masked_word_loss(logits: Float[Tensor, "labels vocab"], labels: Int[Tensor, " labels"]) -> Float[Tensor, ""]:
-    """Cross-entropy of the hidden words, in nats per label."""
+    """Cross-entropy of the masked words, in nats per label."""
     return functional.cross_entropy(logits.float(), labels)
 
 
 def cosine_loss(student: Float[Tensor, "tokens hidden"], teacher: Float[Tensor, "tokens hidden"]) -> Float[Tensor, ""]:
-    """One minus the cosine between last hidden states, mean over tokens."""
+    """One minus the cosine between the last hidden states, mean over tokens."""
     return 1 - functional.cosine_similarity(student.float(), teacher.float(), dim=-1).mean()

@@ -1,8 +1,8 @@
-"""A masked language model taken apart: encoder, head transform, and the projection onto the vocabulary.
+"""Splits a masked language model into encoder, head transform and vocabulary projection.
 
-Distillation never wants all logits at once; the models of ``transformers`` compute all of them. Here a model gives the
-last hidden states and, at chosen positions, the features that the vocabulary projection would turn into logits. This
-module is the one place that knows how each architecture is built.
+The models of ``transformers`` compute all logits at once, which distillation avoids: :class:`MaskedLM` returns the last
+hidden states and, at chosen positions, the input of the vocabulary projection. Only this module knows how the
+architectures are built.
 """
 
 from collections.abc import Iterator
@@ -22,20 +22,20 @@ from cluster.tokens.tokenizer import load_tokenizer, quiet_tokenizer
 ARCHITECTURES = ("BertForMaskedLM", "RobertaForMaskedLM", "DistilBertForMaskedLM")
 
 
-# Row length whose attention scores a core's cache holds for one head of one row, some times over.
+# Longest row whose attention scores, of one head, fit several times into the cache of a core.
 _CACHED_SCORES = 256
 
 
 class ModelError(ValueError):
-    """A model cannot be used here: its architecture, its files or its shape."""
+    """A model is not usable: its architecture, files or shape."""
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """What a model puts out for a batch of rows.
+    """Output for a batch of rows.
 
-    ``hidden`` is the last hidden state of every token; ``features`` are what the vocabulary projection takes, at the
-    positions asked for.
+    ``hidden`` is the last hidden state of every token, ``features`` the input of the vocabulary projection at the
+    requested positions.
     """
 
     hidden: Float[Tensor, "tokens hidden"]
@@ -44,13 +44,13 @@ class Outputs:
 
 @dataclass(frozen=True)
 class Projection:
-    """The last layer of a masked language model: ``logits = features @ weight.T + bias``."""
+    """The vocabulary projection: ``logits = features @ weight.T + bias``."""
 
     weight: Float[Tensor, "vocab hidden"]
     bias: Float[Tensor, " vocab"]
 
     def logits(self, features: Float[Tensor, "positions hidden"]) -> Float[Tensor, "positions vocab"]:
-        """All logits at once: a tensor of positions x vocabulary."""
+        """All logits at once."""
         return functional.linear(features, self.weight, self.bias)
 
 
@@ -67,13 +67,13 @@ class MaskedLM(nn.Module):
         self.model = model
 
     def forward(self, input_ids: Int[Tensor, "rows length"], positions: Int[Tensor, " positions"]) -> Any:
-        """:class:`Outputs`: hidden states of all tokens, features at ``positions`` of the flattened rows."""
+        """Compute :class:`Outputs`, with features at ``positions`` of the flattened rows."""
         hidden = self.model.base_model(input_ids=input_ids).last_hidden_state.flatten(0, 1)
         return Outputs(hidden, self._transform(hidden[positions]))
 
     @property
     def projection(self) -> Projection:
-        """The projection onto the vocabulary; under ZeRO-3 only usable inside :meth:`forward`."""
+        """The vocabulary projection; under ZeRO-3 use it only inside :meth:`forward`."""
         model = self.model
         match type(model).__name__:
             case "BertForMaskedLM":
@@ -102,9 +102,9 @@ class MaskedLM(nn.Module):
 
 
 def load(source: str | Path, seed: int = 0) -> tuple[Any, frozenset[str]]:
-    """A masked language model from a folder or hub id, in fp32, and the names of weights that were not there.
+    """Load a masked language model in fp32 from a folder or hub id; also returns the names of missing weights.
 
-    Weights that were not there (a head, usually) are drawn from ``seed``. Only safetensors are read, never pickle.
+    Missing weights (usually a head) are drawn from ``seed``. Reads only safetensors, never pickle.
 
     Raises:
         ModelError: not found, unreadable, or of an unsupported architecture.
@@ -124,14 +124,14 @@ def load(source: str | Path, seed: int = 0) -> tuple[Any, frozenset[str]]:
 
 
 def save_shape(model: Any, tokenizer: Path, folder: Path) -> None:
-    """Write what a model is without its weights: configuration, and the tokenizer it reads with."""
+    """Write a model's configuration and tokenizer, without weights."""
     model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(folder)
     load_tokenizer(tokenizer).save_pretrained(folder)
 
 
 def load_trained(folder: Path, weights: dict[str, Tensor]) -> Any:
-    """The model whose shape is in ``folder``, with weights as a checkpoint of :class:`MaskedLM` names them."""
+    """The model of the configuration in ``folder``, with weights from a checkpoint of :class:`MaskedLM`."""
     config = AutoConfig.from_pretrained(folder)
     model = MaskedLM(AutoModelForMaskedLM.from_config(config, dtype=torch.float32))
     model.load_state_dict(weights, strict=False)
@@ -142,10 +142,10 @@ def load_trained(folder: Path, weights: dict[str, Tensor]) -> Any:
 
 
 def choose_attention(model: Any, device: str, seq_len: int) -> None:
-    """The fastest way to attend over rows of this length on this kind of device.
+    """Select the fastest attention for rows of this length on this kind of device.
 
-    On a CPU, matrix products over whole rows beat the kernels that never hold the scores, as long as those fit in the
-    cache; on a GPU those kernels always win.
+    On a CPU, plain matrix products are faster than the fused kernel while the scores fit into the cache; on a GPU the
+    fused kernel is always faster.
     """
     model.set_attn_implementation("eager" if device == "cpu" and seq_len <= _CACHED_SCORES else "sdpa")
 
@@ -161,12 +161,12 @@ def hidden_size(model: Any) -> int:
 
 
 def num_parameters(model: Any) -> int:
-    """Parameters, tied ones once."""
+    """Number of parameters; tied ones count once."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 def facts(model: Any) -> dict[str, Any]:
-    """What a manifest says of a model."""
+    """Facts about a model for a manifest."""
     return {
         "architecture": type(model).__name__,
         "parameters": num_parameters(model),

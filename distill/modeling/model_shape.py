@@ -1,4 +1,4 @@
-"""Shapes of models, without their weights: from a folder's configuration, from a recipe, or of well-known teachers."""
+"""Shapes of models without weights, from a folder's configuration or of well-known teachers."""
 
 import json
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ Family = Literal["bert", "roberta", "distilbert"]
 
 @dataclass(frozen=True)
 class ModelShape:
-    """What of a model decides its cost."""
+    """Sizes of a model that determine its cost."""
 
     name: str
     family: Family
@@ -31,7 +31,7 @@ class ModelShape:
 
     @property
     def parameters(self) -> int:
-        """Parameters of the masked language model, tied ones once; no pooler."""
+        """Parameters of the masked language model without pooler; tied ones count once."""
         hidden, inner = self.hidden, self.feed_forward
         token_types = {"bert": 2, "roberta": 1, "distilbert": 0}[self.family]
         embeddings = (self.vocabulary + self.positions + token_types + 2) * hidden
@@ -41,7 +41,7 @@ class ModelShape:
 
 
 def student_shape(teacher: ModelShape, layers: int) -> ModelShape:
-    """The shape of the student that ``distill.modeling.student`` makes of so many layers of a teacher."""
+    """The shape of the student that ``distill.modeling.student`` makes from ``layers`` layers of a teacher."""
     family: Family = "distilbert" if teacher.family == "bert" else teacher.family
     return ModelShape(
         name=f"{layers} of its layers",
@@ -68,14 +68,14 @@ DEFAULT = "bert-base-uncased"
 
 
 class ShapeError(ValueError):
-    """The shape of a model cannot be found out."""
+    """The shape of a model is unknown or not supported."""
 
 
 def find(source: str) -> ModelShape:
-    """The shape of a folder with a ``config.json``, or of a model known by its name or hub id.
+    """The shape of a folder with a ``config.json``, or of a well-known model by name or hub id.
 
     Raises:
-        ShapeError: neither, or a configuration that no teacher has.
+        ShapeError: neither, or an unsupported configuration.
     """
     if (Path(source) / "config.json").is_file():
         return of_folder(Path(source))
@@ -89,10 +89,10 @@ def find(source: str) -> ModelShape:
 
 
 def of_folder(folder: Path) -> ModelShape:
-    """The shape that a Hugging Face ``config.json`` describes.
+    """The shape in the ``config.json`` of a folder.
 
     Raises:
-        ShapeError: it cannot be read, lacks a number, or is of another architecture.
+        ShapeError: unreadable, incomplete, or of another architecture.
     """
     try:
         values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -102,7 +102,7 @@ def of_folder(folder: Path) -> ModelShape:
 
 
 def of_config(values: Mapping[str, Any], name: str) -> ModelShape:
-    """The shape that the values of a configuration describe.
+    """The shape in the values of a configuration.
 
     Raises:
         ShapeError: another architecture, or a number is missing.

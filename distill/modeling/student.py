@@ -1,9 +1,9 @@
-"""Half the layers, started from chosen teacher layers.
+"""Creates a student from layers of its teacher.
 
-A BERT teacher gives a ``DistilBertForMaskedLM``, a RoBERTa teacher a ``RobertaForMaskedLM`` of fewer layers (Sanh et
-al. 2019, section 3: token-type embeddings and pooler removed, layers taken from the teacher). The original dropped
-BERT's token-type row 0, which every position had added to it; here it is folded into the position embeddings, so a
-student that takes every layer computes exactly what its teacher does.
+A BERT teacher gives a ``DistilBertForMaskedLM``, a RoBERTa teacher a ``RobertaForMaskedLM`` with fewer layers (Sanh et
+al. 2019, section 3: no token-type embeddings, no pooler, layers from the teacher). The authors' code dropped BERT's
+token-type row 0, which BERT adds at every position; this module adds it to the position embeddings, so that a student
+with all layers computes the same as its teacher.
 """
 
 import copy
@@ -33,26 +33,26 @@ _DISTILBERT_HEAD = {
     "cls.predictions.transform.dense": "vocab_transform",
     "cls.predictions.transform.LayerNorm": "vocab_layer_norm",
 }
-# DistilBERT's LayerNorms have this epsilon built in; BERT's is a configuration value.
+# Fixed in DistilBERT; a configuration value of BERT.
 _DISTILBERT_EPSILON = 1e-12
 
 
 def half_of(layers: int) -> tuple[int, ...]:
-    """Half of so many layers, evenly spread with the first and the last: 0, 2, 4, 7, 9, 11 of twelve."""
+    """Half of the layers, evenly spread, with the first and the last: 0, 2, 4, 7, 9, 11 of twelve."""
     count = max(1, layers // 2)
     return tuple(round(i * (layers - 1) / max(1, count - 1)) for i in range(count))
 
 
 def make(teacher: Any, recipe: Student, seed: int) -> Any:
-    """A student of this teacher, in fp32.
+    """Create a student in fp32.
 
     Raises:
-        ModelError: layers out of range, or a teacher no student can be made of.
+        ModelError: layers out of range, or an unsupported teacher.
     """
     layers = chosen_layers(recipe.layers, num_layers(teacher))
     if not teacher.config.tie_word_embeddings:
         raise ModelError(
-            "the teacher's head has words of its own (tie_word_embeddings = false): use one that ties them"
+            "the teacher's head does not share the word embeddings (tie_word_embeddings = false): use one that does"
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -73,7 +73,7 @@ def make(teacher: Any, recipe: Student, seed: int) -> Any:
 
 
 def chosen_layers(wanted: Sequence[int] | None, available: int) -> tuple[int, ...]:
-    """The teacher layers a student takes.
+    """The teacher layers that a student takes.
 
     Raises:
         ModelError: none, repeated, out of order, or out of range.

@@ -1,6 +1,6 @@
-"""This machine as a device to plan for: its matrix-product peak, and what a training step makes of it.
+"""Measures this machine as a device for plans: its peak in matrix products, and the share a training step reaches.
 
-Takes some seconds. What is timed are the models and losses that train, two layers of each; a plan counts the others.
+It takes some seconds: it times two layers of each model with the real losses, and extrapolates to all layers.
 """
 
 import os
@@ -29,9 +29,9 @@ from distill.train.student_objective import HeadSettings, StudentObjective
 _LAYERS = 2
 _REPEATS = 5
 _TOKENS = {"cpu": 1024, "cuda": 16_384}
-"""Most tokens of a micro-batch that is timed."""
+"""Most tokens of the timed micro-batch."""
 _SIDE = {"cpu": 2048, "cuda": 8192}
-"""Of the square matrices whose product is the peak."""
+"""Side of the square matrices whose product gives the peak."""
 _ADAM_VALUES = {"cpu": 8_000_000, "cuda": 100_000_000}
 _LINK_GB_PER_SECOND = {"cpu": 1.0, "cuda": 100.0}
 
@@ -39,7 +39,7 @@ _LINK_GB_PER_SECOND = {"cpu": 1.0, "cuda": 100.0}
 def measure(
     training: Training, teacher: ModelShape | None, model: ModelShape, seq_len: int, workers: int = 1
 ) -> Device:
-    """A worker's device here, ``workers`` of which share this machine; efficiency is that of this very training.
+    """The device of one worker, when ``workers`` share this machine. Its efficiency is that of this training.
 
     Raises:
         PrecisionError: this device lacks the recipe's precision.
@@ -70,62 +70,62 @@ def measure(
 
 
 class _Sample:
-    """A few layers of teacher and student with the whole head, on one micro-batch of random words."""
+    """A few layers of teacher and student with the whole head, and a micro-batch of random words."""
 
     def __init__(
         self, training: Training, teacher: ModelShape | None, model: ModelShape, seq_len: int, place: torch.device
     ) -> None:
         self._training, self._place, self._seq_len = training, place, seq_len
-        self._taught = teacher if training.loss.needs_teacher else None
+        self._teacher_shape = teacher if training.loss.needs_teacher else None
         self._shape = model
         most = training.placement.rows_per_device
         rows = max(1, _TOKENS[place.type] // seq_len)
         self._rows = rows if most == "auto" else min(rows, most)
         self.tokens = self._rows * seq_len
-        self._learner, self._teacher = self._models()
+        self._objective, self._teacher = self._models()
 
     @property
     def flops(self) -> float:
-        """Of a micro-batch, all layers."""
+        """Operations of a micro-batch, all layers."""
         training = self._training
-        return self.tokens * costs.step_flops_per_token(training, self._taught, self._shape, self._seq_len)
+        return self.tokens * costs.step_flops_per_token(training, self._teacher_shape, self._shape, self._seq_len)
 
     def micro_seconds(self) -> float:
-        """Of a micro-batch, all layers, from the few that are timed."""
+        """Seconds of a micro-batch, extrapolated to all layers."""
         return self._whole_seconds(self._batch(self._rows, self._seq_len))
 
     def overhead_seconds(self) -> float:
-        """Of a micro-batch with next to nothing to compute."""
+        """Seconds of a micro-batch with next to nothing to compute."""
         return self._whole_seconds(self._batch(1, 16))
 
     def _whole_seconds(self, batch: Batch) -> float:
-        """Layers are alike: the teacher's count as often as it has them, the student's too; the head counts once."""
-        teaching, taught = 0.0, None
-        if self._teacher is not None and self._taught is not None:
+        """Time the few layers and the head; multiply the time of the layers, which are alike."""
+        teacher_seconds, targets = 0.0, None
+        if self._teacher is not None and self._teacher_shape is not None:
             teacher = self._teacher
             with torch.no_grad():
-                taught = teacher(batch.input_ids, batch.positions)
-                teaching = _seconds(lambda: teacher(batch.input_ids, batch.positions), self._place)
-            teaching *= self._taught.layers / _few(self._taught).layers
-        learning = _seconds(lambda: self._learn(batch, taught), self._place)
-        layers = min(learning, _seconds(lambda: self._learn_layers(batch), self._place))
-        return teaching + layers * self._shape.layers / _few(self._shape).layers + learning - layers
+                targets = teacher(batch.input_ids, batch.positions)
+                teacher_seconds = _seconds(lambda: teacher(batch.input_ids, batch.positions), self._place)
+            teacher_seconds *= self._teacher_shape.layers / _few(self._teacher_shape).layers
+        student_seconds = _seconds(lambda: self._train(batch, targets), self._place)
+        layers = min(student_seconds, _seconds(lambda: self._learn_layers(batch), self._place))
+        return teacher_seconds + layers * self._shape.layers / _few(self._shape).layers + student_seconds - layers
 
-    def _learn(self, batch: Batch, taught: Outputs | None) -> None:
+    def _train(self, batch: Batch, targets: Outputs | None) -> None:
         projection = self._teacher.projection if self._teacher else None
-        self._learner(batch, taught, projection).losses.total.backward()
+        self._objective(batch, targets, projection).losses.total.backward()
 
     def _learn_layers(self, batch: Batch) -> None:
         """All but the losses."""
-        outputs = MaskedLM.forward(self._learner, batch.input_ids, batch.positions)
+        outputs = MaskedLM.forward(self._objective, batch.input_ids, batch.positions)
         (outputs.hidden.sum() + outputs.features.sum()).backward()
 
     def _models(self) -> tuple[StudentObjective, MaskedLM | None]:
         training, place, few = self._training, self._place, _few(self._shape)
         trained = _model(few)
         teacher = None
-        if self._taught is not None:
-            source = _model(_few(self._taught))
+        if self._teacher_shape is not None:
+            source = _model(_few(self._teacher_shape))
             layers = Student(start="random", layers=tuple(range(few.layers)))
             trained = student.make(source, layers, seed=0)
             teacher = MaskedLM(source).eval().requires_grad_(False).to(place, dtype_of(training.precision))
@@ -134,15 +134,15 @@ class _Sample:
         compiled = training.placement.compiles(place.type)
         bytes_per_logit = costs.VALUE_BYTES[training.precision]
         chunk = chunk_positions(few.vocabulary, bytes_per_logit, _memory(place)[0], place.type)
-        learner = StudentObjective(
+        objective = StudentObjective(
             trained, training.loss, HeadSettings(training.placement.head, chunk, compiled)
         ).eval()
-        learner.to(place, dtype_of(training.precision))
+        objective.to(place, dtype_of(training.precision))
         if compiled:
-            compile_layers(learner)
+            compile_layers(objective)
             if teacher is not None:
                 compile_layers(teacher)
-        return learner, teacher
+        return objective, teacher
 
     def _batch(self, rows: int, seq_len: int) -> Batch:
         count = max(1, round(self._training.masking.share * seq_len))
@@ -181,7 +181,7 @@ def _peak(precision: Precision, place: torch.device) -> float:
 
 
 def _adam_bytes_per_second(place: torch.device) -> float:
-    """Of an AdamW step: weights, two moments and gradients, 28 bytes a value."""
+    """Bandwidth of an AdamW step: weights, two moments and gradients, 28 bytes a value."""
     weights = torch.zeros(_ADAM_VALUES[place.type], device=place, requires_grad=True)
     weights.grad = torch.ones_like(weights)
     optimizer = torch.optim.AdamW([weights], fused=True)
@@ -189,7 +189,7 @@ def _adam_bytes_per_second(place: torch.device) -> float:
 
 
 def _seconds(work: Callable[[], object], place: torch.device) -> float:
-    """Seconds of a call: the fastest of some, after one to warm up; whatever else the machine does only slows one."""
+    """Seconds of a call: the fastest of several after a warm-up, because other load only slows a call."""
     taken = []
     for _ in range(1 + _REPEATS):
         _wait(place)
@@ -206,7 +206,7 @@ def _wait(place: torch.device) -> None:
 
 
 def _memory(place: torch.device) -> tuple[int, int]:
-    """Bytes of the device, and what is taken of them before anything is trained."""
+    """Memory of the device in bytes, and the part in use before training."""
     if place.type == "cuda":
         free, total = torch.cuda.mem_get_info(place)
         return total, total - free - torch.cuda.memory_reserved(place)

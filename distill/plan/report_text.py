@@ -1,4 +1,4 @@
-"""A plan as people read it: aligned lines, every number with its unit and what it was assumed from."""
+"""Text of a plan: aligned lines, numbers with units, and the assumptions behind them."""
 
 from collections.abc import Sequence
 
@@ -12,10 +12,12 @@ from distill.modeling.model_shape import ModelShape
 
 PUBLISHED = {"DistilBERT": 720, "RoBERTa": 24_576}
 """GPU-hours: 8 V100 for 90 hours (Sanh et al. 2019), 1,024 V100 for a day (Liu et al. 2019)."""
+SCALES = (8, 64)
+"""Numbers of workers in the section about scaling."""
 
 
 def whole(name: str, assumed: Sequence[str], forecasts: Sequence[Forecast]) -> str:
-    """One plan in full: the main run, what else the recipe trains, layouts, scaling, and what to know."""
+    """One plan in full: the main run, other runs of the recipe, layouts, scaling, refusals and assumptions."""
     found = forecasts[0]
     parts = [
         [f"{name} on {found.cluster.name}", *_what(found.planned, found.chosen)],
@@ -23,14 +25,14 @@ def whole(name: str, assumed: Sequence[str], forecasts: Sequence[Forecast]) -> s
         _memory(found),
         _disk_and_network(found),
         _best(found),
-        section(found),
+        _scaling(found),
         [*_others_refused(forecasts), *_notes(assumed, found)],
     ]
     return "\n\n".join("\n".join(part) for part in parts if part)
 
 
 def side_by_side(name: str, assumed: Sequence[str], plans: Sequence[Sequence[Forecast]]) -> str:
-    """Several machines in columns; what is to know of each below."""
+    """Several machines in columns, with the refusals and warnings of each below."""
     mains = [forecasts[0] for forecasts in plans]
     rows: list[tuple[str, list[str]]] = [
         ("hours", [hours(found.hours) for found in mains]),
@@ -164,7 +166,7 @@ def _placement(step: Prediction) -> str:
 
 
 def _words(layout: Layout) -> dict[str, str]:
-    """A layout in the words of a recipe's placement."""
+    """A layout as values of a recipe's placement."""
     return {
         "rows_per_device": str(layout.micro_rows),
         "zero_stage": str(layout.zero_stage),
@@ -198,7 +200,7 @@ def _outcome(found: Forecast, step: Prediction) -> str:
 
 
 def _others_refused(forecasts: Sequence[Forecast]) -> list[str]:
-    """What is wrong with other runs of the recipe and not with the main one, in other words or places."""
+    """Refusals of the recipe's other runs that the main run does not have."""
     first, *others = forecasts
     said = {text.replace(first.planned.prefix, "") for text in first.refusals}
     lines = []
@@ -223,10 +225,7 @@ def _listed(label: str, texts: Sequence[str]) -> list[str]:
     return [line(label, text) for text in texts]
 
 
-SCALES = (8, 64)
-
-
-def section(found: Forecast) -> list[str]:
+def _scaling(found: Forecast) -> list[str]:
     planned, cluster = found.planned, found.cluster
     counts = [count for count in SCALES if count <= planned.training.rows_per_step]
     steps = [scaled(planned, cluster, count) for count in counts]
@@ -266,7 +265,7 @@ def section(found: Forecast) -> list[str]:
 
 
 def _ring_bytes(step: Prediction) -> float:
-    """What goes round twice (n-1)/n times in a step."""
+    """Bytes that a ring sends twice (n-1)/n times in a step."""
     workers = step.layout.workers
     return step.network_bytes * workers / (workers - 1) / 2
 
