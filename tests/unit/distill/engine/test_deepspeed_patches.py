@@ -15,6 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import deepspeed
+import paths
 import pytest
 import tiny
 import torch
@@ -91,7 +92,11 @@ one_step(started(Path(sys.argv[1]), training(zero_stage=3), process_group.join(1
 def test_the_first_start_warns_and_logs(folder: Path) -> None:
     patched, unpatched = (
         subprocess.run(
-            [sys.executable, "-c", UNPATCHED, str(folder), which], capture_output=True, text=True, check=True
+            [sys.executable, "-c", UNPATCHED, str(folder), which],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(paths.SUPPORT), os.environ.get("PYTHONPATH", "")])},
+            capture_output=True,
+            text=True,
+            check=True,
         )
         for which in ("patched", "unpatched")
     )
