@@ -13,8 +13,8 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from cluster.inspect.findings import Bars, Curves, Findings, Histogram, InspectError, Panel
-from cluster.inspect.terminal import safe
 from cluster.telemetry.formatting import count
+from cluster.telemetry.terminal import safe
 
 PANELS = 3
 COLOURS = ("#2f7de1", "#e0710c", "#1a9c5b", "#a45ee5", "#d6478a", "#0f93a3")

@@ -1,330 +1,181 @@
-"""Findings as text for a terminal of any width, or for a pipe.
+"""Findings as text for a terminal or a pipe: sections, tables, samples, and charts in block characters."""
 
-Colours appear only where a terminal shows them and ``NO_COLOR`` is not set. Texts of an artifact are shown, never
-obeyed: whatever in them would move a cursor is written as an escape.
-"""
-
-import os
-import shutil
 import sys
-import unicodedata
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import NamedTuple, TextIO, TypeAlias
+from collections.abc import Iterator, Sequence
+from typing import TextIO
 
 import numpy as np
 import numpy.typing as npt
+from rich.bar import Bar
+from rich.console import Console, RenderableType
+from rich.padding import Padding
+from rich.rule import Rule
+from rich.table import Table as Grid
+from rich.text import Text
 
-from cluster.inspect.findings import (
-    Bars,
-    Block,
-    Curves,
-    Findings,
-    Histogram,
-    Pairs,
-    Panel,
-    Sample,
-    Section,
-    Table,
-    Words,
-)
+from cluster.inspect.findings import Bars, Block, Curves, Findings, Histogram, Pairs, Sample, Section, Table, Words
 from cluster.telemetry.formatting import count, plain, share
+from cluster.telemetry.terminal import console_for, pairs, render, safe, table
 
-Paint: TypeAlias = Callable[[str, str], str]
-"""A text in a colour, where there are any."""
-Values: TypeAlias = npt.NDArray[np.float64]
+Values = npt.NDArray[np.float64]
 
-_HEIGHT = 5
+_WIDEST = 110
+_SAMPLE_LINES, _CHART_LINES, _CHART_COLUMNS = 7, 5, 76
+_LABEL = 8
+"""Columns of the labels left of a chart."""
 _EIGHTHS = " ▁▂▃▄▅▆▇█"
-_PARTS = " ▏▎▍▌▋▊▉"
-_MARKS = 3
-"""Of an axis, at least, where the numbers allow it."""
-_BLUE = "34"
+_SMALLEST_BAR = 0.003
+"""Share of a bar that still shows: a value above 0 is never invisible."""
 
 
-class Axis(NamedTuple):
-    """What is written at a chart."""
-
-    top: str
-    low: str
-    marks: list[tuple[int, str]]
-    """Columns, and what stands below them."""
-    unit: str
+def write(found: Findings, stream: TextIO = sys.stdout) -> None:
+    """Print findings; replaces characters that the stream cannot encode."""
+    if hasattr(stream, "reconfigure"):
+        stream.reconfigure(errors="replace")
+    stream.write(page(found, console_for(stream, _WIDEST)))
+    stream.flush()
 
 
-def lines(panel: Panel, width: int, paint: Paint) -> Iterator[str]:
-    """A panel with its title, in so many columns."""
-    note = f"  {panel.note}" if panel.note else ""
-    yield from (f"  {line}" for line in fitted(safe(f"{panel.title}{note}"), width - 2))
-    if isinstance(panel, Bars):
-        yield from _bars(panel, width, paint)
-    elif isinstance(panel, Histogram):
-        yield from _histogram(panel, width, paint)
+def page(found: Findings, console: Console) -> str:
+    """The findings as lines no wider than the console."""
+    return render(console, *_parts(found, console))
+
+
+def _parts(found: Findings, console: Console) -> Iterator[RenderableType]:
+    yield Text.assemble((safe(found.title), "bold"), "  ", (safe(found.place), "dim"))
+    if found.headline:
+        yield Text(safe(found.headline))
+    for remark in found.remarks:
+        yield pairs([("!", remark)], style="bold yellow")
+    for section in found.sections:
+        if section.blocks or section.note:
+            yield from _section(section, console)
+
+
+def _section(section: Section, console: Console) -> Iterator[RenderableType]:
+    yield Text()
+    yield Rule(Text(section.title, "bold cyan"), align="left", style="dim")
+    if section.note:
+        yield Text(safe(section.note), "dim")
+    blocks = [block for block in section.blocks if not isinstance(block, Pairs) or block.entries]
+    for number, block in enumerate(blocks):
+        if number:
+            yield Text()
+        for part in _block(block, console):
+            yield Padding(part, (0, 0, 0, 2))
+
+
+def _block(block: Block, console: Console) -> Iterator[RenderableType]:
+    room = console.width - 2
+    if isinstance(block, Pairs):
+        yield pairs(block.entries, max(18, room // 3))
+    elif isinstance(block, Table):
+        yield table(block.head, block.rows, block.texts)
+    elif isinstance(block, Sample):
+        yield from _sample(block, console)
+    elif isinstance(block, Words):
+        yield from (_one_line(line) for line in block.text.rstrip().splitlines())
     else:
-        yield from _curves(panel, width, paint)
+        yield Text.assemble(safe(block.title), "  ", (safe(block.note), "dim"))
+        charts = {Bars: _bars, Histogram: _histogram, Curves: _curves}
+        yield charts[type(block)](block, room)  # type: ignore[operator]
 
 
-def _bars(panel: Bars, width: int, paint: Paint) -> Iterator[str]:
-    names = {name: cut(safe(name), width // 3) for name in panel.values}
-    texts = {name: panel.shown.get(name, plain(value)) for name, value in panel.values.items()}
-    left, right = (max(map(width_of, those.values()), default=0) for those in (names, texts))
-    room = max(4, width - left - right - 6)
-    most = max((value for value in panel.values.values() if np.isfinite(value)), default=0) or 1.0
-    for name, value in panel.values.items():
-        bar = paint(_bar(value / most if np.isfinite(value) else 0.0, room), _BLUE)
-        yield f"  {padded(names[name], left)}  {padded(texts[name], right, left=False)}  {bar}".rstrip()
+def _one_line(text: str, style: str = "") -> Text:
+    return Text(safe(text), style, no_wrap=True, overflow="ellipsis")
 
 
-def _histogram(panel: Histogram, width: int, paint: Paint) -> Iterator[str]:
+def _sample(block: Sample, console: Console) -> Iterator[RenderableType]:
+    yield _one_line(block.label, "dim")
+    words = [(word, "bold magenta" if special else "") for text, special in block.spans for word in safe(text).split()]
+    lines = Text(" ").join(Text(*word) for word in words).wrap(console, console.width - 6)
+    if len(lines) > _SAMPLE_LINES:
+        lines[_SAMPLE_LINES - 1].rstrip()
+        lines[_SAMPLE_LINES - 1].append(" …")
+    for line in lines[:_SAMPLE_LINES]:
+        yield Padding(line, (0, 0, 0, 2))
+
+
+def _bars(panel: Bars, room: int) -> RenderableType:
+    grid = Grid.grid(padding=(0, 2, 0, 0), expand=True)
+    grid.add_column(no_wrap=True, overflow="ellipsis", max_width=room // 3)
+    grid.add_column(no_wrap=True, justify="right")
+    grid.add_column(ratio=1)
+    values = {name: value if np.isfinite(value) else 0.0 for name, value in panel.values.items()}
+    most = max(values.values(), default=0.0) or 1.0
+    for name, value in values.items():
+        end = max(value, _SMALLEST_BAR * most) if value > 0 else 0.0
+        text = panel.shown.get(name, plain(panel.values[name]))
+        grid.add_row(_one_line(name), _one_line(text), Bar(most, 0, end, color="blue"))
+    return grid
+
+
+def _histogram(panel: Histogram, room: int) -> RenderableType:
     total = np.sum(list(panel.counts.values()), axis=0)
-    together = -(-len(total) // _columns(width))  # bins in a column, where there are more bins than columns
-    columns = np.add.reduceat(total, np.arange(0, len(total), together))
-    each = max(1, _columns(width) // len(columns))
-    marks = [(place // together * each, count(value)) for place, value in _decades(panel.edges)]
-    axis = Axis(share(int(columns.max()), int(columns.sum())), "0", marks, panel.unit)
-    yield from _chart(np.repeat(columns, each) / max(1, columns.max()), axis, width, paint)
+    most_columns = _chart_columns(room, panel.unit)
+    bins = np.array([part.sum() for part in np.array_split(total, min(len(total), most_columns))], dtype=np.float64)
+    heights = np.repeat(bins, most_columns // len(bins))
+    edges = np.interp(np.linspace(0, len(panel.edges) - 1, 5), np.arange(len(panel.edges)), panel.edges)
+    top = share(bins.max(), bins.sum())
+    return _chart(heights / max(1.0, bins.max()), top, "0", [*map(count, edges.tolist())], panel.unit)
 
 
-def _curves(panel: Curves, width: int, paint: Paint) -> Iterator[str]:
+def _curves(panel: Curves, room: int) -> RenderableType:
     if len(panel.lines) > 1:
-        yield from _sparks(panel, width, paint)
-        return
-    for x, y in panel.lines.values():
-        across, up = (np.log10(x), np.log10(y)) if panel.logarithmic == "both" else (x, y)
-        heights = _averaged(across, up, _columns(width))
-        low, high = float(heights.min()), float(heights.max())
-        scaled = (heights - low) / (high - low) if high > low else np.full(len(heights), 0.5)
-        marks = [(0, count(float(x[0]))), (len(heights) - 1, count(float(x[-1])))]
-        ends = [_number(10**end if panel.logarithmic == "both" else end) for end in (high, low)]
-        yield from _chart(0.04 + 0.96 * scaled, Axis(ends[0], ends[1], marks, panel.across), width, paint)
+        return _sparklines(panel, room)
+    (x, y), both = next(iter(panel.lines.values())), panel.logarithmic == "both"
+    across, up = (np.log10(x), np.log10(y)) if both else (x, y)
+    heights = _resampled(across, up, _chart_columns(room, panel.across))
+    ends, ticks = np.array([heights.max(), heights.min()]), np.linspace(across[0], across[-1], 5)
+    ends, ticks = (10**ends, 10**ticks) if both else (ends, ticks)
+    top, low = map(_number, ends.tolist())
+    return _chart(0.04 + 0.96 * _scaled(heights), top, low, [*map(count, ticks.tolist())], panel.across)
 
 
-def _sparks(panel: Curves, width: int, paint: Paint) -> Iterator[str]:
-    """A line for each curve, each on a scale of its own: first value, shape, last value."""
-    ends = {name: (_number(float(y[0])), _number(float(y[-1]))) for name, (_, y) in panel.lines.items()}
-    left, first = max(map(len, ends)), max(len(begin) for begin, _ in ends.values())
-    room = max(8, min(width, 90) - left - first - 18)
+def _sparklines(panel: Curves, room: int) -> RenderableType:
+    """A line per curve, each on its own scale: first value, shape, last value."""
+    grid = Grid.grid(padding=(0, 2, 0, 0))
+    for justify in ("left", "right", "left", "left"):
+        grid.add_column(no_wrap=True, justify=justify)
+    columns = max(8, min(room - 42, _CHART_COLUMNS))
     for name, (x, y) in panel.lines.items():
-        heights = _averaged(x, y, room)
-        low, high = float(heights.min()), float(heights.max())
-        levels = np.rint(1 + 7 * (heights - low) / (high - low)) if high > low else np.full(len(heights), 4)
-        shape = paint("".join(_EIGHTHS[level] for level in levels.astype(int).tolist()), _BLUE)
-        yield f"  {padded(name, left)}  {padded(ends[name][0], first, left=False)} {shape} {ends[name][1]}"
+        levels = np.rint(1 + 7 * _scaled(_resampled(x, y, columns))).astype(int)
+        shape = "".join(_EIGHTHS[level] for level in levels.tolist())
+        grid.add_row(_one_line(name), _number(float(y[0])), Text(shape, "blue"), _number(float(y[-1])))
+    return grid
 
 
-def _columns(width: int) -> int:
-    """Columns of a chart."""
-    return min(width, 90) - 14
+def _chart_columns(room: int, unit: str) -> int:
+    return min(room - _LABEL - 4 - len(unit), _CHART_COLUMNS)
 
 
-def _chart(heights: Values, axis: Axis, width: int, paint: Paint) -> Iterator[str]:
-    """Columns of heights from 0 to 1."""
-    eighths = np.where(heights > 0, np.maximum(1, np.rint(heights * _HEIGHT * 8)), 0).astype(int)
-    for line in reversed(range(_HEIGHT)):
-        label = axis.top if line == _HEIGHT - 1 else axis.low if line == 0 else ""
+def _chart(heights: Values, top: str, low: str, ticks: Sequence[str], unit: str) -> Text:
+    """Columns with heights from 0 to 1; the ticks are evenly spaced, from the first column to the last."""
+    eighths = np.where(heights > 0, np.maximum(1, np.rint(heights * _CHART_LINES * 8)), 0).astype(int)
+    chart = Text(no_wrap=True, overflow="ellipsis")
+    for line in reversed(range(_CHART_LINES)):
+        label = top if line == _CHART_LINES - 1 else low if line == 0 else ""
         cells = "".join(_EIGHTHS[level] for level in np.clip(eighths - 8 * line, 0, 8).tolist())
-        yield f"  {padded(label, 8, left=False)} │{paint(cells.rstrip(), _BLUE)}"
-    below = [" "] * (len(heights) + 24)
-    free, last = 0, len(heights) - 1
-    for place, text in axis.marks:
-        start = max(0, last - len(text) + 1 if place >= last else place)
+        chart.append(f"{label:>{_LABEL}} │").append(f"{cells.rstrip()}\n", "blue")
+    below, free = "", 0
+    for place, tick in zip(np.linspace(0, len(heights), len(ticks)).astype(int).tolist(), ticks, strict=True):
+        start = max(0, min(place, len(heights) - len(tick)))
         if start >= free:
-            below[start : start + len(text)] = text
-            free = start + len(text) + 1
-    yield f"  {' ' * 8} └{'─' * len(heights)}"
-    yield cut(f"  {' ' * 8}  {''.join(below).rstrip()}  {axis.unit}", width)
+            below, free = f"{below:<{start}}{tick}", start + len(tick) + 1
+    return chart.append(f"{'':{_LABEL}} └{'─' * len(heights)}\n{'':{_LABEL}}  {below}  {unit}")
 
 
-def _bar(part: float, room: int) -> str:
-    eighths = max(1, round(part * room * 8)) if part > 0 else 0
-    return "█" * (eighths // 8) + _PARTS[eighths % 8].strip()
+def _scaled(values: Values) -> Values:
+    low, high = values.min(), values.max()
+    return (values - low) / (high - low) if high > low else np.full(len(values), 0.5)
 
 
 def _number(value: float) -> str:
     return count(value) if abs(value) >= 1000 else f"{value:.4g}"
 
 
-def _averaged(x: Values, y: Values, room: int) -> Values:
-    """A curve as so many columns: means where it has more points, lines between them where it has fewer."""
-    if len(x) > 2 * room and np.ptp(np.diff(x)) == 0:
-        return np.array([part.mean() for part in np.array_split(y, room)])
-    return np.interp(np.linspace(x[0], x[-1], room), x, y)
-
-
-def _decades(edges: Values) -> list[tuple[int, float]]:
-    """Bins in which round numbers lie: the powers of ten, or more where there are few of them."""
-    low, high = float(edges[0]), float(edges[-1])
-    for steps in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9)):
-        values = [step * 10**power for power in range(10) for step in steps if low <= step * 10**power < high]
-        if len(values) >= _MARKS:
-            break
-    return [(int(np.searchsorted(edges, value, side="right")) - 1, value) for value in values]
-
-
-WIDEST, NARROWEST, PIPED = 110, 40, 100
-_SAMPLE_LINES = 7
-_NARROW = 8
-"""Columns that words have in a table at least."""
-
-
-@dataclass(frozen=True)
-class Page:
-    """How wide, and whether in colour."""
-
-    width: int
-    colours: bool
-
-    @classmethod
-    def of(cls, stream: TextIO) -> "Page":
-        """For what a stream leads to."""
-        terminal = stream.isatty()
-        width = shutil.get_terminal_size((PIPED, 24)).columns if terminal or "COLUMNS" in os.environ else PIPED
-        colours = terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-        return cls(max(NARROWEST, min(WIDEST, width)), colours)
-
-    def lines(self, found: Findings) -> Iterator[str]:
-        """The whole page."""
-        place = safe(found.place)
-        if len(found.title) + 2 + width_of(place) <= self.width:
-            yield f"{self._paint(found.title, '1')}  {self._paint(place, '2')}"
-        else:
-            yield self._paint(found.title, "1")
-            yield from (self._paint(line, "2") for line in fitted(place, self.width))
-        if found.headline:
-            yield from self._wrapped(found.headline)
-        for remark in found.remarks:
-            first, *others = fitted(safe(remark), self.width - 2)
-            yield self._paint(f"! {first}", "33;1")
-            yield from (self._paint(f"  {line}", "33;1") for line in others)
-        for section in found.sections:
-            if section.blocks or section.note:
-                yield from self._section(section)
-
-    def _section(self, section: Section) -> Iterator[str]:
-        yield ""
-        rule = "─" * max(0, self.width - width_of(section.title) - 1)
-        yield f"{self._paint(section.title, '1;36')} {self._paint(rule, '2')}"
-        if section.note:
-            yield from (self._paint(line, "2") for line in self._wrapped(section.note))
-        for number, block in enumerate(section.blocks):
-            if number:
-                yield ""
-            yield from self._block(block)
-
-    def _block(self, block: Block) -> Iterator[str]:
-        if isinstance(block, Pairs):
-            yield from self._pairs(block)
-        elif isinstance(block, Table):
-            yield from self._table(block)
-        elif isinstance(block, Sample):
-            yield from self._sample(block)
-        elif isinstance(block, Words):
-            yield from ("  " + cut(safe(line), self.width - 2) for line in block.text.rstrip().splitlines())
-        else:
-            yield from lines(block, self.width, self._paint)
-
-    def _wrapped(self, text: str) -> list[str]:
-        return fitted(safe(text), self.width)
-
-    def _paint(self, text: str, code: str) -> str:
-        return f"\x1b[{code}m{text}\x1b[0m" if self.colours else text
-
-    def _pairs(self, block: Pairs) -> Iterator[str]:
-        if not block.entries:
-            return
-        widest = min(max(width_of(name) for name, _ in block.entries), max(18, self.width // 3))
-        for name, value in block.entries:
-            room = self.width - widest - 4
-            lines = [line for part in value.split("\n") for line in fitted(safe(part), room)] or [""]
-            yield f"  {self._paint(padded(cut(safe(name), widest), widest), '2')}  {lines[0]}"
-            yield from (" " * (widest + 4) + line for line in lines[1:])
-
-    def _table(self, block: Table) -> Iterator[str]:
-        rows = [[safe(cell) for cell in row] for row in (block.head, *block.rows)]
-        widths = [max(width_of(row[column]) for row in rows) for column in range(len(block.head))]
-        over = sum(widths) + 2 * len(widths) - self.width
-        for column in sorted(range(block.texts), key=lambda column: -widths[column]):
-            # Words give way to numbers, the longest first.
-            less = min(max(0, over), max(0, widths[column] - _NARROW))
-            widths[column], over = widths[column] - less, over - less
-        for number, row in enumerate(rows):
-            cells = (
-                padded(cut(cell, width), width, left=column < block.texts)
-                for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-            )
-            line = cut("  " + "  ".join(cells).rstrip(), self.width)
-            yield self._paint(line, "2") if number == 0 else line
-
-    def _sample(self, block: Sample) -> Iterator[str]:
-        yield f"  {self._paint(cut(safe(block.label), self.width - 2), '2')}"
-        words = [(word, special) for text, special in block.spans for word in safe(text).split()]
-        lines: list[str] = []
-        line, used = "", 0
-        for word, special in words:
-            if used + width_of(word) + 1 > self.width - 6 and used:
-                lines.append(line)
-                line, used = "", 0
-                if len(lines) == _SAMPLE_LINES:
-                    lines[-1] += " …"
-                    break
-            word = cut(word, self.width - 4)
-            line += (" " if used else "") + (self._paint(word, "35;1") if special else word)
-            used += width_of(word) + 1
-        yield from (f"    {line}" for line in [*lines, *([line] if line else [])])
-
-
-def write(found: Findings, stream: TextIO = sys.stdout) -> None:
-    """Print findings; what cannot be encoded there is replaced."""
-    if hasattr(stream, "reconfigure"):
-        stream.reconfigure(errors="replace")
-    for line in Page.of(stream).lines(found):
-        stream.write(line + "\n")
-    stream.flush()
-
-
-def safe(text: str) -> str:
-    """A text without anything a terminal would act on."""
-    return "".join(
-        character if character.isprintable() else " " if character.isspace() else ascii(character)[1:-1]
-        for character in text
-    )
-
-
-def width_of(text: str) -> int:
-    """Columns a text takes."""
-    if text.isascii():
-        return len(text)
-    return sum(
-        0 if unicodedata.combining(character) else 2 if unicodedata.east_asian_width(character) in "WF" else 1
-        for character in text
-    )
-
-
-def cut(text: str, width: int) -> str:
-    """At most so many columns of a text."""
-    if width_of(text) <= width:
-        return text
-    while width_of(text) > width - 1:
-        text = text[:-1]
-    return f"{text}…"
-
-
-def padded(text: str, width: int, left: bool = True) -> str:
-    """A text with blanks behind it, or before it, up to so many columns."""
-    blank = " " * max(0, width - width_of(text))
-    return text + blank if left else blank + text
-
-
-def fitted(text: str, width: int) -> list[str]:
-    """A text in lines; only a word that is longer than a line is cut, paths are not cut at their hyphens."""
-    lines, line = list[str](), ""
-    for word in text.split():
-        if line and width_of(line) + 1 + width_of(word) > width:
-            lines.append(line)
-            line = ""
-        line = f"{line} {word}" if line else word
-        while width_of(line) > width:
-            start = cut(line, width + 1)[:-1]
-            lines.append(start)
-            line = line[len(start) :]
-    return [*lines, line] if line else lines
+def _resampled(x: Values, y: Values, columns: int) -> Values:
+    """A curve with one value per column: means of equally spaced points if it has many, else interpolated."""
+    if len(x) > 2 * columns and np.ptp(np.diff(x)) == 0:
+        return np.array([part.mean() for part in np.array_split(y, columns)])
+    return np.interp(np.linspace(x[0], x[-1], columns), x, y)

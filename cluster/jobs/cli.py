@@ -225,8 +225,8 @@ def _show(options: argparse.Namespace) -> bool:
     log = found.log(options.job, -_LAST_BYTES)["text"].splitlines()[-_LAST_LINES:]
     history = [(_clock(at), what) for at, what in shown["history"]]
     lines = [Text(f"  | {terminal.safe(line)}") for line in log]
-    parts = [terminal.pairs(_facts(shown, time.time())), "", terminal.pairs(history), *([""] if log else []), *lines]
-    options.answers.write(terminal.render(_console(options), *parts))
+    facts = terminal.pairs(_facts(shown, time.time()))
+    options.answers.write(terminal.render(_console(options), facts, Text(), terminal.pairs(history), Text(), *lines))
     return True
 
 

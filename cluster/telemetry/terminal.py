@@ -3,10 +3,9 @@
 import os
 import shutil
 from collections.abc import Iterable, Sequence
-from typing import TextIO
+from typing import Literal, TextIO
 
 from rich.console import Console, RenderableType
-from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -30,8 +29,10 @@ def console_for(stream: TextIO, widest: int | None = None, piped: int = _PIPED) 
     width = shutil.get_terminal_size((_PIPED, 24)).columns if terminal or "COLUMNS" in os.environ else piped
     colours = terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
     width = max(_NARROWEST, min(width, widest or width))
+    system: Literal["auto"] | None = "auto" if colours else None
+    # Without a height, rich takes 80 columns for a dumb terminal, whatever the width.
     return Console(
-        file=stream, width=width, force_terminal=terminal, color_system="auto" if colours else None, highlight=False
+        file=stream, width=width, height=24, force_terminal=terminal, color_system=system, markup=False, highlight=False
     )
 
 
@@ -43,14 +44,14 @@ def render(console: Console, *parts: RenderableType) -> str:
     return "".join(f"{line.rstrip()}\n" for line in capture.get().splitlines())
 
 
-def pairs(entries: Iterable[tuple[str, str]], widest_name: int | None = None) -> RenderableType:
+def pairs(entries: Iterable[tuple[str, str]], widest_name: int | None = None, style: str = "") -> Table:
     """Names and their values, in two columns; values keep their line breaks."""
     grid = Table.grid(padding=(0, 2, 0, 0))
-    grid.add_column(style="dim", no_wrap=True, overflow="ellipsis", max_width=widest_name)
-    grid.add_column(overflow="fold")
+    grid.add_column(style=style or "dim", no_wrap=True, overflow="ellipsis", max_width=widest_name)
+    grid.add_column(style=style, overflow="fold")
     for name, value in entries:
         grid.add_row(Text(safe(name)), Text("\n".join(map(safe, value.split("\n")))))
-    return Padding(grid, (0, 0, 0, 2))
+    return grid
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str | Text]], texts: int) -> Table:

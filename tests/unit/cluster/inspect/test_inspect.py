@@ -1,5 +1,6 @@
 """What an inspection says: the numbers are the data's, what is wrong comes first, and any reader can take it."""
 
+import io
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ from typing import Any
 
 import fsspec
 import numpy as np
+import paths
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -18,6 +20,8 @@ import result_folders
 import tiny
 import tokens_artifact
 import torch
+from rich.cells import cell_len
+from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 from cluster.artifacts import artifact, stage
@@ -28,7 +32,7 @@ from cluster.corpus import stage as corpus_stage
 from cluster.inspect import models, picture, token_rows
 from cluster.inspect.cli import look
 from cluster.inspect.findings import Bars, Curves, Findings, Histogram, InspectError, Section, Table
-from cluster.inspect.terminal import Page, width_of
+from cluster.inspect.terminal import page as page_of
 from cluster.storage import filesystem
 from cluster.tokens import rows
 from cluster.tokens import stage as tokens_stage
@@ -38,7 +42,7 @@ FOOTER = "Read more of our stories on the front page of this site."
 
 
 def _page(found: Findings, width: int = 100) -> str:
-    return "\n".join(Page(width, colours=False).lines(found))
+    return page_of(found, Console(file=io.StringIO(), width=width, height=24, color_system=None)).rstrip()
 
 
 def _look(path: Path, num_samples: int = 2, verify: bool = False) -> Findings:
@@ -372,7 +376,7 @@ def test_every_line_fits_and_nothing_reaches_the_terminal_that_moves_a_cursor(
         *map(_look, _results(tmp_path / "r").values()),
     ):
         page = _page(found, width)
-        assert max(map(width_of, page.splitlines())) <= width
+        assert max(map(cell_len, page.splitlines())) <= width
         assert page.replace("\n", "").isprintable()
 
 
@@ -422,7 +426,7 @@ def test_verifying_names_a_file_that_was_changed(tmp_path: Path, made: Path) -> 
 
 def _command(*arguments: str, pipe: str = "") -> subprocess.CompletedProcess[str]:
     command = " ".join([f"{sys.executable} -m cluster.inspect", *arguments, pipe])
-    root = Path(artifact.__file__).parents[1]
+    root = paths.ROOT
     return subprocess.run(
         ["bash", "-c", f"set -o pipefail; {command}"], cwd=root, capture_output=True, text=True, check=False
     )
@@ -455,7 +459,7 @@ def test_errors_of_the_command_are_one_line(tmp_path: Path) -> None:
 
 def test_the_name_of_the_module_hides_nothing_of_python() -> None:
     script = "import cluster.inspect, inspect; assert inspect.signature; print(inspect.__file__)"
-    root = Path(artifact.__file__).parents[1]
+    root = paths.ROOT
     told = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True, check=True).stdout
     assert "cluster" not in Path(told).parts
 
