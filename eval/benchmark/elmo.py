@@ -1,17 +1,16 @@
 """ELMo with the GLUE baseline's classifier: what the DistilBERT paper's table 3 calls "ELMo", in eager PyTorch.
 
-ELMo (Peters et al. 2018, arXiv 1802.05365) reads characters, so it needs no vocabulary: convolutions over the bytes of
-each word, two highway layers, then a language model of two LSTM layers in each direction; a task takes a learnt mix of
-the three layers. The GLUE baseline (Wang et al. 2019, arXiv 1804.07461, without attention and without word vectors)
-puts a BiLSTM of two layers on top, takes the maximum over the words, and compares two sentences by
-``[u; v; |u - v|; u * v]``. Parameters of the published sizes::
+ELMo (Peters et al. 2018, arXiv 1802.05365) reads characters and needs no vocabulary: convolutions over the bytes of
+each word, two highway layers, then a language model of two LSTM layers in each direction; a task learns a mix of the
+three layers. The GLUE baseline (Wang et al. 2019, arXiv 1804.07461, without attention and word vectors) adds a BiLSTM
+of two layers, takes the maximum over the words, and compares two sentences by ``[u; v; |u - v|; u * v]``. Parameters::
 
     characters, convolutions, highways, projection    18.0 M
     language model, both directions                   75.6 M     ELMo      93.6 M
-    BiLSTM of the classifier, 2 x 1500                84.3 M     in all   177.9 M, the paper's "180 M"
+    BiLSTM of the classifier, 2 x 1500                84.3 M     total    177.9 M, the paper's "180 M"
 
-At batch 1 the weights of every LSTM are read from memory once a word: it is bandwidth, not arithmetic, that takes the
-time. The weights are random: this is a baseline of size and speed, never of quality.
+At batch 1 each word reads all LSTM weights from memory, so bandwidth decides the time. The weights are random: this is
+a baseline for size and speed only.
 """
 
 import re
@@ -29,28 +28,36 @@ from cluster.artifacts.recipe import Recipe
 
 SIZES, WEIGHTS = "elmo.json", "model.safetensors"
 
-# Ids of ELMo's alphabet: 0 pads a sentence, a byte is itself + 1, and these mark where a word and a sentence stop.
+# Ids of ELMo's alphabet: 0 pads a sentence, a byte has its value + 1, and these mark the ends of words and sentences.
 SENTENCE_START, SENTENCE_END, WORD_START, WORD_END, PADDING = 257, 258, 259, 260, 261
 ALPHABET = 262
 CLIP = 3.0
 
-# The baseline split with NLTK, which is not needed to know how many words a sentence has.
+# The baseline used NLTK; the speed needs only the number of words.
 WORD = re.compile(r"\w+(?:['’]\w+)?|[^\w\s]")
 
 
 class ElmoSizes(Recipe):
-    """The sizes of the model; the defaults are those published."""
+    """Sizes of ELMo; the defaults are the published ones."""
 
     character: PositiveInt = 16
+    """Width of a character's embedding."""
     filters: tuple[tuple[PositiveInt, PositiveInt], ...] = Field(
         ((1, 32), (2, 32), (3, 64), (4, 128), (5, 256), (6, 512), (7, 1024)), min_length=1
-    )  # width in characters, and how many
+    )
+    """Convolutions: characters that a filter spans, and number of filters."""
     highways: PositiveInt = 2
+    """Highway layers."""
     projection: PositiveInt = 512
+    """Width of a word's vector in each direction."""
     cell: PositiveInt = 4096
-    hidden: PositiveInt = 1500  # of the classifier's BiLSTM, in each direction
-    characters: PositiveInt = 50  # longest word, with the marks of its start and end
-    words: PositiveInt = 40  # longest sentence
+    """Width of the language model's LSTM cells."""
+    hidden: PositiveInt = 1500
+    """Width of the classifier's BiLSTM in each direction."""
+    characters: PositiveInt = 50
+    """Most characters of a word, with the marks of its start and end."""
+    words: PositiveInt = 40
+    """Most words of a sentence."""
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -60,26 +67,26 @@ class ElmoSizes(Recipe):
 
 
 def words_of(sentence: str, most: int) -> list[str]:
-    """The first ``most`` words and marks of punctuation of a sentence."""
+    """The first ``most`` words and punctuation marks of a sentence."""
     return WORD.findall(sentence)[:most]
 
 
 def character_ids(words: Sequence[str], characters: int) -> Int[Tensor, "tokens characters"]:
-    """Ids of each word's UTF-8 bytes, cut to ``characters`` with its marks, between those of the sentence's ends."""
+    """Ids of each word's UTF-8 bytes with its marks, cut to ``characters``, between the marks of the sentence."""
     tokens = [[SENTENCE_START], *([byte + 1 for byte in word.encode()] for word in words), [SENTENCE_END]]
     marked = [[WORD_START, *token[: characters - 2], WORD_END] for token in tokens]
     return torch.tensor([token + [PADDING] * (characters - len(token)) for token in marked])
 
 
 def encode(first: str, second: str, sizes: ElmoSizes) -> tuple[Tensor, Tensor]:
-    """Character ids of both sentences of a pair; a sentence without a word is read as one empty word."""
+    """Character ids of both sentences of a pair; a sentence without words has one empty word."""
     sentences = (words_of(text, sizes.words) or [""] for text in (first, second))
     one, two = (character_ids(words, sizes.characters) for words in sentences)
     return one, two
 
 
-class Words(nn.Module):
-    """Characters of words to one vector each: convolutions, maximum over the places, highways, projection."""
+class WordEncoder(nn.Module):
+    """Encodes the characters of each word: convolutions, maximum over the positions, highways, projection."""
 
     def __init__(self, sizes: ElmoSizes) -> None:
         super().__init__()
@@ -91,19 +98,19 @@ class Words(nn.Module):
 
     def forward(self, ids: Int[Tensor, "tokens characters"]) -> Float[Tensor, "tokens projection"]:
         characters = self.embedding(ids).transpose(1, 2)
-        found = torch.cat([each(characters).amax(dim=-1).relu() for each in self.convolutions], dim=-1)
+        features = torch.cat([each(characters).amax(dim=-1).relu() for each in self.convolutions], dim=-1)
         for highway in self.highways:
-            new, gate = highway(found).chunk(2, dim=-1)
+            new, gate = highway(features).chunk(2, dim=-1)
             carried = torch.sigmoid(gate)
-            found = carried * found + (1 - carried) * new.relu()
-        vectors: Tensor = self.projection(found)
+            features = carried * features + (1 - carried) * new.relu()
+        vectors: Tensor = self.projection(features)
         return vectors
 
 
 class ClippedLstm(nn.Module):
-    """One direction of one layer: an LSTM whose output is projected, cell and output clipped to ±3.
+    """One direction of one layer: an LSTM with projected output, cell and output clipped to ±3.
 
-    PyTorch's own LSTM projects but does not clip, and on a CPU is no faster at it than this loop.
+    PyTorch's LSTM can project but not clip, and on a CPU is no faster with projection than this loop.
     """
 
     def __init__(self, width: int, cell: int) -> None:
@@ -112,10 +119,10 @@ class ClippedLstm(nn.Module):
         self.state = nn.Linear(width, 4 * cell)
         self.projection = nn.Linear(cell, width, bias=False)
 
-    def forward(self, given: Float[Tensor, "tokens width"]) -> Float[Tensor, "tokens width"]:
-        driven = self.inputs(given)  # of all tokens at once: only the state must wait for the token before
-        output = given.new_zeros(1, self.projection.out_features)
-        cell = given.new_zeros(1, self.projection.in_features)
+    def forward(self, vectors: Float[Tensor, "tokens width"]) -> Float[Tensor, "tokens width"]:
+        driven = self.inputs(vectors)  # for all tokens at once; only the state depends on the token before
+        output = vectors.new_zeros(1, self.projection.out_features)
+        cell = vectors.new_zeros(1, self.projection.in_features)
         outputs = []
         for token in driven.split(1):
             enter, forget, new, leave = (token + self.state(output)).chunk(4, dim=-1)
@@ -127,13 +134,13 @@ class ClippedLstm(nn.Module):
 
 
 class Elmo(nn.Module):
-    """Characters to one vector a word: the mix of the words' own vectors and two layers that read both ways."""
+    """One vector per word: the mix of its own vector and two bidirectional LSTM layers."""
 
     LAYERS = 2
 
     def __init__(self, sizes: ElmoSizes) -> None:
         super().__init__()
-        self.words = Words(sizes)
+        self.words = WordEncoder(sizes)
         self.ahead, self.back = (
             nn.ModuleList(ClippedLstm(sizes.projection, sizes.cell) for _ in range(self.LAYERS)) for _ in range(2)
         )
@@ -141,7 +148,7 @@ class Elmo(nn.Module):
         self.scale = nn.Parameter(torch.ones(()))
 
     def forward(self, ids: Int[Tensor, "tokens characters"]) -> Float[Tensor, "words width"]:
-        """``words`` are the tokens without the two that mark the sentence's ends; ``width`` is twice the projection."""
+        """``words`` are the tokens without the two marks of the sentence; ``width`` is twice the projection."""
         vectors = self.words(ids)
         ahead, back = _stack(self.ahead, vectors), [each.flip(0) for each in _stack(self.back, vectors.flip(0))]
         layers = torch.stack([torch.cat(both, dim=-1) for both in zip(ahead, back, strict=True)])
@@ -150,16 +157,16 @@ class Elmo(nn.Module):
 
 
 def _stack(layers: nn.ModuleList, vectors: Tensor) -> list[Tensor]:
-    """The input of the first layer and the output of each, to which every layer but the first adds its input."""
+    """The input of the first layer and the output of each; every layer but the first adds its input."""
     first, *others = layers
-    found = [vectors, first(vectors)]
+    outputs = [vectors, first(vectors)]
     for layer in others:
-        found.append(layer(found[-1]) + found[-1])
-    return found
+        outputs.append(layer(outputs[-1]) + outputs[-1])
+    return outputs
 
 
 class ElmoPairs(nn.Module):
-    """A score for a pair of sentences, read one after the other as the GLUE baseline reads them."""
+    """Scores a pair of sentences, one after the other as the GLUE baseline does."""
 
     def __init__(self, sizes: ElmoSizes) -> None:
         super().__init__()
@@ -174,7 +181,7 @@ class ElmoPairs(nn.Module):
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        """The model of a folder that :meth:`save` wrote, ready to be asked."""
+        """The model of a folder that :meth:`save` wrote, in evaluation mode."""
         with torch.device("meta"):
             model = cls(ElmoSizes.model_validate_json((folder / SIZES).read_text(encoding="utf-8")))
         model.load_state_dict(load_file(folder / WEIGHTS), assign=True)

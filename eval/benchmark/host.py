@@ -1,6 +1,7 @@
-"""The machine a number was measured on: what it is, holding a measurement to some cores, and whether it was quiet."""
+"""The machine of a measurement: its description, pinning threads to cores, and interference by other processes."""
 
 import contextlib
+import dataclasses
 import importlib.metadata
 import os
 import platform
@@ -15,7 +16,7 @@ from cluster.models import runtimes
 
 LIBRARIES = ("torch", "onnxruntime", "transformers", "numpy")
 
-# The instructions that decide how fast int8 and bf16 are: x86 first, then Arm.
+# Instructions that decide the speed of int8 and bf16: x86 first, then Arm.
 FLAGS = (
     "avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_int8", "amx_bf16",
     "asimddp", "i8mm", "bf16", "sve", "sve2",
@@ -24,22 +25,22 @@ FLAGS = (
 CPUINFO = Path("/proc/cpuinfo")
 GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 STAT = Path("/proc/stat")
-# Version 2 of control groups, then version 1: what a container sees of its own group.
+# The container's own control group, in version 2 and in version 1.
 THROTTLED = (Path("/sys/fs/cgroup/cpu.stat"), Path("/sys/fs/cgroup/cpu/cpu.stat"))
 
-# Time others take on a pinned core is time the measurement waits: 5 % of it lengthens a mean by 5 %, about what tells
-# two runs of the same thing apart anyway. The daemons of a node of ours (Ray's among them) stay below it.
+# Other processes on a pinned core make the measurement wait: 5 % of the time lengthens a mean by 5 %, about the spread
+# of equal runs. The daemons of a node, Ray's included, stay below it.
 MOST_OF_PINNED_CORES = 0.05
-# Elsewhere others cost memory bandwidth, shared cache and clock, which matters less: a tenth of the machine.
+# On other cores they cost memory bandwidth, shared cache and clock rate, which matters less.
 MOST_OF_MACHINE = 0.10
-# Only where the system does not say who took the processor: this many more than our own threads were running.
+# Load average beyond our own threads; decides only where the system does not count processor time.
 MOST_LOAD = 0.5
-# A system counts in ticks of 10 ms and rounds at both ends of a measurement.
+# The kernel counts in ticks of 10 ms, and rounds at both ends of a measurement.
 ROUNDING_TICKS = 2
 
 
 def describe(cpuinfo: Path = CPUINFO) -> dict[str, Any]:
-    """Processor, cores, instructions, governor, operating system and library versions; None for what it hides."""
+    """Processor, cores, instructions, governor, system and library versions; None where unknown."""
     fields = _first_processor(cpuinfo)
     flags = set((fields.get("flags") or fields.get("Features") or "").split())
     return {
@@ -54,13 +55,13 @@ def describe(cpuinfo: Path = CPUINFO) -> dict[str, Any]:
 
 
 def _versions() -> dict[str, str]:
-    """Of the libraries every installation has, and of the other runtimes that are installed."""
+    """Versions of the required libraries, and of the optional runtimes that are installed."""
     others = {distribution for distribution, _ in runtimes.NEEDS.values()} - {*LIBRARIES}
-    found = {name: importlib.metadata.version(name) for name in LIBRARIES}
+    versions = {name: importlib.metadata.version(name) for name in LIBRARIES}
     for name in sorted(others):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
+            versions[name] = importlib.metadata.version(name)
+    return versions
 
 
 def _first_processor(cpuinfo: Path) -> dict[str, str]:
@@ -72,7 +73,7 @@ def _first_processor(cpuinfo: Path) -> dict[str, str]:
 
 
 def load_average() -> float:
-    """Processes that ran or waited over the last minute: near 0 on a quiet machine."""
+    """Processes that ran or waited, averaged over the last minute; near 0 on a quiet machine."""
     return round(os.getloadavg()[0], 2)
 
 
@@ -83,10 +84,10 @@ def usable_cores() -> int:
 
 @contextlib.contextmanager
 def pinned(threads: int) -> Iterator[list[int] | None]:
-    """Hold the calling thread, and those it starts, to ``threads`` cores; yields them, None where no system call can.
+    """Pin the calling thread, and threads it starts, to ``threads`` cores; yields these, None where not supported.
 
     Raises:
-        StageError: fewer cores are free to use than threads asked for.
+        StageError: this process may use fewer cores than threads.
     """
     if not hasattr(os, "sched_setaffinity"):
         yield None
@@ -96,7 +97,7 @@ def pinned(threads: int) -> Iterator[list[int] | None]:
         raise StageError(
             f"threads = {threads}, but this process may use {len(allowed)} cores: set threads to that or less"
         )
-    # The last ones: interrupts and other people's programs tend to sit on the first.
+    # The last ones: interrupts and other programs tend to use the first.
     cores = sorted(allowed)[-threads:]
     os.sched_setaffinity(0, cores)
     try:
@@ -107,24 +108,23 @@ def pinned(threads: int) -> Iterator[list[int] | None]:
 
 @dataclass(frozen=True)
 class Conditions:
-    """How quiet the machine was while something was measured.
+    """How much other processes interfered with a measurement.
 
-    Shares are of processor time over the measurement, other virtual machines' (steal) among the others'; None where
-    the system does not count. They decide: the load average looks back a minute, at work that ended before the
-    measurement began, so it is recorded and decides only where there is nothing better.
+    Shares are of the processor time during the measurement, and include other virtual machines (steal); None where the
+    system does not count it. The load average decides only then, because it includes the minute before the measurement.
     """
 
     threads: int
     load_average: tuple[float, float]
-    """Of one minute, before and after; the measurement's own threads are in the second one."""
+    """Before and after; the second includes the measurement's own threads."""
     others_share_of_machine: float | None
     others_share_of_pinned_cores: float | None
     throttled_seconds: float
-    """Time the container was held back by its own CPU limit."""
+    """Time for which the container's CPU limit stopped it."""
 
     @property
     def unfit(self) -> str | None:
-        """Why the numbers are not to be relied on; None where they are."""
+        """Why the numbers are unreliable; None where they are reliable."""
         if self.throttled_seconds > 0:
             return f"the container's CPU limit held it back for {self.throttled_seconds:.2f} s: ask for whole CPUs"
         if self.others_share_of_machine is None:
@@ -140,19 +140,15 @@ class Conditions:
         before, after = self.load_average
         if before <= MOST_LOAD and after - self.threads <= MOST_LOAD:
             return None
-        return f"the load average was {before} before and {after} after: at most {MOST_LOAD} beside our own is quiet"
+        return f"the load average was {before} before and {after} after: quiet is {MOST_LOAD} besides our own threads"
 
     def facts(self) -> dict[str, Any]:
-        """For the machine's description in a benchmark: everything above but the verdict."""
-        return {
-            "load_average": list(self.load_average),
-            "others_share_of_machine": self.others_share_of_machine,
-            "others_share_of_pinned_cores": self.others_share_of_pinned_cores,
-            "throttled_seconds": self.throttled_seconds,
-        }
+        """The measured values, for ``conditions`` of a benchmark."""
+        values = dataclasses.asdict(self) | {"load_average": list(self.load_average)}
+        return {name: value for name, value in values.items() if name != "threads"}
 
     def verdict(self) -> dict[str, Any]:
-        """``fit``, and the reason in ``unfit`` where it is not."""
+        """``fit``, and otherwise the reason in ``unfit``."""
         return {"fit": self.unfit is None, "unfit": self.unfit}
 
 
@@ -162,7 +158,7 @@ def _took(share: float, where: str, most: float) -> str:
 
 @dataclass(frozen=True)
 class Usage:
-    """Processor seconds since the system started: of each core, and of this process with its children that ended."""
+    """Processor seconds so far: of each core since boot, and of this process with its ended children."""
 
     busy: dict[int, float]
     own: float
@@ -171,17 +167,17 @@ class Usage:
 
     @classmethod
     def now(cls, stat: Path = STAT, throttled: Sequence[Path] = THROTTLED) -> Self:
-        """What has been used by now; ``busy`` is empty where the system does not say."""
-        held = next((path for path in throttled if path.is_file()), None)
+        """Read the counters; ``busy`` is empty where the system has none."""
+        group = next((path for path in throttled if path.is_file()), None)
         times = os.times()
         own = times.user + times.system + times.children_user + times.children_system
-        return cls(_busy(stat), own, time.monotonic(), _throttled(held) if held else 0.0)
+        return cls(_busy(stat), own, time.monotonic(), _throttled(group) if group else 0.0)
 
 
 class InterferenceMonitor:
-    """Watches what others do to a measurement, from its making until :meth:`conditions`.
+    """Measures interference from its creation until :meth:`conditions`.
 
-    What is measured may run in children that are started and have ended in between.
+    The measured work may run in child processes that start and end in between.
     """
 
     def __init__(self, threads: int, cores: Sequence[int] | None) -> None:
@@ -189,14 +185,13 @@ class InterferenceMonitor:
         self._load, self._start = load_average(), Usage.now()
 
     def conditions(self) -> Conditions:
-        """How quiet it was so far."""
         return conditions(self._start, Usage.now(), self._threads, self._cores, (self._load, load_average()))
 
 
 def conditions(
     start: Usage, end: Usage, threads: int, cores: Sequence[int] | None, load: tuple[float, float]
 ) -> Conditions:
-    """The conditions between two moments. ``cores`` are those this process was pinned to, with all its work."""
+    """The conditions between two readings; ``cores`` are those that this process and its children were pinned to."""
     seconds, own = end.clock - start.clock, end.own - start.own
     busy = {core: end.busy[core] - start.busy[core] for core in end.busy if core in start.busy}
 
@@ -211,19 +206,19 @@ def conditions(
 
 
 def _busy(stat: Path) -> dict[int, float]:
-    """Seconds each core was not idle: user, nice, system, interrupts and steal (guests are in user already)."""
+    """Seconds each core was not idle: user (includes guests), nice, system, interrupts and steal."""
     if not stat.is_file():
         return {}
-    second, found = os.sysconf("SC_CLK_TCK"), {}
+    second, seconds = os.sysconf("SC_CLK_TCK"), {}
     for line in stat.read_text(encoding="ascii").splitlines():
         name, *counts = line.split()
         if name.startswith("cpu") and name != "cpu":
             user, nice, system, _idle, _waiting, *rest = map(int, counts[:8])
-            found[int(name.removeprefix("cpu"))] = (user + nice + system + sum(rest)) / second
-    return found
+            seconds[int(name.removeprefix("cpu"))] = (user + nice + system + sum(rest)) / second
+    return seconds
 
 
 def _throttled(stat: Path) -> float:
-    """Seconds a control group was held back: microseconds in version 2, nanoseconds in version 1; 0 without a limit."""
+    """Seconds a control group was throttled (version 2 counts µs, version 1 ns); 0 without a limit."""
     values = dict(line.split() for line in stat.read_text(encoding="ascii").splitlines())
     return int(values.get("throttled_usec", 0)) / 1e6 + int(values.get("throttled_time", 0)) / 1e9

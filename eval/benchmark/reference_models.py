@@ -1,8 +1,8 @@
-"""Model folders to be timed: the models of the paper's table 3, and any other with the head that a workload needs.
+"""Model folders for benchmarks: published architectures, and models with the head that a workload needs.
 
-An architecture comes from its folder where one is given, else from the configuration published for it with random
-weights: neither size nor time depends on what the weights are. A folder may hold configuration and tokenizer alone.
-Every model that is changed here is saved in fp32, so that all of them are loaded alike.
+An architecture comes from its folder where the user gives one, else from its published configuration with random
+weights: size and time do not depend on their values. A folder may have configuration and tokenizer alone. Models made
+here are saved in fp32, so that all load alike.
 """
 
 import functools
@@ -21,10 +21,10 @@ from cluster.tokens.tokenizer import quiet_tokenizer, vocabulary_size
 from eval.benchmark.elmo import ElmoPairs, ElmoSizes
 
 Weights: TypeAlias = Literal["random", "given", "own"]
-"""Drawn here; from a folder given for an architecture; of the teacher or student that the measurement is about."""
+"""Drawn here; from a folder given for an architecture; the teacher's or student's own."""
 
 Head: TypeAlias = Literal["score", "answers", "any"]
-"""What a workload asks of a model: one score of a pair of texts, where an answer begins and ends, or anything."""
+"""Head that a workload needs: one score for a pair of texts, begin and end of an answer, or any."""
 
 _ROBERTA = {
     "vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size": 1, "layer_norm_eps": 1e-5,
@@ -56,7 +56,7 @@ _ENDINGS: dict[Head, str] = {"score": "ForSequenceClassification", "answers": "F
 
 @dataclass(frozen=True)
 class Reader:
-    """A tokenizer, and whose it is where the model that reads with it has none: else ``own``."""
+    """A tokenizer; ``of`` is ``own``, or names the model whose tokenizer stands in."""
 
     tokenizer: Any
     of: str
@@ -67,15 +67,15 @@ def has_weights(folder: Path) -> bool:
 
 
 def fits(config: Any, head: Head) -> bool:
-    """Whether a model has the head as it is."""
+    """Whether a model has the head already."""
     return str((config.architectures or [""])[0]).endswith(_ENDINGS[head])
 
 
 def with_head(folder: Path, head: Head, out: Path, seed: int) -> Path:
-    """A folder of this model with this head: its own where it has it, else ``out``, with a random head.
+    """The folder of a model with this head: ``folder`` where it has the head, else ``out`` with a random one.
 
     Raises:
-        StageError: its weights lack a part of the encoder.
+        StageError: the encoder lacks weights.
     """
     if fits(model_folder.configuration(folder), head):
         return folder
@@ -86,7 +86,7 @@ def with_head(folder: Path, head: Head, out: Path, seed: int) -> Path:
             dtype=torch.float32,
             local_files_only=True,
             use_safetensors=True,
-            # A head for another task is drawn anew; anything else that does not fit is refused below.
+            # Draws a new head where the model has another task's; other mismatches are refused below.
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
@@ -98,7 +98,7 @@ def with_head(folder: Path, head: Head, out: Path, seed: int) -> Path:
 
 
 def random(config: Any, head: Head, out: Path, seed: int) -> Path:
-    """A folder of a model of this configuration with random weights."""
+    """Save a model of this configuration with random weights into ``out``."""
     config.num_labels = 2 if head == "answers" else 1
     kind = AutoModelForQuestionAnswering if head == "answers" else AutoModelForSequenceClassification
     with torch.random.fork_rng(devices=[]):
@@ -108,7 +108,7 @@ def random(config: Any, head: Head, out: Path, seed: int) -> Path:
 
 
 def random_elmo(sizes: ElmoSizes, out: Path, seed: int) -> Path:
-    """A folder of ELMo with the GLUE baseline's classifier, random."""
+    """Save ELMo with the GLUE baseline's classifier and random weights into ``out``."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         ElmoPairs(sizes).save(out)
@@ -118,12 +118,12 @@ def random_elmo(sizes: ElmoSizes, out: Path, seed: int) -> Path:
 def check_reads(config: Any, reader: Reader) -> None:
     """
     Raises:
-        StageError: the tokenizer has ids that the model does not know.
+        StageError: the tokenizer has more ids than the model.
     """
     if (ids := vocabulary_size(reader.tokenizer)) > config.vocab_size:
         whose = "its own tokenizer" if reader.of == "own" else f"the tokenizer of {reader.of}, which stands in,"
         raise StageError(
-            f"{whose} has {ids} ids, the {config.model_type} model knows {config.vocab_size}: give the "
+            f"{whose} has {ids} ids, the {config.model_type} model {config.vocab_size}: give the "
             "model's folder with the tokenizer that belongs to it"
         )
 

@@ -1,6 +1,6 @@
-"""What models are timed on: pairs of sentences, questions with their passages, token ids of one length.
+"""Inputs of benchmarks: sentence pairs, questions with their passages, token ids of fixed lengths.
 
-A model reads its texts with its own tokenizer, one at a time; reading is timed by itself.
+Each model tokenizes the texts with its own tokenizer, one at a time; tokenization is timed separately.
 """
 
 import statistics
@@ -24,19 +24,19 @@ Kind: TypeAlias = Literal["pairs", "questions", "lengths"]
 Text: TypeAlias = tuple[str, str]
 
 PAIRS, QUESTIONS = TASKS["stsb"], TASKS["squad"]
-"""The paper's: a pass over the development set of STS-B on a server, SQuAD on a phone."""
+"""As in the paper: a pass over the dev set of STS-B on a server, SQuAD on a phone."""
 
 
 @dataclass(frozen=True)
 class Workload:
-    """Inputs for every model alike."""
+    """The inputs of a benchmark, the same for every model."""
 
     kind: Kind
     length: int | None
-    """Tokens of every input; None where an input is as long as its text."""
+    """Tokens of every input; None where inputs are as long as their texts."""
     texts: Sequence[Text] = ()
     about: Mapping[str, Any] = field(default_factory=dict)
-    """Where the texts are from."""
+    """Files and numbers of the texts."""
 
     @property
     def name(self) -> str:
@@ -51,7 +51,7 @@ class Workload:
 
 @dataclass(frozen=True)
 class Encoded:
-    """The inputs of a workload as one tokenizer gives them; ``seconds`` of tokenising all of them, one by one."""
+    """The inputs of a workload from one tokenizer; ``seconds`` to tokenize all of them, None for random ids."""
 
     rows: list[Arrays]
     seconds: float | None
@@ -62,7 +62,7 @@ class Encoded:
 
     @property
     def tokens(self) -> float:
-        """Of an input, on average; ELMo's are words of both sentences, with the marks of their ends."""
+        """Mean per input; for ELMo the words of both sentences with their marks."""
         return statistics.fmean(self._tokens())
 
     def _tokens(self) -> list[int]:
@@ -74,10 +74,10 @@ class Encoded:
 
 
 def pairs(folder: Path, limit: int | None) -> Workload:
-    """STS-B's development set in its order, or a part of it, the same one every time.
+    """STS-B's dev set in its order, or the same part of it every time.
 
     Raises:
-        ExamplesError: the folder does not hold the task.
+        ExamplesError: the folder does not have the task.
     """
     _, (dev, *_) = dev_from_folder(PAIRS, folder)
     first, second = dev.sample(limit).texts
@@ -86,10 +86,10 @@ def pairs(folder: Path, limit: int | None) -> Workload:
 
 
 def questions(folder: Path, limit: int | None, length: int) -> Workload:
-    """SQuAD's development set, or a part of it: every question with its passage, cut or padded to ``length`` tokens.
+    """SQuAD's dev set, or a part of it: questions with their passages, cut or padded to ``length`` tokens.
 
     Raises:
-        ExamplesError: the folder does not hold the task.
+        ExamplesError: the folder does not have the task.
     """
     dev = dev_questions_from_folder(QUESTIONS, folder)
     texts = [(each.text, each.context) for each in dev.sample(limit).items]
@@ -101,11 +101,11 @@ def _about(files: Sequence[str], examples: int, measured: int, subset: bool) -> 
 
 
 def read(workload: Workload, reader: Reader, most: int, types: bool) -> Encoded:
-    """Token ids of a workload's texts, at most ``most`` of one input; with token types where the model has them."""
+    """Token ids of a workload's texts, at most ``most`` per input; ``types``: whether the model has token types."""
     longest = workload.length or min(PAIRS.max_length, most)
 
     def encode(text: Text) -> Arrays:
-        given = reader.tokenizer(
+        inputs = reader.tokenizer(
             *text,
             truncation="longest_first",
             max_length=longest,
@@ -113,13 +113,13 @@ def read(workload: Workload, reader: Reader, most: int, types: bool) -> Encoded:
             return_token_type_ids=types,
             return_tensors="np",
         )
-        return dict(given)
+        return dict(inputs)
 
     return _timed(encode, workload.texts)
 
 
 def read_characters(workload: Workload, sizes: ElmoSizes) -> Encoded:
-    """Character ids of both sentences, as ELMo reads them."""
+    """Character ids of both sentences, for ELMo."""
 
     def encode(text: Text) -> Arrays:
         first, second = elmo.encode(*text, sizes)
@@ -129,10 +129,10 @@ def read_characters(workload: Workload, sizes: ElmoSizes) -> Encoded:
 
 
 def drawn(length: int, rows: int, batch: int, vocab_size: int, seed: int) -> Encoded:
-    """Token ids ``[batch, length]``, the same for every model.
+    """Random token ids ``[batch, length]``, the same for every model.
 
-    From the upper half of the smallest vocabulary, where no tokenizer keeps its padding token, which a model might
-    treat in another way than a word.
+    From the upper half of the smallest vocabulary, where no tokenizer has its padding token, which a model may treat
+    specially.
     """
     chance = np.random.default_rng((seed, length))
     ids = chance.integers(vocab_size // 2, vocab_size, (rows, batch, length))
@@ -140,7 +140,7 @@ def drawn(length: int, rows: int, batch: int, vocab_size: int, seed: int) -> Enc
 
 
 def _timed(encode: Callable[[Text], Arrays], texts: Sequence[Text]) -> Encoded:
-    encode(texts[0])  # not counted: a tokenizer makes its tables when it is asked first
+    encode(texts[0])  # not counted: a tokenizer builds its tables in the first call
     rows, seconds = [], 0.0
     for text in texts:
         started = time.perf_counter()

@@ -185,7 +185,7 @@ def latency(rows: list[dict[str, Any]] | None = None, **changed: Any) -> dict[st
         "settings": settings,
         "conditions": [condition, {**condition, "others_share_of_machine": 0.03}],
         "data": {},
-        "energy": {"absent": "this machine shows no energy counters (RAPL)"},
+        "energy": {"absent": "this machine has no energy counters (RAPL)"},
         "rows": rows,
         "fit": True,
         "unfit": None,

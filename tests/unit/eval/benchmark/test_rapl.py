@@ -43,7 +43,7 @@ def test_without_counters_it_says_why(
     counters: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     none = Meter(tmp_path / "nothing")
-    assert none.absent == "this machine shows no energy counters (RAPL)"
+    assert "no energy counters" in none.absent
     assert none.joules(none.read(), none.read()) is None
 
     def refused(path: Path, **_: object) -> str:
@@ -54,4 +54,4 @@ def test_without_counters_it_says_why(
 
     whole = Path.read_text
     monkeypatch.setattr(Path, "read_text", refused)
-    assert Meter(tmp_path).absent == "the energy counters of this machine may be read by root only"
+    assert "only root" in Meter(tmp_path).absent
