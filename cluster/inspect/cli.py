@@ -1,13 +1,11 @@
-"""What is in an artifact or a run: one look tells whether the data is what you think it is.
+"""Summaries of artifacts, runs and pipelines.
 
 ::
 
-    python -m cluster.inspect DIR [--rows N] [--picture FILE.png] [--verify]
+    stillhouse inspect DIR [--rows N] [--picture FILE.png] [--verify]
 
 DIR is an artifact of any kind, by path or URL (``s3://bucket/tokens``), the folder of a run, or the output folder of a
-pipeline. Nothing is written but the picture. Large artifacts are looked at in parts, evenly spread, which is said.
-
-The module has the name of one of Python's own. Nothing imports it: it is only ever run.
+pipeline. The command writes nothing but the picture. It reads large artifacts in part, evenly spread, and says so.
 """
 
 import argparse
@@ -16,6 +14,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from cluster.artifacts import artifact, cache, commit
@@ -23,8 +22,7 @@ from cluster.artifacts.artifact import Artifact
 from cluster.artifacts.errors import errors_for_people
 from cluster.inspect import corpus, models, picture, results, runs, terminal, tokens
 from cluster.inspect.findings import Findings, InspectError, Pairs, Section, Table, flat
-from cluster.inspect.lineage import ancestors, headline
-from cluster.inspect.runs import RECIPE
+from cluster.inspect.lineage import headline, inputs_of, made_from
 from cluster.storage import filesystem
 from cluster.storage.filesystem import Location
 from cluster.telemetry.formatting import duration, file_size, plural
@@ -37,25 +35,23 @@ VIEWS: Mapping[str, Callable[[Artifact, int], Findings]] = {
     "report": results.report,
     **dict.fromkeys(("teacher", "student", "finetune", "export"), models.inspect),
 }
-_WHOLE = ("teacher", "student", "finetune", "export")
-"""Kinds that are fetched from an object store before they are looked at; of others only what is looked at."""
 _CLOSED = 141
-"""The exit code of a program whose reader has gone (128 + SIGPIPE)."""
+"""Exit code of a program whose reader has closed the pipe (128 + SIGPIPE)."""
 
 
 def look(place: Location, num_samples: int, verify: bool) -> Findings:
-    """All there is to see at a place.
+    """Inspect a place.
 
     Raises:
-        InspectError: neither an artifact nor a run nor a folder of some.
-        ArtifactError: an artifact that is not whole, or with ``verify`` one that was changed.
+        InspectError: it is not an artifact, a run or a folder of them.
+        ArtifactError: the artifact is incomplete or, with ``verify``, was changed.
     """
     if not filesystem.exists(place) or filesystem.is_file(place / commit.MANIFEST):
         return _artifact((artifact.verify if verify else artifact.read)(place), num_samples, verify)
     if isinstance(place, Path) and runs.is_run(place):
         found = runs.inspect(place, verify)
-        found.sections.insert(-1, _descent(runs.described(place)["inputs"], {}, place))
-        return found
+        *others, recipe = found.sections
+        return replace(found, sections=[*others, made_from(runs.described(place)["inputs"], {}, place), recipe])
     if isinstance(place, Path) and (below := _below(place)):
         return _pipeline(place, below)
     raise InspectError(
@@ -65,55 +61,38 @@ def look(place: Location, num_samples: int, verify: bool) -> Findings:
 
 
 def _artifact(found: Artifact, num_samples: int, verified: bool) -> Findings:
-    if found.kind not in VIEWS:
+    if (view := VIEWS.get(found.kind)) is None:
         raise InspectError(f"{found.location} is a {found.kind} artifact, which this version does not know")
-    here = found if filesystem.is_local(found.location) or found.kind not in _WHOLE else _fetched(found)
-    seen = VIEWS[found.kind](here, num_samples)
-    if (metrics := here.files.get("metrics.jsonl")) and metrics["bytes"]:
-        seen.sections.append(Section("LEARNING", runs.curves(here.path / "metrics.jsonl")))
-    made = found.manifest["made"]
-    inputs = {**found.inputs, **found.facts.get("lineage", {})}
+    # A view of a model reads all its files, the others a part of theirs.
+    here = artifact.read(cache.fetch(found.location)) if view is models.inspect else found
+    seen, learning = view(here, num_samples), list[Section]()
+    if (metrics := here.files.get(runs.METRICS)) and metrics["bytes"]:
+        learning.append(Section("LEARNING", runs.curves(here.path / runs.METRICS)))
+    recipe = Section("RECIPE", [Pairs(flat(found.recipe))], "" if found.recipe else "This stage has no settings.")
     sections = [
-        _manifest(found, verified),
-        *seen.sections,
-        _descent(inputs, made.get("paths", {}), found.location),
-        Section("RECIPE", [Pairs(flat(found.recipe))], "" if found.recipe else "Nothing to choose."),
-        _files(found),
-    ]
+        _manifest(found, verified), *seen.sections, *learning, made_from(*inputs_of(found)), recipe, _files(found)
+    ]  # fmt: skip
     title = f"{found.kind} {found.identity[:12]}"
     return Findings(title, str(found.location), headline(found), seen.remarks, sections)
-
-
-def _fetched(found: Artifact) -> Artifact:
-    return artifact.read(cache.fetch(found.location))
 
 
 def _manifest(found: Artifact, verified: bool) -> Section:
     made, code = found.manifest["made"], found.manifest["code"]
     at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(made["at"]))
-    commit = (
-        f" ({code['commit'][:12]}{'-dirty' if code['commit'].endswith('-dirty') else ''})" if code["commit"] else ""
-    )
-    files = f"{file_size(found.bytes)} in {plural(len(found.files), 'file')}"
+    dirty = "-dirty" if code["commit"].endswith("-dirty") else ""
+    revision = f" ({code['commit'][:12]}{dirty})" if code["commit"] else ""
+    size = f"{file_size(found.bytes)} in {plural(len(found.files), 'file')}"
     state = "every file has the hash of the manifest" if verified else "sizes as in the manifest, hashes not compared"
     entries = [
         ("identity", found.identity),
-        ("made", f"{at} on {made['host']} in {duration(made['seconds'])}, by version {code['version']}{commit}"),
-        ("files", f"{files}; {state}"),
+        ("made", f"{at} on {made['host']} in {duration(made['seconds'])}, by version {code['version']}{revision}"),
+        ("files", f"{size}; {state}"),
     ]
     return Section("ARTIFACT", [Pairs(entries)])
 
 
-def _descent(inputs: Mapping[str, str], paths: Mapping[str, str], place: Location) -> Section:
-    rows = [
-        ("  " * one.depth + one.role, f"{one.identity[:12]}: {one.state}" + f"\n{one.place}" * bool(one.place))
-        for one in ancestors(inputs, paths, place)
-    ]
-    return Section("MADE FROM", [Pairs(rows)], "" if rows else "No other artifact.")
-
-
 def _files(found: Artifact) -> Section:
-    """Files, those that differ only by a number as one line."""
+    """Files; those whose names differ only in a number have one row."""
     groups: dict[str, list[int]] = {}
     for name, entry in found.files.items():
         groups.setdefault(re.sub(r"\d{4,}", "*", name), []).append(int(entry["bytes"]))
@@ -122,18 +101,18 @@ def _files(found: Artifact) -> Section:
 
 
 def _below(folder: Path) -> dict[str, Artifact]:
-    """Artifacts in a folder, as deep as a pipeline puts them."""
-    manifests = [
-        found for depth in range(1, 4) for found in folder.glob("/".join(["[!.]*"] * depth + [commit.MANIFEST]))
-    ]
-    return {str(found.parent.relative_to(folder)): artifact.read(found.parent) for found in sorted(manifests)}
+    """Artifacts in a folder, as deep as pipelines write them."""
+    patterns = ("/".join(["[!.]*"] * depth + [commit.MANIFEST]) for depth in range(1, 4))
+    places = sorted(found.parent for pattern in patterns for found in folder.glob(pattern))
+    return {str(place.relative_to(folder)): artifact.read(place) for place in places}
 
 
 def _pipeline(folder: Path, below: Mapping[str, Artifact]) -> Findings:
-    runs = [str(found.parent.relative_to(folder)) for found in sorted(folder.glob(f"runs/*/{RECIPE}"))]
+    found = [str(path.parent.relative_to(folder)) for path in sorted(folder.glob(f"runs/*/{runs.RECIPE}"))]
     jobs = filesystem.read_json(folder / "jobs.json") if (folder / "jobs.json").exists() else []
-    told = f"{plural(len(below), 'artifact')} and {plural(len(runs), 'run')}: name one of them to see what is in it"
-    return Findings("pipeline", str(folder), told, [], results.pipeline(below, runs, jobs))
+    numbers = f"{plural(len(below), 'artifact')} and {plural(len(found), 'run')}"
+    headline = f"{numbers}: name one of them to inspect it"
+    return Findings("pipeline", str(folder), headline, sections=results.pipeline(below, found, jobs))
 
 
 def _parser(prog: str) -> argparse.ArgumentParser:
@@ -148,11 +127,11 @@ def _parser(prog: str) -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = "python -m cluster.inspect") -> None:
-    """The command line."""
+    """Run the command."""
     parser = _parser(prog)
     given = parser.parse_args(arguments)
     if given.rows < 0:
-        parser.error(f"argument --rows: {given.rows} is less than none")
+        parser.error(f"argument --rows: {given.rows} is negative")
     if given.picture is not None and given.picture.suffix.lower() != ".png":
         parser.error(f"argument --picture: {given.picture} does not end in .png")
     with errors_for_people():
@@ -162,6 +141,6 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m cluster.
         try:
             terminal.write(found, sys.stdout)
         except BrokenPipeError:
-            # The reader has seen enough; Python would complain once more when it closes the stream.
+            # Python would fail again when it closes the stream.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise SystemExit(_CLOSED) from None

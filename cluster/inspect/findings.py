@@ -1,9 +1,6 @@
-"""What an inspection finds, apart from how it is shown: the terminal and the picture draw the same values.
+"""What an inspection finds. The terminal and the picture draw the same values."""
 
-Values are written for people here, the same way everywhere: ``1,234``, ``12.3 M``, ``4.5 MB``, ``0.12 %``.
-"""
-
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
@@ -11,69 +8,65 @@ import numpy as np
 import numpy.typing as npt
 
 from cluster.artifacts.artifact import Artifact
-from cluster.telemetry.formatting import plain
+from cluster.telemetry.formatting import plain, share
 
 _BINS = 48
 
 
 class InspectError(ValueError):
-    """There is nothing that can be inspected, or nothing of the kind that was asked for."""
+    """The place or the file cannot be inspected."""
 
 
 @dataclass(frozen=True)
-class Histogram:
-    """How often values fall into bins, in all or by series; ``edges`` grow by a factor, or are whole numbers."""
+class Panel:
+    """A chart."""
 
     title: str
     unit: str
+    """What the horizontal axis counts."""
+    note: str = field(default="", kw_only=True)
+
+
+@dataclass(frozen=True)
+class Histogram(Panel):
+    """Counts of positive values in bins of equal width on a logarithmic scale."""
+
     edges: npt.NDArray[np.float64]
     counts: Mapping[str, npt.NDArray[np.int64]]
     """Series to ``[bins]``."""
-    note: str = ""
 
     @classmethod
     def of(cls, title: str, unit: str, series: Mapping[str, Sequence[int]], note: str = "") -> "Histogram":
-        """Of positive values, in bins that are equally wide on a logarithmic scale."""
         every = np.concatenate([np.asarray(values, dtype=np.float64) for values in series.values()])
         low, high = max(1.0, float(every.min())), max(2.0, float(every.max()))
         edges = np.geomspace(low, max(high, low * 2) * 1.0001, _BINS + 1)
         edges[0] = min(edges[0], float(every.min()))
         counts = {name: np.histogram(np.asarray(values), edges)[0] for name, values in series.items()}
-        return cls(title, unit, edges, counts, note)
+        return cls(title, unit, edges, counts, note=note)
 
 
 @dataclass(frozen=True)
-class Bars:
-    """A value for each of some names, largest or first on top."""
+class Bars(Panel):
+    """One value per name, from top to bottom."""
 
-    title: str
-    unit: str
     values: Mapping[str, float]
-    shown: Mapping[str, str] = field(default_factory=dict)
-    """How a value is written, where it is not plainly."""
-    note: str = ""
+    text: Callable[[float], str] = plain
+    """Writes a value."""
 
 
 @dataclass(frozen=True)
-class Curves:
+class Curves(Panel):
     """Values over steps or ranks."""
 
-    title: str
-    across: str
-    """What ``x`` counts."""
     lines: Mapping[str, tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]]
     """Name to ``x`` and ``y``."""
     logarithmic: Literal["no", "up", "both"] = "no"
-    """Which axes: values that differ by orders of magnitude, or these and ranks."""
-    note: str = ""
-
-
-Panel: TypeAlias = Histogram | Bars | Curves
+    """Logarithmic axes: none, the vertical one if values differ by orders of magnitude, or both."""
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Names and what stands for them."""
+    """Names and their texts."""
 
     entries: Sequence[tuple[str, str]]
 
@@ -89,7 +82,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Sample:
-    """A text to be read: spans, and whether each is a special token."""
+    """A text: spans, and whether each is a special token."""
 
     label: str
     spans: Sequence[tuple[str, bool]]
@@ -97,7 +90,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Words:
-    """Lines of text as they are."""
+    """Lines of text, shown unchanged."""
 
     text: str
 
@@ -107,48 +100,46 @@ Block: TypeAlias = Panel | Pairs | Table | Sample | Words
 
 @dataclass(frozen=True)
 class Section:
-    """A part of what is shown."""
+    """A titled part of the page."""
 
     title: str
     blocks: Sequence[Block]
     note: str = ""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Findings:
-    """All that was found."""
+    """The whole page. The view of a kind fills in sections and remarks; the command adds the rest."""
 
-    title: str
+    title: str = ""
     """Kind and short identity."""
-    place: str
+    place: str = ""
     headline: str = ""
-    remarks: list[str] = field(default_factory=list)
-    """What is unusual enough to be looked at first."""
-    sections: list[Section] = field(default_factory=list)
+    remarks: Sequence[str] = ()
+    """Problems, shown first."""
+    sections: Sequence[Section] = ()
 
     @property
     def panels(self) -> list[Panel]:
-        blocks = (block for section in self.sections for block in section.blocks)
-        return [block for block in blocks if isinstance(block, Histogram | Bars | Curves)]
+        return [block for section in self.sections for block in section.blocks if isinstance(block, Panel)]
 
 
 def fact(found: Artifact, name: str) -> Any:
     """A fact of the manifest.
 
     Raises:
-        InspectError: it has no such fact.
+        InspectError: an older version of the code, which did not record it, made the artifact.
     """
     if name not in found.facts:
-        made = f"by version {found.manifest['code']['version']}"
         raise InspectError(
-            f"{found.location} has no fact {name}, which every {found.kind} artifact of this version has: it was made "
-            f"{made} of the code, make it again"
+            f"{found.location} has no fact {name}, which every {found.kind} artifact of this version has: version "
+            f"{found.manifest['code']['version']} of the code made it, make it again"
         )
     return found.facts[name]
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """Nested values as ``a.b`` and their text; what says nothing is left out."""
+    """Nested values as ``a.b`` and their text, without the empty ones."""
     found: list[tuple[str, str]] = []
     for key, value in values.items():
         if isinstance(value, Mapping):
@@ -156,3 +147,14 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
         elif value not in (None, [], ""):
             found.append((f"{prefix}{key}", plain(value)))
     return found
+
+
+def evenly(items: Sequence[Any], most: int) -> list[Any]:
+    """At most ``most`` of the items, evenly spread, in order."""
+    places = np.linspace(0, len(items) - 1, min(most, len(items))).round().astype(int)
+    return [items[place] for place in places.tolist()]
+
+
+def with_share(total: float) -> Callable[[float], str]:
+    """Writes counts with their share of ``total``."""
+    return lambda number: f"{number:,.0f}  {share(number, total)}"

@@ -1,4 +1,4 @@
-"""Findings as a picture: the first panels beside each other, in one PNG."""
+"""The first panels of an inspection, side by side, in one PNG."""
 
 import functools
 from pathlib import Path
@@ -20,12 +20,12 @@ PANELS = 3
 COLOURS = ("#2f7de1", "#e0710c", "#1a9c5b", "#a45ee5", "#d6478a", "#0f93a3")
 INK, FAINT, GROUND = "#27303c", "#6c7683", "#ffffff"
 _BARS = 16
-"""Names in a panel of bars; what is less is left to the terminal."""
+"""Most bars of a panel; the terminal shows all."""
 _NAME = 26
 _DECADE = 10
-"""So many times their least values have to reach for a logarithmic axis to have marks."""
+"""Smallest ratio of the largest to the smallest value at which a logarithmic axis has labels."""
 _NOISY = 120
-"""Points from which on a curve is drawn faintly, and its means over it."""
+"""Points of a curve; a longer one is drawn faintly, under its means."""
 
 _SETTINGS: Any = {
     "font.size": 9.5,
@@ -63,7 +63,7 @@ def _panel(axes: Axes, panel: Panel, title_pad: float) -> None:
         _histogram(axes, panel)
     elif isinstance(panel, Bars):
         _bars(axes, panel)
-    else:
+    elif isinstance(panel, Curves):
         _curves(axes, panel)
     axes.set_title(_drawable(panel.title), loc="left", fontsize=11, fontweight="bold", pad=title_pad)
     if panel.note:
@@ -105,9 +105,10 @@ def _bars(axes: Axes, panel: Bars) -> None:
     axes.set_xlim(0, 1.22 * max([*values, 1e-12]))
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: count(value) if value >= 10 else f"{value:g}"))
-    for place, (name, value) in enumerate(entries):
-        written = panel.shown.get(name, f"{value:.4g}")
-        axes.annotate(written, (values[place], place), (4, 0), textcoords="offset points", va="center", fontsize=8.5)
+    for place, (_, value) in enumerate(entries):
+        axes.annotate(
+            panel.text(value), (values[place], place), (4, 0), textcoords="offset points", va="center", fontsize=8.5
+        )
     axes.spines["left"].set_visible(False)
     _grid(axes, "x")
 
@@ -128,7 +129,7 @@ def _curves(axes: Axes, panel: Curves) -> None:
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(FuncFormatter(lambda value, _: count(value) if value >= 10 else f"{value:g}"))
         axis.set_minor_formatter(NullFormatter())
-    axes.set_xlabel(panel.across)
+    axes.set_xlabel(panel.unit)
     _grid(axes, "both")
     if len(panel.lines) > 1:
         axes.legend(frameon=False, fontsize=8.5)
@@ -144,7 +145,7 @@ def _cut(name: str) -> str:
 
 
 def _drawable(text: str) -> str:
-    """A text in characters that the font has: others by their numbers. Nothing in it is a formula."""
+    """The text without formulas, and with code points instead of characters that the font lacks."""
     known = _characters()
     shown = (character if ord(character) in known else f"U+{ord(character):04X}" for character in safe(text))
     return "".join(shown).replace("$", r"\$")

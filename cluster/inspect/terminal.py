@@ -14,7 +14,7 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from cluster.inspect.findings import Bars, Block, Curves, Findings, Histogram, Pairs, Sample, Section, Table, Words
-from cluster.telemetry.formatting import count, plain, share
+from cluster.telemetry.formatting import count, share
 from cluster.telemetry.terminal import console_for, pairs, render, safe, table
 
 Values = npt.NDArray[np.float64]
@@ -105,7 +105,7 @@ def _bars(panel: Bars, room: int) -> RenderableType:
     most = max(values.values(), default=0.0) or 1.0
     for name, value in values.items():
         end = max(value, _SMALLEST_BAR * most) if value > 0 else 0.0
-        text = panel.shown.get(name, plain(panel.values[name]))
+        text = panel.text(panel.values[name])
         grid.add_row(_one_line(name), _one_line(text), Bar(most, 0, end, color="blue"))
     return grid
 
@@ -125,11 +125,11 @@ def _curves(panel: Curves, room: int) -> RenderableType:
         return _sparklines(panel, room)
     (x, y), both = next(iter(panel.lines.values())), panel.logarithmic == "both"
     across, up = (np.log10(x), np.log10(y)) if both else (x, y)
-    heights = _resampled(across, up, _chart_columns(room, panel.across))
+    heights = _resampled(across, up, _chart_columns(room, panel.unit))
     ends, ticks = np.array([heights.max(), heights.min()]), np.linspace(across[0], across[-1], 5)
     ends, ticks = (10**ends, 10**ticks) if both else (ends, ticks)
     top, low = map(_number, ends.tolist())
-    return _chart(0.04 + 0.96 * _scaled(heights), top, low, [*map(count, ticks.tolist())], panel.across)
+    return _chart(0.04 + 0.96 * _scaled(heights), top, low, [*map(count, ticks.tolist())], panel.unit)
 
 
 def _sparklines(panel: Curves, room: int) -> RenderableType:

@@ -1,4 +1,4 @@
-"""What texts are like: lengths, the words and characters in them, what is there twice, and some to be read."""
+"""Statistics of texts: lengths, words, characters, duplicates, and samples."""
 
 import hashlib
 import re
@@ -15,30 +15,30 @@ from cluster.inspect.findings import Bars, Block, Histogram, Pairs, Sample
 from cluster.telemetry.formatting import share
 
 _CLOSELY = 2**22
-"""Characters that are looked at one by one."""
+"""Characters in which to count words and characters."""
 _SERIES = 4
-"""Series told apart in the histogram; the others are one."""
+"""Series of the histogram; one more has all other labels."""
 _WORD = re.compile(r"[^\W\d_]+")
 _LINE = 30
-"""Characters of a line that says something when it is repeated."""
+"""Least characters of a line whose repetition is worth a remark."""
 _LONGEST = 80
 _WORDS, _SHOWN_CHARACTERS = 16, 1200
 _CLASSES = {"L": "letters", "M": "letters", "Z": "white space", "N": "digits", "P": "punctuation", "S": "symbols"}
 
 
-class Drawn(NamedTuple):
-    """A document to be read."""
+class SampledText(NamedTuple):
+    """A document of the sample."""
 
     digest: bytes
     characters: int
     """Of the whole document."""
     text: str
-    """How it begins."""
+    """Its beginning."""
 
 
 @dataclass
 class TextStats:
-    """What was read; the same texts in any order give the same."""
+    """Statistics that do not depend on the order of the texts."""
 
     whole: bool = True
     """Every document was read."""
@@ -46,16 +46,15 @@ class TextStats:
     """Characters of the documents, by source or label."""
     digests: set[bytes] = field(default_factory=set)
     lines: Counter[tuple[str, str]] = field(default_factory=Counter)
-    """In how many documents of a label a line stands."""
+    """Number of documents by label and line."""
     words: Counter[str] = field(default_factory=Counter)
     characters: Counter[str] = field(default_factory=Counter)
     closely: int = 0
-    """Characters that words and characters were counted in."""
-    samples: dict[str, list["Drawn"]] = field(default_factory=lambda: defaultdict(list))
-    """Of each label the documents with the smallest digests: drawn evenly, and the same every time."""
+    """Characters in which words and characters were counted."""
+    samples: dict[str, list[SampledText]] = field(default_factory=lambda: defaultdict(list))
+    """By label, the documents with the smallest digests: a uniform and reproducible sample."""
 
     def add(self, label: str, document: str, num_samples: int) -> None:
-        """Note a document."""
         digest = hashlib.blake2b(document.encode(), digest_size=12).digest()
         self.lengths[label].append(len(document))
         self.digests.add(digest)
@@ -66,7 +65,7 @@ class TextStats:
             self.words.update(map(str.lower, _WORD.findall(document)))
         drawn = self.samples[label]
         if num_samples and (len(drawn) < num_samples or digest < drawn[-1].digest):
-            sample = Drawn(digest, len(document), document[:_SHOWN_CHARACTERS])
+            sample = SampledText(digest, len(document), document[:_SHOWN_CHARACTERS])
             self.samples[label] = sorted([*drawn, sample])[:num_samples]
 
     @property
@@ -79,16 +78,16 @@ class TextStats:
 
     @property
     def median(self) -> int:
-        """Characters of a document of middle length."""
+        """Median characters of a document."""
         return int(np.median(np.concatenate([np.array(lengths) for lengths in self.lengths.values()])))
 
     @property
     def repeated_lines(self) -> list[tuple[str, str, int]]:
-        """Label, line and number of documents, for lines that stand in several of a label; the most frequent first."""
+        """Label, line and number of documents, for lines in several documents of a label; the most frequent first."""
         return [(label, line, number) for (label, line), number in self.lines.most_common(1000) if number > 1]
 
     def classes(self) -> Mapping[str, float]:
-        """Shares of kinds of characters."""
+        """Shares of the kinds of characters, the most frequent first."""
         found = Counter[str]()
         for character, number in self.characters.items():
             kind = "white space" if character.isspace() else _CLASSES.get(unicodedata.category(character)[0], "other")
@@ -96,49 +95,48 @@ class TextStats:
         return {kind: number / max(1, found.total()) for kind, number in found.most_common()}
 
 
-def described(text: TextStats) -> list[Block]:
-    """Lengths, and what the text is made of."""
-    kinds = ", ".join(f"{kind} {share(part, 1)}" for kind, part in text.classes().items())
-    beyond = sum(number for character, number in text.characters.items() if not character.isascii())
-    rare = " ".join(character for character, _ in text.characters.most_common() if not character.isascii())
-    words = text.words.total()
-    often = {word: 100 * number / max(1, words) for word, number in text.words.most_common(_WORDS)}
+def describe(stats: TextStats) -> list[Block]:
+    """Lengths, duplicates, kinds of characters, and frequent words."""
+    kinds = ", ".join(f"{kind} {share(part, 1)}" for kind, part in stats.classes().items())
+    rare = [(character, number) for character, number in stats.characters.most_common() if not character.isascii()]
+    beyond = share(sum(number for _, number in rare), stats.characters.total())
+    letters = " ".join(character for character, _ in rare)[:60]
+    words = max(1, stats.words.total())
     entries = [
         ("characters", kinds),
-        ("beyond ASCII", f"{share(beyond, text.characters.total())}" + (f", most often {rare[:60]}" if rare else "")),
-        ("repeated documents", f"{text.repeated:,} of {text.documents:,}"),
-        *(
-            ("repeated line", f"in {number:,} of {len(text.lengths[label]):,} documents of {label}: {_short(line)}")
-            for label, line, number in text.repeated_lines[:3]
-        ),
+        ("beyond ASCII", beyond + (f", most often {letters}" if rare else "")),
+        ("repeated documents", f"{stats.repeated:,} of {stats.documents:,}"),
     ]
-    return [
-        _histogram(text),
-        Pairs(entries),
-        Bars("Most frequent words", "% of the words", often, {word: f"{part:.2f} %" for word, part in often.items()}),
-    ]
+    for label, line, number in stats.repeated_lines[:3]:
+        short = line if len(line) <= _LONGEST else f"{line[:_LONGEST]}…"
+        entries.append(
+            ("repeated line", f"in {number:,} of {len(stats.lengths[label]):,} documents of {label}: {short}")
+        )
+    frequent = {word: 100 * number / words for word, number in stats.words.most_common(_WORDS)}
+    words_chart = Bars("Most frequent words", "% of the words", frequent, "{:.2f} %".format)
+    return [_histogram(stats), Pairs(entries), words_chart]
 
 
-def samples(text: TextStats, num_samples: int) -> list[Sample]:
-    """Documents to be read, of as many labels as there are samples, the largest labels first."""
-    by_size = sorted(text.samples, key=lambda label: -sum(text.lengths[label]))
-    rounds = zip_longest(*([(label, drawn) for drawn in text.samples[label]] for label in by_size))
+def samples(stats: TextStats, num_samples: int) -> list[Sample]:
+    """Sampled documents of as many labels as possible, the largest labels first."""
+    rounds = zip_longest(*([(label, sample) for sample in stats.samples[label]] for label in _by_size(stats)))
     every = [entry for turn in rounds for entry in turn if entry is not None]
     return [
-        Sample(f"{label}, {drawn.characters:,} characters", [(drawn.text, False)])
-        for label, drawn in every[:num_samples]
+        Sample(f"{label}, {sample.characters:,} characters", [(sample.text, False)])
+        for label, sample in every[:num_samples]
     ]
 
 
-def _histogram(text: TextStats) -> Histogram:
-    by_size = sorted(text.lengths, key=lambda label: -sum(text.lengths[label]))
-    series = {label: text.lengths[label] for label in by_size[:_SERIES]}
-    if rest := by_size[_SERIES:]:
-        series[f"{len(rest)} others"] = [length for label in rest for length in text.lengths[label]]
-    longest = max(max(lengths) for lengths in text.lengths.values())
-    note = f"median {text.median:,}, longest {longest:,}"
+def _histogram(stats: TextStats) -> Histogram:
+    first, rest = _by_size(stats)[:_SERIES], _by_size(stats)[_SERIES:]
+    series = {label: stats.lengths[label] for label in first}
+    if rest:
+        series[f"{len(rest)} others"] = [length for label in rest for length in stats.lengths[label]]
+    longest = max(map(max, stats.lengths.values()))
+    note = f"median {stats.median:,}, longest {longest:,}"
     return Histogram.of("Documents by length in characters", "characters", series, note)
 
 
-def _short(line: str) -> str:
-    return line if len(line) <= _LONGEST else f"{line[:_LONGEST]}…"
+def _by_size(stats: TextStats) -> list[str]:
+    """Labels, that with the most characters first."""
+    return sorted(stats.lengths, key=lambda label: -sum(stats.lengths[label]))

@@ -1,9 +1,8 @@
-"""What only the rows of a tokens artifact can tell: lengths of documents, repetitions, and rows to be read.
+"""Statistics of the rows of a tokens artifact: lengths of documents, repeated rows, and samples.
 
-Looked at are as many record batches, evenly spread over the files, as hold :data:`BUDGET` tokens.
+They come from record batches with :data:`BUDGET` tokens in all, evenly spread over the files.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,36 +11,36 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from cluster.artifacts.artifact import Artifact
-from cluster.inspect.findings import InspectError
+from cluster.inspect.findings import InspectError, evenly
 from cluster.storage import filesystem
 from cluster.telemetry import progress
 from cluster.telemetry.error_text import first_line
 from cluster.tokens import rows
 
 BUDGET = 2**25
-"""Tokens looked at, in each of the two parts."""
+"""Tokens to read, in each of the two parts."""
 _FILES = 32
-"""Files looked into, evenly spread."""
+"""Files to read, evenly spread."""
 _CHUNK = 2**14
-"""Rows hashed at a time."""
+"""Rows to hash at a time."""
 
 U64 = npt.NDArray[np.uint64]
 
 
 @dataclass
 class RowSet:
-    """What was read of the training rows, or of those held out."""
+    """Statistics of the training rows, or of the held-out rows."""
 
     rows: int = 0
     whole: bool = True
     """Every row was read."""
     lengths: list[int] = field(default_factory=list)
-    """Tokens of the documents that lie whole in what was read."""
+    """Tokens of the documents that were read from start to end."""
     hashes: list[U64] = field(default_factory=list)
     foreign: int = 0
-    """Rows that do not begin with the start token, or have an id outside of the vocabulary."""
+    """Rows that do not begin with the start token, or have an id outside the vocabulary."""
     samples: list[tuple[int, str, npt.NDArray[np.int64]]] = field(default_factory=list)
-    """Hash, place and ids of the rows with the smallest hashes: drawn evenly, and the same ones every time."""
+    """Hash, place and ids of the rows with the smallest hashes: a uniform and reproducible sample."""
 
     @property
     def unique(self) -> U64:
@@ -53,14 +52,14 @@ class RowSet:
 
 
 def look(found: Artifact, part: str, num_samples: int) -> RowSet:
-    """Read the record batches that are looked at."""
+    """Read a part of the rows, ``train`` or ``heldout``."""
     names = sorted(name for name in found.files if name.startswith(f"{part}-"))
     seen = RowSet(whole=len(names) <= _FILES)
     chosen = evenly(names, _FILES)
     for name in progress.progress(chosen, f"{part} rows", len(chosen), "files"):
         try:
             with filesystem.open_read(found.location / name) as source:
-                _look_into(seen, name, source, BUDGET // len(chosen), found, num_samples)
+                _read(seen, name, source, BUDGET // len(chosen), found, num_samples)
         except pa.ArrowException as error:
             raise InspectError(
                 f"{found.location / name} cannot be read ({first_line(error)}): make the tokens again"
@@ -68,7 +67,7 @@ def look(found: Artifact, part: str, num_samples: int) -> RowSet:
     return seen
 
 
-def _look_into(seen: RowSet, name: str, source: Any, budget: int, found: Artifact, num_samples: int) -> None:
+def _read(seen: RowSet, name: str, source: Any, budget: int, found: Artifact, num_samples: int) -> None:
     file = pa.ipc.open_file(pa.PythonFile(source, mode="r"))
     numbers, seq_len = list(range(file.num_record_batches)), int(found.facts["seq_len"])
     rows_each = file.get_batch(0).num_rows if numbers else 0
@@ -81,10 +80,10 @@ def _look_into(seen: RowSet, name: str, source: Any, budget: int, found: Artifac
             stream.interrupt()
         last = number
         stream.add(table[:, 1:].reshape(-1))
-        _note(seen, name, number, table, found, num_samples)
+        _add(seen, name, number, table, found, num_samples)
 
 
-def _note(seen: RowSet, name: str, number: int, table: rows.Tokens, found: Artifact, num_samples: int) -> None:
+def _add(seen: RowSet, name: str, number: int, table: rows.Tokens, found: Artifact, num_samples: int) -> None:
     hashes = hashed(table)
     seen.rows += len(table)
     seen.hashes.append(hashes)
@@ -97,12 +96,12 @@ def _note(seen: RowSet, name: str, number: int, table: rows.Tokens, found: Artif
 
 
 class _Lengths:
-    """Lengths of documents in a stream of tokens that comes in pieces."""
+    """Lengths of documents in a stream of tokens that arrives in parts."""
 
     def __init__(self, sep_id: int, lengths: list[int]) -> None:
         self._sep_id, self._lengths = sep_id, lengths
         self._open: int | None = 0
-        """Tokens of the document that goes on; None where its beginning was not seen."""
+        """Tokens of the unfinished document; None if its beginning was not read."""
 
     def interrupt(self) -> None:
         self._open = None
@@ -119,15 +118,8 @@ class _Lengths:
 
 
 def hashed(table: rows.Tokens) -> U64:
-    """A hash of each row: a sum of its tokens, each times an odd number of its place."""
+    """A hash of each row: the sum of its tokens, each times an odd factor of its position."""
     factors = np.random.default_rng(0).integers(0, 2**63, table.shape[1], dtype=np.uint64) * np.uint64(2) + np.uint64(1)
     parts = (table[start : start + _CHUNK].astype(np.uint64) for start in range(0, max(1, len(table)), _CHUNK))
     with np.errstate(over="ignore"):
         return np.concatenate([(part * factors).sum(axis=1, dtype=np.uint64) for part in parts])
-
-
-def evenly(items: Sequence[Any], most: int) -> list[Any]:
-    """At most so many of the items, evenly spread, in order."""
-    if len(items) <= most:
-        return list(items)
-    return [items[place] for place in np.linspace(0, len(items) - 1, most).round().astype(int).tolist()]

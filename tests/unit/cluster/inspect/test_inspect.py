@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -91,7 +92,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def teacher(made: Path) -> Path:
-    """A teacher artifact as stages make them, made from the tokens beside it."""
+    """A teacher artifact as stages make them, made from the tokens in the same folder."""
     source, found = made / "bert", artifact.read(made / "tokens")
     model, _ = masked_lm.load(source)
     paths = {"tokens": str(found.path)}
@@ -115,7 +116,8 @@ def test_a_corpus_shows_its_sources_what_was_left_out_and_texts(tmp_path: Path) 
     )
     found = _look(path)
     page = _page(found)
-    assert found.remarks == ["60.0 % of the documents read were left out, most of them as short"]
+    assert len(found.remarks) == 1
+    assert re.search(r"60.0 %.* short", found.remarks[0])
     for line in (
         r"not UTF-8   a.jsonl: line 61  caf\xe9",
         "short             50  50.0 %",
@@ -134,9 +136,9 @@ def test_a_corpus_shows_its_sources_what_was_left_out_and_texts(tmp_path: Path) 
 def test_a_corpus_that_is_not_what_it_should_be_is_remarked_on(tmp_path: Path) -> None:
     texts = {"web": [f"{text}\n{FOOTER}" for text in _english(30)], "tables": ["1 | 2 | 3"] * 40}
     remarks = "\n".join(_look(_corpus(tmp_path / "corpus", texts)).remarks)
-    assert "39 documents are there twice" in remarks
-    assert "half of the documents have no more than 9 characters" in remarks
-    assert f"a line stands in 30 of 30 documents of web: '{FOOTER}'" in remarks
+    assert "39 documents are duplicates" in remarks
+    assert "9 characters" in remarks
+    assert f"30 of 30 documents of web have the line '{FOOTER}'" in remarks
 
 
 def test_an_artifact_of_an_older_version_is_refused_with_what_it_lacks(tmp_path: Path) -> None:
@@ -226,7 +228,7 @@ def test_weights_are_read_as_torch_reads_them_and_broken_ones_are_named(tmp_path
         save_file(weights, draft.path / "model.safetensors")
         shutil.copy(teacher / "config.json", draft.path)
         draft.facts.update(facts)
-    assert _look(broken).remarks == [f"3 of 1,024 weights of {name} are no finite numbers"]
+    assert _look(broken).remarks == [f"3 of 1,024 weights of {name} are not finite"]
 
 
 def test_descent_follows_inputs_where_they_are_and_says_where_they_are_not(tmp_path: Path, teacher: Path) -> None:
@@ -236,15 +238,15 @@ def test_descent_follows_inputs_where_they_are_and_says_where_they_are_not(tmp_p
     tokens_there = artifact.read(place / "tokens")
     assert str(tokens_there.path.parent.parent) not in str(teacher)
     identity = tokens_there.identity[:12]
-    # Made from what lies somewhere else; that is followed first.
+    # The recorded path is followed first.
     assert f"tokens  {identity}: " in _page(_look(place / "teacher"))
     moved = dict(artifact.read(place / "teacher").manifest) | {
         "made": {"at": 0, "host": "h", "seconds": 1.0, "paths": {}}
     }
     (place / "teacher" / "manifest.json").write_text(json.dumps(moved))
-    assert str(place / "tokens") in _page(_look(place / "teacher"), 300), "found beside it"
+    assert str(place / "tokens") in _page(_look(place / "teacher"), 300), "found in a neighbouring folder"
     shutil.rmtree(place / "tokens")
-    assert "not to be found near here" in _page(_look(place / "teacher"))
+    assert "not found near this artifact" in _page(_look(place / "teacher"))
     moved["made"]["paths"] = {"tokens": str(place / "tokens")}
     (place / "teacher" / "manifest.json").write_text(json.dumps(moved))
     assert "no longer there" in _page(_look(place / "teacher"))
@@ -293,7 +295,7 @@ def test_a_run_shows_how_far_it_got_and_what_it_can_go_on_from(tmp_path: Path, m
 
 @pytest.mark.parametrize(
     ("losses", "says"),
-    [([3.0, float("nan"), 3.0], "no finite number at step 2"), ([2.0] * 5 + [9.0] * 12, "it has risen again")],
+    [([3.0, float("nan"), 3.0], "not finite at step 2"), ([2.0] * 5 + [9.0] * 12, "it has risen again")],
 )
 def test_a_run_that_went_wrong_is_remarked_on(tmp_path: Path, losses: list[float], says: str) -> None:
     assert says in _look(_run(tmp_path / "run", losses, "0" * 64)).remarks[0]
@@ -320,12 +322,14 @@ def _results(folder: Path) -> dict[str, Path]:
 
 def test_data_sets_benchmarks_and_reports_say_what_is_in_them(tmp_path: Path) -> None:
     found = {kind: _look(path) for kind, path in _results(tmp_path).items()}
-    assert found["dataset"].remarks == ["1 texts are in two of the parts dev, train: scores say too much"]
+    assert len(found["dataset"].remarks) == 1
+    assert "1 texts are in two of the parts dev, train" in found["dataset"].remarks[0]
     assert "bad   1  50.0 %" in _page(found["dataset"])
-    assert found["benchmark"].remarks == ["the times prove nothing: other work took half of the cores"]
-    told = [" ".join(line.split()) for line in _page(found["benchmark"]).splitlines()]
-    assert "student PyTorch 2.13.0 30 1 4 4.2 4.8 4 kB 1.76×" in told
-    assert "student ONNX Runtime 1.31.1 int8 pairs 1 1 1.05 1.2 17.4 MB –" in told
+    assert len(found["benchmark"].remarks) == 1
+    assert "other work took half of the cores" in found["benchmark"].remarks[0]
+    lines = [" ".join(line.split()) for line in _page(found["benchmark"]).splitlines()]
+    assert "student PyTorch 2.13.0 30 1 4 4.2 4.8 4 kB 1.76×" in lines
+    assert "student ONNX Runtime 1.31.1 int8 pairs 1 1 1.05 1.2 17.4 MB –" in lines
     assert "  The student keeps 97 %." in _page(found["report"])
     assert found["report"].remarks == ["2 jobs failed"]
     with pytest.raises(InspectError, match="nothing to draw"):
@@ -340,7 +344,7 @@ def test_a_benchmark_of_a_phone_says_which_and_what_it_could_not_do(tmp_path: Pa
             draft.facts.update(result_folders.phone(**given))
     found = {name: _look(tmp_path / name) for name in result_folders.PHONES}
     assert found["in-the-hand"].remarks == ["not measured: backend webgpu, threads 1: no adapter"]
-    assert found["this-host"].remarks[0] == "a proxy: this was measured on a host, and not on a phone"
+    assert "proxy" in found["this-host"].remarks[0]
     assert "GS201" in _page(found["on-a-cable"])
 
 
@@ -460,8 +464,10 @@ def test_errors_of_the_command_are_one_line(tmp_path: Path) -> None:
 def test_the_name_of_the_module_hides_nothing_of_python() -> None:
     script = "import cluster.inspect, inspect; assert inspect.signature; print(inspect.__file__)"
     root = paths.ROOT
-    told = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True, check=True).stdout
-    assert "cluster" not in Path(told).parts
+    printed = subprocess.run(
+        [sys.executable, "-c", script], cwd=root, capture_output=True, text=True, check=True
+    ).stdout
+    assert "cluster" not in Path(printed).parts
 
 
 def test_what_the_stages_make_has_all_that_is_looked_for(tmp_path: Path) -> None:
