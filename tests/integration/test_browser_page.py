@@ -5,7 +5,6 @@ import itertools
 import json
 import re
 import threading
-import time
 from collections.abc import Iterator
 from http import HTTPStatus
 from pathlib import Path
@@ -16,6 +15,7 @@ import phone_setup
 import pytest
 from aiohttp import web
 from transformers import AutoTokenizer
+from waiting import wait_until
 
 from cluster.artifacts import artifact, stage
 from cluster.models import runtimes
@@ -115,12 +115,8 @@ def test_a_job_waits_for_a_phone_and_gets_its_numbers(tab, page, tmp_path, caplo
 
 
 def wait_for_link(caplog) -> str:
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline:
-        if found := re.search(r"http://127\.0\.0\.1:\d+/\?t=\S+", caplog.text):
-            return found[0]
-        threading.Event().wait(0.05)
-    raise AssertionError(f"no link was shown: {caplog.text}")
+    found = wait_until(lambda: re.search(r"http://127\.0\.0\.1:\d+/\?t=\S+", caplog.text), seconds=60, what="the link")
+    return found[0]
 
 
 def test_a_typed_question_is_answered_as_the_models_do(tab, page, exports):

@@ -15,10 +15,10 @@ from typing import Any, TypeAlias
 import pytest
 import torch
 import torchrun_workers
-from ray_clusters import wait_until
 from torch.nn import functional
 from train_processes import FORTY_STEPS, RECIPE, command, curve, environment, train
 from transformers import AutoModelForMaskedLM
+from waiting import wait_until
 
 from cluster.artifacts import registry, stage
 from cluster.telemetry.metrics_log import read_metrics

@@ -15,8 +15,9 @@ import pytest
 import ray_clusters
 import tiny_pipeline
 from driver_processes import JobQueueClient, RefusedError
-from ray_clusters import Cluster, Node, wait_until
+from ray_clusters import Cluster, Node
 from toy_stage_jobs import make_corpus
+from waiting import wait_until
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(400)]
 

@@ -13,8 +13,9 @@ import psutil
 import pytest
 import ray_clusters
 import tiny_pipeline
-from ray_clusters import training_workers, wait_until
+from ray_clusters import training_workers
 from train_processes import RECIPE, curve
+from waiting import wait_until
 
 from cluster.artifacts import artifact, commit, recipe
 from cluster.artifacts.errors import StageError

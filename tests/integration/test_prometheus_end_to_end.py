@@ -19,8 +19,9 @@ import tokens_artifact
 import yaml
 from metrics_endpoint import scraped
 from prometheus_client import start_http_server
-from prometheus_servers import Webhook, free_port, wait_until
+from prometheus_servers import Webhook, free_port
 from train_processes import command, environment
+from waiting import wait_until
 
 from cluster.telemetry import exporter, metrics
 from cluster.telemetry.metrics_log import read_metrics
@@ -132,7 +133,7 @@ def test_a_panel_has_something_to_show(seen: Seen, panel: Panel) -> None:
         answers = [seen.source.lines(replace(panel, queries=(query,)), _window()) for query in panel.queries]
         return all(any(math.isfinite(value) for line in lines for value in line.values) for lines in answers)
 
-    wait_until(panel.title, every_query_is_answered, 20)
+    wait_until(every_query_is_answered, seconds=60, what=panel.title)
 
 
 @pytest.mark.parametrize("board", generate.BOARDS, ids=lambda board: board.uid)
@@ -202,12 +203,12 @@ def test_an_alert_reaches_people_and_is_taken_back(seen: Seen) -> None:
     who = {"run": simulated_service.RUN, "cluster": SCRIPTED}
     assert seen.webhook.states(STALLED) == [], "nothing had stalled"
     seen.script.stalls.set()
-    wait_until("the alert reaches the webhook", lambda: "firing" in seen.webhook.states(STALLED, **who))
+    wait_until(lambda: "firing" in seen.webhook.states(STALLED, **who), seconds=60)
     notification = next(one for one in seen.webhook.received if one["labels"]["alertname"] == STALLED)
     assert notification["labels"]["severity"] == "critical"
     assert re.match(rf"{simulated_service.RUN} .* no step for 1h 0m", notification["annotations"]["summary"])
     seen.script.stalls.clear()
-    wait_until("it is taken back", lambda: seen.webhook.states(STALLED, **who)[-1:] == ["resolved"])
+    wait_until(lambda: seen.webhook.states(STALLED, **who)[-1:] == ["resolved"], seconds=60)
 
 
 def test_a_quiet_service_has_no_other_alerts(seen: Seen) -> None:

@@ -12,7 +12,8 @@ import ray_clusters
 import tiny
 import tiny_pipeline
 from metrics_endpoint import scraped
-from ray_clusters import RAY, Cluster, Node, training_workers, wait_until
+from ray_clusters import RAY, Cluster, Node, training_workers
+from waiting import wait_until
 
 from cluster.artifacts import artifact
 from cluster.jobs.job import GOOD

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ray_clusters import wait_until
+from waiting import wait_until
 
 
 class DriverProcess:

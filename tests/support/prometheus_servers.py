@@ -6,15 +6,15 @@ import shutil
 import socket
 import subprocess
 import threading
-import time
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import yaml
+from waiting import wait_until
 
 from k8s.monitoring.source.picture_data import Source
 
@@ -27,15 +27,6 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def wait_until(what: str, holds: Callable[[], Any], seconds: float = 60.0) -> Any:
-    """The first true value of ``holds()``; fail after ``seconds``."""
-    deadline = time.monotonic() + seconds
-    while not (found := holds()):
-        assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}"
-        threading.Event().wait(0.1)
-    return found
 
 
 @dataclass
@@ -121,7 +112,7 @@ def prometheus(
 def _running(command: list[str], log: Path, ready: str) -> Iterator[None]:
     with log.open("wb") as output, subprocess.Popen(command, stdout=output, stderr=output) as program:
         try:
-            wait_until(f"{command[0]} is ready ({log})", lambda: program.poll() is not None or _answers(ready))
+            wait_until(lambda: program.poll() is not None or _answers(ready), seconds=60, what=f"{log}: ready")
             assert program.poll() is None, log.read_text(encoding="utf-8")
             yield
         finally:

@@ -14,12 +14,12 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import tiny_pipeline
+from waiting import wait_until
 
 RAY = str(Path(sys.executable).with_name("ray"))
 _NODE_PORTS = (
@@ -212,17 +212,6 @@ def actors(processes: list[psutil.Process]) -> list[psutil.Process]:
             if any("_Host.work" in part for part in process.cmdline()):
                 found.append(process)
     return found
-
-
-def wait_until(
-    holds: Callable[[], bool], process: "subprocess.Popen[bytes] | None" = None, seconds: float = 600
-) -> None:
-    """Return as soon as ``holds()`` is true; fail when ``process`` ends first, or after ``seconds``."""
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert process is None or process.poll() is None, "the process ended"
-        assert time.monotonic() < deadline, f"not true within {seconds:g} s"
-        time.sleep(0.02)
 
 
 def listening(port: int) -> bool:

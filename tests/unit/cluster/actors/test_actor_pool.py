@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Iterator
 from functools import partial
@@ -12,7 +11,8 @@ from typing import Any
 import pool_workers as workers
 import pytest
 import ray
-from ray_clusters import free_ports, wait_until
+from ray_clusters import free_ports
+from waiting import wait_until
 
 from cluster.actors.actor_pool import MAX_DEATHS, Placement, Unit, map_unordered
 from cluster.artifacts.errors import StageError
@@ -93,13 +93,11 @@ def test_actors_without_a_cpu_are_demand_for_an_autoscaler(tmp_path: Path) -> No
     found = map_unordered("test", partial(workers.Doubler, tmp_path), _units(40), Placement(actors=5))
     next(found)
     status = [sys.executable, "-m", "ray.scripts.scripts", "status", "--address"]
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        said = subprocess.run([*status, ray.get_runtime_context().gcs_address], capture_output=True, text=True).stdout
-        if "{'CPU': 1.0}: 2+ pending tasks/actors" in said:
-            break
-    else:
-        pytest.fail(said)
+
+    def ray_status() -> str:
+        return subprocess.run([*status, ray.get_runtime_context().gcs_address], capture_output=True, text=True).stdout
+
+    wait_until(lambda: "{'CPU': 1.0}: 2+ pending tasks/actors" in ray_status(), seconds=60)
     assert len(list(found)) == 39
 
 

@@ -19,7 +19,8 @@ import pytest
 import s3_server
 import tiny
 from prometheus_client import REGISTRY
-from ray_clusters import actors, wait_until
+from ray_clusters import actors
+from waiting import wait_until
 
 from cluster.actors.ray_cluster import connect
 from cluster.artifacts import artifact, cli, errors, stage

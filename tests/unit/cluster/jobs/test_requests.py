@@ -13,8 +13,9 @@ from typing import Any
 import paths
 import psutil
 import pytest
-from ray_clusters import free_ports, wait_until
+from ray_clusters import free_ports
 from toy_stage_jobs import make_corpus, toy_job
+from waiting import wait_until
 
 from cluster.actors import ray_cluster
 from cluster.artifacts import artifact, commit, errors

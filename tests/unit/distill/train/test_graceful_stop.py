@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from ray_clusters import wait_until
 from train_processes import RECIPE, command, curve, environment, train
+from waiting import wait_until
 
 from cluster.artifacts import registry, stage
 from cluster.telemetry.metrics_log import read_metrics

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import tokens_artifact
 import torch
 from safetensors.torch import load_file, save_file
 from train_processes import FORTY_STEPS, RECIPE, command, curve, environment, toml, train
+from waiting import wait_until
 
 from cluster.artifacts import artifact, cli, commit, registry, stage
 from cluster.artifacts.artifact import digest
@@ -72,10 +72,11 @@ def test_training_goes_on_while_a_checkpoint_is_written(
     def slow(descriptor: int) -> None:
         found = re.search(r"step_0*(\d+)\.partial", os.readlink(f"/proc/self/fd/{descriptor}"))
         wanted = min(int(found[1]) + 1, 6) if found else 0
-        deadline = time.monotonic() + 20
-        while wanted and not any(line["step"] >= wanted for line in read_metrics(run.metrics)):
-            assert time.monotonic() < deadline, "training waited for the disk"
-            time.sleep(0.005)
+        wait_until(
+            lambda: not wanted or any(line["step"] >= wanted for line in read_metrics(run.metrics)),
+            seconds=60,
+            what="training goes on while the disk is slow",
+        )
         behind.append(wanted)
         real(descriptor)
 
@@ -108,9 +109,7 @@ class Full:
     def __init__(self, disk: Path, given: list[str], file: Path) -> None:
         self._ballast = disk / "ballast"
         self.process = subprocess.Popen(given, env=environment(), stderr=subprocess.PIPE, text=True)
-        while not file.exists():
-            assert self.process.poll() is None, self.rest()
-            time.sleep(0.002)
+        wait_until(file.exists, self.process)
         with contextlib.suppress(OSError), self._ballast.open("wb", buffering=0) as ballast:
             while True:
                 ballast.write(bytes(4096))

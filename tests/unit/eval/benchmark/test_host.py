@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from ray_clusters import wait_until
+from waiting import wait_until
 
 from cluster.artifacts import errors
 from eval.benchmark import host

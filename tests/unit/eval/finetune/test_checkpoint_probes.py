@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import tiny
 from finetune_tasks import QUICK, sentiment
-from ray_clusters import wait_until
+from waiting import wait_until
 
 from cluster.actors import ray_cluster
 from cluster.artifacts import errors

@@ -1,0 +1,26 @@
+"""Wait for a condition instead of a number of seconds."""
+
+import subprocess
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+Value = TypeVar("Value")
+
+
+def wait_until(
+    holds: Callable[[], Value],
+    process: "subprocess.Popen[bytes] | subprocess.Popen[str] | None" = None,
+    seconds: float = 600,
+    what: str = "the condition",
+) -> Value:
+    """The first true value of ``holds()``.
+
+    Fails when ``process`` ends first, and after ``seconds``: a bound against hanging, not something to measure.
+    """
+    deadline = time.monotonic() + seconds
+    while not (found := holds()):
+        assert process is None or process.poll() is None, f"the process ended before {what}"
+        assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}"
+        time.sleep(0.02)
+    return found
