@@ -124,7 +124,7 @@ def load(folder: Path, threads: int = 1) -> LoadedModel:
         return LoadedModel(export_spec.read(folder), tokenizer, config.id2label, runtimes.open_export(folder, threads))
     # Of the whole process, as PyTorch has it.
     torch.set_num_threads(threads)
-    opened = source_model.open_original(folder)
+    opened = source_model.open_source_model(folder)
     described = finalize.describe(opened, "pytorch", "pytorch", "model.safetensors")
     return LoadedModel(
         described, opened.tokenizer, opened.config.id2label, parity.torch_outputs(opened.model, opened.outputs)

@@ -1,10 +1,10 @@
-"""What every export does once its files are there: description, tokenizer, parity, score, refusal, facts."""
+"""What all exports share: reading the export they start from, description, tokenizer, parity, score and facts."""
 
 import contextlib
 import logging
 import shutil
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,148 +17,184 @@ from cluster.models.export_spec import ANY, Exported
 from cluster.storage import filesystem
 from cluster.telemetry import progress
 from deploy.conversion import parity, task_score
-from deploy.conversion.source_model import Original
+from deploy.conversion.source_model import SourceModel
 
 logger = logging.getLogger("stillhouse")
 
+ONNX = "model.onnx"
+"""The file of an ONNX export."""
+
 INPUTS = {"model": stage.Role((stage.FOLDER,)), "data": stage.Role((stage.FOLDER,), optional=True)}
-"""Roles of every export: the model, and a task's data, on which the export must score as the model does."""
+"""Roles of every export: the model, and data of its task, on which the export must score as the model does."""
 
 
 class ToleranceRecipe(Recipe):
-    """What every export is held to."""
+    """How much an export may differ from its model."""
 
     tolerance: parity.Tolerance = parity.Tolerance()
     score: task_score.Scored = task_score.Scored()
-    """Where ``--data DIR`` is given."""
+    """Used with ``--data DIR``."""
 
 
 class ExportRecipe(ToleranceRecipe):
-    """What the recipes of all targets have that are made of a model itself."""
+    """Base of the recipes that export a model folder."""
 
     probe: parity.Probe = parity.Probe()
 
 
 class Rounded(parity.Tolerance):
-    """How far an export with rounded weights may be.
+    """How far an export with rounded weights may be from its model.
 
-    Wide enough for an honest int8 model on random ids, where near ties are common (a trained encoder differed by 0.18
+    Wide enough for a correct int8 model on random ids, where near ties are common (a trained encoder differed by 0.18
     and agreed on 83 % of its words there, on 87 % in real text); a broken one is far outside.
     """
 
-    # Defaults of a class, not an instance: who sets one value alone must not get the strict ones for the others.
+    # Defaults of a class, not an instance: setting one value must not make the others strict.
     relative: PositiveFloat = 0.5
     agreement: float = Field(0.7, ge=0.0, le=1.0)
 
 
-def describe(original: Original, form: str, runtime: str, file: str, **changes: Any) -> Exported:
-    """The description of an export of this model in one file for any length; ``changes`` where it is otherwise."""
-    known = Exported(
-        format=form,
-        runtime=runtime,
-        files={ANY: file},
-        head=original.head,
-        inputs=original.inputs,
-        outputs=dict(original.outputs),
-        positions=original.positions,
-        pad=int(original.tokenizer.pad_token_id),
-        vocab_size=int(original.config.vocab_size),
-        parameters=original.model.num_parameters(),
-    )
-    return Exported(**{**known.__dict__, **changes})
+def versions(extra: str, *libraries: str) -> dict[str, str]:
+    """Versions of the libraries of an extra.
+
+    Raises:
+        StageError: a library is not installed.
+    """
+    return {name: runtimes.require(name, extra) for name in libraries}
+
+
+def read_onnx_export(inputs: Mapping[str, Path], formats: Collection[str]) -> artifact.Artifact:
+    """The verified ONNX export in the input ``export``.
+
+    All bytes are checked, because one changed weight among millions is within the tolerance of parity.
+
+    Raises:
+        StageError: it is not one of these formats, or was made from another model than the input ``model``.
+        ArtifactError: it was changed after it was made.
+    """
+    exported = artifact.verify(inputs["export"], "export")
+    if exported.facts["format"] not in formats or not (exported.path / ONNX).is_file():
+        raise errors.StageError(
+            f"{exported.path} is {exported.facts['format']} already: give an export of format {' or '.join(formats)}, "
+            "made by deploy.onnx_export or deploy.quantize"
+        )
+    if "model" in inputs and exported.facts["source"] != model_folder.identity(inputs["model"]):
+        raise errors.StageError(
+            f"{exported.path} was not exported from {inputs['model']}: give the model it was made from, "
+            f"{exported.facts['model_name']}, as --model"
+        )
+    return exported
+
+
+def describe(source: SourceModel, form: str, runtime: str, file: str, **changes: Any) -> Exported:
+    """The description of an export in one file for any length; ``changes`` override its fields."""
+    known = {
+        "format": form,
+        "runtime": runtime,
+        "files": {ANY: file},
+        "head": source.head,
+        "inputs": source.inputs,
+        "outputs": dict(source.outputs),
+        "positions": source.positions,
+        "pad": int(source.tokenizer.pad_token_id),
+        "vocab_size": int(source.config.vocab_size),
+        "parameters": source.model.num_parameters(),
+    }
+    return Exported(**{**known, **changes})
 
 
 def complete(
-    original: Original,
+    source: SourceModel,
     made: Exported,
     recipe: ToleranceRecipe,
     probe: parity.Probe,
     inputs: Mapping[str, Path],
     out: Path,
+    **more: Any,
 ) -> dict[str, Any]:
-    """Make an export of what lies in ``out``, prove that it is the model, and return its facts.
+    """Turn the model files in ``out`` into an export, check its parity, and return its facts with ``more`` added.
 
     Raises:
-        StageError: it is further from the model than the recipe's tolerance.
+        StageError: it differs from the model by more than the recipe's tolerance.
     """
-    furnish(original, made, out)
-    what = f"the {made.format} export"
-    described, differences = measure(original, runtimes.open_export(out), probe, made)
-    parity.check(differences, recipe.tolerance, what)
-    scored = None
-    if "data" in inputs:
-        scored = task_score.compare(recipe.score, original.folder, out, made.positions, inputs["data"])
-        task_score.check(scored, recipe.tolerance.score, what, keeps="keep" in type(recipe).model_fields)
+    add_description(source, made, out)
+    inputs_record, differences = measure(source, runtimes.open_export(out), probe, made)
+    parity.check(differences, recipe.tolerance, f"the {made.format} export")
+    score = scored(source, recipe, f"the {made.format} export", made.positions, inputs, out)
     record = {
         "against": "PyTorch fp32",
         "runtime": runtimes.described(made),
-        "inputs": described,
-        "outputs": {name: found.as_json() for name, found in differences.items()},
-        "score": scored,
+        "inputs": inputs_record,
+        "outputs": parity.as_json(differences),
+        "score": score,
         "tolerance": recipe.tolerance.resolved(),
     }
     filesystem.write_json(out / parity.FILE, record)
     return {
-        **facts(original, made, out),
+        **facts(source, made, out),
         "runtime": runtimes.described(made),
-        "parity": {**parity.summary(differences), "score": scored},
+        "parity": {**parity.summary(differences), "score": score},
+        **more,
     }
 
 
-def check_source(exported: artifact.Artifact, model: Path) -> None:
-    """
+def scored(
+    source: SourceModel, recipe: ToleranceRecipe, what: str, positions: int, inputs: Mapping[str, Path], out: Path
+) -> dict[str, Any] | None:
+    """Scores of the source and of the model in ``out`` on the input ``data``; None without it.
+
     Raises:
-        StageError: an export was made of another model.
+        StageError: the new model, which the message calls ``what``, loses more than the recipe allows.
     """
-    if exported.facts["source"] != model_folder.identity(model):
-        raise errors.StageError(
-            f"{exported.path} was not exported from {model}: give the model it was made from, "
-            f"{exported.facts['model_name']}, as --model"
-        )
+    if "data" not in inputs:
+        return None
+    found = task_score.compare(recipe.score, source.folder, out, positions, inputs["data"])
+    task_score.check(found, recipe.tolerance.score, what, keeps="keep" in type(recipe).model_fields)
+    return found
 
 
-def furnish(original: Original, made: Exported, out: Path) -> None:
-    """Lay description, configuration and tokenizer beside a model's files."""
+def add_description(source: SourceModel, made: Exported, out: Path) -> None:
+    """Write description, configuration and tokenizer next to a model's files."""
     made.write(out)
-    shutil.copyfile(original.folder / "config.json", out / "config.json")
-    original.tokenizer.save_pretrained(out)
+    shutil.copyfile(source.folder / "config.json", out / "config.json")
+    source.tokenizer.save_pretrained(out)
 
 
-def facts(original: Original, made: Exported, out: Path) -> dict[str, Any]:
-    """What the manifest of every export states, parity aside."""
+def facts(source: SourceModel, made: Exported, out: Path) -> dict[str, Any]:
+    """What the manifest of every export states, except parity."""
     return {
         "format": made.format,
         "bytes": made.bytes(out),
         "parameters": made.parameters,
-        "architecture": (original.config.architectures or [type(original.model).__name__])[0],
+        "architecture": (source.config.architectures or [type(source.model).__name__])[0],
         "head": made.head,
         "lengths": made.lengths,
-        "model_name": original.folder.name,
-        "source": original.identity,
+        "model_name": source.folder.name,
+        "source": source.identity,
     }
 
 
 def measure(
-    original: Original, candidate: runtimes.Call, probe: parity.Probe, made: Exported
+    source: SourceModel, candidate: runtimes.Call, probe: parity.Probe, made: Exported
 ) -> tuple[dict[str, Any], dict[str, parity.Difference]]:
-    """Description of the fixed inputs, and how far ``candidate`` is from the original on them."""
-    positions = min(original.positions, made.positions)
-    feeds = parity.fixed_inputs(probe, original.tokenizer, original.inputs, positions)
+    """Description of the probe's inputs, and the differences between ``candidate`` and the source on them."""
+    positions = min(source.positions, made.positions)
+    feeds = parity.fixed_inputs(probe, source.tokenizer, source.inputs, positions)
     shown = progress.progress(feeds, "parity", len(feeds), "batches")
-    return parity.describe(probe, feeds), differences_on(original, candidate, shown)
+    return parity.describe(probe, feeds), differences_on(source, candidate, shown)
 
 
 def differences_on(
-    original: Original, candidate: runtimes.Call, feeds: Iterable[parity.Feed]
+    source: SourceModel, candidate: runtimes.Call, feeds: Iterable[parity.Feed]
 ) -> dict[str, parity.Difference]:
-    """How far ``candidate`` is from the original on these inputs."""
-    reference = parity.torch_outputs(original.model, original.outputs)
-    return parity.between(reference, candidate, feeds, original.outputs)
+    """The differences between ``candidate`` and the source on these inputs."""
+    reference = parity.torch_outputs(source.model, source.outputs)
+    return parity.between(reference, candidate, feeds, source.outputs)
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep warnings of the libraries back that nobody can act upon: what they might hide, parity finds."""
+    """Suppress warnings of the conversion libraries: users cannot act on them, and parity finds what they hint at."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

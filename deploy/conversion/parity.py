@@ -1,7 +1,7 @@
-"""How far an exported model is from the PyTorch model it was made from, on fixed inputs.
+"""How far an exported model is from its PyTorch model, on fixed inputs.
 
-The inputs are arithmetic on (seed, lengths, vocabulary), so anybody can build them again. What was found lies
-beside the model in ``parity.json``::
+The inputs follow from seed, lengths and vocabulary, so that they can be built again. The export's ``parity.json`` holds
+the result::
 
     {"against": "PyTorch fp32", "runtime": "onnxruntime 1.31.1",
      "inputs": {"lengths": [8, 30, 128], "rows": 4, "seed": 0, "tokens": 576, "sha256": "..."},
@@ -10,8 +10,8 @@ beside the model in ``parity.json``::
      "tolerance": {"relative": 0.0001, "agreement": 0.99, "score": 1.0}}
 
 ``relative`` is the largest difference of one value over the largest value of the reference; ``agreement`` is the
-share of choices (a class, a word, a start or an end of an answer) that fall on the same candidate in both; ``score``
-is that of both on a task's development set (:mod:`deploy.conversion.task_score`), null where no data was given.
+share of choices (a class, a word, the start or end of an answer) on which both agree; ``score`` compares both on a
+task's development set (:mod:`deploy.conversion.task_score`) and is null without data.
 """
 
 import functools
@@ -43,7 +43,7 @@ SHORTEST = 3
 
 
 class Probe(Recipe):
-    """The fixed inputs: for each length one full row alone, and a batch of rows with more and more padding."""
+    """The fixed inputs: for each length one full row, and a batch of rows with increasing padding."""
 
     lengths: tuple[Annotated[int, Field(ge=SHORTEST)], ...] = Field((8, 30, 128), min_length=1)
     rows: PositiveInt = 4  # of the padded batch
@@ -51,16 +51,16 @@ class Probe(Recipe):
 
 
 class Tolerance(Recipe):
-    """How far an export may be from its model before it is refused."""
+    """How far an export may be from its model."""
 
     relative: PositiveFloat = 1e-4  # largest difference, over the largest value of the reference
     agreement: float = Field(0.99, ge=0.0, le=1.0)  # lowest share of equal choices
-    score: NonNegativeFloat = 1.0  # points by which the task's score may fall, where it is measured
+    score: NonNegativeFloat = 1.0  # points that the task's score may lose, if --data is given
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One output, compared over some inputs; :func:`merge` joins those of several."""
+    """The difference of one output over some inputs; :func:`merge` joins several."""
 
     max_abs: float
     scale: float
@@ -73,17 +73,8 @@ class Difference:
 
     @property
     def agreement(self) -> float | None:
-        """None where nothing is chosen: a regression has one value and no candidates."""
+        """None for a regression, which has no candidates to choose from."""
         return self.agreed / self.choices if self.choices else None
-
-    def as_json(self) -> dict[str, Any]:
-        return {
-            "max_abs": self.max_abs,
-            "scale": self.scale,
-            "relative": self.relative,
-            "agreement": self.agreement,
-            "choices": self.choices,
-        }
 
 
 def fixed_inputs(probe: Probe, tokenizer: PreTrainedTokenizerBase, names: Sequence[str], positions: int) -> list[Feed]:
@@ -122,7 +113,7 @@ def _batch(ids: npt.NDArray[np.int64], filled: npt.NDArray[np.int64], marks: tup
 
 
 def describe(probe: Probe, feeds: Sequence[Feed]) -> dict[str, Any]:
-    """What ``parity.json`` says about the inputs: enough to build them again, and a hash to know them by."""
+    """The record of the inputs in ``parity.json``: how to build them again, and their hash."""
     contents = hashlib.sha256(b"".join(values.tobytes() for feed in feeds for values in feed.values()))
     return {
         "lengths": sorted({feed["input_ids"].shape[1] for feed in feeds}),
@@ -134,7 +125,7 @@ def describe(probe: Probe, feeds: Sequence[Feed]) -> dict[str, Any]:
 
 
 def recorded(folder: Path) -> Probe:
-    """The probe that the export in ``folder`` was measured with."""
+    """The probe that the export in ``folder`` was compared on."""
     inputs = json.loads((folder / FILE).read_text(encoding="utf-8"))["inputs"]
     return Probe(lengths=tuple(inputs["lengths"]), rows=inputs["rows"], seed=inputs["seed"])
 
@@ -153,12 +144,12 @@ def torch_outputs(model: PreTrainedModel, names: Iterable[str]) -> Call:
 def between(
     reference: Call, candidate: Call, feeds: Iterable[Feed], layouts: Mapping[str, Layout]
 ) -> dict[str, Difference]:
-    """How far two models are apart on some feeds."""
+    """The differences between two models on some feeds."""
     return functools.reduce(merge, (compare(reference(feed), candidate(feed), feed, layouts) for feed in feeds))
 
 
 def compare(reference: Outputs, candidate: Outputs, feed: Feed, layouts: Mapping[str, Layout]) -> dict[str, Difference]:
-    """The difference of each output on one feed; what a model says of padding is not compared."""
+    """The difference of each output on one feed, padding excluded."""
     attended = feed["attention_mask"] == 1
     return {name: _difference(reference[name], candidate[name], attended, layout) for name, layout in layouts.items()}
 
@@ -180,7 +171,7 @@ def _difference(
 
 
 def _choices(values: npt.NDArray[np.float32], attended: npt.NDArray[np.bool_], layout: Layout) -> npt.NDArray[np.int64]:
-    """Index of the best candidate of each choice; nothing where there is only one candidate."""
+    """Index of the best candidate of each choice; empty if there is only one candidate."""
     if layout == "words":
         values = values[attended]
     elif layout == "positions":
@@ -192,7 +183,7 @@ def merge(first: Mapping[str, Difference], second: Mapping[str, Difference]) -> 
     """The differences over the inputs of both."""
     return {
         name: Difference(
-            # np.maximum, not max: it keeps a NaN, whichever side it stands on.
+            # np.maximum keeps a NaN of either side; max does not.
             max_abs=float(np.maximum(one.max_abs, second[name].max_abs)),
             scale=float(np.maximum(one.scale, second[name].scale)),
             agreed=one.agreed + second[name].agreed,
@@ -203,27 +194,40 @@ def merge(first: Mapping[str, Difference], second: Mapping[str, Difference]) -> 
 
 
 def check(differences: Mapping[str, Difference], tolerance: Tolerance, what: str) -> None:
-    """Refuse an export that is too far from its model.
-
+    """
     Raises:
-        StageError: an output differs by more, or agrees less, than the tolerance says, or is not a number.
+        StageError: an output differs more, or agrees less, than the tolerance allows, or is not a number.
     """
     for name, found in differences.items():
         # Written as "not <=" so that a NaN is refused too.
         if not found.relative <= tolerance.relative:
             raise StageError(
                 f"{what} is not the model it was made from: {name} differs by {found.relative:.4g} of its largest "
-                f"value, tolerance.relative allows {tolerance.relative:.4g}; raise it if that will do"
+                f"value, tolerance.relative allows {tolerance.relative:.4g}; raise it to accept this"
             )
         if found.agreement is not None and found.agreement < tolerance.agreement:
             raise StageError(
-                f"{what} decides otherwise than its model: {name} agrees on {found.agreement:.1%} of {found.choices} "
-                f"choices, tolerance.agreement asks for {tolerance.agreement:.1%}; lower it if that will do"
+                f"{what} decides differently from its model: {name} agrees on {found.agreement:.1%} of {found.choices} "
+                f"choices, tolerance.agreement asks for {tolerance.agreement:.1%}; lower it to accept this"
             )
 
 
+def as_json(differences: Mapping[str, Difference]) -> dict[str, Any]:
+    """The differences by output, for ``parity.json``."""
+    return {
+        name: {
+            "max_abs": found.max_abs,
+            "scale": found.scale,
+            "relative": found.relative,
+            "agreement": found.agreement,
+            "choices": found.choices,
+        }
+        for name, found in differences.items()
+    }
+
+
 def summary(differences: Mapping[str, Difference]) -> dict[str, float | None]:
-    """The worst over all outputs: what a manifest says of parity."""
+    """The worst values over all outputs, for the manifest."""
     agreements = [found.agreement for found in differences.values() if found.agreement is not None]
     return {
         "max_abs": max(found.max_abs for found in differences.values()),

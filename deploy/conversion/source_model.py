@@ -1,4 +1,4 @@
-"""The model an export is made of: a Hugging Face folder, opened in fp32 with the head that its config names."""
+"""The model that an export is made from: a Hugging Face folder, opened in fp32 with the head that its config names."""
 
 import copy
 from collections.abc import Mapping
@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 from transformers import (
     AutoModelForMaskedLM,
     AutoModelForQuestionAnswering,
@@ -23,40 +24,41 @@ from cluster.models import model_folder
 from cluster.models.export_spec import Head, Layout
 from cluster.tokens.tokenizer import quiet_tokenizer
 
-NEVER = -1e9
-"""Added to a score of attention that must not count; finite, and large enough in any precision these compilers keep."""
+MASKED_SCORE = -1e9
+"""Added to the attention scores of padding; finite, and large enough in every precision that the compilers use."""
+
+FAMILIES = ("bert", "distilbert", "roberta")
+VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json")
+
+_HEADS: Mapping[Head, tuple[Any, Mapping[str, Layout]]] = {
+    "masked-words": (AutoModelForMaskedLM, {"logits": "words"}),
+    "classification": (AutoModelForSequenceClassification, {"logits": "classes"}),
+    "regression": (AutoModelForSequenceClassification, {"logits": "classes"}),
+    "question-answering": (
+        AutoModelForQuestionAnswering,
+        {"start_logits": "positions", "end_logits": "positions"},
+    ),
+}
+"""Head to the class that loads it, and its outputs in order."""
 
 
 @dataclass(frozen=True)
-class Kind:
-    """What a model answers: its name for people, the class that loads it, and its outputs in order."""
-
-    name: Head
-    auto: Any
-    outputs: Mapping[str, Layout]
-
-
-@dataclass(frozen=True)
-class Original:
-    """A model folder, opened: fp32, ready to answer."""
+class SourceModel:
+    """An opened model folder, in fp32 and in evaluation mode."""
 
     folder: Path
     config: PretrainedConfig
-    kind: Kind
+    head: Head
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
 
     @property
-    def head(self) -> Head:
-        return model_folder.head(self.config) or self.kind.name
-
-    @property
     def outputs(self) -> Mapping[str, Layout]:
-        return self.kind.outputs
+        return _HEADS[self.head][1]
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """Input names in order; token types only where the model tells more than one apart."""
+        """Input names in order; token types only if the model distinguishes several."""
         types = ("token_type_ids",) if getattr(self.config, "type_vocab_size", 0) > 1 else ()
         return ("input_ids", "attention_mask", *types)
 
@@ -70,88 +72,26 @@ class Original:
         return model_folder.identity(self.folder)
 
 
-class Positional(torch.nn.Module):
-    """A model as the toolchains take it: inputs by their names, and a plain tuple of outputs."""
-
-    def __init__(self, original: Original) -> None:
-        super().__init__()
-        self.model = original.model
-        self.outputs = tuple(original.outputs)
-
-    def forward(
-        self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor,
-        token_type_ids: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, ...]:
-        types = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
-        found = self.model(input_ids=input_ids, attention_mask=attention_mask, **types)
-        return tuple(found[name] for name in self.outputs)
-
-
-class OneRow(Positional):
-    """A copy of a model for one row ``[1, length]`` at a time.
-
-    It makes the four-dimensional attention mask itself, because the library's own way to one cannot be traced.
-    """
-
-    def __init__(self, original: Original) -> None:
-        super().__init__(original)
-        self.model = copy.deepcopy(original.model)
-        for layer in self.model.modules():
-            if isinstance(layer, nn.Embedding):
-                # Of use in training only, and no kernel of a phone has it.
-                layer.padding_idx = None
-            if isinstance(layer, nn.Linear):
-                # Unties a masked-word head from the embeddings, which are rounded in another way.
-                layer.weight = nn.Parameter(layer.weight.detach().clone(), requires_grad=False)
-
-    def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
-    ) -> tuple[Tensor, ...]:
-        length = input_ids.shape[1]
-        seen = attention_mask[:, None, None, :].bool().expand(1, 1, length, length)
-        types = None if token_type_ids is None else token_type_ids.long()
-        return super().forward(input_ids.long(), torch.where(seen, 0.0, NEVER), types)
-
-
-def example_inputs(original: Original, length: int, kind: torch.dtype) -> dict[str, Tensor]:
-    """Inputs to trace with, of their own memory each: a tensor shown twice would be traced as one input."""
-    return {name: torch.ones((1, length), dtype=kind) for name in original.inputs}
-
-
-VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json")
-
-
-FAMILIES = ("bert", "distilbert", "roberta")
-
-
-KINDS = {
-    "ForMaskedLM": Kind("masked-words", AutoModelForMaskedLM, {"logits": "words"}),
-    "ForSequenceClassification": Kind("classification", AutoModelForSequenceClassification, {"logits": "classes"}),
-    "ForQuestionAnswering": Kind(
-        "question-answering",
-        AutoModelForQuestionAnswering,
-        {"start_logits": "positions", "end_logits": "positions"},
-    ),
-}
-"""End of an architecture's name to what it answers."""
-
-
-def open_original(folder: Path) -> Original:
+def open_source_model(folder: Path) -> SourceModel:
     """Open a model folder.
 
     Raises:
-        StageError: no model folder, of another family or with another head, without all of its weights, or with a
-            tokenizer that does not fit.
+        StageError: not a model folder, an unsupported family or head, missing weights, or a tokenizer that does not
+            fit the model.
     """
     config = model_folder.configuration(folder)
-    kind = _kind(folder, config)
+    head = model_folder.head(config)
+    if head is None or config.model_type not in FAMILIES:
+        architecture = (config.architectures or ["none named in config.json"])[0]
+        raise errors.StageError(
+            f"{folder}: cannot export architecture {architecture} ({config.model_type}): it takes "
+            f"{', '.join(FAMILIES)} with a head for {', '.join(_HEADS)}"
+        )
     with quiet_tokenizer():
-        model, loading = kind.auto.from_pretrained(
+        model, loading = _HEADS[head][0].from_pretrained(
             folder,
             config=config,
-            # The plain formula exports to the operators that every runtime is fastest with.
+            # Plain attention exports to the operators that every runtime executes fastest.
             attn_implementation="eager",
             dtype=torch.float32,
             local_files_only=True,
@@ -161,33 +101,76 @@ def open_original(folder: Path) -> Original:
     if loading["missing_keys"]:
         missing = ", ".join(sorted(loading["missing_keys"])[:3])
         raise errors.StageError(f"{folder}: its weights lack {missing}: export the folder that holds the trained head")
-    return Original(folder, config, kind, model.eval(), tokenizer_of(folder, config))
+    return SourceModel(folder, config, head, model.eval(), tokenizer_of(folder, config))
 
 
 def tokenizer_of(folder: Path, config: PretrainedConfig) -> PreTrainedTokenizerBase:
-    """The tokenizer in a folder.
+    """The tokenizer of a model folder.
 
     Raises:
-        StageError: there is none, or it has more entries than the model.
+        StageError: the folder has none, or it has more entries than the model.
     """
-    # Asked for here, because without files transformers makes an empty tokenizer and says nothing.
+    # Without files transformers silently makes an empty tokenizer.
     if not any((folder / name).is_file() for name in VOCABULARIES):
         raise errors.StageError(f"{folder} has no tokenizer: save the model's tokenizer.json there")
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     if len(tokenizer) > config.vocab_size:
         raise errors.StageError(
             f"{folder}: its tokenizer has {len(tokenizer)} entries, its model {config.vocab_size}: "
-            "save the tokenizer there that the model was trained with"
+            "save the tokenizer that the model was trained with"
         )
     return cast(PreTrainedTokenizerBase, tokenizer)
 
 
-def _kind(folder: Path, config: PretrainedConfig) -> Kind:
-    architecture = (config.architectures or ["none named in config.json"])[0]
-    known = [suffix for suffix in KINDS if architecture.endswith(suffix)]
-    if config.model_type not in FAMILIES or not known:
-        raise errors.StageError(
-            f"{folder}: no export for architecture {architecture} ({config.model_type}): it takes "
-            f"{', '.join(FAMILIES)} with a head of {', '.join(KINDS)}"
-        )
-    return KINDS[known[0]]
+class PositionalModel(nn.Module):
+    """A model as the toolchains need it: named inputs, and a plain tuple of outputs."""
+
+    def __init__(self, source: SourceModel) -> None:
+        super().__init__()
+        self.model = source.model
+        self.outputs = tuple(source.outputs)
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
+        types = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
+        found = self.model(input_ids=input_ids, attention_mask=attention_mask, **types)
+        return tuple(found[name] for name in self.outputs)
+
+
+class OneRowModel(PositionalModel):
+    """A copy of a model that takes one row ``[1, length]`` at a time.
+
+    It builds the four-dimensional attention mask itself, because transformers' own code for it cannot be traced.
+    """
+
+    def __init__(self, source: SourceModel) -> None:
+        super().__init__(source)
+        self.model = copy.deepcopy(source.model)
+        for layer in self.model.modules():
+            if isinstance(layer, nn.Embedding):
+                # Only training uses it, and no kernel for phones supports it.
+                layer.padding_idx = None
+            if isinstance(layer, nn.Linear):
+                # Unties a masked-word head from the embeddings, which are quantised differently.
+                layer.weight = nn.Parameter(layer.weight.detach().clone(), requires_grad=False)
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
+        length = input_ids.shape[1]
+        attended = attention_mask[:, None, None, :].bool().expand(1, 1, length, length)
+        types = None if token_type_ids is None else token_type_ids.long()
+        return super().forward(input_ids.long(), torch.where(attended, 0.0, MASKED_SCORE), types)
+
+
+def example_inputs(source: SourceModel, length: int, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Inputs to trace with; each has its own memory, because the tracer takes a shared tensor for one input."""
+    return {name: torch.ones((1, length), dtype=dtype) for name in source.inputs}
+
+
+def trace_one_row(source: SourceModel, model: nn.Module, dtype: torch.dtype) -> ExportedProgram:
+    """The program of a one-row model for rows of any length; ``dtype`` is that of the inputs."""
+    inputs = example_inputs(source, 17, dtype)
+    length = torch.export.Dim("length", min=2, max=source.positions)
+    return torch.export.export(model.eval(), (), inputs, dynamic_shapes={name: {1: length} for name in inputs})

@@ -1,10 +1,10 @@
-"""Lay an ONNX export out as transformers.js and ONNX Runtime Web look for it.
+"""Copy an ONNX export into the layout that transformers.js and ONNX Runtime Web expect.
 
 ::
 
     stillhouse browser-layout RECIPE --export DIR --out DIR
 
-The file itself is the one that runs on a server; browsers want it elsewhere, and its tokenizer described in full::
+The model file stays the same; transformers.js expects it in a folder, and a complete description of its tokenizer::
 
     onnx/model_quantized.onnx     or onnx/model.onnx of an fp32 export
     config.json  tokenizer.json  tokenizer_config.json  special_tokens_map.json
@@ -17,34 +17,28 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cluster.artifacts import artifact, errors, stage
+from cluster.artifacts import stage
 from cluster.artifacts.recipe import Recipe
 from cluster.models import export_spec
 from cluster.models.export_spec import ANY
 from cluster.storage.filesystem import write_json
 from cluster.tokens.tokenizer import load_tokenizer
-from deploy.conversion import parity
-from deploy.targets import onnx_export
+from deploy.conversion import finalize, parity
 
 FOLDER = "onnx"
 NAMES = {"onnx": "model.onnx", "int8": "model_quantized.onnx", "int8-static": "model_quantized.onnx"}
-"""Format to the name under which transformers.js looks for it: dtype ``fp32`` and ``q8``."""
+"""Format to the file name that transformers.js expects for it: dtype ``fp32`` or ``q8``."""
 
 
 class BrowserLayout(Recipe):
-    """A layout for browsers."""
+    """A layout for browsers; it has no settings."""
 
 
 def run(recipe: BrowserLayout, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
-    # Its parity is taken over, so it must be the file that was measured.
-    source = artifact.verify(inputs["export"], "export")
-    if source.facts["format"] not in NAMES or not (source.path / onnx_export.MODEL).is_file():
-        raise errors.StageError(
-            f"{source.path} is {source.facts['format']}: give an export made by deploy.onnx_export or deploy.quantize"
-        )
+    source = finalize.read_onnx_export(inputs, NAMES)
     name = f"{FOLDER}/{NAMES[source.facts['format']]}"
     (out / FOLDER).mkdir(exist_ok=True)
-    shutil.copyfile(source.path / onnx_export.MODEL, out / name)
+    shutil.copyfile(source.path / finalize.ONNX, out / name)
     for file in ("config.json", "tokenizer.json", "tokenizer_config.json", parity.FILE):
         shutil.copyfile(source.path / file, out / file)
     _complete_tokenizer(source.path, out)
@@ -54,7 +48,7 @@ def run(recipe: BrowserLayout, inputs: Mapping[str, Path], out: Path) -> dict[st
 
 
 def _complete_tokenizer(folder: Path, out: Path) -> None:
-    """Say in full which token is which, and which tokenizer reads them: transformers.js has no defaults for either."""
+    """Name every special token and the tokenizer's class: transformers.js has no defaults for them."""
     tokenizer = load_tokenizer(folder)
     config = json.loads((out / "tokenizer_config.json").read_text(encoding="utf-8"))
     specials = {name: str(token) for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}

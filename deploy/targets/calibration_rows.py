@@ -1,6 +1,6 @@
-"""Inputs to calibrate a static quantisation with: real text, cut out of the rows of a tokens artifact."""
+"""Inputs to calibrate a static quantisation with: real text, cut from the rows of a tokens artifact."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -12,43 +12,56 @@ from cluster.artifacts.recipe import Recipe
 from cluster.tokens.rows import open_tokens
 from cluster.tokens.tokenizer import SpecialIds, special_ids, vocabulary_digest
 from deploy.conversion.parity import SHORTEST, Feed
-from deploy.conversion.source_model import Original
+from deploy.conversion.source_model import SourceModel
 
-LEAST = SHORTEST + 2
-"""[CLS] and [SEP] twice around two tokens."""
+SHORTEST_PAIR = SHORTEST + 2
+"""[CLS], [SEP] and [SEP] around two tokens."""
 
 
 class Calibration(Recipe):
-    """How much text, and how long."""
+    """The text that a quantisation is calibrated with."""
 
     rows: PositiveInt = 128
-    lengths: tuple[Annotated[int, Field(ge=LEAST)], ...] = Field((16, 32, 64, 128), min_length=1)  # taken in turn
+    lengths: tuple[Annotated[int, Field(ge=SHORTEST_PAIR)], ...] = Field(
+        (16, 32, 64, 128), min_length=1
+    )  # in tokens, used in turn
     seed: NonNegativeInt = 0
 
 
-def feeds(calibration: Calibration, tokens: Path, original: Original) -> list[Feed]:
-    """One row each, ``[1, length]``: single texts and pairs in turn, as tasks have both.
+def check_given(inputs: Mapping[str, Path], wanted: bool, setting: str) -> None:
+    """
+    Raises:
+        StageError: the input ``tokens`` is absent though the recipe's setting needs it, or the reverse.
+    """
+    if wanted != ("tokens" in inputs):
+        raise StageError(
+            f"{setting} and --tokens DIR, the rows to calibrate with, belong together: give both or neither"
+        )
+
+
+def feeds(calibration: Calibration, tokens: Path, source: SourceModel) -> list[Feed]:
+    """Inputs of one row each, ``[1, length]``: single texts and pairs in turn, because tasks have both.
 
     Raises:
-        StageError: the tokens are of another vocabulary than the model's.
-        ArtifactError: no complete tokens artifact.
+        StageError: the tokens were made with another vocabulary than the model's.
+        ArtifactError: not a complete tokens artifact.
         RowsError: its row files are damaged.
     """
     opened = open_tokens(tokens)
-    _check_vocabulary(original, tokens, opened.artifact.facts.get("vocabulary"))
-    marks = special_ids(original.tokenizer)
+    _check_vocabulary(source, tokens, opened.artifact.facts.get("vocabulary"))
+    marks = special_ids(source.tokenizer)
     chance = np.random.default_rng(calibration.seed)
     chosen = np.sort(chance.choice(len(opened.train), min(calibration.rows, len(opened.train)), replace=False))
     found = []
     for number, row in enumerate(opened.train.take(chosen)):
         words = row[~np.isin(row, marks.all)]
-        length = min(calibration.lengths[number // 2 % len(calibration.lengths)], original.positions)
-        found.append(_input(words, length, number % 2 == 1, marks, original.inputs))
+        length = min(calibration.lengths[number // 2 % len(calibration.lengths)], source.positions)
+        found.append(_input(words, length, number % 2 == 1, marks, source.inputs))
     return found
 
 
 def _input(words: np.ndarray, length: int, pair: bool, marks: SpecialIds, names: Sequence[str]) -> Feed:
-    """A text of at most ``length`` tokens, or two halves of one as a pair."""
+    """A text of at most ``length`` tokens; with ``pair``, its two halves as a pair."""
     words = words[: length - (3 if pair else 2)]
     half = len(words) // 2 if pair else len(words)
     first = [marks.cls, *words[:half], marks.sep]
@@ -61,9 +74,9 @@ def _input(words: np.ndarray, length: int, pair: bool, marks: SpecialIds, names:
     return {name: feed[name] for name in names}
 
 
-def _check_vocabulary(original: Original, tokens: Path, known: str | None) -> None:
-    if known != vocabulary_digest(original.tokenizer):
+def _check_vocabulary(source: SourceModel, tokens: Path, known: str | None) -> None:
+    if known != vocabulary_digest(source.tokenizer):
         raise StageError(
-            f"{tokens} was made with another vocabulary than that of {original.folder}: give the tokens it was "
-            "trained on, or make some with its tokenizer"
+            f"{tokens} was made with another vocabulary than that of {source.folder}: give the tokens that the model "
+            "was trained on, or make some with its tokenizer"
         )

@@ -4,9 +4,9 @@
 
     stillhouse coreml-export RECIPE --model DIR --out DIR
 
-Converted here, run on a Mac: Core ML exists on Apple's systems alone, so the numbers of this export cannot be held
-against the model's, and ``parity.json`` says that it was **not run**. What can be checked is: the file's inputs and
-outputs, and what PyTorch computes for the traced program. Needs the extra ``coreml``.
+Core ML runs on Apple's systems only, so the outputs of this export cannot be compared with the model's here, and
+``parity.json`` says that it was **not run**. The stage checks the inputs and outputs of the file, and what PyTorch
+computes for the traced program. Needs the extra ``coreml``.
 """
 
 from collections.abc import Mapping
@@ -22,12 +22,12 @@ from cluster.models import runtimes
 from cluster.storage import filesystem
 from deploy.conversion import finalize, parity, source_model
 from deploy.conversion.finalize import logger
-from deploy.conversion.source_model import OneRow, Original, open_original
+from deploy.conversion.source_model import OneRowModel, SourceModel, open_source_model
 
 MODEL = "model.mlpackage"
 NOT_RUN = "converted, not run: Core ML exists on Apple's systems alone"
 SMALLEST = 512
-"""Weights with fewer values than this stay as they are: the scales would take what the rounding saves."""
+"""Weights with fewer values stay in float: their scales would take the bytes that rounding saves."""
 
 
 class CoreMl(Recipe):
@@ -37,21 +37,17 @@ class CoreMl(Recipe):
     """Of the weights; Core ML computes in fp16 either way."""
     probe: parity.Probe = parity.Probe()
     tolerance: parity.Tolerance = parity.Tolerance()
-    """Of the traced program, run by PyTorch in fp32."""
+    """For the traced program, which PyTorch runs in fp32."""
 
 
-def traced(original: Original) -> ExportedProgram:
+def traced(source: SourceModel) -> ExportedProgram:
     """The program that is converted: one row of any length."""
-    inputs = source_model.example_inputs(original, 17, torch.int32)
-    length = torch.export.Dim("length", min=2, max=original.positions)
-    program = torch.export.export(
-        OneRow(original).eval(), (), inputs, dynamic_shapes={name: {1: length} for name in inputs}
-    )
+    program = source_model.trace_one_row(source, OneRowModel(source), torch.int32)
     decomposed: ExportedProgram = program.run_decompositions({})
     return decomposed
 
 
-def convert(original: Original, program: ExportedProgram, precision: str) -> Any:
+def convert(source: SourceModel, program: ExportedProgram, precision: str) -> Any:
     """The program as a Core ML model; int8 weights have a scale per output channel."""
     import coremltools as ct
     from coremltools.optimize import coreml as optimize
@@ -59,7 +55,7 @@ def convert(original: Original, program: ExportedProgram, precision: str) -> Any
     model = ct.convert(
         program,
         minimum_deployment_target=ct.target.iOS16,
-        outputs=[ct.TensorType(name=name) for name in original.outputs],
+        outputs=[ct.TensorType(name=name) for name in source.outputs],
         compute_precision=ct.precision.FLOAT16,
     )
     if precision == "fp16":
@@ -70,28 +66,28 @@ def convert(original: Original, program: ExportedProgram, precision: str) -> Any
 
 def run(recipe: CoreMl, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
     version = runtimes.require("coremltools", "coreml")
-    original = open_original(inputs["model"])
-    logger.info("converting %s", type(original.model).__name__)
+    source = open_source_model(inputs["model"])
+    logger.info("converting %s", type(source.model).__name__)
     with finalize.quiet():
-        program = traced(original)
-        model = convert(original, program, recipe.precision)
+        program = traced(source)
+        model = convert(source, program, recipe.precision)
         model.save(str(out / MODEL))
-    made = finalize.describe(original, f"coreml-{recipe.precision}", "coreml", MODEL, rows="one")
-    _check_signature(original, model)
-    described, differences = finalize.measure(original, _in_pytorch(original, program), recipe.probe, made)
+    made = finalize.describe(source, f"coreml-{recipe.precision}", "coreml", MODEL, rows="one")
+    _check_signature(source, model)
+    inputs_record, differences = finalize.measure(source, _in_pytorch(source, program), recipe.probe, made)
     parity.check(differences, recipe.tolerance, "the traced program")
-    finalize.furnish(original, made, out)
+    finalize.add_description(source, made, out)
     record = {
         "against": "PyTorch fp32",
         "runtime": None,
         "not_run": NOT_RUN,
-        "inputs": described,
-        "traced": {name: found.as_json() for name, found in differences.items()},
+        "inputs": inputs_record,
+        "traced": parity.as_json(differences),
         "tolerance": recipe.tolerance.resolved(),
     }
     filesystem.write_json(out / parity.FILE, record)
     return {
-        **finalize.facts(original, made, out),
+        **finalize.facts(source, made, out),
         "runtime": None,
         "not_run": NOT_RUN,
         "parity": None,
@@ -99,25 +95,24 @@ def run(recipe: CoreMl, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]
     }
 
 
-def _check_signature(original: Original, model: Any) -> None:
+def _check_signature(source: SourceModel, model: Any) -> None:
     said = model.get_spec().description
     found = [sorted(each.name for each in side) for side in (said.input, said.output)]
-    if found != [sorted(original.inputs), sorted(original.outputs)]:
+    if found != [sorted(source.inputs), sorted(source.outputs)]:
         raise errors.StageError(f"the converter lost an input or output: it has {found}; report this with the model")
 
 
-def _in_pytorch(original: Original, program: ExportedProgram) -> runtimes.Call:
-    """The traced program, which takes one row, for rows of a batch."""
+def _in_pytorch(source: SourceModel, program: ExportedProgram) -> runtimes.Call:
+    """The traced program, which takes one row, as a function of a batch."""
     module = program.module()
 
     def call(feed: runtimes.Feed) -> runtimes.Outputs:
-        rows = range(len(feed["input_ids"]))
         parts = [
             module(**{name: torch.from_numpy(values[row : row + 1]).int() for name, values in feed.items()})
-            for row in rows
+            for row in range(len(feed["input_ids"]))
         ]
         joined = [torch.cat(outputs).detach().numpy() for outputs in zip(*parts, strict=True)]
-        return dict(zip(original.outputs, joined, strict=True))
+        return dict(zip(source.outputs, joined, strict=True))
 
     return call
 

@@ -1,14 +1,15 @@
-"""Export a model folder to ExecuTorch for phones: one ``.pte`` file, its arithmetic XNNPACK's, fp32 or 8-bit.
+"""Export a model folder to ExecuTorch for phones: one ``.pte`` file with XNNPACK arithmetic, in fp32 or 8 bits.
 
 ::
 
     stillhouse executorch-export RECIPE --model DIR [--data DIR] --out DIR
 
-One row of any length at a time. In 8 bits the weights of every layer have a scale per output channel, activations are
-quantised while the model runs, and the embeddings have a scale per row; without these the file would be twice as
-large. Needs the extra ``executorch``.
+The program takes one row of any length. In 8 bits the weights of every layer have a scale per output channel,
+activations are quantised while the model runs, and embeddings have a scale per row; 8-bit embeddings halve the file.
+Needs the extra ``executorch``.
 """
 
+import functools
 import importlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,10 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from cluster.artifacts import stage
-from cluster.models import runtimes
 from deploy.conversion import finalize, source_model
 from deploy.conversion.finalize import ExportRecipe, Rounded, logger
-from deploy.conversion.source_model import OneRow, Original, open_original
+from deploy.conversion.source_model import OneRowModel, SourceModel, open_source_model
 
 MODEL = "model.pte"
 
@@ -34,7 +34,7 @@ class ExecuTorch(ExportRecipe):
 
 
 class RoundedEmbedding(nn.Module):
-    """An embedding of 8 bits with a scale for each row, as ExecuTorch's own kernel reads it."""
+    """An 8-bit embedding with a scale for each row, as ExecuTorch's kernel reads it."""
 
     def __init__(self, embedding: nn.Embedding) -> None:
         super().__init__()
@@ -49,18 +49,18 @@ class RoundedEmbedding(nn.Module):
         return found
 
 
-def prepared(original: Original, precision: str) -> nn.Module:
-    """A copy of the model, ready to be lowered."""
-    model = OneRow(original)
+def prepared(source: SourceModel, precision: str) -> nn.Module:
+    """A copy of the model, ready for lowering."""
+    model = OneRowModel(source)
     if precision == "int8":
         _round(model)
-    return model.eval()
+    return model
 
 
 def _round(model: nn.Module) -> None:
     from torchao.quantization import Int8DynamicActivationIntxWeightConfig, PerAxis, quantize_
 
-    # Defines the operator of the embeddings.
+    # Defines the embedding's operator.
     importlib.import_module("executorch.exir.passes._quant_patterns_and_replacements")
     embeddings = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, nn.Embedding)]
     for name, layer in embeddings:
@@ -70,46 +70,36 @@ def _round(model: nn.Module) -> None:
     quantize_(model, config, lambda layer, _: isinstance(layer, nn.Linear))
 
 
-def lower(original: Original, precision: str) -> bytes:
+def lower(source: SourceModel, precision: str) -> bytes:
     """The model as an ExecuTorch program for one row of any length."""
     from executorch.backends.xnnpack.partition import xnnpack_partitioner as xnnpack
     from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
 
-    # Registers the form of the embedding's operator that a program calls.
+    # Registers the embedding's operator in the form that a program calls.
     importlib.import_module("executorch.kernels.quantized")
-    inputs = source_model.example_inputs(original, 17, torch.int64)
-    length = torch.export.Dim("length", min=2, max=original.positions)
-    program = torch.export.export(
-        prepared(original, precision), (), inputs, dynamic_shapes={name: {1: length} for name in inputs}
-    )
+    program = source_model.trace_one_row(source, prepared(source, precision), torch.int64)
     whole = [xnnpack.XnnpackPartitioner()]
     rounded = [xnnpack.XnnpackDynamicallyQuantizedPartitioner(), *whole]
     edge = to_edge_transform_and_lower(
         program,
         partitioner=rounded if precision == "int8" else whole,
-        # The check knows none of the operators of 8-bit models.
+        # The check does not know the operators of 8-bit models.
         compile_config=EdgeCompileConfig(_check_ir_validity=False),
     )
     return bytes(edge.to_executorch().buffer)
 
 
-def toolchain() -> dict[str, str]:
-    """Versions of the libraries that this takes.
-
-    Raises:
-        StageError: one is not installed.
-    """
-    return {name: runtimes.require(name, "executorch") for name in ("executorch", "torchao")}
+toolchain = functools.partial(finalize.versions, "executorch", "executorch", "torchao")
 
 
 def run(recipe: ExecuTorch, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
     versions = toolchain()
-    original = open_original(inputs["model"])
-    logger.info("lowering %s", type(original.model).__name__)
+    source = open_source_model(inputs["model"])
+    logger.info("lowering %s", type(source.model).__name__)
     with finalize.quiet():
-        (out / MODEL).write_bytes(lower(original, recipe.precision))
-    made = finalize.describe(original, f"executorch-{recipe.precision}", "executorch", MODEL, rows="one")
-    return {**finalize.complete(original, made, recipe, recipe.probe, inputs, out), "toolchain": versions}
+        (out / MODEL).write_bytes(lower(source, recipe.precision))
+    made = finalize.describe(source, f"executorch-{recipe.precision}", "executorch", MODEL, rows="one")
+    return finalize.complete(source, made, recipe, recipe.probe, inputs, out, toolchain=versions)
 
 
 STAGE = stage.Stage(

@@ -1,13 +1,13 @@
-"""Export a model folder to LiteRT (TensorFlow Lite): a ``.tflite`` file for every length, fp32 or 8-bit.
+"""Export a model folder to LiteRT (TensorFlow Lite): a ``.tflite`` file for every length, in fp32 or 8 bits.
 
 ::
 
     stillhouse litert-export RECIPE --model DIR [--data DIR] --out DIR
 
-LiteRT takes one row of a fixed length at a time, so there are several files, ``model_32.tflite`` and so on: whoever
-runs them pads a row to the shortest that holds it (``runtimes`` does). In 8 bits weights and embeddings
-have a scale per channel, activations are quantised while the model runs. Running needs the extra ``litert``,
-converting what ``deploy/litert_converter.txt`` lists.
+LiteRT takes one row of a fixed length, so an export has several files, ``model_32.tflite`` and so on. The program that
+runs them pads a row to the shortest length that holds it, as :mod:`cluster.models.runtimes` does. In 8 bits weights and
+embeddings have a scale per channel, and activations are quantised while the model runs. Running needs the extra
+``litert``, converting needs the packages of ``deploy/litert_converter.txt``.
 """
 
 import tempfile
@@ -24,7 +24,7 @@ from cluster.models import runtimes
 from cluster.telemetry import progress
 from deploy.conversion import finalize, parity, source_model
 from deploy.conversion.finalize import ExportRecipe, Rounded
-from deploy.conversion.source_model import OneRow, Original, open_original
+from deploy.conversion.source_model import OneRowModel, SourceModel, open_source_model
 
 CONVERTER = ("litert-torch", "ai-edge-quantizer")
 
@@ -34,12 +34,12 @@ class LiteRt(ExportRecipe):
 
     precision: Literal["int8", "fp32"] = "int8"
     lengths: tuple[Annotated[int, Field(ge=parity.SHORTEST)], ...] = Field((32, 128, 384), min_length=1)
-    """In tokens; those beyond the model's positions become its positions."""
+    """In tokens; a length beyond the model's positions becomes its positions."""
     tolerance: Rounded = Rounded()
 
 
-class Named(OneRow):
-    """Outputs by their names, which end up in the file's signature."""
+class NamedModel(OneRowModel):
+    """Returns outputs by name, which become the file's signature."""
 
     def forward(  # type: ignore[override]
         self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
@@ -47,13 +47,13 @@ class Named(OneRow):
         return dict(zip(self.outputs, super().forward(input_ids, attention_mask, token_type_ids), strict=True))
 
 
-def convert(original: Original, length: int, precision: str, path: Path) -> None:
+def convert(source: SourceModel, length: int, precision: str, path: Path) -> None:
     """Write the model for rows of this length to ``path``."""
     import litert_torch
 
-    # 32 bits: what a phone's tokenizers give, and half of what PyTorch's ids take.
-    inputs = source_model.example_inputs(original, length, torch.int32)
-    converted = litert_torch.convert(Named(original).eval(), sample_kwargs=inputs)
+    # 32 bits, as tokenizers on phones use, are half the size of PyTorch's ids.
+    inputs = source_model.example_inputs(source, length, torch.int32)
+    converted = litert_torch.convert(NamedModel(source).eval(), sample_kwargs=inputs)
     if precision == "fp32":
         converted.export(str(path))
         return
@@ -72,27 +72,26 @@ def _round(whole: Path, path: Path) -> None:
 
 
 def toolchain() -> dict[str, str]:
-    """Versions of the libraries that this takes.
+    """Versions of the libraries that the export needs.
 
     Raises:
-        StageError: one is not installed.
+        StageError: a library is not installed.
     """
-    versions = {"ai-edge-litert": runtimes.require("ai-edge-litert", "litert")}
-    return versions | {name: _version(name) for name in CONVERTER}
+    return finalize.versions("litert", "ai-edge-litert") | {name: _version(name) for name in CONVERTER}
 
 
 def run(recipe: LiteRt, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
     versions = toolchain()
-    original = open_original(inputs["model"])
-    lengths = sorted({min(length, original.positions) for length in recipe.lengths})
+    source = open_source_model(inputs["model"])
+    lengths = sorted({min(length, source.positions) for length in recipe.lengths})
     files = {str(length): f"model_{length}.tflite" for length in lengths}
     for length in progress.progress(lengths, "converting", len(lengths), "lengths"):
         with finalize.quiet():
-            convert(original, length, recipe.precision, out / files[str(length)])
+            convert(source, length, recipe.precision, out / files[str(length)])
     made = finalize.describe(
-        original, f"litert-{recipe.precision}", "litert", "", files=files, positions=lengths[-1], rows="one"
+        source, f"litert-{recipe.precision}", "litert", "", files=files, positions=lengths[-1], rows="one"
     )
-    return {**finalize.complete(original, made, recipe, recipe.probe, inputs, out), "toolchain": versions}
+    return finalize.complete(source, made, recipe, recipe.probe, inputs, out, toolchain=versions)
 
 
 def _version(name: str) -> str:

@@ -1,13 +1,14 @@
-"""Export a model folder to OpenVINO, in int8 with ranges calibrated on corpus rows, or in fp32.
+"""Export a model folder to OpenVINO, in int8 calibrated on corpus rows, or in fp32.
 
 ::
 
     stillhouse openvino-export RECIPE --model DIR --tokens DIR [--data DIR] --out DIR
 
-Writes ``model.xml`` and ``model.bin`` with free batch and length. Which of OpenVINO and ONNX Runtime is the faster
-depends on processor and length: ``eval.latency`` tells. Needs the extra ``openvino``.
+Writes ``model.xml`` and ``model.bin`` with dynamic batch and length. Whether OpenVINO or ONNX Runtime is faster depends
+on processor and length: measure with ``stillhouse benchmark``. Needs the extra ``openvino``.
 """
 
+import functools
 import os
 import tempfile
 from collections.abc import Mapping
@@ -16,14 +17,13 @@ from typing import Any, Literal
 
 from pydantic import model_validator
 
-from cluster.artifacts import errors, stage
-from cluster.models import runtimes
+from cluster.artifacts import stage
 from deploy.conversion import finalize, parity
 from deploy.conversion.finalize import ExportRecipe, Rounded, logger
-from deploy.conversion.source_model import Original, open_original
+from deploy.conversion.source_model import SourceModel, open_source_model
 from deploy.targets import calibration_rows, onnx_export
 from deploy.targets.calibration_rows import Calibration
-from deploy.targets.quantize import HEADS, kept
+from deploy.targets.quantize import HEADS, float_nodes
 
 MODEL = "model.xml"
 
@@ -33,25 +33,25 @@ class OpenVino(ExportRecipe):
 
     precision: Literal["int8", "fp32"] = "int8"
     keep: tuple[str, ...] = ()
-    """Layers that stay in float, by name with * for any part, as for :mod:`deploy.quantize`."""
+    """Layers that stay in float, by name with * for any part, as in the recipe of ``stillhouse quantize``."""
     calibration: Calibration = Calibration()
     tolerance: Rounded = Rounded()
 
     @model_validator(mode="after")
-    def _keeps_what_is_rounded(self) -> "OpenVino":
+    def _fp32_keeps_all_layers(self) -> "OpenVino":
         if self.precision == "fp32" and self.keep:
             raise ValueError('precision = "fp32" rounds no layer: leave keep out')
         return self
 
 
-def convert(original: Original, opset: int = 20) -> Any:
-    """The model as OpenVINO reads it, by way of ONNX."""
+def convert(source: SourceModel, opset: int = 20) -> Any:
+    """The model as OpenVINO reads it from ONNX."""
     import openvino
 
     with tempfile.TemporaryDirectory() as place:
-        path = Path(place) / onnx_export.MODEL
-        onnx_export.trace(original, opset).save(path)
-        # Not openvino.convert_model, which would tell its maker's server of the conversion.
+        path = Path(place) / finalize.ONNX
+        onnx_export.trace(source, opset).save(path)
+        # Not openvino.convert_model, which reports the conversion to its maker's server.
         return openvino.Core().read_model(path).clone()
 
 
@@ -66,8 +66,8 @@ def layers(model: Any) -> dict[str, list[str]]:
 
 
 def quantize(model: Any, feeds: list[parity.Feed], floats: list[str]) -> Any:
-    """The int8 form of a model, its ranges those seen on ``feeds``; the nodes in ``floats`` stay as they are."""
-    # Read when it is imported: nothing is sent from what it takes for a build server.
+    """The int8 form of a model, with the ranges observed on ``feeds``; the nodes in ``floats`` stay in float."""
+    # nncf reads this on import, and sends no telemetry from a build server.
     os.environ.setdefault("NNCF_CI", "1")
     import nncf
 
@@ -81,32 +81,23 @@ def quantize(model: Any, feeds: list[parity.Feed], floats: list[str]) -> Any:
         )
 
 
-def toolchain() -> dict[str, str]:
-    """Versions of the libraries that this takes.
-
-    Raises:
-        StageError: one is not installed.
-    """
-    return {name: runtimes.require(name, "openvino") for name in ("openvino", "nncf")}
+toolchain = functools.partial(finalize.versions, "openvino", "openvino", "nncf")
 
 
 def run(recipe: OpenVino, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
     versions = toolchain()
     import openvino
 
-    if (recipe.precision == "int8") != ("tokens" in inputs):
-        raise errors.StageError(
-            'precision = "int8" and --tokens DIR, the rows to calibrate with, belong together: give both or neither'
-        )
-    original = open_original(inputs["model"])
-    model = convert(original)
+    calibration_rows.check_given(inputs, recipe.precision == "int8", 'precision = "int8"')
+    source = open_source_model(inputs["model"])
+    model = convert(source)
     if recipe.precision == "int8":
-        feeds = calibration_rows.feeds(recipe.calibration, inputs["tokens"], original)
+        feeds = calibration_rows.feeds(recipe.calibration, inputs["tokens"], source)
         logger.info("calibrating on %d rows", len(feeds))
-        model = quantize(model, feeds, kept(recipe.keep, layers(model), HEADS))
+        model = quantize(model, feeds, float_nodes(recipe.keep, layers(model), HEADS))
     openvino.save_model(model, out / MODEL, compress_to_fp16=False)
-    made = finalize.describe(original, f"openvino-{recipe.precision}", "openvino", MODEL)
-    return {**finalize.complete(original, made, recipe, recipe.probe, inputs, out), "toolchain": versions}
+    made = finalize.describe(source, f"openvino-{recipe.precision}", "openvino", MODEL)
+    return finalize.complete(source, made, recipe, recipe.probe, inputs, out, toolchain=versions)
 
 
 STAGE = stage.Stage(

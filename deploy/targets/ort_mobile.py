@@ -1,11 +1,11 @@
-"""Bring an ONNX export into the format of ONNX Runtime Mobile: ``model.ort`` and the operators that it needs.
+"""Convert an ONNX export to the format of ONNX Runtime Mobile: ``model.ort`` and the operators that it needs.
 
 ::
 
     stillhouse ort-mobile RECIPE --export DIR --model DIR [--data DIR] --out DIR
 
-Takes the fp32 export or a quantised one. The file is optimised when it is made, loads without the ONNX reader, and
-``required_operators_and_types.config`` is what a minimal build of the runtime for a phone is configured with.
+Takes the fp32 export or a quantised one. The converter optimises the file, which loads without the ONNX reader;
+``required_operators_and_types.config`` configures a minimal build of the runtime for a phone.
 """
 
 import shutil
@@ -17,11 +17,10 @@ from typing import Any
 import onnxruntime
 from onnxruntime.tools.convert_onnx_models_to_ort import OptimizationStyle, convert_onnx_models_to_ort
 
-from cluster.artifacts import artifact, errors, stage
+from cluster.artifacts import stage
 from deploy.conversion import finalize, parity
 from deploy.conversion.finalize import Rounded, ToleranceRecipe, logger
-from deploy.conversion.source_model import open_original
-from deploy.targets import onnx_export
+from deploy.conversion.source_model import open_source_model
 
 MODEL = "model.ort"
 OPERATORS = "required_operators_and_types.config"
@@ -36,12 +35,12 @@ class OrtMobile(ToleranceRecipe):
 def convert(path: Path, out: Path) -> None:
     """Write ``model.ort`` and the list of operators for an ONNX file."""
     with tempfile.TemporaryDirectory() as place, finalize.quiet():
-        # The converter takes all files of a folder, and writes beside them.
-        shutil.copyfile(path, Path(place) / onnx_export.MODEL)
+        # The converter takes all files of a folder, and writes next to them.
+        shutil.copyfile(path, Path(place) / finalize.ONNX)
         convert_onnx_models_to_ort(
             Path(place),
             output_dir=Path(place) / "out",
-            # Fixed at conversion: a minimal build has no optimiser.
+            # A minimal build has no optimiser, so the conversion optimises.
             optimization_styles=[OptimizationStyle.Fixed],
             target_platform="arm",
             enable_type_reduction=True,
@@ -52,21 +51,16 @@ def convert(path: Path, out: Path) -> None:
 
 
 def run(recipe: OrtMobile, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
-    # One changed weight among millions is within the tolerance of parity.
-    exported = artifact.verify(inputs["export"], "export")
-    path = exported.path / onnx_export.MODEL
-    if not path.is_file():
-        raise errors.StageError(
-            f"{exported.path} is {exported.facts['format']}: give an export made by deploy.onnx_export"
-        )
-    finalize.check_source(exported, inputs["model"])
-    logger.info("converting %s", onnx_export.MODEL)
+    exported = finalize.read_onnx_export(inputs, ("onnx", "int8", "int8-static"))
+    path = exported.path / finalize.ONNX
+    logger.info("converting %s", finalize.ONNX)
     convert(path, out)
-    original = open_original(inputs["model"])
+    source = open_source_model(inputs["model"])
     form = "ort" if exported.facts["format"] == "onnx" else f"ort-{exported.facts['format']}"
-    made = finalize.describe(original, form, "onnxruntime", MODEL)
-    facts = finalize.complete(original, made, recipe, parity.recorded(exported.path), inputs, out)
-    return {**facts, "onnx_bytes": path.stat().st_size, "toolchain": {"onnxruntime": onnxruntime.__version__}}
+    made = finalize.describe(source, form, "onnxruntime", MODEL)
+    probe, versions = parity.recorded(exported.path), {"onnxruntime": onnxruntime.__version__}
+    size = path.stat().st_size
+    return finalize.complete(source, made, recipe, probe, inputs, out, onnx_bytes=size, toolchain=versions)
 
 
 STAGE = stage.Stage(

@@ -1,13 +1,12 @@
-"""Quantise an ONNX export to int8 and say how far that took it from the PyTorch model.
+"""Quantise an ONNX export to int8 and measure how far that takes it from the PyTorch model.
 
 ::
 
     stillhouse quantize RECIPE --export DIR --model DIR [--tokens DIR] [--data DIR] --out DIR
 
-Weights become signed 8-bit numbers with one scale per output channel, embeddings unsigned ones with one scale;
-activations are quantised while the model runs, or (``activations = "static"``) by ranges that were seen on rows of
-``--tokens``. Layers that ``keep`` names stay in float. The result is laid out like the export it was made from, so
-what runs one runs the other.
+Weights become signed 8-bit numbers with one scale per output channel, embeddings unsigned ones with one scale.
+Activations are quantised while the model runs or, with ``activations = "static"``, by ranges observed on rows of
+``--tokens``. Layers that ``keep`` names stay in float. The result has the layout of the export it was made from.
 """
 
 import fnmatch
@@ -19,11 +18,11 @@ import onnx
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
 from onnxruntime.quantization.onnx_model import ONNXModel
 
-from cluster.artifacts import artifact, errors, stage
+from cluster.artifacts import errors, stage
 from deploy.conversion import finalize, parity
 from deploy.conversion.finalize import Rounded, ToleranceRecipe, logger
-from deploy.conversion.source_model import open_original
-from deploy.targets import calibration_rows, onnx_export
+from deploy.conversion.source_model import open_source_model
+from deploy.targets import calibration_rows
 from deploy.targets.calibration_rows import Calibration
 
 QUANTIZED = ["MatMul", "Gather"]
@@ -33,24 +32,24 @@ QUANTIZED = ["MatMul", "Gather"]
 class Quantization(ToleranceRecipe):
     """A quantisation to int8."""
 
-    # x86 processors without VNNI add two products in 16 bits and overflow on full 8-bit weights: use 7 for those.
     weight_bits: Literal[8, 7] = 8
+    """Use 7 for x86 processors without VNNI: they add two products in 16 bits and overflow on 8-bit weights."""
     activations: Literal["dynamic", "static"] = "dynamic"
     keep: tuple[str, ...] = ()
-    """Layers that stay in float, by name with * for any part: ``*.layer.0.*``; deploy.sensitivity names them. Fixed
-    ranges leave a task's head in float anyway."""
+    """Layers that stay in float, by name with * for any part: ``*.layer.0.*``; ``stillhouse sensitivity`` finds them.
+    Static activations always keep a task's head in float."""
     calibration: Calibration = Calibration()
-    """For static activations only."""
+    """Used by static activations only."""
     tolerance: Rounded = Rounded()
 
 
 HEADS = ("*pooler*", "*classifier*", "*qa_outputs*")
-"""Layers that fixed ranges leave in float: a task's texts go elsewhere in its head than the rows of a corpus, and cost
-next to no time. Rounded by OpenVINO, they took 7.0 of 85.9 points of a model of STS-B; in float they took none."""
+"""Layers that static quantisation keeps in float: a task's texts have other ranges there than rows of a corpus, and
+these layers take little time. Quantised by OpenVINO they cost a model of STS-B 7.0 of 85.9 points, in float none."""
 
 
-class Feeds(CalibrationDataReader):  # type: ignore[misc]
-    """Inputs one after the other, as ONNX Runtime's calibration asks for them."""
+class FeedReader(CalibrationDataReader):  # type: ignore[misc]
+    """Inputs one by one, as ONNX Runtime's calibration reads them."""
 
     def __init__(self, feeds: Sequence[parity.Feed]) -> None:
         self._feeds: Iterator[parity.Feed] = iter(feeds)
@@ -60,17 +59,17 @@ class Feeds(CalibrationDataReader):  # type: ignore[misc]
 
 
 def load(path: Path) -> onnx.ModelProto:
-    """An ONNX file as the quantiser takes it."""
+    """An ONNX file as the quantiser needs it."""
     model = onnx.load(path)
-    # The shapes noted by the exporter are named otherwise than the quantiser's own, and it stops at the difference.
+    # The quantiser refuses the exporter's shapes, whose dimensions have other names than its own.
     del model.graph.value_info[:]
-    # The quantiser does this itself, to new names: nodes that are named to stay in float would not.
+    # The quantiser would do this under new names, and so miss nodes that must stay in float.
     ONNXModel(model).replace_gemm_with_matmul()
     return model
 
 
 def layers(model: onnx.ModelProto) -> dict[str, list[str]]:
-    """Layer to the names of its nodes that can be quantised: those with weights."""
+    """Layer to the names of its nodes with weights, which can be quantised."""
     weights = {values.name for values in model.graph.initializer if len(values.dims) == 2}
     found: dict[str, list[str]] = {}
     for node in model.graph.node:
@@ -79,27 +78,25 @@ def layers(model: onnx.ModelProto) -> dict[str, list[str]]:
     return found
 
 
-def kept(patterns: Sequence[str], known: Mapping[str, Sequence[str]], always: Sequence[str] = ()) -> list[str]:
-    """Nodes of the layers that stay in float: those that are named, and of ``always`` what there is.
+def float_nodes(patterns: Sequence[str], nodes: Mapping[str, Sequence[str]], optional: Sequence[str] = ()) -> list[str]:
+    """Nodes of the layers that match a pattern; ``optional`` patterns may match no layer.
 
     Raises:
         StageError: a pattern matches no layer.
     """
     for pattern in patterns:
-        if not fnmatch.filter(known, pattern):
+        if not fnmatch.filter(nodes, pattern):
             raise errors.StageError(
-                f"keep: no layer is named {pattern}: write one of {', '.join(known)}, * for any part"
+                f"keep: no layer is named {pattern}: write one of {', '.join(nodes)}, * for any part"
             )
-    wanted = (*patterns, *always)
-    return [
-        node for name, nodes in known.items() if any(fnmatch.fnmatch(name, each) for each in wanted) for node in nodes
-    ]
+    layers = {layer: None for pattern in (*patterns, *optional) for layer in fnmatch.filter(nodes, pattern)}
+    return [node for layer in nodes if layer in layers for node in nodes[layer]]
 
 
 def quantize(model: onnx.ModelProto, path: Path, weight_bits: int, floats: Collection[str] = ()) -> None:
-    """Write the int8 form of a model to ``path``; the nodes in ``floats`` stay as they are."""
+    """Write the int8 form of a model to ``path``, with dynamic activations; the nodes in ``floats`` stay in float."""
     with finalize.quiet():
-        # Activations stay unsigned and weights signed: the fastest pair, twice as fast as both unsigned.
+        # Unsigned activations and signed weights are the fastest pair, twice as fast as both unsigned.
         quantize_dynamic(
             model,
             path,
@@ -110,15 +107,15 @@ def quantize(model: onnx.ModelProto, path: Path, weight_bits: int, floats: Colle
         )
 
 
-def quantize_by_ranges(
+def quantize_statically(
     model: onnx.ModelProto, path: Path, weight_bits: int, floats: Collection[str], feeds: Sequence[parity.Feed]
 ) -> None:
-    """Write the int8 form of a model whose activations are scaled by the ranges that they have on ``feeds``."""
+    """Write the int8 form of a model whose activations have the ranges that they take on ``feeds``."""
     with finalize.quiet():
         quantize_static(
             model,
             path,
-            Feeds(feeds),
+            FeedReader(feeds),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=QUANTIZED,
             per_channel=True,
@@ -126,45 +123,37 @@ def quantize_by_ranges(
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             nodes_to_exclude=list(floats),
-            # Scores and probabilities of attention have no weights and tolerate no fixed range: they stay in float.
+            # Keeps attention scores and probabilities in float: they have no weights and tolerate no fixed range.
             extra_options={"MatMulConstBOnly": True},
         )
 
 
-def _check_inputs(recipe: Quantization, exported: artifact.Artifact, inputs: Mapping[str, Path]) -> None:
-    if exported.facts["format"] != "onnx":
-        raise errors.StageError(
-            f"{exported.path} is {exported.facts['format']} already: give the ONNX export it came from"
-        )
-    finalize.check_source(exported, inputs["model"])
-    if (recipe.activations == "static") != ("tokens" in inputs):
-        raise errors.StageError(
-            'activations = "static" and --tokens DIR, the rows to calibrate with, belong together: give both or neither'
-        )
-
-
 def run(recipe: Quantization, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
-    exported = artifact.verify(inputs["export"], "export")
-    _check_inputs(recipe, exported, inputs)
-    original = open_original(inputs["model"])
-    model = load(exported.path / onnx_export.MODEL)
-    floats = kept(recipe.keep, layers(model), HEADS if recipe.activations == "static" else ())
-    logger.info("quantising %s", onnx_export.MODEL)
-    if recipe.activations == "static":
-        feeds = calibration_rows.feeds(recipe.calibration, inputs["tokens"], original)
-        quantize_by_ranges(model, out / onnx_export.MODEL, recipe.weight_bits, floats, feeds)
+    exported = finalize.read_onnx_export(inputs, ("onnx",))
+    static = recipe.activations == "static"
+    calibration_rows.check_given(inputs, static, 'activations = "static"')
+    source = open_source_model(inputs["model"])
+    model = load(exported.path / finalize.ONNX)
+    floats = float_nodes(recipe.keep, layers(model), HEADS if static else ())
+    logger.info("quantising %s", finalize.ONNX)
+    if static:
+        feeds = calibration_rows.feeds(recipe.calibration, inputs["tokens"], source)
+        quantize_statically(model, out / finalize.ONNX, recipe.weight_bits, floats, feeds)
     else:
-        quantize(model, out / onnx_export.MODEL, recipe.weight_bits, floats)
-    form = "int8" if recipe.activations == "dynamic" else "int8-static"
-    made = finalize.describe(original, form, "onnxruntime", onnx_export.MODEL)
-    probe = parity.recorded(exported.path)
-    return {
-        **finalize.complete(original, made, recipe, probe, inputs, out),
-        "opset": exported.facts["opset"],
-        "weight_bits": recipe.weight_bits,
-        "onnx_bytes": exported.facts["bytes"],
-        "float_layers": sorted({node.partition("/")[0] for node in floats}),
-    }
+        quantize(model, out / finalize.ONNX, recipe.weight_bits, floats)
+    made = finalize.describe(source, "int8-static" if static else "int8", "onnxruntime", finalize.ONNX)
+    return finalize.complete(
+        source,
+        made,
+        recipe,
+        parity.recorded(exported.path),
+        inputs,
+        out,
+        opset=exported.facts["opset"],
+        weight_bits=recipe.weight_bits,
+        onnx_bytes=exported.facts["bytes"],
+        float_layers=sorted({node.partition("/")[0] for node in floats}),
+    )
 
 
 STAGE = stage.Stage(

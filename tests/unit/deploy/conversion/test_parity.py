@@ -10,7 +10,7 @@ from cluster.artifacts import errors, stage
 from cluster.models.runtimes import open_export
 from deploy.conversion import parity
 from deploy.conversion.parity import Difference, Probe, Tolerance
-from deploy.conversion.source_model import open_original
+from deploy.conversion.source_model import open_source_model
 from deploy.targets import onnx_export
 
 NAMES = ("input_ids", "attention_mask", "token_type_ids")
@@ -131,7 +131,7 @@ def test_parity_json_is_true(tmp_path):
     exported = stage.execute(onnx_export.STAGE, recipe, {"model": model}, tmp_path / "export")
     said = json.loads((exported.path / "parity.json").read_text())
 
-    source = open_original(model)
+    source = open_source_model(model)
     feeds = parity.fixed_inputs(
         Probe(lengths=tuple(said["inputs"]["lengths"]), rows=3, seed=5),
         source.tokenizer,

@@ -77,7 +77,9 @@ def test_every_family_and_head_is_exported_with_free_batch_and_length(tmp_path, 
 
 def test_token_types_are_an_input_only_of_models_that_tell_them_apart(tmp_path):
     for family, expected in (("bert", 3), ("distilbert", 2), ("roberta", 2)):
-        source = source_model.open_original(models_with_heads.model_folder(tmp_path / family, family, "classification"))
+        source = source_model.open_source_model(
+            models_with_heads.model_folder(tmp_path / family, family, "classification")
+        )
         assert len(source.inputs) == expected
         assert source.positions == 64, "RoBERTa's two unused positions are not offered"
 

@@ -8,7 +8,7 @@ import torch
 
 from cluster.artifacts import artifact, errors
 from cluster.tokens.rows import open_tokens
-from deploy.conversion.source_model import open_original
+from deploy.conversion.source_model import open_source_model
 from deploy.targets import calibration_rows, quantize
 
 
@@ -78,23 +78,23 @@ def test_static_ranges_come_from_rows_and_need_them(folders, tmp_path):
 
 
 def test_calibration_inputs_are_texts_and_pairs_cut_from_the_rows(folders, tmp_path):
-    original = open_original(folders["model"])
+    source = open_source_model(folders["model"])
     settings = calibration_rows.Calibration(rows=6, lengths=(12, 20))
-    feeds = calibration_rows.feeds(settings, folders["tokens"], original)
-    again = calibration_rows.feeds(settings, folders["tokens"], original)
+    feeds = calibration_rows.feeds(settings, folders["tokens"], source)
+    again = calibration_rows.feeds(settings, folders["tokens"], source)
     assert all((one["input_ids"] == two["input_ids"]).all() for one, two in zip(feeds, again, strict=True))
-    rows = {tuple(row[~np.isin(row, original.tokenizer.all_special_ids)][:4]) for row in _rows(folders)}
+    rows = {tuple(row[~np.isin(row, source.tokenizer.all_special_ids)][:4]) for row in _rows(folders)}
     for number, feed in enumerate(feeds):
         ids = feed["input_ids"][0]
         assert len(ids) <= (12, 20)[number // 2 % 2]
-        separators = np.flatnonzero(ids == original.tokenizer.sep_token_id)
+        separators = np.flatnonzero(ids == source.tokenizer.sep_token_id)
         assert len(separators) == 1 + number % 2
-        assert ids[0] == original.tokenizer.cls_token_id
+        assert ids[0] == source.tokenizer.cls_token_id
         assert feed["token_type_ids"].sum() == (len(ids) - separators[0] - 1)
         assert tuple(ids[1:5]) in rows
     other = models_with_heads.model_folder(tmp_path / "other", "roberta", "classification")
     with pytest.raises(errors.StageError, match="another vocabulary"):
-        calibration_rows.feeds(settings, folders["tokens"], open_original(other))
+        calibration_rows.feeds(settings, folders["tokens"], open_source_model(other))
 
 
 def _rows(folders):
