@@ -73,11 +73,11 @@ def read_onnx_export(inputs: Mapping[str, Path], formats: Collection[str]) -> ar
         ArtifactError: it was changed after it was made.
     """
     exported = artifact.verify(inputs["export"], "export")
-    if exported.facts["format"] not in formats or not (exported.path / ONNX).is_file():
-        raise errors.StageError(
-            f"{exported.path} is {exported.facts['format']} already: give an export of format {' or '.join(formats)}, "
-            "made by deploy.onnx_export or deploy.quantize"
-        )
+    form = exported.facts["format"]
+    if form not in formats or not (exported.path / ONNX).is_file():
+        problem = f"has no {ONNX}" if form in formats else f"is {form} already"
+        makers = "deploy.onnx_export" + (" or deploy.quantize" if len(formats) > 1 else "")
+        raise errors.StageError(f"{exported.path} {problem}: give an export made by {makers}")
     if "model" in inputs and exported.facts["source"] != model_folder.identity(inputs["model"]):
         raise errors.StageError(
             f"{exported.path} was not exported from {inputs['model']}: give the model it was made from, "

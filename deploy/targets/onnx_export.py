@@ -43,9 +43,8 @@ class Export(ExportRecipe):
 def trace(source: SourceModel, opset: int) -> ONNXProgram:
     """The model as an ONNX graph with dynamic batch and length, free of paths of this machine."""
     # Two rows: the exporter would take a batch of one for a constant.
-    shown = parity.fixed_inputs(parity.Probe(lengths=(16,), rows=2), source.tokenizer, source.inputs, source.positions)[
-        1
-    ]
+    probe = parity.Probe(lengths=(16,), rows=2)
+    _, shown = parity.fixed_inputs(probe, source.tokenizer, source.inputs, source.positions)
     free = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length")}
     logger.info("tracing %s", type(source.model).__name__)
     with finalize.quiet():
@@ -60,11 +59,12 @@ def trace(source: SourceModel, opset: int) -> ONNXProgram:
         )
     assert program is not None
     # The metadata has Python stack traces: paths of this machine, which make other bytes on another one.
+    values = [*program.model.graph.inputs, *program.model.graph.initializers.values()]
     for node in program.model.graph.all_nodes():
         node.name = _layer_name(node.name or "", node.metadata_props)
-        for each in (node, *node.outputs):
-            each.metadata_props.clear()
-    for value in (*program.model.graph.inputs, *program.model.graph.initializers.values()):
+        node.metadata_props.clear()
+        values += node.outputs
+    for value in values:
         value.metadata_props.clear()
     return program
 

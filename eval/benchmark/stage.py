@@ -39,7 +39,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-import numpy as np
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from cluster.artifacts import errors, stage
@@ -50,6 +49,7 @@ from eval.benchmark import contenders, host, rapl, workloads
 from eval.benchmark.contenders import OWN, PYTORCH, REFERENCE, TEACHER, Candidate, Contender, Preparation, gather
 from eval.benchmark.elmo import ElmoSizes
 from eval.benchmark.model_process import ModelProcess, Opening, write_inputs
+from eval.benchmark.percentiles import percentiles
 from eval.benchmark.reference_models import CONFIGURATIONS, TITLES
 from eval.benchmark.workloads import Workload
 
@@ -208,16 +208,7 @@ def _row(
 
 def summarise(ms: Sequence[float]) -> dict[str, float]:
     """Seconds of all counted calls together, and of a call in milliseconds; outliers are kept."""
-    p50, p90, p99 = np.percentile(ms, (50, 90, 99))
-    return {
-        "seconds": sum(ms) / 1000,
-        "p50_ms": float(p50),
-        "p90_ms": float(p90),
-        "p99_ms": float(p99),
-        "mean_ms": float(np.mean(ms)),
-        "min_ms": min(ms),
-        "max_ms": max(ms),
-    }
+    return {"seconds": sum(ms) / 1000, **percentiles(ms)}
 
 
 def _compared(rows: Sequence[Row]) -> list[Row]:

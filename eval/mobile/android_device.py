@@ -1,4 +1,4 @@
-"""A phone over adb: commands, files, and what it says of itself, its cores and its temperature."""
+"""An Android phone over adb: commands, files, description, cores and temperature."""
 
 import re
 import subprocess
@@ -10,10 +10,10 @@ from typing import Any
 from cluster.artifacts.errors import StageError
 
 HOT = 2
-"""Thermal status from which Android slows its cores: 0 none, 1 light, 2 moderate, up to 6 shutdown."""
+"""Thermal status at which Android starts to slow its cores: 0 none, 1 light, 2 moderate, up to 6 shutdown."""
 
-PATIENCE_SECONDS = 900.0
-"""For one command: calls of a large model on slow cores take minutes, a phone that hangs takes for ever."""
+TIMEOUT_SECONDS = 900.0
+"""Of one command: calls of a large model on slow cores take minutes."""
 
 _STATES = {
     "unauthorized": "unlock it and allow debugging from this computer on its screen",
@@ -24,38 +24,38 @@ _STATES = {
 
 @dataclass(frozen=True)
 class AndroidPhone:
-    """One phone that answers."""
+    """A connected phone."""
 
     program: str
     serial: str
 
     def run(self, *arguments: str) -> str:
-        """What an adb command prints.
+        """Output of an adb command.
 
         Raises:
             StageError: it failed, or the phone is gone.
         """
         done = _adb(self.program, "-s", self.serial, *arguments)
         if done.returncode != 0:
-            said = (done.stderr.strip() or done.stdout.strip()).splitlines()
-            raise StageError(f"adb {arguments[0]} on {self.serial}: {said[-1] if said else f'exit {done.returncode}'}")
+            lines = (done.stderr.strip() or done.stdout.strip()).splitlines() or [f"exit {done.returncode}"]
+            raise StageError(f"adb {arguments[0]} on {self.serial}: {lines[-1]}")
         return done.stdout
 
     def shell(self, command: str) -> str:
-        """What a shell command on the phone prints.
+        """Output of a shell command on the phone.
 
         Raises:
-            StageError: as :meth:`run`; a command that fails there fails here.
+            StageError: it failed, or the phone is gone.
         """
         return self.run("shell", command)
 
-    def asked(self, command: str) -> str:
-        """What a shell command prints, or nothing where this phone does not have or allow it."""
+    def query(self, command: str) -> str:
+        """Output of a shell command, or an empty string if it fails: phones differ in what they have and allow."""
         done = _adb(self.program, "-s", self.serial, "shell", command)
         return done.stdout.strip() if done.returncode == 0 else ""
 
     def describe(self) -> dict[str, Any]:
-        """Make, chip, system and cores, as far as the phone tells."""
+        """Maker, chip, system and cores; None for what the phone does not report."""
         properties = {
             "model": "ro.product.model",
             "maker": "ro.product.manufacturer",
@@ -64,24 +64,24 @@ class AndroidPhone:
             "android": "ro.build.version.release",
             "abi": "ro.product.cpu.abi",
         }
-        found: dict[str, Any] = {name: self.asked(f"getprop {key}") or None for name, key in properties.items()}
-        memory = re.search(r"MemTotal:\s+(\d+) kB", self.asked("cat /proc/meminfo"))
+        found: dict[str, Any] = {name: self.query(f"getprop {key}") or None for name, key in properties.items()}
+        memory = re.search(r"MemTotal:\s+(\d+) kB", self.query("cat /proc/meminfo"))
         return {**found, "memory_bytes": int(memory[1]) * 1024 if memory else None, "core_khz": self.core_khz()}
 
     def core_khz(self) -> dict[int, int]:
-        """Highest clock of every core; empty where the phone does not tell."""
-        listed = self.asked("grep . /sys/devices/system/cpu/cpu[0-9]*/cpufreq/cpuinfo_max_freq")
+        """Highest clock of every core; empty if the phone does not report it."""
+        listed = self.query("grep . /sys/devices/system/cpu/cpu[0-9]*/cpufreq/cpuinfo_max_freq")
         found = re.findall(r"cpu(\d+)/cpufreq/cpuinfo_max_freq:(\d+)", listed)
         return {int(core): int(khz) for core, khz in found}
 
     def thermal(self) -> dict[str, Any]:
-        """``status`` (see :data:`HOT`), temperatures in °C by sensor, and the battery; None for what is not told."""
-        said = self.asked("dumpsys thermalservice")
-        status = re.search(r"Thermal Status: (\d+)", said)
-        # Cached ones may be hours old: only those that the hardware gives now.
-        now = said.partition("Current temperatures from HAL:")[2].partition("Current cooling devices")[0]
+        """``status`` (see :data:`HOT`), °C by sensor, and the battery; None for what the phone does not report."""
+        printed = self.query("dumpsys thermalservice")
+        status = re.search(r"Thermal Status: (\d+)", printed)
+        # Not the cached temperatures, which may be hours old.
+        now = printed.partition("Current temperatures from HAL:")[2].partition("Current cooling devices")[0]
         sensors = re.findall(r"mValue=(-?[\d.]+), mType=\d+, mName=([^,]+),", now)
-        battery = self.asked("dumpsys battery")
+        battery = self.query("dumpsys battery")
         level, tenths = (re.search(rf"^\s*{name}: (\d+)", battery, re.MULTILINE) for name in ("level", "temperature"))
         return {
             "status": int(status[1]) if status else None,
@@ -95,7 +95,7 @@ def connect(program: str, serial: str | None) -> AndroidPhone:
     """The phone with this serial number, or the only one.
 
     Raises:
-        StageError: no adb here, no phone, several, or one that does not let us.
+        StageError: adb is not installed, or it sees no such phone, several, or one that refuses the connection.
     """
     listed = _adb(program, "devices")
     if listed.returncode != 0:
@@ -115,7 +115,7 @@ def connect(program: str, serial: str | None) -> AndroidPhone:
 
 
 def cores_for(khz: Mapping[int, int], threads: int, which: str) -> list[int] | None:
-    """The ``fast`` or ``slow`` cores for so many threads; None where nothing is pinned: ``any``, or clocks not told.
+    """The ``fast`` or ``slow`` cores for this number of threads; None (no pinning) for ``any`` or unknown clocks.
 
     Raises:
         StageError: fewer cores than threads.
@@ -124,13 +124,13 @@ def cores_for(khz: Mapping[int, int], threads: int, which: str) -> list[int] | N
         return None
     if threads > len(khz):
         raise StageError(f"threads = {threads}, but the phone has {len(khz)} cores: lower it")
-    # Of equal ones the last: Android puts its own work on the first.
+    # Among equal cores the last ones: Android runs its own work on the first.
     ranked = sorted(khz, key=lambda core: (khz[core] if which == "fast" else -khz[core], core), reverse=True)
     return sorted(ranked[:threads])
 
 
 def mask(cores: Sequence[int]) -> str:
-    """As Android's taskset takes it: hexadecimal, without 0x."""
+    """The argument of Android's taskset: hexadecimal, without 0x."""
     return format(sum(1 << core for core in cores), "x")
 
 
@@ -142,10 +142,10 @@ def _adb(program: str, *arguments: str | Path) -> "subprocess.CompletedProcess[s
             text=True,
             errors="replace",
             check=False,
-            timeout=PATIENCE_SECONDS,
+            timeout=TIMEOUT_SECONDS,
         )
     except subprocess.TimeoutExpired:
-        silent = f"no answer within {PATIENCE_SECONDS:.0f} s: look at the phone's screen and cable"
+        silent = f"no answer within {TIMEOUT_SECONDS:.0f} s: look at the phone's screen and cable"
         return subprocess.CompletedProcess([program], 1, "", silent)
     except FileNotFoundError:
         raise StageError(

@@ -1,4 +1,4 @@
-"""Measure on any phone that opens a page: give out a one-time link, wait, and take the result it posts."""
+"""Measure in a phone's browser: print a one-time link, wait, and accept the result that the page posts."""
 
 import time
 from collections.abc import Mapping
@@ -15,31 +15,31 @@ from cluster.telemetry import progress
 from eval.mobile import android_device, one_time_link, result_schema
 from eval.mobile.page_server import ResultInbox, serving
 
-LINK, PICTURE = "link.json", "link.svg"
-"""The link of a job that waits, for a report that is made meanwhile: ``{"link": …, "until": …}`` in Unix time."""
+LINK, QR_CODE = "link.json", "link.svg"
+"""Files for reports that are made while the job waits: ``{"link": …, "until": …}`` in Unix time, and its QR code."""
 
 
 class BrowserPlacement(Recipe):
     """How the phone is reached."""
 
     host: str = "0.0.0.0"
-    port: Annotated[int, Field(ge=0, le=65535)] = 8765  # 0: any free one
-    address: str | None = None  # as the phone sees it, where that is not host and port: https://bench.example.org
+    port: Annotated[int, Field(ge=0, le=65535)] = 8765  # 0: any free port
+    address: str | None = None  # for the phone, if not host and port: https://bench.example.org
     certificate: str | None = None  # PEM files, for https
     key: str | None = None
     wait_seconds: PositiveFloat = 1800.0
     reach: Literal["network", "adb"] = "network"  # adb: a phone on a cable opens the page through it
     adb: str = "adb"
-    serial: str | None = None  # of the phone, where adb sees several
+    serial: str | None = None  # of the phone, if adb sees several
 
 
 def measure(
-    page: artifact.Artifact, plan: Mapping[str, Any], where: BrowserPlacement, name: str, out: Path
+    page: artifact.Artifact, plan: Mapping[str, Any], placement: BrowserPlacement, name: str, out: Path
 ) -> dict[str, Any]:
-    """Facts of a benchmark, from the phone that opened the link of job ``name``; ``where`` is the recipe's placement.
+    """Facts of a benchmark, from the phone that opens the link of job ``name``.
 
     Raises:
-        StageError: the page cannot measure this, the address cannot be had, or no result came in time.
+        StageError: the page cannot measure this plan, the address is not available, or no result came in time.
     """
     _check(page, plan)
     models = [model["role"] for model in page.facts["models"]]
@@ -48,14 +48,13 @@ def measure(
         {"job": name, "plan": dict(plan), "version": page.facts["version"]},
         lambda posted: result_schema.read(posted, page.facts["version"], plan, models),
     )
-    secure = one_time_link.tls(where.certificate, where.key)
-    with serving(inbox, where.host, where.port, secure) as port:
+    secure = one_time_link.tls(placement.certificate, placement.key)
+    with serving(inbox, placement.host, placement.port, secure) as port:
         try:
-            _invite(inbox, _address(where, port), port, where, out)
-            _wait(inbox, where.wait_seconds)
+            _invite(inbox, _address(placement, port), port, placement, out)
+            _wait(inbox, placement.wait_seconds)
         finally:
-            # It leads nowhere any more.
-            for each in (LINK, PICTURE):
+            for each in (LINK, QR_CODE):
                 (out / each).unlink(missing_ok=True)
     result: result_schema.PhoneResult = inbox.result
     filesystem.write_json(out / "posted.json", result.model_dump(mode="json"))
@@ -80,32 +79,32 @@ def _check(page: artifact.Artifact, plan: Mapping[str, Any]) -> None:
             )
 
 
-def _address(where: BrowserPlacement, port: int) -> str:
-    """Where a phone finds the page."""
-    if where.address is not None:
-        return str(where.address)
-    if where.reach == "adb":
+def _address(placement: BrowserPlacement, port: int) -> str:
+    """Address of the page for the phone."""
+    if placement.address is not None:
+        return str(placement.address)
+    if placement.reach == "adb":
         return f"http://localhost:{port}"
-    scheme = "https" if where.certificate else "http"
-    host = where.host if where.host not in ("0.0.0.0", "::", "") else one_time_link.own_address()
+    scheme = "https" if placement.certificate else "http"
+    host = placement.host if placement.host not in ("0.0.0.0", "::", "") else one_time_link.own_address()
     return f"{scheme}://{host}:{port}"
 
 
-def _invite(inbox: ResultInbox, address: str, port: int, where: BrowserPlacement, out: Path) -> None:
+def _invite(inbox: ResultInbox, address: str, port: int, placement: BrowserPlacement, out: Path) -> None:
     link = one_time_link.link(address, inbox.token)
-    one_time_link.picture(link, out / PICTURE)
-    filesystem.write_json(out / LINK, {"link": link, "until": time.time() + where.wait_seconds})
-    progress.say(f"open this link on the phone within {where.wait_seconds / 60:.0f} minutes, and press Measure:")
+    (out / QR_CODE).write_text(one_time_link.svg(link), encoding="utf-8")
+    filesystem.write_json(out / LINK, {"link": link, "until": time.time() + placement.wait_seconds})
+    progress.say(f"open this link on the phone within {placement.wait_seconds / 60:.0f} minutes, and press Measure:")
     progress.say(link)
     for line in one_time_link.terminal(link):
         progress.say(line)
     if not one_time_link.is_secure(address):
         progress.say(
-            "this link is plain http: browsers then give one thread and keep nothing for offline use. For all of it "
+            "with plain http, browsers allow one thread and no offline use: for both, "
             'set placement.certificate and placement.key, or on Android placement.reach = "adb"'
         )
-    if where.reach == "adb":
-        phone = android_device.connect(where.adb, where.serial)
+    if placement.reach == "adb":
+        phone = android_device.connect(placement.adb, placement.serial)
         phone.run("reverse", f"tcp:{port}", f"tcp:{port}")
         phone.shell(f"am start -a android.intent.action.VIEW -d '{link}'")
 
@@ -120,9 +119,9 @@ def _wait(inbox: ResultInbox, seconds: float) -> None:
                 progress.say("the link was opened")
             shown.advance()
             if time.monotonic() >= deadline:
-                came = "it was opened, but no result came" if opened else "nobody opened it"
+                state = "opened" if opened else "not opened"
                 raise StageError(
-                    f"the link has ended, {came} within {seconds:.0f} seconds: run this again for another link, or "
-                    "raise placement.wait_seconds"
+                    f"the link was {state}, but no result came within {seconds:.0f} seconds, and it has expired: run "
+                    "this again for another link, or raise placement.wait_seconds"
                 )
-    progress.say("the result is here")
+    progress.say("received the result")

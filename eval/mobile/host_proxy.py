@@ -1,59 +1,57 @@
-"""Stand in for a phone on this host: exports on few threads, in processes of their own with little memory.
+"""Measure on this host in place of a phone: exports on few threads, in processes with little memory.
 
-It is a proxy and says so: another processor, another clock. What it does tell is whether a model fits into a phone's
-share of memory, how it scales over threads, and how two models compare in one runtime.
+Such a proxy has another processor and clock, and the result says so. It shows whether a model fits into a phone's share
+of memory, how it scales with threads, and how two models compare in one runtime.
 """
 
 import contextlib
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import PositiveInt
 
 from cluster.artifacts.errors import StageError
+from cluster.artifacts.recipe import Recipe
 from cluster.telemetry import progress
 from eval.benchmark import host, workloads
 from eval.benchmark.model_process import ModelProcess, ModelProcessError, Opening, write_inputs
-from eval.mobile.timing_rows import MeasuredExport, Row, compared, row
+from eval.mobile.timing_rows import MeasuredExport, Measurement, Row, compared, row
 
 _OUT_OF_MEMORY = ("alloc", "memory", "died (signal")
-"""Words that the runtimes use for it, or what is left of those that do not look at what they are given."""
+"""Parts of the messages of runtimes that lack memory; some crash instead."""
 
 
-@dataclass(frozen=True)
-class ProxyRequest:
-    """What is measured."""
+class Proxy(Recipe):
+    """This host with a phone's memory; no report calls it a phone."""
 
-    lengths: Sequence[int]
-    threads: Sequence[int]
-    warmup: int
-    repeats: int
-    memory_megabytes: int
+    kind: Literal["proxy"] = "proxy"
+    memory_megabytes: PositiveInt = 1024  # for the model and its calls; most phones give an app less
 
 
 class DoesNotFitError(StageError):
-    """A model needs more memory than it was given."""
+    """A model needs more memory than it may use."""
 
 
-def measure(models: Sequence[MeasuredExport], asked: ProxyRequest) -> dict[str, Any]:
-    """Facts of a benchmark: rows, what did not fit, the host, and how quiet it was.
+def measure(models: Sequence[MeasuredExport], settings: Measurement, megabytes: int) -> dict[str, Any]:
+    """Facts of a benchmark: rows, problems, the host, and how quiet it was.
 
     Raises:
-        StageError: a model does not run at all, or not one of ``asked.threads`` has cores enough.
+        StageError: a model does not run at all, or this host has not enough cores for any entry of ``threads``.
     """
     rows: list[Row] = []
     problems: list[dict[str, Any]] = []
     conditions, cores = [], host.usable_cores()
-    turns = [(length, count) for length in asked.lengths for count in asked.threads]
+    turns = [(length, count) for length in settings.lengths for count in settings.threads]
     for length, count in progress.progress(turns, "proxy", len(turns), "settings"):
-        # As a phone does: what it has no cores for is told. One that has none for anything refuses below.
-        if count > max(cores, min(asked.threads)):
+        # The smallest number of threads is not skipped, so that host.pinned raises if no number has enough cores.
+        if count > max(cores, min(settings.threads)):
             problems.append({"length": length, "threads": count, "error": f"only {cores} cores may be used here"})
             continue
         with host.pinned(count) as held:
             watch = host.InterferenceMonitor(count, held)
-            found, refused = _turns(models, asked, length, count)
+            found, refused = _turns(models, settings, megabytes, length, count)
             conditions.append(watch.conditions())
         rows += found
         problems += refused
@@ -63,9 +61,9 @@ def measure(models: Sequence[MeasuredExport], asked: ProxyRequest) -> dict[str, 
 
 
 def _turns(
-    models: Sequence[MeasuredExport], asked: ProxyRequest, length: int, count: int
+    models: Sequence[MeasuredExport], settings: Measurement, megabytes: int, length: int, count: int
 ) -> tuple[list[Row], list[dict[str, Any]]]:
-    """All models in turns at one length on one number of threads."""
+    """Rows and problems of all models, called in turns, at one length and number of threads."""
     with contextlib.ExitStack() as stack:
         place = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "inputs.npz"
         opened: dict[str, ModelProcess] = {}
@@ -73,17 +71,17 @@ def _turns(
         problems = []
         for model in models:
             try:
-                process, first = stack.enter_context(_open(model, length, count, asked.memory_megabytes, place))
+                process, first = stack.enter_context(_open(model, length, count, megabytes, place))
                 opened[model.role], times[model.role] = process, [first]
             except DoesNotFitError as error:
                 problems.append({"model": model.role, "length": length, "threads": count, "error": str(error)})
-        for _ in range(asked.warmup + asked.repeats):
+        for _ in range(settings.warmup + settings.repeats):
             for role, process in opened.items():
                 times[role].append(process.first())
         rows = [
             row(
                 model.role, opened[model.role].opened["runtime"], count, length,
-                times[model.role][1 + asked.warmup :], **model.facts(), **opened[model.role].end(),
+                times[model.role][1 + settings.warmup :], **model.facts(), **opened[model.role].end(),
                 first_ms=times[model.role][0], load_seconds=opened[model.role].opened["open_seconds"],
             )
             for model in models
@@ -96,7 +94,7 @@ def _turns(
 def _open(
     model: MeasuredExport, length: int, threads: int, megabytes: int, place: Path
 ) -> Iterator[tuple[ModelProcess, float]]:
-    """A model's process, and the milliseconds of its first call, after which it takes no more memory.
+    """A model's process, and the milliseconds of its first call, after which it needs no more memory.
 
     Raises:
         DoesNotFitError: it needs more memory.

@@ -1,4 +1,4 @@
-"""The one-time link to a page, as text and as a picture that a phone's camera reads."""
+"""The one-time link to a page, as text and as a QR code."""
 
 import io
 import ipaddress
@@ -10,27 +10,27 @@ import segno
 
 from cluster.artifacts.errors import StageError
 
-_SOMEWHERE = ("192.0.2.1", 9)
-"""An address of no machine (RFC 5737): asking for the way to it sends nothing."""
+_UNUSED_ADDRESS = ("192.0.2.1", 9)
+"""A documentation address (RFC 5737); connecting a UDP socket to it sends nothing."""
 
 
 def own_address() -> str:
-    """The address of this machine that others in its network see; ``localhost`` where there is no network."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
+    """The address of this machine in its network; ``localhost`` without a network."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
-            asked.connect(_SOMEWHERE)
+            probe.connect(_UNUSED_ADDRESS)
         except OSError:
             return "localhost"
-        return str(asked.getsockname()[0])
+        return str(probe.getsockname()[0])
 
 
 def link(address: str, token: str) -> str:
-    """``address`` is where the page is: ``https://host:port``."""
+    """The link to the page at ``address``, for example ``https://host:port``."""
     return f"{address.rstrip('/')}/?t={token}"
 
 
 def is_secure(address: str) -> bool:
-    """Whether browsers trust the connection with threads and with keeping the page: https, or this very device."""
+    """Whether browsers allow threads and offline storage: https, or an address of the same device."""
     scheme, _, rest = address.partition("://")
     host = rest.partition("/")[0].rpartition(":")[0] or rest
     try:
@@ -41,10 +41,10 @@ def is_secure(address: str) -> bool:
 
 
 def tls(certificate: str | None, key: str | None) -> ssl.SSLContext | None:
-    """What a server needs for https; None without a certificate.
+    """The settings of an https server; None without a certificate.
 
     Raises:
-        StageError: one is there without the other, or they cannot be read.
+        StageError: only one of both is set, or they cannot be read.
     """
     if certificate is None and key is None:
         return None
@@ -57,12 +57,12 @@ def tls(certificate: str | None, key: str | None) -> ssl.SSLContext | None:
     try:
         context.load_cert_chain(certificate, key)
     except ssl.SSLError as error:
-        raise StageError(f"{certificate} and {key} are no certificate and its key in PEM: {error.reason}") from None
+        raise StageError(f"{certificate} and {key} are not a certificate and its key in PEM: {error.reason}") from None
     return context
 
 
 def terminal(text: str) -> list[str]:
-    """The lines of a QR code: light squares are drawn, so that it reads on a dark terminal; two squares a character."""
+    """The lines of a QR code for a dark terminal: light squares are drawn, two to a character."""
     light = [[not dark for dark in line] for line in segno.make(text, error="l", micro=False).matrix_iter(border=2)]
     if len(light) % 2:
         light.append([True] * len(light[0]))
@@ -73,13 +73,8 @@ def terminal(text: str) -> list[str]:
     ]
 
 
-def picture(text: str, path: Path) -> None:
-    """The same as an SVG file."""
-    path.write_text(svg(text), encoding="utf-8")
-
-
 def svg(text: str) -> str:
-    """The same as an SVG image, with a white border, which a camera needs on a dark page."""
+    """The QR code as an SVG image, with the white border that a camera needs on a dark page."""
     buffer = io.BytesIO()
     segno.make(text, error="m", micro=False).save(buffer, kind="svg", scale=4, border=4, light="white")
     return buffer.getvalue().decode()

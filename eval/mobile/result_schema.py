@@ -1,6 +1,6 @@
-"""What a phone posts: read strictly, as anything that comes over a network.
+"""Schema of the result that a phone posts, validated strictly because it comes over a network.
 
-The page sends raw times; what is computed of them is computed here, by one formula for every phone.
+The page sends raw times; statistics are computed here, so that they are the same for every phone.
 """
 
 import json
@@ -12,7 +12,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from cluster.artifacts.errors import StageError
 from eval.mobile.page_server import MAX_RESULT_BYTES, ResultError
-from eval.mobile.timing_rows import Row, compared, percentiles, row
+from eval.mobile.timing_rows import Row, compared, row, statistics
 
 MOST_ROWS = 128
 Words = Annotated[str, Field(max_length=400)]
@@ -20,13 +20,13 @@ Times = Annotated[tuple[NonNegativeFloat, ...], Field(min_length=1, max_length=2
 
 
 class Posted(pydantic.BaseModel):
-    """Base of what is posted: nothing unknown, no silent conversion, no infinity."""
+    """Base of the schema: no unknown keys, no conversions, no infinity."""
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
-class MeasurementPlan(Posted):
-    """What the page was asked to measure."""
+class PostedPlan(Posted):
+    """The settings that the page measured with."""
 
     lengths: Annotated[tuple[PositiveInt, ...], Field(min_length=1, max_length=8)]
     warmup: Annotated[int, Field(ge=0, le=1000)]
@@ -35,7 +35,7 @@ class MeasurementPlan(Posted):
 
 
 class Graphics(Posted):
-    """The GPU, as far as a browser tells."""
+    """The GPU, as the browser describes it."""
 
     vendor: Words
     architecture: Words
@@ -49,7 +49,7 @@ class Battery(Posted):
 
 
 class PhoneDevice(Posted):
-    """The phone, as far as a browser tells."""
+    """The phone, as the browser describes it."""
 
     user_agent: Words
     platform: Words
@@ -79,7 +79,7 @@ class PostedTiming(Posted):
 
 
 class RuntimeProblem(Posted):
-    """A way of running that did not work on this phone."""
+    """A backend and number of threads that failed on this phone."""
 
     backend: Literal["wasm", "webgpu"]
     threads: PositiveInt
@@ -91,7 +91,7 @@ class PhoneResult(Posted):
 
     format: Literal[1]
     page: Words
-    plan: MeasurementPlan
+    plan: PostedPlan
     device: PhoneDevice
     rows: Annotated[tuple[PostedTiming, ...], Field(min_length=1, max_length=MOST_ROWS)]
     problems: Annotated[tuple[RuntimeProblem, ...], Field(max_length=32)]
@@ -99,21 +99,21 @@ class PhoneResult(Posted):
 
 
 _TIME_BYTES = 20
-"""Of a time in JSON, at most: JavaScript writes up to 17 digits, a point and a comma."""
+"""Upper limit for one time in JSON: JavaScript writes up to 17 digits, a point and a comma."""
 
 
 def check(plan: Mapping[str, Any], models: int) -> None:
-    """Find out before anybody measures whether the result of a plan can be posted.
+    """Check before the measurement that the result of a plan can be posted.
 
     Raises:
-        StageError: it asks for more than a result may hold.
+        StageError: a result cannot hold so much.
     """
     try:
-        MeasurementPlan.model_validate_json(json.dumps(dict(plan)))
+        PostedPlan.model_validate_json(json.dumps(dict(plan)))
     except pydantic.ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         raise StageError(f"{'.'.join(map(str, first['loc']))}: {first['msg']} where a phone measures") from None
-    # Every number of threads, and the GPU; tokenisation and network of each.
+    # One per number of threads and one for the GPU; each has times of tokenisation and network.
     rows = (len(plan["threads"]) + 1) * len(plan["lengths"]) * models
     most = min(1000, (MAX_RESULT_BYTES // 2) // (rows * 2 * _TIME_BYTES))
     if rows > MOST_ROWS or plan["repeats"] > most:
@@ -124,42 +124,42 @@ def check(plan: Mapping[str, Any], models: int) -> None:
 
 
 def read(posted: Any, page: str, plan: Mapping[str, Any], models: Sequence[str]) -> PhoneResult:
-    """The result in what was posted.
+    """The result in posted JSON.
 
     Raises:
-        ResultError: it is none, or one of another page or plan, or one without all the models and runs.
+        ResultError: it is invalid or incomplete, or measured with another page or plan.
     """
     if not isinstance(posted, dict):
         raise ResultError("a result is a JSON object")
     try:
-        # Through JSON, because strict models take a list for a tuple only there.
+        # Through JSON, because strict models accept a list as a tuple only there.
         result = PhoneResult.model_validate_json(pydantic.TypeAdapter(Any).dump_json(posted))
     except pydantic.ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         raise ResultError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
     if result.page != page:
-        raise ResultError("it was measured with another version of the page: reload it")
+        raise ResultError("measured with another version of the page: reload it")
     if result.plan.model_dump(mode="json") != dict(plan):
-        raise ResultError("it was measured by another plan: reload the page")
+        raise ResultError("measured with another plan: reload the page")
     _check_rows(result, models)
     return result
 
 
 def _check_rows(result: PhoneResult, models: Sequence[str]) -> None:
-    ways = {(entry.backend, entry.threads) for entry in result.rows}
-    wanted = {(*way, length, model) for way in ways for length in result.plan.lengths for model in models}
+    backends = {(entry.backend, entry.threads) for entry in result.rows}
+    wanted = {(*backend, length, model) for backend in backends for length in result.plan.lengths for model in models}
     found = [(entry.backend, entry.threads, entry.length, entry.model) for entry in result.rows]
     if sorted(found) != sorted(wanted):
-        raise ResultError("it lacks a row of a model, or has one twice")
+        raise ResultError("a row of a model is missing or occurs twice")
     runs = result.plan.repeats
     if any({len(entry.neural_ms), len(entry.tokenise_ms)} != {runs} for entry in result.rows):
-        raise ResultError(f"a row has not the {runs} runs of the plan")
+        raise ResultError(f"a row does not have the {runs} runs of the plan")
     if any(not min(entry.neural_ms) > 0 for entry in result.rows):
         raise ResultError("a run took no time: this browser's clock is too coarse to measure with")
 
 
 def rows(result: PhoneResult, page: Mapping[str, Any]) -> list[Row]:
-    """Rows of the benchmark; ``page`` are the facts of the page's artifact, which knows the models."""
+    """Rows of the benchmark; ``page`` are the facts of the page's artifact, which describe the models."""
     known = {model["role"]: model for model in page["models"]}
     return compared([_row(entry, known[entry.model], str(page["runtime"])) for entry in result.rows])
 
@@ -179,14 +179,14 @@ def _row(entry: PostedTiming, model: Mapping[str, Any], runtime: str) -> Row:
         bytes=model["bytes"],
         load_seconds=entry.load_seconds,
         first_ms=entry.first_ms,
-        tokenise=percentiles(entry.tokenise_ms),
+        tokenise=statistics(entry.tokenise_ms),
     )
 
 
 def unfit(result: PhoneResult) -> str | None:
-    """Why the numbers are not to be relied on."""
+    """Why the numbers are not reliable."""
     if result.interrupted:
-        return "the page was not in front all the time, and browsers slow what is not seen"
+        return "the page was in the background for a time, where browsers slow it"
     battery = result.device.battery
     if battery is not None and not battery.charging and battery.level < 0.2:
         return f"the battery was at {battery.level:.0%} and not charging, where phones save power"

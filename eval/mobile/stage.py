@@ -1,14 +1,14 @@
-"""Measure how fast models answer on a phone: over adb, in a browser, or in a stand-in for a phone on this host.
+"""Measure how fast models answer on a phone: over adb, in a browser, or on this host as a proxy.
 
 ::
 
-    python -m eval.mobile mobile-browser --page DIR --out DIR
-    python -m eval.mobile mobile-adb --student DIR [--teacher DIR] --binary DIR --out DIR
-    python -m eval.mobile mobile-proxy --student DIR [--teacher DIR] --out DIR
+    stillhouse mobile mobile-browser --page DIR --out DIR
+    stillhouse mobile mobile-adb --student DIR [--teacher DIR] --binary DIR --out DIR
+    stillhouse mobile mobile-proxy --student DIR [--teacher DIR] --out DIR
 
-As a job it is of the kind ``mobile``. In a browser it waits for a person: it prints a one-time link and its
-QR code, which lies in ``link.svg`` as long as it waits. The report of a folder shows what lies in its ``mobile/``:
-results, and the links of jobs that wait. ``mobile.json``::
+As a job it has the kind ``mobile``. In a browser it waits for a person: it prints a one-time link and its QR code, and
+writes both to ``link.json`` and ``link.svg`` until the result arrives. A report shows the results in the folder
+``mobile/`` and the links of waiting jobs. ``mobile.json``::
 
     {"way": "browser", "proxy": false, "device": {…}, "settings": {…}, "fit": true, "unfit": null,
      "rows": [{"model": "student", "runtime": "onnxruntime-web 1.30.0 WebAssembly int8", "threads": 1, "length": 384,
@@ -16,25 +16,29 @@ results, and the links of jobs that wait. ``mobile.json``::
                "ratio_to_teacher": 3.5, "less_time_percent": 71.4, "parameters": …, "bytes": …}],
      "problems": [{"threads": 4, "error": "…"}]}
 
-The times are those of the network alone, as in the paper; tokenisation stands beside them where it was measured.
+The times are those of the network alone, as in the paper; a browser also reports tokenisation.
 """
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field
 
 from cluster.artifacts import artifact, errors, stage
 from cluster.artifacts.recipe import Recipe
 from cluster.models import export_spec
 from cluster.storage import filesystem
 from eval.mobile import adb_benchmark, android_device, browser_benchmark, host_proxy
+from eval.mobile.adb_benchmark import Adb
 from eval.mobile.browser_benchmark import BrowserPlacement
-from eval.mobile.timing_rows import MeasuredExport
+from eval.mobile.host_proxy import Proxy
+from eval.mobile.timing_rows import MeasuredExport, Measurement
 
 FILE = "mobile.json"
 ROLES = ("student", "teacher")
+TAKES = {"browser": {"page"}, "adb": {*ROLES, "binary"}, "proxy": {*ROLES}}
+"""Transport to the inputs it may have; all but the teacher are required."""
 
 
 class Browser(Recipe):
@@ -43,85 +47,47 @@ class Browser(Recipe):
     kind: Literal["browser"] = "browser"
 
 
-class Adb(Recipe):
-    """An Android phone on a cable or in the network of adb."""
-
-    kind: Literal["adb"] = "adb"
-    cores: Literal["fast", "slow", "any"] = "fast"  # the programs are held to these
-    calls: PositiveInt = 10  # of each start of the program: their mean is one sample
-
-
-class Proxy(Recipe):
-    """This host, with a phone's memory; never called a phone."""
-
-    kind: Literal["proxy"] = "proxy"
-    memory_megabytes: PositiveInt = 1024  # for the model and its calls; what apps get is mostly below
-
-
-class Mobile(Recipe):
+class Mobile(Measurement):
     """A measurement on a phone."""
 
     way: Annotated[Browser | Adb | Proxy, Field(discriminator="kind")]
-    lengths: tuple[PositiveInt, ...] = Field((384,), min_length=1)  # tokens of question and passage
-    threads: tuple[PositiveInt, ...] = Field((1, 4), min_length=1)  # a browser takes what it is given of these
-    warmup: NonNegativeInt = 2
-    repeats: PositiveInt = 10
     placement: BrowserPlacement = BrowserPlacement()
 
 
 def run(recipe: Mobile, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
+    transport = recipe.way.kind
+    _check_inputs(inputs, transport)
     found = _measure(recipe, inputs, out)
-    facts = {
-        "way": recipe.way.kind,
-        "proxy": recipe.way.kind == "proxy",
-        "problems": [],
-        **found,
-        "fit": found["unfit"] is None,
-    }
+    facts = {"way": transport, "proxy": transport == "proxy", "problems": [], **found, "fit": found["unfit"] is None}
     filesystem.write_json(out / FILE, {"settings": recipe.resolved(), **facts})
     return facts
 
 
 def _measure(recipe: Mobile, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
-    way, place = recipe.way, recipe.placement
-    if isinstance(way, Browser):
-        _need(inputs, way.kind, ("page",))
-        plan = {name: recipe.resolved()[name] for name in ("lengths", "warmup", "repeats", "threads")}
-        return browser_benchmark.measure(artifact.read(inputs["page"], "export"), plan, place, _name(out), out)
-    if isinstance(way, Adb):
-        _need(inputs, way.kind, ("student", "binary"))
-        asked = adb_benchmark.AdbRequest(
-            recipe.lengths, recipe.threads, recipe.warmup, way.calls, recipe.repeats, way.cores
-        )
-        phone = android_device.connect(place.adb, place.serial)
-        return adb_benchmark.measure(phone, _models(inputs), inputs["binary"], asked, out)
-    _need(inputs, way.kind, ("student",))
-    return host_proxy.measure(
-        _models(inputs),
-        host_proxy.ProxyRequest(recipe.lengths, recipe.threads, recipe.warmup, recipe.repeats, way.memory_megabytes),
-    )
-
-
-def _need(inputs: Mapping[str, Path], way: str, roles: tuple[str, ...]) -> None:
-    takes = {"browser": {"page"}, "adb": {*ROLES, "binary"}, "proxy": {*ROLES}}[way]
-    for role in roles:
-        if role not in inputs:
-            raise errors.StageError(f"way {way} needs --{role} DIR")
-    if odd := sorted({*inputs} - takes):
-        raise errors.StageError(f"way {way} has no use for --{odd[0]}: it takes --{', --'.join(sorted(takes))}")
-
-
-def _models(inputs: Mapping[str, Path]) -> list[MeasuredExport]:
-    return [
+    transport, place = recipe.way, recipe.placement
+    if isinstance(transport, Browser):
+        plan = {name: recipe.resolved()[name] for name in Measurement.model_fields}
+        # Artifacts in the making are folders .NAME.partial.
+        job = out.name.removeprefix(".").removesuffix(".partial")
+        return browser_benchmark.measure(artifact.read(inputs["page"], "export"), plan, place, job, out)
+    models = [
         MeasuredExport(role, inputs[role], export_spec.read(inputs[role]), artifact.read(inputs[role]).identity)
         for role in ROLES
         if role in inputs
     ]
+    if isinstance(transport, Adb):
+        phone = android_device.connect(place.adb, place.serial)
+        return adb_benchmark.measure(phone, models, inputs["binary"], recipe, transport, out)
+    return host_proxy.measure(models, recipe, transport.memory_megabytes)
 
 
-def _name(out: Path) -> str:
-    """The artifact's name, for the person with the phone; while it is made, its folder has a dot and an ending."""
-    return out.name.removeprefix(".").removesuffix(".partial")
+def _check_inputs(inputs: Mapping[str, Path], transport: str) -> None:
+    takes = TAKES[transport]
+    for role in sorted(takes - {"teacher"}, reverse=True):
+        if role not in inputs:
+            raise errors.StageError(f"way {transport} needs --{role} DIR")
+    if odd := sorted({*inputs} - takes):
+        raise errors.StageError(f"way {transport} has no use for --{odd[0]}: it takes --{', --'.join(sorted(takes))}")
 
 
 EXPORT = stage.Role(("export",), optional=True)
@@ -137,6 +103,6 @@ STAGE = stage.Stage(
         "binary": stage.Role((stage.FOLDER,), optional=True),
     },
     produces="benchmark",
-    # One that waits for a person must not keep measurements of this machine waiting.
+    # Its own kind, because a job that waits for a person must not block benchmarks of this machine.
     job_kind="mobile",
 )

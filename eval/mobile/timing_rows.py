@@ -1,20 +1,31 @@
-"""Rows of a mobile benchmark: the same whatever brought the numbers, a phone, a browser or a proxy on this host."""
+"""What a mobile benchmark measures, and the rows of its result, whether a phone, a browser or this host measured."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import numpy as np
+from pydantic import Field, NonNegativeInt, PositiveInt
 
+from cluster.artifacts.recipe import Recipe
 from cluster.models.export_spec import Exported
+from eval.benchmark.percentiles import percentiles
 
 Row: TypeAlias = dict[str, Any]
 
 
+class Measurement(Recipe):
+    """Settings of a measurement, the same for every transport."""
+
+    lengths: tuple[PositiveInt, ...] = Field((384,), min_length=1)  # tokens of question and passage
+    threads: tuple[PositiveInt, ...] = Field((1, 4), min_length=1)  # a browser uses those of them that it can
+    warmup: NonNegativeInt = 2
+    repeats: PositiveInt = 10
+
+
 @dataclass(frozen=True)
 class MeasuredExport:
-    """An export to be measured."""
+    """An export to measure."""
 
     role: str
     path: Path
@@ -22,7 +33,7 @@ class MeasuredExport:
     identity: str
 
     def facts(self) -> dict[str, Any]:
-        """For its rows."""
+        """What each of its rows states."""
         return {
             "format": self.known.format,
             "identity": self.identity,
@@ -31,41 +42,30 @@ class MeasuredExport:
         }
 
 
-def percentiles(times: Sequence[float]) -> dict[str, float]:
-    """Of milliseconds, outliers kept."""
-    p50, p90, p99 = np.percentile(times, (50, 90, 99))
-    return {
-        "p50_ms": float(p50),
-        "p90_ms": float(p90),
-        "p99_ms": float(p99),
-        "mean_ms": float(np.mean(times)),
-        "min_ms": float(np.min(times)),
-        "max_ms": float(np.max(times)),
-        "samples": len(times),
-    }
+def statistics(times: Sequence[float]) -> dict[str, float]:
+    return {**percentiles(times), "samples": len(times)}
 
 
 def row(model: str, runtime: str, threads: int, length: int, times: Sequence[float], **more: Any) -> Row:
-    """One model in one runtime on so many threads; ``times`` are milliseconds of a call without tokenisation."""
-    return {
-        "model": model, "runtime": runtime, "threads": threads, "length": length, **percentiles(times), **more
-    }  # fmt: skip
+    """One model in one runtime; ``times`` are milliseconds of a call without tokenisation."""
+    about = {"model": model, "runtime": runtime, "threads": threads, "length": length}
+    return {**about, **statistics(times), **more}
 
 
 def compared(rows: Sequence[Row]) -> list[Row]:
-    """The rows with how much faster each is than the teacher in the same runtime, on as many threads, at its length.
+    """The rows with their gain over the teacher's row of the same runtime, threads and length.
 
-    Both ways of saying it, which the paper mixes: ``ratio_to_teacher`` 3.5 is ``less_time_percent`` 71.
+    The gain has both forms, which the paper mixes: ``ratio_to_teacher`` 3.5 is ``less_time_percent`` 71.
     """
     teachers = {_conditions(entry): entry["p50_ms"] for entry in rows if entry["model"] == "teacher"}
-    return [{**entry, **_comparison(teachers.get(_conditions(entry)), entry["p50_ms"])} for entry in rows]
+    return [{**entry, **_gain(teachers.get(_conditions(entry)), entry["p50_ms"])} for entry in rows]
 
 
 def _conditions(entry: Mapping[str, Any]) -> tuple[Any, ...]:
     return tuple(entry[key] for key in ("runtime", "threads", "length"))
 
 
-def _comparison(teacher: float | None, own: float) -> dict[str, float | None]:
+def _gain(teacher: float | None, own: float) -> dict[str, float | None]:
     if teacher is None:
         return {"ratio_to_teacher": None, "less_time_percent": None}
     return {"ratio_to_teacher": teacher / own, "less_time_percent": 100 * (1 - own / teacher)}

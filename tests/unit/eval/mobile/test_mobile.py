@@ -54,13 +54,13 @@ def an_export(folder: Path, description: Exported, size: int) -> Path:
 
 @pytest.fixture
 def phone(tmp_path: Path) -> Path:
-    """The program that stands for adb; the phone's storage is the folder ``phone`` beside it."""
+    """A fake adb program; the phone's storage is the folder ``phone`` next to it."""
     return phone_setup.fake_adb(tmp_path)
 
 
 @pytest.fixture
 def binary(tmp_path: Path) -> Path:
-    """A folder with a benchmark program that takes as long as its model is large, and a library beside it."""
+    """A folder with a benchmark program whose time is the size of its model, and a library."""
     folder = tmp_path / "binary"
     folder.mkdir()
     (folder / "libruntime.so").write_text("")
@@ -128,7 +128,7 @@ def test_a_hot_phone_is_measured_and_marked(phone, binary, models, tmp_path):
     assert "thermal status 2" in made.facts["unfit"]
 
 
-def test_a_program_that_fails_is_told_and_nothing_stays_on_the_phone(phone, binary, models, tmp_path):
+def test_a_failing_program_is_reported_and_nothing_stays_on_the_phone(phone, binary, models, tmp_path):
     (binary / "libruntime.so").unlink()
     asked = recipe("adb", placement={"adb": str(phone)})
     with pytest.raises(StageError, match=r"benchmark_model ended with 127 on the phone: libruntime\.so not found"):
@@ -159,15 +159,15 @@ def test_a_phone_is_chosen_by_its_serial(phone):
         android_device.connect(str(phone.parent / "no-adb"), None)
 
 
-def test_a_phone_that_hangs_is_given_up(tmp_path, monkeypatch):
+def test_a_phone_that_hangs_times_out(tmp_path, monkeypatch):
     hanging = tmp_path / "adb"
     hanging.write_text("#!/bin/sh\nexec sleep 600\n")
     hanging.chmod(0o755)
-    monkeypatch.setattr(android_device, "PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr(android_device, "TIMEOUT_SECONDS", 0.2)
     found = android_device.AndroidPhone(str(hanging), "R5CT30ABCDE")
     with pytest.raises(StageError, match="adb shell on R5CT30ABCDE: no answer within 0 s: look at the phone's screen"):
         found.shell("true")
-    assert found.asked("true") == ""
+    assert found.query("true") == ""
 
 
 def test_a_command_that_fails_on_the_phone_fails_here(phone):
@@ -175,7 +175,7 @@ def test_a_command_that_fails_on_the_phone_fails_here(phone):
     assert found.shell("echo well") == "well\n"
     with pytest.raises(StageError, match="adb shell on R5CT30ABCDE: no such thing"):
         found.shell("echo no such thing >&2; exit 3")
-    assert found.asked("exit 3") == ""
+    assert found.query("exit 3") == ""
 
 
 def test_cores_are_chosen_by_their_clocks():
@@ -200,7 +200,7 @@ def test_what_the_programs_print_is_read(runtime, printed, load):
         read_times(PROGRAMS[runtime], "Loading\nSegmentation fault\n", 10)
 
 
-def test_programs_are_told_threads_calls_and_length():
+def test_programs_get_threads_calls_and_length():
     run = ProgramRun("student model.onnx", threads=4, length=48, warmup=2, calls=10)
     asked = {name: adb_benchmark.command("p", program, run, "f0") for name, program in PROGRAMS.items()}
     assert all(line.startswith("LD_LIBRARY_PATH=. taskset f0 ./p ") for line in asked.values())
@@ -231,7 +231,7 @@ def test_the_file_for_a_length_is_found_or_the_lengths_are_named():
         ("browser", ("page",), r"is an export for another use: make the page with deploy\.web_page"),
     ],
 )
-def test_each_way_says_what_it_needs(tmp_path, models, kind, roles, reason):
+def test_each_transport_names_the_inputs_it_needs(tmp_path, models, kind, roles, reason):
     given = {"student": models["student"], "page": models["teacher"]}
     with pytest.raises(StageError, match=reason):
         stage.execute(STAGE, recipe(kind), {role: given[role] for role in roles}, tmp_path / "out")
@@ -247,19 +247,19 @@ def a_page(tmp_path: Path) -> Path:
     return tmp_path / "page"
 
 
-def test_a_link_that_nobody_opens_ends_and_says_so(a_page, tmp_path, caplog):
+def test_an_unopened_link_expires(a_page, tmp_path, caplog):
     caplog.set_level("INFO")
     place = {"host": "127.0.0.1", "port": 0, "wait_seconds": 0.2, "address": "http://192.168.1.20:8765"}
-    with pytest.raises(StageError, match=r"nobody opened it within 0 seconds: .* raise placement\.wait_seconds"):
+    with pytest.raises(StageError, match=r"within 0 seconds, .* raise placement\.wait_seconds"):
         stage.execute(STAGE, recipe("browser", placement=place), {"page": a_page}, tmp_path / "out")
     assert re.search(r"http://192\.168\.1\.20:8765/\?t=\S{32}\n", caplog.text)
-    assert "browsers then give one thread" in caplog.text
+    assert "browsers allow one thread" in caplog.text
     assert not (tmp_path / "out").exists()
 
 
 def test_over_adb_the_phone_opens_the_link_itself(a_page, phone, tmp_path):
     place = {"host": "127.0.0.1", "port": 0, "wait_seconds": 0.2, "reach": "adb", "adb": str(phone)}
-    with pytest.raises(StageError, match="nobody opened it"):
+    with pytest.raises(StageError, match="not opened"):
         stage.execute(STAGE, recipe("browser", placement=place), {"page": a_page}, tmp_path / "out")
     started = (tmp_path / "phone" / "started").read_text()
     assert re.search(r"start -a android\.intent\.action\.VIEW -d http://localhost:(\d+)/\?t=\S{32}", started)
@@ -310,7 +310,7 @@ def test_a_proxy_without_cores_for_any_number_of_threads_is_refused(tmp_path):
 
 
 @pytest.mark.long
-def test_a_proxy_is_a_job_of_its_own_kind(exports, tmp_path, monkeypatch):
+def test_a_proxy_is_a_job_of_kind_mobile(exports, tmp_path, monkeypatch):
     monkeypatch.delenv(ray_cluster.ADDRESS, raising=False)
     asked = recipe("proxy", threads=[1]).resolved()
     place = tmp_path / "out" / "mobile" / "host"

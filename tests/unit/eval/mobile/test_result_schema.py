@@ -7,7 +7,7 @@ import pytest
 from cluster.artifacts.errors import StageError
 from eval.mobile.page_server import ResultError
 from eval.mobile.result_schema import check, read, rows, unfit
-from eval.mobile.timing_rows import compared, percentiles, row
+from eval.mobile.timing_rows import compared, row, statistics
 
 PLAN = {"lengths": [48], "warmup": 1, "repeats": 3, "threads": [1, 2]}
 MODELS = ("student", "teacher")
@@ -64,7 +64,7 @@ def test_rows_are_compared_under_the_same_conditions_only():
 
 
 def test_percentiles_keep_outliers():
-    found = percentiles([1.0] * 98 + [50.0, 100.0])
+    found = statistics([1.0] * 98 + [50.0, 100.0])
     assert (found["p50_ms"], found["p90_ms"], found["max_ms"], found["mean_ms"]) == (1.0, 1.0, 100.0, 2.48)
 
 
@@ -83,10 +83,10 @@ def test_percentiles_keep_outliers():
         (("rows", 0, "tokenise_ms"), [1.0] * 4, "the 3 runs of the plan"),
         (("rows", 0, "neural_ms"), [1.0, 2.0, -1.0], r"rows\.0\.neural_ms"),
         (("rows", 0, "neural_ms"), [1.0, 2.0, 0.0], "too coarse"),
-        (("rows", 0, "model"), "teacher", "lacks a row"),
+        (("rows", 0, "model"), "teacher", "is missing or occurs twice"),
         (("rows", 0, "model"), "somebody", r"rows\.0\.model"),
         (("rows", 0, "backend"), "abacus", r"rows\.0\.backend"),
-        (("rows", 0, "length"), 47, "lacks a row"),
+        (("rows", 0, "length"), 47, "is missing or occurs twice"),
     ],
 )
 def test_what_is_no_result_is_refused_with_the_reason(path, value, reason):
@@ -133,7 +133,7 @@ def test_infinity_is_no_time():
 
 def test_numbers_of_a_hidden_page_or_an_empty_battery_are_marked():
     assert unfit(take(posted())) is None
-    assert "in front" in str(unfit(take(posted() | {"interrupted": True})))
+    assert "background" in str(unfit(take(posted() | {"interrupted": True})))
     tired = posted()
     tired["device"]["battery"] = {"charging": False, "level": 0.12}
     assert "battery was at 12%" in str(unfit(take(tired)))
