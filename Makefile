@@ -13,7 +13,7 @@ READY := .venv/.ready
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test test-long test-all toolchains test-toolchains bench browser check format install clean help
+.PHONY: demo test test-long test-ci test-all toolchains test-toolchains bench browser check format install clean help
 
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
@@ -29,13 +29,18 @@ PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 test: $(READY)
 	$(PYTEST) -m "not long and not rare and not toolchain"
 
-## make test-long  the tests that take up to minutes each; CI runs these too
+## make test-long  the tests that take up to minutes each
 test-long: $(READY)
 	$(PYTEST) -m "long and not rare and not toolchain" --timeout 900
 
-## make test-all   both, and the slow ones that rarely fail alone
-test-all: test test-long
-	$(PYTEST) -m "rare and not toolchain" --timeout 900
+# One run of pytest: it collects once, and its files share a Ray cluster, tokens, a teacher and a trained model.
+## make test-ci    test and test-long in one run, as CI does
+test-ci: $(READY)
+	$(PYTEST) -m "not rare and not toolchain" --timeout 900
+
+## make test-all   these, and the slow ones that rarely fail alone
+test-all: $(READY)
+	$(PYTEST) -m "not toolchain" --timeout 900
 
 ## make toolchains install what models are exported with beyond ONNX: OpenVINO, ExecuTorch, LiteRT, Core ML
 toolchains: $(READY)
