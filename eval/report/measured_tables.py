@@ -1,4 +1,4 @@
-"""The report's tables: each is a function of ``report.json``'s contents, in the order a reader meets them."""
+"""The report's tables of models, exports, latency, cost, lineage and jobs, from the contents of ``report.json``."""
 
 import datetime
 from collections.abc import Iterable, Mapping
@@ -26,10 +26,10 @@ Report = Mapping[str, Any]
 
 
 def models(report: Report) -> Table:
-    """What was made: the teacher, the student, and the ablations."""
+    """The teacher, the student, and the ablations."""
     rows = []
     for model in report["models"]:
-        # A teacher from elsewhere was not trained here, and agrees with itself: nothing to measure.
+        # The teacher may be trained elsewhere, and its agreement with itself is not a measurement.
         absent = NOTHING if model["name"] == TEACHER else NOT_MEASURED
         texts = (
             model["architecture"] or NOT_MEASURED,
@@ -59,11 +59,11 @@ def models(report: Report) -> Table:
 
 
 def _findings(report: Report) -> tuple[str, ...]:
-    """The main student against each other one, in a sentence; those of a sweep are compared with its reference."""
+    """A sentence for each other student that compares it with the main one; table 4 has the students of a sweep."""
     sweep = report["tables"]["4"]
     swept = {row["student"] for row in sweep["rows"]} | {sweep["reference"]}
-    apart = swept if sweep["reference"] not in (None, STUDENT) else set()
-    found = {model["name"]: model for model in report["models"] if model["name"] not in apart}
+    excluded = swept if sweep["reference"] not in (None, STUDENT) else set()
+    found = {model["name"]: model for model in report["models"] if model["name"] not in excluded}
     student = found.get(STUDENT)
     if student is None or student["masked_loss"] is None:
         return ()
@@ -90,7 +90,7 @@ def _same_training(student: Mapping[str, Any], other: Mapping[str, Any]) -> str:
 
 
 def exports(report: Report) -> Table:
-    """What was exported, how large, how far from the model it came from, and how it scores."""
+    """Every export: size, differences from its model, and score."""
     rows = []
     for export in report["exports"]:
         parity, score = export["parity"], export["score"] or {}
@@ -111,14 +111,14 @@ def exports(report: Report) -> Table:
     )  # fmt: skip
     notes = (
         "Differences of the exported model's outputs from PyTorch's on the same inputs. "
-        "Same answer: positions at which both give the same most likely one. Change: of the score, in points, from the "
-        "model that was exported, on the same examples.",
+        "Same answer: positions where both rank the same answer first. Change: of the score in points, against the "
+        "model on the same examples.",
     )
     return Table(columns, tuple(rows), frozenset({"Model", "Format", "Task"}), notes=notes)
 
 
 def latency(report: Report) -> Table:
-    """Time, memory, size and energy of every model in every form, by workload and number of threads."""
+    """Time, memory, size and energy of every model in every runtime, by workload and number of threads."""
     found = report["latency"] or {"rows": [], "wins": [], "unfit": None, "energy": None}
     rows: list[Row] = []
     for row in found["rows"]:
@@ -144,32 +144,32 @@ def latency(report: Report) -> Table:
         "Size", "Memory", "J a call", "all, s", "tokens, s", "p90 ms", "p99 ms", "mean ms", "first ms", "load s",
     )  # fmt: skip
     findings = [_winners(found["wins"])] if found["wins"] else []
-    findings += [f"Unfit: {found['unfit']}. The times are shown and prove nothing."] if found["unfit"] else []
+    findings += [f"Unfit: {found['unfit']}. Do not rely on these times."] if found["unfit"] else []
     words = frozenset({"Workload", "Model", "Runtime"})
     return Table(columns, tuple(rows), words, tuple(findings), _latency_notes(found))
 
 
 def _winners(wins: Iterable[Mapping[str, Any]]) -> str:
-    """Which runtime is the fastest where, in one sentence."""
-    told = []
+    """A sentence with the fastest runtime of each workload."""
+    parts = []
     for row in wins:
         on = f"{row['threads']} thread{'' if row['threads'] == 1 else 's'}"
         against = [("the teacher", row["ratio_to_teacher"]), ("BERT-base", row["ratio_to_bert_base"])]
         gains = [f"{ratio(value)} {name}" for name, value in against if value is not None]
         more = f", {' and '.join(gains)} in PyTorch" if gains else ""
-        told.append(f"{row['how']} for {row['where']} on {on} ({row['p50_ms']:.2f} ms{more})")
-    return f"The student is fastest in {'; in '.join(told)}."
+        parts.append(f"{row['how']} for {row['where']} on {on} ({row['p50_ms']:.2f} ms{more})")
+    return f"The student is fastest in {'; in '.join(parts)}."
 
 
 def _latency_notes(found: Mapping[str, Any]) -> tuple[str, ...]:
     notes = [
-        "All calls of a group were made in turns, one input after the other, each model in a process of its own on the "
-        "same cores. × PyTorch teacher, × BERT-base: those in eager fp32 PyTorch over this one; they hold what the "
-        "runtime brings, too. × same runtime: the teacher in the same runtime and precision over this one. Over texts "
-        "ratios are of the seconds, at a fixed length of p50. Memory: the process's peak, and what of it came with the "
-        "model; the rest is Python and the runtime's library, and that of ExecuTorch brings PyTorch along. all, s: all "
-        "inputs together, without tokenisation, which is timed by itself (tokens, s). load s: from the start of the "
-        "process, imports included. Random weights take the time of trained ones."
+        "The models of a group take turns, input by input, each in its own process on the same cores. × PyTorch "
+        "teacher, × BERT-base: the time of these in eager fp32 PyTorch over this time, so that runtimes count too. "
+        "× same runtime: the teacher's time in the same runtime and precision over this time. Ratios compare the "
+        "seconds of all texts, at a fixed length p50. Memory: the peak of the process, and the model's part of it; the "
+        "rest is Python and the runtime, with PyTorch in the case of ExecuTorch. all, s: all inputs, without "
+        "tokenisation (tokens, s). load s: from the start of the process, including imports. Random weights take as "
+        "long as trained ones."
     ]
     if found["energy"]:
         notes.append(f"Energy: {NOT_MEASURED}, {found['energy']}.")
@@ -187,7 +187,7 @@ def conditions(measured: Mapping[str, Any] | None) -> Table:
 
 
 def cost(report: Report) -> Table:
-    """Device hours here beside the published ones."""
+    """Device hours here and in the paper."""
     published = report["paper"]["costs"]
     of = published[0]["gpu_hours"]
     rows = [_training_row(run, of) for run in report["runs"]]
@@ -203,7 +203,7 @@ def cost(report: Report) -> Table:
     notes = (
         f"{report['paper']['source']}, section 3: {published[0]['gpus']} × {published[0]['gpu']} for about "
         f"{published[0]['hours']:.0f} hours on English Wikipedia and the Toronto Book Corpus; how many passes was "
-        "never published. Hours of other devices on other amounts of text are no measure of efficiency. Tokens/s is "
+        "never published. Device hours do not compare efficiency across devices and amounts of text. Tokens/s is "
         "the median over the logged steps; a device is a GPU, or a worker on a CPU.",
     )
     return Table(columns, tuple(rows), frozenset({"Work", "Device", "Precision"}), notes=notes)
@@ -232,13 +232,13 @@ def _share(hours: float | None, of: float) -> str:
 
 
 def _rows_a_step(run: Mapping[str, Any]) -> str:
-    """Phase by phase, where a run has phases."""
+    """Rows per step of each phase of a run."""
     sizes = [phase["rows_per_step"] or run["rows_per_step"] for phase in run["recipe"].get("phases", ())]
     return " → ".join(amount(size, ",d") for size in sizes or [run["rows_per_step"]])
 
 
 def descent(entries: Iterable[Mapping[str, Any]]) -> Table:
-    """What each artifact was made from, by which code, when."""
+    """Inputs, code and time of each artifact."""
     rows = []
     for entry in entries:
         inputs = ", ".join(
@@ -256,7 +256,7 @@ def descent(entries: Iterable[Mapping[str, Any]]) -> Table:
 
 
 def jobs(report: Report) -> Table:
-    """What was done, failed jobs first."""
+    """All jobs, failed ones first."""
     ended = ("failed", "cancelled")
     ordered = sorted(report["jobs"], key=lambda job: job["state"] not in ended)
     rows = []

@@ -1,4 +1,4 @@
-"""The words of a model card: its section of results, and a beginning for a card that has none."""
+"""Text of a model card: the section "Results", the opening of a new card, and the Hub's names of tasks and metrics."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -12,10 +12,49 @@ from eval.results.paper import key
 from eval.results.schema import STUDENT, TEACHER
 
 RESULTS = "Results"
+METRICS = {
+    "matthews": "matthews_correlation",
+    "pearson": "pearsonr",
+    "spearman": "spearmanr",
+    "exact": "exact_match",
+}
+"""Our names of metrics to the Hub's, if they differ."""
+
+_MISMATCHED = "mismatched_"
+
+
+@dataclass(frozen=True)
+class ScoredSet:
+    """Examples and a metric by the Hub's names; ``dataset`` is the task's name if the Hub has none."""
+
+    task_type: str
+    title: str
+    dataset: str
+    configuration: str | None
+    split: str
+    metric: str
+
+
+_GLUE = {
+    "cola": "CoLA",
+    "mnli": "MNLI",
+    "mrpc": "MRPC",
+    "qnli": "QNLI",
+    "qqp": "QQP",
+    "rte": "RTE",
+    "sst2": "SST-2",
+    "stsb": "STS-B",
+    "wnli": "WNLI",
+}
+_OTHERS = {
+    "imdb": ("text-classification", "IMDb", "stanfordnlp/imdb", "test"),
+    "squad": ("question-answering", "SQuAD 1.1", "rajpurkar/squad", "validation"),
+    "squad2": ("question-answering", "SQuAD 2.0", "rajpurkar/squad_v2", "validation"),
+}
 
 
 def opening(report: Mapping[str, Any], name: str) -> str:
-    """The beginning of a card for a student that came without one."""
+    """The opening of a new card."""
     model = _model(report, name)
     return (
         f"# {model['architecture'] or name}\n\n"
@@ -25,19 +64,19 @@ def opening(report: Mapping[str, Any], name: str) -> str:
 
 
 def results(report: Mapping[str, Any], name: str, identity: str) -> str:
-    """The section's text: scores beside the teacher's, how they were taken, and the main student's speed."""
+    """Text of the section: scores of student and teacher, their conditions, and the main student's speed."""
     rows = [row for row in _rows(report) if name in row["scores"]]
     if not rows:
         return f"No task was measured (report `{identity[:12]}`)."
     seeds = sorted({len(row["seeds"]) for row in report["scores"] if row["model"] == name})
     counted = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
-    taken = (
+    conditions = (
         f"Percent on development sets (IMDb: test set), median over {counted} seed{'s' if seeds[-1] > 1 else ''} of "
         "fine-tuning, with the range. Kept: the share of the teacher's score, fine-tuned by the same code on the same "
-        "examples. The teacher's and all other numbers, their conditions and descent are in the report "
-        f"`{identity[:12]}` that this section was filled from."
+        f"examples. The report `{identity[:12]}`, the source of this section, has all other numbers, conditions and "
+        "origins."
     )
-    parts = [_lines(_table(report, rows, name)), taken]
+    parts = [_lines(_table(report, rows, name)), conditions]
     if any(row["subset"] for row in rows):
         parts.append(
             "subset: trained or measured on a part of the task's examples; not comparable with published scores."
@@ -48,7 +87,7 @@ def results(report: Mapping[str, Any], name: str, identity: str) -> str:
 
 
 def with_section(body: str, title: str, text: str) -> str:
-    """``body`` with the section ``## title`` in the place of an earlier one, or at its end."""
+    """``body`` with the section ``## title``, which replaces an earlier one or goes to the end."""
     section = f"## {title}\n\n{text}\n"
     earlier = re.compile(rf"^## {re.escape(title)}[ \t]*\n.*?(?=^## |^# |\Z)", flags=re.M | re.S)
     if earlier.search(body):
@@ -84,7 +123,7 @@ def _row(row: Mapping[str, Any], name: str, score: Mapping[str, Any] | None) -> 
 
 
 def _teacher(row: Mapping[str, Any], name: str) -> tuple[str, str]:
-    """The teacher's score, and the share of it that is kept."""
+    """The teacher's score, and the share of it that the student keeps."""
     teacher = row["scores"].get(TEACHER)
     return amount(teacher, ".1f"), percent(100 * row["scores"][name] / teacher if teacher else None)
 
@@ -98,8 +137,8 @@ def _speed(report: Mapping[str, Any]) -> Table:
 
 
 def _conditions(latency: Mapping[str, Any]) -> str:
-    told = [row.cells for row in measured_tables.conditions(latency).rows]
-    return "Measured with: " + "; ".join(f"{key.text} {value.text}" for key, value in told) + "."
+    shown = [row.cells for row in measured_tables.conditions(latency).rows]
+    return "Measured with: " + "; ".join(f"{key.text} {value.text}" for key, value in shown) + "."
 
 
 def _lines(table: Table) -> str:
@@ -113,49 +152,8 @@ def _model(report: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     return found
 
 
-METRICS = {
-    "matthews": "matthews_correlation",
-    "pearson": "pearsonr",
-    "spearman": "spearmanr",
-    "exact": "exact_match",
-}
-"""Our names of metrics to the Hub's, where they differ."""
-
-_MISMATCHED = "mismatched_"
-
-
-@dataclass(frozen=True)
-class ScoredSet:
-    """A set of examples and a metric, by the Hub's names; ``dataset`` is the task's own name where the Hub has none."""
-
-    task_type: str
-    title: str
-    dataset: str
-    configuration: str | None
-    split: str
-    metric: str
-
-
-_GLUE = {
-    "cola": "CoLA",
-    "mnli": "MNLI",
-    "mrpc": "MRPC",
-    "qnli": "QNLI",
-    "qqp": "QQP",
-    "rte": "RTE",
-    "sst2": "SST-2",
-    "stsb": "STS-B",
-    "wnli": "WNLI",
-}
-_OTHERS = {
-    "imdb": ("text-classification", "IMDb", "stanfordnlp/imdb", "test"),
-    "squad": ("question-answering", "SQuAD 1.1", "rajpurkar/squad", "validation"),
-    "squad2": ("question-answering", "SQuAD 2.0", "rajpurkar/squad_v2", "validation"),
-}
-
-
 def scored_set(task: str, metric: str) -> ScoredSet:
-    """The set of examples behind a task's metric."""
+    """The examples that a task's metric is measured on."""
     name = key(task)
     plain = metric.removeprefix(_MISMATCHED)
     if name in _GLUE:

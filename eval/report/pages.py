@@ -1,8 +1,8 @@
-"""The report as pages: HTML in one file, Markdown with its pictures beside it."""
+"""The report as HTML in one file, and as Markdown with pictures in ``plots/``."""
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,47 +14,63 @@ from cluster.artifacts.commit import MANIFEST
 from eval.report import measured_tables, paper_tables, phone_tables
 from eval.report.measured_tables import Report
 from eval.report.svg import Plot
-from eval.report.table import NOT_MEASURED, Cell, Row, amount, percent, ratio
+from eval.report.table import NOT_MEASURED, Cell, Row, Table, amount, percent, ratio
 from eval.results.comparison import failed
 
 TEMPLATES = Path(__file__).parents[1] / "templates"
 PLOTS = "plots"
+TABLES: Mapping[str, Callable[[Report], Table]] = {
+    "models": measured_tables.models,
+    "exports": measured_tables.exports,
+    "latency": measured_tables.latency,
+    "cost": measured_tables.cost,
+    "jobs": measured_tables.jobs,
+    "claims": paper_tables.claims,
+    "glue": paper_tables.glue,
+    "downstream": paper_tables.downstream,
+    "other_tasks": paper_tables.other_tasks,
+    "size_and_speed": paper_tables.size_and_speed,
+    "ablations": paper_tables.ablations,
+    "metrics": paper_tables.metrics,
+    "phones": phone_tables.table,
+}
+"""Name of a table in the templates to the function that makes it."""
 UNIT = re.compile(r"(?<=\d) (?=(?:%|MB|M|ms|nats|hours)\b|%)")
 
 
 @dataclass(frozen=True)
 class Page:
-    """A report to be shown; ``way`` leads from where it lies to the results, None where nothing does."""
+    """A report as text; ``results`` is the relative path from the pages to the results, None if it is unknown."""
 
     report: Report
     plots: Sequence[Plot]
-    way: str | None
+    results: str | None
 
     def html(self) -> str:
-        """One page without any outside resource: styles and pictures are in it."""
+        """One page that contains its styles and pictures."""
         return self._render("report.html", {plot.name: Markup(plot.inline()) for plot in self.plots})
 
     def markdown(self) -> str:
-        """GitHub-flavoured Markdown; pictures lie in ``plots/`` beside it."""
+        """GitHub-flavoured Markdown."""
         text = self._render(
             "report.md", {plot.name: f"![{plot.title}]({PLOTS}/{plot.name}.svg)" for plot in self.plots}
         )
         return re.sub(r"\n{3,}", "\n\n", text)
 
     def link(self, source: str | None) -> str:
-        """Where a reader finds what an artifact says of itself: its manifest, or its line on this page."""
+        """Link to the manifest of an artifact, or to its entry on this page."""
         if source is None:
             return ""
-        return f"#{anchor(source)}" if self.way is None else f"{self.way}/{source}/{MANIFEST}"
+        return f"#{anchor(source)}" if self.results is None else f"{self.results}/{source}/{MANIFEST}"
 
     def line(self, row: Row) -> str:
-        """A row of a Markdown table; the rows that matter most in bold."""
+        """A row of a Markdown table; the main rows are bold."""
         bold = row.kind in ("main", "total")
         return f"| {' | '.join(f'**{text}**' if bold else text for text in map(self._cell, row.cells))} |"
 
     def _cell(self, cell: Cell) -> str:
         text = escaped(cell.text)
-        linked = f"[{text}]({self.link(cell.source)})" if cell.source and self.way is not None else text
+        linked = f"[{text}]({self.link(cell.source)})" if cell.source and self.results is not None else text
         return f"{linked} ({escaped(cell.detail)})" if cell.detail else linked
 
     def _render(self, template: str, drawings: Mapping[str, str]) -> str:
@@ -74,9 +90,9 @@ class Page:
             cards=cards(self.report),
             failed=failed(self.report),
             report=self.report,
-            tables=measured_tables,
-            paper_tables=paper_tables,
-            phone_report=phone_tables,
+            tables={name: table(self.report) for name, table in TABLES.items()},
+            conditions=measured_tables.conditions,
+            descent=measured_tables.descent,
             not_measured=NOT_MEASURED,
             pictures=[(plot.section, drawings[plot.name]) for plot in self.plots],
         )
@@ -84,7 +100,7 @@ class Page:
 
 @dataclass(frozen=True)
 class KeyNumber:
-    """A key number, what it is, what the paper has, and how it fared."""
+    """A card at the top of the page: a value, its label, the paper's value, and the verdict with its reason."""
 
     value: str
     label: str
@@ -94,7 +110,7 @@ class KeyNumber:
 
 
 def cards(report: Report) -> list[KeyNumber]:
-    """The paper's claims, and what the fastest form of the student brings."""
+    """The paper's claims, and the speed of the student's fastest export."""
     found = []
     for row in paper_tables.claims(report).rows:
         claim, here, paper, verdict = row.cells
@@ -112,54 +128,53 @@ def cards(report: Report) -> list[KeyNumber]:
 
 
 def sentence(report: Report) -> str:
-    """The headline: what was measured, in one sentence; what was not is called so, or left out."""
-    told = report["headline"]
-    if told["student_layers"] is None:
+    """The headline in one sentence; it names or omits what was not measured."""
+    headline = report["headline"]
+    if headline["student_layers"] is None:
         return f"No student was made: its scores, size and speed are {NOT_MEASURED}."
-    shape = [f"{told['student_layers']} of {told['teacher_layers'] or f'({NOT_MEASURED})'} layers"]
-    if told["parameter_share"] is not None:
-        shape.append(f"{told['parameter_share']:.0f} % of the parameters")
-    if told["kept"] is None:
+    shape = [f"{headline['student_layers']} of {headline['teacher_layers'] or f'({NOT_MEASURED})'} layers"]
+    if headline["parameter_share"] is not None:
+        shape.append(f"{headline['parameter_share']:.0f} % of the parameters")
+    if headline["kept"] is None:
         begin = f"The student has {' and '.join(shape)}; the share it keeps of the teacher's score is {NOT_MEASURED}"
     else:
-        tasks = f"{len(told['tasks'])} tasks" if len(told["tasks"]) > 1 else told["tasks"][0]
-        tasks += " (in part on subsets)" if told["subset"] else ""
-        begin = (
-            f"The student keeps {percent(told['kept'])} of the teacher's score on {tasks} with {' and '.join(shape)}"
-        )
-    return f"{begin}; {_speed(told)}."
+        tasks = f"{len(headline['tasks'])} tasks" if len(headline["tasks"]) > 1 else headline["tasks"][0]
+        tasks += " (in part on subsets)" if headline["subset"] else ""
+        kept = percent(headline["kept"])
+        begin = f"The student keeps {kept} of the teacher's score on {tasks} with {' and '.join(shape)}"
+    return f"{begin}; {_speed(headline)}."
 
 
-def _speed(told: Mapping[str, Any]) -> str:
-    same, fastest = told["same_form"], told["fastest"]
+def _speed(headline: Mapping[str, Any]) -> str:
+    same, fastest = headline["same_form"], headline["fastest"]
     if same is None:
         return f"its speed against the teacher is {NOT_MEASURED}"
     words = f"at batch {same['batch']} it is {ratio(same['ratio_same_form'])} as fast as the teacher in {same['how']}"
     words += f" ({same['where']}, {amount(same['p50_ms'], '.2f', ' ms')})"
     if fastest and fastest["form"] != same["form"]:
-        words += f", its {fastest['how']} export {ratio(fastest['ratio_to_teacher'])} ({_exported_score(told)})"
-    return words if told["fit"] else f"{words}, on a machine that was not quiet"
+        words += f", its {fastest['how']} export {ratio(fastest['ratio_to_teacher'])} ({_exported_score(headline)})"
+    return words if headline["fit"] else f"{words}, on a machine that was not quiet"
 
 
-def _exported_score(told: Mapping[str, Any]) -> str:
-    score = told["fastest_score"]
+def _exported_score(headline: Mapping[str, Any]) -> str:
+    score = headline["fastest_score"]
     if score is None:
         return f"the export's score is {NOT_MEASURED}"
     return f"the export's score: {score['export']:.1f} of {score['task']}, the model's {score['model']:.1f}"
 
 
 def anchor(source: str) -> str:
-    """The name of an artifact's place on the page."""
+    """Anchor of an artifact's entry on the page."""
     return source.replace("/", "-")
 
 
 def _unbroken(value: Any) -> Any:
-    """A number and its unit stay on one line."""
+    """Keep a number and its unit on one line."""
     return UNIT.sub("\N{NO-BREAK SPACE}", value) if type(value) is str else value
 
 
 def escaped(text: str) -> str:
-    """Text that stays in its cell of a Markdown table, whatever an error message holds."""
+    """Text for one cell of a Markdown table; error messages may contain any character."""
     text = " ".join(text.split())
     for character in ("\\", "|", "*", "_", "`"):
         text = text.replace(character, f"\\{character}")

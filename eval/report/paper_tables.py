@@ -1,4 +1,4 @@
-"""The paper's tables 1 to 4, re-done: ours, the paper's, the difference, the share kept, and a verdict."""
+"""The paper's tables 1 to 4 with our values, the paper's, the difference, the share kept, and a verdict."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -37,7 +37,7 @@ _CLAIMS = {
 
 
 def verdict(found: Mapping[str, str] | None) -> Cell:
-    """How a claim fared; nothing where none is made."""
+    """The verdict on a claim; empty without a claim."""
     if found is None:
         return Cell(NOTHING)
     if found["state"] == NOT_MEASURED:
@@ -46,11 +46,11 @@ def verdict(found: Mapping[str, str] | None) -> Cell:
 
 
 def claims(report: Report) -> Table:
-    """What the paper says and what was found here, one line each."""
+    """The paper's claims and our results, a row each."""
     rows = []
     for claim in report["claims"]:
         title, form = _CLAIMS[claim["claim"]]
-        detail = _told(claim["tasks"]) if claim["ours"] is not None and claim.get("tasks") else ""
+        detail = _tasks(claim["tasks"]) if claim["ours"] is not None and claim.get("tasks") else ""
         ours = NOT_MEASURED if claim["ours"] is None else _minus(form.format(claim["ours"]))
         paper = _minus(form.format(claim["paper"]))
         if claim["claim"] == "ablations":
@@ -59,7 +59,7 @@ def claims(report: Report) -> Table:
     return Table(("Claim", "Here", "Paper", "Verdict"), tuple(rows), _WORDS)
 
 
-def _told(tasks: Sequence[str]) -> str:
+def _tasks(tasks: Sequence[str]) -> str:
     return "all nine tasks" if len(tasks) == 9 else f"on {', '.join(tasks)}"
 
 
@@ -69,26 +69,25 @@ def glue(report: Report) -> Table:
     rows = [_score_row(row) for row in found["rows"]]
     rows += [_mean_row(mean) for mean in found["means"]]
     notes = [
-        "Percent on the development set: the median over the seeds, the range below it. Kept: the student's share of "
-        "its teacher's score, both fine-tuned by the same code on the same examples. Passed: at least the share that "
-        "DistilBERT keeps of BERT-base in the paper; of a mean, at least "
-        f"{report['paper']['target_percent']:.0f} %. Difference: student less DistilBERT, in points.",
-        "Unclear: who is at chance scores no higher than always giving the commonest answer (Majority): such a teacher "
-        "has nothing to keep, such a student keeps nothing; or the share is within two standard errors, over the "
-        "seeds, of what it is compared with.",
+        "Percent on the development set: the median over the seeds, and the range. Kept: the student's share of its "
+        "teacher's score, both fine-tuned by the same code on the same examples. Passed: at least the share of "
+        "BERT-base's score that DistilBERT keeps in the paper; for a mean, at least "
+        f"{report['paper']['target_percent']:.0f} %. Difference: student minus DistilBERT, in points.",
+        "Unclear: teacher or student scores no higher than the most common answer (Majority), so that the share means "
+        "nothing; or the share is within two standard errors, over the seeds, of the paper's.",
     ]
     return _table(found["rows"], rows, (*notes, *_row_notes(found["rows"])))
 
 
 def downstream(report: Report) -> Table:
-    """Table 2: IMDb and SQuAD 1.1, with the second step."""
+    """Table 2: IMDb and SQuAD 1.1, with the second distillation."""
     rows = report["tables"]["2"]["rows"]
-    notes = ("Student (D): distilled once more while it was fine-tuned, by the fine-tuned teacher (paper, section 4).",)
+    notes = ("Student (D): distilled again during fine-tuning, from the fine-tuned teacher (paper, section 4).",)
     return _table(rows, [_score_row(row) for row in rows], (*notes, *_row_notes(rows)), always=("Student (D)",))
 
 
 def other_tasks(report: Report) -> Table:
-    """Tasks the paper has no numbers of."""
+    """Tasks without numbers in the paper."""
     found = report["other_tasks"]
     rows = tuple(Row(_ours(row)) for row in found)
     return Table((*_SCORES[:5], *_SCORES[-2:]), rows, _WORDS, notes=_row_notes(found))
@@ -97,13 +96,15 @@ def other_tasks(report: Report) -> Table:
 def _table(
     found: Sequence[Mapping[str, Any]], rows: Sequence[Row], notes: tuple[str, ...], always: tuple[str, ...] = ()
 ) -> Table:
-    """The columns of which something was measured."""
+    """The table without columns that have no value; columns in ``always`` stay."""
     table = Table(_SCORES, tuple(rows), _WORDS, notes=notes)
     empty = {"Student (D)": "second_step", "Majority": "majority", "Examples": "dev_examples"}
-    gone = [name for name, key in empty.items() if name not in always and all(row[key] is None for row in found)]
+    empty_columns = [
+        name for name, key in empty.items() if name not in always and all(row[key] is None for row in found)
+    ]
     if all((row["paper"] or {}).get("elmo") is None for row in found):
-        gone.append("ELMo (paper)")
-    return table.without(*gone)
+        empty_columns.append("ELMo (paper)")
+    return table.without(*empty_columns)
 
 
 def _score_row(row: Mapping[str, Any]) -> Row:
@@ -120,14 +121,14 @@ def _score_row(row: Mapping[str, Any]) -> Row:
 
 
 def _printed(score: float | None) -> str:
-    """A published score with the decimals it was published with."""
+    """A published score with its published decimals."""
     return NOTHING if score is None else f"{score:.2f}".removesuffix("0")
 
 
 def _ours(row: Mapping[str, Any]) -> tuple[Cell, ...]:
-    """Task, teacher, student, second step, share kept, majority, examples."""
+    """Task, teacher, student, second distillation, share kept, majority, examples."""
     taught = row["kept_second_step"]
-    # Where nothing was measured it is said once, by the verdict.
+    # The verdict already says that a row has no measurement.
     absent = NOT_MEASURED if row["scores"] else NOTHING
     return (
         Cell(row["title"], row["metric"] if row["metric"] and row.get("key") == row["task"] else ""),
@@ -166,7 +167,7 @@ def _mean_row(mean: Mapping[str, Any]) -> Row:
 def _row_notes(rows: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     notes = [f"{row['title']}: {row['note']}." for row in rows if row.get("note")]
     if any(row["subset"] for row in rows):
-        notes.append("subset: trained or measured on a part of the task's examples, not comparable with the paper's.")
+        notes.append("subset: trained or measured on a part of the task's examples, not comparable with the paper.")
     return tuple(notes)
 
 
@@ -181,19 +182,19 @@ def size_and_speed(report: Report) -> Table:
     own = found["own"]
     findings = []
     if own["ratio"] is not None:
-        said = verdict(own["verdict"])
+        judged = verdict(own["verdict"])
         aim = next(row["paper"]["ratio"] for row in found["rows"] if row["key"] == "distilbert")
         findings.append(
-            f"The student passes {ratio(own['ratio'])} as fast as its own teacher ({said.text}; the paper's pair: "
+            f"The student passes {ratio(own['ratio'])} as fast as its own teacher ({judged.text}; the paper's pair: "
             f"{ratio(aim)})."
         )
     if found["unfit"]:
-        findings.append(f"Unfit: {found['unfit']}. The times are shown and prove nothing.")
+        findings.append(f"Unfit: {found['unfit']}. Do not rely on these times.")
     notes = (
-        f"One pass over {found['pairs']:,} pairs of STS-B, one at a time; a shorter one says how many and is not "
-        "extrapolated: compare milliseconds a pair. Tokenisation is counted apart (+). Passed: at least the paper's "
-        "ratio. Random weights take the time of trained ones. "
-        f"Paper: {report['paper']['speed_conditions']}; another processor, so compare ratios, not seconds.",
+        f"One pass over {found['pairs']:,} pairs of STS-B, one at a time; a shorter pass states its number of pairs "
+        "and is not extrapolated: compare milliseconds a pair. Tokenisation is separate (+). Passed: at least the "
+        "paper's ratio. Random weights take as long as trained ones. "
+        f"Paper: {report['paper']['speed_conditions']}; the processor differs, so compare ratios, not seconds.",
     )
     return Table(columns, rows, _WORDS, tuple(findings), notes)
 
@@ -227,7 +228,7 @@ def _speed_row(row: Mapping[str, Any], found: Mapping[str, Any]) -> Row:
 
 
 def ablations(report: Report) -> Table:
-    """Table 4: what each part of the training is worth, in points of the mean score."""
+    """Table 4: what each part of the training contributes, in points of the mean score."""
     found = report["tables"]["4"]
     rows = tuple(
         Row(
@@ -267,18 +268,18 @@ def _ablation_notes(found: Mapping[str, Any]) -> tuple[str, ...]:
     if not found["tasks"]:
         return ()
     return (
-        f"Mean over {', '.join(found['tasks'])}, less that of {found['reference']} "
-        f"({found['score']:.1f}), which was trained with everything for as long. ±: standard error over the seeds of "
-        "fine-tuning; that of training the student again is not in it. Passed: the paper's sign, by more than two of "
-        "them; less is noise. MLM loss: nats on held-out words, more is worse.",
+        f"Mean over {', '.join(found['tasks'])}, minus that of {found['reference']} ({found['score']:.1f}), which was "
+        "trained with all parts for as long. ±: standard error over the seeds of fine-tuning, without the variation of "
+        "training the student again. Passed: the paper's sign, by more than two standard errors. MLM loss: nats on "
+        "held-out words, more is worse.",
     )
 
 
 def metrics(report: Report) -> Table:
-    """Every model on every task by every metric."""
+    """Every model, task and metric."""
     rows: list[Row] = []
     for score in report["scores"]:
-        told = ", ".join(f"{key} {score['settings'][key]:g}" for key in ("epochs", "learning_rate", "batch")
+        settings = ", ".join(f"{key} {score['settings'][key]:g}" for key in ("epochs", "learning_rate", "batch")
                          if score["settings"].get(key) is not None).replace("_", " ")  # fmt: skip
         texts = (
             Cell(score["task"]),
@@ -287,7 +288,7 @@ def metrics(report: Report) -> Table:
             Cell(f"{len(score['seeds'])}"),
             Cell(amount(score["train_examples"], ",d", absent=NOTHING)),
             Cell(f"{score['dev_examples']:,}", "subset" if score["subset"] else ""),
-            Cell(told or NOTHING),
+            Cell(settings or NOTHING),
         )
         rows.append(Row(texts, "group" if rows and rows[-1].cells[0].text != score["task"] else ""))
     columns = ("Task", "Model", "Metrics", "Seeds", "Training", "Examples", "Settings")

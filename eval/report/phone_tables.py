@@ -1,4 +1,4 @@
-"""The report's part on phones: what was measured on which device, beside the paper's, and the links that still wait."""
+"""The report's section on phones: measurements, the paper's phone, and the links of waiting jobs."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeAlias
@@ -7,14 +7,14 @@ from eval.mobile import one_time_link
 from eval.report.svg import Plot
 from eval.report.table import NOTHING, Cell, Row, Table, amount, cells, megabytes, millions, ratio
 from eval.results.export_formats import TITLES
-from eval.results.phone_values import _WAYS, PROXY
+from eval.results.phone_values import PROXY, TRANSPORTS
 from eval.results.schema import STUDENT
 
 Report: TypeAlias = Mapping[str, Any]
 
 
 def codes(report: Report) -> list[Plot]:
-    """The links that wait, as pictures for a phone's camera."""
+    """The QR codes of waiting jobs."""
     return [
         Plot(each["section"], f"The link of {each['name']}", each["section"], one_time_link.svg(each["link"]))
         for each in report["phones"]["waiting"]
@@ -22,7 +22,7 @@ def codes(report: Report) -> list[Plot]:
 
 
 def table(report: Report) -> Table:
-    """Every model on every device, then the paper's phone; no rows where nothing was measured."""
+    """Every model on every device, then the paper's phone; no rows without a measurement."""
     found = report["phones"]["measured"]
     rows: list[Row] = []
     for benchmark in found:
@@ -54,7 +54,7 @@ def _row(benchmark: Mapping[str, Any], row: Mapping[str, Any]) -> Row:
 
 
 def _runtime(benchmark: Mapping[str, Any], row: Mapping[str, Any]) -> str:
-    """With the form of the export, where the runtime on the device does not tell it."""
+    """The runtime, with the format of the export if the runtime's name does not contain it."""
     form = TITLES.get(row["format"], row["format"]) if benchmark["way"] == "adb" else None
     return ", ".join(filter(None, (row["runtime"], form)))
 
@@ -63,11 +63,11 @@ def _where(benchmark: Mapping[str, Any]) -> str:
     if benchmark["proxy"]:
         return PROXY
     still = benchmark["device"].get("mobile") is False
-    return f"{benchmark['title']}, {_WAYS[benchmark['way']]}{' that is no phone' if still else ''}"
+    return f"{benchmark['title']}, {TRANSPORTS[benchmark['way']]}{' that is no phone' if still else ''}"
 
 
 def _gain(row: Mapping[str, Any], student: bool) -> tuple[str, str]:
-    """Both ways of saying how much faster: the paper mixes them."""
+    """The gain as ratio and as percentage; the paper mixes them."""
     if not student:
         return NOTHING, NOTHING
     return ratio(row["ratio_to_teacher"]), amount(row["less_time_percent"], ".0f", " %").replace("-", "\N{MINUS SIGN}")
@@ -81,7 +81,7 @@ def _paper_row(phone: str, row: Mapping[str, Any]) -> Row:
 
 
 def _findings(benchmark: Mapping[str, Any]) -> Iterator[str]:
-    """The student's gain at its fastest, why the numbers are not to be relied on, and what did not run."""
+    """Sentences: the student's largest gain, why the numbers are not reliable, and what did not run."""
     own = [row for row in benchmark["rows"] if row["model"] == STUDENT and row["ratio_to_teacher"] is not None]
     if own:
         best = min(own, key=lambda row: (-row["length"], row["p50_ms"]))
@@ -93,7 +93,7 @@ def _findings(benchmark: Mapping[str, Any]) -> Iterator[str]:
             f"runtime: {abs(less):.0f} % {'less' if less >= 0 else 'more'} time."
         )
     if benchmark["unfit"]:
-        yield f"{benchmark['name']} is unfit: {benchmark['unfit']}. Its times are shown and prove nothing."
+        yield f"{benchmark['name']} is unfit: {benchmark['unfit']}. Do not rely on its times."
     for problem in benchmark["problems"]:
         what = ", ".join(f"{key} {value}" for key, value in problem.items() if key != "error")
         yield f"{benchmark['name']}, {what}: not measured, {problem['error']}."
@@ -105,17 +105,17 @@ def _notes(report: Report) -> tuple[str, ...]:
     published = report["phones"]["paper"]
     teacher, student = published["rows"]
     notes = [
-        "Milliseconds of the network alone, as in the paper, where tokenisation is left out, too: question and passage "
-        "together have so many tokens. × is the teacher's p50 over the student's in the same runtime, on as many "
-        f"threads, at the same length; {ratio(student['ratio_to_teacher'])} is "
+        "Milliseconds of the network without tokenisation, as in the paper. Tokens: question and passage together. "
+        "× is the teacher's p50 over the student's with the same runtime, threads and "
+        f"length; {ratio(student['ratio_to_teacher'])} is "
         f"{student['less_time_percent']:.0f} % less time, which the paper calls 71 % faster ({published['phone']}, "
         f"{teacher['p50_ms']:,.0f} to {student['p50_ms']:,.0f} ms; its model is not quantised)."
     ]
-    if stand_ins := [each for each in report["phones"]["measured"] if each["proxy"]]:
-        limits = sorted({each["settings"]["way"]["memory_megabytes"] for each in stand_ins})
+    if proxies := [each for each in report["phones"]["measured"] if each["proxy"]]:
+        limits = sorted({each["settings"]["way"]["memory_megabytes"] for each in proxies})
         notes.append(
-            f"A proxy is no phone: {', '.join(sorted({each['title'] for each in stand_ins}))}, its processes held to "
-            f"{', '.join(f'{limit:,}' for limit in limits)} MB. Its milliseconds say nothing of a phone's; what fits "
-            "into that memory, and how two models compare in one runtime, may be read from it."
+            f"A proxy is no phone: {', '.join(sorted({each['title'] for each in proxies}))}, with processes limited to "
+            f"{', '.join(f'{limit:,}' for limit in limits)} MB. It shows what fits into that memory and how two models "
+            "compare in one runtime, but not a phone's milliseconds."
         )
     return tuple(notes)

@@ -1,12 +1,12 @@
-"""Stage: a folder of results -> one report that sets every number beside the teacher's and the paper's.
+"""Make a report of a folder of results that compares every number with the teacher's and the paper's.
 
 ::
 
-    python -m eval.report OUT --out OUT/report
+    stillhouse report OUT --out OUT/report
 
 Writes ``report.html`` (self-contained), ``report.md`` with ``plots/``, ``report.json`` (everything, for machines) and
-``summary.txt`` (for a terminal). What was not measured is called so; a damaged artifact is an error that names it.
-Below the results, every number links to the manifest of the artifact it was read from.
+``summary.txt`` (for a terminal). The report names what was not measured; a damaged artifact is
+an error. In a report below the results, numbers link to the manifests of their artifacts.
 """
 
 import os
@@ -24,18 +24,16 @@ from eval.results.comparison import compare, failed
 
 
 class Report(Recipe):
-    """A report leaves nothing to choose: it says what is there."""
+    """A report; it has no settings."""
 
 
 def run(recipe: Report, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
-    """Write the report of what lies in the input ``results``; facts are its headline numbers."""
+    """Write the report of the input ``results``; the facts are its headline numbers."""
     report = compare(collect(inputs["results"]))
     finished = {row["task"]: row["scores"] for row in report["tables"]["1"]["rows"] + report["other_tasks"]}
-    levels = {
-        task: {name: scores[name] for name in ("teacher",) if name in scores} for task, scores in finished.items()
-    }
+    levels = {task: {"teacher": scores["teacher"]} for task, scores in finished.items() if "teacher" in scores}
     drawn = [*score_charts.draw(report), *training_charts.draw(report["runs"], levels), *phone_tables.codes(report)]
-    page = pages.Page(report, drawn, _way(out, inputs["results"]))
+    page = pages.Page(report, drawn, _relative(out, inputs["results"]))
     filesystem.write_json(out / "report.json", report)
     (out / pages.PLOTS).mkdir(exist_ok=True)
     for plot in drawn:
@@ -52,8 +50,8 @@ def run(recipe: Report, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]
     }
 
 
-def _way(out: Path, results: Path) -> str | None:
-    """The way from a report to its results; None for a report that does not lie below them and may go anywhere."""
+def _relative(out: Path, results: Path) -> str | None:
+    """Relative path from a report to its results; None outside of their folder, because such a report may move."""
     here, there = out.resolve(), results.resolve()
     return os.path.relpath(there, here) if here.is_relative_to(there) else None
 

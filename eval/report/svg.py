@@ -1,6 +1,6 @@
-"""How every picture of the report is drawn: SVG in one ink on one ground, readable at any width.
+"""Drawing settings of the report's charts: SVG with one text and one background colour.
 
-A page that has a dark side replaces ink and ground by its own (:meth:`Plot.inline`).
+A page with a dark mode replaces both by its own (:meth:`Plot.inline`).
 """
 
 import contextlib
@@ -23,7 +23,7 @@ PAPER = "#8a94a1"
 
 @dataclass(frozen=True)
 class Plot:
-    """One picture; ``name`` is its file's stem, ``section`` where it belongs."""
+    """A chart; ``name`` is the stem of its file, ``section`` its place on the page."""
 
     name: str
     title: str
@@ -31,13 +31,13 @@ class Plot:
     svg: str
 
     def inline(self) -> str:
-        """The picture as an element of a page: its ink is the page's text colour, its ground the page's."""
+        """The chart as an element of a page, in the page's colours."""
         drawing = self.svg[self.svg.index("<svg ") :].replace(INK, "currentColor").replace(GROUND, "none")
         return drawing.replace("<svg ", f'<svg role="img" aria-label="{html.escape(self.title)}" ', 1)
 
 
 class Canvas:
-    """Axes to draw on, and what they become."""
+    """A figure with one pair of axes."""
 
     def __init__(self, width: float, height: float) -> None:
         self.figure = Figure(figsize=(width, height), layout="constrained", facecolor=GROUND)
@@ -55,9 +55,9 @@ class Canvas:
 def canvas(
     title: str, width: float = 4.2, height: float = 2.7, across: str = "", grid: str = "both"
 ) -> Iterator[Canvas]:
-    """A canvas with a title and, below it, what is on the axis; ``width`` and ``height`` are in inches."""
+    """A canvas with a title and the label ``across`` of the horizontal axis; sizes are in inches."""
     settings: dict[Any, Any] = {
-        # Ids hashed with the title: several pictures in one page must not share a clip path.
+        # Hashes ids with the title, because charts in one page must not share a clip path.
         "svg.hashsalt": title,
         "svg.fonttype": "none",
         "font.family": "sans-serif",
@@ -65,7 +65,7 @@ def canvas(
     }
     with matplotlib.rc_context(settings):
         made = Canvas(width, height)
-        _dress(made.axes, title, across, grid)
+        _style(made.axes, title, across, grid)
         yield made
 
 
@@ -73,7 +73,7 @@ def legend(axes: Axes, **where: Any) -> None:
     axes.legend(frameon=False, labelcolor=INK, fontsize=8, **where)
 
 
-def _dress(axes: Axes, title: str, across: str, grid: Any) -> None:
+def _style(axes: Axes, title: str, across: str, grid: Any) -> None:
     axes.set_title(title, loc="left", color=INK, fontsize=10, fontweight="bold")
     axes.set_xlabel(across, color=INK)
     axes.tick_params(colors=INK, labelcolor=INK, length=3)

@@ -1,4 +1,4 @@
-"""Training as pictures: loss curves, one small picture a quantity, and scores of checkpoints, one a task."""
+"""Charts of training: a loss curve per metric, and the scores of checkpoints per task."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ Runs: TypeAlias = Sequence[Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Panel:
-    """One quantity of ``metrics.jsonl``, drawn for all runs; ``teacher`` is where the teacher's own value is logged."""
+    """A metric of ``metrics.jsonl``, drawn for all runs; ``teacher`` is the key of the teacher's value."""
 
     kind: str
     key: str
@@ -39,15 +39,15 @@ PANELS = (
 
 
 def draw(runs: Runs, scores: Mapping[str, Mapping[str, float]]) -> list[Plot]:
-    """A picture for every quantity that any run logged, and for every task its checkpoints were probed on.
+    """A chart for every logged metric, and for every task that checkpoints were probed on.
 
-    ``scores`` are the finished models' by task, for the level that a probe grows towards.
+    ``scores`` are those of the finished models by task, drawn as lines.
     """
     plots: list[Plot] = []
     for panel in PANELS:
         curves = {run["name"]: _curve(run[panel.kind], panel) for run in runs}
         if any(curves.values()):
-            # Many names would hide the curves: then the first picture has them for all.
+            # A long legend hides the curves, so only the first chart has it.
             names = len(runs) <= FEW or not plots
             plots.append(_losses(panel, curves, _level(runs, panel), names))
     tasks = sorted({probe["task"] for run in runs for probe in run["probes"]})
@@ -55,23 +55,23 @@ def draw(runs: Runs, scores: Mapping[str, Mapping[str, float]]) -> list[Plot]:
 
 
 def _curve(lines: Sequence[Mapping[str, Any]], panel: Panel) -> Curve:
-    """A run's points; a long run is drawn as means over equal stretches of steps, which also calms it."""
+    """A run's points; for a long run, means over equal numbers of steps."""
     scale = 100.0 if panel.percent else 1.0
     points = [(line["step"], line[panel.key] * scale) for line in lines if line.get(panel.key) is not None]
     width = -(-len(points) // POINTS) or 1
-    stretches = [points[start : start + width] for start in range(0, len(points), width)]
-    return [(statistics.fmean(x for x, _ in part), statistics.fmean(y for _, y in part)) for part in stretches]
+    parts = [points[start : start + width] for start in range(0, len(points), width)]
+    return [(statistics.fmean(x for x, _ in part), statistics.fmean(y for _, y in part)) for part in parts]
 
 
 def _level(runs: Runs, panel: Panel) -> float | None:
-    """The teacher's own value on the held-out rows."""
+    """The teacher's value on the held-out rows."""
     key = panel.teacher
     found = [line[key] for run in runs for line in run["validation"] if line.get(key) is not None]
     return found[-1] * (100.0 if panel.percent else 1.0) if found else None
 
 
 def _losses(panel: Panel, curves: Mapping[str, Curve], level: float | None, names: bool) -> Plot:
-    """One quantity of all runs; ``names`` puts the legend into this picture."""
+    """A metric of all runs; ``names`` adds the legend."""
     with canvas(panel.title, across="step") as made:
         for number, (name, points) in enumerate(curves.items()):
             colour, style = COLOURS[number % len(COLOURS)], STYLES[number % len(STYLES)]
@@ -87,12 +87,12 @@ def _losses(panel: Panel, curves: Mapping[str, Curve], level: float | None, name
         if names:
             legend(made.axes)
         if not panel.percent:
-            _spare_the_start(made.axes, [points for points in curves.values() if points])
+            _cut_off_start(made.axes, [points for points in curves.values() if points])
         return Plot(f"{panel.kind}-{panel.key}", panel.title, "curves", made.svg())
 
 
-def _spare_the_start(axes: Axes, curves: Sequence[Curve]) -> None:
-    """End the axis where most of a long loss curve lies: it starts so high that the rest would look flat."""
+def _cut_off_start(axes: Axes, curves: Sequence[Curve]) -> None:
+    """Limit the axis of a long loss curve to most of its points: its high start makes the rest look flat."""
     if min(len(points) for points in curves) < LONG:
         return
     top = max(sorted(value for _, value in points)[int(0.97 * len(points))] for points in curves)
@@ -101,7 +101,7 @@ def _spare_the_start(axes: Axes, curves: Sequence[Curve]) -> None:
 
 
 def _probes(task: str, runs: Runs, scores: Mapping[str, float]) -> Plot:
-    """A task's score, with its range over the seeds, at every checkpoint that was probed."""
+    """A task's score, with its range over the seeds, at every probed checkpoint."""
     known = [probe for run in runs for probe in run["probes"] if probe["task"] == task]
     title = f"Probe: {task}, {known[0]['metric']}, %"
     with canvas(title, across="step") as made:

@@ -1,4 +1,4 @@
-"""What phones measured, as the report uses it."""
+"""Values of the mobile benchmarks for the report."""
 
 import dataclasses
 import datetime
@@ -11,11 +11,11 @@ from eval.results.collect import Results
 from eval.results.schema import PhoneMeasurement
 
 PROXY = "proxy, no phone"
-_WAYS = {"browser": "in a browser", "adb": "over adb", "proxy": PROXY}
+TRANSPORTS = {"browser": "in a browser", "adb": "over adb", "proxy": PROXY}
 
 
 def values(results: Results) -> dict[str, Any]:
-    """Benchmarks by device with the paper's beside them, and the links that wait; for ``report.json``."""
+    """Benchmarks, links of waiting jobs, and the paper's phone, for ``report.json``."""
     return {
         "measured": [{"name": name, **_phone_values(phone)} for name, phone in results.phones.items()],
         "waiting": [
@@ -31,7 +31,7 @@ def _phone_values(phone: PhoneMeasurement) -> dict[str, Any]:
 
 
 def _title(phone: PhoneMeasurement) -> str:
-    """What it was, in few words; what the device does not tell is left out."""
+    """A short description of the device."""
     about = phone.device
     if phone.way == "proxy":
         return str(about["processor"])
@@ -39,9 +39,9 @@ def _title(phone: PhoneMeasurement) -> str:
         named = " ".join(str(about[key]) for key in ("maker", "model") if about.get(key))
         system = f"Android {about['android']}" if about.get("android") else None
         return ", ".join(filter(None, (named, about.get("chip"), system)))
-    # Browsers put what they run on into the first brackets: (Linux; Android 14; Pixel 7).
-    told = re.search(r"\(([^)]*)\)", about["user_agent"])
-    return told[1] if told else str(about["platform"])
+    # Browsers describe the device in the first brackets: (Linux; Android 14; Pixel 7).
+    found = re.search(r"\(([^)]*)\)", about["user_agent"])
+    return found[1] if found else str(about["platform"])
 
 
 def _minute(seconds: float) -> str:

@@ -11,6 +11,7 @@ from pydantic import Field, PositiveInt, model_validator
 
 from cluster.artifacts import recipe
 from cluster.artifacts.recipe import Recipe
+from eval.report.model_card import CardFacts
 from eval.results.export_formats import Format
 from eval.tasks.definitions import TASKS
 
@@ -152,15 +153,6 @@ class Probes(Recipe):
     """At least this many steps between probes; the last checkpoint is always probed."""
     metrics_port: int | None = Field(None, ge=0, le=65535)
     """Port that serves the scores so far to Prometheus."""
-
-
-class CardFacts(Recipe):
-    """Facts for a student's model card that no stage can know."""
-
-    license: str | None = None
-    language: tuple[str, ...] | None = None
-    base_model: str | None = None
-    datasets: tuple[str, ...] | None = None
 
 
 class Sweep(Recipe):

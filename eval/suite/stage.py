@@ -30,7 +30,7 @@ from cluster.storage import filesystem
 from eval.report import model_card
 from eval.suite import checks
 from eval.suite.plan import SuitePlan, side_jobs
-from eval.suite.recipe import STUDENT, TEACHER, CardFacts, Suite
+from eval.suite.recipe import STUDENT, TEACHER, Suite
 
 LEDGER = "queue"
 SUITE, JOBS, REPORT = "suite.json", "jobs.json", "report"
@@ -87,11 +87,10 @@ def models(recipe: Suite, inputs: Mapping[str, Path], out: Path) -> dict[str, Pa
 
 def fill_cards(recipe: Suite, plan: SuitePlan, out: Path) -> None:
     """Write the results into the model card of every student below ``out`` that has scores."""
-    facts = model_card.CardNumbers(**{name: getattr(recipe.card, name) for name in CardFacts.model_fields})
     for name, place in plan.models.items():
         scored = any((out / "finetune" / name).glob(f"*/{commit.MANIFEST}"))
         if scored and name != TEACHER and place.is_relative_to(out):
-            model_card.fill(out / REPORT, place, facts)
+            model_card.fill(out / REPORT, place, recipe.card)
 
 
 def record(out: Path, outcomes: Iterable[Outcome]) -> None:

@@ -18,7 +18,7 @@ from upath import UPath
 from cluster.artifacts import artifact, stage
 from cluster.artifacts.commit import CARD, ArtifactError
 from cluster.storage import filesystem
-from eval.report.model_card import CardNumbers, evaluations, fill
+from eval.report.model_card import CardFacts, evaluations, fill
 from eval.report.stage import STAGE, Report
 
 BEFORE = """---
@@ -63,7 +63,7 @@ def student(out: Path) -> Path:
 
 
 def test_the_hub_s_library_reads_every_score(out: Path, student: Path) -> None:
-    assert fill(out / "report", student, CardNumbers()) == student / CARD
+    assert fill(out / "report", student, CardFacts()) == student / CARD
     data = ModelCard.load(student / CARD).data
     results = {(r.dataset_config or r.dataset_type, r.dataset_split, r.metric_type): r for r in data.eval_results}
     assert results["rte", "validation", "accuracy"].metric_value == 64.0
@@ -89,24 +89,29 @@ def test_what_a_threshold_chosen_on_the_examples_gives_is_no_score() -> None:
 
 
 def test_what_people_wrote_stays_and_what_they_say_comes_first(out: Path, student: Path) -> None:
-    fill(out / "report", student, CardNumbers())
+    fill(out / "report", student, CardFacts())
     card = ModelCard.load(student / CARD)
     assert (card.data.license, card.data.tags) == ("mit", ["distillation"])
     assert "base_model" not in card.data.to_dict()
     assert "Not measured yet" not in card.text
     assert card.text.index("A student.") < card.text.index("## Results") < card.text.index("What a person wrote.")
-    told = CardNumbers("apache-2.0", ("en", "de"), "google-bert/bert-base-uncased", ("wikimedia/wikipedia",))
-    fill(out / "report", student, told)
+    stated = CardFacts(
+        license="apache-2.0",
+        language=("en", "de"),
+        base_model="google-bert/bert-base-uncased",
+        datasets=("wikimedia/wikipedia",),
+    )
+    fill(out / "report", student, stated)
     data = ModelCard.load(student / CARD).data
     assert (data.license, data.language) == ("apache-2.0", ["en", "de"])
     assert (data.base_model, data.datasets) == ("google-bert/bert-base-uncased", ["wikimedia/wikipedia"])
     first = (student / CARD).read_text()
-    fill(out / "report", student, CardNumbers())
+    fill(out / "report", student, CardFacts())
     assert (student / CARD).read_text() == first
 
 
 def test_scores_stand_beside_the_teacher_s(out: Path, student: Path) -> None:
-    fill(out / "report", student, CardNumbers())
+    fill(out / "report", student, CardFacts())
     text = (student / CARD).read_text()
     assert "| RTE | accuracy | 64.0 | 63.0–66.0 | 67.0 | 95.5 % | 277 |" in text
     assert "| SQuAD 1.1, EM | exact | 68.0 | 67.4–68.5 | 72.4 | 93.9 % | 277 |" in text
@@ -120,7 +125,7 @@ def test_scores_stand_beside_the_teacher_s(out: Path, student: Path) -> None:
 
 def test_the_student_is_still_the_artifact_it_was(out: Path, student: Path) -> None:
     before = artifact.verify(student).identity
-    fill(out / "report", student, CardNumbers())
+    fill(out / "report", student, CardFacts())
     assert artifact.verify(student).identity == before
     assert CARD not in artifact.read(student).files
     # And the report is still of these results.
@@ -137,13 +142,13 @@ def test_a_student_in_an_object_store_takes_its_card_along(
         with artifact.publishing(place, kind=made.kind, inputs=made.inputs, recipe=made.recipe) as publish:
             publish(made)
         assert files.cat(f"{s3_server.BUCKET}/student/{CARD}").decode() == BEFORE
-        fill(out / "report", place, CardNumbers())
+        fill(out / "report", place, CardFacts())
         assert "| RTE | accuracy | 64.0 |" in files.cat(f"{s3_server.BUCKET}/student/{CARD}").decode()
         assert artifact.verify(place).identity == made.identity
 
 
 def test_another_student_has_its_own_numbers(out: Path) -> None:
-    fill(out / "report", out / "students/no-soft", CardNumbers())
+    fill(out / "report", out / "students/no-soft", CardFacts())
     card = ModelCard.load(out / "students/no-soft" / CARD)
     values = {result.dataset_config: result.metric_value for result in card.data.eval_results}
     assert values == {"cola": 34.0, "mrpc": 80.6, "rte": 53.9, "stsb": 79.5}
@@ -159,7 +164,7 @@ def test_a_plain_folder_gets_a_card_of_its_own(tmp_path: Path) -> None:
     save_file({"weight": numpy.zeros((30, 7), numpy.float32)}, folder / "model.safetensors")
     models = {"teacher": "teacher", "student": str(folder)}
     filesystem.write_json(out / "suite.json", {"models": models, "ablations": None, "second_step": None})
-    fill(reported(out), folder, CardNumbers())
+    fill(reported(out), folder, CardFacts())
     card = ModelCard.load(folder / CARD)
     assert card.data.model_name == "small-bert"
     assert card.text.strip().startswith("# DistilBertForMaskedLM\n\nA student of 3 layers")
@@ -167,11 +172,11 @@ def test_a_plain_folder_gets_a_card_of_its_own(tmp_path: Path) -> None:
 
 def test_a_report_of_another_student_is_refused(out: Path, student: Path, tmp_path: Path) -> None:
     make(tmp_path / "other", "student", {"parameters": 1}, {"config.json": {}, "model.safetensors": b"1"})
-    with pytest.raises(ArtifactError, match=r"the report is not of .*other \(it is of teacher, student, all-losses"):
-        fill(out / "report", tmp_path / "other", CardNumbers())
+    with pytest.raises(ArtifactError, match=r"other is not in the report, which has teacher, student, all-losses"):
+        fill(out / "report", tmp_path / "other", CardFacts())
     assert not (tmp_path / "other" / CARD).exists()
     with pytest.raises(ArtifactError, match="expected a report artifact"):
-        fill(student, student, CardNumbers())
+        fill(student, student, CardFacts())
 
 
 def test_command_line(out: Path, student: Path, tmp_path: Path) -> None:

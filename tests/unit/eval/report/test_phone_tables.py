@@ -55,7 +55,7 @@ def test_a_proxy_is_called_one_in_its_rows_its_finding_and_a_note(whole):
     assert [row.cells[0].text for row in found.rows[4:6]] == ["proxy, no phone"] * 2
     finding = next(line for line in found.findings if line.startswith("this-host (proxy, no phone)"))
     assert "122.0 ms on 1 thread, 1.97× as fast as the teacher in the same runtime: 49 % less time" in finding
-    assert "A proxy is no phone: AMD EPYC, its processes held to 1,024 MB" in found.notes[-1]
+    assert "A proxy is no phone: AMD EPYC, with processes limited to 1,024 MB" in found.notes[-1]
 
 
 def test_a_browser_that_is_no_phone_is_not_called_one(tmp_path):

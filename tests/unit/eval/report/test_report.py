@@ -119,14 +119,14 @@ def test_page_needs_nothing_from_outside(small: Path) -> None:
     assert not page.open
     assert [load for load in page.loads if not load.startswith("#")] == []
     assert page.headings == [
-        "What was made",
+        "Models",
         "Scores",
         "Size and speed",
         "On a phone",
-        "What each part is worth",
+        "What each part contributes",
         "Training",
         "Cost",
-        "Descent",
+        "Lineage",
     ]
 
 
@@ -238,7 +238,7 @@ def test_an_ablation_that_helps_is_missed_and_one_seed_settles_nothing(everythin
     assert "not the paper's order" in markdown(everything)
 
 
-def test_table_3_never_extrapolates_and_unfit_times_prove_nothing(everything: Path) -> None:
+def test_table_3_never_extrapolates_and_warns_of_unfit_times(everything: Path) -> None:
     def measured(**changed: Any) -> tuple[dict[str, Any], str]:
         shutil.rmtree(everything / "baselines")
         make(everything / "baselines", "benchmark", {}, {"latency.json": baselines(**changed)})
@@ -254,7 +254,7 @@ def test_table_3_never_extrapolates_and_unfit_times_prove_nothing(everything: Pa
     assert "7.2](../baselines/manifest.json) (150 pairs)" in text
     row, text = measured(fit=False, unfit="other processes took 40 % of the CPU")
     assert row["verdict"] == {"state": "unclear", "reason": "the machine was not quiet"}
-    assert "**Unfit: other processes took 40 % of the CPU. The times are shown and prove nothing.**" in text
+    assert "**Unfit: other processes took 40 % of the CPU. Do not rely on these times.**" in text
 
 
 def test_claims_are_judged_by_the_tables(whole: Path) -> None:
@@ -468,8 +468,8 @@ def test_what_is_absent_is_not_measured(tmp_path: Path) -> None:
     for title in ("Latency of teacher, student and exports", "On a phone", "Training", "Conditions", "Exports"):
         assert sections[title].strip() == "Not measured.", title
     assert "No student was made: its scores, size and speed are not measured." in text
-    assert "| 22.7 M |" in sections["What was made"]
-    assert "| not measured |" in sections["What was made"]
+    assert "| 22.7 M |" in sections["Models"]
+    assert "| not measured |" in sections["Models"]
     assert values(made)["latency"] is None
     assert "| CoLA | – | – | – | not measured | 44.1 | 56.3 |" in text
     assert {claim["verdict"]["state"] for claim in values(made)["claims"]} == {"not measured"}
