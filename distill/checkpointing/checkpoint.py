@@ -107,10 +107,9 @@ class Checkpoint:
 
     def set_aside(self) -> Path:
         """Rename the folder so that :func:`find` and :func:`prune` ignore it; returns the new path."""
-        places = (self.path.with_name(f".damaged-{self.path.name}{suffix}") for suffix in _suffixes())
-        place = next(place for place in places if not place.exists())
-        self.path.rename(place)
-        return place
+        suffixes = itertools.chain([""], (f"-{number}" for number in itertools.count(2)))
+        targets = (self.path.with_name(f".damaged-{self.path.name}{suffix}") for suffix in suffixes)
+        return self.path.rename(next(target for target in targets if not target.exists()))
 
 
 def find(folder: Path) -> list[Checkpoint]:
@@ -189,7 +188,3 @@ def _hidden(path: Path) -> Path:
 
 def _changed(path: Path) -> str:
     return "was truncated or changed" if path.exists() else "is missing"
-
-
-def _suffixes() -> Iterator[str]:
-    return itertools.chain([""], (f"-{number}" for number in itertools.count(2)))

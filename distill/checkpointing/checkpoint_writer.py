@@ -109,14 +109,14 @@ class CheckpointWriter:
         return None
 
     def _failure(self, error: OSError, state: TrainingState, step: int) -> str:
-        place = self._run.path
+        folder = self._run.path
         what, advice = _ADVICE.get(error.errno or 0, (error.strerror or str(error), ""))
         needed = sum(tensor.nbytes for tensor in (*state.weights.values(), *state.moments.values()))
         found = self._run.newest()
         newest = f"the newest is of step {found.step}" if found else "there is none yet"
         return (
-            f"checkpoint of step {step} was not written to {place}, {what} ({needed / 1e6:,.1f} MB needed, "
-            f"{shutil.disk_usage(place).free / 1e6:,.1f} MB free; {newest}){advice}"
+            f"checkpoint of step {step} was not written to {folder}, {what} ({needed / 1e6:,.1f} MB needed, "
+            f"{shutil.disk_usage(folder).free / 1e6:,.1f} MB free; {newest}){advice}"
         )
 
 

@@ -47,11 +47,16 @@ class Run:
         """Contents of ``recipe.json``: ``{"recipe": …, "inputs": {role: identity}}``.
 
         Raises:
-            RunError: not a run folder.
+            RunError: not a run folder, or damaged.
         """
-        if not (self.path / "recipe.json").is_file():
+        path = self.path / "recipe.json"
+        if not path.is_file():
             raise RunError(f"{self.path} is not a run: it has no recipe.json; distill.train makes one")
-        return _parsed(self.path / "recipe.json")
+        try:
+            found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise RunError(f"{path} cannot be read ({error}): it is damaged, delete {path.parent}") from None
+        return found
 
     def claim(self, recipe: Mapping[str, Any], inputs: Mapping[str, str]) -> None:
         """Write ``recipe.json``, or check that the folder already belongs to this run.
@@ -140,11 +145,3 @@ class Run:
         made = write(self.path / CHECKPOINTS, state, step, **facts)
         prune(self.path / CHECKPOINTS, placement.keep_checkpoints, placement.keep_every)
         return made
-
-
-def _parsed(path: Path) -> dict[str, Any]:
-    try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise RunError(f"{path} cannot be read ({error}): it was cut or changed, delete {path.parent}") from None
-    return found

@@ -33,6 +33,13 @@ class Workers:
         return host_memory.total() // self.local_world_size
 
     @property
+    def free_memory(self) -> int:
+        """The part of :attr:`memory` in bytes that nothing uses now."""
+        if self.device.type == "cuda":
+            return int(torch.cuda.mem_get_info(self.device)[0])
+        return host_memory.available() // self.local_world_size
+
+    @property
     def local_world_size(self) -> int:
         """Workers on this node."""
         return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
@@ -40,6 +47,12 @@ class Workers:
     @property
     def device_name(self) -> str:
         return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
+
+
+def gpu_memory(device: torch.device) -> tuple[int, int]:
+    """Bytes of a GPU, and those that its driver, libraries and other processes use."""
+    free, total = torch.cuda.mem_get_info(device)
+    return total, total - free - torch.cuda.memory_reserved(device)
 
 
 def check_device(precision: Precision, device: torch.device) -> None:

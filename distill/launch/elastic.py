@@ -42,10 +42,6 @@ class WorkerSlots:
         """Resources of one worker."""
         return {"CPU": self.training.placement.threads, **({"GPU": 1} if self.gpu else {})}
 
-    def total(self) -> int:
-        """All slots of the cluster."""
-        return self._count(alive_nodes())
-
     def free(self) -> int:
         """Free slots of the cluster."""
         return self._count(free_resources())
@@ -64,9 +60,10 @@ class WorkerSlots:
         Raises:
             LaunchError: there is no room for the smallest number allowed.
         """
-        wanted = max(before or 0, self.fitting(self.total()) or 0)
+        total = self._count(alive_nodes())
+        wanted = max(before or 0, self.fitting(total) or 0)
         if not wanted:
-            raise LaunchError(self._refusal(self.total()))
+            raise LaunchError(self._refusal(total))
         seconds = self.training.placement.replace_seconds
         deadline = time.monotonic() + seconds
         logged = False

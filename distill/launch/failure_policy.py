@@ -4,6 +4,7 @@ A dead worker or node is worth another attempt; an error that the user must fix 
 """
 
 import time
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,16 +46,19 @@ class FailureTracker:
         """
         with self.log.open("a", encoding="utf-8") as log:
             log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {error}\n")
-        if isinstance(error, WorkerGroupError) and (line := _refusal(error)) is not None:
+        group = error.worker_failures if isinstance(error, WorkerGroupError) else {}
+        causes = {rank: _cause(failure) for rank, failure in group.items()}
+        if (line := _refusal(causes.values())) is not None:
             raise LaunchError(line)
-        if _preempted(error):
+        preempted = any(isinstance(cause, RayActorError) and cause.preempted for cause in causes.values())
+        if preempted or isinstance(error, PreemptionError):
             say(f"{self.name}: a node left before its checkpoint was written; starting again from the newest one")
             return "drain"
+        reason = f"{_reason(causes) if causes else _last_line(str(error))} (see {self.log})"
         if isinstance(error, ControllerError) and not isinstance(error.controller_failure, _LOST_AT_START):
-            raise LaunchError(f"{self.name} could not be started: {_reason(error)} (see {self.log})")
+            raise LaunchError(f"{self.name} could not be started: {reason}")
         self.count += 1
         before, self.reached = self.reached, last_step(self.run)
-        reason = f"{_reason(error)} (see {self.log})"
         if isinstance(error, WorkerGroupError) and before == self.reached:
             raise LaunchError(
                 f"{self.name}: workers died twice at the same step, the one after {before}; starting again would not "
@@ -73,24 +77,15 @@ def last_step(run: Run) -> int:
     return max([newest.step if newest else 0, *recorded[-1:]])
 
 
-def _refusal(error: WorkerGroupError) -> str | None:
+def _refusal(causes: Collection[BaseException]) -> str | None:
     """The error line for the user, if a worker raised one and no worker died.
 
     When a worker dies, the others fail too, with errors that its silence causes; the user cannot fix those.
     """
-    causes = [_cause(failure) for failure in error.worker_failures.values()]
     if any(isinstance(cause, RayActorError) for cause in causes):
         return None
     lines = [errors.explain(cause) for cause in causes if not isinstance(cause, ConnectionError)]
     return next((line for line in lines if line is not None), None)
-
-
-def _preempted(error: TrainingFailedError) -> bool:
-    """Whether the workers were lost with a node that was being drained."""
-    if isinstance(error, WorkerGroupError):
-        causes = [_cause(failure) for failure in error.worker_failures.values()]
-        return any(isinstance(cause, RayActorError) and cause.preempted for cause in causes)
-    return isinstance(error, PreemptionError)
 
 
 def _cause(failure: BaseException) -> BaseException:
@@ -101,18 +96,17 @@ def _cause(failure: BaseException) -> BaseException:
     return inner
 
 
-def _reason(error: TrainingFailedError) -> str:
+def _reason(causes: Mapping[int, BaseException]) -> str:
     """One line about the first dead worker, or else the first exception that does not mention a peer."""
-    if not isinstance(error, WorkerGroupError):
-        return _last_line(str(error))
-    causes = {rank: _cause(failure) for rank, failure in error.worker_failures.items()}
-    rank = min(
-        causes, key=lambda rank: (not isinstance(causes[rank], RayActorError), "peer" in str(causes[rank]), rank)
-    )
-    if isinstance(causes[rank], RayActorError):
+
+    def suspicion(rank: int) -> tuple[bool, bool, int]:
+        return not isinstance(causes[rank], RayActorError), "peer" in str(causes[rank]), rank
+
+    cause = causes[rank := min(causes, key=suspicion)]
+    if isinstance(cause, RayActorError):
         # The rest of the message lists guesses.
-        return f"worker {rank}: {_last_line(str(causes[rank]).partition(' Some common causes')[0])}"
-    return f"worker {rank}: {type(causes[rank]).__name__}: {_last_line(str(causes[rank]))}"
+        return f"worker {rank}: {_last_line(str(cause).partition(' Some common causes')[0])}"
+    return f"worker {rank}: {type(cause).__name__}: {_last_line(str(cause))}"
 
 
 def _last_line(text: str) -> str:

@@ -10,8 +10,9 @@ import logging
 import signal
 import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,8 @@ from distill.train import graceful_stop
 from distill.train.graceful_stop import StoppedError, StopReason
 
 PROGRESS_SECONDS = 2.0
+_JOIN_SECONDS = 5.0
+"""Longest wait for a thread that a call to Ray may block."""
 STEADY_POLLS = 3
 """Polls in a row that must find room before a run grows; another job may be about to take the slots."""
 
@@ -74,7 +77,7 @@ def on_workers(call: Call, training: Training, run: Run) -> None:
     while True:
         count = slots.await_workers(count)
         try:
-            with _ray_train_log(log), _progress_display(run, name):
+            with _ray_train_log(log), _thread(partial(_display_progress, run, name)):
                 stopped = _attempt(call, run, slots, count, restarts)
         except TrainingFailedError as error:
             restarts[failures.add(error)] += 1
@@ -144,8 +147,8 @@ def train_worker(config: Mapping[str, Any]) -> int | None:
         # Each attempt has a new process, whose metrics start at 0.
         for cause, times in config["restarts"].items():
             metrics.RESTARTS.labels(config["run"], cause).inc(times)
-    stops = _polling_for_stops(config["slots"], config["stop_file"])
-    with errors.logging_to_stderr(), worker.working_in(call.cwd), stops:
+    stops = partial(_poll_for_stops, config["slots"], config["stop_file"])
+    with errors.logging_to_stderr(), worker.working_in(call.cwd), _thread(stops):
         try:
             registry.execute(call.stage, call.recipe, call.inputs, call.out)
         except StoppedError as stopped:
@@ -154,14 +157,16 @@ def train_worker(config: Mapping[str, Any]) -> int | None:
 
 
 @contextlib.contextmanager
-def _polling_for_stops(slots: WorkerSlots, stop_file: Path) -> Iterator[None]:
-    """Inside the block a thread requests stops, see :func:`_poll_for_stops`."""
+def _thread(work: Callable[[threading.Event], None]) -> Iterator[None]:
+    """Inside the block a thread runs ``work``, which returns soon after its event is set."""
     done = threading.Event()
-    threading.Thread(target=_poll_for_stops, args=(slots, stop_file, done), daemon=True).start()
+    thread = threading.Thread(target=work, args=(done,), daemon=True)
+    thread.start()
     try:
         yield
     finally:
         done.set()
+        thread.join(_JOIN_SECONDS)
 
 
 def _poll_for_stops(slots: WorkerSlots, stop_file: Path, done: threading.Event) -> None:
@@ -190,23 +195,11 @@ def _environment(gpu: bool) -> dict[str, Any]:
     return {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}} if hide else {}
 
 
-@contextlib.contextmanager
-def _progress_display(run: Run, name: str) -> Iterator[None]:
-    """Inside the block a thread shows the run's progress from its metrics file."""
-    stop = threading.Event()
-    thread = threading.Thread(target=_display_progress, args=(run, name, stop), daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
-
-
-def _display_progress(run: Run, name: str, stop: threading.Event) -> None:
+def _display_progress(run: Run, name: str, done: threading.Event) -> None:
+    """Show the run's progress from its metrics file."""
     display: progress.Progress | None = None
     step = 0
-    while not stop.wait(PROGRESS_SECONDS):
+    while not done.wait(PROGRESS_SECONDS):
         if (last := metrics_log.newest_metrics(run.metrics, "train")) is None:
             continue
         if display is None:

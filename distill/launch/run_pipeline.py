@@ -10,7 +10,7 @@ machine for as long as it runs. All results are below ``--out``, which all nodes
     corpus/ tokens/ teacher/                     artifacts; tokens-<seq_len>/ where phases read other lengths
     runs/<name>/  students/<name>/               training runs, and the students exported from them
     probes/<name>/                               scores of a run's checkpoints, while it trains
-    finetune/ exports/ latency/ baselines/       what :mod:`eval.suite` measures of them
+    finetune/ exports/ latency/ baselines/       results of :mod:`eval.suite`
     queue/  jobs.json  report/                   the queue's ledger, how every job ended, the report
 
 Run again, it skips what is complete and resumes what is not.
@@ -45,22 +45,21 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m distill.
     """The command line."""
     parser = argparse.ArgumentParser(prog=prog, description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("pipeline", metavar="PIPELINE", help="TOML file, or a pipeline that ships: demo, distilbert, …")
-    parser.add_argument("--out", metavar="DIR", required=True, help="where everything will be, seen by all nodes")
+    parser.add_argument(
+        "--out", metavar="DIR", required=True, help="folder of all results, on storage that all nodes share"
+    )
     parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="override a recipe value")
     options = parser.parse_args(arguments)
     with errors.errors_for_people():
-        failed = launch(recipe.load(Pipeline, options.pipeline, options.set), _folder(options.out))
-    if failed:
-        sys.exit(1)
+        if launch(recipe.load(Pipeline, options.pipeline, options.set), _folder(options.out)):
+            sys.exit(1)
 
 
 def _folder(text: str) -> Path:
-    place = filesystem.location(text)
-    if not isinstance(place, Path):
-        raise LaunchError(
-            f"--out {text}: runs grow in a folder, so a pipeline is made in one: name a folder that all nodes see"
-        )
-    return place
+    folder = filesystem.location(text)
+    if not isinstance(folder, Path):
+        raise LaunchError(f"--out {text}: a pipeline runs in a folder: name one that all nodes see")
+    return folder
 
 
 def launch(pipeline: Pipeline, out: Path) -> list[dict[str, Any]]:
@@ -85,9 +84,9 @@ def launch(pipeline: Pipeline, out: Path) -> list[dict[str, Any]]:
         with contextlib.suppress(JobsFailedError):
             registry.execute(SUITE, pipeline.suite, {}, out)
     failed = [entry for entry in filesystem.read_json(out / JOBS) if entry["state"] not in GOOD]
-    if (out / "report" / "summary.txt").is_file():
-        print((out / "report" / "summary.txt").read_text(encoding="utf-8"))
-        print(f"report: {out / 'report' / 'report.html'}")
+    if (summary := out / "report" / "summary.txt").is_file():
+        print(summary.read_text(encoding="utf-8"))
+        print(f"report: {summary.with_name('report.html')}")
     say(f"pipeline {out.name}: {time.monotonic() - started:.0f} s, {len(failed)} failed jobs")
     return failed
 
@@ -105,7 +104,7 @@ def train_teacher(plan: PipelinePlan) -> None:
 
 
 def train_student(plan: PipelinePlan, name: str) -> list[Outcome]:
-    """Train one student on the workers beside the suite's side jobs, export it, and return how the side jobs ended.
+    """Train and export one student while the suite's side jobs run; returns how those ended.
 
     A finished run stays as it is.
     """
@@ -139,7 +138,7 @@ def _submitted(jobs: Sequence[Job], ledger: Path) -> Iterator[None]:
 
 
 def train_ablation(plan: PipelinePlan, name: str) -> list[Outcome]:
-    """Train another student. A failure (it may diverge) is a result, and stops nothing else."""
+    """Train another student. Its failure, for example because it diverges, is a result and stops no other run."""
     started = time.monotonic()
     try:
         side_jobs = train_student(plan, name)

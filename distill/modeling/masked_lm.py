@@ -21,13 +21,12 @@ from cluster.tokens.tokenizer import load_tokenizer, quiet_tokenizer
 
 ARCHITECTURES = ("BertForMaskedLM", "RobertaForMaskedLM", "DistilBertForMaskedLM")
 
-
 # Longest row whose attention scores, of one head, fit several times into the cache of a core.
 _CACHED_SCORES = 256
 
 
 class ModelError(ValueError):
-    """A model is not usable: its architecture, files or shape."""
+    """The architecture, files or shape of a model are not usable."""
 
 
 @dataclass(frozen=True)
@@ -74,14 +73,7 @@ class MaskedLM(nn.Module):
     @property
     def projection(self) -> Projection:
         """The vocabulary projection; under ZeRO-3 use it only inside :meth:`forward`."""
-        model = self.model
-        match type(model).__name__:
-            case "BertForMaskedLM":
-                last = model.cls.predictions.decoder
-            case "RobertaForMaskedLM":
-                last = model.lm_head.decoder
-            case _:
-                last = model.vocab_projector
+        last = self.model.get_output_embeddings()
         return Projection(last.weight, last.bias)
 
     def layers(self) -> Iterator[nn.Module]:
@@ -150,26 +142,11 @@ def choose_attention(model: Any, device: str, seq_len: int) -> None:
     model.set_attn_implementation("eager" if device == "cpu" and seq_len <= _CACHED_SCORES else "sdpa")
 
 
-def num_layers(model: Any) -> int:
-    config = model.config
-    return int(config.n_layers if config.model_type == "distilbert" else config.num_hidden_layers)
-
-
-def hidden_size(model: Any) -> int:
-    config = model.config
-    return int(config.dim if config.model_type == "distilbert" else config.hidden_size)
-
-
-def num_parameters(model: Any) -> int:
-    """Number of parameters; tied ones count once."""
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
 def facts(model: Any) -> dict[str, Any]:
     """Facts about a model for a manifest."""
     return {
         "architecture": type(model).__name__,
-        "parameters": num_parameters(model),
-        "layers": num_layers(model),
-        "hidden": hidden_size(model),
+        "parameters": model.num_parameters(),
+        "layers": model.config.num_hidden_layers,
+        "hidden": model.config.hidden_size,
     }

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -43,16 +43,7 @@ class ModelShape:
 def student_shape(teacher: ModelShape, layers: int) -> ModelShape:
     """The shape of the student that ``distill.modeling.student`` makes from ``layers`` layers of a teacher."""
     family: Family = "distilbert" if teacher.family == "bert" else teacher.family
-    return ModelShape(
-        name=f"{layers} of its layers",
-        family=family,
-        layers=layers,
-        hidden=teacher.hidden,
-        feed_forward=teacher.feed_forward,
-        heads=teacher.heads,
-        vocabulary=teacher.vocabulary,
-        positions=teacher.positions,
-    )
+    return replace(teacher, name=f"{layers} of its layers", family=family, layers=layers)
 
 
 _BASE, _LARGE = (12, 768, 3072, 12), (24, 1024, 4096, 16)

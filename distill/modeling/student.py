@@ -15,7 +15,7 @@ import torch
 from transformers import DistilBertConfig, DistilBertForMaskedLM, RobertaForMaskedLM
 
 from distill.config import Student
-from distill.modeling.masked_lm import ModelError, num_layers
+from distill.modeling.masked_lm import ModelError
 
 logger = logging.getLogger("stillhouse")
 
@@ -49,7 +49,7 @@ def make(teacher: Any, recipe: Student, seed: int) -> Any:
     Raises:
         ModelError: layers out of range, or an unsupported teacher.
     """
-    layers = chosen_layers(recipe.layers, num_layers(teacher))
+    layers = chosen_layers(recipe.layers, teacher.config.num_hidden_layers)
     if not teacher.config.tie_word_embeddings:
         raise ModelError(
             "the teacher's head does not share the word embeddings (tie_word_embeddings = false): use one that does"
@@ -60,7 +60,9 @@ def make(teacher: Any, recipe: Student, seed: int) -> Any:
             case "BertForMaskedLM":
                 student = DistilBertForMaskedLM(_distilbert_config(teacher.config, len(layers)))
             case "RobertaForMaskedLM":
-                student = RobertaForMaskedLM(_shallow_config(teacher.config, len(layers)))
+                config = copy.deepcopy(teacher.config)
+                config.num_hidden_layers = len(layers)
+                student = RobertaForMaskedLM(config)
             case other:
                 raise ModelError(f"a teacher is a BertForMaskedLM or RobertaForMaskedLM, not {other}")
     if recipe.start == "teacher":
@@ -110,12 +112,6 @@ def _distilbert_config(teacher: Any, layers: int) -> DistilBertConfig:
     )
 
 
-def _shallow_config(teacher: Any, layers: int) -> Any:
-    config = copy.deepcopy(teacher)
-    config.num_hidden_layers = layers
-    return config
-
-
 def _weights(teacher: Any, layers: Sequence[int]) -> dict[str, torch.Tensor]:
     """The teacher's weights under the student's names."""
     weights = {name: tensor.detach().clone() for name, tensor in teacher.state_dict().items()}
@@ -130,9 +126,9 @@ def _weights(teacher: Any, layers: Sequence[int]) -> dict[str, torch.Tensor]:
         "vocab_projector.bias": weights["cls.predictions.bias"],
     }
     renamed = {"bert.embeddings.LayerNorm": "distilbert.embeddings.LayerNorm", **_DISTILBERT_HEAD}
-    for place, layer in enumerate(layers):
+    for number, layer in enumerate(layers):
         for theirs, ours in _DISTILBERT_LAYER.items():
-            renamed[f"bert.encoder.layer.{layer}.{theirs}"] = f"distilbert.transformer.layer.{place}.{ours}"
+            renamed[f"bert.encoder.layer.{layer}.{theirs}"] = f"distilbert.transformer.layer.{number}.{ours}"
     for theirs, ours in renamed.items():
         for part in ("weight", "bias"):
             found[f"{ours}.{part}"] = weights[f"{theirs}.{part}"]
@@ -142,9 +138,9 @@ def _weights(teacher: Any, layers: Sequence[int]) -> dict[str, torch.Tensor]:
 def _renumbered(weights: dict[str, torch.Tensor], layers: Sequence[int]) -> dict[str, torch.Tensor]:
     prefix = "roberta.encoder.layer."
     found = {name: tensor for name, tensor in weights.items() if not name.startswith(prefix)}
-    for place, layer in enumerate(layers):
+    for number, layer in enumerate(layers):
         theirs = f"{prefix}{layer}."
         for name, tensor in weights.items():
             if name.startswith(theirs):
-                found[f"{prefix}{place}.{name.removeprefix(theirs)}"] = tensor
+                found[f"{prefix}{number}.{name.removeprefix(theirs)}"] = tensor
     return found

@@ -19,7 +19,7 @@ from distill.cost_model import costs
 from distill.cost_model.hardware import Device
 from distill.data.batches import Batch
 from distill.engine.deepspeed_engine import compile_layers
-from distill.engine.process_group import check_device
+from distill.engine.process_group import check_device, gpu_memory
 from distill.modeling import student
 from distill.modeling.fused_head import chunk_positions
 from distill.modeling.masked_lm import MaskedLM, Outputs, choose_attention
@@ -44,26 +44,26 @@ def measure(
     Raises:
         PrecisionError: this device lacks the recipe's precision.
     """
-    place = torch.device("cuda" if torch.cuda.is_available() and training.placement.device == "auto" else "cpu")
-    check_device(training.precision, place)
+    device = torch.device("cuda" if torch.cuda.is_available() and training.placement.device == "auto" else "cpu")
+    check_device(training.precision, device)
     torch.set_num_threads(training.placement.threads)
-    cores = training.placement.threads if place.type == "cpu" else 1
-    peak = _peak(training.precision, place)
-    sample = _Sample(training, teacher, model, seq_len, place)
-    overhead = sample.overhead_seconds() if place.type == "cuda" else 0.0
-    micro = sample.micro_seconds() - overhead
-    share = sample.flops / micro / peak
-    memory, reserved = _memory(place)
+    cores = training.placement.threads if device.type == "cpu" else 1
+    peak = _peak(training.precision, device)
+    sample = _Sample(training, teacher, model, seq_len, device)
+    # The overhead is the time of a micro-batch with next to nothing to compute.
+    overhead = sample.seconds(rows=1, seq_len=16) if device.type == "cuda" else 0.0
+    share = sample.flops / (sample.seconds(sample.rows, seq_len) - overhead) / peak
+    memory, reserved = _memory(device)
     return Device(
         name="here",
-        kind="gpu" if place.type == "cuda" else "cpu",
-        memory_gib=memory / (1 if place.type == "cuda" else workers) / 2**30,
-        capability=torch.cuda.get_device_capability(place) if place.type == "cuda" else None,
+        kind="gpu" if device.type == "cuda" else "cpu",
+        memory_gib=memory / (1 if device.type == "cuda" else workers) / 2**30,
+        capability=torch.cuda.get_device_capability(device) if device.type == "cuda" else None,
         peak_tflops={training.precision: peak / cores / 1e12},
         efficiency={training.precision: share},
         efficiency_source=f"measured here, {training.precision}, {sample.tokens:,} tokens",
-        memory_gb_per_second=_adam_bytes_per_second(place) / 1e9,
-        link_gb_per_second=_LINK_GB_PER_SECOND[place.type],
+        memory_gb_per_second=_adam_bytes_per_second(device) / 1e9,
+        link_gb_per_second=_LINK_GB_PER_SECOND[device.type],
         overhead_seconds=overhead,
         reserved_gib=reserved / 2**30,
     )
@@ -73,15 +73,15 @@ class _Sample:
     """A few layers of teacher and student with the whole head, and a micro-batch of random words."""
 
     def __init__(
-        self, training: Training, teacher: ModelShape | None, model: ModelShape, seq_len: int, place: torch.device
+        self, training: Training, teacher: ModelShape | None, model: ModelShape, seq_len: int, device: torch.device
     ) -> None:
-        self._training, self._place, self._seq_len = training, place, seq_len
+        self._training, self._device, self._seq_len = training, device, seq_len
         self._teacher_shape = teacher if training.loss.needs_teacher else None
         self._shape = model
         most = training.placement.rows_per_device
-        rows = max(1, _TOKENS[place.type] // seq_len)
-        self._rows = rows if most == "auto" else min(rows, most)
-        self.tokens = self._rows * seq_len
+        rows = max(1, _TOKENS[device.type] // seq_len)
+        self.rows = rows if most == "auto" else min(rows, most)
+        self.tokens = self.rows * seq_len
         self._objective, self._teacher = self._models()
 
     @property
@@ -90,54 +90,46 @@ class _Sample:
         training = self._training
         return self.tokens * costs.step_flops_per_token(training, self._teacher_shape, self._shape, self._seq_len)
 
-    def micro_seconds(self) -> float:
-        """Seconds of a micro-batch, extrapolated to all layers."""
-        return self._whole_seconds(self._batch(self._rows, self._seq_len))
-
-    def overhead_seconds(self) -> float:
-        """Seconds of a micro-batch with next to nothing to compute."""
-        return self._whole_seconds(self._batch(1, 16))
-
-    def _whole_seconds(self, batch: Batch) -> float:
-        """Time the few layers and the head; multiply the time of the layers, which are alike."""
+    def seconds(self, rows: int, seq_len: int) -> float:
+        """Seconds of a micro-batch, with the time of the few layers extrapolated to all, which are alike."""
+        batch = self._batch(rows, seq_len)
         teacher_seconds, targets = 0.0, None
-        if self._teacher is not None and self._teacher_shape is not None:
-            teacher = self._teacher
+        if (teacher := self._teacher) is not None and self._teacher_shape is not None:
             with torch.no_grad():
                 targets = teacher(batch.input_ids, batch.positions)
-                teacher_seconds = _seconds(lambda: teacher(batch.input_ids, batch.positions), self._place)
+                teacher_seconds = _seconds(lambda: teacher(batch.input_ids, batch.positions), self._device)
             teacher_seconds *= self._teacher_shape.layers / _few(self._teacher_shape).layers
-        student_seconds = _seconds(lambda: self._train(batch, targets), self._place)
-        layers = min(student_seconds, _seconds(lambda: self._learn_layers(batch), self._place))
+        student_seconds = _seconds(lambda: self._train(batch, targets), self._device)
+        layers = min(student_seconds, _seconds(lambda: self._train_layers(batch), self._device))
         return teacher_seconds + layers * self._shape.layers / _few(self._shape).layers + student_seconds - layers
 
     def _train(self, batch: Batch, targets: Outputs | None) -> None:
         projection = self._teacher.projection if self._teacher else None
         self._objective(batch, targets, projection).losses.total.backward()
 
-    def _learn_layers(self, batch: Batch) -> None:
-        """All but the losses."""
+    def _train_layers(self, batch: Batch) -> None:
+        """Train without the losses."""
         outputs = MaskedLM.forward(self._objective, batch.input_ids, batch.positions)
         (outputs.hidden.sum() + outputs.features.sum()).backward()
 
     def _models(self) -> tuple[StudentObjective, MaskedLM | None]:
-        training, place, few = self._training, self._place, _few(self._shape)
+        training, device, few = self._training, self._device, _few(self._shape)
         trained = _model(few)
         teacher = None
         if self._teacher_shape is not None:
             source = _model(_few(self._teacher_shape))
             layers = Student(start="random", layers=tuple(range(few.layers)))
             trained = student.make(source, layers, seed=0)
-            teacher = MaskedLM(source).eval().requires_grad_(False).to(place, dtype_of(training.precision))
+            teacher = MaskedLM(source).eval().requires_grad_(False).to(device, dtype_of(training.precision))
         for model in (trained, *([teacher.model] if teacher else [])):
-            choose_attention(model, place.type, self._seq_len)
-        compiled = training.placement.compiles(place.type)
+            choose_attention(model, device.type, self._seq_len)
+        compiled = training.placement.compiles(device.type)
         bytes_per_logit = costs.VALUE_BYTES[training.precision]
-        chunk = chunk_positions(few.vocabulary, bytes_per_logit, _memory(place)[0], place.type)
+        chunk = chunk_positions(few.vocabulary, bytes_per_logit, _memory(device)[0], device.type)
         objective = StudentObjective(
             trained, training.loss, HeadSettings(training.placement.head, chunk, compiled)
         ).eval()
-        objective.to(place, dtype_of(training.precision))
+        objective.to(device, dtype_of(training.precision))
         if compiled:
             compile_layers(objective)
             if teacher is not None:
@@ -147,10 +139,10 @@ class _Sample:
     def _batch(self, rows: int, seq_len: int) -> Batch:
         count = max(1, round(self._training.masking.share * seq_len))
         others = self._training.loss.other_positions(seq_len - count)
-        words = torch.randint(self._shape.vocabulary, (rows, seq_len), device=self._place)
-        starts = torch.arange(rows, device=self._place)[:, None] * seq_len
-        labelled = (starts + torch.arange(count, device=self._place)).reshape(-1)
-        rest = (starts + torch.arange(count, count + others, device=self._place)).reshape(-1)
+        words = torch.randint(self._shape.vocabulary, (rows, seq_len), device=self._device)
+        starts = torch.arange(rows, device=self._device)[:, None] * seq_len
+        labelled = (starts + torch.arange(count, device=self._device)).reshape(-1)
+        rest = (starts + torch.arange(count, count + others, device=self._device)).reshape(-1)
         return Batch(words, torch.cat([labelled, rest]), words.reshape(-1)[labelled])
 
 
@@ -173,41 +165,40 @@ def _model(shape: ModelShape) -> BertForMaskedLM | RobertaForMaskedLM:
     )
 
 
-def _peak(precision: Precision, place: torch.device) -> float:
+def _peak(precision: Precision, device: torch.device) -> float:
     """Operations per second of large matrix products, the best of several."""
-    side = _SIDE[place.type]
-    left, right = (torch.randn(side, side, device=place).to(dtype_of(precision)) for _ in range(2))
-    return 2 * side**3 / _seconds(lambda: left @ right, place)
+    side = _SIDE[device.type]
+    left, right = (torch.randn(side, side, device=device).to(dtype_of(precision)) for _ in range(2))
+    return 2 * side**3 / _seconds(lambda: left @ right, device)
 
 
-def _adam_bytes_per_second(place: torch.device) -> float:
+def _adam_bytes_per_second(device: torch.device) -> float:
     """Bandwidth of an AdamW step: weights, two moments and gradients, 28 bytes a value."""
-    weights = torch.zeros(_ADAM_VALUES[place.type], device=place, requires_grad=True)
+    weights = torch.zeros(_ADAM_VALUES[device.type], device=device, requires_grad=True)
     weights.grad = torch.ones_like(weights)
     optimizer = torch.optim.AdamW([weights], fused=True)
-    return 28 * weights.numel() / _seconds(optimizer.step, place)
+    return 28 * weights.numel() / _seconds(optimizer.step, device)
 
 
-def _seconds(work: Callable[[], object], place: torch.device) -> float:
+def _seconds(work: Callable[[], object], device: torch.device) -> float:
     """Seconds of a call: the fastest of several after a warm-up, because other load only slows a call."""
     taken = []
     for _ in range(1 + _REPEATS):
-        _wait(place)
+        _wait(device)
         started = time.perf_counter()
         work()
-        _wait(place)
+        _wait(device)
         taken.append(time.perf_counter() - started)
     return min(taken[1:])
 
 
-def _wait(place: torch.device) -> None:
-    if place.type == "cuda":
-        torch.cuda.synchronize(place)
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
-def _memory(place: torch.device) -> tuple[int, int]:
+def _memory(device: torch.device) -> tuple[int, int]:
     """Memory of the device in bytes, and the part in use before training."""
-    if place.type == "cuda":
-        free, total = torch.cuda.mem_get_info(place)
-        return total, total - free - torch.cuda.memory_reserved(place)
+    if device.type == "cuda":
+        return gpu_memory(device)
     return host_memory.total(), psutil.Process(os.getpid()).memory_info().rss

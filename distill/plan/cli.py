@@ -23,11 +23,14 @@ from distill.config import Distillation, Training
 from distill.cost_model import hardware
 from distill.cost_model.forecast import Forecast, PlannedRun, forecast, scaled
 from distill.cost_model.hardware import Cluster
+from distill.cost_model.step_prediction import Prediction
 from distill.launch.pipeline_recipe import MAIN, Pipeline, PipelinePlan
 from distill.modeling import model_shape
 from distill.modeling.model_shape import ModelShape
 from distill.modeling.student import chosen_layers
 from distill.plan import report_text
+
+_PARTS = ("step", "compute", "overhead", "update", "network")
 
 PAPER_TOKENS = 4_000_000_000
 """Tokens of the paper's corpus, English Wikipedia and the Toronto Book Corpus."""
@@ -38,7 +41,7 @@ RowsOf: TypeAlias = Callable[[Training, int], int | None]
 
 
 class PlanError(ValueError):
-    """The options do not describe the run well enough."""
+    """The options do not determine the run."""
 
 
 @dataclass(frozen=True)
@@ -209,18 +212,14 @@ def _run_json(found: Forecast) -> dict[str, Any]:
     }
 
 
-def _step_json(step: Any) -> dict[str, Any]:
+def _step_json(step: Prediction) -> dict[str, Any]:
     return {
         "workers": step.layout.workers,
         "rows_per_device": step.layout.micro_rows,
         "zero_stage": step.layout.zero_stage,
         "teacher": step.layout.teacher,
         "precision": step.precision,
-        "step_seconds": step.step_seconds,
-        "compute_seconds": step.compute_seconds,
-        "overhead_seconds": step.overhead_seconds,
-        "update_seconds": step.update_seconds,
-        "network_seconds": step.network_seconds,
+        **{f"{part}_seconds": getattr(step, f"{part}_seconds") for part in _PARTS},
         "network_bytes": step.network_bytes,
         "tokens_per_second": step.tokens_per_second,
         "memory_bytes": step.memory,

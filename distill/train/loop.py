@@ -39,12 +39,11 @@ def run(recipe: Distillation, inputs: Mapping[str, Path], out: Path) -> dict[str
     """Train a student from a teacher into the run folder ``out``."""
     schedule = Schedule.of(recipe, stage.inputs_of("tokens", inputs).values())
     source = artifact.read(inputs["teacher"], "teacher")
-    check_vocabularies(schedule.first.tokens, source)
     identities = {role: artifact.read(path).identity for role, path in inputs.items()}
     workers = join(recipe.placement.threads)
     teacher, _ = masked_lm.load(source.path)
-    if schedule.longest > (longest := positions(teacher.config)):
-        raise ModelError(f"rows of {schedule.longest} tokens, but the teacher reads {longest}")
+    for phase in schedule.phases:
+        check_reads(teacher, source.facts["vocabulary"], source.path, phase.tokens)
     model = student.make(teacher, recipe.student, recipe.seed)
     masked_lm.choose_attention(teacher, workers.device.type, schedule.longest)
     preflight.check_worker(schedule, teacher, model, workers, out)
@@ -56,17 +55,19 @@ def run(recipe: Distillation, inputs: Mapping[str, Path], out: Path) -> dict[str
     return {}
 
 
-def check_vocabularies(tokens: TokenSet, teacher: artifact.Artifact) -> None:
-    """Check that teacher and tokens use the same vocabulary.
+def check_reads(teacher: Any, vocabulary: str, source: str | Path, tokens: TokenSet) -> None:
+    """Check that a teacher from ``source`` with this vocabulary reads rows like these.
 
     Raises:
-        ModelError: they do not.
+        ModelError: the vocabularies differ, or the rows are too long.
     """
-    if tokens.artifact.facts["vocabulary"] != teacher.facts["vocabulary"]:
+    if tokens.artifact.facts["vocabulary"] != vocabulary:
         raise ModelError(
-            f"tokens {tokens.path} and teacher {teacher.path} have different vocabularies: make the tokens with "
-            f"--tokenizer {teacher.path}"
+            f"tokens {tokens.path} and teacher {source} have different vocabularies: make the tokens with "
+            f"--tokenizer {source}"
         )
+    if tokens.seq_len > (longest := positions(teacher.config)):
+        raise ModelError(f"rows of {tokens.seq_len} tokens, but the teacher reads {longest}")
 
 
 def fit(

@@ -17,7 +17,7 @@ import psutil
 import torch
 
 from cluster.models.precision import dtype_of
-from cluster.telemetry import host_memory, progress
+from cluster.telemetry import progress
 from distill.config import Training
 from distill.data.batches import Batch
 from distill.data.schedule import OpenPhase
@@ -82,16 +82,19 @@ def measure(
             parameter.grad = None
 
     before = in_use(workers)
-    trials = search(
-        sizes, lambda rows: run_trial(train, rows, before, workers), _free_bytes(workers) - reserve, workers
-    )
+    limit = workers.free_memory - reserve
+    trials = search(sizes, lambda rows: run_trial(train, rows, before, workers), limit, workers)
     del probe
     gc.collect()
     if workers.device.type == "cuda":
         torch.cuda.empty_cache()
     chosen = choose(trials)
     if workers.is_main_process:
-        progress.say(_summary(trials, chosen))
+        speeds = ", ".join(f"{trial.rows}: {trial.rows_per_second:.1f}" for trial in trials)
+        progress.say(
+            f"micro-batches of {chosen.rows} rows, {chosen.peak / 2**30:.1f} GiB on top of the weights (rows a second "
+            f"and worker by size: {speeds})"
+        )
     return chosen.rows
 
 
@@ -165,13 +168,6 @@ def _training_state_bytes(probe: StudentObjective, training: Training, workers: 
     return elements * (4 + 4) + elements * 3 * 4 // shared
 
 
-def _free_bytes(workers: Workers) -> int:
-    """Free bytes for this worker."""
-    if workers.device.type == "cuda":
-        return int(torch.cuda.mem_get_info(workers.device)[0])
-    return host_memory.available() // workers.local_world_size
-
-
 def in_use(workers: Workers) -> int:
     """Bytes of device memory that this worker uses."""
     if workers.device.type == "cuda":
@@ -192,11 +188,3 @@ def _peak(workers: Workers) -> int:
         return int(torch.cuda.max_memory_allocated(workers.device))
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
-
-
-def _summary(trials: list[Trial], chosen: Trial) -> str:
-    speeds = ", ".join(f"{trial.rows}: {trial.rows_per_second:.1f}" for trial in trials)
-    return (
-        f"micro-batches of {chosen.rows} rows, {chosen.peak / 2**30:.1f} GiB on top of the weights (rows a second and "
-        f"worker by size: {speeds})"
-    )

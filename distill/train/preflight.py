@@ -3,17 +3,15 @@
 Raises errors for what cannot work; the first worker logs warnings about what may fail later.
 """
 
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 
 from cluster.artifacts import artifact
-from cluster.models.precision import check_bf16
-from cluster.telemetry import host_memory
+from cluster.models.precision import Precision, check_bf16
 from cluster.telemetry.formatting import size
 from cluster.telemetry.progress import say
 from distill.config import Training
@@ -22,7 +20,7 @@ from distill.cost_model.forecast import checkpoints_kept, lacks_kernels
 from distill.cost_model.hardware import Cluster, Device
 from distill.cost_model.step_prediction import Layout
 from distill.data.schedule import Schedule
-from distill.engine.process_group import Workers
+from distill.engine.process_group import Workers, gpu_memory
 from distill.modeling import model_shape
 from distill.modeling.model_shape import ModelShape
 
@@ -35,31 +33,44 @@ class PreflightError(ValueError):
 class Machine:
     """Device and disk of a worker."""
 
-    kind: str
-    """``cuda`` or ``cpu``."""
-    name: str
-    memory_bytes: int
-    """Memory for this worker."""
-    reserved_bytes: int
-    """Part of it in use already."""
+    device: Device
     free_disk_bytes: int
     checkpoints: int
     """Checkpoints of this run on the disk already."""
-    capability: tuple[int, int] | None = None
 
     @classmethod
-    def of(cls, device: torch.device, out: Path) -> "Machine":
+    def of(cls, workers: Workers, out: Path) -> "Machine":
         """The machine of this worker, which writes to ``out``."""
         disk = next(path for path in (out, *out.parents) if path.exists())
-        free, checkpoints = shutil.disk_usage(disk).free, len([*out.glob("checkpoints/step_*")])
-        if device.type == "cpu":
-            shared = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-            free_memory = host_memory.available() // shared
-            return cls("cpu", "this machine's CPU", free_memory, 0, free, checkpoints)
-        available, total = torch.cuda.mem_get_info(device)
-        reserved = total - available - torch.cuda.memory_reserved(device)
-        capability = torch.cuda.get_device_capability(device)
-        return cls("cuda", torch.cuda.get_device_name(device), total, reserved, free, checkpoints, capability)
+        device = device_of("cpu", "this machine's CPU", workers.free_memory)
+        if workers.device.type == "cuda":
+            capability = torch.cuda.get_device_capability(workers.device)
+            device = device_of("gpu", workers.device_name, *gpu_memory(workers.device), capability)
+        return cls(device, shutil.disk_usage(disk).free, len([*out.glob("checkpoints/step_*")]))
+
+
+def device_of(
+    kind: Literal["gpu", "cpu"],
+    name: str,
+    memory_bytes: int,
+    reserved_bytes: int = 0,
+    capability: tuple[int, int] | None = None,
+) -> Device:
+    """A device for predictions of memory, which use none of its speeds."""
+    speeds: dict[Precision, float] = dict.fromkeys(get_args(Precision), 1.0)
+    return Device(
+        name=name,
+        kind=kind,
+        memory_gib=memory_bytes / 2**30,
+        capability=capability,
+        peak_tflops=speeds,
+        efficiency=speeds,
+        efficiency_source="not used",
+        memory_gb_per_second=1.0,
+        link_gb_per_second=1.0,
+        overhead_seconds=0.0,
+        reserved_gib=reserved_bytes / 2**30,
+    )
 
 
 def check_worker(schedule: Schedule, teacher: Any, model: Any, workers: Workers, out: Path) -> None:
@@ -72,11 +83,12 @@ def check_worker(schedule: Schedule, teacher: Any, model: Any, workers: Workers,
     """
     teacher_shape = model_shape.of_config(teacher.config.to_dict(), "the teacher") if teacher is not None else None
     student = model_shape.of_config(model.config.to_dict(), "the student")
-    machine = Machine.of(workers.device, out)
+    machine = Machine.of(workers, out)
     found = []
     for phase in schedule.phases:
         phase.training.check_divides(workers.world_size)
-        found.append(check(phase.training, teacher_shape, student, machine, workers.world_size, phase.seq_len))
+        cluster = Cluster(machine.device, workers.world_size)
+        found.append(check(phase.training, teacher_shape, student, cluster, phase.seq_len))
     # The first phase has the largest micro-batches in tokens.
     warnings = found[0] + check_disk(schedule.first.training, student, machine, schedule.steps)
     if workers.is_main_process:
@@ -88,39 +100,32 @@ def check_worker(schedule: Schedule, teacher: Any, model: Any, workers: Workers,
 
 
 def check(
-    training: Training, teacher: ModelShape | None, student: ModelShape, machine: Machine, workers: int, seq_len: int
+    training: Training, teacher: ModelShape | None, student: ModelShape, cluster: Cluster, seq_len: int
 ) -> list[str]:
-    """Warnings about a worker's device.
+    """Warnings about the workers' device.
 
     Raises:
         PreflightError: another device than the recipe's, no kernels for it, or too little memory for one row.
         PrecisionError: the device lacks the precision.
     """
-    if machine.kind == "cuda" and training.placement.device == "cpu":
+    device, placement = cluster.device, training.placement
+    if device.kind == "gpu" and placement.device == "cpu":
         raise PreflightError(
-            f'placement.device is "cpu", and this process would train on {machine.name}: start it with '
+            f'placement.device is "cpu", and this process would train on {device.name}: start it with '
             'CUDA_VISIBLE_DEVICES= (distill.launch does that itself), or write placement.device = "auto"'
         )
-    if machine.capability is not None:
-        if lacking := lacks_kernels(machine.capability):
-            raise PreflightError(f"{machine.name}: {lacking}")
-        check_bf16(training.precision, machine.name, machine.capability)
-    return _check_memory(training, teacher, student, machine, workers, seq_len)
-
-
-def _check_memory(
-    training: Training, teacher: ModelShape | None, student: ModelShape, machine: Machine, workers: int, seq_len: int
-) -> list[str]:
-    placement = training.placement
-    cluster = _cluster(training, machine, workers)
+    if device.capability is not None:
+        if lacking := lacks_kernels(device.capability):
+            raise PreflightError(f"{device.name}: {lacking}")
+        check_bf16(training.precision, device.name, device.capability)
     written = step_prediction.as_written(training, teacher, student, seq_len, cluster)
     needs = step_prediction.predict(training, teacher, student, seq_len, cluster, written)
     if needs.fits:
         return []
-    least = Layout(workers, 1, placement.zero_stage, placement.teacher)
+    least = Layout(cluster.workers, 1, placement.zero_stage, placement.teacher)
     smallest = step_prediction.predict(training, teacher, student, seq_len, cluster, least)
-    room = f"of the {size(machine.memory_bytes)} of {machine.name}"
-    if smallest.used_bytes > machine.memory_bytes:
+    room = f"of the {size(device.memory_bytes)} of {device.name}"
+    if smallest.used_bytes > device.memory_bytes:
         raise PreflightError(
             f"one row at a time still takes {size(smallest.used_bytes)} {room}: write "
             f"{_remedy(placement.zero_stage, placement.teacher, teacher)}"
@@ -159,21 +164,3 @@ def check_disk(training: Training, student: ModelShape, machine: Machine, steps:
         f"{coming} more checkpoints take {coming * each / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free at --out: free "
         "some space, or write fewer placement.keep_checkpoints"
     ]
-
-
-def _cluster(training: Training, machine: Machine, workers: int) -> Cluster:
-    """The workers as a cluster; memory predictions do not use its speeds."""
-    device = Device(
-        name=machine.name,
-        kind="gpu" if machine.kind == "cuda" else "cpu",
-        memory_gib=machine.memory_bytes / 2**30,
-        capability=machine.capability,
-        peak_tflops={training.precision: 1.0},
-        efficiency={training.precision: 1.0},
-        efficiency_source="not used",
-        memory_gb_per_second=1.0,
-        link_gb_per_second=1.0,
-        overhead_seconds=0.0,
-        reserved_gib=machine.reserved_bytes / 2**30,
-    )
-    return Cluster(device, workers)

@@ -15,17 +15,16 @@ from transformers import BertConfig, BertForMaskedLM
 
 from cluster.artifacts import artifact, errors, stage
 from cluster.artifacts.recipe import Recipe
-from cluster.models.model_folder import positions
 from cluster.tokens.rows import TokenSet, open_tokens
 from cluster.tokens.tokenizer import load_tokenizer, quiet_tokenizer, vocabulary_digest
 from distill.checkpointing.run_folder import Run
-from distill.config import Training
+from distill.config import Placement, Training
 from distill.data.schedule import Schedule
 from distill.engine.process_group import join
 from distill.modeling import masked_lm
 from distill.modeling.masked_lm import MaskedLM, ModelError
 from distill.train import preflight
-from distill.train.loop import fit
+from distill.train.loop import check_reads, fit
 
 RUN = "run"
 """Folder of the training run inside the unfinished artifact."""
@@ -69,7 +68,7 @@ class Teacher(Recipe):
     """What ``train`` changes: ``all`` weights, or the ``head`` alone (without the word embeddings it shares)."""
 
     @property
-    def placement(self) -> Any:
+    def placement(self) -> Placement | None:
         return self.train.placement if self.train else None
 
     def identity(self) -> dict[str, Any]:
@@ -94,11 +93,14 @@ def run(recipe: Teacher, inputs: Mapping[str, Path], out: Path) -> dict[str, Any
     tokens = given[0] if given else None
     model, tokenizer_folder = _untrained(recipe, tokens)
     tokenizer = load_tokenizer(tokenizer_folder)
-    _check_reads(model, tokenizer, tokenizer_folder, given)
-    facts: dict[str, Any] = {
-        "source": recipe.source or "trained here",
-        "vocabulary": vocabulary_digest(tokenizer),
-    }
+    if len(tokenizer) > model.config.vocab_size:
+        raise ModelError(
+            f"{tokenizer_folder} has {len(tokenizer)} words for {model.config.vocab_size} embeddings: they do not fit"
+        )
+    vocabulary = vocabulary_digest(tokenizer)
+    for rows in given:
+        check_reads(model, vocabulary, tokenizer_folder, rows)
+    facts: dict[str, Any] = {"source": recipe.source or "trained here", "vocabulary": vocabulary}
     if recipe.train is not None:
         if tokens is None:
             raise errors.StageError("a teacher with a table [train] needs --tokens DIR")
@@ -147,22 +149,6 @@ def _untrained(recipe: Teacher, tokens: TokenSet | None) -> tuple[Any, str | Pat
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.train.seed)
         return BertForMaskedLM(config), tokens.path
-
-
-def _check_reads(model: Any, tokenizer: Any, folder: str | Path, given: list[TokenSet]) -> None:
-    """Check that the tokenizer is that of the tokens, and that embeddings and positions suffice."""
-    if len(tokenizer) > model.config.vocab_size:
-        raise ModelError(
-            f"{folder} has {len(tokenizer)} words for {model.config.vocab_size} embeddings: they do not fit"
-        )
-    for tokens in given:
-        if tokens.artifact.facts["vocabulary"] != vocabulary_digest(tokenizer):
-            raise ModelError(
-                f"tokens {tokens.path} and teacher {folder} have different vocabularies: make the tokens with "
-                f"--tokenizer {folder}"
-            )
-        if tokens.seq_len > positions(model.config):
-            raise ModelError(f"rows of {tokens.seq_len} tokens, but the teacher reads {positions(model.config)}")
 
 
 def _train(model: Any, recipe: Teacher, schedule: Schedule, identities: dict[str, str], folder: Path) -> None:

@@ -60,7 +60,7 @@ def test_without_folding_the_token_type_row_the_start_would_differ(folders: dict
 def test_a_student_has_the_layers_it_was_told_to_take(folders: dict[str, Path], kind: str) -> None:
     teacher, _ = masked_lm.load(folders[kind])
     made = student.make(teacher, Student(layers=(1, 3)), seed=1)
-    assert masked_lm.num_layers(made) == 2
+    assert made.config.num_hidden_layers == 2
     ours = made.base_model
     theirs = teacher.base_model.encoder.layer
     for place, layer in enumerate((1, 3)):
@@ -92,8 +92,8 @@ def test_logits_at_some_positions_are_those_of_transformers(folders: dict[str, P
             found = MaskedLM(model)
             outputs = found(rows, some)
             torch.testing.assert_close(found.projection.logits(outputs.features), whole[some], rtol=0, atol=1e-5)
-            assert outputs.hidden.shape == (72, masked_lm.hidden_size(model))
-            assert len(list(found.layers())) == masked_lm.num_layers(model)
+            assert outputs.hidden.shape == (72, model.config.hidden_size)
+            assert len(list(found.layers())) == model.config.num_hidden_layers
 
 
 def test_random_starts_are_seeded_and_unlike_the_teacher(folders: dict[str, Path]) -> None:

@@ -18,7 +18,6 @@ from distill.cost_model.forecast import PlannedRun, forecast, runs_on, scaled
 from distill.cost_model.hardware import HardwareError
 from distill.cost_model.step_prediction import Layout
 from distill.modeling import fused_head, model_shape, student
-from distill.modeling.masked_lm import num_parameters
 from distill.modeling.model_shape import ModelShape, ShapeError
 from distill.plan import cli as plan_cli
 
@@ -92,10 +91,10 @@ def test_parameters_are_those_of_the_models() -> None:
         settings.type_vocab_size = 1 if kind is RobertaForMaskedLM else 2
         teacher = kind(settings)
         shape = model_shape.of_config(teacher.config.to_dict(), "teacher")
-        assert shape.parameters == num_parameters(teacher)
+        assert shape.parameters == teacher.num_parameters()
         made = student.make(teacher, _training().student, seed=0)
-        assert model_shape.student_shape(shape, 2).parameters == num_parameters(made)
-        assert model_shape.of_config(made.config.to_dict(), "student").parameters == num_parameters(made)
+        assert model_shape.student_shape(shape, 2).parameters == made.num_parameters()
+        assert model_shape.of_config(made.config.to_dict(), "student").parameters == made.num_parameters()
 
 
 @pytest.mark.parametrize(("stage", "times"), [(0, 2), (1, 2), (2, 2), (3, 1 + 2 * 4)])
