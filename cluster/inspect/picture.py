@@ -2,7 +2,7 @@
 
 import functools
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib
 import numpy as np
@@ -59,12 +59,20 @@ def draw(found: Findings, path: Path) -> None:
 
 
 def _panel(axes: Axes, panel: Panel, title_pad: float) -> None:
+    grid: Literal["x", "y", "both"] = "both"
     if isinstance(panel, Histogram):
+        grid = "y"
         _histogram(axes, panel)
-    elif isinstance(panel, Bars):
-        _bars(axes, panel)
     elif isinstance(panel, Curves):
         _curves(axes, panel)
+    elif isinstance(panel, Bars):
+        grid = "x"
+        _bars(axes, panel)
+    for axis in (axes.xaxis, axes.yaxis) if grid != "x" else (axes.xaxis,):
+        axis.set_major_formatter(FuncFormatter(lambda value, _: count(value) if value >= 10 else f"{value:g}"))
+    axes.set_xlabel(panel.unit)
+    axes.grid(True, axis=grid, color="#e6e9ed", linewidth=0.8)
+    axes.set_axisbelow(True)
     axes.set_title(_drawable(panel.title), loc="left", fontsize=11, fontweight="bold", pad=title_pad)
     if panel.note:
         axes.annotate(
@@ -82,13 +90,9 @@ def _histogram(axes: Axes, panel: Histogram) -> None:
         below += numbers
     axes.set_xscale("log")
     axes.set_xlim(panel.edges[0], panel.edges[-1])
-    axes.set_xlabel(panel.unit)
     axes.set_ylabel("documents")
     axes.set_ylim(0, 1.06 * max(1, below.max()))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: count(value)))
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: count(value)))
-    _grid(axes, "y")
     if len(panel.counts) > 1:
         axes.legend(frameon=False, fontsize=8.5, loc="upper right", handlelength=1, handleheight=1)
 
@@ -101,16 +105,13 @@ def _bars(axes: Axes, panel: Bars) -> None:
     axes.set_yticks(places, [_cut(_drawable(name)) for name, _ in entries], color=INK)
     axes.set_ylim(max(len(entries), 6) - 0.4, -0.6)
     axes.tick_params("y", length=0)
-    axes.set_xlabel(panel.unit)
     axes.set_xlim(0, 1.22 * max([*values, 1e-12]))
     axes.xaxis.set_major_locator(MaxNLocator(5))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: count(value) if value >= 10 else f"{value:g}"))
     for place, (_, value) in enumerate(entries):
         axes.annotate(
             panel.text(value), (values[place], place), (4, 0), textcoords="offset points", va="center", fontsize=8.5
         )
     axes.spines["left"].set_visible(False)
-    _grid(axes, "x")
 
 
 def _curves(axes: Axes, panel: Curves) -> None:
@@ -126,18 +127,10 @@ def _curves(axes: Axes, panel: Curves) -> None:
         axes.set_ylim(bottom=0)
     elif panel.logarithmic == "both" or every.max() > _DECADE * every.min():
         axes.set_yscale("log")
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(FuncFormatter(lambda value, _: count(value) if value >= 10 else f"{value:g}"))
-        axis.set_minor_formatter(NullFormatter())
-    axes.set_xlabel(panel.unit)
-    _grid(axes, "both")
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.yaxis.set_minor_formatter(NullFormatter())
     if len(panel.lines) > 1:
         axes.legend(frameon=False, fontsize=8.5)
-
-
-def _grid(axes: Axes, which: Any) -> None:
-    axes.grid(True, axis=which, color="#e6e9ed", linewidth=0.8)
-    axes.set_axisbelow(True)
 
 
 def _cut(name: str) -> str:

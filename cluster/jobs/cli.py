@@ -33,6 +33,8 @@ from cluster.jobs.job import GOOD, OPEN, Job, current_user
 from cluster.telemetry import terminal
 from cluster.telemetry.formatting import duration
 
+_SCHEDULING = ("cpus", "gpus", "alone", "priority", "deadline", "kind", "user")
+"""Options of ``submit`` with the name of an attribute of the job."""
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _POLL_SECONDS = 0.5
 _LAST_BYTES, _LAST_LINES = 4000, 20
@@ -40,6 +42,7 @@ _LAST_BYTES, _LAST_LINES = 4000, 20
 _UNLIMITED = 10_000
 """Columns of a list in a pipe: a line never wraps."""
 _COLUMNS = ("id", "name", "state", "kind", "user", "prio", "tries", "age", "ran", "where", "why")
+_SHOWN = ("id", "name", "state", "kind", "user", "priority", "attempts")
 _COLOURS = {"done": "green", "skipped": "green", "failed": "red", "running": "cyan", "cancelled": "dim"}
 
 
@@ -78,25 +81,18 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         return added
 
     start = command("start", _start, "Start the queue, or change the limits of the running one.")
-    start.add_argument(
-        "--metrics-port",
-        type=int,
-        metavar="N",
-        help="port for Prometheus on the queue's node (default: unchanged; at first none); example: 9401",
-    )
+    port = "port for Prometheus on the queue's node (default: unchanged; at first none); example: 9401"
+    start.add_argument("--metrics-port", type=int, metavar="N", help=port)
     for word, example in (("user", "alice=4"), ("kind", "eval.finetune=2")):
-        start.add_argument(
-            f"--limit-{word}",
-            type=_limit,
-            action="append",
-            metavar=f"{word.upper()}=N",
-            help=f"most jobs of a {word} that run at a time, *=N for any not named; repeatable; replaces the earlier "
-            f"limits (default: unchanged; at first none); example: {example}",
+        limit = (
+            f"most jobs of a {word} that run at a time, *=N for any not named; repeatable; replaces the earlier limits "
+            f"(default: unchanged; at first none); example: {example}"
         )
+        name = f"{word.upper()}=N"
+        start.add_argument(f"--limit-{word}", type=_limit, action="append", metavar=name, help=limit)
     submit = command("submit", _explain_submit, "Submit a stage call: STAGE RECIPE --<role> DIR … --out DIR")
-    submit.add_argument(
-        "stage", metavar="STAGE", help="stage (submit STAGE --help explains it); example: eval.finetune"
-    )
+    called = "stage (submit STAGE --help explains it); example: eval.finetune"
+    submit.add_argument("stage", metavar="STAGE", help=called)
     listed = command("list", _list, "List the jobs that wait or run.")
     listed.add_argument("--all", action="store_true", help="include jobs that have ended (default: only open ones)")
     listed.add_argument("--user", help="only jobs of this user (default: of all users); example: alice")
@@ -156,9 +152,9 @@ def _add_ledger(parser: argparse.ArgumentParser) -> None:
 
 def _start(options: argparse.Namespace) -> bool:
     found = _queue(options)
-    if options.limit_user is not None or options.limit_kind is not None:
-        given = (options.limit_user, options.limit_kind)
-        found.limit(*(None if limits is None else dict(limits) for limits in given))
+    limits = {"users": options.limit_user, "kinds": options.limit_kind}
+    if given := {word: dict(limit) for word, limit in limits.items() if limit is not None}:
+        found.limit(**given)
     if options.metrics_port is not None:
         found.serve(options.metrics_port)
     print(found.ledger, file=options.answers)
@@ -174,14 +170,8 @@ def _submit(called: stage.Stage[stage.R], options: argparse.Namespace) -> bool:
         inputs=cast(dict[str, Path], inputs),
         out=cast(Path, out),
         after=tuple(options.after),
-        cpus=options.cpus,
-        gpus=options.gpus,
         resources=dict(options.resource),
-        alone=options.alone,
-        priority=options.priority,
-        deadline=options.deadline,
-        kind=options.kind,
-        user=options.user,
+        **{name: getattr(options, name) for name in _SCHEDULING},
     )
     found = _queue(options)
     offsets = found.submit_with_offsets([job])
@@ -189,7 +179,7 @@ def _submit(called: stage.Stage[stage.R], options: argparse.Namespace) -> bool:
     print(submitted, file=options.answers, flush=True)
     if not options.wait:
         return True
-    outcome = next(found.follow({submitted: job.name}, offsets))
+    outcome = next(found.follow(offsets, {submitted: job.name}))
     print(client.sentence(outcome), file=sys.stderr)
     return outcome.state in GOOD
 
@@ -256,14 +246,12 @@ def _wait(options: argparse.Namespace) -> bool:
 
 
 def _cancel(options: argparse.Namespace) -> bool:
-    for name in _queue(options).cancel(options.jobs):
-        print(name, file=options.answers)
+    options.answers.writelines(f"{name}\n" for name in _queue(options).cancel(options.jobs))
     return True
 
 
 def _retry(options: argparse.Namespace) -> bool:
-    for name in _queue(options).retry(options.jobs):
-        print(name, file=options.answers)
+    options.answers.writelines(f"{name}\n" for name in _queue(options).retry(options.jobs))
     return True
 
 
@@ -281,18 +269,15 @@ def _queue(options: argparse.Namespace) -> client.Queue:
 
 
 def _limit(text: str) -> tuple[str, int]:
-    name, _, number = text.rpartition("=")
-    if not name or not re.fullmatch(r"\d+", number):
+    if (found := re.fullmatch(r"(.+)=(\d+)", text)) is None:
         raise argparse.ArgumentTypeError(f"{text}: write NAME=N, for example alice=4, or *=8 for any")
-    return name, int(number)
+    return found[1], int(found[2])
 
 
 def _amount(text: str) -> tuple[str, float]:
-    name, _, number = text.rpartition("=")
-    try:
-        return name, float(number)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text}: write NAME=N, for example quiet=1") from None
+    if (found := re.fullmatch(r"(.+)=(\d+(?:\.\d+)?)", text)) is None:
+        raise argparse.ArgumentTypeError(f"{text}: write NAME=N, for example quiet=1")
+    return found[1], float(found[2])
 
 
 def _seconds(text: str) -> float:
@@ -308,19 +293,9 @@ def job_table(jobs: Sequence[Mapping[str, Any]], now: float, expand: bool) -> Ta
         column.no_wrap = True
     table.columns[-1].ratio = 1
     for job in jobs:
-        cells = (
-            job["id"],
-            job["name"],
-            job["state"],
-            job["kind"],
-            job["user"],
-            str(job["priority"]),
-            str(job["attempts"]),
-            duration(now - job["submitted"]),
-            duration(job["seconds"]) if job["started"] else "-",
-            job["host"] or "-",
-            job["error"] or (job["why"] if job["state"] == "waiting" else ""),
-        )
+        age, ran = duration(now - job["submitted"]), duration(job["seconds"]) if job["started"] else "-"
+        why = job["error"] or (job["why"] if job["state"] == "waiting" else "")
+        cells = [*(str(job[name]) for name in _SHOWN), age, ran, job["host"] or "-", why]
         row = [Text(terminal.safe(cell)) for cell in cells]
         row[2].stylize(_COLOURS.get(job["state"], ""))
         table.add_row(*row)
@@ -329,12 +304,8 @@ def job_table(jobs: Sequence[Mapping[str, Any]], now: float, expand: bool) -> Ta
 
 def _facts(shown: Mapping[str, Any], now: float) -> list[tuple[str, str]]:
     job = shown["request"]["job"]
-    needs = [
-        f"{job['cpus']:g} CPUs",
-        f"{job['gpus']:g} GPUs",
-        *(f"{amount:g} {name}" for name, amount in job["resources"].items()),
-        *(["a node to itself"] if job["alone"] else []),
-    ]
+    amounts = {"CPUs": job["cpus"], "GPUs": job["gpus"], **job["resources"]}
+    needs = [f"{amount:g} {name}" for name, amount in amounts.items()] + ["a node to itself"] * job["alone"]
     facts = {
         "id": shown["id"],
         "name": shown["name"],

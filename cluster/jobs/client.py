@@ -7,7 +7,6 @@ broke, and not what the user has to correct.
 The queue outlives its submitters; its ledger on shared storage outlives the cluster.
 """
 
-import contextlib
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -50,26 +49,19 @@ def run(jobs: Sequence[Job], ledger: Path) -> list[Outcome]:
         return []
     found = queue(ledger)
     offsets = found.submit_with_offsets(jobs)
-    ids = list(offsets)
-    names = dict(zip(ids, (job.name for job in jobs), strict=True))
+    names = dict(zip(offsets, (job.name for job in jobs), strict=True))
     ended: dict[str, Outcome] = {}
-    with progress.Progress("jobs", len(jobs), "jobs") as shown, _explaining_interrupt():
-        for outcome in found.follow(names, offsets):
-            ended[outcome.id] = outcome
-            shown.advance()
-            progress.say(sentence(outcome))
-    return [ended[name] for name in ids]
-
-
-@contextlib.contextmanager
-def _explaining_interrupt() -> Iterator[None]:
-    """On Ctrl-C, tell the user that shared jobs keep running."""
     try:
-        yield
+        with progress.Progress("jobs", len(jobs), "jobs") as shown:
+            for outcome in found.follow(offsets, names):
+                ended[outcome.id] = outcome
+                shown.advance()
+                progress.say(sentence(outcome))
     except KeyboardInterrupt:
         if not ray_cluster.is_private():
             progress.say("the jobs keep running: stillhouse jobs list shows them, stillhouse jobs cancel ends them")
         raise
+    return [ended[name] for name in offsets]
 
 
 def queue(ledger: Path | None = None) -> "Queue":
@@ -80,13 +72,12 @@ def queue(ledger: Path | None = None) -> "Queue":
     """
     if (handle := _find()) is not None:
         return Queue(handle)
-    folder = ledger or (Path(named) if (named := os.environ.get(LEDGER)) else None)
-    if folder is None:
+    if (folder := ledger or os.environ.get(LEDGER)) is None:
         raise errors.StageError(
             f"no job queue runs on this cluster: start one with stillhouse jobs start --ledger DIR, or set {LEDGER} to "
             "a folder that all nodes see"
         )
-    return start(folder)
+    return start(Path(folder))
 
 
 def start(ledger: Path, policy: RetryPolicy | None = None) -> "Queue":
@@ -159,7 +150,7 @@ class Queue:
             time.sleep(_POLL_SECONDS[1])
 
     def about(self) -> dict[str, Any]:
-        """Ledger, limits, problems, whether it is drained, and the number of jobs by state."""
+        """As :meth:`JobQueue.about`."""
         return dict(self._call("about"))
 
     def submit(self, jobs: Sequence[Job]) -> Sequence[str]:
@@ -178,22 +169,24 @@ class Queue:
                 progress.say(f"{job.name} is already in the queue, where {changed}: cancel it first to change that")
         return {name: offset for name, offset, _ in found}
 
-    def follow(self, names: Mapping[str, str], offsets: Mapping[str, int]) -> Iterator[Outcome]:
-        """Yield outcomes as jobs end; meanwhile print new output, each line after the job's name.
+    def follow(self, offsets: Mapping[str, int | None], names: Mapping[str, str]) -> Iterator[Outcome]:
+        """Yield outcomes as jobs end; meanwhile print their output from an offset (None: no output).
 
-        ``names`` and ``offsets`` (start of the new output) are by id.
+        Both arguments are by id. A line of output follows the job's name in ``names``, and the outcome has this name.
         """
-        left: dict[str, int] = dict(offsets)
+        left = dict(offsets)
         pause = _POLL_SECONDS[0]
         while left:
             news = False
             for name, seen in self._call("look", left).items():
-                news |= _print_lines(names[name], seen["text"])
+                for line in filter(str.strip, seen["text"].splitlines()):
+                    progress.say(f"[{names[name]}] {line}")
                 left[name] = seen["offset"]
+                news |= bool(seen["text"])
                 if seen["outcome"] is not None and not seen["text"]:
                     del left[name]
                     news = True
-                    yield Outcome(**{**seen["outcome"], "name": names[name]})
+                    yield Outcome(**{**seen["outcome"], "name": names.get(name, seen["outcome"]["name"])})
             pause = _POLL_SECONDS[0] if news else min(pause * 1.5, _POLL_SECONDS[1])
             if left:
                 self._pause(pause)
@@ -205,12 +198,7 @@ class Queue:
 
     def wait(self, ids: Sequence[str]) -> Sequence[Outcome]:
         """Wait until all jobs have ended; returns their outcomes in the same order."""
-        found = self.outcomes(ids)
-        pause = _POLL_SECONDS[0]
-        while left := [name for name in ids if name not in found]:
-            self._pause(pause)
-            pause = min(pause * 1.5, _POLL_SECONDS[1])
-            found |= self.outcomes(left)
+        found = {outcome.id: outcome for outcome in self.follow(dict.fromkeys(ids), {})}
         return [found[name] for name in ids]
 
     def list(self) -> Sequence[dict[str, Any]]:
@@ -230,11 +218,11 @@ class Queue:
         return str(self._call("log", text, -1)["id"])
 
     def cancel(self, jobs: Sequence[str]) -> Sequence[str]:
-        """Cancel waiting and running jobs; returns the ids of those that had not ended."""
+        """As :meth:`JobQueue.cancel`."""
         return tuple(self._call("cancel", [*jobs]))
 
     def retry(self, jobs: Sequence[str]) -> Sequence[str]:
-        """Submit failed and cancelled jobs again, with those that failed because of them; returns the ids of all."""
+        """As :meth:`JobQueue.retry`."""
         return tuple(self._call("retry", [*jobs]))
 
     def drain(self, on: bool = True) -> None:
@@ -242,7 +230,7 @@ class Queue:
         self._call("drain", on)
 
     def limit(self, users: Mapping[str, int] | None = None, kinds: Mapping[str, int] | None = None) -> None:
-        """Set the most jobs of a user or a kind that run at a time; ``*``: any not named; None: unchanged."""
+        """As :meth:`JobQueue.limit`."""
         self._call("limit", users and dict(users), kinds and dict(kinds))
 
     def serve(self, port: int) -> None:
@@ -287,10 +275,3 @@ def _find() -> Any:
         return ray.get_actor(_NAME, namespace=NAMESPACE)
     except ValueError:
         return None
-
-
-def _print_lines(name: str, text: str) -> bool:
-    """Print a job's output after its name; returns whether there was any."""
-    for line in filter(str.strip, text.splitlines()):
-        progress.say(f"[{name}] {line}")
-    return bool(text)

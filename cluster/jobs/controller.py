@@ -192,9 +192,8 @@ class Controller:
             events = []
             for entry, before in found:
                 what = "was cancelled" if before.state == "cancelled" else "failed"
-                events.append(
-                    _ended(entry, "failed", f"it comes after {before.request.job.name}, which {what}", "dependency")
-                )
+                error = f"it comes after {before.request.job.name}, which {what}"
+                events.append(_ended(entry, "failed", error, "dependency"))
             self.write(events)
 
     def _start_jobs(self) -> None:
@@ -211,7 +210,7 @@ class Controller:
         events: list[Event] = []
         for name, node in placements.starts:
             entry = self.state.entries[name]
-            task = Assignment(self._call(entry, entry.attempts + 1), node, entry.need.on(nodes[node]), entry.need)
+            task = Assignment(self._call(entry, entry.attempts + 1), node, entry.need.on(nodes[node]))
             worker = self.workers.pick(node, entry.need.shape, tasks)
             tasks[worker] = task
             events.append({"event": "started", "id": name, "worker": worker, "node": node, "takes": task.amounts})
@@ -229,23 +228,14 @@ class Controller:
             self._messages += [] if started is None else [started]
 
     def _task(self, entry: Entry, node: str) -> Assignment:
-        """The present or last assignment of a job's worker."""
-        return Assignment(self._call(entry, entry.attempts), node, entry.takes, entry.need)
+        """The latest assignment of a job's worker."""
+        return Assignment(self._call(entry, entry.attempts), node, entry.takes)
 
     def _call(self, entry: Entry, attempt: int) -> Call:
-        job = entry.request.job
         return Call(
             key=attempt_key(entry.id, entry.number, attempt),
-            name=job.name,
-            stage=job.stage,
-            recipe=job.recipe,
-            inputs={role: str(place) for role, place in job.inputs.items()},
-            out=str(job.out),
-            cwd=str(job.cwd),
-            log=str(log_path(self._folder, entry.id)),
-            cpus=job.cpus,
-            gpus=job.gpus,
-            alone=job.alone,
+            job=entry.request.job,
+            log=log_path(self._folder, entry.id),
             halves=entry.causes["memory"] > 0,
             first=attempt == 1,
         )

@@ -59,14 +59,14 @@ def next_attempt(cause: Cause, detail: str, times: int, policy: RetryPolicy) -> 
 
     ``times`` counts the job's attempts that failed for this cause, the present one included.
     """
-    if cause == "memory" and times > 1:
-        return None, f"ran out of memory twice, the second time with half the micro-batch where it has one: {detail}"
-    if cause == "death" and times >= policy.max_deaths:
-        return None, f"its worker died {times} times: {detail}"
-    if cause == "outage" and times >= policy.max_outages:
-        return None, f"a service it needs failed {times} times: {detail}"
-    if cause == "node" and times >= policy.max_node_losses:
-        return None, f"its node was lost {times} times: {detail}"
+    limits: dict[Cause, tuple[int, str]] = {
+        "memory": (2, "ran out of memory twice, the second time with half the micro-batch where it has one"),
+        "death": (policy.max_deaths, f"its worker died {times} times"),
+        "outage": (policy.max_outages, f"a service it needs failed {times} times"),
+        "node": (policy.max_node_losses, f"its node was lost {times} times"),
+    }
+    if cause in limits and times >= limits[cause][0]:
+        return None, f"{limits[cause][1]}: {detail}"
     return policy.delay(times), None
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from cluster.actors.ray_state import alive_nodes, draining_nodes, free_resources
 from cluster.jobs.job import Job
-from cluster.jobs.scheduler import Amounts, Node, Shape, allowed_nodes
+from cluster.jobs.scheduler import Amounts, Need, Node, allowed_nodes
 
 SETTLED_SECONDS = 1.0
 """Age at which Ray's free amounts account for the start or the end of a worker."""
@@ -26,8 +26,7 @@ class HeldResources:
     """Ray's free amounts account for the worker."""
     state: str
     """``busy``, ``idle`` (the queue may end it) or ``gone`` (ended a moment ago)."""
-    exclusive: bool
-    shape: Shape
+    need: Need
 
 
 class NodeMonitor:
@@ -85,8 +84,8 @@ def _node(total: Amounts, others: Amounts, held: Sequence[HeldResources]) -> Nod
         word: max(0.0, whole - others.get(word, 0.0) - sum(one.amounts.get(word, 0.0) for one in busy))
         for word, whole in total.items()
     }
-    warm = frozenset(one.shape for one in held if one.state == "idle")
-    return Node(total, free, [one.amounts for one in busy], any(one.exclusive for one in busy), warm)
+    warm = frozenset(one.need.shape for one in held if one.state == "idle")
+    return Node(total, free, [one.amounts for one in busy], any(one.need.alone for one in busy), warm)
 
 
 def _text(amounts: Amounts, named: Sequence[str]) -> str:

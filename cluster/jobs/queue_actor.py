@@ -17,13 +17,13 @@ from typing import Any
 import ray
 
 from cluster.actors.ray_state import alive_nodes
-from cluster.artifacts import errors
+from cluster.artifacts import artifact, errors
 from cluster.jobs.controller import Controller
 from cluster.jobs.failures import RetryPolicy
 from cluster.jobs.job import OPEN, Request
 from cluster.jobs.ledger import LedgerInUseError, SupersededError, log_path
 from cluster.jobs.nodes import unmet_need
-from cluster.jobs.queue_state import Entry, Event, changed_options, describe_conflict
+from cluster.jobs.queue_state import Entry, Event, changed_options
 from cluster.telemetry import exporter
 
 logger = logging.getLogger("stillhouse")
@@ -109,14 +109,12 @@ class JobQueue:
         with self._lock:
             entries = [self._entry(name) for name in offsets]
             found: dict[str, Any] = {
-                entry.id: {"state": entry.state, "outcome": self._outcome(entry), "text": "", "offset": None}
-                for entry in entries
+                entry.id: {"state": entry.state, "outcome": self._outcome(entry), "text": "", "offset": offset}
+                for entry, offset in zip(entries, offsets.values(), strict=True)
             }
         for name, offset in offsets.items():
-            if offset is None or found[name]["state"] != "waiting":
+            if offset is not None and found[name]["state"] != "waiting":
                 found[name] |= self._read_log(name, offset, found[name]["state"] not in OPEN)
-            else:
-                found[name]["offset"] = offset
         return found
 
     def listing(self) -> list[dict[str, Any]]:
@@ -137,11 +135,8 @@ class JobQueue:
         """Output of a job from an offset; negative offsets count from the end."""
         with self._lock:
             entry = self._entry(text)
-            return {
-                "id": entry.id,
-                "state": entry.state,
-                **self._read_log(entry.id, offset, entry.state not in OPEN),
-            }
+            part = self._read_log(entry.id, offset, entry.state not in OPEN)
+            return {"id": entry.id, "state": entry.state, **part}
 
     def cancel(self, texts: Sequence[str]) -> list[str]:
         """Cancel waiting and running jobs; returns the ids of those that had not ended."""
@@ -159,16 +154,9 @@ class JobQueue:
                 if entry.state not in ("failed", "cancelled"):
                     raise errors.StageError(f"{entry.id} ({entry.request.job.name}) is {entry.state}: nothing to retry")
                 again |= {one.id: one for one in [entry, *controller.state.dependents(entry)]}
-            places: dict[str, Entry] = {}
-            for entry in again.values():
-                self._refuse_conflict(entry.request)
-                if (twin := places.setdefault(entry.request.makes["out"], entry)) is not entry:
-                    raise errors.StageError(
-                        f"{twin.id} and {entry.id} differ, and both make {entry.request.makes['out']}: retry one of "
-                        "them"
-                    )
-            requests = [entry.request.resolved() for entry in again.values()]
-            controller.write([{"event": "submitted", "requests": requests}])
+            requests = [entry.request for entry in again.values()]
+            self._refuse_conflicts(requests, "retry one of them")
+            controller.write([{"event": "submitted", "requests": [request.resolved() for request in requests]}])
             return list(again)
 
     def drain(self, on: bool) -> None:
@@ -211,7 +199,7 @@ class JobQueue:
     def _check(self, requests: Sequence[Request]) -> None:
         """Refuse new jobs that could never run or that conflict with other jobs."""
         state = self._controller.state
-        known, places, new = {*state.entries}, dict[str, Request](), dict[str, Request]()
+        known, new = {*state.entries}, dict[str, Request]()
         nodes = alive_nodes()
         for request in requests:
             job = request.job
@@ -226,21 +214,24 @@ class JobQueue:
                 raise errors.StageError(f"job {job.name} would wait for itself: leave out one of the jobs in after")
             if (refusal := unmet_need(job, nodes)) is not None:
                 raise errors.StageError(f"job {job.name} {refusal}: ask for less, or start a larger node")
-            if (twin := places.setdefault(request.makes["out"], request)) is not request:
-                raise errors.StageError(
-                    f"jobs {twin.job.name} and {job.name} differ, and both make {job.out}: choose another out"
-                )
-            self._refuse_conflict(request)
             known.add(request.id)
+        self._refuse_conflicts(requests, "choose another out")
 
-    def _refuse_conflict(self, request: Request) -> None:
-        if (conflict := self._controller.state.conflicting_job(request)) is not None:
-            job = conflict.request.job
-            raise errors.StageError(
-                f"job {request.job.name}: {conflict.id} ({job.name}, by {job.user}, {conflict.state}) makes {job.out} "
-                f"too, and differs ({describe_conflict(conflict, request)}): wait for it, cancel it, or choose another "
-                "out"
-            )
+    def _refuse_conflicts(self, requests: Sequence[Request], advice: str) -> None:
+        """Refuse jobs that make something else at the same location, as each other or as an open job."""
+        places: dict[str, Request] = {}
+        for request in requests:
+            if (twin := places.setdefault(request.makes["out"], request)) is not request:
+                names = f"{twin.job.name} ({twin.id}) and {request.job.name} ({request.id})"
+                raise errors.StageError(f"jobs {names} differ, and both make {request.job.out}: {advice}")
+            if (conflict := self._controller.state.conflicting_job(request)) is not None:
+                job = conflict.request.job
+                difference = artifact.first_difference(dict(conflict.request.makes), dict(request.makes))
+                raise errors.StageError(
+                    f"job {request.job.name}: {conflict.id} ({job.name}, by {job.user}, {conflict.state}) makes "
+                    f"{job.out} too, and differs ({difference or 'only in spelling'}): wait for it, cancel it, or "
+                    "choose another out"
+                )
 
     def _outcome(self, entry: Entry) -> dict[str, Any] | None:
         return None if entry.state in OPEN else entry.outcome(str(log_path(self._folder, entry.id))).resolved()

@@ -10,12 +10,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from cluster.artifacts import artifact
 from cluster.jobs.job import GOOD, OPEN, Failure, Outcome, Request, State
 from cluster.jobs.scheduler import Need
 from cluster.jobs.worker import WorkerProcess
+from cluster.telemetry.formatting import plain
 
 Event = Mapping[str, Any]
+
+_OPTIONS = ("cpus", "gpus", "resources", "alone", "deadline", "after")
 
 
 @dataclass
@@ -147,7 +149,6 @@ class QueueState:
         return None
 
     def _running_by_limit(self) -> dict[str, Counter[str]]:
-        """Running jobs of each user and of each kind."""
         counted = [entry for entry in self.running() if not entry.need.needs_nothing]
         return {word: Counter(_party(entry, word) for entry in counted) for word in ("user", "kind")}
 
@@ -214,24 +215,15 @@ class QueueState:
         entry.history.append((event["at"], what))
 
 
-def describe_conflict(entry: Entry, request: Request) -> str:
-    """The first difference between two jobs for the same location."""
-    found = artifact.first_difference(dict(entry.request.makes), dict(request.makes))
-    return found or "only in spelling"
-
-
 def changed_options(entry: Entry, request: Request) -> str:
     """Scheduling options in which a resubmission differs from the job in the queue; empty if it does not."""
     job, asked = entry.request.job, request.job
-    options = {
-        "cpus": (f"{job.cpus:g}", f"{asked.cpus:g}"),
-        "gpus": (f"{job.gpus:g}", f"{asked.gpus:g}"),
-        "resources": (str(dict(job.resources)), str(dict(asked.resources))),
-        "alone": (str(job.alone).lower(), str(asked.alone).lower()),
-        "deadline": (str(job.deadline), str(asked.deadline)),
-        "after": (", ".join(job.after) or "nothing", ", ".join(asked.after) or "nothing"),
-    }
-    return ", ".join(f"{word} is {kept}, not {other}" for word, (kept, other) in options.items() if kept != other)
+    options = [(name, getattr(job, name), getattr(asked, name)) for name in _OPTIONS]
+    return ", ".join(f"{name} is {_text(kept)}, not {_text(new)}" for name, kept, new in options if kept != new)
+
+
+def _text(option: Any) -> str:
+    return plain([*option] if isinstance(option, tuple) else option) if option not in (None, (), {}) else "none"
 
 
 def _party(entry: Entry, word: str) -> str:

@@ -11,15 +11,16 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Literal, TypedDict
 
 import psutil
 
 from cluster.artifacts import artifact, commit, errors, registry, stage
 from cluster.jobs.failures import is_busy, is_memory, is_outage
+from cluster.jobs.job import Job
 from cluster.storage import filesystem
 from cluster.telemetry.host_memory import memory_kills, memory_numbers, node_memory
 
@@ -39,16 +40,8 @@ class Call:
 
     key: str
     """Unique to this attempt."""
-    name: str
-    stage: str
-    recipe: Mapping[str, Any]
-    inputs: Mapping[str, str]
-    out: str
-    cwd: str
-    log: str
-    cpus: float
-    gpus: float
-    alone: bool
+    job: Job
+    log: Path
     halves: bool
     """Use half the micro-batch, if the stage can."""
     first: bool
@@ -97,23 +90,20 @@ class Worker:
 
 
 def _set_environment(call: Call) -> None:
-    if not call.gpus:
+    if not call.job.gpus:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # if unset, a job without a GPU would use one
-    if call.alone:
+    if call.job.alone:
         # The worker holds all CPUs of its node, so Ray sets this to all of them instead of what the job asked for.
-        os.environ["OMP_NUM_THREADS"] = str(max(1, int(call.cpus)))
+        os.environ["OMP_NUM_THREADS"] = str(max(1, int(call.job.cpus)))
 
 
 def attempt(call: Call) -> CallResult:
     """Run a call in this process."""
     started = time.monotonic()
     try:
-        complete = filesystem.is_file(filesystem.location(call.out) / commit.MANIFEST)
-        with (
-            Path(call.log).open("a", encoding="utf-8", errors="backslashreplace") as file,
-            _output_to(file),
-            working_in(Path(call.cwd)),
-        ):
+        complete = filesystem.is_file(call.job.out / commit.MANIFEST)
+        log = call.log.open("a", encoding="utf-8", errors="backslashreplace")
+        with log as file, _output_to(file), working_in(call.job.cwd):
             try:
                 _execute(call)
             except BaseException as error:
@@ -128,15 +118,14 @@ def attempt(call: Call) -> CallResult:
 
 
 def _execute(call: Call) -> None:
-    called = registry.find(call.stage)
-    recipe = called.read(call.recipe, call.name)
+    called = registry.find(call.job.stage)
+    recipe = called.read(call.job.recipe, call.job.name)
     if call.halves and (halved := called.halved(recipe)) is not None:
         changed = artifact.first_difference(recipe.identity(), halved.identity())
-        assert changed is None, f"{call.stage} halves more than its placement: {changed}"
+        assert changed is None, f"{call.job.stage} halves more than its placement: {changed}"
         print("memory ran out before: this attempt has half the micro-batch", flush=True)
         recipe = halved
-    inputs = {role: filesystem.location(place) for role, place in call.inputs.items()}
-    stage.execute(called, recipe, inputs, filesystem.location(call.out))
+    stage.execute(called, recipe, call.job.inputs, call.job.out)
 
 
 def _failed(call: Call, error: BaseException, seconds: float) -> CallResult:

@@ -57,7 +57,10 @@ class Assignment:
     call: Call
     node: str
     amounts: Amounts
-    need: Need
+
+    @property
+    def need(self) -> Need:
+        return self.call.job.need
 
 
 @dataclass
@@ -86,8 +89,7 @@ class WorkerHandle:
     def held(self) -> HeldResources:
         state = self.state if self.state in ("idle", "gone") else "busy"
         settled = self.process is not None and now() - self.since > SETTLED_SECONDS
-        need = self.task.need
-        return HeldResources(self.task.node, self.task.amounts, settled, state, need.alone, need.shape)
+        return HeldResources(self.task.node, self.task.amounts, settled, state, self.task.need)
 
 
 class WorkerPool:

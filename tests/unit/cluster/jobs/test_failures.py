@@ -18,6 +18,7 @@ from huggingface_hub.errors import OfflineModeIsEnabled
 from cluster.artifacts import artifact, commit, errors
 from cluster.jobs import worker
 from cluster.jobs.failures import Cause, RetryPolicy, is_busy, is_memory, is_outage, next_attempt
+from cluster.jobs.job import Job
 from cluster.jobs.worker import WorkerProcess, clear
 from cluster.telemetry.host_memory import memory_kills
 
@@ -86,9 +87,9 @@ def test_memory_that_ran_out_is_told_from_other_errors(error: Exception, memory:
 )
 def test_what_was_away_for_a_moment_is_told_from_what_people_must_mend(error: Exception, outage: bool) -> None:
     assert is_outage(error) is outage
-    told = errors.StageError("the data cannot be read")
-    told.__context__, told.__suppress_context__ = error, True  # as `raise … from None` leaves it
-    assert is_outage(told) is outage
+    raised = errors.StageError("the data cannot be read")
+    raised.__context__, raised.__suppress_context__ = error, True  # as `raise … from None` leaves it
+    assert is_outage(raised) is outage
 
 
 def test_torch_says_that_memory_ran_out_as_is_expected_of_it() -> None:
@@ -135,7 +136,7 @@ def test_what_a_dead_worker_leaves_is_ended_and_nobody_else() -> None:
         worker.kill()
         worker.wait()
         assert child.is_running()
-        assert clear(about) is None, "the kernel killed nobody"
+        assert clear(about) is None, "the kernel killed no process"
         assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
         ours: WorkerProcess = {"host": "here", "process": os.getpid(), "created": 0.0, "memory_kills": None}
         assert clear(ours) is None, "its number was given to this process, which lives"
@@ -147,22 +148,8 @@ def test_what_a_dead_worker_leaves_is_ended_and_nobody_else() -> None:
 def test_an_error_whose_words_are_not_unicode_can_be_told_and_written(tmp_path: Path) -> None:
     corpus = os.fsdecode(bytes(tmp_path) + b"/\xff")
     log = tmp_path / "log"
-    call = worker.Call(
-        key="1",
-        name="odd",
-        stage="toy_stage",
-        recipe={},
-        inputs={"corpus": corpus},
-        out=str(tmp_path / "out"),
-        cwd=str(tmp_path),
-        log=str(log),
-        cpus=1,
-        gpus=0,
-        alone=False,
-        halves=False,
-        first=True,
-    )
-    result = worker.attempt(call)
+    job = Job("odd", "toy_stage", {}, {"corpus": Path(corpus)}, tmp_path / "out", cwd=tmp_path)
+    result = worker.attempt(worker.Call("1", job, log, halves=False, first=True))
     assert result.status == "user"
     assert f"{tmp_path}/\\udcff does not exist" in str(result.error)
     assert f"{tmp_path}/\\udcff does not exist" in log.read_text()
