@@ -1,16 +1,15 @@
-"""Units of work on a pool of Ray actors that may come and go.
+"""Runs units of work on a pool of Ray actors that grows and shrinks with the cluster.
 
-A unit is done when its worker has returned; workers write what they make to shared storage, whole or not at all, with
-a marker written last, so whoever asks for the same work later leaves out what is there. One unit is in flight for
-each actor. When an actor or its node dies, its unit goes to another actor, which may meet the same unit twice: both
-write the same bytes.
+Workers write their results to shared storage atomically, and a marker last, so that a later attempt skips finished
+units. Each actor has one unit in flight. When an actor or its node dies, another actor runs its unit. Two actors may
+run the same unit: both write the same bytes.
 """
 
 import functools
 import itertools
 import logging
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Protocol, TypeAlias
@@ -26,32 +25,32 @@ from cluster.telemetry.error_text import first_line
 logger = logging.getLogger("stillhouse")
 
 WAIT_SECONDS = 5.0
-"""How often the cluster is looked at for CPUs that have come."""
-SAY_SECONDS = 60.0
+"""How often the pool looks for new CPUs in the cluster."""
+LOG_SECONDS = 60.0
 MAX_DEATHS = 4
-"""Deaths of workers, their nodes' deaths left aside, after which a unit is given up."""
+"""Workers that may die on a unit, while their nodes live, before the pool gives up."""
 FAILED_STARTS = 8
-"""Actors that died in a row before they got a unit, after which the cluster is not asked again."""
+"""Actors that may die in a row without a unit before the pool gives up."""
 
 AnyActors: TypeAlias = PositiveInt | Literal["auto"]
 
 
 class Placement(Recipe):
-    """Where the work is done; what comes out is the same everywhere."""
+    """Where the work runs; the results do not depend on it."""
 
     actors: AnyActors = "auto"
-    """``auto``: one for each CPU of the cluster, as it grows and shrinks. A number: that many, and an autoscaler of the
-    cluster sees those that find no CPU as demand."""
+    """``auto``: one per CPU of the cluster, as it grows and shrinks. A number: that many; an autoscaler of the cluster
+    sees those without a CPU as demand."""
     metrics_port: Annotated[int, Field(ge=0, le=65535)] | None = None
-    """Serve progress, rates and deaths to Prometheus on this port of the machine that runs the command."""
+    """Port of this machine on which Prometheus reads progress, rates and deaths."""
 
 
 @dataclass(frozen=True)
 class Unit:
-    """What an actor does in one go."""
+    """Work that one actor does in one call."""
 
     name: str
-    """For messages: the file it reads, for instance."""
+    """For messages: for example, the file to read."""
     payload: Any
     size: int = 0
     """Bytes of input, for rates."""
@@ -59,110 +58,98 @@ class Unit:
 
 @dataclass(frozen=True)
 class Attempt:
-    """What happened to a unit before."""
+    """Earlier attempts at a unit."""
 
     deaths: int = 0
-    """Workers that died on it while their nodes lived."""
+    """Workers that died on the unit while their nodes lived."""
 
 
 class PoolWorker(Protocol):
-    """What an actor is made of. Made once in each actor, it does one unit after another."""
+    """Does units one after another; every actor makes one."""
 
     def work(self, payload: Any, attempt: Attempt) -> dict[str, Any]:
-        """Do the unit and return what is to be known of it.
+        """Do a unit, and return facts about it.
 
         Raises:
-            StageError: it cannot be done anywhere; the whole work ends with this.
+            StageError: no worker can do it; stops the pool.
         """
         ...
 
 
 def map_unordered(
-    task: str,
-    worker: Callable[[], PoolWorker],
-    units: Iterable[Unit],
-    placement: Placement,
-    patience: int = MAX_DEATHS,
+    task: str, worker: Callable[[], PoolWorker], units: Iterable[Unit], placement: Placement
 ) -> Iterator[tuple[Unit, dict[str, Any]]]:
-    """Do all units, yielding each with its result as it is finished, in whatever order that happens.
+    """Do all units, and yield each with its result in the order in which they finish.
 
-    The next unit is asked for only when an actor is free for it and earlier results were yielded, so an iterator may
-    end early because of what came out. A single unit is done in this process where no cluster is connected. ``worker``
-    is a class of an imported module, or a :func:`functools.partial` of one.
+    The pool takes the next unit only when an actor is free and it has yielded the earlier results, so an iterator may
+    end early because of them. A single unit runs in this process if no cluster is connected. ``worker`` is a class of
+    an imported module, or a :func:`functools.partial` of one.
 
     Raises:
-        StageError: what a worker refused, or a unit on which ``patience`` workers died.
+        StageError: from a worker, or :data:`MAX_DEATHS` workers died on a unit.
     """
-    with exporter.serving(placement.metrics_port):
-        yield from _each(task, worker, units, placement, patience)
-
-
-def _each(
-    task: str, worker: Callable[[], PoolWorker], units: Iterable[Unit], placement: Placement, patience: int
-) -> Iterator[tuple[Unit, dict[str, Any]]]:
     waiting = iter(units)
-    first = list(itertools.islice(waiting, 2))
-    if len(first) < 2 and not is_connected():
-        for unit in first:
-            yield unit, worker().work(unit.payload, Attempt())
-        return
-    with connect(None if placement.actors == "auto" else placement.actors):
-        pool = _Pool(task, worker, placement.actors, patience)
-        try:
-            yield from pool.finished(itertools.chain(first, waiting))
-        finally:
-            pool.stop()
+    with exporter.serving(placement.metrics_port):
+        first = list(itertools.islice(waiting, 2))
+        if len(first) < 2 and not is_connected():
+            for unit in first:
+                yield unit, worker().work(unit.payload, Attempt())
+            return
+        with connect(None if placement.actors == "auto" else placement.actors):
+            pool = _Pool(task, worker, placement.actors)
+            try:
+                yield from pool.finished(itertools.chain(first, waiting))
+            finally:
+                pool.stop()
 
 
 class _Actor:
-    """One actor's handle and what it is doing."""
+    """The handle of an actor, and its unit."""
 
     def __init__(self, handle: Any) -> None:
         self.handle = handle
         self.node = ""
-        """Empty until the actor is up."""
+        """Empty until the actor runs."""
         self.unit: Unit | None = None
 
 
 class _Pool:
-    def __init__(self, task: str, worker: Callable[[], PoolWorker], actors: AnyActors, patience: int) -> None:
-        self._task, self._worker, self._actors, self._patience = task, worker, actors, patience
+    def __init__(self, task: str, worker: Callable[[], PoolWorker], actors: AnyActors) -> None:
+        self._task, self._worker, self._actors = task, worker, actors
         self._busy: dict[Any, _Actor] = {}
-        """What each actor will answer next: that it is up, or a unit's result."""
+        """Actors by the reference to their next reply: the node on which they run, or the result of a unit."""
         self._idle: list[_Actor] = []
-        self._again: deque[Unit] = deque()
-        self._deaths: dict[Unit, int] = {}
+        self._retries: deque[Unit] = deque()
+        self._deaths = Counter[Unit]()
         self._failed_starts = 0
         """Actors in a row that died before they got a unit."""
-        # A counter that is born with its first event looks to Prometheus as if nothing had happened.
+        # Prometheus misses the first event of a counter that this event creates.
         for counter in (metrics.UNITS, metrics.UNIT_BYTES, metrics.LOST_UNITS, metrics.ACTOR_DEATHS):
             counter.labels(task)
-        self._said = self._looked = time.monotonic()
+        self._logged_at = self._grown_at = time.monotonic()
 
     def finished(self, units: Iterator[Unit]) -> Iterator[tuple[Unit, dict[str, Any]]]:
         import ray
 
         self._grow()
-        coming: Unit | None = next(units, None)
-        while coming or self._again or any(actor.unit for actor in self._busy.values()):
-            while self._idle and (coming or self._again):
-                unit = self._again.popleft() if self._again else coming
-                assert unit is not None
-                self._give(self._idle.pop(), unit)
-                if unit is coming:
-                    coming = None
-                    break  # the iterator may want to know what has been finished before it names another
-            ready, _ = ray.wait(list(self._busy), timeout=0 if coming is None and self._idle else WAIT_SECONDS)
+        upcoming: Unit | None = next(units, None)
+        while upcoming or self._retries or any(actor.unit for actor in self._busy.values()):
+            while self._idle and self._retries:
+                self._assign(self._idle.pop(), self._retries.popleft())
+            if self._idle and upcoming:
+                self._assign(self._idle.pop(), upcoming)
+                upcoming = None  # the iterator decides on the next one after it has seen the finished ones
+            ready, _ = ray.wait(list(self._busy), timeout=0 if upcoming is None and self._idle else WAIT_SECONDS)
             for reference in ready:
-                if (done := self._answer(reference)) is not None:
+                if (done := self._receive(reference)) is not None:
                     yield done
-            if coming is None:
-                coming = next(units, None)
-            if not (coming or self._again):
+            if upcoming is None:
+                upcoming = next(units, None)
+            if not (upcoming or self._retries):
                 self._release()
-            elif time.monotonic() - self._looked >= WAIT_SECONDS:
+            elif time.monotonic() - self._grown_at >= WAIT_SECONDS:
                 self._grow()
-                self._say_waiting()
+                self._log_waiting()
 
     def stop(self) -> None:
         import ray
@@ -172,10 +159,10 @@ class _Pool:
         metrics.ACTORS.labels(self._task).set(0)
 
     def _grow(self) -> None:
-        """Ask for the actors that are wanted and not there."""
+        """Start the missing actors."""
         import ray
 
-        self._looked = time.monotonic()
+        self._grown_at = time.monotonic()
         wanted = self._actors if self._actors != "auto" else max(1, int(ray.cluster_resources().get("CPU", 1)))
         remote: Any = ray.remote(num_cpus=1, max_restarts=0, scheduling_strategy="SPREAD")(_Host)
         for _ in range(wanted - len(self._busy) - len(self._idle)):
@@ -183,7 +170,7 @@ class _Pool:
             self._busy[actor.handle.node.remote()] = actor
 
     def _release(self) -> None:
-        """Let actors go for which there is no work left, those still without a CPU first of all."""
+        """Stop the actors without work, also those that still wait for a CPU."""
         import ray
 
         for actor in self._idle:
@@ -191,40 +178,39 @@ class _Pool:
         self._idle = []
         for reference in [reference for reference, actor in self._busy.items() if not actor.node]:
             ray.kill(self._busy.pop(reference).handle)
-        self._count()
+        self._export()
 
-    def _give(self, actor: _Actor, unit: Unit) -> None:
+    def _assign(self, actor: _Actor, unit: Unit) -> None:
         actor.unit = unit
-        attempt = Attempt(self._deaths.get(unit, 0))
-        self._busy[actor.handle.work.remote(unit.payload, attempt)] = actor
+        self._busy[actor.handle.work.remote(unit.payload, Attempt(self._deaths[unit]))] = actor
 
-    def _answer(self, reference: Any) -> tuple[Unit, dict[str, Any]] | None:
-        """A finished unit, or None when an actor came up or died."""
+    def _receive(self, reference: Any) -> tuple[Unit, dict[str, Any]] | None:
+        """The finished unit of a reply; None if the actor has started or died."""
         import ray
 
         actor = self._busy.pop(reference)
         try:
-            answer = ray.get(reference)
+            reply = ray.get(reference)
         except ray.exceptions.RayTaskError as error:
             self._idle.append(actor)
             raise error.cause from error
         except ray.exceptions.RayActorError as error:
-            self._died(actor, error)
+            self._replace(actor, error)
             return None
         self._idle.append(actor)
         if not actor.node:
-            actor.node = answer
-            self._count()
+            actor.node = reply
+            self._export()
             return None
         unit, actor.unit = actor.unit, None
         assert unit is not None
         self._failed_starts = 0
         metrics.UNITS.labels(self._task).inc()
         metrics.UNIT_BYTES.labels(self._task).inc(unit.size)
-        return unit, answer
+        return unit, reply
 
-    def _died(self, actor: _Actor, error: Exception) -> None:
-        """Give its unit to another; whatever may be left of an actor that was only out of reach is ended."""
+    def _replace(self, actor: _Actor, error: Exception) -> None:
+        """Queue the unit of a dead actor again. Kills the actor, which may only be out of reach."""
         import ray
 
         ray.kill(actor.handle)
@@ -237,38 +223,38 @@ class _Pool:
         lost = actor.node and not any(node["NodeID"] == actor.node and node["Alive"] for node in ray.nodes())
         if (unit := actor.unit) is not None:
             if not lost:
-                self._deaths[unit] = self._deaths.get(unit, 0) + 1
-            if self._deaths.get(unit, 0) >= self._patience:
+                self._deaths[unit] += 1
+            if self._deaths[unit] >= MAX_DEATHS:
                 raise StageError(
-                    f"{unit.name}: workers died on it {self._patience} times ({reason}): look for memory running out, "
+                    f"{unit.name}: workers died on it {MAX_DEATHS} times ({reason}): look for memory running out, "
                     "and run the same command again to continue"
                 ) from None
             metrics.LOST_UNITS.labels(self._task).inc()
-            self._again.append(unit)
+            self._retries.append(unit)
         what = f"the node of a worker at {unit.name}" if unit and lost else f"a worker at {unit.name}" if unit else ""
         progress.say(f"{self._task}: {what or 'an idle worker'} died: {'its unit is' if unit else 'it is'} replaced")
-        self._count()
+        self._export()
         self._grow()
 
-    def _count(self) -> None:
-        up = sum(1 for actor in [*self._busy.values(), *self._idle] if actor.node)
-        metrics.ACTORS.labels(self._task).set(up)
+    def _export(self) -> None:
+        running = sum(bool(actor.node) for actor in [*self._busy.values(), *self._idle])
+        metrics.ACTORS.labels(self._task).set(running)
 
-    def _say_waiting(self) -> None:
-        up = sum(1 for actor in self._busy.values() if actor.node)
-        if not up and time.monotonic() - self._said >= SAY_SECONDS:
-            self._said = time.monotonic()
+    def _log_waiting(self) -> None:
+        is_running = any(actor.node for actor in self._busy.values())
+        if not is_running and time.monotonic() - self._logged_at >= LOG_SECONDS:
+            self._logged_at = time.monotonic()
             logger.info("%s: waiting for a free CPU", self._task)
 
 
 class _Host:
-    """The actor: makes its worker when it is first needed."""
+    """The actor; makes its worker for the first unit."""
 
     def __init__(self, worker: Callable[[], PoolWorker]) -> None:
         self._make = worker
 
     def node(self) -> str:
-        """The node it runs on; returns as soon as the actor has been given its CPU."""
+        """The node of this actor, as soon as Ray has given it a CPU."""
         import ray
 
         return str(ray.get_runtime_context().get_node_id())

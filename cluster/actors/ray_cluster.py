@@ -1,4 +1,4 @@
-"""Connecting to Ray: the cluster that is there, or one of our own for as long as it is needed."""
+"""Connects to a Ray cluster, or starts a private one on this machine."""
 
 import contextlib
 import logging
@@ -18,16 +18,15 @@ PROBE_SECONDS = 10.0
 
 @contextlib.contextmanager
 def connect(cpus: int | None = None) -> Iterator[None]:
-    """Be connected to Ray inside the block.
+    """Connect this process to Ray inside the block, unless it is connected.
 
-    Inside a process that is connected already this does nothing. With ``RAY_ADDRESS`` set (as in every Ray job) it
-    joins that cluster and leaves it at the end; otherwise it starts a cluster in this machine with ``cpus`` CPUs (all
-    of them by default) and stops it at the end. Meanwhile SIGTERM interrupts this command.
+    Joins the cluster at ``RAY_ADDRESS``, which every Ray job sets; without it, starts a cluster on this machine with
+    ``cpus`` CPUs (all by default) and stops it at the end. Inside the block SIGTERM interrupts this command.
 
     Raises:
-        StageError: the cluster at ``RAY_ADDRESS`` cannot be reached or does not accept us.
+        StageError: the cluster at ``RAY_ADDRESS`` cannot be reached or refuses this process.
     """
-    import ray  # after the environment is settled by whoever calls; and slow to import
+    import ray  # slow to import, and reads the environment, which the caller may change first
 
     if ray.is_initialized():
         yield
@@ -46,7 +45,7 @@ def connect(cpus: int | None = None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _sigterm_interrupts() -> Iterator[None]:
-    """Inside the block SIGTERM (``ray job stop``) ends this command as Ctrl-C does: Ray would abort it."""
+    """Inside the block SIGTERM (``ray job stop``) interrupts like Ctrl-C; Ray's handler would abort the process."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -62,7 +61,7 @@ def _sigterm_interrupts() -> Iterator[None]:
 
 
 def is_connected() -> bool:
-    """Whether this process is part of a Ray cluster, or will be as soon as it connects."""
+    """Whether this process is part of a Ray cluster, or would join one."""
     import ray
 
     address = os.environ.get(ADDRESS, "")
@@ -70,7 +69,7 @@ def is_connected() -> bool:
 
 
 def is_private() -> bool:
-    """Whether the cluster this process is connected to was started by :func:`connect`, and ends with its block."""
+    """Whether :func:`connect` starts the cluster of this process, and stops it at the end of its block."""
     return os.environ.get(ADDRESS, "") in ("", "local")
 
 
@@ -89,12 +88,12 @@ def _join(address: str) -> None:
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         raise StageError(
             f"the Ray cluster at {ADDRESS}={address} cannot be joined ({first_line(error)}): check the address, and "
-            "RAY_AUTH_MODE and the token if it asks for one"
+            "RAY_AUTH_MODE and the token if it needs one"
         ) from None
 
 
 def _probe(address: str) -> None:
-    """Knock first: Ray waits two minutes for a head that is not there and then ends the process."""
+    """Check that a head answers: without one, Ray waits two minutes and then ends the process."""
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host, int(port)), timeout=PROBE_SECONDS).close()
@@ -106,15 +105,15 @@ def _probe(address: str) -> None:
 
 
 def _start(cpus: int | None) -> None:
-    """A cluster of this machine alone: no dashboard, no usage reports, and only for holders of a token of its own."""
+    """Start a cluster on this machine without dashboard and usage reports, protected by a random token."""
     import ray
     from ray._raylet import Config  # type: ignore[attr-defined]
 
     if "RAY_AUTH_MODE" not in os.environ:
-        # Left unset, Ray would write a token into the home folder that changes how later clusters behave there.
+        # Otherwise Ray writes a token into the home folder, which changes how later clusters behave.
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-        Config.initialize("")  # Ray read the environment when it was imported; this is how it reads it again
+        Config.initialize("")  # Ray read the environment at import; this reads it again
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"  # Ray's coming default; silences a warning per start
     ray.init(address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)

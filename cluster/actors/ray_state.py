@@ -1,4 +1,4 @@
-"""Nodes of the connected Ray cluster, by hex id. Only this module reads Ray's private state."""
+"""Nodes of the connected Ray cluster, by hex id. No other module reads Ray's private state."""
 
 from collections.abc import Mapping
 

@@ -1,16 +1,16 @@
-"""Texts to token ids, faster than one call of the tokenizer for each text and the same ids.
+"""Encodes texts to token ids, with the same ids as the tokenizer and faster.
 
-Most words of a corpus have been seen before. Where a tokenizer never looks across a blank, a text is the sequence of
-its words between blanks, and the ids of every word are kept. The words that are new are given to the tokenizer, many
-in one text, between separators that it cuts at before it does anything else; for BERT's WordPiece, whose definition
-is short (Wu et al. 2016, section 4.1; Devlin et al. 2018), plain ASCII words are cut up here. Tokenizers of other
-kinds get whole texts. Ids travel as bytes: each an unsigned integer of the type in which rows are stored.
+Most words of a corpus occur more than once. If a tokenizer never looks across a blank, a text is the sequence of its
+words between blanks, and a cache holds the ids of each word. The tokenizer encodes many new words as one text, joined
+by a separator that it splits at first. Plain ASCII words for BERT's WordPiece, whose definition is short (Wu et al.
+2016, section 4.1; Devlin et al. 2018), are split here. Tokenizers of other kinds encode whole texts. Ids are bytes:
+unsigned integers of the type in which rows are stored.
 """
 
 import json
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,28 +20,24 @@ from tokenizers import AddedToken, Tokenizer
 from cluster.tokens.rows import token_type
 
 KEPT_WORDS = 2**19
-"""Words whose ids are kept; when there are more, all are forgotten. Some 200 bytes each."""
+"""Size of the cache of words, which starts over when it is full. A word takes about 200 bytes."""
 KEPT_CHARACTERS = 100
-"""Longer words are not kept: in some texts a whole line, or all of it, is one."""
+"""Longest word that is cached: in some texts a word is a whole line, or the whole text."""
 
 _SEPARATOR = "\ue000\uf8ff"
 _NEW_WORDS = 4096
 _PART = re.compile(r"[A-Za-z0-9]+|[^A-Za-z0-9]")
-_BLANK_BESIDE_SPACE = re.compile(r"^ |\s | \s| $")
+_BLANK_NEXT_TO_SPACE = re.compile(r"^ |\s | \s| $")
 
-# Each of these works on characters, or on what lies between two blanks, and never joins across one.
-_BLIND_TO_NEIGHBOURS = {"BertNormalizer", "Lowercase", "NFC", "NFD", "NFKC", "NFKD", "StripAccents"}
+# These work on characters, or on the text between two blanks, and never join text across a blank.
+_LOCAL_NORMALIZERS = {"BertNormalizer", "Lowercase", "NFC", "NFD", "NFKC", "NFKD", "StripAccents"}
 _SPLIT_AT_BLANKS = {"BertPreTokenizer", "WhitespaceSplit", "Whitespace"}
-
-
-class EncodingError(ValueError):
-    """A tokenizer fails on a text."""
 
 
 def load_encoder(file: Path) -> Tokenizer:
     """The tokenizer of a tokenizer.json as a plain text encoder.
 
-    It neither truncates nor pads, and the name of a special token inside a text is text: no document can write [SEP].
+    It neither truncates nor pads, and the name of a special token in a text is text: no document can write [SEP].
     """
     return _plain(Tokenizer.from_file(str(file)))
 
@@ -54,92 +50,98 @@ def _plain(tokenizer: Tokenizer) -> Tokenizer:
 
 
 class Encoder:
-    """Token ids of texts with one tokenizer, remembering what it has seen."""
+    """Encodes texts with one tokenizer and a cache of words."""
 
     def __init__(self, tokenizer: Tokenizer, vocab_size: int) -> None:
         self._tokenizer = _plain(tokenizer)
         self.dtype = np.dtype(token_type(vocab_size))
-        self._words = _words(self._tokenizer, self.dtype)
+        self._words = _word_cache(self._tokenizer, self.dtype)
 
-    def encode(self, texts: Sequence[str]) -> list[bytes | None]:
+    def encode(self, texts: Sequence[str]) -> Sequence[bytes | None]:
         """Ids of each text; None for a text on which the tokenizer fails."""
-        try:
-            return list(self._words.encode(texts)) if self._words else self._whole(texts)
-        except BaseException as error:
-            if not _is_failure(error):
-                raise
-        if self._words:
+        encode_all = self._words.encode if self._words is not None else self.encode_whole
+        if (ids := _try(encode_all, texts)) is not None:
+            return ids
+        if self._words is not None:
             self._words.forget()
-        return [self._alone(text) for text in texts]
+        return [found[0] if (found := _try(self.encode_whole, [text])) else None for text in texts]
 
-    def _whole(self, texts: Sequence[str]) -> list[bytes | None]:
-        return [*_each(self._tokenizer, texts, self.dtype)]
+    def encode_whole(self, texts: Sequence[str]) -> list[bytes]:
+        """Ids of each text, by the tokenizer alone."""
+        return _encode(self._tokenizer, texts, self.dtype)
 
-    def _alone(self, text: str) -> bytes | None:
-        try:
-            return self._whole([text])[0]
-        except BaseException as error:
-            if not _is_failure(error):
-                raise
+
+def _try(encode: Callable[[Sequence[str]], Iterable[bytes]], texts: Sequence[str]) -> list[bytes] | None:
+    """Ids of texts, or None if the tokenizer fails. Running out of memory is not the fault of a text."""
+    try:
+        return list(encode(texts))
+    except MemoryError:
+        raise
+    except BaseException as error:
+        # A panic of the library is not an Exception.
+        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
             return None
+        raise
 
 
-def _each(tokenizer: Tokenizer, texts: Sequence[str], dtype: np.dtype[Any]) -> list[bytes]:
-    """Ids of each text by the library alone."""
+def _encode(tokenizer: Tokenizer, texts: Sequence[str], dtype: np.dtype[Any]) -> list[bytes]:
     encoded = tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
     return [np.array(encoding.ids, dtype=dtype).tobytes() for encoding in encoded]
 
 
-def _is_failure(error: BaseException) -> bool:
-    """Whether the tokenizer gave up; a panic of the library is no Exception."""
-    if isinstance(error, MemoryError):  # says nothing of the text: elsewhere it would stay
-        return False
-    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
-
-
-def _words(tokenizer: Tokenizer, dtype: np.dtype[Any]) -> "_Words | None":
-    """What remembers words for this tokenizer; None where it looks across blanks, or nobody knows."""
+def _word_cache(tokenizer: Tokenizer, dtype: np.dtype[Any]) -> "_WordCache | None":
+    """A cache of words for this tokenizer; None unless it is known not to look across blanks."""
     definition = json.loads(tokenizer.to_str())
     added = [token for token in definition["added_tokens"] if not token["special"]]
-    # NFKC makes a blank and a mark of some characters, such as the acute accent.
+    # NFKC turns some characters, such as the acute accent, into a blank and a mark.
     if any(re.search(r"\s", unicodedata.normalize("NFKC", token["content"])) for token in added):
         return None
-    normalizers, pre_tokenizer = _steps(definition["normalizer"]), definition["pre_tokenizer"] or {}
-    if {step["type"] for step in normalizers} <= _BLIND_TO_NEIGHBOURS and pre_tokenizer.get("type") in _SPLIT_AT_BLANKS:
-        bert = definition["model"]["type"] == "WordPiece" and pre_tokenizer["type"] == "BertPreTokenizer"
-        plain = bert and not added and [step["type"] for step in normalizers] == ["BertNormalizer"]
-        pieces = _WordPieces(definition, dtype) if plain else None
-        return _Words(_NewWords(tokenizer, dtype), pieces)
-    byte_level = pre_tokenizer.get("type") == "ByteLevel" and pre_tokenizer.get("use_regex", True)
-    if byte_level and not normalizers and not added:
-        return _LedWords(_NewWords(tokenizer, dtype), None)
+    normalizer, pre_tokenizer = definition["normalizer"] or {}, definition["pre_tokenizer"] or {}
+    steps = normalizer.get("normalizers", [normalizer]) if normalizer else []
+    normalizers, splitter = [step["type"] for step in steps], pre_tokenizer.get("type")
+    if _LOCAL_NORMALIZERS.issuperset(normalizers) and splitter in _SPLIT_AT_BLANKS:
+        is_bert = definition["model"]["type"] == "WordPiece" and splitter == "BertPreTokenizer"
+        is_plain_bert = is_bert and not added and normalizers == ["BertNormalizer"]
+        word_pieces = _WordPieces(definition, dtype) if is_plain_bert else None
+        return _WordCache(_NewWords(tokenizer, dtype), word_pieces, _split_at_blanks)
+    if splitter == "ByteLevel" and pre_tokenizer.get("use_regex", True) and not normalizers and not added:
+        return _WordCache(_NewWords(tokenizer, dtype), None, _split_before_blanks)
     return None
 
 
-def _steps(normalizer: dict[str, Any] | None) -> list[dict[str, Any]]:
-    if normalizer is None:
-        return []
-    return list(normalizer["normalizers"]) if normalizer["type"] == "Sequence" else [normalizer]
+def _split_at_blanks(text: str) -> list[str]:
+    return text.replace("\n", " ").split(" ")
+
+
+def _split_before_blanks(text: str) -> list[str]:
+    """Words that begin with the blank before them, as byte-level tokenizers split.
+
+    These also look at the second of two blanks, and at a blank at an end: texts with such are one word.
+    """
+    if _BLANK_NEXT_TO_SPACE.search(text):
+        return [text]
+    first, *others = text.split(" ")
+    return [first, *[" " + word for word in others]]
 
 
 class _NewWords:
-    """Ids of words from the tokenizer itself, each as if it were alone."""
+    """Ids of words from the tokenizer, each as if it were a text."""
 
     def __init__(self, tokenizer: Tokenizer, dtype: np.dtype[Any]) -> None:
-        self._alone, self._dtype = tokenizer, dtype
-        self._cutting = _plain(Tokenizer.from_str(tokenizer.to_str()))
-        self._cutting.add_tokens([AddedToken(_SEPARATOR, normalized=False, special=False)])
-        self._separator = self._cutting.token_to_id(_SEPARATOR)
+        self._tokenizer, self._dtype = tokenizer, dtype
+        self._splitting = _plain(Tokenizer.from_str(tokenizer.to_str()))
+        self._splitting.add_tokens([AddedToken(_SEPARATOR, normalized=False, special=False)])
+        self._separator = self._splitting.token_to_id(_SEPARATOR)
 
     def encode(self, words: Sequence[str]) -> Iterable[bytes]:
         for start in range(0, len(words), _NEW_WORDS):
-            yield from self._cut(words[start : start + _NEW_WORDS])
+            yield from self._encode_joined(words[start : start + _NEW_WORDS])
 
-    def _cut(self, words: Sequence[str]) -> list[bytes]:
+    def _encode_joined(self, words: Sequence[str]) -> list[bytes]:
         joined = _SEPARATOR.join(words)
         if joined.count(_SEPARATOR) != len(words) - 1 or "" in words:
-            return _each(self._alone, words, self._dtype)
-        (whole,) = self._cutting.encode_batch_fast([joined], add_special_tokens=False)
+            return _encode(self._tokenizer, words, self._dtype)
+        (whole,) = self._splitting.encode_batch_fast([joined], add_special_tokens=False)
         ids = np.array(whole.ids, dtype=np.uint32)
         cuts = np.flatnonzero(ids == self._separator)
         raw, width = ids.astype(self._dtype).tobytes(), self._dtype.itemsize
@@ -148,16 +150,16 @@ class _NewWords:
 
 
 class _WordPieces:
-    """Ids of plain ASCII words by BERT's definition: cut at punctuation, then the longest known piece, and again."""
+    """Ids of plain ASCII words as BERT defines them: split at punctuation, then match the longest known prefix."""
 
     def __init__(self, definition: dict[str, Any], dtype: np.dtype[Any]) -> None:
         model = definition["model"]
         prefix = model["continuing_subword_prefix"]
-        known: dict[str, bytes] = {piece: dtype.type(number).tobytes() for piece, number in model["vocab"].items()}
+        known: dict[str, bytes] = {token: dtype.type(number).tobytes() for token, number in model["vocab"].items()}
         self._first = known
-        self._next = {piece[len(prefix) :]: ids for piece, ids in known.items() if piece.startswith(prefix)}
+        self._next = {token[len(prefix) :]: ids for token, ids in known.items() if token.startswith(prefix)}
         self._longest = max(map(len, known))
-        self._unknown, self._most = known[model["unk_token"]], model["max_input_chars_per_word"]
+        self._unknown, self._max_characters = known[model["unk_token"]], model["max_input_chars_per_word"]
         self._lowercase = definition["normalizer"]["lowercase"]
         self._parts: dict[str, bytes] = {}
 
@@ -168,7 +170,7 @@ class _WordPieces:
             self.forget()
         for part in _PART.findall(word.lower() if self._lowercase else word):
             if (ids := known.get(part)) is None:
-                ids = self._pieces(part)
+                ids = self._encode_part(part)
                 if len(part) <= KEPT_CHARACTERS:
                     known[part] = ids
             found += ids
@@ -177,8 +179,8 @@ class _WordPieces:
     def forget(self) -> None:
         self._parts.clear()
 
-    def _pieces(self, part: str) -> bytes:
-        if len(part) > self._most:
+    def _encode_part(self, part: str) -> bytes:
+        if len(part) > self._max_characters:
             return self._unknown
         table, start, found = self._first, 0, b""
         while start < len(part):
@@ -191,17 +193,33 @@ class _WordPieces:
         return found
 
 
-class _Known(dict[str, bytes | bytearray]):
-    """Word to ids. A word that is not there and must wait for the tokenizer gets an empty array, filled later."""
+class _WordCache(dict[str, bytes | bytearray]):
+    """Ids by word. A word that the tokenizer has yet to encode has an empty array, which is filled later."""
 
-    def __init__(self, new_words: _NewWords, pieces: _WordPieces | None) -> None:
+    def __init__(
+        self, new_words: _NewWords, word_pieces: _WordPieces | None, split: Callable[[str], list[str]]
+    ) -> None:
         super().__init__()
-        self._new_words, self._pieces = new_words, pieces
+        self._new_words, self._word_pieces, self.split = new_words, word_pieces, split
         self._waiting: list[tuple[str, bytearray]] = []
 
+    def encode(self, texts: Sequence[str]) -> Iterable[bytes]:
+        if len(self) > KEPT_WORDS:
+            self.forget()
+        ids_of = self.__getitem__
+        found = [list(map(ids_of, self.split(text))) for text in texts]
+        self._encode_waiting()
+        return map(b"".join, found)
+
+    def forget(self) -> None:
+        self.clear()
+        self._waiting.clear()
+        if self._word_pieces:
+            self._word_pieces.forget()
+
     def __missing__(self, word: str) -> bytes | bytearray:
-        if self._pieces and word.isascii() and word.isprintable():
-            ids = self._pieces.encode(word)
+        if self._word_pieces and word.isascii() and word.isprintable():
+            ids = self._word_pieces.encode(word)
             if len(word) <= KEPT_CHARACTERS:
                 self[word] = ids
             return ids
@@ -209,8 +227,7 @@ class _Known(dict[str, bytes | bytearray]):
         self._waiting.append((word, later))
         return later
 
-    def settle(self) -> None:
-        """Fill what waits."""
+    def _encode_waiting(self) -> None:
         waiting, self._waiting = self._waiting, []
         for (word, later), ids in zip(waiting, self._new_words.encode([word for word, _ in waiting]), strict=True):
             later[:] = ids
@@ -218,43 +235,3 @@ class _Known(dict[str, bytes | bytearray]):
                 self[word] = ids
             else:
                 del self[word]
-
-    def forget(self) -> None:
-        self.clear()
-        self._waiting.clear()
-        if self._pieces:
-            self._pieces.forget()
-
-
-class _Words:
-    """Texts as words between blanks or line ends."""
-
-    def __init__(self, new_words: _NewWords, pieces: _WordPieces | None) -> None:
-        self._known = _Known(new_words, pieces)
-
-    def encode(self, texts: Sequence[str]) -> Iterable[bytes]:
-        if len(self._known) > KEPT_WORDS:
-            self.forget()
-        known = self._known.__getitem__
-        found = [list(map(known, self._split(text))) for text in texts]
-        self._known.settle()
-        return map(b"".join, found)
-
-    def forget(self) -> None:
-        self._known.forget()
-
-    def _split(self, text: str) -> list[str]:
-        return text.replace("\n", " ").split(" ")
-
-
-class _LedWords(_Words):
-    """Texts as words that each begin with the blank before them, as byte-level tokenizers see them.
-
-    They also look at the second of two blanks, and at a blank at an end: texts with such are words of their own.
-    """
-
-    def _split(self, text: str) -> list[str]:
-        if _BLANK_BESIDE_SPACE.search(text):
-            return [text]
-        first, *others = text.split(" ")
-        return [first, *[" " + word for word in others]]

@@ -1,7 +1,7 @@
-"""Documents of tokens to rows that are always full.
+"""Packs documents of token ids into full rows.
 
-Every document is followed by [SEP], and all of them make one stream; a row is [CLS] and the next ``seq_len - 1``
-tokens of the stream. Documents run on across rows, so nothing is padded and nothing is cut but the stream's tail.
+Documents, each with [SEP] after it, form one stream; a row is [CLS] and the next ``seq_len - 1`` tokens of the stream.
+Documents continue in the next row: there is no padding, and only the tail of the stream is dropped.
 """
 
 from collections.abc import Iterable
@@ -15,7 +15,7 @@ from cluster.tokens.rows import Tokens, token_type
 
 @dataclass(frozen=True)
 class Packing:
-    """The form of the rows; the ids are the tokenizer's."""
+    """Length of the rows, and the ids of the tokenizer."""
 
     seq_len: int
     vocab_size: int
@@ -25,7 +25,7 @@ class Packing:
 
 
 class RowPacker:
-    """A stream of documents that becomes rows as it goes on: only what fills no row yet is held."""
+    """Packs documents into rows incrementally; buffers only the unfinished row."""
 
     def __init__(self, packing: Packing) -> None:
         self._packing = packing
@@ -33,27 +33,27 @@ class RowPacker:
         self._separator = self._dtype(packing.sep_id).tobytes()
         self._special = np.zeros(packing.vocab_size, dtype=bool)
         self._special[list(packing.special_ids)] = True
-        self._left = b""
+        self._rest = b""
         self.special_rows = 0
-        """Rows left out because more than half of each was special tokens."""
+        """Rows dropped because more than half of their tokens are special."""
 
     @property
     def tail_tokens(self) -> int:
-        """Tokens at the end that fill no row so far."""
-        return len(self._left) // np.dtype(self._dtype).itemsize
+        """Tokens of the unfinished row."""
+        return len(self._rest) // np.dtype(self._dtype).itemsize
 
     def add(self, documents: Iterable[bytes]) -> Tokens:
-        """The rows ``[rows, seq_len]`` that are filled now, by these documents of token ids.
+        """Add documents of token ids; returns the rows ``[rows, seq_len]`` that they complete.
 
-        Training needs words to mask, so a row of which more than half is special tokens ([UNK] is one) is left out.
+        Drops rows of which more than half is special tokens ([UNK] is one): training needs words to mask.
         """
-        parts = [self._left]
+        parts = [self._rest]
         for document in documents:
             parts += (document, self._separator)
         stream = np.frombuffer(b"".join(parts), dtype=self._dtype)
         width = self._packing.seq_len - 1
         num_rows = len(stream) // width
-        self._left = stream[num_rows * width :].tobytes()
+        self._rest = stream[num_rows * width :].tobytes()
         rows = np.full((num_rows, self._packing.seq_len), self._packing.cls_id, dtype=self._dtype)
         rows[:, 1:] = stream[: num_rows * width].reshape(num_rows, width)
         trainable = 2 * np.count_nonzero(self._special[rows], axis=1) <= self._packing.seq_len

@@ -1,21 +1,21 @@
-"""The Arrow row format: token rows written once, memory-mapped by everybody who reads them.
+"""The Arrow format of token rows: written once, then memory-mapped.
 
 A file is an uncompressed Arrow IPC file with one column and no nulls::
 
     input_ids: fixed_size_list<uint16 | uint32>[seq_len]
 
-``uint16`` when the vocabulary has at most 65,536 entries. Rows are read through memory maps, straight into the batch
-that asked for them, so a corpus of any size needs no memory of its own. A file takes one map and, once open, no file
-descriptor.
+``uint16`` if the vocabulary has at most 65,536 entries. Readers copy rows from the memory map to the batch, so memory
+does not depend on the size of the corpus. An open file takes one map and no file descriptor.
 """
 
+import contextlib
 import ctypes
 import errno
 import mmap
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -30,7 +30,7 @@ COUNTS = "counts.npy"
 
 Tokens: TypeAlias = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
 Check: TypeAlias = Literal["sizes", "hashes"]
-"""How an artifact's files are compared with its manifest when it is opened: at once, or reading all of them."""
+"""What :func:`open_tokens` compares with the manifest: sizes of files, or hashes, which reads all of them."""
 
 _LIBC = ctypes.CDLL(None)  # Python's own madvise needs its own map, which keeps a file descriptor open
 
@@ -38,12 +38,12 @@ _LIMITS = {
     errno.EMFILE: "this process may open no more files: raise ulimit -n",
     errno.ENFILE: "this machine may open no more files: raise fs.file-max",
     errno.ENOMEM: "this process may map no more files: raise vm.max_map_count, or make the corpus with larger shards",
-    errno.EACCES: "it may not be read by this user: change its permissions",
+    errno.EACCES: "this user may not read it: change its permissions",
 }
 
 
 class RowsError(ValueError):
-    """A row file is missing, truncated or not of this format, or more files than the system lets a process map."""
+    """A row file is missing, damaged or of another format, or the process has too many files."""
 
 
 def token_type(vocab_size: int) -> type[np.uint16] | type[np.uint32]:
@@ -51,43 +51,23 @@ def token_type(vocab_size: int) -> type[np.uint16] | type[np.uint32]:
     return np.uint16 if vocab_size <= 2**16 else np.uint32
 
 
-class RowWriter:
-    """One row file, written batch by batch; used as a context manager."""
+@contextlib.contextmanager
+def row_writer(path: Path, seq_len: int, vocab_size: int) -> Iterator[Callable[[Tokens], None]]:
+    """A function that appends token ids ``[rows, seq_len]`` to one row file, as a record batch."""
+    dtype = token_type(vocab_size)
+    column = pa.list_(pa.field("item", pa.from_numpy_dtype(dtype), nullable=False), seq_len)
+    schema = pa.schema([pa.field(COLUMN, column, nullable=False)])
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
 
-    def __init__(self, path: Path, *, seq_len: int, vocab_size: int) -> None:
-        self._dtype = token_type(vocab_size)
-        self._column = pa.list_(pa.field("item", pa.from_numpy_dtype(self._dtype), nullable=False), seq_len)
-        self._schema = pa.schema([pa.field(COLUMN, self._column, nullable=False)])
-        self._sink = pa.OSFile(str(path), "wb")
-        self._writer = pa.ipc.new_file(self._sink, self._schema)
-        self.num_rows = 0
+        def write(batch: Tokens) -> None:
+            values = pa.array(np.ascontiguousarray(batch, dtype=dtype).reshape(-1))
+            rows = pa.FixedSizeListArray.from_arrays(values, type=column)
+            writer.write_batch(pa.record_batch([rows], schema=schema))
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._writer.close()
-        self._sink.close()
-
-    def write(self, batch: Tokens) -> None:
-        """Append token ids ``[rows, seq_len]`` as one record batch."""
-        values = pa.array(np.ascontiguousarray(batch, dtype=self._dtype).reshape(-1))
-        rows = pa.FixedSizeListArray.from_arrays(values, type=self._column)
-        self._writer.write_batch(pa.record_batch([rows], schema=self._schema))
-        self.num_rows += len(batch)
-
-
-def write(path: Path, batches: Iterable[Tokens], *, seq_len: int, vocab_size: int) -> int:
-    """Write batches ``[rows, seq_len]`` of token ids to one file; returns the number of rows."""
-    with RowWriter(path, seq_len=seq_len, vocab_size=vocab_size) as writer:
-        for batch in batches:
-            writer.write(batch)
-    return writer.num_rows
+        yield write
 
 
 class RowFormat(NamedTuple):
-    """What the rows of a file are."""
-
     seq_len: int
     dtype: np.dtype[Any]
 
@@ -96,10 +76,10 @@ class RowFormat(NamedTuple):
 
 
 class Rows:
-    """The rows of several files as one array, memory-mapped.
+    """The rows of several files as one memory-mapped array.
 
     Raises:
-        RowsError: a file is missing, truncated, of another format, or of another length or type than the first.
+        RowsError: a file is missing or damaged, or its rows differ from those of the first in format, length or type.
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
@@ -107,14 +87,14 @@ class Rows:
             raise RowsError("no row files: the tokens artifact is empty")
         self._parts: list[Tokens] = []
         """Record batches of all files, each ``[rows, seq_len]`` over the file's map."""
-        forms = [_map(path, self._parts) for path in paths]
-        for path, form in zip(paths, forms, strict=True):
-            if form != forms[0]:
+        formats = [_map(path, self._parts) for path in paths]
+        self.format = formats[0]
+        for path, found in zip(paths, formats, strict=True):
+            if found != self.format:
                 raise RowsError(
-                    f"{path} has rows of {form}, {paths[0].name} beside it has {forms[0]}: they are of two artifacts, "
+                    f"{path} has rows of {found}, and {paths[0].name} of {self.format}: they are from two artifacts, "
                     "make the tokens again"
                 )
-        self.form = forms[0]
         ends = np.cumsum([len(part) for part in self._parts], dtype=np.int64)
         self._starts = np.concatenate([np.zeros(1, dtype=np.int64), ends])
 
@@ -123,35 +103,34 @@ class Rows:
 
     @property
     def seq_len(self) -> int:
-        return self.form.seq_len
+        return self.format.seq_len
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of a row in its file."""
-        return self.seq_len * self.form.dtype.itemsize
+        return self.seq_len * self.format.dtype.itemsize
 
     def take(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Rows ``[len(indices), seq_len]`` in the order asked for."""
+        """Rows ``[len(indices), seq_len]`` in the order of the indices."""
         wrong = indices[(indices < 0) | (indices >= len(self))]
         if len(wrong):
             raise IndexError(f"row {int(wrong[0])} of {len(self)}")
         numbers = np.searchsorted(self._starts, indices, side="right") - 1
         places = indices - self._starts[numbers]
         taken = np.empty((len(indices), self.seq_len), dtype=np.int64)
-        # Row by row, map to batch in one copy: rows at random hardly ever share a part, and indexing every part with
-        # the few rows it has costs five times as much.
+        # One copy per row: random rows seldom share a part, and indexing each part with its few rows takes five times
+        # as long.
         for row, number, place in zip(taken, numbers.tolist(), places.tolist(), strict=True):
             row[:] = self._parts[number][place]
         return taken
 
 
 def _map(path: Path, parts: list[Tokens]) -> RowFormat:
-    """Append the record batches of one file to ``parts``; returns what its rows are."""
+    """Append the record batches of one file to ``parts``; returns the format of its rows."""
     try:
         mapped = _mapped(path)
-        _advise(mapped, mmap.MADV_RANDOM)  # or the system reads far around the header of every record batch
+        _advise(mapped, mmap.MADV_RANDOM)  # otherwise the kernel reads far around the header of each batch
         with pa.ipc.open_file(pa.BufferReader(mapped)) as file:
-            form = _form(file.schema, path)
+            row_format = _format_of(file.schema, path)
             for number in range(file.num_record_batches):
                 parts.append(_values(file.get_batch(number).column(0), path))
         _advise(mapped, mmap.MADV_NORMAL)
@@ -163,32 +142,32 @@ def _map(path: Path, parts: list[Tokens]) -> RowFormat:
         raise RowsError(
             f"{path} is not a readable row file ({first_line(error)}): it is cut or damaged, make the tokens again"
         ) from None
-    return form
+    return row_format
 
 
 def _mapped(path: Path) -> pa.Buffer:
-    """A file's memory map. It holds no file descriptor."""
+    """The memory map of a file, without a file descriptor."""
     with pa.memory_map(str(path)) as source:
         first = source.read_buffer(1)
-        # Arrow has the system read ahead all that is read through its own file object, which would be every row of the
-        # corpus as soon as it is opened; of a plain buffer over the same map, only what is taken is read.
+        # Arrow's file object has the kernel read ahead, which would load the whole corpus when it is opened. A plain
+        # buffer over the same map loads only the rows that are used.
         return pa.foreign_buffer(first.address, source.size(), base=first)
 
 
 def _advise(mapped: pa.Buffer, advice: int) -> None:
-    """Tell the system how a map will be read. Advice only: nothing depends on its being taken."""
+    """Tell the kernel how a map will be read; correctness does not depend on it."""
     _LIBC.madvise(ctypes.c_void_p(mapped.address), ctypes.c_size_t(mapped.size), advice)
 
 
-def _form(schema: pa.Schema, path: Path) -> RowFormat:
-    """What the rows of a file with this schema are, refused where it is no row file's."""
+def _format_of(schema: pa.Schema, path: Path) -> RowFormat:
+    """Format of the rows of a file; RowsError if the schema is not that of a row file."""
     column = schema.types[0] if schema.names == [COLUMN] else pa.null()
-    full = pa.types.is_fixed_size_list(column) and column.list_size > 0
-    if full and column.value_type in (pa.uint16(), pa.uint32()):
+    is_fixed = pa.types.is_fixed_size_list(column) and column.list_size > 0
+    if is_fixed and column.value_type in (pa.uint16(), pa.uint32()):
         return RowFormat(column.list_size, np.dtype(column.value_type.to_pandas_dtype()))
     columns = ", ".join(f"{field.name}: {field.type}" for field in schema) or "no column"
     raise RowsError(
-        f"{path} has {columns}, and rows are {COLUMN}: fixed_size_list of uint16 or uint32: it is no file of "
+        f"{path} has {columns}, and rows are {COLUMN}: fixed_size_list of uint16 or uint32: it is not a file of "
         "cluster.tokens, make the tokens again"
     )
 
@@ -204,7 +183,7 @@ def _values(batch: pa.FixedSizeListArray, path: Path) -> Tokens:
 
 @dataclass(frozen=True)
 class TokenSet:
-    """A tokens artifact, opened: what training needs to know of it, rows memory-mapped."""
+    """An open tokens artifact."""
 
     artifact: Artifact
     train: Rows
@@ -230,7 +209,7 @@ class TokenSet:
 
     @property
     def special_ids(self) -> tuple[int, ...]:
-        """Ids that are never masked: the tokenizer's special tokens."""
+        """Ids of special tokens, which training never masks."""
         return tuple(self.artifact.facts["special_ids"])
 
 
@@ -238,21 +217,17 @@ def open_tokens(path: Path, check: Check = "sizes") -> TokenSet:
     """Open a tokens artifact.
 
     Raises:
-        ArtifactError: not a complete tokens artifact, or, with ``check="hashes"``, one that was changed.
-        RowsError: its row files are damaged, or are not those its manifest speaks of.
+        ArtifactError: not a complete tokens artifact, or, with ``check="hashes"``, a changed one.
+        RowsError: the row files are damaged, or from another artifact.
     """
     found = (verify if check == "hashes" else read)(path, "tokens")
-    parts = {part: Rows(sorted(found.path.glob(f"{part}-*.arrow"))) for part in (TRAIN, HELDOUT)}
-    for rows in parts.values():
-        _agrees(rows, found)
-    return TokenSet(found, parts[TRAIN], parts[HELDOUT], np.load(found.path / COUNTS, allow_pickle=False))
-
-
-def _agrees(rows: Rows, found: Artifact) -> None:
-    """Files that were put in the place of an artifact's own may be whole, of the same size, and of another corpus."""
-    form = RowFormat(int(found.facts["seq_len"]), np.dtype(token_type(int(found.facts["vocab_size"]))))
-    if rows.form != form:
-        raise RowsError(
-            f"{found.path} has rows of {rows.form}, its manifest says {form}: files of another artifact are in it, "
-            "make the tokens again"
-        )
+    train, heldout = (Rows(sorted(found.path.glob(f"{part}-*.arrow"))) for part in (TRAIN, HELDOUT))
+    expected = RowFormat(int(found.facts["seq_len"]), np.dtype(token_type(int(found.facts["vocab_size"]))))
+    for rows in (train, heldout):
+        # Row files of another artifact may have the same sizes.
+        if rows.format != expected:
+            raise RowsError(
+                f"{found.path} has rows of {rows.format}, its manifest says {expected}: files of another artifact are "
+                "in it, make the tokens again"
+            )
+    return TokenSet(found, train, heldout, np.load(found.path / COUNTS, allow_pickle=False))

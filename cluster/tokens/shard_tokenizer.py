@@ -1,4 +1,4 @@
-"""One shard of a corpus to files of rows, as an actor of the pool does it."""
+"""Tokenizes one shard of a corpus and writes its row files; runs in the actors of the pool."""
 
 import contextlib
 import functools
@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from cluster.actors.actor_pool import Attempt
 from cluster.artifacts.errors import StageError
-from cluster.corpus import document_table
+from cluster.corpus.document_table import TEXT
 from cluster.readers import bad_documents
 from cluster.storage import filesystem
 from cluster.storage.filesystem import Location
@@ -29,39 +29,39 @@ from cluster.tokens.fast_encoder import Encoder, load_encoder
 from cluster.tokens.packing import Packing, RowPacker
 
 GROUP_CHARACTERS = 2**20
-"""Text encoded at once: the library keeps some 80 bytes per token until the call returns."""
+"""Text per call of the tokenizer, which keeps about 80 bytes per token until it returns."""
 
 BATCH_TOKENS = 2**22
-"""Tokens of a record batch: readers want few of them, writers little memory."""
+"""Tokens per record batch: more save time in readers, and cost memory in writers."""
 
 SUSPICIOUS_DEATHS = 2
-"""Actors that have died on a shard, from which on its texts are encoded in a process of their own."""
+"""Actors that may die on a shard before its texts are encoded in a separate process."""
 
-_READ_AT_ONCE = 64
+_BATCH_DOCUMENTS = 64
 
 FAILS, KILLS = "tokenizer fails", "tokenizer dies"
-"""Why a document is left out: an error of the library, or the end of the process it runs in."""
+"""Reasons to drop a document: the tokenizer raises an error, or kills its process."""
 
 Encode: TypeAlias = Callable[[Sequence[str]], Sequence[bytes | str]]
-"""Ids of texts as bytes, or why there are none."""
+"""Ids of each text as bytes, or the reason that there are none."""
 
 
 @dataclass(frozen=True)
 class ShardTask:
-    """One file of the corpus and where its rows go."""
+    """One file of the corpus, and the places for its rows."""
 
     source: Location
     number: int
     out: Location
     """Folder of the row files."""
     work: Location
-    """Folder for what is known of finished shards."""
+    """Folder for the facts of finished shards."""
     packing: Packing
     heldout: float
 
     @property
     def done(self) -> Location:
-        """Written last: numbers of documents, rows and dropped tokens."""
+        """Facts of the shard, written last."""
         return self.work / f"{self.number:05}.json"
 
     @property
@@ -74,7 +74,7 @@ class ShardTask:
 
 
 def is_heldout(text: str, share: float) -> bool:
-    """Whether a document is kept from training: decided by its text, so the same in any order and any corpus."""
+    """Whether a document is held out. Its text decides, so order and corpus do not matter."""
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") < share * 2**64
 
@@ -89,7 +89,7 @@ def read_texts(source: Location) -> Iterator[list[str]]:
     size = 0
     try:
         with filesystem.local(source) as path, pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(_READ_AT_ONCE, columns=[document_table.TEXT]):
+            for batch in file.iter_batches(_BATCH_DOCUMENTS, columns=[TEXT]):
                 for text in batch.column(0).to_pylist():
                     group.append(text)
                     size += len(text)
@@ -105,10 +105,10 @@ def read_texts(source: Location) -> Iterator[list[str]]:
 
 
 def tokenize(shard: ShardTask, encode: Encode) -> dict[str, Any]:
-    """Write the rows of one shard, then the file that says it is done and what was in it."""
+    """Write the rows of one shard, then its facts; returns the facts."""
     facts: dict[str, Any] = {"bytes": 0, "failed": {}, "examples": []}
     with contextlib.ExitStack() as stack:
-        parts = {part: _Part(shard, part, stack) for part in (rows.TRAIN, rows.HELDOUT)}
+        parts = {part: _PartWriter(shard, part, stack) for part in (rows.TRAIN, rows.HELDOUT)}
         for texts in read_texts(shard.source):
             documents: dict[str, list[bytes]] = {part: [] for part in parts}
             for text, ids in zip(texts, encode(texts), strict=True):
@@ -125,27 +125,27 @@ def tokenize(shard: ShardTask, encode: Encode) -> dict[str, Any]:
             part.flush()
     for name, part in parts.items():
         facts |= {f"{name}_rows": part.num_rows, f"{name}_documents": part.num_documents}
-    facts["tail_tokens"] = sum(part.stream.tail_tokens for part in parts.values())
-    facts["special_rows"] = sum(part.stream.special_rows for part in parts.values())
+    facts["tail_tokens"] = sum(part.packer.tail_tokens for part in parts.values())
+    facts["special_rows"] = sum(part.packer.special_rows for part in parts.values())
     save_array(shard.counts, parts[rows.TRAIN].counts)
     filesystem.write_json(shard.done, facts)
     return facts
 
 
-class _Part:
-    """Training or held-out rows of a shard, on their way into a file that is made when the first row is there."""
+class _PartWriter:
+    """Packs and writes the training or held-out rows of a shard. The first row creates the file."""
 
     def __init__(self, shard: ShardTask, name: str, stack: contextlib.ExitStack) -> None:
         self._shard, self._name, self._stack = shard, name, stack
-        self._writer: rows.RowWriter | None = None
+        self._write: Callable[[rows.Tokens], None] | None = None
         self._waiting: list[rows.Tokens] = []
-        self.stream = RowPacker(shard.packing)
+        self.packer = RowPacker(shard.packing)
         self.counts = np.zeros(shard.packing.vocab_size, dtype=np.int64)
         self.num_rows = self.num_documents = 0
 
     def add(self, documents: Sequence[bytes]) -> None:
         self.num_documents += len(documents)
-        filled = self.stream.add(documents)
+        filled = self.packer.add(documents)
         if not len(filled):
             return
         self.counts += np.bincount(filled.reshape(-1), minlength=len(self.counts))
@@ -157,82 +157,77 @@ class _Part:
     def flush(self) -> None:
         if not self._waiting:
             return
-        if self._writer is None:
+        if self._write is None:
             path = self._stack.enter_context(filesystem.writing(self._shard.rows(self._name)))
             packing = self._shard.packing
-            writer = rows.RowWriter(path, seq_len=packing.seq_len, vocab_size=packing.vocab_size)
-            self._writer = self._stack.enter_context(writer)
-        self._writer.write(cast(rows.Tokens, np.concatenate(self._waiting)))
+            self._write = self._stack.enter_context(rows.row_writer(path, packing.seq_len, packing.vocab_size))
+        self._write(cast(rows.Tokens, np.concatenate(self._waiting)))
         self._waiting = []
 
 
 def save_array(place: Location, values: np.typing.NDArray[Any]) -> None:
-    """Write a .npy file whole or not at all."""
+    """Write a .npy file atomically."""
     with filesystem.writing(place) as temporary, temporary.open("wb") as file:
         np.save(file, values)
 
 
 class ShardTokenizer:
-    """The worker: it loads the tokenizer once and takes one shard after another."""
+    """Worker of the actor pool: loads the tokenizer once, and tokenizes one shard after another."""
 
     def __init__(self, tokenizer_file: Location, vocab_size: int) -> None:
         self._file, self._vocab_size = tokenizer_file, vocab_size
 
-    def work(self, payload: ShardTask, attempt: Attempt) -> dict[str, Any]:
+    def work(self, shard: ShardTask, attempt: Attempt) -> dict[str, Any]:
         if attempt.deaths < SUSPICIOUS_DEATHS:
-            return tokenize(payload, functools.partial(_named, self._encoder))
-        with filesystem.local(self._file) as file, _Apart(file, self._vocab_size) as apart:
-            return tokenize(payload, apart.encode)
+            return tokenize(shard, functools.partial(_encode, self._encoder))
+        with (
+            filesystem.local(self._file) as file,
+            contextlib.closing(_IsolatedEncoder(file, self._vocab_size)) as isolated,
+        ):
+            return tokenize(shard, isolated.encode)
 
     @functools.cached_property
     def _encoder(self) -> Encoder:
         os.environ["TOKENIZERS_PARALLELISM"] = "false"  # an actor has one CPU
         if not filesystem.exists(self._file):
             raise StageError(
-                f"{self._file} is not there on {socket.gethostname()}: put the corpus and --out on shared storage"
+                f"{self._file} does not exist on {socket.gethostname()}: put the corpus and --out on shared storage"
             )
         with filesystem.local(self._file) as file:
-            return Encoder(load_encoder(file), self._vocab_size)
+            return _load(file, self._vocab_size)
 
 
-class _Apart:
-    """Encodes in a process of its own, which texts may kill: those that do it alone, and twice, count as failed."""
+class _IsolatedEncoder:
+    """Encodes in a separate process. A text that kills the process twice, when it is alone, counts as failed."""
 
     def __init__(self, tokenizer_file: Path, vocab_size: int) -> None:
         self._arguments = (tokenizer_file, vocab_size)
         self._process: ProcessPoolExecutor | None = None
 
-    def __enter__(self) -> "_Apart":
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         if self._process:
             self._process.shutdown()
 
     def encode(self, texts: Sequence[str]) -> Sequence[bytes | str]:
         for _ in range(2 if len(texts) == 1 else 1):
+            self._process = self._process or ProcessPoolExecutor(1, mp_context=get_context("spawn"))
             with contextlib.suppress(BrokenProcessPool):
-                return self._ask(texts)
+                return self._process.submit(_load_and_encode, *self._arguments, texts).result()
             self._process = None
         if len(texts) == 1:
             return [KILLS]
         half = len(texts) // 2
         return [*self.encode(texts[:half]), *self.encode(texts[half:])]
 
-    def _ask(self, texts: Sequence[str]) -> Sequence[bytes | str]:
-        if self._process is None:
-            self._process = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
-        return self._process.submit(_encoded, *self._arguments, texts).result()
 
-
-def _named(encoder: Encoder, texts: Sequence[str]) -> Sequence[bytes | str]:
+def _encode(encoder: Encoder, texts: Sequence[str]) -> Sequence[bytes | str]:
     return [FAILS if ids is None else ids for ids in encoder.encode(texts)]
 
 
-def _encoded(tokenizer_file: Path, vocab_size: int, texts: Sequence[str]) -> Sequence[bytes | str]:
-    return _named(_loaded(tokenizer_file, vocab_size), texts)
+def _load_and_encode(tokenizer_file: Path, vocab_size: int, texts: Sequence[str]) -> Sequence[bytes | str]:
+    return _encode(_load(tokenizer_file, vocab_size), texts)
 
 
 @functools.cache
-def _loaded(tokenizer_file: Path, vocab_size: int) -> Encoder:
+def _load(tokenizer_file: Path, vocab_size: int) -> Encoder:
     return Encoder(load_encoder(tokenizer_file), vocab_size)

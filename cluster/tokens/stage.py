@@ -1,17 +1,17 @@
-"""A corpus to token rows in Arrow, by a pool of Ray actors.
+"""Tokenizes a corpus to full rows in Arrow files, on a pool of Ray actors.
 
 ::
 
     python -m cluster.tokens RECIPE --corpus DIR [--tokenizer DIR] --out DIR
 
-    train-00000.arrow  heldout-00000.arrow    rows of the first shard of the corpus (see cluster.rows)
+    train-00000.arrow  heldout-00000.arrow    rows of the first shard of the corpus (see rows.py)
     counts.npy                                int64 [vocab_size], occurrences in the training rows
     tokenizer.json  tokenizer_config.json     loadable with AutoTokenizer
 
-A shard of the corpus is the unit of work: its rows depend on nothing but itself and the tokenizer, so they are the
-same whatever the number of actors, and an interrupted attempt goes on with the shards that are not yet there. Actors
-on other machines read the corpus and write the rows at the same places: both lie on shared storage then, folders or
-``s3://``. A document on which the tokenizer fails, or dies, is counted and left out.
+The unit of work is a shard of the corpus. Its rows depend only on the shard and the tokenizer, so the number of actors
+does not matter, and a later attempt does only the missing shards. Actors on other machines need the corpus and the
+output on shared storage, in a folder or on ``s3://``. Documents on which the tokenizer fails or dies are dropped and
+counted.
 """
 
 import shutil
@@ -40,10 +40,10 @@ from cluster.tokens.shard_tokenizer import ShardTask, ShardTokenizer, is_heldout
 from cluster.tokens.tokenizer import load_tokenizer, special_ids, train_wordpiece, vocabulary_digest, vocabulary_size
 
 WORK = "shards"
-"""Folder of what is known of finished shards, in the artifact while it is being made."""
+"""Folder for the facts of finished shards, inside the unfinished artifact."""
 
 _TOKENIZER_FILES = (".json", ".txt", ".model")
-"""What a tokenizer may be made of; the weights beside it are not fetched."""
+"""Files of a tokenizer; the weights in the same folder are not fetched."""
 
 
 class Pretrained(Recipe):
@@ -54,7 +54,7 @@ class Pretrained(Recipe):
 
 
 class TrainedWordPiece(Recipe):
-    """A vocabulary learned from the corpus, in BERT's form."""
+    """A BERT tokenizer whose vocabulary is learned from the corpus."""
 
     kind: Literal["wordpiece"]
     vocab_size: PositiveInt = 30_522
@@ -69,20 +69,18 @@ class Tokens(Recipe):
     """How documents become rows."""
 
     seq_len: Annotated[int, Field(ge=8)] = 128
-    heldout: Annotated[float, Field(gt=0, lt=1)] = 0.01  # share of documents kept from training, chosen by their text
+    heldout: Annotated[float, Field(gt=0, lt=1)] = 0.01  # share of documents held out of training, chosen by their text
     tokenizer: AnyTokenizer | None = None  # or --tokenizer DIR
-    max_bad_share: Annotated[float, Field(ge=0, le=1)] = (
-        0.01  # of documents on which the tokenizer fails; more end the run
-    )
+    max_bad_share: Annotated[float, Field(ge=0, le=1)] = 0.01  # documents the tokenizer fails on; more stop the run
     placement: actor_pool.Placement = actor_pool.Placement()
 
 
 def run(recipe: Tokens, inputs: Mapping[str, Location], out: Location) -> dict[str, Any]:
-    """Tokenise every shard of the corpus that an interrupted attempt has not left here already.
+    """Tokenize every shard of the corpus that no earlier attempt has finished.
 
     Raises:
-        StageError: no tokenizer or two, one without the special tokens, one that fails on too many documents, or too
-            little text for a row of each part.
+        StageError: no tokenizer or two, a tokenizer that lacks special tokens or fails on too many documents, or too
+            little text for one row of each part.
     """
     texts = artifact.read(inputs["corpus"], "corpus")
     sources = [found.location for found in filesystem.files(texts.location / shard_writer.SHARDS)]
@@ -96,7 +94,11 @@ def run(recipe: Tokens, inputs: Mapping[str, Location], out: Location) -> dict[s
     _tokenize_all(shards, totals, recipe.placement, partial(ShardTokenizer, out / "tokenizer.json", vocab_size))
     found = totals.numbers
     _check(found, recipe)
-    save_array(out / rows.COUNTS, sum(map(_counts, shards), np.zeros(vocab_size, dtype=np.int64)))
+    counts = np.zeros(vocab_size, dtype=np.int64)
+    for shard in shards:
+        with filesystem.local(shard.counts) as path:
+            counts += np.load(path, allow_pickle=False)
+    save_array(out / rows.COUNTS, counts)
     filesystem.remove_tree(out / WORK)
     return {
         "seq_len": recipe.seq_len,
@@ -117,65 +119,53 @@ def run(recipe: Tokens, inputs: Mapping[str, Location], out: Location) -> dict[s
 
 
 class _Totals:
-    """Numbers of all shards finished so far; refuses when too many documents have failed."""
+    """Sums of the facts of finished shards; raises StageError when too many documents have failed."""
 
     def __init__(self, documents: int, max_bad_share: float) -> None:
         self.numbers, self.failed = Counter[str](), Counter[str]()
-        self._found: dict[str, list[dict[str, str]]] = {}
+        self._by_file: dict[str, list[dict[str, str]]] = {}
         self._documents, self._max_bad_share = documents, max_bad_share
 
     def add(self, facts: Mapping[str, Any]) -> None:
         self.numbers.update({key: value for key, value in facts.items() if isinstance(value, int)})
         self.failed.update(facts["failed"])
         for example in facts["examples"]:
-            self._found.setdefault(example["file"], []).append(example)
+            self._by_file.setdefault(example["file"], []).append(example)
         if (failed := self.failed.total()) > max(bad_documents.ALWAYS_TOLERATED, self._max_bad_share * self._documents):
             examples = "; ".join(f"{one['file']}: {one['text']!r}" for one in self.examples)
             raise errors.StageError(
                 f"the tokenizer fails on {failed:,} of {self._documents:,} documents so far, more than max_bad_share "
-                f"= {self._max_bad_share}: look at them, or raise it; they begin {examples}"
+                f"= {self._max_bad_share}: check them, or raise it; they begin {examples}"
             )
 
     @property
     def examples(self) -> list[dict[str, str]]:
-        """The first documents that failed, in the order of the corpus."""
-        return [example for name in sorted(self._found) for example in self._found[name]][: bad_documents.EXAMPLES]
+        """The first failed documents, in the order of the corpus."""
+        return [example for name in sorted(self._by_file) for example in self._by_file[name]][: bad_documents.EXAMPLES]
 
 
 def _tokenize_all(shards: Sequence[ShardTask], totals: _Totals, placement: actor_pool.Placement, worker: Any) -> None:
-    """Tokenise what is not done yet, on the pool."""
-    known = {found.location.name for found in filesystem.files(shards[0].work, (".json",))} if shards else set()
-    done = [shard for shard in shards if shard.done.name in known]
+    """Tokenize the shards without facts, on the pool."""
+    there = {found.location.name for found in filesystem.files(shards[0].work, (".json",))} if shards else set()
+    done = [shard for shard in shards if shard.done.name in there]
     for shard in done:
         totals.add(filesystem.read_json(shard.done))
-    left = [shard for shard in shards if shard.done.name not in known]
-    units = [actor_pool.Unit(shard.source.name, shard, shard.source.stat().st_size) for shard in left]
-    with progress.Progress("tokens", len(shards), "shards", len(done)) as shown:
-        rate = progress.Rates()
+    missing = [shard for shard in shards if shard.done.name not in there]
+    units = [actor_pool.Unit(shard.source.name, shard, shard.source.stat().st_size) for shard in missing]
+    with progress.Progress("tokens", len(shards), "shards", len(done)) as bar:
+        rates = progress.Rates()
         for _, facts in actor_pool.map_unordered("tokens", worker, units, placement):
             totals.add(facts)
             tokens = (facts["train_rows"] + facts["heldout_rows"]) * shards[0].packing.seq_len
-            _export(facts, tokens)
-            shown.advance(note=rate.add(tokens=tokens, bytes=facts["bytes"]))
-
-
-def _export(facts: Mapping[str, Any], tokens: int) -> None:
-    metrics.TOKENS_MADE.inc(tokens)
-    for outcome, count in (
-        ("train", facts["train_documents"]),
-        ("heldout", facts["heldout_documents"]),
-        ("failed", sum(facts["failed"].values())),
-    ):
-        metrics.DOCUMENTS.labels("tokens", outcome).inc(count)
-
-
-def _counts(shard: ShardTask) -> Any:
-    with filesystem.local(shard.counts) as path:
-        return np.load(path, allow_pickle=False)
+            metrics.TOKENS_MADE.inc(tokens)
+            for part in (rows.TRAIN, rows.HELDOUT):
+                metrics.DOCUMENTS.labels("tokens", part).inc(facts[f"{part}_documents"])
+            metrics.DOCUMENTS.labels("tokens", "failed").inc(sum(facts["failed"].values()))
+            bar.advance(note=rates.add(tokens=tokens, bytes=facts["bytes"]))
 
 
 def _tokenizer(recipe: Tokens, sources: Sequence[Location], given: Location | None, out: Location) -> Any:
-    """The tokenizer, saved in ``out``; or the one that an interrupted attempt has saved there."""
+    """The tokenizer, saved in ``out``; the saved one if an earlier attempt has saved it there."""
     ready = out / WORK / "vocabulary.ready"
     if filesystem.exists(ready):
         return _load(out)
@@ -190,7 +180,7 @@ def _tokenizer(recipe: Tokens, sources: Sequence[Location], given: Location | No
         tokenizer = _load(filesystem.location(wanted.name)) if "://" in wanted.name else load_tokenizer(wanted.name)
     else:
         raise errors.StageError("no tokenizer: give --tokenizer DIR, or a table [tokenizer] in the recipe")
-    special_ids(tokenizer)  # refuses before anything is written
+    special_ids(tokenizer)  # raises before anything is written
     _save(tokenizer, out)
     filesystem.write_json(ready, vocabulary_digest(tokenizer))
     return tokenizer
@@ -215,23 +205,18 @@ def _save(tokenizer: Any, out: Location) -> None:
 
 
 def _train(recipe: TrainedWordPiece, share: float, sources: Sequence[Location]) -> Any:
-    """A vocabulary of the documents that are not held out."""
+    """A tokenizer learned from the documents that are not held out."""
 
     def training_texts() -> Iterator[list[str]]:
         for source in progress.progress(sources, "vocabulary", len(sources), "shards"):
             for texts in read_texts(source):
                 yield [text for text in texts if not is_heldout(text, share)]
 
-    return train_wordpiece(
-        training_texts,
-        vocab_size=recipe.vocab_size,
-        lowercase=recipe.lowercase,
-        min_frequency=recipe.min_frequency,
-    )
+    return train_wordpiece(training_texts, recipe.vocab_size, recipe.lowercase, recipe.min_frequency)
 
 
 def _check(totals: Mapping[str, int], recipe: Tokens) -> None:
-    """Training needs at least one row of each part."""
+    """Raise StageError unless each part has a row."""
     for part, remedy in ((rows.TRAIN, "lower"), (rows.HELDOUT, "raise")):
         if not totals[f"{part}_rows"]:
             raise errors.StageError(

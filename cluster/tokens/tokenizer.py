@@ -1,6 +1,7 @@
-"""What the stages must know of a tokenizer: loading it, its special ids, and whether two have the same vocabulary."""
+"""Loads tokenizers, trains BERT's WordPiece, and reads special ids and vocabularies."""
 
 import contextlib
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -19,6 +20,12 @@ from cluster.artifacts import artifact
 from cluster.artifacts.errors import StageError
 from cluster.telemetry.error_text import first_line
 
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+MAX_ALPHABET = 1000
+"""Characters in the vocabulary of a trained tokenizer; rarer ones become [UNK]."""
+MAX_LENGTH = 512
+"""Longest input that a trained tokenizer does not cut: the positions of BERT."""
+
 
 @dataclass(frozen=True)
 class SpecialIds:
@@ -30,21 +37,21 @@ class SpecialIds:
     pad: int | None
     unk: int | None
     all: tuple[int, ...]
-    """Every special id, ascending: these are never masked."""
+    """Every special id, ascending."""
 
 
 def load_tokenizer(name: Path | str) -> Any:
     """The fast tokenizer of a model folder, an artifact, or a name on the Hugging Face Hub.
 
     Raises:
-        StageError: there is none, it cannot be fetched, or it is not of the fast kind.
+        StageError: it does not exist, cannot be fetched, or is not fast.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(name), trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise StageError(
-            f"no tokenizer at {name} ({first_line(error)}): name a folder with tokenizer.json, or a model of "
-            "the hub in reach"
+            f"no tokenizer at {name} ({first_line(error)}): name a folder with tokenizer.json, or a model of the Hub "
+            "and check the network"
         ) from None
     if not tokenizer.is_fast:
         raise StageError(f"{name} has no fast tokenizer: convert it to a folder with tokenizer.json first")
@@ -52,7 +59,7 @@ def load_tokenizer(name: Path | str) -> Any:
 
 
 def special_ids(tokenizer: Any) -> SpecialIds:
-    """The special ids that masked-language training needs.
+    """The special ids for masked-language training.
 
     Raises:
         StageError: the tokenizer has no token for the start, the end, or a masked word.
@@ -61,7 +68,7 @@ def special_ids(tokenizer: Any) -> SpecialIds:
         if getattr(tokenizer, f"{role}_token_id") is None:
             raise StageError(
                 f"the tokenizer {tokenizer.name_or_path or 'given'} has no {role}_token: "
-                "take one of a masked language model such as BERT or RoBERTa"
+                "use that of a masked language model such as BERT or RoBERTa"
             )
     return SpecialIds(
         cls=tokenizer.cls_token_id,
@@ -74,22 +81,18 @@ def special_ids(tokenizer: Any) -> SpecialIds:
 
 
 def vocabulary_size(tokenizer: Any) -> int:
-    """Number of ids a model must know: one more than the highest, or the number of entries where that is more."""
+    """Embeddings that a model needs: the highest id + 1, or the number of entries if that is more."""
     return int(max(len(tokenizer), max(tokenizer.get_vocab().values()) + 1))
 
 
 def vocabulary_digest(tokenizer: Any) -> str:
-    """SHA-256 over the vocabulary in the order of its ids, added tokens included.
-
-    Equal for teacher and tokens means that an id stands for the same piece of text in both.
-    """
-    entries = sorted((number, piece) for piece, number in tokenizer.get_vocab().items())
-    return artifact.digest([[number, piece] for number, piece in entries])
+    """SHA-256 over all ids and their tokens: the same digest means that ids have the same meaning."""
+    return artifact.digest(sorted([number, token] for token, number in tokenizer.get_vocab().items()))
 
 
 @contextlib.contextmanager
 def quiet_tokenizer() -> Iterator[None]:
-    """Keep transformers' bars and load reports off the terminal: what matters of them is raised as an error."""
+    """Hide the progress bars and load reports of transformers; it raises what matters as an error."""
     verbosity, bars = transformers.logging.get_verbosity(), transformers.logging.is_progress_bar_enabled()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -101,19 +104,12 @@ def quiet_tokenizer() -> Iterator[None]:
             transformers.logging.enable_progress_bar()
 
 
-SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-MAX_ALPHABET = 1000
-MAX_LENGTH = 512
-"""Longest input the saved tokenizer lets through uncut: the positions of a BERT."""
-
-
 def train_wordpiece(
-    read_texts: Callable[[], Iterable[list[str]]], *, vocab_size: int, lowercase: bool, min_frequency: int
+    read_texts: Callable[[], Iterable[list[str]]], vocab_size: int, lowercase: bool, min_frequency: int
 ) -> Any:
     """A BERT tokenizer with a vocabulary learned from texts.
 
-    ``read_texts`` gives all texts, in batches, each time it is called (twice). Characters rarer than the
-    thousandth are left to [UNK].
+    Each call of ``read_texts`` gives all texts, in batches; there are two calls.
 
     Raises:
         StageError: the vocabulary is too small for the special tokens and the alphabet.
@@ -125,7 +121,7 @@ def train_wordpiece(
     continuations = [f"##{character}" for character in alphabet if _may_continue(trained, character)]
     first = [*SPECIAL_TOKENS, *continuations]
     if vocab_size < (least := len(first) + len(alphabet)):
-        raise StageError(f"tokenizer.vocab_size = {vocab_size} holds not even the characters: set {least} or more")
+        raise StageError(f"tokenizer.vocab_size = {vocab_size} is too small for the characters: set {least} or more")
     trainer = WordPieceTrainer(
         vocab_size=vocab_size,
         min_frequency=min_frequency,
@@ -135,7 +131,7 @@ def train_wordpiece(
         show_progress=False,
     )
     trained.train_from_iterator(read_texts(), trainer)
-    # A new tokenizer, because in the trained one the continuations count as special tokens.
+    # A new tokenizer, because in the trained one the continuations are special tokens.
     return BertTokenizerFast(
         vocab=trained.get_vocab(), do_lower_case=lowercase, model_max_length=MAX_LENGTH, name_or_path=""
     )
@@ -144,18 +140,13 @@ def train_wordpiece(
 def _alphabet(tokenizer: Tokenizer, texts: Iterable[list[str]]) -> list[str]:
     """The most frequent characters after normalisation, in the order of their code points."""
     counts = Counter[str]()
-    for text in _each(texts):
+    for text in itertools.chain.from_iterable(texts):
         counts.update(tokenizer.normalizer.normalize_str(text))
-    known = [(-count, character) for character, count in counts.items() if not character.isspace()]
-    return sorted(character for _, character in sorted(known)[:MAX_ALPHABET])
+    ranked = sorted((-count, character) for character, count in counts.items() if not character.isspace())
+    return sorted(character for _, character in ranked[:MAX_ALPHABET])
 
 
 def _may_continue(tokenizer: Tokenizer, character: str) -> bool:
-    """Whether a word may go on with this character: punctuation and Chinese characters are words of their own."""
+    """Whether a word may contain this character after its first: punctuation and Chinese characters are words."""
     word = tokenizer.normalizer.normalize_str(f"a{character}")
     return len(tokenizer.pre_tokenizer.pre_tokenize_str(word)) == 1
-
-
-def _each(texts: Iterable[list[str]]) -> Iterator[str]:
-    for batch in texts:
-        yield from batch

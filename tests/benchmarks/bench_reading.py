@@ -11,8 +11,9 @@ from typing import Literal
 import numpy as np
 import torch
 from benchmark_runner import Row, Spread, not_measured, quick
+from tokens_artifact import write_rows
 
-from cluster.tokens.rows import Rows, write
+from cluster.tokens.rows import Rows
 from distill.data.batches import BLOCK_BYTES, WINDOW_BLOCKS, shuffled, shuffled_in_blocks
 
 _VOCABULARY = 30_522
@@ -39,7 +40,7 @@ def _files(folder: Path, count: int, num_rows: int, batches: int) -> list[Path]:
     paths = [folder / f"train-{number:05}.arrow" for number in range(count)]
     for path in paths:
         table = drawn.integers(0, _VOCABULARY, (num_rows, _SEQ_LEN), dtype=np.uint16)
-        write(path, np.array_split(table, batches), seq_len=_SEQ_LEN, vocab_size=_VOCABULARY)
+        write_rows(path, np.array_split(table, batches), seq_len=_SEQ_LEN, vocab_size=_VOCABULARY)
     return paths
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from tokens_artifact import write_rows
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
@@ -110,7 +111,7 @@ def tokens_artifact(folder: Path, table: I64, vocab_size: int, heldout: int = 8)
     seq_len = table.shape[1]
     with artifact.create(folder, kind="tokens", inputs={}, recipe={}) as draft:
         for part, taken in ((rows.HELDOUT, table[:heldout]), (rows.TRAIN, table[heldout:])):
-            rows.write(
+            write_rows(
                 draft.path / f"{part}-00000.arrow",
                 [taken.astype(np.uint16)],
                 seq_len=seq_len,

@@ -2,6 +2,7 @@
 
 import random
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +41,7 @@ def of_length(out: Path, model: Path, seq_len: int, documents: int = 1200, heldo
     size = vocabulary_size(tokenizer)
     with artifact.create(out, kind="tokens", inputs={}, recipe={}) as draft:
         for part, taken in ((rows.HELDOUT, table[:heldout]), (rows.TRAIN, table[heldout:])):
-            rows.write(draft.path / f"{part}-00000.arrow", [taken], seq_len=seq_len, vocab_size=size)
+            write_rows(draft.path / f"{part}-00000.arrow", [taken], seq_len=seq_len, vocab_size=size)
         np.save(draft.path / rows.COUNTS, np.bincount(table[heldout:].reshape(-1), minlength=size))
         tokenizer.save_pretrained(draft.path)
         draft.facts.update(
@@ -61,3 +62,10 @@ def of_length(out: Path, model: Path, seq_len: int, documents: int = 1200, heldo
             vocabulary=vocabulary_digest(tokenizer),
         )
     return out
+
+
+def write_rows(path: Path, batches: Iterable[rows.Tokens], *, seq_len: int, vocab_size: int) -> None:
+    """Write batches ``[rows, seq_len]`` of token ids to one file."""
+    with rows.row_writer(path, seq_len, vocab_size) as write:
+        for batch in batches:
+            write(batch)

@@ -24,6 +24,7 @@ import torch
 from rich.cells import cell_len
 from rich.console import Console
 from safetensors.torch import load_file, save_file
+from tokens_artifact import write_rows
 
 from cluster.artifacts import artifact, stage
 from cluster.artifacts.artifact import Artifact
@@ -168,7 +169,7 @@ def _tokens(out: Path, table: np.ndarray[Any, Any], heldout: np.ndarray[Any, Any
         size = facts["vocab_size"]
         for part, taken in ((rows.TRAIN, table), (rows.HELDOUT, heldout)):
             batches = np.split(taken, range(2, len(taken), 2))
-            rows.write(draft.path / f"{part}-00000.arrow", batches, seq_len=table.shape[1], vocab_size=size)
+            write_rows(draft.path / f"{part}-00000.arrow", batches, seq_len=table.shape[1], vocab_size=size)
         np.save(draft.path / rows.COUNTS, np.bincount(table.reshape(-1), minlength=size))
         shutil.copy(model / "tokenizer.json", draft.path)
         draft.facts.update(facts, seq_len=table.shape[1], train_rows=len(table), heldout_rows=len(heldout))

@@ -90,28 +90,28 @@ def _metaspace(_: Path) -> Tokenizer:
 
 
 @pytest.mark.parametrize(
-    ("make", "remembers"),
+    ("make", "split"),
     [
-        (_bert, "_Words"),
-        (_cased, "_Words"),
-        (_with_added_words, "_Words"),
-        (_word_level, "_Words"),
-        (_roberta, "_LedWords"),
-        (_roberta_with_prefix, "_LedWords"),
-        (_with_an_added_phrase, "NoneType"),
-        (_with_an_added_accent, "NoneType"),
-        (_metaspace, "NoneType"),
+        (_bert, "_split_at_blanks"),
+        (_cased, "_split_at_blanks"),
+        (_with_added_words, "_split_at_blanks"),
+        (_word_level, "_split_at_blanks"),
+        (_roberta, "_split_before_blanks"),
+        (_roberta_with_prefix, "_split_before_blanks"),
+        (_with_an_added_phrase, None),
+        (_with_an_added_accent, None),
+        (_metaspace, None),
     ],
 )
 @pytest.mark.parametrize("vocab_size", [30_000, 70_000])
 def test_ids_are_those_of_the_tokenizer(
-    tmp_path: Path, make: Callable[[Path], Tokenizer], remembers: str, vocab_size: int
+    tmp_path: Path, make: Callable[[Path], Tokenizer], split: str | None, vocab_size: int
 ) -> None:
     tokenizer, texts = make(tmp_path), _texts()
     tokenizer.encode_special_tokens = True
     expected = [encoded.ids for encoded in tokenizer.encode_batch(texts, add_special_tokens=False)]
     encoder = Encoder(Tokenizer.from_str(tokenizer.to_str()), vocab_size)
-    assert type(encoder._words).__name__ == remembers
+    assert (None if encoder._words is None else encoder._words.split.__name__) == split
     for _ in range(2):  # the second time from memory
         found = encoder.encode(texts)
         for text, ids, wanted in zip(texts, found, expected, strict=True):
@@ -125,18 +125,18 @@ def test_what_is_kept_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     encoder = Encoder(_bert(tmp_path), 500)
     for number in range(40):
         encoder.encode([f"word{number} {number}é other{number}" for number in range(number, number + 20)])
-        assert len(encoder._words._known) <= 50 + 60 + 1  # type: ignore[union-attr]
+        assert len(encoder._words) <= 50 + 60 + 1  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("make", [_bert, _word_level, _roberta])
 def test_long_words_are_not_kept(tmp_path: Path, make: Callable[[Path], Tokenizer]) -> None:
     tokenizer = make(tmp_path)
-    expected = Encoder(Tokenizer.from_str(tokenizer.to_str()), 500)._whole
+    expected = Encoder(Tokenizer.from_str(tokenizer.to_str()), 500).encode_whole
     encoder = Encoder(tokenizer, 500)
     texts = [text for word in ("ab", "é,", "a \n") for text in [word * 1_000 + "x"] * 2]
     assert encoder.encode(texts) == encoder.encode(texts) == expected(texts)
     assert encoder._words is not None
-    assert sum(len(word) for word in encoder._words._known) <= 10
+    assert sum(len(word) for word in encoder._words) <= 10
 
 
 def test_memory_that_runs_out_is_no_fault_of_a_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pytest
 import tokens_artifact
+from tokens_artifact import write_rows
 
 from cluster.artifacts import artifact, commit
 from cluster.tokens import rows
@@ -26,7 +27,7 @@ def _random(count: int, vocab_size: int, seed: int = 0) -> rows.Tokens:
 
 
 def _write(path: Path, values: rows.Tokens, vocab_size: int = 1000) -> Path:
-    assert rows.write(path, [values], seq_len=values.shape[1], vocab_size=vocab_size) == len(values)
+    write_rows(path, [values], seq_len=values.shape[1], vocab_size=vocab_size)
     return path
 
 
@@ -47,7 +48,7 @@ def test_ids_take_the_narrowest_type_and_come_back_whole(
 def test_rows_of_several_files_and_batches_are_one_array_in_any_order(tmp_path: Path) -> None:
     parts = [_random(count, 1000, seed) for seed, count in enumerate((7, 1, 12))]
     paths = [_write(tmp_path / f"train-{number:05}.arrow", part) for number, part in enumerate(parts)]
-    rows.write(tmp_path / "train-00003.arrow", [parts[0], parts[2]], seq_len=SEQ_LEN, vocab_size=1000)
+    write_rows(tmp_path / "train-00003.arrow", [parts[0], parts[2]], seq_len=SEQ_LEN, vocab_size=1000)
     found = Rows([*paths, tmp_path / "train-00003.arrow"])
     whole = np.concatenate([*parts, parts[0], parts[2]])
     order: npt.NDArray[np.int64] = np.random.default_rng(1).permutation(len(whole))
@@ -61,7 +62,7 @@ def test_rows_of_several_files_and_batches_are_one_array_in_any_order(tmp_path: 
 def test_record_batches_without_rows_move_no_others(tmp_path: Path) -> None:
     values = _random(9, 1000)
     batches = [values[:0], values[:4], values[4:4], values[4:], values[:0]]
-    rows.write(tmp_path / "train-00000.arrow", batches, seq_len=SEQ_LEN, vocab_size=1000)
+    write_rows(tmp_path / "train-00000.arrow", batches, seq_len=SEQ_LEN, vocab_size=1000)
     np.testing.assert_array_equal(Rows([tmp_path / "train-00000.arrow"]).take(np.arange(9)), values)
 
 
@@ -120,7 +121,7 @@ def _forget(path: Path) -> None:
 
 def test_opening_reads_no_rows_from_the_disk(tmp_path: Path) -> None:
     path = tmp_path / "train-00000.arrow"
-    rows.write(path, [_random(50_000, 1000)] * 5, seq_len=SEQ_LEN, vocab_size=1000)
+    write_rows(path, [_random(50_000, 1000)] * 5, seq_len=SEQ_LEN, vocab_size=1000)
     before = _bytes_read()
     _forget(path)
     path.read_bytes()

@@ -257,7 +257,7 @@ def _without_mask(folder: Path) -> Path:
         (["tokenizer.kind=wordpiece"], "bert", "two tokenizers: leave out either"),
         ([], "lacking", "has no mask_token"),
         ([], "empty", "no tokenizer at"),
-        (["tokenizer.kind=wordpiece", "tokenizer.vocab_size=30"], "", "holds not even the characters: set 80 or more"),
+        (["tokenizer.kind=wordpiece", "tokenizer.vocab_size=30"], "", "set 80 or more"),
         (["heldout=1e-9"], "bert", "the 0 heldout documents fill no row of 32 tokens"),
         (["heldout=0.999999"], "bert", "train documents fill no row of 32 tokens"),
         (["heldout=1.0"], "bert", "heldout: input should be less than 1"),
