@@ -1,12 +1,12 @@
-"""What an exported model is, apart from the program that made it: all that is needed to call it.
+"""Describes an exported model: everything that a caller needs.
 
-Beside the model's own files and the tokenizer, an export has ``runtime.json``::
+In addition to the files of the model and the tokenizer, an export has ``runtime.json``::
 
     {"format": "int8", "runtime": "onnxruntime", "files": {"any": "model.onnx"}, "head": "classification",
      "inputs": ["input_ids", "attention_mask"], "outputs": [["logits", "classes"]],
      "positions": 512, "pad": 0, "vocab_size": 30522, "parameters": 66955010, "rows": "any"}
 
-``files`` names a file for any length, or one for each length it was made for: ``{"64": "model_64.tflite", …}``.
+``files`` names a file for any length, or one per length: ``{"64": "model_64.tflite", …}``.
 """
 
 import json
@@ -29,19 +29,19 @@ Head: TypeAlias = Literal["masked-words", "classification", "regression", "quest
 
 @dataclass(frozen=True)
 class Exported:
-    """An export, described."""
+    """Description of an export."""
 
     format: str
-    """What it is called, here and in reports: ``onnx``, ``int8``, ``openvino-int8`` …"""
+    """Its name in reports: ``onnx``, ``int8``, ``openvino-int8`` …"""
     runtime: str
-    """The library that runs it: a key of :data:`cluster.models.runtimes.RUNTIMES`, or ``coreml``."""
+    """A key of :data:`cluster.models.runtimes.RUNTIMES`, or ``coreml``."""
     files: Mapping[str, str]
-    """Length in tokens, or ``any``, to the file for it."""
+    """Files by length in tokens, or ``any``."""
     head: str
     inputs: tuple[str, ...]
     """Names of the int64 inputs ``[rows, length]``, in order."""
     outputs: Mapping[str, Layout]
-    """Names in order, and what each holds."""
+    """Names, in order, and layouts."""
     positions: int
     """Longest input in tokens."""
     pad: int
@@ -49,19 +49,19 @@ class Exported:
     vocab_size: int
     parameters: int
     rows: Literal["any", "one"] = "any"
-    """Whether it takes a batch, or one row at a time."""
+    """Whether it takes batches, or one row at a time."""
 
     def write(self, folder: Path) -> None:
-        # As a list, because the keys of a JSON file are sorted, and some runtimes know outputs by their order alone.
+        # A list, because write_json sorts keys, and some runtimes know outputs only by their order.
         write_json(folder / FILE, {**asdict(self), "outputs": list(self.outputs.items())})
 
     @property
     def lengths(self) -> tuple[int, ...] | None:
-        """The only lengths it takes, ascending; None where it takes any up to ``positions``."""
+        """The lengths it takes, ascending; None for any up to ``positions``."""
         return None if ANY in self.files else tuple(sorted(map(int, self.files)))
 
     def bytes(self, folder: Path) -> int:
-        """Bytes of all files of the model, with what lies beside them: external data, or OpenVINO's ``.bin``."""
+        """Bytes of all files of the model, including external data and OpenVINO's ``.bin``."""
         stems = {(folder / name).with_suffix("") for name in self.files.values()}
         found = {path for stem in stems for path in stem.parent.glob(f"{stem.name}.*")}
         inside = (each for path in found if path.is_dir() for each in path.rglob("*") if each.is_file())
@@ -72,11 +72,11 @@ def read(folder: Path) -> Exported:
     """The description in an export's folder.
 
     Raises:
-        StageError: there is none.
+        StageError: the folder has no description.
     """
     path = folder / FILE
     if not path.is_file():
-        raise StageError(f"{folder} is no export of this version, it has no {FILE}: make it (again) with deploy")
+        raise StageError(f"{folder} is not an export of this version, it has no {FILE}: make it (again) with deploy")
     values = json.loads(path.read_text(encoding="utf-8"))
     return Exported(**{**values, "inputs": tuple(values["inputs"]), "outputs": dict(values["outputs"])})
 

@@ -1,4 +1,4 @@
-"""What a Hugging Face folder says about its model, read without loading the weights."""
+"""Reads facts about the model in a Hugging Face folder, without loading its weights."""
 
 import json
 from collections.abc import Mapping
@@ -57,7 +57,7 @@ def head(config: "PretrainedConfig") -> Head | None:
 
 
 def identity(folder: Path) -> str:
-    """Identity that an export records of its source: the artifact's, or a hash of all files of the folder."""
+    """Identity of the artifact in the folder; without an artifact, a hash of all files."""
     if (folder / commit.MANIFEST).is_file():
         return artifact.read(folder).identity
     return artifact.folder_identity(folder)
@@ -67,17 +67,17 @@ def weights_identity(folder: Path) -> str:
     """SHA-256 over configuration and weights. Other files, such as a README, do not change it.
 
     Raises:
-        ArtifactError: no safetensors there.
+        ArtifactError: the folder has no safetensors.
     """
     files = [folder / CONFIG, *_weights(folder)]
     return artifact.digest([[path.name, filesystem.file_sha256(path)] for path in files])
 
 
 def facts(folder: Path) -> dict[str, Any]:
-    """Architecture, layers, width and number of parameters, under the names a model artifact has for them.
+    """Architecture, layers, width and number of parameters, named as in the facts of a model artifact.
 
     Raises:
-        ArtifactError: no ``config.json`` or no safetensors there.
+        ArtifactError: the folder has no ``config.json`` or no safetensors.
     """
     path = folder / CONFIG
     if not path.is_file():

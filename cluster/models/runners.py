@@ -1,7 +1,6 @@
-"""Run a model folder in PyTorch, or an export in its runtime, at batch 1 and up, on a fixed number of threads.
+"""Runs a model folder in PyTorch, or an export in its runtime, on a fixed number of threads.
 
-Both runners take the same arrays and give the same arrays back, so what measures or scores them asks only
-:func:`runner_for` which one a folder needs.
+Both runners take and return the same arrays; :func:`runner_for` chooses the one for a folder.
 """
 
 import time
@@ -25,11 +24,12 @@ Outputs: TypeAlias = tuple[npt.NDArray[np.float32], ...]
 
 @dataclass(frozen=True)
 class Loaded:
-    """What is known of a model once it is loaded; ``bytes`` are those of its weights on disk."""
+    """Facts about a loaded model."""
 
     runtime: str
     parameters: int
     bytes: int
+    """Bytes of the weights on disk."""
     load_seconds: float
     vocab_size: int
     positions: int
@@ -37,7 +37,7 @@ class Loaded:
 
 
 class Runner(Protocol):
-    """A loaded model: int64 ``[batch, length]`` in, the head's outputs in their order out."""
+    """A loaded model: takes int64 ``[batch, length]``, and returns the outputs of the head in order."""
 
     loaded: Loaded
 
@@ -45,26 +45,26 @@ class Runner(Protocol):
 
 
 def runner_for(folder: Path, threads: int = 1) -> Runner:
-    """The runner a folder needs: an export's own runtime, PyTorch otherwise.
+    """The runner for a folder: the runtime of an export, otherwise PyTorch.
 
     Raises:
-        StageError: neither an export nor a model folder that loads, or its runtime is not installed.
+        StageError: neither an export nor a model folder, it cannot be loaded, or its runtime is not installed.
     """
     return ExportRunner(folder, threads) if export_spec.is_export(folder) else PyTorchRunner(folder, threads)
 
 
 class PyTorchRunner:
-    """A Hugging Face folder in eager fp32 PyTorch, with the head its config names.
+    """Runs a Hugging Face folder in eager fp32 PyTorch, with the head that its config names.
 
-    Sets the number of threads of this whole process: PyTorch knows no other.
+    Sets the number of threads of the whole process.
 
     Raises:
-        StageError: no config, no known architecture, or weights that lack a part of it.
+        StageError: no config, an unknown architecture, or incomplete weights.
     """
 
     def __init__(self, folder: Path, threads: int = 1) -> None:
         config = model_folder.configuration(folder)
-        # The class is imported before the clock starts: that is Python's time, not the model's.
+        # Imports the class before the clock starts, because import time is not load time.
         model_class = _model_class(folder, config)
         torch.set_num_threads(threads)
         started = time.perf_counter()
@@ -75,11 +75,9 @@ class PyTorchRunner:
         seconds = time.perf_counter() - started
         if loading["missing_keys"]:
             raise StageError(
-                f"{folder}: its weights lack {sorted(loading['missing_keys'])[0]}: save the whole model there"
+                f"{folder}: the weights lack {sorted(loading['missing_keys'])[0]}: save the whole model there"
             )
         self._model = model.eval()
-        self.takes_types = getattr(config, "type_vocab_size", 1) > 1
-        """Whether it tells the second text of a pair from the first by token types: BERT does, RoBERTa does not."""
         self.loaded = Loaded(
             runtime=f"PyTorch {torch.__version__}",
             parameters=model.num_parameters(),
@@ -90,30 +88,28 @@ class PyTorchRunner:
         )
 
     def __call__(self, input_ids: Ids, attention_mask: Ids, token_type_ids: Ids | None = None) -> Outputs:
-        given = {"input_ids": input_ids, "attention_mask": attention_mask}
+        feed = {"input_ids": input_ids, "attention_mask": attention_mask}
         if token_type_ids is not None:
-            given["token_type_ids"] = token_type_ids
+            feed["token_type_ids"] = token_type_ids
         with torch.inference_mode():
-            found = self._model(**{name: torch.from_numpy(values) for name, values in given.items()})
-        return tuple(values.numpy() for values in found.to_tuple())
+            outputs = self._model(**{name: torch.from_numpy(values) for name, values in feed.items()})
+        return tuple(values.numpy() for values in outputs.to_tuple())
 
 
 class ExportRunner:
-    """An export of any format that runs on this machine, on ``threads`` threads of the processor.
+    """Runs an export on the CPU.
 
     Raises:
-        StageError: not an export, one that does not run here, or its runtime is not installed.
+        StageError: not an export, it does not run on this machine, or its runtime is not installed.
     """
 
     def __init__(self, folder: Path, threads: int = 1) -> None:
         described = export_spec.read(folder)
-        # Libraries are imported before the clock starts: that is Python's time, not the model's.
-        runtimes.prepare(described)
+        runtimes.prepare(described)  # imports the library before the clock starts
         started = time.perf_counter()
         self._call = runtimes.open_export(folder, threads)
         seconds = time.perf_counter() - started
-        self._inputs = described.inputs
-        self.takes_types = "token_type_ids" in described.inputs
+        self._takes_types = "token_type_ids" in described.inputs
         self.loaded = Loaded(
             runtime=runtimes.described(described),
             parameters=described.parameters,
@@ -125,8 +121,8 @@ class ExportRunner:
 
     def __call__(self, input_ids: Ids, attention_mask: Ids, token_type_ids: Ids | None = None) -> Outputs:
         feed = {"input_ids": input_ids, "attention_mask": attention_mask}
-        if self.takes_types:
-            # As in PyTorch, where no types means all zero: one single text.
+        if self._takes_types:
+            # As in PyTorch, no types mean zeros: a single text.
             feed["token_type_ids"] = np.zeros_like(input_ids) if token_type_ids is None else token_type_ids
         return tuple(self._call(feed).values())
 

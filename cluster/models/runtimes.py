@@ -1,8 +1,7 @@
-"""Exported models made callable: one door to every library that runs one.
+"""Opens exported models in their runtimes, each as a function of named arrays.
 
-:func:`open_export` takes an export's folder and gives a function of named arrays. It hides what runtimes cannot do:
-where a file is for one length only, rows are padded to it and the answer is cut back; where a runtime takes one row at
-a time, a batch is run row by row.
+The function hides what a runtime cannot do: it pads rows for a file of fixed length and cuts the outputs back, and
+runs a batch row by row where a runtime takes one row at a time.
 """
 
 import contextlib
@@ -13,7 +12,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -30,14 +29,15 @@ Call: TypeAlias = Callable[[Feed], Outputs]
 
 
 def open_export(folder: Path, threads: int = 1) -> Call:
-    """The model of an export as a function of its inputs, on so many threads of the processor.
+    """The model of an export as a function of its inputs, on ``threads`` threads of the CPU.
 
     Raises:
-        StageError: not an export, one that does not run on this machine, or its runtime is not installed.
+        StageError: not an export, it does not run on this machine, or its runtime is not installed.
     """
     exported = read(folder)
     prepare(exported)
-    opened = {key: RUNTIMES[exported.runtime](folder / name, exported, threads) for key, name in exported.files.items()}
+    load = RUNTIMES[exported.runtime].load
+    opened = {key: load(folder / name, exported, threads) for key, name in exported.files.items()}
     whole = opened[ANY] if exported.lengths is None else _padded(exported, {int(key): opened[key] for key in opened})
     return _row_by_row(whole) if exported.rows == "one" else whole
 
@@ -46,7 +46,7 @@ def require(distribution: str, extra: str | None) -> str:
     """Version of a library.
 
     Raises:
-        StageError: it is not installed; names the extra that brings it.
+        StageError: it is not installed; names the extra that installs it.
     """
     try:
         return importlib.metadata.version(distribution)
@@ -58,31 +58,24 @@ def prepare(exported: Exported) -> None:
     """Import the library that runs an export, which may take seconds.
 
     Raises:
-        StageError: it is not installed, or there is none for this machine.
+        StageError: it is not installed, or does not exist for this machine.
     """
     if exported.runtime not in RUNTIMES:
         raise StageError(f"{exported.format} runs on a Mac, iPhone or iPad only: open it there with Xcode")
-    distribution, extra = NEEDS[exported.runtime]
-    require(distribution, extra)
-    with _quiet():
-        for module in MODULES[exported.runtime]:
-            importlib.import_module(module)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep warnings back that libraries log while they are imported: torchao, which ExecuTorch brings, has several."""
+    runtime = RUNTIMES[exported.runtime]
+    require(runtime.distribution, runtime.extra)
     before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
+    logging.disable(logging.WARNING)  # torchao, which ExecuTorch imports, warns several times
     try:
-        yield
+        for module in runtime.modules:
+            importlib.import_module(module)
     finally:
         logging.disable(before)
 
 
 @contextlib.contextmanager
-def _unheard() -> Iterator[None]:
-    """Keep back what C++ writes to stderr and no setting stops: ExecuTorch's notes on processor and threads."""
+def _silent_stderr() -> Iterator[None]:
+    """Hide what C++ writes to stderr: no setting stops ExecuTorch's notes on CPU and threads."""
     sys.stderr.flush()
     kept = os.dup(2)
     try:
@@ -95,14 +88,14 @@ def _unheard() -> Iterator[None]:
 
 
 def described(exported: Exported) -> str:
-    """Runtime, its version and the format, for people: ``ONNX Runtime 1.31.1 int8``."""
-    distribution, _ = NEEDS[exported.runtime]
+    """Title and version of the runtime, and the precision: ``ONNX Runtime 1.31.1 int8``."""
+    runtime = RUNTIMES[exported.runtime]
     precision = next((word for word in ("int8", "fp16") if word in exported.format), "fp32")
-    return f"{TITLES[exported.runtime]} {importlib.metadata.version(distribution)} {precision}"
+    return f"{runtime.title} {importlib.metadata.version(runtime.distribution)} {precision}"
 
 
 def onnx_session(path: Path, threads: int) -> Any:
-    """An ONNX or ORT file opened on the processor."""
+    """A session that runs an ONNX or ORT file on the CPU."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -120,7 +113,7 @@ def _onnxruntime(path: Path, exported: Exported, threads: int) -> Call:
 def _openvino(path: Path, exported: Exported, threads: int) -> Call:
     import openvino
 
-    # Where the processor has bf16 OpenVINO would use it by itself: what was made fp32 or int8 is run as such.
+    # By default OpenVINO runs fp32 and int8 models in bf16 if the CPU has it.
     hints = {"INFERENCE_PRECISION_HINT": "f32", "NUM_STREAMS": "1", "INFERENCE_NUM_THREADS": str(threads)}
     core = openvino.Core()
     compiled = core.compile_model(core.read_model(path), "CPU", hints)
@@ -136,14 +129,14 @@ def _executorch(path: Path, exported: Exported, threads: int) -> Call:
     import torch
     from executorch.extension.pybindings import portable_lib
 
-    # Of the whole process: ExecuTorch has one pool of threads.
-    with _unheard():
+    # ExecuTorch has one thread pool for the whole process.
+    with _silent_stderr():
         portable_lib._unsafe_reset_threadpool(threads)
     module = portable_lib._load_for_executorch(str(path))
 
     def call(feed: Feed) -> Outputs:
         found = module.forward([torch.from_numpy(np.ascontiguousarray(feed[name])) for name in exported.inputs])
-        # Copied: the next call writes to the same memory.
+        # A copy, because the next call writes to the same memory.
         return {name: values.float().clone().numpy() for name, values in zip(exported.outputs, found, strict=True)}
 
     return call
@@ -162,36 +155,34 @@ def _litert(path: Path, exported: Exported, threads: int) -> Call:
     return call
 
 
-RUNTIMES: Mapping[str, Callable[[Path, Exported, int], Call]] = {
-    "onnxruntime": _onnxruntime,
-    "openvino": _openvino,
-    "executorch": _executorch,
-    "litert": _litert,
-}
-NEEDS: Mapping[str, tuple[str, str | None]] = {
-    "onnxruntime": ("onnxruntime", None),
-    "openvino": ("openvino", "openvino"),
-    "executorch": ("executorch", "executorch"),
-    "litert": ("ai-edge-litert", "litert"),
-}
-"""Runtime to its distribution, and the extra that brings it."""
-MODULES = {
-    "onnxruntime": ("onnxruntime",),
-    "openvino": ("openvino",),
-    # The second brings the operator of 8-bit embeddings, without which a program does not run.
-    "executorch": ("executorch.extension.pybindings.portable_lib", "executorch.kernels.quantized"),
-    "litert": ("ai_edge_litert.interpreter",),
-}
-TITLES = {
-    "onnxruntime": "ONNX Runtime",
-    "openvino": "OpenVINO",
-    "executorch": "ExecuTorch",
-    "litert": "LiteRT",
+class Runtime(NamedTuple):
+    """A library that runs exports."""
+
+    title: str
+    load: Callable[[Path, Exported, int], Call]
+    distribution: str
+    extra: str | None
+    """The extra of this package that installs the library."""
+    modules: tuple[str, ...]
+
+
+RUNTIMES: Mapping[str, Runtime] = {
+    "onnxruntime": Runtime("ONNX Runtime", _onnxruntime, "onnxruntime", None, ("onnxruntime",)),
+    "openvino": Runtime("OpenVINO", _openvino, "openvino", "openvino", ("openvino",)),
+    "executorch": Runtime(
+        "ExecuTorch",
+        _executorch,
+        "executorch",
+        "executorch",
+        # The second registers the operator of 8-bit embeddings.
+        ("executorch.extension.pybindings.portable_lib", "executorch.kernels.quantized"),
+    ),
+    "litert": Runtime("LiteRT", _litert, "ai-edge-litert", "litert", ("ai_edge_litert.interpreter",)),
 }
 
 
 def _padded(exported: Exported, by_length: Mapping[int, Call]) -> Call:
-    """Rows padded to the shortest length that holds them; what is said of the padding is cut off."""
+    """Pads rows to the shortest length that holds them, and cuts the outputs of the padding off."""
 
     def call(feed: Feed) -> Outputs:
         length = feed["input_ids"].shape[1]
@@ -199,11 +190,9 @@ def _padded(exported: Exported, by_length: Mapping[int, Call]) -> Call:
         if room is None:
             raise StageError(f"{length} tokens are more than this {exported.format} takes: at most {max(by_length)}")
         fill = {"input_ids": exported.pad}
-        widened = {
-            name: np.pad(values, ((0, 0), (0, room - length)), constant_values=fill.get(name, 0))
-            for name, values in feed.items()
-        }
-        found = by_length[room](widened)
+        padding = ((0, 0), (0, room - length))
+        padded = {name: np.pad(row, padding, constant_values=fill.get(name, 0)) for name, row in feed.items()}
+        found = by_length[room](padded)
         return {
             name: found[name] if layout == "classes" else found[name][:, :length]
             for name, layout in exported.outputs.items()

@@ -1,7 +1,7 @@
-"""Answers to a question about a passage: windows over the passage, and the best spans in a model's logits.
+"""Answers questions about passages: splits a passage into windows, and finds the best spans in the logits of a model.
 
-A passage longer than the model reads is split into overlapping windows, each ``[CLS] question [SEP] part [SEP]``. A
-span is scored by the sum of the logits of its first and last token (Devlin et al. 2019), and has at most 30 tokens.
+Windows overlap; each is ``[CLS] question [SEP] part [SEP]``. The score of a span, of at most 30 tokens, is the sum of
+the logits of its first and last token (Devlin et al. 2019).
 """
 
 import functools
@@ -18,10 +18,10 @@ from cluster.models.export_spec import Exported
 from cluster.models.runtimes import Call
 
 OVERLAP = 128
-"""Tokens that two neighbouring windows of :func:`best_answers` share, at most."""
+"""Most tokens that two neighbouring windows of :func:`best_answers` share."""
 SPAN_TOKENS = 30
 BEST_OF = 20
-"""First tokens, last tokens, and spans of a window that are considered."""
+"""First tokens, last tokens and spans to consider per window."""
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
@@ -34,14 +34,14 @@ class Window:
     question: int
     """Index of the question."""
     offset: int
-    """Index in the input of the passage's first token."""
+    """Index of the passage's first token in the input."""
     characters: Ints
-    """``[tokens, 2]``: first character of each token in the passage, and the one after its last."""
+    """``[tokens, 2]``: first and end character of each token in the passage."""
 
 
 @dataclass(frozen=True)
 class EncodedWindow:
-    """A window with the model input it belongs to, without padding."""
+    """A window and its model input, without padding."""
 
     window: Window
     ids: list[int]
@@ -81,14 +81,13 @@ def encode_windows(
 ) -> Iterator[EncodedWindow]:
     """Windows of at most ``max_length`` tokens for each question and its passage, in order.
 
-    Each window begins ``stride`` tokens after the one before it, or less where a window holds less; a question is cut
-    to ``question_tokens``.
+    Windows begin ``stride`` tokens apart, or less if a window holds fewer. Questions are cut to ``question_tokens``.
 
     Raises:
         StageError: a question leaves no room for its passage.
     """
     before, between, after = _special_tokens(tokenizer)
-    # Not verbose: transformers warns of passages longer than the model reads, which the windows solve.
+    # Not verbose: transformers would warn about long passages, which the windows solve.
     plain = functools.partial(tokenizer, add_special_tokens=False, return_attention_mask=False, verbose=False)
     tokens = _tokenize_once(plain, passages)
     for number, (passage, query) in enumerate(zip(passages, plain(list(questions))["input_ids"], strict=True)):
@@ -101,7 +100,7 @@ def encode_windows(
                 "raise it"
             )
         step = min(stride, room)
-        # Enough windows to cover the passage; one also for a passage without tokens.
+        # Windows that cover the passage; one for a passage without tokens.
         for first in range(0, max(len(ids) - room, 0) + step, step):
             part = ids[first : first + room]
             yield EncodedWindow(
@@ -112,10 +111,10 @@ def encode_windows(
 
 
 def best_spans(passage: str, scored: Iterable[tuple[Window, Floats]]) -> list[Span]:
-    """Candidates of all windows of a passage, the best first.
+    """Candidates of all windows of a passage, best first.
 
-    ``scored`` has the logits ``[2, tokens]`` of each window: to be the first and the last token of the answer. A span
-    in two windows keeps its higher logit.
+    ``scored`` has the logits ``[2, tokens]`` of each window, for the first and the last token of the answer. A span in
+    two windows has its higher logit.
     """
     candidates: dict[tuple[int, int], float] = {}
     for window, logits in scored:
@@ -134,7 +133,7 @@ def probabilities(spans: Sequence[Span]) -> list[float]:
 def best_answers(
     call: Call, exported: Exported, tokenizer: PreTrainedTokenizerBase, question: str, passage: str, top: int
 ) -> list[AnswerSpan]:
-    """The ``top`` best answers of an export, the best first; none for an empty passage.
+    """The ``top`` best answers of an export, best first; none for an empty passage.
 
     Raises:
         StageError: the question leaves no room for a passage.
@@ -142,7 +141,7 @@ def best_answers(
     query = tokenizer(question, add_special_tokens=False)["input_ids"]
     room = exported.positions - len(query) - tokenizer.num_special_tokens_to_add(pair=True)
     if room < 1:
-        raise StageError(f"the question fills all {exported.positions} tokens that the model reads: shorten it")
+        raise StageError(f"the question fills all {exported.positions} tokens of the model: shorten it")
 
     def logits_of(encoded: EncodedWindow) -> Floats:
         ids, types = (np.array([values], dtype=np.int64) for values in (encoded.ids, encoded.types))
@@ -160,7 +159,7 @@ def best_answers(
 
 
 def _special_tokens(tokenizer: Any) -> tuple[list[int], list[int], list[int]]:
-    """What a tokenizer puts before, between and after a pair of texts: for BERT ``[CLS]``, ``[SEP]``, ``[SEP]``."""
+    """Special tokens before, between and after a pair of texts: for BERT ``[CLS]``, ``[SEP]``, ``[SEP]``."""
     pair = tokenizer("a", "a")
     ids, sides = pair["input_ids"], pair.sequence_ids()
     first, second = (sides.index(side) for side in (0, 1))
@@ -169,7 +168,7 @@ def _special_tokens(tokenizer: Any) -> tuple[list[int], list[int], list[int]]:
 
 
 def _tokenize_once(plain: Any, passages: Sequence[str]) -> dict[str, tuple[list[int], Ints]]:
-    """Ids and characters ``[tokens, 2]`` of each different passage."""
+    """Ids and characters ``[tokens, 2]`` of each distinct passage."""
     texts = list(dict.fromkeys(passages))
     encoded = plain(texts, return_offsets_mapping=True)
     rows = zip(texts, encoded["input_ids"], encoded["offset_mapping"], strict=True)
@@ -177,7 +176,7 @@ def _tokenize_once(plain: Any, passages: Sequence[str]) -> dict[str, tuple[list[
 
 
 def _spans(window: Window, logits: Floats) -> list[tuple[int, int, float]]:
-    """Begin, end and logit of the best spans of one window, among its likeliest first and last tokens."""
+    """Begin, end and logit of the best spans of one window."""
     starts, ends = logits[:, window.offset : window.offset + len(window.characters)]
     firsts, lasts = (np.argsort(-side, kind="stable")[:BEST_OF] for side in (starts, ends))
     first, last = (grid.ravel() for grid in np.meshgrid(firsts, lasts, indexing="ij"))

@@ -56,7 +56,7 @@ def describe(cpuinfo: Path = CPUINFO) -> dict[str, Any]:
 
 def _versions() -> dict[str, str]:
     """Versions of the required libraries, and of the optional runtimes that are installed."""
-    others = {distribution for distribution, _ in runtimes.NEEDS.values()} - {*LIBRARIES}
+    others = {runtime.distribution for runtime in runtimes.RUNTIMES.values()} - {*LIBRARIES}
     versions = {name: importlib.metadata.version(name) for name in LIBRARIES}
     for name in sorted(others):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):

@@ -85,9 +85,9 @@ def _extras() -> dict[str, dict[str, str]]:
     return {name: _pins(asked) for name, asked in project["optional-dependencies"].items()}
 
 
-@pytest.mark.parametrize("runtime", runtimes.NEEDS)
+@pytest.mark.parametrize("runtime", runtimes.RUNTIMES)
 def test_the_extra_that_runs_an_export_brings_its_library(runtime: str) -> None:
-    distribution, extra = runtimes.NEEDS[runtime]
+    distribution, extra = runtimes.RUNTIMES[runtime].distribution, runtimes.RUNTIMES[runtime].extra
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert distribution in (_pins(project["dependencies"]) if extra is None else _extras()[extra])
 
