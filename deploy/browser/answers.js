@@ -1,4 +1,4 @@
-// What was answered: a line for each model, and the places in the passage.
+// Show answers: a line for each model, and their places in the passage.
 
 import { $, h } from "./elements.js";
 import { milliseconds, plural } from "./numbers.js";
@@ -23,11 +23,11 @@ function line(passage, { model, span, tokeniseMs, neuralMs, tokens, windows }) {
     h("p", { class: "who" }, model.title),
     h("p", { class: "said" }, text),
     h("p", { class: "note" }, `${milliseconds(neuralMs)} model + ${milliseconds(tokeniseMs)} tokenising · ${extent}`),
-    ...(model.weights === "random" ? [h("p", { class: "note warn" }, "Random weights: its time is real, its answer is not.")] : []),
+    ...(model.weights === "random" ? [h("p", { class: "note warn" }, "Random weights: the time is valid, the answer is not.")] : []),
   );
 }
 
-// The passage with the answers marked: each stretch of it carries the models whose answer it is part of.
+// The passage with the answers marked; each part has the classes of the models whose answer contains it.
 function highlight(passage, found) {
   const cuts = [...new Set([0, passage.length, ...found.flatMap(({ span }) => [span.start, span.end])])].sort((a, b) => a - b);
   const parts = cuts.slice(0, -1).map((from, place) => {

@@ -1,4 +1,4 @@
-// Bars of milliseconds: median, with a line to the 90th percentile. A picture of the table that stands beside it.
+// A bar chart of milliseconds: the median, with a line to the 90th percentile.
 
 import { milliseconds } from "./numbers.js";
 

@@ -1,9 +1,9 @@
-// The waiting job, and the way of a result to it: kept here until it has arrived, however often the connection is lost.
+// The waiting job, and the delivery of its result, which stays in storage until it has arrived.
 
 const JOB = "stillhouse-job";
 const RESULT = "stillhouse-result";
 
-// What the job that gave the link wants; the one last seen while no server is in reach; null where none waits.
+// The job of the link; without a connection the last known job; null if no job waits.
 export async function waitingJob() {
   let response;
   try {
@@ -20,8 +20,8 @@ export async function waitingJob() {
   return job;
 }
 
-// The last measurement made here: { result, state, job }, where state is "unsent", "sent" or "own" (for nobody else),
-// and job the id of the link it was made for.
+// The last measurement: { result, state, job }, where state is "unsent", "sent" or "own" (without a job),
+// and job is the id of its link.
 export function lastResult() {
   return JSON.parse(localStorage.getItem(RESULT));
 }
@@ -30,8 +30,8 @@ export function keepResult(result, state, job) {
   localStorage.setItem(RESULT, JSON.stringify({ result, state, job }));
 }
 
-// Post a result: { outcome, over }, where outcome is "sent", "later" when the server cannot be reached, or why it was
-// refused, which ends the result. The job is over when it has one: after any other refusal it waits for a better one.
+// Post a result: { outcome, over }, where outcome is "sent", "later" (no connection), or the reason why the server
+// refused the result for good. `over` means that the job has a result; after other refusals it waits for another.
 export async function deliver(result, job) {
   const body = JSON.stringify(result);
   let response;

@@ -1,33 +1,33 @@
-// Model files in parts: each is fetched, checked and kept on its own, so that a lost connection costs one part at most.
+// Model files in parts, each fetched, checked and stored separately, so that a lost connection costs at most one part.
 
 const KEPT = "stillhouse-models";
 const LONGEST_WAIT = 8000;
 
-// Kept where the browser allows it, which is on secure connections.
+// Storage, which browsers allow on secure connections.
 async function keptParts() {
   return "caches" in self ? caches.open(KEPT) : null;
 }
 
-// The bytes of a model. `said` is called with { bytes, waiting, kept } as they come.
-export async function downloadParts(parts, said) {
+// The bytes of a model. Calls `report` with { bytes, waiting, kept } after each chunk.
+export async function downloadParts(parts, report) {
   const total = parts.reduce((sum, part) => sum + part.bytes, 0);
   const whole = new Uint8Array(total);
   const store = await keptParts();
   let offset = 0;
   let kept = store !== null;
   for (const part of parts) {
-    const advance = (bytes, waiting) => said({ bytes: offset + bytes, total, waiting, kept });
+    const advance = (bytes, waiting) => report({ bytes: offset + bytes, total, waiting, kept });
     const found = store === null ? undefined : await store.match(part.path);
     const bytes = found ? new Uint8Array(await found.arrayBuffer()) : await fetchPatiently(part, advance);
     if (!found && store !== null) kept = (await keep(store, part, bytes)) && kept;
     whole.set(bytes, offset);
     offset += bytes.length;
-    said({ bytes: offset, total, waiting: false, kept });
+    report({ bytes: offset, total, waiting: false, kept });
   }
   return whole;
 }
 
-// Parts that no model of this page has any more: those of an older one.
+// Delete the stored parts of older versions of the page.
 export async function forgetOthers(models) {
   const store = await keptParts();
   if (store === null) return;
@@ -42,7 +42,7 @@ async function fetchPatiently(part, advance) {
       return await fetchPart(part, advance, cache);
     } catch (error) {
       if (error.damaged && cache === "default") {
-        cache = "reload"; // what is damaged may be what the browser has kept
+        cache = "reload"; // the damaged bytes may come from the cache
         continue;
       }
       if (error.final) throw error;
@@ -70,13 +70,13 @@ async function fetchPart(part, advance, cache) {
 }
 
 async function check(part, bytes) {
-  if (!self.isSecureContext) return; // browsers compute digests on secure connections only
+  if (!self.isSecureContext) return; // browsers compute digests only on secure connections
   const digest = new Uint8Array(await crypto.subtle.digest("SHA-256", bytes));
   const text = [...digest].map((byte) => byte.toString(16).padStart(2, "0")).join("");
   if (text !== part.sha256) throw Object.assign(final(`${part.path} arrived damaged`), { damaged: true });
 }
 
-// Whether it could be kept: a private window or a full phone says no, and the page then works while it is open.
+// Whether the part was stored: private windows and full phones refuse, and the page then works until it is closed.
 async function keep(store, part, bytes) {
   try {
     await store.put(part.path, new Response(bytes));

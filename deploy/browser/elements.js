@@ -1,8 +1,8 @@
-// The few ways this page touches its document.
+// Helpers to change the document.
 
 export const $ = (id) => document.getElementById(id);
 
-// h("li", { class: "x" }, "text", child): an element; text is always text, never markup.
+// h("li", { class: "x" }, "text", child) makes an element; text is never markup.
 export function h(name, attributes = {}, ...children) {
   const made = document.createElement(name);
   for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
@@ -14,7 +14,7 @@ export function show(id, visible = true) {
   $(id).hidden = !visible;
 }
 
-// Text of a live region is changed only where it differs, or a screen reader says it again.
+// Set the text of a live region only if it differs, because screen readers repeat it.
 export function say(id, text) {
   const place = $(id);
   place.hidden = text === "";

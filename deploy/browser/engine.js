@@ -1,4 +1,4 @@
-// The page's side of a worker: calls that answer, with news on the way.
+// The page's side of a worker: calls with results and progress.
 
 export class Engine {
   #worker;
@@ -20,7 +20,7 @@ export class Engine {
     });
   }
 
-  // Frees its memory; what was asked and not answered yet is refused.
+  // End the worker, which frees its memory; open calls fail.
   close() {
     this.#worker.terminate();
     this.#fail("stopped");
@@ -39,7 +39,7 @@ export class Engine {
   }
 }
 
-// An empty module with one SIMD instruction: what the runtime needs of a browser.
+// A module with one SIMD instruction, which the runtime needs.
 const SIMD = new Uint8Array([
   0, 97, 115, 109, 1, 0, 0, 0, 1, 5, 1, 96, 0, 1, 123, 3, 2, 1, 0, 10, 10, 1, 8, 0, 65, 0, 253, 15, 253, 98, 11,
 ]);
@@ -48,7 +48,7 @@ export function hasSimd() {
   return typeof WebAssembly === "object" && WebAssembly.validate(SIMD);
 }
 
-// The GPU a page may use, as far as the browser tells: { vendor, architecture }, or null.
+// The GPU, as the browser describes it: { vendor, architecture }, or null.
 export async function graphics() {
   if (!("gpu" in navigator)) return null;
   const adapter = await navigator.gpu.requestAdapter().catch(() => null);
@@ -57,12 +57,12 @@ export async function graphics() {
   return { vendor, architecture };
 }
 
-// Ways to run here: WebAssembly on each number of threads that can be had, then the GPU.
+// The setups of this device: WebAssembly with each possible number of threads, then the GPU.
 export function configurations(threads, gpu) {
   const most = self.crossOriginIsolated ? navigator.hardwareConcurrency : 1;
   const counts = [...new Set(threads.map((count) => Math.min(count, most)))].sort((a, b) => a - b);
-  const ways = counts.map((count) => ({ backend: "wasm", threads: count }));
-  return gpu === null ? ways : [...ways, { backend: "webgpu", threads: 1 }];
+  const setups = counts.map((count) => ({ backend: "wasm", threads: count }));
+  return gpu === null ? setups : [...setups, { backend: "webgpu", threads: 1 }];
 }
 
 export function nameOf({ backend, threads }) {

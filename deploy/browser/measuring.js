@@ -1,24 +1,24 @@
-// A measurement of this device: every way of running, each in a worker of its own, one after the other.
+// Measure this device: one setup (backend and number of threads) after the other, each in a new worker.
 
 import { Engine, nameOf } from "./engine.js";
 
-// What a page measures when no job says otherwise.
+// The plan without a job.
 export function standardPlan(positions) {
   return { lengths: [Math.min(384, positions)], warmup: 2, repeats: 10, threads: [1, 4] };
 }
 
-// The result to show and to post. `told` hears { way, note, share }; `stopping` says whether the person wants an end.
-export async function measureAll({ ways, models, plan, text, device }, told, stopping) {
+// The result to show and to post. Calls `report` with { setup, note, share }; `stopping` tells whether to stop.
+export async function measureAll({ setups, models, plan, text, device }, report, stopping) {
   const watch = new Attention();
   const rows = [];
   const problems = [];
-  for (const [place, way] of ways.entries()) {
-    const say = (note, share) => told({ way: nameOf(way), note, share: (place + share) / ways.length });
+  for (const [place, setup] of setups.entries()) {
+    const say = (note, share) => report({ setup: nameOf(setup), note, share: (place + share) / setups.length });
     try {
-      rows.push(...(await measureOne(way, models, plan, text, say, stopping)));
+      rows.push(...(await measureOne(setup, models, plan, text, say, stopping)));
     } catch (error) {
       if (stopping.asked) break;
-      problems.push({ ...way, error: error.message.slice(0, 300) });
+      problems.push({ ...setup, error: error.message.slice(0, 300) });
     }
   }
   const interrupted = await watch.end();
@@ -26,11 +26,11 @@ export async function measureAll({ ways, models, plan, text, device }, told, sto
   return { format: 1, device, plan, rows, problems, interrupted };
 }
 
-async function measureOne(way, models, plan, text, say, stopping) {
+async function measureOne(setup, models, plan, text, say, stopping) {
   const engine = new Engine();
   stopping.now = () => engine.close();
   try {
-    await engine.call("start", way);
+    await engine.call("start", setup);
     for (const model of models) {
       say(`loading ${model.title}`, 0);
       await engine.call("open", { model });
@@ -42,7 +42,7 @@ async function measureOne(way, models, plan, text, say, stopping) {
   }
 }
 
-// Whether the page stayed in front: browsers slow what is not seen. Keeps the screen on where it may.
+// Watches whether the page stays visible, because browsers slow hidden pages. Keeps the screen on if possible.
 class Attention {
   #lost = document.hidden;
   #screen = navigator.wakeLock?.request("screen").catch(() => null) ?? null;
@@ -59,7 +59,7 @@ class Attention {
   }
 }
 
-// What is told of the device, beside what the browser says of itself.
+// What is report of the device, beside what the browser says of itself.
 export async function describeDevice(gpu) {
   const battery = await (navigator.getBattery?.() ?? Promise.resolve(null)).catch(() => null);
   return {
@@ -77,7 +77,7 @@ export async function describeDevice(gpu) {
   };
 }
 
-// The smallest step of the clock: browsers blur it, more so on pages that are not isolated.
+// The smallest step of the clock, which browsers make coarser, especially on pages that are not isolated.
 function clockStep() {
   let least = Infinity;
   for (let tries = 0; tries < 20; tries += 1) {

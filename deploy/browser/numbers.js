@@ -1,4 +1,4 @@
-// Numbers for people, and the few statistics the page shows; those of record are computed from the raw times later.
+// Number formatting, and statistics for display; the job computes its own from the raw times.
 
 export function percentile(values, share) {
   const sorted = [...values].sort((a, b) => a - b);

@@ -1,4 +1,4 @@
-// The page: opens the models, answers, measures, and sees that a result reaches the job that waits for it.
+// The page: opens the models, answers questions, measures, and sends the result to the waiting job.
 
 import { clearAnswers, showAnswers } from "./answers.js";
 import { deliver, keepResult, lastResult, waitingJob } from "./delivery.js";
@@ -10,8 +10,8 @@ import { megabytes, millions, plural } from "./numbers.js";
 import { showResults } from "./results.js";
 import { TEXTS } from "./texts.js";
 
-const page = { models: [], job: null, plan: null, ways: [], gpu: null, engine: null, ready: new Set(), passage: "", kept: true, busy: false, retry: 0 };
-const LOOK_AGAIN = 4000;
+const page = { models: [], job: null, plan: null, setups: [], gpu: null, engine: null, ready: new Set(), passage: "", kept: true, busy: false, retry: 0 };
+const RETRY_MS = 4000;
 
 async function begin() {
   showTexts();
@@ -23,7 +23,7 @@ async function begin() {
   $("models").replaceChildren(...page.models.map(modelLine));
   [page.job, page.gpu] = await Promise.all([waitingJob(), graphics()]);
   page.plan = page.job?.plan ?? standardPlan(Math.min(...page.models.map((model) => model.positions)));
-  page.ways = configurations(page.plan.threads, page.gpu);
+  page.setups = configurations(page.plan.threads, page.gpu);
   await showDevice(described);
   showPlan();
   showLast();
@@ -31,30 +31,30 @@ async function begin() {
   await forgetOthers(page.models);
 }
 
-// Register what keeps the page; without it (an insecure connection) the page works while the network does.
+// Register the service worker; without one (insecure connection) the page needs the network.
 async function keepPage() {
   page.kept = false;
   if (!("serviceWorker" in navigator)) return;
-  // Another version of the page has taken over from the one that is shown.
+  // A newer version of the page has replaced this one.
   const shown = navigator.serviceWorker.controller !== null;
   navigator.serviceWorker.addEventListener("controllerchange", () => { if (shown && !page.busy) location.reload(); });
-  say("state", "Keeping this page on your device…");
+  say("state", "Saving this page on your device…");
   navigator.serviceWorker.addEventListener("message", showKeeping);
   try {
     const { active, waiting, installing } = await navigator.serviceWorker.register("service_worker.js");
     page.kept = active !== null || (await settled(waiting ?? installing)) === "activated";
   } catch {
-    // A certificate the browser does not trust, or a private window: the page then says that it needs the network.
+    // An untrusted certificate or a private window: the page then says that it does not work offline.
   } finally {
-    // A newer page may be kept later, while this one is in use.
+    // A newer version may be installed later, while this one is in use.
     navigator.serviceWorker.removeEventListener("message", showKeeping);
     $("state").setAttribute("aria-live", "polite");
   }
 }
 
 function showKeeping({ data: { bytes, total } }) {
-  $("state").setAttribute("aria-live", "off"); // a screen reader would read out every number
-  say("state", `Keeping this page on your device… ${megabytes(bytes)} of ${megabytes(total)}`);
+  $("state").setAttribute("aria-live", "off"); // or a screen reader reads every number
+  say("state", `Saving this page on your device… ${megabytes(bytes)} of ${megabytes(total)}`);
 }
 
 function settled(worker) {
@@ -74,15 +74,15 @@ function modelLine(model) {
     h("span", { class: "note ready" }, "waiting"));
 }
 
-// The quickest way to run that needs no GPU: the one with the most threads.
-function ownWay() {
-  return page.ways.filter((way) => way.backend === "wasm").at(-1);
+// The fastest setup without a GPU: the one with the most threads.
+function ownSetup() {
+  return page.setups.filter((setup) => setup.backend === "wasm").at(-1);
 }
 
 async function openModels() {
   page.engine = new Engine();
   page.ready.clear();
-  await page.engine.call("start", ownWay());
+  await page.engine.call("start", ownSetup());
   let { kept } = page;
   for (const model of page.models) {
     const [bar, ready] = [document.querySelector(`#models .${model.role} progress`), document.querySelector(`#models .${model.role} .ready`)];
@@ -98,7 +98,7 @@ async function openModels() {
   }
   $("measure").disabled = false;
   show("offline", kept);
-  say("state", `Ready on ${nameOf(ownWay())}. ${kept ? "" : "This connection does not let the page work offline."}`.trim());
+  say("state", `Ready on ${nameOf(ownSetup())}. ${kept ? "" : "The page does not work offline with this connection."}`.trim());
 }
 
 function showLoading(model, bar, ready, news) {
@@ -109,7 +109,7 @@ function showLoading(model, bar, ready, news) {
   }
   bar.value = news.bytes / news.total;
   ready.textContent = `${megabytes(news.bytes)} of ${megabytes(news.total)}`;
-  say("state", news.waiting ? "The connection is lost: loading goes on when it is back." : `Loading ${model.title}`);
+  say("state", news.waiting ? "No connection: loading continues when it is back." : `Loading ${model.title}`);
 }
 
 function showTexts() {
@@ -166,15 +166,15 @@ async function measure() {
   const stopping = { asked: false, now: () => {} };
   $("stop").onclick = () => { stopping.asked = true; stopping.now(); };
   working(true);
-  page.engine.close(); // its memory is wanted by the workers that measure
+  page.engine.close(); // frees memory for the workers that measure
   const [text] = TEXTS;
   const given = {
-    ways: page.ways, models: page.models, plan: page.plan, device: page.device,
+    setups: page.setups, models: page.models, plan: page.plan, device: page.device,
     text: { question: text.questions[0], passage: text.passage },
   };
-  const found = await measureAll(given, ({ way, note, share }) => {
+  const found = await measureAll(given, ({ setup, note, share }) => {
     $("progress").value = share;
-    say("running-text", `${way}: ${note}`);
+    say("running-text", `${setup}: ${note}`);
   }, stopping).finally(() => working(false));
   if (!stopping.asked) {
     const result = { ...found, page: page.version };
@@ -189,13 +189,13 @@ function working(on) {
   page.busy = on;
   show("running", on);
   show("stop", on);
-  if (!on) return; // both come back with the models
+  if (!on) return; // openModels enables both again
   $("measure").disabled = true;
   $("answer").disabled = true;
-  say("state", "Measuring: keep this page in front.");
+  say("state", "Measuring: keep this page open and visible.");
 }
 
-// What was measured before a reload, where it was with these models.
+// Show the measurement from before a reload, if this version of the page made it.
 function showLast() {
   const last = lastResult();
   if (last === null || last.result.page !== page.version) return;
@@ -203,19 +203,19 @@ function showLast() {
   send();
 }
 
-// Send what is unsent, and go on trying: the server may come back any time.
+// Send an unsent result, and retry until the server answers.
 async function send() {
   const { result, state, job } = lastResult();
-  if (state === "own") return say("delivery", "No job waits for these numbers: they stay on this device.");
+  if (state === "own") return say("delivery", "No job waits for these numbers; they stay on this device.");
   const { outcome, over } = state === "sent" ? { outcome: "sent", over: false } : await deliver(result, job);
   if (outcome !== "later") {
     if (over) page.job = null; // a job takes one result
     showPlan();
-    return say("delivery", outcome === "sent" ? "Sent: the job has your numbers. Thank you." : `The job did not take these numbers: ${outcome}.`);
+    return say("delivery", outcome === "sent" ? "Sent: the job has your numbers. Thank you." : `The job refused these numbers: ${outcome}.`);
   }
-  say("delivery", "Not sent yet: they are kept here, and go out when the connection is back.");
+  say("delivery", "Not sent yet: this device keeps the numbers and sends them when the connection is back.");
   clearTimeout(page.retry);
-  page.retry = setTimeout(send, LOOK_AGAIN);
+  page.retry = setTimeout(send, RETRY_MS);
 }
 
 async function showDevice(described) {
@@ -224,8 +224,8 @@ async function showDevice(described) {
   const { cores, isolated, webgpu, clock_ms: clock, screen } = page.device;
   const facts = [
     ["Processor cores", String(cores)],
-    ["Threads", isolated ? `up to ${ownWay().threads}` : "one: this connection is not isolated"],
-    ["WebGPU", webgpu === null ? "not here" : `${webgpu.vendor} ${webgpu.architecture}`.trim() || "yes"],
+    ["Threads", isolated ? `up to ${ownSetup().threads}` : "one: this connection is not isolated"],
+    ["WebGPU", webgpu === null ? "not available" : `${webgpu.vendor} ${webgpu.architecture}`.trim() || "yes"],
     ["Screen", screen],
     ["Clock step", `${clock.toFixed(3)} ms`],
     ["Runtime", described.runtime],
@@ -236,11 +236,11 @@ async function showDevice(described) {
 
 function showPlan() {
   const { lengths, repeats } = page.plan;
-  const ways = page.ways.map(nameOf).join(", ");
+  const setups = page.setups.map(nameOf).join(", ");
   const purpose = page.job === null ? "" : ` The result goes to the job “${page.job.job}”.`;
-  // It stays: what is being read must not move when its numbers are sent.
+  // It stays visible, because hiding it would move the text below.
   if (page.job !== null) document.documentElement.classList.add("linked");
-  say("plan", `${plural(repeats, "run")} of each model at ${lengths.join(" and ")} tokens, on ${ways}.${purpose}`);
+  say("plan", `${plural(repeats, "run")} of each model at ${lengths.join(" and ")} tokens, on ${setups}.${purpose}`);
 }
 
 function fail(error) {

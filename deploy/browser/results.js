@@ -1,4 +1,4 @@
-// A measurement, as numbers and a small chart, beside the phone of the paper.
+// Show a measurement as numbers and a chart, and compare it with the phone of the paper.
 
 import { barChart } from "./chart.js";
 import { $, h } from "./elements.js";
@@ -17,12 +17,12 @@ export function showResults(result, models) {
       `In the paper, an iPhone 7 Plus took ${milliseconds(PAPER.teacher)} with BERT-base and ${milliseconds(PAPER.student)} ` +
       `with DistilBERT: ${comparison(PAPER.teacher, PAPER.student)}.`),
     ...result.problems.map((problem) => h("p", { class: "note warn" }, `${nameOf(problem)}: not measured, ${problem.error}`)),
-    ...(result.interrupted ? [h("p", { class: "note warn" }, "The page was not in front all the time: measure again for numbers to rely on.")] : []),
+    ...(result.interrupted ? [h("p", { class: "note warn" }, "The page was hidden for a time: measure again for reliable numbers.")] : []),
   );
   $("results").hidden = false;
 }
 
-// Rows that may be compared: the same length, backend and threads.
+// Groups of comparable rows: same length, backend and threads.
 function groupsOf(rows) {
   const groups = new Map();
   for (const row of rows) {

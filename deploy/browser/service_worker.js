@@ -1,11 +1,11 @@
-// Keeps the page itself for when there is no network. Model parts are kept by downloads.js, checked one by one.
+// Stores the page for offline use. downloads.js stores the parts of the models.
 
-const VERSION = "@VERSION@"; // a digest of all files below: another page is another service worker
+const VERSION = "@VERSION@"; // a digest of all files, so that each version of the page has its own service worker
 const SHELL = [/* @SHELL@ */];
-const TOTAL = /* @TOTAL@ */ 0; // bytes of all that is in SHELL
+const TOTAL = /* @TOTAL@ */ 0; // bytes of all files in SHELL
 const HOME = new URL("./", self.location.href).pathname;
 const KEPT = `stillhouse-page-${VERSION}`;
-const STEP = 2 ** 18; // bytes between two words on how far it is
+const STEP = 2 ** 18; // bytes between two progress messages
 
 self.addEventListener("install", (event) => {
   event.waitUntil(install());
@@ -19,12 +19,12 @@ self.addEventListener("fetch", (event) => {
   const { request } = event;
   const url = new URL(request.url);
   if (request.method !== "GET" || url.origin !== location.origin) return;
-  // A link with a token is for the server, which answers with a cookie and sends on to the page.
+  // A link with a token must reach the server, which sets a cookie and redirects to the page.
   if (request.mode === "navigate" && url.pathname === HOME && url.search === "") event.respondWith(keptOrFetched("./"));
   else if (isKept(url)) event.respondWith(keptOrFetched(request));
 });
 
-// All or nothing: nothing is kept before everything has arrived.
+// Store all files or none.
 async function install() {
   const counted = counter();
   const arrived = await Promise.all(SHELL.map(async (path) => [path, await fetchWhole(path, counted)]));
@@ -32,7 +32,7 @@ async function install() {
     const store = await caches.open(KEPT);
     await Promise.all(arrived.map(([path, response]) => store.put(path, response)));
   } catch (error) {
-    await caches.delete(KEPT); // a full phone is not left with half of a page
+    await caches.delete(KEPT); // no half page on a full phone
     throw error;
   }
   await self.skipWaiting();
@@ -51,7 +51,7 @@ async function fetchWhole(path, counted) {
   return new Response(whole, response);
 }
 
-// Adds up the bytes of all files, and tells the page now and then how many there are.
+// Counts the bytes of all files and reports progress to the page.
 function counter() {
   let [bytes, told] = [0, 0];
   return (more) => {
@@ -62,7 +62,7 @@ function counter() {
   };
 }
 
-// The page that waits is not yet this worker's.
+// This worker does not control the waiting page yet.
 async function tell(news) {
   const pages = await self.clients.matchAll({ type: "window", includeUncontrolled: true });
   for (const page of pages) page.postMessage(news);
@@ -78,7 +78,7 @@ function isKept(url) {
   return url.search === "" && !/\/(job|result)$/.test(url.pathname) && !url.pathname.endsWith(".part");
 }
 
-// What is large and rarely wanted (the runtime for GPUs) is kept when it is first fetched.
+// Large and rarely used files (the runtime for GPUs) are stored when a page first fetches them.
 async function keptOrFetched(request) {
   const store = await caches.open(KEPT);
   const found = await store.match(request);

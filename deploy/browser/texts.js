@@ -1,4 +1,4 @@
-// Texts to try the models on, each with questions it answers.
+// Example texts, each with questions that it answers.
 
 export const TEXTS = [
   {

@@ -1,11 +1,11 @@
-// Text to token ids that know their place in the text, as BERT's WordPiece cuts it, and windows over long passages.
+// WordPiece tokenisation with the places of tokens in the text, and windows over long passages.
 
 const CUTS_ALONE =
   "[!-\\/:-@\\[-`{-~]|\\p{P}|[\\u3400-\\u4DBF\\u4E00-\\u9FFF\\uF900-\\uFAFF\\u{20000}-\\u{2CEAF}\\u{2F800}-\\u{2FA1F}]";
-// BERT cuts at white space, and around every punctuation mark and every CJK character; never inside of anything else.
+// BERT splits at white space and around punctuation marks and CJK characters, nowhere else.
 const WORD = new RegExp(`${CUTS_ALONE}|(?:(?!${CUTS_ALONE})\\S)+`, "gu");
 
-// Pieces of a text: { ids, places }, where places[i] = [start, end] are the characters of the word of piece i.
+// Tokens of a text: { ids, places }, where places[i] = [start, end] are the characters of the word of token i.
 export function piecesOf(tokenizer, text) {
   const ids = [];
   const places = [];
@@ -19,7 +19,7 @@ export function piecesOf(tokenizer, text) {
   return { ids, places };
 }
 
-// Inputs of the model for a question over a passage: one window of at most `limit` tokens, or several that overlap.
+// Inputs of the model for question and passage: one window of at most `limit` tokens, or several that overlap.
 // Each is { ids, types, first, places }: `first` is the index of the first token of the passage.
 export function windowsOf(tokenizer, marks, question, passage, limit) {
   const asked = piecesOf(tokenizer, question).ids.slice(0, Math.floor(limit / 3));
@@ -39,7 +39,7 @@ export function windowsOf(tokenizer, marks, question, passage, limit) {
 
 const LONGEST_ANSWER = 30;
 
-// The best answer in a window: { score, start, end } in characters of the passage; null where it holds no passage.
+// The best answer in a window: { score, start, end } in characters of the passage; null without a passage.
 export function bestSpan(window, startLogits, endLogits) {
   let best = null;
   const count = window.places.length;

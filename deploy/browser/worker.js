@@ -1,6 +1,6 @@
-// One way of running the models: a backend and a number of threads. Tokenises, answers and measures, off the page.
+// Runs the models with one backend and number of threads: tokenises, answers and measures outside the page's thread.
 //
-// The number of threads belongs to the whole WebAssembly module, so another number is another worker.
+// The number of threads is fixed for a WebAssembly module, so another number needs another worker.
 
 import { Tokenizer } from "./libraries/tokenizers.min.mjs";
 import { downloadParts } from "./downloads.js";
@@ -28,7 +28,7 @@ async function start(given) {
   ort.env.logLevel = "error";
 }
 
-// Download a model where it is not kept, and make it ready.
+// Download a model if it is not stored, and open it.
 async function open({ model }, tell) {
   const [tokenizer, weights] = await Promise.all([openTokenizer(model), downloadParts(model.parts, tell)]);
   tell({ preparing: true });
@@ -74,13 +74,13 @@ async function infer({ model, session }, window) {
   if (model.inputs.includes("token_type_ids")) feed.token_type_ids = tensor(window.types);
   const began = performance.now();
   const outputs = await session.run(feed);
-  // Reading the numbers belongs to the answer: on a GPU they are fetched here.
+  // The time includes reading the outputs, which copies them from a GPU.
   const found = { start_logits: outputs.start_logits, end_logits: outputs.end_logits };
   found.ms = performance.now() - began;
   return found;
 }
 
-// Times of every model in turns, so that a phone that grows warm does so to all of them alike. Rows of raw times.
+// Rows of raw times; models run in turns, so that a warming phone affects all of them alike.
 async function measure({ roles, lengths, warmup, repeats, question, passage }, tell) {
   const rows = [];
   const rounds = lengths.length * (1 + warmup + repeats);
@@ -113,7 +113,7 @@ async function timed(ready, question, passage, length) {
   return { tokeniseMs, neuralMs: (await infer(ready, window)).ms };
 }
 
-// The passage, over and over, as long as fills `length` tokens exactly and no longer, so that no time goes to what is cut.
+// The passage, repeated until it fills exactly `length` tokens, so that no time is spent on text that is cut.
 function textOfLength(ready, question, passage, length) {
   let text = passage;
   while (windowsOf(ready.tokenizer, ready.marks, question, text, length).length === 1) text += ` ${passage}`;
