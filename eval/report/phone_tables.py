@@ -7,10 +7,12 @@ from eval.mobile import one_time_link
 from eval.report.svg import Plot
 from eval.report.table import NOTHING, Cell, Row, Table, amount, cells, megabytes, millions, ratio
 from eval.results.export_formats import TITLES
-from eval.results.phone_values import PROXY, TRANSPORTS
 from eval.results.schema import STUDENT
 
 Report: TypeAlias = Mapping[str, Any]
+
+PROXY = "proxy, no phone"
+_TRANSPORTS = {"browser": "in a browser", "adb": "over adb"}
 
 
 def codes(report: Report) -> list[Plot]:
@@ -63,7 +65,7 @@ def _where(benchmark: Mapping[str, Any]) -> str:
     if benchmark["proxy"]:
         return PROXY
     still = benchmark["device"].get("mobile") is False
-    return f"{benchmark['title']}, {TRANSPORTS[benchmark['way']]}{' that is no phone' if still else ''}"
+    return f"{benchmark['title']}, {_TRANSPORTS[benchmark['way']]}{' that is no phone' if still else ''}"
 
 
 def _gain(row: Mapping[str, Any], student: bool) -> tuple[str, str]:

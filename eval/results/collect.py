@@ -1,19 +1,18 @@
-"""What lies in the folder of a pipeline or a suite, read once and strictly.
+"""Reads the results in the output folder of a pipeline or a suite, strictly.
 
 ::
 
-    OUT/suite.json                       which models there are, and which of them are compared how
+    OUT/suite.json                       the models, and how to compare them
     OUT/corpus OUT/tokens OUT/teacher    artifacts; OUT/tokens-<seq_len> where phases read other lengths
     OUT/runs/<name>/                     recipe.json, metrics.jsonl, probes.jsonl
     OUT/students/<name>/                 student artifacts; "student" is the main one, others are ablations
     OUT/finetune/<model>/<task>/         scores.json
     OUT/exports/<model>/<format>/        facts: bytes, parity
     OUT/latency/ OUT/baselines/          latency.json, of teacher, student and exports, and of architectures
-    OUT/mobile/<name>/                   mobile.json; while a job waits for a phone, its link
-    OUT/jobs.json                        what was done, and what failed
+    OUT/mobile/<name>/                   mobile.json; the link of a job that waits for a phone
+    OUT/jobs.json                        the outcomes of the jobs
 
-Everything may be absent: a result that is not there was not measured. What is there must be whole: a damaged
-artifact or file is refused by name.
+Any of them may be absent, and means "not measured". Damaged artifacts and files are errors.
 """
 
 import time
@@ -29,7 +28,6 @@ from cluster.models import model_folder
 from cluster.storage import filesystem
 from cluster.telemetry import metrics_log
 from eval.results.schema import (
-    STUDENT,
     TEACHER,
     JobResult,
     LatencyResult,
@@ -38,6 +36,7 @@ from eval.results.schema import (
     ScoreResult,
     SuiteResult,
     WaitingLink,
+    model_order,
     parse,
 )
 
@@ -55,7 +54,7 @@ _PLACES = (
     ("baselines", "benchmark"),
     ("mobile/*", "benchmark"),
 )
-# The record of making the report is written after the report: it is no result.
+# The outcome of the report's own job is written after the report.
 _REPORT_JOB = "report"
 
 T = TypeVar("T")
@@ -73,45 +72,48 @@ class ResultRun:
 
 @dataclass(frozen=True)
 class ResultModel:
-    """A teacher or student: an artifact made here, or a folder that was given."""
+    """A teacher or student: an artifact made here, or another folder."""
 
     facts: Mapping[str, Any]
     weight_bytes: int | None
     identity: str
     source: str | None
-    """Its artifact's path below the results; None for a folder from elsewhere."""
+    """Path of its artifact below the results; None for other folders."""
 
 
 @dataclass(frozen=True)
 class Results:
-    """All that was found. ``artifacts`` maps relative paths to artifacts, in the order of the pipeline."""
+    """All results; ``artifacts`` by relative path, in the order of the pipeline."""
 
     artifacts: dict[str, Artifact]
     models: dict[str, ResultModel]
     suite: SuiteResult
     scores: dict[str, dict[str, ScoreResult]]
-    """Model and task to its score."""
+    """By model and task."""
     runs: list[ResultRun]
     latency: LatencyResult | None
     baselines: LatencyResult | None
     phones: dict[str, PhoneMeasurement]
-    """By the name of the benchmark's folder."""
+    """By folder name."""
     links: dict[str, WaitingLink]
-    """Of jobs that wait for a phone, by the same name."""
+    """Links of jobs that wait for a phone, by folder name."""
     jobs: list[JobResult]
 
     def below(self, place: str) -> dict[str, Artifact]:
-        """Artifacts under ``place/``, by the rest of their path."""
-        start = f"{place}/"
-        return {path.removeprefix(start): found for path, found in self.artifacts.items() if path.startswith(start)}
+        """Artifacts below ``place``, by their path there."""
+        return {
+            path.removeprefix(f"{place}/"): each
+            for path, each in self.artifacts.items()
+            if path.startswith(f"{place}/")
+        }
 
 
 def collect(folder: Path) -> Results:
-    """Read everything a report tells from a pipeline's or suite's output folder.
+    """Read all results of a pipeline's or suite's output folder.
 
     Raises:
-        ArtifactError: no results there, or a damaged artifact, which is named.
-        ValueError: a damaged file beside the artifacts, which is named.
+        ArtifactError: no results, or a damaged artifact.
+        ValueError: a damaged file.
     """
     artifacts = _artifacts(folder)
     runs = [_run(path) for path in sorted(folder.glob("runs/*")) if path.is_dir() and not path.name.startswith(".")]
@@ -123,33 +125,38 @@ def collect(folder: Path) -> Results:
         )
     suite = _file(folder / "suite.json", SuiteResult) or SuiteResult()
     scores: dict[str, dict[str, ScoreResult]] = {}
+    phones: dict[str, PhoneMeasurement] = {}
+    latency = {
+        name: _sealed(artifacts[name], "latency.json", LatencyResult)
+        for name in ("latency", "baselines")
+        if name in artifacts
+    }
     for path, found in artifacts.items():
-        if found.kind == "finetune":
-            _, model, task = path.split("/")
+        place, _, name = path.partition("/")
+        if place == "finetune":
+            model, task = name.split("/")
             score = _sealed(found, "scores.json", ScoreResult)
             scores.setdefault(model, {})[task] = replace(score, data=found.inputs.get("data"))
+        elif place == "mobile":
+            phones[name] = _sealed(found, "mobile.json", PhoneMeasurement)
     return Results(
-        artifacts,
-        _models(folder, suite, artifacts),
-        suite,
-        scores,
-        runs,
-        _sealed(artifacts["latency"], "latency.json", LatencyResult) if "latency" in artifacts else None,
-        _sealed(artifacts["baselines"], "latency.json", LatencyResult) if "baselines" in artifacts else None,
-        {
-            path.removeprefix("mobile/"): _sealed(found, "mobile.json", PhoneMeasurement)
-            for path, found in artifacts.items()
-            if path.startswith("mobile/")
-        },
-        links,
-        [job for job in _file(folder / "jobs.json", list[JobResult]) or [] if job.name != _REPORT_JOB],
+        artifacts=artifacts,
+        models=_models(folder, suite, artifacts),
+        suite=suite,
+        scores=scores,
+        runs=runs,
+        latency=latency.get("latency"),
+        baselines=latency.get("baselines"),
+        phones=phones,
+        links=links,
+        jobs=[job for job in _file(folder / "jobs.json", list[JobResult]) or [] if job.name != _REPORT_JOB],
     )
 
 
 def identity(folder: Path) -> str:
-    """Identity of the results in a folder, without hashing checkpoints, or the report made from them.
+    """Identity of the results in a folder, without checkpoints and the report.
 
-    That a job ran or was skipped because its artifact was complete makes no other result; that it failed does.
+    A failed job changes it; a job that was skipped because its artifact was complete does not.
 
     Raises:
         ArtifactError, ValueError: as :func:`collect`.
@@ -174,14 +181,14 @@ def _artifacts(folder: Path) -> dict[str, Artifact]:
     for pattern, kind in _PLACES:
         for path in sorted(path for path in folder.glob(pattern) if path.is_dir()):
             place = path.relative_to(folder)
-            # Hidden directories are artifacts in the making.
+            # Hidden directories are incomplete artifacts.
             if not any(part.startswith(".") for part in place.parts):
                 found[str(place)] = artifact.read(path, kind)
     return found
 
 
 def _links(folder: Path) -> dict[str, WaitingLink]:
-    """Links of jobs that wait for a phone: what lies in the folders of artifacts in the making, and has not ended."""
+    """Links of jobs that wait for a phone, from the folders of incomplete artifacts; without expired ones."""
     found = {
         path.parent.name.removeprefix(".").removesuffix(".partial"): parse(path, path.read_bytes(), WaitingLink)
         for path in sorted(folder.glob("mobile/.*.partial/link.json"))
@@ -190,7 +197,7 @@ def _links(folder: Path) -> dict[str, WaitingLink]:
 
 
 def _models(folder: Path, suite: SuiteResult, artifacts: Mapping[str, Artifact]) -> dict[str, ResultModel]:
-    """Teacher and students made here, and those that ``suite.json`` says were given."""
+    """Teacher and students made here, and the models of ``suite.json``."""
     made = {TEACHER: TEACHER} if TEACHER in artifacts else {}
     made |= {path.partition("/")[2]: path for path in artifacts if path.startswith("students/")}
     found = {name: _made(artifacts[path], path) for name, path in made.items() if name not in suite.models}
@@ -205,8 +212,7 @@ def _models(folder: Path, suite: SuiteResult, artifacts: Mapping[str, Artifact])
             found[name] = ResultModel(
                 model_folder.facts(path), model_folder.weight_bytes(path), model_folder.weights_identity(path), None
             )
-    names = sorted(found, key=lambda name: (name != TEACHER, name != STUDENT, name))
-    return {name: found[name] for name in names}
+    return {name: found[name] for name in sorted(found, key=model_order)}
 
 
 def _made(found: Artifact, source: str | None) -> ResultModel:
@@ -234,7 +240,7 @@ def _file(path: Path, shape: type[T]) -> T | None:
 
 
 def _sealed(found: Artifact, name: str, shape: type[T]) -> T:
-    """The contents of an artifact's file, which must be what the manifest says to the last bit."""
+    """The contents of an artifact's file, with the manifest's hash."""
     path = found.path / name
     entry = found.files.get(name)
     if entry is None:

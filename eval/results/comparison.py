@@ -1,7 +1,6 @@
-"""Results set beside the teacher's and the paper's: the contents of ``report.json``, as plain values.
+"""The contents of ``report.json`` as plain values: our results compared with the teacher's and the paper's.
 
-Nothing is guessed: a value that was not measured is None, and a share or ratio is only computed from two measurements
-made under the same conditions.
+A value that was not measured is None; shares and ratios need two measurements under the same conditions.
 """
 
 import dataclasses
@@ -15,7 +14,7 @@ from eval.results.schema import STUDENT, TEACHER
 
 
 def compare(results: Results) -> dict[str, Any]:
-    """Everything a report says, without its words."""
+    """All values of a report."""
     models = _models(results)
     report: dict[str, Any] = {
         "models": models,
@@ -42,29 +41,29 @@ def compare(results: Results) -> dict[str, Any]:
 
 
 def failed(report: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Jobs that did not bring what they were for."""
+    """Jobs that failed or were cancelled."""
     return [job for job in report["jobs"] if job["state"] in ("failed", "cancelled")]
 
 
 def _models(results: Results) -> list[dict[str, Any]]:
     """The teacher, the main student, then the others by name."""
-    found = [{"name": name, **_model(model)} for name, model in results.models.items()]
-    for teacher in (model for model in found if model["name"] == TEACHER):
-        measured: Mapping[str, Any] = next(
-            (model["validation"] for model in found if "teacher_masked" in model["validation"]), {}
-        )
-        # On the rows and masks the student was measured on, where it was; else where the teacher was trained.
+    models = [{"name": name, **_model(model)} for name, model in results.models.items()]
+    measured: Mapping[str, Any] = next(
+        (model["validation"] for model in models if "teacher_masked" in model["validation"]), {}
+    )
+    for teacher in (model for model in models if model["name"] == TEACHER):
+        # A student's validation measures the teacher on the same rows and masks; prefer it to the teacher's own.
         teacher["masked_loss"] = measured.get("teacher_masked", teacher["masked_loss"])
         teacher["accuracy"] = measured.get("teacher_accuracy", teacher["accuracy"])
-    return found
+    return models
 
 
 def _model(model: ResultModel) -> dict[str, Any]:
     facts = model.facts
     validation = {key: value for key, value in (facts.get("validation") or {}).items() if value is not None}
-    told = ("architecture", "layers", "hidden", "parameters", "steps", "tokens", "device_hours", "device")
+    names = ("architecture", "layers", "hidden", "parameters", "steps", "tokens", "device_hours", "device")
     return {
-        **{key: facts.get(key) for key in told},
+        **{key: facts.get(key) for key in names},
         "origin": facts.get("source"),
         "workers": facts.get("world_size"),
         "weight_bytes": model.weight_bytes,
@@ -80,8 +79,9 @@ def _model(model: ResultModel) -> dict[str, Any]:
 def _runs(results: Results) -> list[dict[str, Any]]:
     rows = []
     for run in sorted(results.runs, key=lambda run: (run.name != STUDENT, run.name)):
-        train = [line for line in run.lines if line.get("kind") == "train"]
-        validation = [line for line in run.lines if line.get("kind") == "validation"]
+        train, validation = (
+            [line for line in run.lines if line.get("kind") == kind] for kind in ("train", "validation")
+        )
         rates = [line["tokens_per_second"] for line in train if line.get("tokens_per_second") is not None]
         model = results.models.get(run.name)
         facts = model.facts if model else {}
@@ -109,7 +109,7 @@ def _runs(results: Results) -> list[dict[str, Any]]:
 
 
 def _exports(results: Results) -> list[dict[str, Any]]:
-    """Every export with the task its model was tuned for, and its score there where that was taken."""
+    """Every export with the task of its model, and its score if measured."""
     tuned = {found.identity: path.partition("/")[2] for path, found in results.below("finetune").items()}
     rows = []
     for path, found in results.below("exports").items():
@@ -131,7 +131,7 @@ def _exports(results: Results) -> list[dict[str, Any]]:
 
 
 def _tuning(results: Results) -> list[dict[str, Any]]:
-    """Hours of fine-tuning by device, all models, tasks and seeds together."""
+    """Hours of fine-tuning by device, over all models, tasks and seeds."""
     hours: dict[str, list[float]] = {}
     for score in (score for tasks in results.scores.values() for score in tasks.values()):
         spent = [seed.seconds for seed in score.seeds if seed.seconds is not None]
@@ -151,7 +151,7 @@ def _descent(results: Results) -> list[dict[str, Any]]:
             "identity": found.identity,
             "inputs": [
                 {"role": role, "identity": known, "path": places.get(known), "name": names.get(known)}
-                # A student is made from a run, which is no artifact: its lineage says what the run was made from.
+                # A run is no artifact: the lineage of a student has the inputs of its run.
                 for role, known in {**found.inputs, **found.facts.get("lineage", {})}.items()
             ],
             "recipe": found.recipe,
@@ -164,7 +164,7 @@ def _descent(results: Results) -> list[dict[str, Any]]:
 
 
 def _paper() -> dict[str, Any]:
-    bert, distilbert = paper.SPEEDS[1], paper.SPEEDS[2]
+    _, bert, distilbert = paper.SPEEDS
     return {
         "source": paper.SOURCE,
         "claim": paper.CLAIM,
@@ -177,22 +177,21 @@ def _paper() -> dict[str, Any]:
 
 def _headline(report: Mapping[str, Any]) -> dict[str, Any]:
     """The numbers of the first sentence, each None unless measured."""
-    found = {model["name"]: model for model in report["models"]}
-    teacher, student = found.get(TEACHER, {}), found.get(STUDENT, {})
+    models = {model["name"]: model for model in report["models"]}
+    teacher, student = models.get(TEACHER, {}), models.get(STUDENT, {})
     means = {mean["key"]: mean for mean in report["tables"]["1"]["means"]}
     whole = means["nine"] if means["nine"]["kept"] is not None else means.get("measured", {})
     parameters, of = student.get("parameters"), teacher.get("parameters")
-    measured = report["latency"] or {"first": [], "fit": None}
-    own = [row for row in measured["first"] if row["model"] == STUDENT]
+    latency = report["latency"] or {"first": [], "fit": None}
+    own = [row for row in latency["first"] if row["model"] == STUDENT]
     same = [row for row in own if row["ratio_same_form"] is not None]
     best = [row for row in own if row["ratio_to_teacher"] is not None]
     fastest = max(best, key=lambda row: float(row["ratio_to_teacher"]), default=None)
-    form = fastest["form"] if fastest else None
-    scored = [
-        each["score"]
-        for each in report["exports"]
-        if each["score"] and (each["model"], each["format"]) == (STUDENT, form)
-    ]
+    scores = {
+        each["format"]: each["score"]
+        for each in reversed(report["exports"])
+        if each["model"] == STUDENT and each["score"]
+    }
     return {
         "kept": whole.get("kept"),
         "tasks": whole["tasks"] if whole.get("kept") is not None else [],
@@ -201,9 +200,9 @@ def _headline(report: Mapping[str, Any]) -> dict[str, Any]:
         "teacher_layers": teacher.get("layers"),
         "parameter_share": 100 * parameters / of if parameters and of else None,
         "parameters_saved": 100 * (1 - parameters / of) if parameters and of else None,
-        "fit": measured["fit"],
-        # Eager PyTorch where both were measured in it.
+        "fit": latency["fit"],
+        # Eager PyTorch if both were measured in it.
         "same_form": min(same, key=lambda row: str(row["form"] != "pytorch"), default=None),
         "fastest": fastest,
-        "fastest_score": next(iter(scored), None),
+        "fastest_score": scores.get(fastest["form"]) if fastest else None,
     }

@@ -1,4 +1,4 @@
-"""The formats of exports: the stage that makes each, from what, and its title."""
+"""The formats of exports: title, stage, and source of each."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ Format: TypeAlias = Literal[
     "onnx", "int8", "ort", "ort-int8", "openvino-fp32", "openvino-int8", "executorch-fp32", "executorch-int8",
     "litert-fp32", "litert-int8",
 ]  # fmt: skip
-"""As exports call themselves."""
+"""``format`` of an export."""
 
 
 @dataclass(frozen=True)
@@ -21,9 +21,9 @@ class Making:
     title: str
     stage: str
     values: Mapping[str, Any] = field(default_factory=dict)
-    """Of the stage's recipe."""
+    """Recipe of the stage."""
     of: Format | None = None
-    """The export that it is made from; None for the model itself."""
+    """Format it is made from; None for the model itself."""
     calibrated: bool = False
     """Whether it needs token rows."""
 
@@ -40,14 +40,14 @@ FORMATS: dict[Format, Making] = {
     "litert-fp32": Making("LiteRT", "deploy.litert_export", {"precision": "fp32"}),
     "litert-int8": Making("LiteRT int8", "deploy.litert_export", {"precision": "int8"}),
 }
-"""Each after the format that it is made from."""
+"""Each format after its source."""
 
 TITLES: dict[str, str] = {"pytorch": "PyTorch", **{name: making.title for name, making in FORMATS.items()}}
-"""Format to its title; eager PyTorch is no export."""
+"""Format to its title, with eager PyTorch."""
 
 
 def with_sources(wanted: Sequence[Format]) -> list[Format]:
-    """Formats in the order in which they can be made, with those that others are made from."""
+    """These formats and their sources, in an order in which they can be made."""
     found = set(wanted)
     for name in reversed(FORMATS):
         if name in found and (source := FORMATS[name].of) is not None:

@@ -1,147 +1,119 @@
-"""Size and speed: the values of the paper's table 3, measured here, and of the latency of teacher, student, exports."""
+"""Size and speed: table 3 of the paper measured here, and the latency of teacher, student and exports."""
 
 import dataclasses
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, TypeAlias
 
 from eval.results import paper
 from eval.results.collect import Results
 from eval.results.export_formats import TITLES
 from eval.results.schema import STUDENT, TEACHER, LatencyResult, Timing
-from eval.results.verdicts import NOT_MEASURED, Verdict, at_least
+from eval.results.verdicts import at_least
 
 Row: TypeAlias = dict[str, Any]
 
-_BERT = "bertbase"
-_EAGER = "pytorch"
+_CONDITIONS = ("machine", "settings", "fit", "unfit")
 SHARES = ("others_share_of_machine", "others_share_of_pinned_cores", "throttled_seconds")
 
 
 def baselines(results: Results) -> dict[str, Any]:
     """Table 3: parameters, bytes and one pass over STS-B, sentence pair by sentence pair.
 
-    From its own benchmark, else from the one of the exports, where that has pairs.
+    From the baselines' benchmark, else from the exports' benchmark where that has pairs.
     """
-    source: str | None = None
-    found: LatencyResult | None = None
-    passes: Sequence[Timing] = ()
-    for name, benchmark in (("baselines", results.baselines), ("latency", results.latency)):
-        if benchmark is not None and not passes:
-            source, found, passes = name, benchmark, _passes(benchmark)
-    if not passes:
-        source = found = None
-    measured = {paper.key(row.model): row for row in passes}
+    benchmarks = (("baselines", results.baselines), ("latency", results.latency))
+    measured = ((name, benchmark, _passes(benchmark)) for name, benchmark in benchmarks if benchmark is not None)
+    source, benchmark, passes = next((each for each in measured if each[2]), (None, None, {}))
     published = {paper.key(row.model): row for row in paper.SPEEDS}
-    doubt = unfit(found)
-    rows = [_row(key, measured.get(key), published.get(key), doubt) for key in {**published, **measured}]
+    doubt = "" if benchmark is None or benchmark.fit else "the machine was not quiet"
     return {
-        "rows": rows,
+        "rows": [_row(key, passes.get(key), published.get(key), doubt) for key in {**published, **passes}],
         "pairs": paper.PAIRS,
-        "own": _own(measured, doubt),
-        **({"machine": None, "settings": None, "fit": None, "unfit": None} if found is None else _conditions(found)),
+        "own": _own(passes.get(TEACHER), passes.get(STUDENT), doubt),
+        **(dict.fromkeys(_CONDITIONS) if benchmark is None else _conditions(benchmark)),
         "source": source,
     }
 
 
-def _passes(found: LatencyResult) -> Sequence[Timing]:
-    """Passes over pairs in eager PyTorch, on as few threads as were measured."""
-    rows = [row for row in found.rows if row.workload == "pairs" and row.form == _EAGER]
+def _passes(benchmark: LatencyResult) -> dict[str, Timing]:
+    """By model, its pass over pairs in eager PyTorch on the fewest threads."""
+    rows = [row for row in benchmark.rows if row.workload == "pairs" and row.form == "pytorch"]
     fewest = min((row.threads for row in rows), default=0)
-    return [row for row in rows if row.threads == fewest]
-
-
-def unfit(found: LatencyResult | None) -> str:
-    """Why times are not to be believed; empty where they are, or where none were taken."""
-    return "" if found is None or found.fit else "the machine was not quiet"
+    return {paper.key(row.model): row for row in rows if row.threads == fewest}
 
 
 def latency(results: Results) -> dict[str, Any] | None:
-    """Rows by workload and threads, with the ratio to the teacher in the same form; and which form wins where.
+    """Rows by workload and threads with the ratio to the teacher in the same form, and the fastest form of each.
 
-    ``first`` is what the headline and the picture tell of: pairs where there are some, else the shortest length, on as
-    few threads as were measured.
+    ``first`` has the rows for the headline and the chart: pairs if measured, else the shortest length, on the fewest
+    threads.
     """
-    found = results.latency
-    if found is None or not found.rows:
+    benchmark = results.latency
+    if benchmark is None or not benchmark.rows:
         return None
-    ordered = sorted(found.rows, key=lambda row: row.place)
+    ordered = sorted(benchmark.rows, key=lambda row: row.place)
     teachers = {(row.form, row.place): row for row in ordered if row.model == TEACHER}
-    rows = [_told(row, teachers.get((row.form, row.place))) for row in ordered]
+    rows = [_timing(row, teachers.get((row.form, row.place))) for row in ordered]
     return {
-        **_conditions(found),
+        **_conditions(benchmark),
         "rows": rows,
         "first": [row for row, timing in zip(rows, ordered, strict=True) if timing.place == ordered[0].place],
         "wins": list(_wins(rows)),
-        "energy": found.energy.get("absent"),
+        "energy": benchmark.energy.get("absent"),
     }
 
 
-def _told(row: Timing, teacher: Timing | None) -> Row:
+def _timing(row: Timing, teacher: Timing | None) -> Row:
     same = None
     if teacher is not None and row.model == STUDENT:
         same = teacher.p50_ms / row.p50_ms if row.workload == "lengths" else teacher.seconds / row.seconds
+    titles = {"pairs": "STS-B pairs", "questions": f"SQuAD, {row.length} tokens", "lengths": f"{row.length} tokens"}
     return {
         **dataclasses.asdict(row),
         "how": TITLES.get(row.form, row.form),
-        "where": {"pairs": "STS-B pairs", "questions": f"SQuAD, {row.length} tokens"}.get(
-            row.workload, f"{row.length} tokens"
-        ),
+        "where": titles[row.workload],
         "ratio_same_form": same,
     }
 
 
-def _wins(rows: Sequence[Row]) -> list[Row]:
-    """The student's fastest form in every place where it has several."""
-    found = []
+def _wins(rows: Sequence[Row]) -> Iterator[Row]:
+    """The student's fastest form for each workload and threads for which it has several."""
     for _, group in itertools.groupby(rows, key=lambda row: (row["where"], row["threads"])):
-        own = [row for row in group if row["model"] == STUDENT]
-        if len(own) > 1:
-            found.append(min(own, key=lambda row: (row["seconds"], row["p50_ms"])))
-    return found
+        forms = [row for row in group if row["model"] == STUDENT]
+        if len(forms) > 1:
+            yield min(forms, key=lambda row: (row["seconds"], row["p50_ms"]))
 
 
-def _conditions(found: LatencyResult) -> dict[str, Any]:
-    """The machine with the worst that was seen on it while it measured."""
-    worst = {
-        key: max(values)
-        for key in SHARES
-        if (values := [each[key] for each in found.conditions if each.get(key) is not None])
-    }
-    told = {key: getattr(found, key) for key in ("machine", "settings", "fit", "unfit")}
-    return told | {"machine": {**found.machine, **worst}}
+def _conditions(benchmark: LatencyResult) -> dict[str, Any]:
+    """The machine with its worst conditions during the benchmark."""
+    shares = {key: [each[key] for each in benchmark.conditions if each.get(key) is not None] for key in SHARES}
+    worst = {key: max(values) for key, values in shares.items() if values}
+    return {key: getattr(benchmark, key) for key in _CONDITIONS} | {"machine": {**benchmark.machine, **worst}}
 
 
 def _row(key: str, row: Timing | None, published: paper.PaperSpeed | None, doubt: str) -> dict[str, Any]:
-    bert = next(speed.seconds for speed in paper.SPEEDS if paper.key(speed.model) == _BERT)
     ratio = row.ratio_to_bert_base if row else None
-    paper_ratio = bert / published.seconds if published else None
-    claimed = key == "distilbert" and paper_ratio is not None
+    aim = published.ratio if published else None
     return {
         "key": key,
         "model": published.model if published else (row.title or row.model) if row else key,
-        "measured": None
-        if row is None
-        else dataclasses.asdict(row) | {"pairs": row.inputs, "pair_ms": 1000 * row.seconds / row.inputs},
+        "measured": row and dataclasses.asdict(row) | {"pairs": row.inputs, "pair_ms": 1000 * row.seconds / row.inputs},
         "ratio": ratio,
         "paper": published
         and {
             "parameters": published.parameters,
             "seconds": published.seconds,
             "pair_ms": 1000 * published.seconds / paper.PAIRS,
-            "ratio": paper_ratio,
+            "ratio": aim,
         },
-        "difference": None if ratio is None or paper_ratio is None else ratio - paper_ratio,
-        # Of the three rows only DistilBERT's is a claim; the others are what it is measured against.
-        "verdict": at_least(ratio, paper_ratio, doubt).resolved() if claimed and paper_ratio else None,
+        "difference": None if ratio is None or aim is None else ratio - aim,
+        # The paper claims DistilBERT's speed; the other rows are for comparison.
+        "verdict": at_least(ratio, aim, doubt).resolved() if key == "distilbert" and aim else None,
     }
 
 
-def _own(measured: Mapping[str, Timing], doubt: str) -> dict[str, Any]:
-    """How much faster the student passes than its own teacher."""
-    teacher, student = measured.get(TEACHER), measured.get(STUDENT)
-    if teacher is None or student is None or teacher.inputs != student.inputs:
-        return {"ratio": None, "verdict": Verdict(NOT_MEASURED).resolved()}
-    ratio = teacher.seconds / student.seconds
-    aim = paper.SPEEDS[1].seconds / paper.SPEEDS[2].seconds
-    return {"ratio": ratio, "verdict": at_least(ratio, aim, doubt).resolved()}
+def _own(teacher: Timing | None, student: Timing | None, doubt: str) -> dict[str, Any]:
+    """How much faster the student is than its own teacher."""
+    ratio = teacher.seconds / student.seconds if teacher and student and teacher.inputs == student.inputs else None
+    return {"ratio": ratio, "verdict": at_least(ratio, paper.SPEEDS[2].ratio, doubt).resolved()}

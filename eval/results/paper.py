@@ -14,7 +14,7 @@ TARGET_PERCENT = 97.0
 
 @dataclass(frozen=True)
 class PaperScore:
-    """One published row of table 1 or 2, in percent. ``metric`` is None for the task's one number."""
+    """One row of table 1 or 2, in percent; ``metric`` is None for the task's headline score."""
 
     task: str
     title: str
@@ -22,15 +22,15 @@ class PaperScore:
     distilbert: float
     metric: str | None = None
     second_step: float | None = None
-    """"DistilBERT (D)": taught once more, while it was fine-tuned."""
+    """"DistilBERT (D)": distilled again during fine-tuning."""
     elmo: float | None = None
     bert_base_in_means: float | None = None
-    """Where the printed number cannot be the one that the paper's own mean was taken of."""
+    """The score that gives the paper's own mean, where the printed one does not."""
     note: str = ""
 
     @property
     def teacher(self) -> float:
-        """BERT-base's score as it enters shares and means."""
+        """BERT-base's score for shares and means."""
         return self.bert_base if self.bert_base_in_means is None else self.bert_base_in_means
 
     @property
@@ -75,6 +75,11 @@ class PaperSpeed:
     parameters: int
     seconds: float
 
+    @property
+    def ratio(self) -> float:
+        """BERT-base's time divided by this model's."""
+        return SPEEDS[1].seconds / self.seconds
+
 
 SPEEDS = (
     PaperSpeed("ELMo", 180_000_000, 895.0),
@@ -85,7 +90,7 @@ SPEEDS = (
 
 @dataclass(frozen=True)
 class PaperPhone:
-    """One answer on an iPhone 7 Plus, without tokenisation; ``bytes`` before quantisation, where they are told."""
+    """One answer on an iPhone 7 Plus, without tokenization; ``bytes`` before quantization, None if not published."""
 
     model: str
     milliseconds: float
@@ -98,14 +103,14 @@ PHONES = (PaperPhone("BERT-base", 1118.0), PaperPhone("DistilBERT", 319.0, 207_0
 
 PARAMETERS_SAVED = 38.8
 """Percent that the published models save, counted exactly (66,985,530 of 109,514,298, both with the masked-word head):
-the table's 66 and 110 million are rounded, and its 40 % would be missed by DistilBERT itself."""
+the table's numbers are rounded, and DistilBERT itself would miss its 40 %."""
 PAIRS = 1500
 SPEED_CONDITIONS = f"{PAIRS:,} sentence pairs of STS-B, batch 1, Intel Xeon E5-2690 v3"
 
 
 @dataclass(frozen=True)
 class PaperAblation:
-    """What GLUE's macro score changes by, in points; ``student`` is what such a student is called here."""
+    """Change of GLUE's macro score in points; ``student`` is the name of such a student here."""
 
     student: str
     title: str
@@ -123,7 +128,7 @@ NO_TEACHER = ("no-teacher", "no teacher at all")
 
 @dataclass(frozen=True)
 class PaperCost:
-    """What a training took, in GPU hours."""
+    """The cost of a training."""
 
     model: str
     gpu: str
@@ -139,10 +144,10 @@ COSTS = (PaperCost("DistilBERT", "V100 16 GB", 8, 90), PaperCost("RoBERTa", "V10
 
 
 def key(task: str) -> str:
-    """A name's key here, however it is spelled: ``SST-2``, ``sst_2`` and ``sst2`` are one task."""
+    """A name in lower case without punctuation: ``SST-2``, ``sst_2`` and ``sst2`` are one task."""
     return "".join(letter for letter in task.lower() if letter.isalnum())
 
 
 def find(task: str) -> tuple[PaperScore, ...]:
-    """The published rows of a task, none for a task that is not in the paper."""
+    """The published rows of a task; empty for tasks that are not in the paper."""
     return tuple(row for row in (*GLUE, *DOWNSTREAM) if row.task == key(task))

@@ -1,4 +1,4 @@
-"""Values of the mobile benchmarks for the report."""
+"""Measurements on phones, for ``report.json``."""
 
 import dataclasses
 import datetime
@@ -10,14 +10,14 @@ from eval.results import paper
 from eval.results.collect import Results
 from eval.results.schema import PhoneMeasurement
 
-PROXY = "proxy, no phone"
-TRANSPORTS = {"browser": "in a browser", "adb": "over adb", "proxy": PROXY}
-
 
 def values(results: Results) -> dict[str, Any]:
-    """Benchmarks, links of waiting jobs, and the paper's phone, for ``report.json``."""
+    """Measurements by device, the links of jobs that wait for a phone, and the paper's phone."""
     return {
-        "measured": [{"name": name, **_phone_values(phone)} for name, phone in results.phones.items()],
+        "measured": [
+            {"name": name, **dataclasses.asdict(phone), "title": _title(phone)}
+            for name, phone in results.phones.items()
+        ],
         "waiting": [
             {"name": name, "section": f"link-{name}", "link": each.link, "until": _minute(each.until)}
             for name, each in results.links.items()
@@ -26,22 +26,18 @@ def values(results: Results) -> dict[str, Any]:
     }
 
 
-def _phone_values(phone: PhoneMeasurement) -> dict[str, Any]:
-    return {**dataclasses.asdict(phone), "title": _title(phone)}
-
-
 def _title(phone: PhoneMeasurement) -> str:
-    """A short description of the device."""
-    about = phone.device
+    """A short description of the device, from what it reports."""
+    device = phone.device
     if phone.way == "proxy":
-        return str(about["processor"])
+        return str(device["processor"])
     if phone.way == "adb":
-        named = " ".join(str(about[key]) for key in ("maker", "model") if about.get(key))
-        system = f"Android {about['android']}" if about.get("android") else None
-        return ", ".join(filter(None, (named, about.get("chip"), system)))
-    # Browsers describe the device in the first brackets: (Linux; Android 14; Pixel 7).
-    found = re.search(r"\(([^)]*)\)", about["user_agent"])
-    return found[1] if found else str(about["platform"])
+        model = " ".join(str(device[key]) for key in ("maker", "model") if device.get(key))
+        system = f"Android {device['android']}" if device.get("android") else None
+        return ", ".join(filter(None, (model, device.get("chip"), system)))
+    # The first brackets of a user agent describe the device: (Linux; Android 14; Pixel 7).
+    match = re.search(r"\(([^)]*)\)", device["user_agent"])
+    return match[1] if match else str(device["platform"])
 
 
 def _minute(seconds: float) -> str:
@@ -51,11 +47,11 @@ def _minute(seconds: float) -> str:
 def _published() -> Iterator[dict[str, Any]]:
     slowest = paper.PHONES[0].milliseconds
     for each in paper.PHONES:
-        alone = each.milliseconds == slowest
+        ratio = None if each.milliseconds == slowest else slowest / each.milliseconds
         yield {
             "model": each.model,
             "p50_ms": each.milliseconds,
             "bytes": each.bytes,
-            "ratio_to_teacher": None if alone else slowest / each.milliseconds,
-            "less_time_percent": None if alone else 100 * (1 - each.milliseconds / slowest),
+            "ratio_to_teacher": ratio,
+            "less_time_percent": None if ratio is None else 100 * (1 - each.milliseconds / slowest),
         }

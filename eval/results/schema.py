@@ -1,6 +1,6 @@
-"""The files a suite leaves, as they are read: shapes that refuse what is no result.
+"""Schemas of the result files: they refuse files that are not results.
 
-A number that is not there is None and was not measured. Scores are percent, times milliseconds or seconds as named.
+None is a number that was not measured. Scores are in percent, times in milliseconds or seconds as named.
 """
 
 import json
@@ -15,10 +15,15 @@ from pydantic.dataclasses import dataclass as checked
 
 TEACHER, STUDENT = "teacher", "student"
 
-# Of a median of normal values against that of their mean: sqrt(pi / 2).
+# Standard error of the median of normal values, relative to that of their mean: sqrt(pi / 2).
 MEDIAN_ERROR = 1.2533
 
 T = TypeVar("T")
+
+
+def model_order(name: str) -> tuple[bool, bool, str]:
+    """Sort key: the teacher, the student, then the others by name."""
+    return (name != TEACHER, name != STUDENT, name)
 
 
 @checked(frozen=True)
@@ -42,7 +47,7 @@ class Seed:
 
 @checked(frozen=True)
 class ScoreResult:
-    """``scores.json``: one model on one task; ``score`` is the median over seeds of the task's one number."""
+    """``scores.json``: one model on one task; ``score`` is the median over seeds of the headline metric."""
 
     task: str
     metric: str
@@ -62,20 +67,25 @@ class ScoreResult:
     second_step: dict[str, Any] | None = None
     seconds: float | None = None
     data: str | None = None
-    """Identity of the folder of its examples, which the manifest tells."""
+    """Identity of the folder of its examples, from the manifest."""
+
+    @property
+    def at_chance(self) -> bool:
+        """Whether predicting the most frequent class scores as high."""
+        return self.below_majority or (self.majority or 0) >= self.score
 
     def error(self, metric: str | None = None) -> float | None:
-        """Standard error of the median over the seeds, in points; None where there was one seed."""
+        """Standard error of the median over the seeds, in points; None with one seed."""
         values = [seed.score if metric is None else seed.metrics[metric] for seed in self.seeds]
         return MEDIAN_ERROR * statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
 
 
 @checked(frozen=True)
 class Timing:
-    """One row of ``latency.json``: one model in one form on one workload, on so many threads."""
+    """One row of ``latency.json``: one model in one form on one workload and number of threads."""
 
     model: str
-    """Whose weights: teacher, student, or an architecture."""
+    """``teacher``, ``student``, or an architecture."""
     form: str
     """``pytorch``, or the export's format."""
     weights: typing.Literal["random", "given", "own"]
@@ -84,10 +94,10 @@ class Timing:
     threads: pydantic.PositiveInt
     inputs: pydantic.PositiveInt
     seconds: pydantic.PositiveFloat
-    """Of all inputs together, without tokenisation."""
+    """Of all inputs together, without tokenization."""
     p50_ms: pydantic.PositiveFloat
     length: int | None = None
-    """Tokens of every input; None where they are as long as their texts."""
+    """Tokens of every input; None where inputs are as long as their texts."""
     batch: int = 1
     title: str | None = None
     tokenizer: str | None = None
@@ -102,29 +112,29 @@ class Timing:
     load_seconds: float | None = None
     peak_memory_bytes: int | None = None
     model_memory_bytes: int | None = None
-    """Of the peak, what came with the model."""
+    """The part of the peak that came with the model."""
     bytes: int | None = None
     parameters: int | None = None
     joules: float | None = None
     ratio_to_teacher: float | None = None
-    """Of the teacher in eager PyTorch in the same turns to this one; as ``ratio_to_bert_base``."""
+    """Time of the teacher in eager PyTorch in the same turns, divided by this one; so too ``ratio_to_bert_base``."""
     ratio_to_bert_base: float | None = None
 
     @property
     def place(self) -> tuple[int, int, int]:
-        """What it may be compared with, in the order of telling: texts in pairs, fixed lengths, questions."""
+        """Workload, length and threads, which comparable rows share, in the order of the report."""
         return (("pairs", "lengths", "questions").index(self.workload), self.length or 0, self.threads)
 
 
 @checked(frozen=True)
 class LatencyResult:
-    """``latency.json``: rows, and the conditions without which they are no result."""
+    """``latency.json``: rows and the conditions of their measurement."""
 
     machine: dict[str, Any]
     settings: dict[str, Any]
     rows: list[Timing]
     fit: bool
-    """Whether the machine was quiet enough for the times to be believed; ``unfit`` says why it was not."""
+    """Whether the machine was quiet enough for reliable times; ``unfit`` is the reason where not."""
     unfit: str | None = None
     conditions: list[dict[str, Any]] = pydantic.Field(default_factory=list)
     data: dict[str, Any] = pydantic.Field(default_factory=dict)
@@ -133,7 +143,7 @@ class LatencyResult:
 
 @checked(frozen=True)
 class PhoneTiming:
-    """One row of ``mobile.json``: one model in one runtime, its network alone."""
+    """One row of ``mobile.json``: one model in one runtime, without tokenization."""
 
     model: typing.Literal["teacher", "student"]
     runtime: str
@@ -144,7 +154,7 @@ class PhoneTiming:
     p99_ms: pydantic.PositiveFloat
     ratio_to_teacher: float | None
     less_time_percent: float | None
-    """The same as ``ratio_to_teacher``, as the paper says it: 3.5 times as fast is 71 % less time."""
+    """The same as ``ratio_to_teacher`` in the paper's words: 3.5 times as fast is 71 % less time."""
     bytes: int | None
     parameters: int | None
     title: str | None = None
@@ -158,7 +168,7 @@ class PhoneTiming:
 
 @checked(frozen=True)
 class PhoneMeasurement:
-    """``mobile.json``: rows, and on what they were measured; ``proxy`` where that was no phone."""
+    """``mobile.json``: rows and their device; ``proxy`` where a host stood in for a phone."""
 
     way: typing.Literal["browser", "adb", "proxy"]
     proxy: bool
@@ -172,7 +182,7 @@ class PhoneMeasurement:
 
 @checked(frozen=True)
 class WaitingLink:
-    """``link.json`` of a job that waits for a phone: its one-time link, and the Unix time at which it ends."""
+    """``link.json`` of a job that waits for a phone: its one-time link, and the Unix time of its end."""
 
     link: str
     until: float
@@ -180,7 +190,7 @@ class WaitingLink:
 
 @checked(frozen=True)
 class ProbeScore:
-    """One line of ``probes.jsonl``: a checkpoint of a run, fine-tuned on a task while training went on."""
+    """One line of ``probes.jsonl``: a checkpoint fine-tuned on a task during training."""
 
     step: int
     task: str
@@ -206,7 +216,7 @@ class JobResult:
 
 @checked(frozen=True)
 class Ablations:
-    """Students that were trained otherwise, and the one they are compared with."""
+    """Students trained without a part of the method, and their reference."""
 
     reference: str
     students: list[str]
@@ -214,7 +224,7 @@ class Ablations:
 
 @checked(frozen=True)
 class SuiteResult:
-    """``suite.json``: which models there are, and which of them are compared how."""
+    """``suite.json``: the models, and how to compare them."""
 
     models: dict[str, str] = pydantic.Field(default_factory=dict)
     ablations: Ablations | None = None
@@ -225,7 +235,7 @@ def parse(path: Path, contents: bytes | str, shape: type[T]) -> T:
     """The contents of a JSON file as ``shape``.
 
     Raises:
-        ValueError: they are not; it names the file and the first wrong place.
+        ValueError: they do not fit; names the file and the first wrong key.
     """
     try:
         return pydantic.TypeAdapter(shape).validate_python(json.loads(contents, parse_constant=_refuse))
@@ -240,4 +250,4 @@ def parse(path: Path, contents: bytes | str, shape: type[T]) -> T:
 
 
 def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no result")
+    raise ValueError(f"{constant} is no number")

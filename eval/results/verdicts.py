@@ -1,7 +1,7 @@
-"""Whether a claim of the paper was reproduced: passed, missed, unclear, or not measured, with the reason.
+"""Whether our results reproduce a claim of the paper: passed, missed, unclear, or not measured, with the reason.
 
-A verdict is about what is comparable: a share of one's own teacher, a ratio on one's own machine, a sign. Never about
-points or seconds that were measured with other weights or on another processor.
+Verdicts compare a share of our own teacher, a ratio on our own machine, or a sign; never points or seconds of other
+weights or another processor.
 """
 
 import math
@@ -22,7 +22,7 @@ NOISE = "within the noise"
 
 @dataclass(frozen=True)
 class Verdict:
-    """``reason`` says what makes it unclear, or what it rests on."""
+    """``reason`` says why it is unclear, or what limits it."""
 
     state: Literal["passed", "missed", "unclear", "not measured"]
     reason: str = ""
@@ -31,22 +31,20 @@ class Verdict:
         return asdict(self)
 
 
-def at_least(
-    value: float | None, aim: float, doubt: str = "", error: float | None = None, rests_on: str = ""
-) -> Verdict:
-    """Whether ``value`` reaches ``aim``; unclear for the reason ``doubt``, or less than two standard errors from it."""
+def at_least(value: float | None, aim: float, doubt: str = "", error: float | None = None, limit: str = "") -> Verdict:
+    """Whether ``value`` reaches ``aim``; unclear for the reason ``doubt``, or within two standard errors of it."""
     if value is None:
         return Verdict(NOT_MEASURED)
     if doubt or (error is not None and abs(value - aim) < 2 * error):
         return Verdict(UNCLEAR, doubt or NOISE)
-    return Verdict(PASSED if value >= aim else MISSED, rests_on)
+    return Verdict(PASSED if value >= aim else MISSED, limit)
 
 
 def keeps(row: Mapping[str, Any], aim: float) -> Verdict:
     """Whether a student keeps ``aim`` percent of its teacher's score on one task."""
     kept = row["kept"]
     doubts = [f"{model} at chance" for model in _at_chance(row, kept is not None and kept >= aim)]
-    doubts += ["fine-tuned otherwise than the teacher"] if row["trained_alike"] is False else []
+    doubts += ["fine-tuned with other settings than the teacher"] if row["trained_alike"] is False else []
     return at_least(kept, aim, ", ".join(doubts), row["error"], "one seed" if _once(row) else "")
 
 
@@ -55,14 +53,14 @@ def keeps_mean(
 ) -> Verdict:
     """Whether a student keeps ``aim`` percent of its teacher's mean over the tasks of ``rows``."""
     passes = kept is not None and kept >= aim
-    # Nobody is better than chance on the task that is a trap.
-    judged = [(row, _at_chance(row, passes)) for row in rows if row["task"] != paper.TRAP]
+    # No model is better than chance on WNLI.
+    at_chance = [(row["title"], _at_chance(row, passes)) for row in rows if row["task"] != paper.TRAP]
     doubts = []
     for model in (TEACHER, STUDENT):
-        if lost := [row["title"] for row, found in judged if model in found]:
-            doubts.append(f"{model} at chance on {', '.join(lost)}")
+        if titles := [title for title, models in at_chance if model in models]:
+            doubts.append(f"{model} at chance on {', '.join(titles)}")
     if other := [row["title"] for row in rows if row["trained_alike"] is False]:
-        doubts.append(f"fine-tuned otherwise than the teacher on {', '.join(other)}")
+        doubts.append(f"fine-tuned with other settings than the teacher on {', '.join(other)}")
     once = [row["title"] for row in rows if _once(row)]
     return at_least(kept, aim, "; ".join(doubts), error, f"one seed on {', '.join(once)}" if once else "")
 
@@ -73,14 +71,14 @@ def _once(row: Mapping[str, Any]) -> bool:
 
 
 def _at_chance(row: Mapping[str, Any], passes: bool) -> list[str]:
-    """Who scores no higher than always giving the commonest answer; the student matters where it would pass."""
+    """Which model scores no higher than the most frequent answer; the student matters only where it would pass."""
     if row["at_chance"][TEACHER]:
         return [TEACHER]
     return [STUDENT] if row["at_chance"][STUDENT] and passes else []
 
 
 def same_sign(change: float | None, published: float, error: float | None) -> Verdict:
-    """Whether a change goes the way it went in the paper; ``error`` is its standard error over the seeds."""
+    """Whether a change has the sign of the paper's; ``error`` is its standard error over the seeds."""
     if change is None:
         return Verdict(NOT_MEASURED)
     if error is None:
@@ -91,59 +89,57 @@ def same_sign(change: float | None, published: float, error: float | None) -> Ve
 
 
 def joined(verdicts: Sequence[Mapping[str, str]]) -> Verdict:
-    """Of a claim with several parts: missed when one is missed, passed when all are."""
+    """The verdict of a claim with several parts: missed if one is, passed if all are."""
     states = [verdict["state"] for verdict in verdicts]
-    if MISSED in states:
-        return Verdict(MISSED, f"{states.count(PASSED)} of {len(states)} reproduced")
-    if all(state == NOT_MEASURED for state in states):
-        return Verdict(NOT_MEASURED)
-    if all(state == PASSED for state in states):
-        return Verdict(PASSED)
-    return Verdict(UNCLEAR, f"{states.count(PASSED)} of {len(states)} reproduced")
+    for state in (NOT_MEASURED, PASSED):
+        if all(each == state for each in states):
+            return Verdict(state)
+    return Verdict(MISSED if MISSED in states else UNCLEAR, f"{states.count(PASSED)} of {len(states)} reproduced")
 
 
 def claims(report: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The paper's claims beside what was measured here, one line each; numbers as in the tables they stand in."""
+    """The paper's claims with our results, one line each; numbers as in the tables."""
     table = report["tables"]
     scores = {row["key"]: row for row in table["1"]["means"] + table["2"]["rows"]}
     glue = scores["nine"] if scores["nine"]["kept"] is not None else scores.get("measured", scores["nine"])
     squad = scores["squad/f1"]
     gain, promised = _gain(squad), squad["paper"]["second_step"] - squad["paper"]["student"]
-    taught = same_sign(gain, promised, None if gain is None else _error(squad["second_step"], squad["student"]))
+    second_step = same_sign(gain, promised, None if gain is None else _error(squad["second_step"], squad["student"]))
     fewer = report["headline"]["parameters_saved"]
     distilled = next(row for row in table["3"]["rows"] if row["key"] == "distilbert")
     ablations = [row["verdict"] for row in table["4"]["rows"] if row["paper"] is not None]
+    parts = joined(ablations)
+    passed = None if parts.state == NOT_MEASURED else sum(each["state"] == PASSED for each in ablations)
     return [
-        _claim("glue", glue["kept"], glue["paper"]["kept"], glue["verdict"], tasks=glue["tasks"]),
-        _claim("imdb", scores["imdb"]["kept"], scores["imdb"]["paper"]["kept"], scores["imdb"]["verdict"]),
-        _claim("squad", squad["kept"], squad["paper"]["kept"], squad["verdict"]),
-        _claim("second_step", gain, promised, taught.resolved()),
+        _kept("glue", glue) | {"tasks": glue["tasks"]},
+        _kept("imdb", scores["imdb"]),
+        _kept("squad", squad),
+        _claim("second_step", gain, promised, second_step.resolved()),
         _claim(
             "parameters", fewer, report["paper"]["parameters_saved"], at_least(fewer, paper.PARAMETERS_SAVED).resolved()
         ),
         _claim("speed", distilled["ratio"], distilled["paper"]["ratio"], distilled["verdict"]),
-        _claim(
-            "ablations",
-            None if joined(ablations).state == NOT_MEASURED else sum(each["state"] == PASSED for each in ablations),
-            len(ablations),
-            joined(ablations).resolved(),
-        ),
+        _claim("ablations", passed, len(ablations), parts.resolved()),
     ]
 
 
-def _claim(name: str, ours: float | None, paper: float, verdict: Mapping[str, str], **more: Any) -> dict[str, Any]:
-    return {"claim": name, "ours": ours, "paper": paper, "verdict": verdict, **more}
+def _kept(name: str, row: Mapping[str, Any]) -> dict[str, Any]:
+    return _claim(name, row["kept"], row["paper"]["kept"], row["verdict"])
+
+
+def _claim(name: str, ours: float | None, paper: float, verdict: Mapping[str, str]) -> dict[str, Any]:
+    return {"claim": name, "ours": ours, "paper": paper, "verdict": verdict}
 
 
 def _gain(row: Mapping[str, Any]) -> float | None:
-    """What the second step adds to the student's score, in points; None where they differ in more than that."""
-    taught, student = row["second_step"], row["student"]
-    if None in (taught, student, row["kept"], row["kept_second_step"]) or not row["second_step_alike"]:
+    """Points that the second step adds to the student's score; None where their fine-tuning differs otherwise."""
+    distilled, student = row["second_step"], row["student"]
+    if None in (distilled, student, row["kept"], row["kept_second_step"]) or not row["second_step_alike"]:
         return None
-    return float(taught["score"] - student["score"])
+    return float(distilled["score"] - student["score"])
 
 
-def _error(*measured: Mapping[str, Any]) -> float | None:
-    """Standard error of a difference of medians; None where one of them is of a single seed."""
-    errors = [each["error"] for each in measured]
+def _error(*scores: Mapping[str, Any]) -> float | None:
+    """Standard error of a difference of medians; None where one has a single seed."""
+    errors = [each["error"] for each in scores]
     return None if None in errors else math.hypot(*errors)

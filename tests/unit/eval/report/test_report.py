@@ -351,7 +351,7 @@ def test_models_that_were_fine_tuned_otherwise_are_no_share_of_each_other(everyt
     for changed in ({"train_examples": 100}, {"settings": {"epochs": 10}}):
         rescore(everything, "teacher", "rte", scores("rte", seeds_around(60.0), **changed))
         row = row_of(compared(everything)["tables"]["1"]["rows"], "rte")
-        assert row["verdict"] == {"state": "unclear", "reason": "fine-tuned otherwise than the teacher"}
+        assert row["verdict"] == {"state": "unclear", "reason": "fine-tuned with other settings than the teacher"}
     found = scores("squad", seeds_around(90.0), "f1", more={"exact": seeds_around(80.0)}, settings={"epochs": 20})
     rescore(everything, "student-second-step", "squad", found)
     (claim,) = (claim for claim in compared(everything)["claims"] if claim["claim"] == "second_step")
@@ -597,7 +597,7 @@ def test_damage_is_refused_by_name(out: Path, place: str, damage: str) -> None:
     ("changed", "reason"),
     [
         ({"score": "high"}, "score: "),
-        ({"score": math.nan}, "NaN is no result"),
+        ({"score": math.nan}, "NaN"),
         ({"dev_examples": None}, "dev_examples"),
     ],
 )
