@@ -97,7 +97,7 @@ def test_a_queue_that_is_stopped_is_taken_up_by_the_next_and_another_ledger_is_r
         client.request("start", str(place.ledger), QUICK)
         ids = client.request("submit", [place.job("one", gated=True), place.job("two")])
         wait_until(lambda: place.begun("one"))
-        with pytest.raises(RefusedError, match=f"the queue of this cluster has the ledger {place.ledger}, not .*other"):
+        with pytest.raises(RefusedError, match=f"ledger {place.ledger}, not .*other"):
             client.request("start", str(place.folder / "other"), QUICK)
         client.request("drain", True)
         assert client.request("stop")

@@ -273,9 +273,7 @@ def test_a_missing_task_folder_is_found_before_anything_runs(tmp_path: Path) -> 
 def test_a_missing_reference_of_a_sweep_is_found_before_anything_runs(tmp_path: Path) -> None:
     values = tiny_pipeline.measured(tmp_path)
     values["suite"]["sweep"] = {"reference": "all-losses"}
-    with pytest.raises(
-        StageError, match=r"sweep\.reference needs the model all-losses: there is teacher, student, no-te"
-    ):
+    with pytest.raises(StageError, match=r"sweep\.reference needs the model all-losses"):
         run_pipeline.launch(Pipeline.of(values), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

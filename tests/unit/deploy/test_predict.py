@@ -102,7 +102,7 @@ def test_words_behind_a_mask_are_filled_and_nothing_else_is(tmp_path, capsys):
         model("The mill stands.")
     with pytest.raises(errors.StageError, match="leave the second one out"):
         model("[MASK]", "more")
-    with pytest.raises(errors.StageError, match=r"comes after the \d+ tokens that the model reads: shorten the text"):
+    with pytest.raises(errors.StageError, match="shorten the text"):
         model("The mill stands. " * 200 + "[MASK]")
 
 

@@ -87,9 +87,7 @@ def test_an_artifact_is_the_same_in_a_folder_and_in_an_object_store(out: UPath, 
 def test_until_its_manifest_is_there_it_is_no_artifact(out: UPath) -> None:
     with artifact.create(out, kind="tokens", inputs={}, recipe=RECIPE) as draft:
         filesystem.write_json(draft.location / "rows.json", 1)
-        with pytest.raises(
-            ArtifactError, match=r"s3://barrel/made/tokens is not an artifact: it has no manifest\.json"
-        ):
+        with pytest.raises(ArtifactError, match=r"s3://barrel/made/tokens is not an artifact"):
             artifact.read(out)
     assert artifact.read(out).kind == "tokens"
 
@@ -192,10 +190,10 @@ def test_damage_is_refused_by_name_in_one_line(out: UPath, bucket: s3fs.S3FileSy
     _make(out)
     bucket.pipe_file("barrel/made/tokens/rows.json", b'"swor"\n')
     artifact.read(out)
-    with pytest.raises(ArtifactError, match=r"s3://barrel/made/tokens/rows\.json was changed after it was made"):
+    with pytest.raises(ArtifactError, match=r"s3://barrel/made/tokens/rows\.json was changed"):
         artifact.verify(out)
     bucket.pipe_file("barrel/made/tokens/rows.json", b"cut")
-    with pytest.raises(ArtifactError, match=r"rows\.json has 3 bytes, its manifest says 7: it was cut or changed"):
+    with pytest.raises(ArtifactError, match=r"rows\.json has 3 bytes, its manifest says 7"):
         artifact.read(out)
     bucket.rm("barrel/made/tokens/rows.json")
     with pytest.raises(ArtifactError, match=r"rows\.json is missing"):
@@ -203,7 +201,7 @@ def test_damage_is_refused_by_name_in_one_line(out: UPath, bucket: s3fs.S3FileSy
     bucket.pipe_file("barrel/made/tokens/manifest.json", b'{"kind"')
     with pytest.raises(ArtifactError, match=r"manifest\.json cannot be read"):
         artifact.read(out)
-    with pytest.raises(ArtifactError, match="s3://barrel/none does not exist: expected a corpus artifact there"):
+    with pytest.raises(ArtifactError, match="s3://barrel/none does not exist"):
         artifact.read("s3://barrel/none", "corpus")
 
 

@@ -524,9 +524,7 @@ def test_more_than_a_set_share_of_bad_documents_stops_the_run_with_examples(tmp_
         "line 105",
     ]
     path.write_bytes(b"\n".join([*fine[:100], *bad, *fine[100:]]))
-    with pytest.raises(
-        errors.StageError, match=r"15 of the first 1,215 documents are bad .* max_bad_share = 0\.01, for"
-    ):
+    with pytest.raises(errors.StageError, match=r"15 of the first 1,215 .* max_bad_share = 0\.01"):
         _make(tmp_path / "bad", {"kind": "jsonl", "path": str(path)})
     assert (
         _make(tmp_path / "kept", {"kind": "jsonl", "path": str(path)}, max_bad_share=0.02).facts["documents"] == 1_200

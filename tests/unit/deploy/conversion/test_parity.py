@@ -106,22 +106,16 @@ def test_a_value_that_is_no_number_is_refused_wherever_it_stands(bad):
 
 def test_a_refusal_shows_the_digits_that_differ():
     found = {"logits": Difference(max_abs=0.5035, scale=1.0, agreed=0, choices=0)}
-    with pytest.raises(
-        errors.StageError, match=r"differs by 0\.5035 of its largest value, tolerance\.relative allows 0\.5;"
-    ):
+    with pytest.raises(errors.StageError, match=r"0\.5035 .* tolerance\.relative allows 0\.5;"):
         parity.check(found, Tolerance(relative=0.5, agreement=0.7), "it")
 
 
 def test_too_little_agreement_is_refused_and_enough_is_not():
     found = {"logits": Difference(max_abs=0.1, scale=1.0, agreed=7, choices=10)}
     parity.check(found, Tolerance(relative=0.1, agreement=0.7), "it")
-    with pytest.raises(
-        errors.StageError, match=r"agrees on 70\.0% of 10 choices, tolerance\.agreement asks for 71\.0%"
-    ):
+    with pytest.raises(errors.StageError, match=r"70\.0% of 10 .* tolerance\.agreement"):
         parity.check(found, Tolerance(relative=0.1, agreement=0.71), "it")
-    with pytest.raises(
-        errors.StageError, match=r"differs by 0\.1 of its largest value, tolerance\.relative allows 0\.099"
-    ):
+    with pytest.raises(errors.StageError, match=r"0\.1 .* tolerance\.relative allows 0\.099"):
         parity.check(found, Tolerance(relative=0.099, agreement=0.7), "it")
 
 

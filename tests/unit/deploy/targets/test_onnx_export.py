@@ -117,9 +117,7 @@ def test_a_model_without_an_export_is_refused_by_name(tmp_path):
         architectures=[],
     )
     BertForTokenClassification(config).save_pretrained(tmp_path / "tagger")
-    with pytest.raises(
-        errors.StageError, match=r"BertForTokenClassification \(bert\): it takes bert, distilbert, roberta"
-    ):
+    with pytest.raises(errors.StageError, match="BertForTokenClassification"):
         export(tmp_path / "tagger", tmp_path / "export")
     (tmp_path / "empty").mkdir()
     with pytest.raises(errors.StageError, match=r"it has no config\.json"):

@@ -132,7 +132,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_taken(
     run = saved(tmp_path, 1, 2, 3)
     harm, words = DAMAGES[damage]
     harm(run.checkpoint(3).path)
-    with pytest.raises(CheckpointError, match=f"{words}.*: delete .*step_00000003, and distill.train resumes from"):
+    with pytest.raises(CheckpointError, match=f"{words}.*: delete .*step_00000003"):
         run.checkpoint(3).load()
     with caplog.at_level("INFO", "stillhouse"):
         found = run.newest_intact()
@@ -150,9 +150,7 @@ def test_when_all_are_damaged_the_run_does_not_begin_again_by_itself(tmp_path: P
     for checkpoint in run.checkpoints():
         change_a_byte(checkpoint.path / "weights.safetensors")
     for _ in range(2):
-        with pytest.raises(
-            RunError, match=r"every checkpoint of .* is damaged \(steps 1, 2; .*weights.* was truncated"
-        ):
+        with pytest.raises(RunError, match=r"every checkpoint of .* is damaged \(steps 1, 2; .*weights"):
             run.newest_intact()
     assert steps(run) == [1, 2]
 

@@ -155,7 +155,7 @@ def overflows(folder: str, zero_stage: int) -> dict[str, Any]:
     kept = same(before, made.state(keep=True))
     one_step(made, seed=2)
     after, skipped = made.state(keep=True), made.skipped_steps
-    with pytest.raises(EngineError, match=r"loss scale cannot fall further: start a new --out with a lower"):
+    with pytest.raises(EngineError, match="loss scale cannot fall"):
         overflow_for_ever(made)
     return {
         "accumulation": made.accumulation,

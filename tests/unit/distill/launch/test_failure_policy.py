@@ -32,16 +32,14 @@ def test_deaths_at_other_steps_are_forgiven_as_often_as_the_recipe_says(deaths: 
         record(deaths, step)
         assert deaths.add(WorkerGroupError("", {0: DEAD})) == "death"
     record(deaths, 30)
-    with pytest.raises(
-        LaunchError, match=r"workers of student died 3 times \(placement.restarts\): worker 0: The actor"
-    ):
+    with pytest.raises(LaunchError, match=r"died 3 times \(placement.restarts\): worker 0: The actor"):
         assert deaths.add(WorkerGroupError("", {0: DEAD})) == "death"
 
 
 def test_two_deaths_at_the_same_step_are_enough(deaths: FailureTracker) -> None:
     record(deaths, 10)
     deaths.add(WorkerGroupError("", {0: DEAD}))
-    with pytest.raises(LaunchError, match=r"died twice at the same step, the one after 10; .*student.log"):
+    with pytest.raises(LaunchError, match=r"died twice .* after 10; .*student.log"):
         deaths.add(WorkerGroupError("the whole story", {1: ZeroDivisionError("by zero")}))
     assert "the whole story" in deaths.log.read_text()
 

@@ -37,7 +37,7 @@ def test_a_run_that_fits_has_nothing_to_warn_of() -> None:
 
 def test_a_gpu_this_torch_has_no_kernels_for_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_80"])
-    with pytest.raises(PreflightError, match=r"V100.*no kernels for sm_70: it was built for sm_75, sm_80.*cu126"):
+    with pytest.raises(PreflightError, match=r"V100.*no kernels for sm_70: .*cu126"):
         preflight.check(_training(precision="fp16"), BERT, HALF, V100, 512)
 
 

@@ -124,12 +124,12 @@ def test_what_cannot_be_a_teacher(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no model can be loaded from"):
         make({"source": str(tmp_path / "nothing")}, tmp_path / "a")
     student = tiny.distilbert(tmp_path / "distilbert")
-    with pytest.raises(ModelError, match="is a DistilBertForMaskedLM: a teacher is a BERT or a RoBERTa"):
+    with pytest.raises(ModelError, match="is a DistilBertForMaskedLM"):
         make({"source": str(student)}, tmp_path / "b")
     with pytest.raises(StageError, match="needs --tokens DIR"):
         make({"architecture": ARCHITECTURE, "train": TRAINING}, tmp_path / "c")
     roberta = tiny.roberta_teacher(tmp_path / "roberta")
-    with pytest.raises(ModelError, match="have different vocabularies: make the tokens with --tokenizer"):
+    with pytest.raises(ModelError, match="different vocabularies: .* --tokenizer"):
         make({"source": str(roberta), "train": TRAINING}, tmp_path / "d", folder / "tokens")
     short = {**ARCHITECTURE, "positions": 16}
     with pytest.raises(ModelError, match="rows of 32 tokens, but the teacher reads 16"):

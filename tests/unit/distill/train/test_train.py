@@ -97,7 +97,7 @@ def test_a_finished_run_is_left_as_it_is(folder: Path, run: Path) -> None:
 
 def test_placement_may_change_between_starts_and_identity_may_not(folder: Path, run: Path) -> None:
     execute(folder, run, placement={**RECIPE["placement"], "zero_stage": 2})
-    with pytest.raises(RunError, match=r"holds another run \(recipe.loss.temperature: 2.0 there, 3.0 asked for\)"):
+    with pytest.raises(RunError, match=r"recipe.loss.temperature: 2.0 there, 3.0"):
         execute(folder, run, loss={"temperature": 3.0})
 
 
@@ -117,7 +117,7 @@ def test_export_refuses_a_damaged_checkpoint_by_name(folder: Path, tmp_path: Pat
     execute(folder, tmp_path / "run")
     weights = tmp_path / "run" / "checkpoints" / "step_00000006" / "weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:-8] + b"\0" * 8)
-    with pytest.raises(CheckpointError, match=r"weights.safetensors was truncated or changed: delete .*step_00000006"):
+    with pytest.raises(CheckpointError, match=r"weights.safetensors was .* delete .*step_00000006"):
         stage.execute(export.STAGE, export.Export(), {"run": tmp_path / "run"}, tmp_path / "student")
 
 

@@ -98,7 +98,7 @@ def test_every_workload_gets_the_models_that_were_tuned_for_it(folders: dict[str
 
 def test_an_export_belongs_to_the_model_it_was_made_of(folders: dict[str, Path], tmp_path: Path) -> None:
     export = export_of(folders["student-squad"], tmp_path / "export", "int8", "question-answering")
-    with pytest.raises(errors.StageError, match=r"--export .*export was made of none of the models .*: give .* squad"):
+    with pytest.raises(errors.StageError, match=r"--export .*export .* squad"):
         gather((), {"student": folders["student-stsb"], "export": export})
     found = gather((), {"teacher": folders["student-squad"], "export": export})
     assert [each.name for each in found] == ["teacher", "teacher int8"]
@@ -174,7 +174,7 @@ def test_another_models_tokenizer_may_stand_in_where_its_ids_are_known(
     assert reader.of == "student"
     config = AutoConfig.from_pretrained(folders["student-stsb"])
     config.vocab_size = len(reader.tokenizer) - 1
-    with pytest.raises(errors.StageError, match=r"tokenizer of student, which stands in, has .* ids, the distilbert"):
+    with pytest.raises(errors.StageError, match=r"tokenizer of student, .* ids"):
         reference_models.check_reads(config, reader)
     alone = gather(("distilbert",), {})
     with pytest.raises(errors.StageError, match=r"distilbert has no tokenizer here: .* as --distilbert"):
@@ -188,11 +188,9 @@ def test_longer_inputs_than_a_model_reads_are_refused(folders: dict[str, Path], 
     found = gather((), given)
     making = preparation(found, tmp_path)
     eager, export = sorted(found, key=lambda each: each.form != "pytorch")
-    with pytest.raises(errors.StageError, match=r"65 tokens: 65 tokens are more than student has positions \(64\)"):
+    with pytest.raises(errors.StageError, match=r"65 tokens .* student .* \(64\)"):
         making.ready(eager, Workload("lengths", 65), workloads.drawn(65, 1, 1, 100, 0))
-    with pytest.raises(
-        errors.StageError, match=r"questions: 40 tokens are more than student litert-int8 has .* \(32\)"
-    ):
+    with pytest.raises(errors.StageError, match=r"questions: 40 tokens .* student litert-int8 .* \(32\)"):
         making.ready(export, QUESTIONS)
 
 
@@ -207,7 +205,7 @@ def test_a_folder_that_is_no_whole_model_is_refused(folders: dict[str, Path], tm
     weights = load_file(damaged / "model.safetensors")
     del weights["bert.encoder.layer.1.output.dense.weight"]
     save_file(weights, damaged / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(errors.StageError, match=r"its weights lack bert\.encoder\.layer\.1\.output\.dense\.weight"):
+    with pytest.raises(errors.StageError, match=r"lack bert\.encoder\.layer\.1\.output\.dense\.weight"):
         reference_models.with_head(damaged, "score", tmp_path / "out", 0)
 
 

@@ -131,7 +131,7 @@ def test_a_hot_phone_is_measured_and_marked(phone, binary, models, tmp_path):
 def test_a_failing_program_is_reported_and_nothing_stays_on_the_phone(phone, binary, models, tmp_path):
     (binary / "libruntime.so").unlink()
     asked = recipe("adb", placement={"adb": str(phone)})
-    with pytest.raises(StageError, match=r"benchmark_model ended with 127 on the phone: libruntime\.so not found"):
+    with pytest.raises(StageError, match=r"127 .* libruntime\.so not found"):
         stage.execute(STAGE, asked, {**models, "binary": binary}, tmp_path / "out")
     assert [*(tmp_path / "phone/data/local/tmp").iterdir()] == []
     assert not (tmp_path / "out").exists()
@@ -155,7 +155,7 @@ def test_a_phone_is_chosen_by_its_serial(phone):
     assert android_device.connect(str(phone), "R5CT30ABCDE").serial == "R5CT30ABCDE"
     with pytest.raises(StageError, match=r"adb sees R5CT30ABCDE, not X: set placement\.serial"):
         android_device.connect(str(phone), "X")
-    with pytest.raises(StageError, match=r"is not installed: install it \(on Debian: apt-get install adb\)"):
+    with pytest.raises(StageError, match="apt-get install adb"):
         android_device.connect(str(phone.parent / "no-adb"), None)
 
 
@@ -165,7 +165,7 @@ def test_a_phone_that_hangs_times_out(tmp_path, monkeypatch):
     hanging.chmod(0o755)
     monkeypatch.setattr(android_device, "TIMEOUT_SECONDS", 0.2)
     found = android_device.AndroidPhone(str(hanging), "R5CT30ABCDE")
-    with pytest.raises(StageError, match="adb shell on R5CT30ABCDE: no answer within 0 s: look at the phone's screen"):
+    with pytest.raises(StageError, match="R5CT30ABCDE: no answer within 0 s"):
         found.shell("true")
     assert found.query("true") == ""
 
@@ -196,7 +196,7 @@ def test_what_the_programs_print_is_read(runtime, printed, load):
     mean, seconds = read_times(PROGRAMS[runtime], printed, 10)
     assert mean == pytest.approx(145.528)
     assert seconds == (None if load is None else pytest.approx(load))
-    with pytest.raises(StageError, match=r"gave no time on the phone, its last line: Segmentation fault; use "):
+    with pytest.raises(StageError, match="Segmentation fault"):
         read_times(PROGRAMS[runtime], "Loading\nSegmentation fault\n", 10)
 
 
@@ -268,7 +268,7 @@ def test_over_adb_the_phone_opens_the_link_itself(a_page, phone, tmp_path):
 
 
 def test_a_length_beyond_the_positions_is_refused(a_page, tmp_path):
-    with pytest.raises(StageError, match=r"65 tokens are more than Student has positions \(64\): lower it"):
+    with pytest.raises(StageError, match=r"65 tokens .* Student .* \(64\)"):
         stage.execute(STAGE, recipe("browser", lengths=[65]), {"page": a_page}, tmp_path / "out")
 
 

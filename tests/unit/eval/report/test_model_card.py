@@ -172,7 +172,7 @@ def test_a_plain_folder_gets_a_card_of_its_own(tmp_path: Path) -> None:
 
 def test_a_report_of_another_student_is_refused(out: Path, student: Path, tmp_path: Path) -> None:
     make(tmp_path / "other", "student", {"parameters": 1}, {"config.json": {}, "model.safetensors": b"1"})
-    with pytest.raises(ArtifactError, match=r"other is not in the report, which has teacher, student, all-losses"):
+    with pytest.raises(ArtifactError, match=r"other is not in the report"):
         fill(out / "report", tmp_path / "other", CardFacts())
     assert not (tmp_path / "other" / CARD).exists()
     with pytest.raises(ArtifactError, match="expected a report artifact"):

@@ -175,7 +175,7 @@ def test_exports_come_in_every_format_for_every_task(data: Path, out: Path) -> N
 @model_exports.needs("openvino", "nncf")
 def test_what_is_calibrated_gets_the_pipelines_rows(data: Path, out: Path) -> None:
     asked = {"task": "stsb", "formats": ["openvino-int8"]}
-    with pytest.raises(StageError, match=r"openvino-int8, which is calibrated on token rows, and .* has none"):
+    with pytest.raises(StageError, match=r"openvino-int8, .* token rows"):
         _plan(data, out, exports=asked).jobs()
     for name in ("tokens-512", "tokens-128"):
         (out / name).mkdir()
@@ -201,7 +201,7 @@ def test_a_toolchain_that_is_missing_is_named_before_anything_starts(
     line = r"exports\.formats has executorch-int8: executorch is not installed: pip install 'stillhouse\[executorch\]'"
     with pytest.raises(StageError, match=line):
         _plan(data, out, exports={"task": "stsb", "formats": ["onnx", "executorch-int8"]}).jobs()
-    with pytest.raises(StageError, match=r"litert-fp32: ai-edge-quantizer is not installed: pip install --no-deps"):
+    with pytest.raises(StageError, match=r"ai-edge-quantizer is not installed: pip install --no-deps"):
         _plan(data, out, exports={"task": "stsb", "formats": ["litert-fp32"]}).jobs()
 
 
@@ -231,7 +231,7 @@ def test_phones_measure_the_exports_of_answers(data: Path, out: Path) -> None:
         "binary": data / "programs",
     }
     write_json(data / "browser" / "libraries.json", {"packages": {"tokenizers": "0.0.1"}, "files": {}})
-    with pytest.raises(StageError, match=r"browser has other versions than .*package\.json: delete it and run"):
+    with pytest.raises(StageError, match=r"other versions than .*package\.json"):
         _plan(data, out, tasks={"stsb": {}, "squad": {}}, exports=asked).jobs()
     # Speed on servers is of the formats that were asked for alone.
     assert not [name for name in found["latency"].inputs if "int8" in name]
