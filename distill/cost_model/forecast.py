@@ -78,7 +78,7 @@ class Forecast:
 
     @property
     def chosen(self) -> Prediction:
-        """The step behind ``hours``: with the recipe's placement, or with the best one if that does not fit."""
+        """The step that ``hours`` assumes: with the recipe's placement, or with the best one if that does not fit."""
         return self.written if self.written.fits else self.best
 
     def hours_of(self, step: Prediction) -> float:
@@ -133,8 +133,8 @@ def checkpoints_kept(training: Training, steps: int) -> int:
     """Most checkpoints on disk at once: the newest, the permanent ones, and the one being written."""
     placement = training.placement
     saved = -(-steps // placement.save_every)
-    for_good = steps // placement.keep_every if placement.keep_every else 0
-    return min(saved, placement.keep_checkpoints + for_good) + 1
+    permanent = steps // placement.keep_every if placement.keep_every else 0
+    return min(saved, placement.keep_checkpoints + permanent) + 1
 
 
 def lacks_kernels(capability: tuple[int, int]) -> str | None:
@@ -178,7 +178,7 @@ def _validation_seconds(planned: PlannedRun, cluster: Cluster, step: Prediction)
 
 def _refusals(planned: PlannedRun, cluster: Cluster, written: Prediction, best: Prediction) -> list[str]:
     training, device = planned.training, cluster.device
-    place = f"{planned.prefix}placement"
+    table = f"{planned.prefix}placement"
     found = []
     if written.precision != training.precision:
         found.append(
@@ -191,9 +191,9 @@ def _refusals(planned: PlannedRun, cluster: Cluster, written: Prediction, best: 
     workers = training.placement.workers
     least = workers.min if isinstance(workers, WorkerRange) else 0 if workers == "auto" else workers
     if least > cluster.workers:
-        found.append(f'{place}.workers asks for {least}, there are {cluster.workers}: write "auto" or fewer')
+        found.append(f'{table}.workers asks for {least}, there are {cluster.workers}: write "auto" or fewer')
     if not written.fits:
-        found.append(_does_not_fit(place, written, best))
+        found.append(_does_not_fit(table, written, best))
     return found
 
 
@@ -213,7 +213,7 @@ def _refused_rows(phase: PlannedRun, workers: int) -> list[str]:
     return found
 
 
-def _does_not_fit(place: str, written: Prediction, best: Prediction) -> str:
+def _does_not_fit(table: str, written: Prediction, best: Prediction) -> str:
     needs = f"does not fit: needs {size(written.used_bytes)} of {size(written.memory_bytes)}"
     if not best.fits:
         return (
@@ -221,11 +221,11 @@ def _does_not_fit(place: str, written: Prediction, best: Prediction) -> str:
             "or a shorter seq_len"
         )
     layout = best.layout
-    writes = [f"{place}.rows_per_device = {layout.micro_rows}"]
+    writes = [f"{table}.rows_per_device = {layout.micro_rows}"]
     if written.layout.zero_stage != layout.zero_stage:
-        writes.append(f"{place}.zero_stage = {layout.zero_stage}")
+        writes.append(f"{table}.zero_stage = {layout.zero_stage}")
     if written.layout.teacher != layout.teacher:
-        writes.append(f'{place}.teacher = "{layout.teacher}"')
+        writes.append(f'{table}.teacher = "{layout.teacher}"')
     return f"{needs}: write {', '.join(writes)} (planned with it)"
 
 

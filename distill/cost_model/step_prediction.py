@@ -10,7 +10,6 @@ A step on n workers, each with m micro-batches::
 Counts come from ``distill.cost_model.costs``, speeds from ``distill.cost_model.hardware``.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from cluster.models.precision import Precision
@@ -20,7 +19,6 @@ from distill.cost_model.hardware import Cluster, Device, HardwareError
 from distill.modeling.fused_head import chunk_positions
 from distill.modeling.model_shape import ModelShape
 
-STAGES = (0, 1, 2, 3)
 TEACHERS = ("replica", "sharded", "offloaded")
 WORTHWHILE = 0.02
 """A larger micro-batch or a higher stage must save this share of a step to be preferred."""
@@ -152,9 +150,11 @@ def best(
     faster by more than ``WORTHWHILE``. If nothing fits, the layout that needs the least memory.
     """
     training = adapted(training, cluster.device)
+    workers = planned_workers(training, cluster)
+    sizes = divisors(max(1, round(training.rows_per_step / workers)))
     tried: list[Prediction] = []
     for placed in TEACHERS:
-        layouts = _layouts(training, cluster, placed)
+        layouts = [Layout(workers, size, stage, placed) for stage in stages(training.precision) for size in sizes]
         found = [predict(training, teacher, student, seq_len, cluster, layout) for layout in layouts]
         if any(prediction.fits for prediction in found):
             chosen = _preferred(found)
@@ -165,15 +165,6 @@ def best(
     return _preferred(tried)
 
 
-def _layouts(training: Training, cluster: Cluster, teacher: str) -> Iterator[Layout]:
-    workers = planned_workers(training, cluster)
-    for stage in STAGES:
-        if stage == 0 and training.precision != "fp32":
-            continue
-        for size in divisors(max(1, round(training.rows_per_step / workers))):
-            yield Layout(workers, size, stage, teacher)
-
-
 def _preferred(found: list[Prediction]) -> Prediction:
     fitting = [prediction for prediction in found if prediction.fits]
     if not fitting:
@@ -182,6 +173,11 @@ def _preferred(found: list[Prediction]) -> Prediction:
     fast = [prediction for prediction in fitting if prediction.step_seconds <= limit]
     # ZeRO-1 sends as much as plain averaging and saves memory; higher stages only where they are needed.
     return min(fast, key=lambda prediction: (abs(prediction.layout.zero_stage - 1), prediction.layout.micro_rows))
+
+
+def stages(precision: Precision) -> tuple[int, ...]:
+    """ZeRO stages that train in this precision."""
+    return (0, 1, 2, 3) if precision == "fp32" else (1, 2, 3)
 
 
 def divisors(rows: int) -> list[int]:

@@ -11,11 +11,10 @@ instead of reading a description. The command downloads nothing.
 
 import argparse
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 from cluster.artifacts import artifact, errors, recipe
 from cluster.telemetry.progress import say
@@ -36,10 +35,6 @@ PAPER_TOKENS = 4_000_000_000
 """Tokens of the paper's corpus, English Wikipedia and the Toronto Book Corpus."""
 
 
-RowsOf: TypeAlias = Callable[[Training, int], int | None]
-"""``rows(training, seq_len)``: the number of training rows of that length, where it is known."""
-
-
 class PlanError(ValueError):
     """The options do not determine the run."""
 
@@ -55,110 +50,93 @@ class PlanRequest:
 
 def read_request(options: argparse.Namespace) -> PlanRequest:
     """Read the recipe that the options name, and the tokens artifact where they name one."""
-    facts = artifact.read(options.tokens, "tokens").facts if options.tokens else {}
-    assumed: list[str] = []
+    reader = _Reader(options)
     values = recipe.read_values(options.recipe)
     if "train" in values and "corpus" in values:
-        runs = _pipeline_runs(recipe.load(Pipeline, options.recipe, options.set), options, facts, assumed)
+        runs = reader.pipeline(recipe.load(Pipeline, options.recipe, options.set))
     else:
-        runs = [_training_run(recipe.load(Distillation, options.recipe, options.set), options, facts, assumed)]
-    return PlanRequest(options.recipe, runs, assumed)
+        runs = [reader.training(recipe.load(Distillation, options.recipe, options.set))]
+    return PlanRequest(options.recipe, runs, reader.assumed)
 
 
-def _pipeline_runs(
-    pipeline: Pipeline, options: argparse.Namespace, facts: Mapping[str, Any], assumed: list[str]
-) -> list[PlannedRun]:
-    tokens = pipeline.token_recipe()
-    seq_len = int(facts.get("seq_len", options.seq_len or tokens.seq_len))
-    vocabulary = facts.get("vocab_size", getattr(tokens.tokenizer, "vocab_size", None))
-    teacher = _teacher_shape(pipeline.teacher, options.teacher, vocabulary, assumed)
-    plan = PipelinePlan(pipeline, Path("out"))
-    rows = partial(_train_rows, options=options, facts=facts, assumed=assumed)
-    runs = [
-        _student_run(
-            name, plan.distillation(name), teacher, seq_len, "train." if name == MAIN else f"ablations.{name}.", rows
-        )
-        for name in pipeline.students()
-    ]
-    if (training := pipeline.teacher_training()) is not None:
-        runs.append(_by_phase("teacher", training, None, teacher, seq_len, "teacher.train.", rows))
-    return runs
+class _Reader:
+    """Describes the runs of a recipe, and collects in ``assumed`` what the options leave open."""
 
+    def __init__(self, options: argparse.Namespace) -> None:
+        self._options = options
+        self._facts = artifact.read(options.tokens, "tokens").facts if options.tokens else {}
+        self.assumed: list[str] = []
 
-def _training_run(
-    training: Distillation, options: argparse.Namespace, facts: Mapping[str, Any], assumed: list[str]
-) -> PlannedRun:
-    teacher = _teacher_shape({}, options.teacher, None, assumed)
-    if not facts and options.seq_len is None and not training.phases:
-        assumed.append("rows of 128 tokens: give --tokens DIR or --seq-len N")
-    written = training.phases[0].seq_len if training.phases else 128
-    seq_len = int(facts.get("seq_len", options.seq_len or written))
-    rows = partial(_train_rows, options=options, facts=facts, assumed=assumed)
-    return _student_run(MAIN, training, teacher, seq_len, "", rows)
+    def pipeline(self, pipeline: Pipeline) -> list[PlannedRun]:
+        tokens = pipeline.token_recipe()
+        seq_len = self._seq_len(tokens.seq_len)
+        vocabulary = self._facts.get("vocab_size", getattr(tokens.tokenizer, "vocab_size", None))
+        teacher = self._teacher_shape(pipeline.teacher, vocabulary)
+        plan = PipelinePlan(pipeline, Path("out"))
+        runs = []
+        for name in pipeline.students():
+            prefix = "train." if name == MAIN else f"ablations.{name}."
+            runs.append(self._student_run(name, plan.distillation(name), teacher, seq_len, prefix))
+        if (training := pipeline.teacher_training()) is not None:
+            runs.append(self._by_phase("teacher", training, None, teacher, seq_len, "teacher.train."))
+        return runs
 
+    def training(self, training: Distillation) -> PlannedRun:
+        teacher = self._teacher_shape({}, None)
+        if not self._facts and self._options.seq_len is None and not training.phases:
+            self.assumed.append("rows of 128 tokens: give --tokens DIR or --seq-len N")
+        seq_len = self._seq_len(training.phases[0].seq_len if training.phases else 128)
+        return self._student_run(MAIN, training, teacher, seq_len, "")
 
-def _student_run(
-    name: str, training: Distillation, teacher: ModelShape, seq_len: int, prefix: str, rows: RowsOf
-) -> PlannedRun:
-    student = model_shape.student_shape(teacher, len(chosen_layers(training.student.layers, teacher.layers)))
-    used = teacher if training.loss.needs_teacher else None
-    return _by_phase(name, training, used, student, seq_len, prefix, rows)
+    def _seq_len(self, written: int) -> int:
+        return int(self._facts.get("seq_len", self._options.seq_len or written))
 
+    def _student_run(
+        self, name: str, training: Distillation, teacher: ModelShape, seq_len: int, prefix: str
+    ) -> PlannedRun:
+        student = model_shape.student_shape(teacher, len(chosen_layers(training.student.layers, teacher.layers)))
+        used = teacher if training.loss.needs_teacher else None
+        return self._by_phase(name, training, used, student, seq_len, prefix)
 
-def _by_phase(
-    name: str,
-    training: Training,
-    teacher: ModelShape | None,
-    student: ModelShape,
-    seq_len: int,
-    prefix: str,
-    rows: RowsOf,
-) -> PlannedRun:
-    """A run with its phases. Rows of other lengths hold the same text as those of ``seq_len``."""
-    lengths = [phase.seq_len for phase in training.phases] or [seq_len]
-    phases = []
-    for length, alone in zip(lengths, training.by_phase(), strict=True):
-        count = rows(alone, seq_len)
-        of_length = None if count is None else max(1, count * seq_len // length)
-        phases.append(PlannedRun(name, alone, teacher, student, length, of_length, prefix))
-    return replace(phases[0], later=tuple(phases[1:]))
+    def _by_phase(
+        self, name: str, training: Training, teacher: ModelShape | None, student: ModelShape, seq_len: int, prefix: str
+    ) -> PlannedRun:
+        """A run with its phases. Rows of other lengths hold the same text as those of ``seq_len``."""
+        lengths = [phase.seq_len for phase in training.phases] or [seq_len]
+        phases = []
+        for length, alone in zip(lengths, training.by_phase(), strict=True):
+            count = self._train_rows(alone, seq_len)
+            of_length = None if count is None else max(1, count * seq_len // length)
+            phases.append(PlannedRun(name, alone, teacher, student, length, of_length, prefix))
+        return replace(phases[0], later=tuple(phases[1:]))
 
+    def _train_rows(self, training: Training, seq_len: int) -> int | None:
+        """Training rows; None where neither the options nor the recipe need them."""
+        given: int | None = self._options.rows or self._facts.get("train_rows")
+        if given is not None or training.steps is not None:
+            return given
+        note = "a corpus of 4.0 G tokens, the paper's: give --tokens DIR or --rows N for yours"
+        if note not in self.assumed:
+            self.assumed.append(note)
+        return PAPER_TOKENS // seq_len
 
-def _train_rows(
-    training: Training, seq_len: int, options: argparse.Namespace, facts: Mapping[str, Any], assumed: list[str]
-) -> int | None:
-    """Training rows; None where neither the options nor the recipe need them."""
-    if options.rows is not None:
-        return int(options.rows)
-    if "train_rows" in facts:
-        return int(facts["train_rows"])
-    if training.steps is not None:
-        return None
-    note = "a corpus of 4.0 G tokens, the paper's: give --tokens DIR or --rows N for yours"
-    if note not in assumed:
-        assumed.append(note)
-    return PAPER_TOKENS // seq_len
-
-
-def _teacher_shape(
-    written: Mapping[str, Any], teacher: str | None, vocabulary: int | None, assumed: list[str]
-) -> ModelShape:
-    """Shape of the teacher that ``--teacher`` names, or else of the one in the recipe's teacher table ``written``."""
-    if teacher is not None:
-        return model_shape.find(teacher)
-    if "source" in written:
-        found = model_shape.find(written["source"])
-        if found.name in model_shape.KNOWN and not Path(written["source"]).is_dir():
-            assumed.append(f"teacher {written['source']} has the published shape of {found.name}")
-        return found
-    if "architecture" not in written:
-        assumed.append(f"a teacher of the shape of {model_shape.DEFAULT}: give --teacher DIR for yours")
-        return model_shape.KNOWN[model_shape.DEFAULT]
-    if vocabulary is None:
-        raise PlanError("the vocabulary of the teacher is not known before the tokens are made: give --tokens DIR")
-    shape = written["architecture"]
-    numbers = (shape["layers"], shape["hidden"], shape["feed_forward"], shape["heads"])
-    return ModelShape("the recipe's teacher", "bert", *numbers, int(vocabulary), shape.get("positions", 512))
+    def _teacher_shape(self, written: Mapping[str, Any], vocabulary: int | None) -> ModelShape:
+        """Shape of the teacher that ``--teacher`` names, or else of the one in the recipe's table ``written``."""
+        if self._options.teacher is not None:
+            return model_shape.find(self._options.teacher)
+        if "source" in written:
+            found = model_shape.find(written["source"])
+            if found.name in model_shape.KNOWN and not Path(written["source"]).is_dir():
+                self.assumed.append(f"teacher {written['source']} has the published shape of {found.name}")
+            return found
+        if "architecture" not in written:
+            self.assumed.append(f"a teacher of the shape of {model_shape.DEFAULT}: give --teacher DIR for yours")
+            return model_shape.KNOWN[model_shape.DEFAULT]
+        if vocabulary is None:
+            raise PlanError("the vocabulary of the teacher is not known before the tokens are made: give --tokens DIR")
+        shape = written["architecture"]
+        numbers = (shape["layers"], shape["hidden"], shape["feed_forward"], shape["heads"])
+        return ModelShape("the recipe's teacher", "bert", *numbers, int(vocabulary), shape.get("positions", 512))
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = "python -m distill.plan") -> None:

@@ -1,4 +1,4 @@
-"""Text of a plan: aligned lines, numbers with units, and the assumptions behind them."""
+"""Text of a plan: aligned lines, numbers with units, and the assumptions."""
 
 from collections.abc import Sequence
 
@@ -176,17 +176,17 @@ def _words(layout: Layout) -> dict[str, str]:
 
 def _settings(found: Forecast) -> list[str]:
     had, wanted = _words(found.written.layout), _words(found.best.layout)
-    place = f"{found.planned.prefix}placement"
-    return [f"--set {place}.{key}={value.strip(chr(34))}" for key, value in wanted.items() if had[key] != value]
+    prefix = f"{found.planned.prefix}placement"
+    return [f"--set {prefix}.{key}={value.strip(chr(34))}" for key, value in wanted.items() if had[key] != value]
 
 
 def _choices(found: Forecast) -> list[str]:
     """Hours and memory of the micro-batches and stages around the best."""
-    best, precision = found.best.layout, found.best.precision
+    best = found.best.layout
     rows = max(1, found.planned.training.rows_per_step // best.workers)
     near = [count for count in step_prediction.divisors(rows) if best.micro_rows / 8 <= count <= best.micro_rows * 4]
     counts = [count for count in near if count & (count - 1) == 0 or count == best.micro_rows]
-    stages = [stage for stage in step_prediction.STAGES if stage > 0 or precision == "fp32"]
+    stages = step_prediction.stages(found.best.precision)
     lines = []
     for count in counts:
         layouts = [Layout(best.workers, count, stage, best.teacher) for stage in stages]
@@ -202,10 +202,10 @@ def _outcome(found: Forecast, step: Prediction) -> str:
 def _others_refused(forecasts: Sequence[Forecast]) -> list[str]:
     """Refusals of the recipe's other runs that the main run does not have."""
     first, *others = forecasts
-    said = {text.replace(first.planned.prefix, "") for text in first.refusals}
+    known = {text.replace(first.planned.prefix, "") for text in first.refusals}
     lines = []
     for other in others:
-        new = [text for text in other.refusals if text.replace(other.planned.prefix, "") not in said]
+        new = [text for text in other.refusals if text.replace(other.planned.prefix, "") not in known]
         lines += _listed("will be refused:", [f"{other.planned.name}: {text}" for text in new])
     return lines
 
@@ -232,28 +232,31 @@ def _scaling(found: Forecast) -> list[str]:
     if not steps:
         return []
     first = steps[0]
-    training = step_prediction.adapted(planned.training, cluster.device)
-    rate = step_prediction.flops_per_second(training, training.precision, cluster.device)
+    device, precision, threads = cluster.device, first.precision, planned.training.placement.threads
+    rate = step_prediction.flops_per_second(planned.training, precision, device)
+    cores = f" x {counted(threads, 'core', 'cores')}" if device.kind == "cpu" else ""
+    peak = f"{device.peak_tflops[precision]:.4g} TFLOP/s{cores} x {device.efficiency[precision]:.0%}"
+    # A ring sends these bytes twice (n-1)/n times.
+    ring_bytes = first.network_bytes * first.layout.workers / (first.layout.workers - 1) / 2
     per_node = cluster.of_workers(SCALES[-1]).devices_per_node
     across = cluster.of_workers(2 * per_node).gb_per_second
-    overhead = cluster.device.overhead_seconds
     where = f" (a step of rows of {planned.seq_len} tokens)" if planned.later else ""
     lines = [
         f"Scaling to n {cluster.unit}s, each in its best placement{where}",
         line("a step", "operations / (n x rate) + micro-batches x overhead + memory traffic + sent / link"),
         line("operations", f"{first.tokens:,} tokens x {first.flops / first.tokens / 1e9:.3f} GFLOP"),
-        line("rate", f"{_rate(planned, cluster)} = {rate / 1e12:,.4g} TFLOP/s"),
-        line("sent, by ring", f"2 (n-1)/n x {gb(_ring_bytes(first))} of gradients and weights"),
+        line("rate", f"{peak} = {rate / 1e12:,.4g} TFLOP/s"),
+        line("sent, by ring", f"2 (n-1)/n x {gb(ring_bytes)} of gradients and weights"),
         line(
             "link",
-            f"{cluster.device.link_gb_per_second:g} GB/s in a node, {across:g} GB/s between nodes of {per_node} "
+            f"{device.link_gb_per_second:g} GB/s in a node, {across:g} GB/s between nodes of {per_node} "
             f"({cluster.network})",
         ),
     ]
     for count, step in zip(counts, steps, strict=True):
         link = cluster.of_workers(count).gb_per_second
         formula = (
-            f"{step.flops / 1e12:.4g} / ({count} x {rate / 1e12:.4g}) + {step.micros} x {overhead:g} + "
+            f"{step.flops / 1e12:.4g} / ({count} x {rate / 1e12:.4g}) + {step.micros} x {device.overhead_seconds:g} + "
             f"{step.update_seconds:.2g} + {step.network_bytes / 1e9:.3g} / {link:g} = {seconds(step.step_seconds)}"
         )
         lines.append(line(f"n = {count}", formula))
@@ -262,19 +265,6 @@ def _scaling(found: Forecast) -> list[str]:
     rows = [_scaled_row(planned, cluster, step, first) for step in steps]
     heads = [f"{cluster.unit}s", "a step", "network", "whole run", f"{cluster.unit}-hours", "of ideal"]
     return [*lines, *table(heads, rows)]
-
-
-def _ring_bytes(step: Prediction) -> float:
-    """Bytes that a ring sends twice (n-1)/n times in a step."""
-    workers = step.layout.workers
-    return step.network_bytes * workers / (workers - 1) / 2
-
-
-def _rate(planned: PlannedRun, cluster: Cluster) -> str:
-    device = cluster.device
-    precision = step_prediction.adapted(planned.training, device).precision
-    cores = f" x {counted(planned.training.placement.threads, 'core', 'cores')}" if device.kind == "cpu" else ""
-    return f"{device.peak_tflops[precision]:.4g} TFLOP/s{cores} x {device.efficiency[precision]:.0%}"
 
 
 def _scaled_row(planned: PlannedRun, cluster: Cluster, step: Prediction, first: Prediction) -> list[str]:

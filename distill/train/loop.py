@@ -26,7 +26,6 @@ from distill.engine.process_group import Workers, join
 from distill.engine.teacher_engine import TeacherEngine
 from distill.modeling import masked_lm, model_shape, student
 from distill.modeling.masked_lm import MaskedLM, ModelError
-from distill.modeling.model_shape import ModelShape
 from distill.train import micro_batch_size, preflight
 from distill.train.graceful_stop import GracefulStop, StoppedError
 from distill.train.run_logger import RunLogger
@@ -92,7 +91,9 @@ def fit(
     engine = Engine(objective, schedule.first.training, workers)
     projection = teacher.projection if teacher else None
     stop = None
-    run_metrics = RunMetrics(metrics.run_name(run.path), training, schedule, _shapes(model, teacher), workers)
+    of_teacher = model_shape.of_config(teacher.config.to_dict(), "the teacher") if teacher else None
+    shapes = of_teacher, model_shape.of_config(model.config.to_dict(), "the student")
+    run_metrics = RunMetrics(metrics.run_name(run.path), training, schedule, shapes, workers)
     timer = engine.step_timer
     with GracefulStop(workers) as stopping, RunLogger(run, training, schedule, workers, run_metrics) as run_logger:
         first_step = run_logger.resume(engine)
@@ -134,12 +135,6 @@ def fit(
         # --------------------------------------------------------------------------------------------------------------
     if stop is not None:
         raise StoppedError(stop, done)
-
-
-def _shapes(model: Any, teacher: TeacherEngine | None) -> tuple[ModelShape | None, ModelShape]:
-    """Shapes of the teacher that training steps use, if any, and of the trained model."""
-    of_teacher = model_shape.of_config(teacher.config.to_dict(), "the teacher") if teacher else None
-    return of_teacher, model_shape.of_config(model.config.to_dict(), "the student")
 
 
 STAGE = stage.Stage(

@@ -127,19 +127,15 @@ class RunLogger:
             self._device_seconds = float(newest.facts["device_seconds"])
             self._skipped = self._skipped_before = int(newest.facts["skipped_steps"])
         if self._workers.is_main_process:
-            self._open_outputs()
+            self._log = metrics_log.MetricsLog(self._run.metrics, self._step)
+            self._open.callback(self._log.close)
+            writer = CheckpointWriter(self._run, self._training.placement)
+            self._writer = self._open.enter_context(contextlib.closing(writer))
+            label, steps = f"{self._run.path.name}: training", self._schedule.steps
+            self._progress = self._open.enter_context(progress.Progress(label, steps, "steps", self._step))
         self._metrics.begin(self._step)
         self._started = time.monotonic()
         return self._step
-
-    def _open_outputs(self) -> None:
-        self._log = metrics_log.MetricsLog(self._run.metrics, self._step)
-        self._open.callback(self._log.close)
-        self._writer = self._open.enter_context(
-            contextlib.closing(CheckpointWriter(self._run, self._training.placement))
-        )
-        label, steps = f"{self._run.path.name}: training", self._schedule.steps
-        self._progress = self._open.enter_context(progress.Progress(label, steps, "steps", self._step))
 
     def add(self, losses: Float[Tensor, "terms"], rows: RowsOf) -> None:
         """Add the losses ``[total, soft, masked, cosine]`` of a micro-batch, already divided by the accumulation."""
@@ -179,7 +175,11 @@ class RunLogger:
                 self._refuse(step)
             self._step += 1
             lines.append(self._record(step, dict(zip(TERMS, losses, strict=True)), norm, seconds))
-        self._update_metrics(lines, parts_read)
+        self._metrics.serve()
+        if self._workers.is_main_process:
+            self._metrics.show_steps(lines)
+            if any(parts_read):  # all 0 at the first log
+                self._metrics.show_parts(parts_read)
         if stops > 0:
             self._raise_together(stop)
         self._started = time.monotonic()
@@ -197,13 +197,6 @@ class RunLogger:
         norms = torch.stack([torch.as_tensor(step.gradient_norm, device=read.device).float() for step in pending])
         values = iter(torch.cat([norms, read]).tolist())
         return [list(itertools.islice(values, count)) for count in (len(pending), sums.numel(), len(parts), 1)]
-
-    def _update_metrics(self, lines: list[dict[str, Any]], parts: list[float]) -> None:
-        self._metrics.serve()
-        if self._workers.is_main_process:
-            self._metrics.show_steps(lines)
-            if any(parts):  # all 0 at the first log
-                self._metrics.show_parts([parts[at : at + len(PARTS)] for at in range(0, len(parts), len(PARTS))])
 
     def _record(self, step: _Step, losses: dict[str, float], norm: float, seconds: float) -> dict[str, Any]:
         """The metrics line of a step; the first worker writes it."""
@@ -244,7 +237,7 @@ class RunLogger:
         if from_first(self._writer is not None and not self._writer.has(self._step), self._workers):
             self.save()
         unwritten = from_first(self._writer.last() if self._writer else None, self._workers)
-        kept = f"the weights of step {self._step} are kept" if self._step else "nothing was trained yet"
+        kept = f"the weights of step {self._step} are kept" if self._step else "no step was made before it"
         raise TrainingError(
             f"the {what}, or start a new --out with a lower optimizer.learning_rate or another precision; "
             f"{unwritten or kept}"

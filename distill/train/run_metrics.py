@@ -12,7 +12,7 @@ from cluster.telemetry import exporter, metrics
 from cluster.telemetry.progress import say
 from distill.config import Training
 from distill.cost_model import costs, hardware
-from distill.data.schedule import OpenPhase, Schedule
+from distill.data.schedule import Schedule
 from distill.engine.process_group import Workers
 from distill.engine.step_timer import PARTS
 from distill.modeling.model_shape import ModelShape
@@ -104,17 +104,15 @@ class RunMetrics:
         metrics.TOKENS.labels(name).inc(sum(phase.tokens_per_step for phase in phases))
         metrics.ROWS.labels(name).inc(sum(phase.training.rows_per_step for phase in phases))
         if self._peak is not None:
-            used = rate * self._flops_per_token(phases[-1])
+            teacher, student = self._models
+            phase = phases[-1]
+            used = rate * costs.step_flops_per_token(phase.training, teacher, student, phase.seq_len)
             metrics.UTILISATION.labels(name).set(used / (self._peak * self._workers.world_size))
 
-    def _flops_per_token(self, phase: OpenPhase) -> float:
-        teacher, student = self._models
-        return costs.step_flops_per_token(phase.training, teacher, student, phase.seq_len)
-
-    def show_parts(self, parts: Sequence[Sequence[float]]) -> None:
-        """Show the mean seconds of a step by part, ``[workers][parts]``."""
+    def show_parts(self, parts: Sequence[float]) -> None:
+        """Show the mean seconds of a step by part: those of the first worker, then those of the next."""
         for number, part in enumerate(PARTS):
-            seconds = [worker[number] for worker in parts]
+            seconds = parts[number :: len(PARTS)]
             metrics.PART_SECONDS.labels(self._name, part, "mean").set(sum(seconds) / len(seconds))
             metrics.PART_SECONDS.labels(self._name, part, "slowest").set(max(seconds))
 

@@ -63,11 +63,11 @@ class Validation:
         starts = list(range(0, self._count, micro_rows))
         turns = -(-len(starts) // self._workers.world_size)
         for turn in range(turns):
-            place = turn * self._workers.world_size + self._workers.rank
-            start = starts[min(place, len(starts) - 1)]
+            number = turn * self._workers.world_size + self._workers.rank
+            start = starts[min(number, len(starts) - 1)]
             rows = np.arange(start, min(start + micro_rows, self._count), dtype=np.int64)
             batch = self._masker.mask(self._rows.take(rows), rows, np.full_like(rows, VALIDATION_EPOCH))
-            yield batch.to(self._workers.device), len(rows) if place < len(starts) else 0
+            yield batch.to(self._workers.device), len(rows) if number < len(starts) else 0
 
     def _measured(self, output: ObjectiveOutput, targets: Outputs | None, batch: Batch) -> Tensor:
         words, losses = output.words, output.losses

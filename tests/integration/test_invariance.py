@@ -35,7 +35,7 @@ TOLERANCES = {"fp32": (1e-6, 1e-6), "bf16": (5e-4, 5e-3)}
 Choices: TypeAlias = Mapping[str, Sequence[Any]]
 Placed: TypeAlias = dict[str, Any]
 
-# What is trained. Each has a reference of its own.
+# Trainings. Each has its own reference.
 IDENTITY: Choices = {"precision": ("fp32", "bf16"), "soft_positions": ("all", "masked", "sampled")}
 PLACEMENT: Choices = {
     "workers": (1, 2),
@@ -156,7 +156,7 @@ def deviating_layouts(runs: Runs, every: list[Placed]) -> dict[str, tuple[float,
 def deviating_resumes(
     runs: Runs, sources: list[Placed], steps: Sequence[int], choices: Choices
 ) -> dict[str, tuple[float, float]]:
-    """Runs that lost all work behind a checkpoint and went on elsewhere: every pair of source, step and placement."""
+    """Runs that lost all work after a checkpoint and resumed elsewhere: every pair of source, step and placement."""
     runs.make(sources)
     outs = {}
     for resumed in covering({"source": range(len(sources)), "step": steps, **choices}, 2):
@@ -238,13 +238,13 @@ def test_losses_are_the_means_over_all_rows_of_a_step(runs: Runs, step: int, sof
     if step:
         learner = masked_lm.load_trained(out, Run(out).checkpoint(step).load().weights)
     with torch.no_grad():
-        said, wanted = (
+        outputs, wanted = (
             model.eval().double()(batch.input_ids, output_hidden_states=True) for model in (learner, teacher)
         )
-    logits, targets = (found.logits.flatten(0, 1)[batch.positions] for found in (said, wanted))
+    logits, targets = (found.logits.flatten(0, 1)[batch.positions] for found in (outputs, wanted))
     soft = functional.kl_div((logits / 2).log_softmax(-1), (targets / 2).softmax(-1), reduction="batchmean") * 4
     masked = functional.cross_entropy(logits[: len(batch.labels)], batch.labels)
-    hidden = [found.hidden_states[-1].flatten(0, 1) for found in (said, wanted)]
+    hidden = [found.hidden_states[-1].flatten(0, 1) for found in (outputs, wanted)]
     cosine = functional.cosine_similarity(*hidden, dim=-1).mean()
     line = [line for line in read_metrics(out / "metrics.jsonl") if line["kind"] == "train"][step]
     wanted_terms = {"soft": soft, "masked": masked, "cosine": 1 - cosine, "total": 5 * soft + 2 * masked + 1 - cosine}
@@ -253,7 +253,7 @@ def test_losses_are_the_means_over_all_rows_of_a_step(runs: Runs, step: int, sof
 
 
 @pytest.mark.long
-def test_a_killed_run_goes_on_with_the_same_curve(
+def test_a_killed_run_resumes_with_the_same_curve(
     runs: Runs, tmp_path: Path, curve_of_forty_steps: list[float]
 ) -> None:
     folder = runs.folder

@@ -139,7 +139,7 @@ def test_a_pipeline_is_made_in_a_folder(
 
 
 @pytest.mark.long
-def test_a_pipeline_whose_driver_was_killed_goes_on_where_it_was(tmp_path: Path) -> None:
+def test_a_pipeline_whose_driver_was_killed_resumes(tmp_path: Path) -> None:
     values = tiny_pipeline.values(tmp_path)
     values["train"] = {**values["train"], "steps": 120}
     values["train"]["placement"] = {**values["train"]["placement"], "save_every": 20}
@@ -222,7 +222,7 @@ def test_more_workers_than_the_cluster_has_are_refused(folder: Path, tmp_path: P
 
 @pytest.fixture
 def head(tmp_path: Path) -> Iterator[dict[str, str]]:
-    """A Ray cluster as an administrator starts it, with tokens; the environment of somebody who may use it."""
+    """A Ray cluster as an administrator starts it, with tokens; the environment of a user of it."""
     with ray_clusters.running_cluster(tmp_path, head_cpus=2, dashboard=True) as cluster:
         yield cluster.environment
 

@@ -27,7 +27,7 @@ PLACEMENT: dict[str, Any] = {"rows_per_device": 2, "log_every": 1, "save_every":
 NETWORKS = pytest.mark.parametrize(
     "isolated", [ray_clusters.namespaces_work()], ids=lambda yes: "apart" if yes else "loopback"
 )
-"""Whether nodes have networks of their own: wherever root may make them."""
+"""Whether every node has its own network: only root may make them."""
 
 DRIVER = """
 import json, sys
@@ -71,7 +71,7 @@ class TrainingDriver(DriverProcess):
         super().__init__(["-c", DRIVER, call], out.with_name("driver.log"), environment)
 
     def await_step(self, step: int, workers: int | None = None) -> None:
-        """Until a checkpoint of this step or a later one is there, written by so many workers."""
+        """Wait for a checkpoint of this step or a later one, written by ``workers`` workers."""
 
         def written() -> bool:
             newest = self.run.newest()
@@ -86,7 +86,7 @@ class TrainingDriver(DriverProcess):
         return time.monotonic() - started
 
     def finish(self) -> str:
-        """Wait for its end; what it said."""
+        """Wait for its end; returns its output."""
         self.process.wait(timeout=300)
         return self.said()
 
@@ -108,9 +108,9 @@ def test_a_worker_that_is_killed(folder: Path, tmp_path: Path, whole: list[float
     before = last_step(driver.run)
     seconds = driver.await_metrics_after(before)
     print(f"worker {victim} killed after step {before}: going on {seconds:.1f} s later")
-    said = driver.finish()
-    assert driver.process.returncode == 0, said
-    assert "a worker died; starting again from the newest checkpoint" in said
+    output = driver.finish()
+    assert driver.process.returncode == 0, output
+    assert "a worker died; starting again from the newest checkpoint" in output
     assert curve(driver.run.path) == pytest.approx(whole, rel=1e-6)
 
 
@@ -131,16 +131,16 @@ def test_a_node_that_is_killed_and_replaced(folder: Path, tmp_path: Path, whole:
         started = time.monotonic()
         driver.await_step(before, workers=2)
         print(f"node came: first checkpoint of two workers {time.monotonic() - started:.1f} s later")
-        said = driver.finish()
-    assert driver.process.returncode == 0, said
-    assert "room for 1 of 2 workers: continuing with 1" in said
-    assert "there is room for more workers; stopped at step" in said
+        output = driver.finish()
+    assert driver.process.returncode == 0, output
+    assert "room for 1 of 2 workers: continuing with 1" in output
+    assert "there is room for more workers; stopped at step" in output
     assert curve(driver.run.path) == pytest.approx(whole, rel=1e-6)
 
 
 @NETWORKS
 def test_a_node_that_is_drained(folder: Path, tmp_path: Path, whole: list[float], isolated: bool) -> None:
-    """The checkpoint is written before the deadline, though none was due, and another node goes on from there."""
+    """The checkpoint is written before the deadline, though none was due, and another node resumes from it."""
     with ray_clusters.running_cluster(tmp_path, nodes=2, isolated=isolated) as cluster:
         # No checkpoint is due before the end, and no death is forgiven.
         driver = TrainingDriver(folder, tmp_path / "run", cluster.environment, workers=1, restarts=0, save_every=1000)
@@ -157,9 +157,9 @@ def test_a_node_that_is_drained(folder: Path, tmp_path: Path, whole: list[float]
         assert newest.step < VALUES["steps"]
         print(f"going on elsewhere {driver.await_metrics_after(newest.step):.1f} s later")
         assert hosts(cluster) is not leaving
-        said = driver.finish()
-    assert driver.process.returncode == 0, said
-    assert f"a node is about to leave; stopped at step {newest.step}, starting again from there" in said
+        output = driver.finish()
+    assert driver.process.returncode == 0, output
+    assert f"a node is about to leave; stopped at step {newest.step}, starting again from there" in output
     assert curve(driver.run.path) == pytest.approx(whole, rel=1e-6)
 
 
@@ -169,16 +169,16 @@ def test_a_driver_that_is_terminated_ends_with_a_checkpoint(folder: Path, tmp_pa
     driver = TrainingDriver(folder, tmp_path / "run", tiny_pipeline.environment(), workers=2, save_every=1000)
     driver.await_that(lambda: last_step(driver.run) >= 10)
     driver.process.terminate()
-    said = driver.finish()
-    assert driver.process.returncode == 130, said
+    output = driver.finish()
+    assert driver.process.returncode == 130, output
     newest = driver.run.newest()
     assert newest is not None
     assert 10 <= newest.step < VALUES["steps"]
-    told = [f"run: SIGTERM; stopped at step {newest.step}, checkpoint written"]
-    assert said.splitlines()[-2:] == [*told, "interrupted: run the same command again to continue"]
+    expected = [f"run: SIGTERM; stopped at step {newest.step}, checkpoint written"]
+    assert output.splitlines()[-2:] == [*expected, "interrupted: run the same command again to continue"]
     again = TrainingDriver(folder, tmp_path / "run", tiny_pipeline.environment(), workers=2, save_every=1000)
-    said = again.finish()
-    assert again.process.returncode == 0, said
+    output = again.finish()
+    assert again.process.returncode == 0, output
     assert curve(driver.run.path) == pytest.approx(whole, rel=1e-6)
 
 
@@ -189,15 +189,15 @@ def hosts(cluster: Cluster) -> ray_clusters.Node:
 
 @pytest.mark.rare
 @NETWORKS
-def test_a_lost_node_that_nobody_replaces_is_a_clear_stop(folder: Path, tmp_path: Path, isolated: bool) -> None:
+def test_a_lost_node_without_a_replacement_ends_the_run(folder: Path, tmp_path: Path, isolated: bool) -> None:
     with ray_clusters.running_cluster(tmp_path, nodes=1, isolated=isolated) as cluster:
         driver = TrainingDriver(folder, tmp_path / "run", cluster.environment, workers=1, replace_seconds=2.0)
         driver.await_step(10)
         cluster.nodes[1].kill()
-        said = driver.finish()
+        output = driver.finish()
     assert driver.process.returncode == 1
-    assert said.splitlines()[-1].startswith("error: placement asks for 1 workers, the cluster has room for 0"), said
-    assert "run the same command again to continue" in said
+    assert output.splitlines()[-1].startswith("error: placement asks for 1 workers, the cluster has room for 0"), output
+    assert "run the same command again to continue" in output
 
 
 @pytest.mark.parametrize(
@@ -211,10 +211,10 @@ def test_a_step_that_dies_twice_is_not_tried_again(folder: Path, tmp_path: Path,
     path = os.pathsep.join([str(paths.SUPPORT), os.environ.get("PYTHONPATH", "")])
     environment = tiny_pipeline.environment(FAULT=fault, PYTHONPATH=path)
     driver = TrainingDriver(folder, tmp_path / "run", environment, workers=2, restarts=50)
-    said = driver.finish()
+    output = driver.finish()
     assert driver.process.returncode == 1
-    assert said.count("starting again from the newest checkpoint") == 1, said
-    last = said.splitlines()[-1]
+    assert output.count("starting again from the newest checkpoint") == 1, output
+    last = output.splitlines()[-1]
     assert last.startswith("error: run: workers died twice at the same step, the one after ")
     assert line in last
     assert line.partition(": ")[2] in (tmp_path / ".ray" / "run.log").read_text()

@@ -1,4 +1,4 @@
-"""Checkpoints on disk: whole or not there, sound or set aside, kept by policy; whatever dies or fills up meanwhile."""
+"""Checkpoints on disk: atomic, set aside when damaged, pruned by policy, also when a process dies or a disk is full."""
 
 import errno
 import itertools
@@ -80,7 +80,7 @@ def test_the_newest_and_every_nth_are_kept(tmp_path: Path, newest: int, every: i
     assert names(run) == {f"step_{step:08d}" for step in kept}
 
 
-def test_a_copy_beside_the_checkpoints_is_none_of_them(tmp_path: Path) -> None:
+def test_a_copy_of_a_checkpoint_is_ignored(tmp_path: Path) -> None:
     run = saved(tmp_path, 1, 2)
     copies = [run.checkpoint(2).path.with_name(name) for name in ("step_00000002.bak", "step_2 (copy)")]
     for copy in copies:
@@ -91,7 +91,7 @@ def test_a_copy_beside_the_checkpoints_is_none_of_them(tmp_path: Path) -> None:
     assert all(copy.is_dir() for copy in copies)
 
 
-def test_what_somebody_reads_is_not_deleted_under_their_hands(tmp_path: Path) -> None:
+def test_a_checkpoint_being_read_is_not_deleted(tmp_path: Path) -> None:
     run = saved(tmp_path, 1, 2)
     with run.checkpoint(1).reading():
         saved(tmp_path, 3, keep_checkpoints=1)
@@ -164,7 +164,7 @@ def test_a_checkpoint_damaged_twice_is_set_aside_twice(tmp_path: Path) -> None:
 
 
 def in_child(work: Callable[[], None]) -> int:
-    """Exit code of ``work`` in a process of its own."""
+    """Exit code of ``work`` in a child process."""
     child = multiprocessing.get_context("fork").Process(target=work)
     child.start()
     child.join()
@@ -173,7 +173,7 @@ def in_child(work: Callable[[], None]) -> int:
 
 
 def die_at(name: str, call: int) -> None:
-    """``SIGKILL`` to this very process at the nth call of a function of the operating system."""
+    """Kill this process by ``SIGKILL`` at the nth call of a function of the operating system."""
     calls, real = itertools.count(1), getattr(os, name)
 
     def deadly(*given: Any, **named: Any) -> Any:

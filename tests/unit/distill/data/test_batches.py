@@ -50,14 +50,14 @@ def test_rows_in_blocks_come_from_few_places_at_a_time_and_from_everywhere_in_th
     # Blocks are cut anywhere, so each touches two thousands of rows.
     assert len(np.unique(window // block)) <= 2 * WINDOW_BLOCKS
     assert len(np.unique(order[:: block * WINDOW_BLOCKS] // (size // 10))) > 5
-    # A step's worth already has rows of nearly every block of its window, in no order of their own.
+    # A step's worth already has rows of nearly every block of its window, in no particular order.
     assert len(np.unique(order[:200] // block)) > WINDOW_BLOCKS
     assert abs(np.corrcoef(np.arange(len(window)), window)[0, 1]) < 0.05
     other = shuffled_in_blocks(np.arange(size), size, block, SEED, 1)
     assert len(np.intersect1d(window, other[: len(window)])) < len(window) / 5
 
 
-def test_a_run_in_blocks_goes_on_from_its_step_alone(tokens: TokenSet) -> None:
+def test_a_run_in_blocks_resumes_from_its_step_alone(tokens: TokenSet) -> None:
     """Its order is that of the formula, whole or in parts, across the borders of epochs."""
     blocks = training(50, order="blocks")
     batches = Batches(tokens.train, Masker(tokens, blocks), blocks)

@@ -69,7 +69,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(
     assert float(parts.gradient_norm) == pytest.approx(float(whole.gradient_norm), rel=1e-5 if exact else 1e-2)
 
 
-def test_the_gradient_is_clipped_to_the_norm_asked_for(folder: Path, workers: Workers) -> None:
+def test_the_gradient_is_clipped_to_the_norm_of_the_recipe(folder: Path, workers: Workers) -> None:
     """AdamW forgets the scale of a gradient, its second moment does not."""
     norms = {}
     for clip in (1e-3, 1e3):
@@ -142,7 +142,7 @@ def overflow_for_ever(made: Engine) -> None:
 def overflows(folder: str, zero_stage: int) -> dict[str, Any]:
     """A run in fp16: a good step, two that overflow, a good one, and then overflows to the end.
 
-    On a CPU, fp16 is slow but there; only DeepSpeed's capability check says otherwise.
+    A CPU has fp16, slowly; only DeepSpeed's capability check denies it.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(deepspeed_engine.deepspeed.accelerator.get_accelerator(), "is_fp16_supported", lambda: True)

@@ -1,4 +1,4 @@
-"""Teachers too large for one device: sharded over the workers, or kept in CPU memory, they say what a replica says."""
+"""Teachers too large for one device: sharded over the workers, or kept in CPU memory, with the outputs of a replica."""
 
 from typing import Any
 
@@ -21,28 +21,30 @@ HIDDEN = 320
 TOLERANCE = {"fp32": 1e-6, "bf16": 4e-3}
 
 
-def asked(folder: str, precision: str, kind: str) -> tuple[TeacherEngine, Outputs]:
-    """A teacher and what it says of rows of this worker's own."""
+def outputs_of(folder: str, precision: str, kind: str) -> tuple[TeacherEngine, Outputs]:
+    """A teacher and its outputs for rows that only this worker has."""
     workers = process_group.join(1)
     placement = Placement(teacher=kind)
     teacher, _ = masked_lm.load(folder)
-    frozen = TeacherEngine(MaskedLM(teacher), Training(steps=1, precision=precision, placement=placement), workers)
+    teacher_engine = TeacherEngine(
+        MaskedLM(teacher), Training(steps=1, precision=precision, placement=placement), workers
+    )
     rows = torch.randint(5, 300, (4, 16), generator=torch.Generator().manual_seed(workers.rank))
-    return frozen, frozen(Batch(rows, torch.arange(12), rows.flatten()[:12]))
+    return teacher_engine, teacher_engine(Batch(rows, torch.arange(12), rows.flatten()[:12]))
 
 
 def compared(folder: str, precision: str, kind: str) -> dict[str, Any]:
-    _, wanted = asked(folder, precision, "replica")
-    frozen, said = asked(folder, precision, kind)
-    pairs = [(said.hidden, wanted.hidden), (said.features, wanted.features)]
-    parameters = list(frozen._module.parameters())
+    _, wanted = outputs_of(folder, precision, "replica")
+    teacher_engine, found = outputs_of(folder, precision, kind)
+    pairs = [(found.hidden, wanted.hidden), (found.features, wanted.features)]
+    parameters = list(teacher_engine._module.parameters())
     return {
         "difference": max(float((mine - other).abs().max() / other.abs().max()) for mine, other in pairs),
         "numbers": sum(parameter.ds_numel for parameter in parameters),
         "kept": sum(parameter.ds_tensor.numel() for parameter in parameters),
         "whole": [parameter.ds_numel for parameter in parameters if parameter.numel() > 0],
         "where": sorted({str(parameter.ds_tensor.device) for parameter in parameters}),
-        "kept by processor": str(getattr(frozen._module._config.zero_config.offload_param, "device", None)),
+        "kept by processor": str(getattr(teacher_engine._module._config.zero_config.offload_param, "device", None)),
     }
 
 
@@ -61,7 +63,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_it_says_what_a_replica_says(found: list[dict[str, Any]], kind: str, precision: str) -> None:
-    """Up to how a matrix product rounds when its weights lie elsewhere in memory: seen 6e-7 in fp32 and 0 in bf16."""
+    """Up to rounding, which depends on where the weights are in memory: up to 6e-7 in fp32, 0 in bf16."""
     for worker in found:
         assert worker[f"{kind} {precision}"]["difference"] < TOLERANCE[precision]
 
@@ -77,7 +79,7 @@ def test_every_worker_keeps_its_share_and_lets_go_of_the_rest(found: list[dict[s
 
 
 def test_an_offloaded_teacher_is_kept_by_the_processor(found: list[dict[str, Any]]) -> None:
-    """As far as it can be seen without a GPU: DeepSpeed was told to, and the shares are in its memory."""
+    """Checked without a GPU: DeepSpeed's settings ask for it, and the partitions are in its memory."""
     for worker in found:
         assert worker["offloaded fp32"]["kept by processor"].endswith("cpu")
         assert worker["offloaded fp32"]["where"] == ["cpu"]

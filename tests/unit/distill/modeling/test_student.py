@@ -57,7 +57,7 @@ def test_without_folding_the_token_type_row_the_start_would_differ(folders: dict
 
 @pytest.mark.parametrize("kind", ["bert", "roberta"])
 @torch.no_grad()
-def test_a_student_has_the_layers_it_was_told_to_take(folders: dict[str, Path], kind: str) -> None:
+def test_a_student_has_the_layers_of_the_recipe(folders: dict[str, Path], kind: str) -> None:
     teacher, _ = masked_lm.load(folders[kind])
     made = student.make(teacher, Student(layers=(1, 3)), seed=1)
     assert made.config.num_hidden_layers == 2

@@ -60,10 +60,10 @@ def test_operations_per_token_are_those_of_the_analysis(
     assert found == pytest.approx(together, abs=5e-4 if positions == "all" else 2e-3)
 
 
-def test_a_teacher_whose_words_nobody_asks_for_needs_no_head() -> None:
+def test_a_teacher_without_a_soft_loss_needs_no_head() -> None:
     training = _training(loss={"soft": 0.0})
-    asked = costs.teacher_flops(BERT, 128, costs.head_share(training, 128), training.loss)
-    assert asked == costs.layers_flops(BERT, 128)
+    operations = costs.teacher_flops(BERT, 128, costs.head_share(training, 128), training.loss)
+    assert operations == costs.layers_flops(BERT, 128)
 
 
 def test_memory_per_token_is_that_of_the_analysis() -> None:
@@ -148,7 +148,7 @@ def test_unknown_hardware_is_refused_with_what_is_known(text: str, network: str,
         hardware.cluster(text, network)
 
 
-def test_a_device_of_ones_own_is_a_file(tmp_path: Path) -> None:
+def test_a_device_may_come_from_a_file(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     shipped = hardware._DEVICES / "h100.toml"
     path.write_text(shipped.read_text(encoding="utf-8").replace('"H100"', '"mine"'), encoding="utf-8")

@@ -25,7 +25,7 @@ SETTINGS = ("steps=150", "placement.log_every=1", "placement.save_every=100", "p
 
 @pytest.fixture(scope="module")
 def whole(folder: Path) -> list[float]:
-    """The curve of the run nobody stopped."""
+    """The curve of an uninterrupted run."""
     done = train(folder, folder / "whole", 1, *SETTINGS)
     assert done.returncode == 0, done.stderr
     return curve(folder / "whole")
@@ -68,7 +68,7 @@ def test_what_it_says_is_what_to_do() -> None:
     )
 
 
-def test_a_stopped_run_has_a_checkpoint_and_goes_on(folder: Path, tmp_path: Path) -> None:
+def test_a_stopped_run_has_a_checkpoint_and_resumes(folder: Path, tmp_path: Path) -> None:
     inputs = {"tokens": folder / "tokens", "teacher": folder / "teacher"}
     recipe = Distillation.of(RECIPE)
     stage.execute(registry.find("distill.train"), recipe, inputs, tmp_path / "whole")
@@ -83,7 +83,7 @@ def test_a_stopped_run_has_a_checkpoint_and_goes_on(folder: Path, tmp_path: Path
 
 @pytest.mark.long
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_run_that_got_sigterm_goes_on_to_the_same_curve(
+def test_a_run_that_got_sigterm_resumes_to_the_same_curve(
     folder: Path, tmp_path: Path, whole: list[float], workers: int
 ) -> None:
     run = Run(tmp_path / "run")

@@ -90,17 +90,17 @@ def test_a_real_measurement_leaves_the_model_as_it_was(workers: Workers, tmp_pat
     learner = StudentObjective(made, training.loss, head_settings(training, tokens.vocab_size, workers))
     before = {name: tensor.clone() for name, tensor in learner.state_dict().items()}
     batches = Batches(tokens.train, Masker(tokens, training), training)
-    asked: list[int] = []
+    tried: list[int] = []
 
     def take(rows: int):  # type: ignore[no-untyped-def]
-        asked.append(rows)
+        tried.append(rows)
         return batches.take(0, 0, rows)
 
     frozen = TeacherEngine(MaskedLM(teacher), training, workers)
     found = micro_batch_size.measure(learner, frozen, take, training, workers)
     assert found in candidates(32)
-    assert set(asked) <= set(candidates(32))
-    assert len(np.unique(asked)) >= 3
+    assert set(tried) <= set(candidates(32))
+    assert len(np.unique(tried)) >= 3
     assert all(torch.equal(before[name], tensor) for name, tensor in learner.state_dict().items())
     assert all(parameter.grad is None for parameter in learner.parameters())
 

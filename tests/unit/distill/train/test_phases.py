@@ -186,7 +186,7 @@ def test_the_student_has_the_values_of_the_last_phase(folder: Path, run: Path, t
 
 
 @pytest.mark.parametrize("step", [2, 4, 6])
-def test_a_run_goes_on_within_a_phase_and_at_the_border(folder: Path, run: Path, tmp_path: Path, step: int) -> None:
+def test_a_run_resumes_within_a_phase_and_at_the_border(folder: Path, run: Path, tmp_path: Path, step: int) -> None:
     """Another placement after the stop, in the middle of the first phase, between both, in the middle of the second."""
     shutil.copytree(run, tmp_path / "run")
     for checkpoint in Run(tmp_path / "run").checkpoints():
@@ -260,9 +260,9 @@ def test_tokens_and_phases_that_do_not_go_together_are_refused_in_one_line(
     with pytest.raises(SystemExit) as stopped:
         cli.main(TRAIN.name, [*arguments, "--out", str(tmp_path / "run"), *given])
     assert stopped.value.code == 1
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1, said
-    assert line in said
+    output = capsys.readouterr().err
+    assert output.count("\n") == 1, output
+    assert line in output
     assert not (tmp_path / "run").exists()
 
 

@@ -1,4 +1,4 @@
-"""The checks a worker makes before it trains: pure over what a machine is, and in a training that is started."""
+"""The checks of a worker before training: on described machines, and in a started training."""
 
 import shutil
 from dataclasses import replace
@@ -41,7 +41,7 @@ def test_a_gpu_this_torch_has_no_kernels_for_is_refused(monkeypatch: pytest.Monk
         preflight.check(_training(precision="fp16"), BERT, HALF, V100, 512)
 
 
-def test_a_gpu_nobody_asked_for_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_recipe_for_the_cpu_does_not_take_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_70"])
     with pytest.raises(PreflightError, match=r"CUDA_VISIBLE_DEVICES= .*placement.device = \"auto\""):
         preflight.check(_training(precision="fp16", placement={"device": "cpu"}), BERT, HALF, V100, 512)
@@ -93,7 +93,7 @@ def test_the_machine_here_is_read(tmp_path: Path) -> None:
     assert Machine.of(alone, tmp_path / "not" / "yet").checkpoints == 0
 
 
-def test_training_asks_before_it_claims_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_checks_come_before_the_folder_is_claimed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tokens = tokens_artifact.make(tmp_path)
     inputs = {"tokens": tokens, "teacher": tmp_path / "teacher"}
     recipe = Distillation.of({"steps": 2, "rows_per_step": 8, "placement": {"device": "cpu"}})
@@ -104,7 +104,7 @@ def test_training_asks_before_it_claims_a_folder(tmp_path: Path, monkeypatch: py
     assert not (tmp_path / "run").exists()
 
 
-def test_rows_are_read_whole_before_training_where_that_is_asked_for(tmp_path: Path) -> None:
+def test_placement_verify_hashes_every_row_before_training(tmp_path: Path) -> None:
     tokens = tokens_artifact.make(tmp_path, documents=400)
     inputs = {"tokens": tokens, "teacher": tmp_path / "teacher"}
     rows = tokens / "train-00000.arrow"

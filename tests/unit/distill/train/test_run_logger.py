@@ -63,11 +63,11 @@ def train_lines(run: Run) -> list[dict[str, Any]]:
     return [line for line in read_metrics(run.metrics) if line["kind"] == "train"]
 
 
-def test_training_goes_on_while_a_checkpoint_is_written(
+def test_training_continues_while_a_checkpoint_is_written(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The disk takes a checkpoint's files only after the step behind it was made; the last one at once."""
-    run, real, behind = Run(tmp_path / "run"), os.fsync, []
+    """The disk takes a checkpoint's files only after the next step was made; the last one at once."""
+    run, real, awaited = Run(tmp_path / "run"), os.fsync, []
 
     def slow(descriptor: int) -> None:
         found = re.search(r"step_0*(\d+)\.partial", os.readlink(f"/proc/self/fd/{descriptor}"))
@@ -77,13 +77,13 @@ def test_training_goes_on_while_a_checkpoint_is_written(
             seconds=60,
             what="training goes on while the disk is slow",
         )
-        behind.append(wanted)
+        awaited.append(wanted)
         real(descriptor)
 
     monkeypatch.setattr(os, "fsync", slow)
     execute(folder, run.path, placement={**RECIPE["placement"], "log_every": 1, "save_every": 2, "keep_checkpoints": 9})
     assert steps(run) == [2, 4, 6]
-    assert set(behind) >= {3, 5, 6}
+    assert set(awaited) >= {3, 5, 6}
     assert all(checkpoint.damage() is None for checkpoint in run.checkpoints())
     shown = {part: metrics.CHECKPOINT_SECONDS.labels("run", part)._value.get() for part in ("blocked", "written")}
     assert shown["blocked"] > 0
@@ -117,8 +117,8 @@ class Full:
     def empty(self) -> None:
         self._ballast.unlink()
 
-    def said(self, words: str) -> str:
-        """The next line it says with these words."""
+    def next_line(self, words: str) -> str:
+        """The next line of its output with these words."""
         assert self.process.stderr is not None
         return next(line for line in self.process.stderr if words in line)
 
@@ -132,12 +132,14 @@ def test_a_disk_that_is_full_for_a_while_costs_only_checkpoints(folder: Path, tm
         run = Run(disk / "run")
         settings = ("steps=60", "placement.log_every=1", "placement.save_every=20", "placement.validate_every=60")
         full = Full(disk, command(folder, run.path, 1, *settings), run.metrics)
-        said = full.said("warning: checkpoint")
+        output = full.next_line("warning: checkpoint")
         full.empty()
         assert full.process.wait() == 0, full.rest()
-        assert "checkpoint of step 20 was not written" in said
-        assert "the disk is full" in said
-        assert "; there is none yet): free some space; training continues, and the next checkpoint tries again" in said
+        assert "checkpoint of step 20 was not written" in output
+        assert "the disk is full" in output
+        assert (
+            "; there is none yet): free some space; training continues, and the next checkpoint tries again" in output
+        )
         assert steps(run)[-1] == 60
         assert not list(run.path.glob("checkpoints/.*"))
         assert [line["step"] for line in train_lines(run)] == list(range(1, 61))
@@ -153,20 +155,20 @@ def test_a_disk_that_stays_full_stops_the_run_and_loses_nothing(
         run = Run(disk / "run")
         given = command(folder, run.path, workers, *settings)
         full = Full(disk, given, run.path / "checkpoints" / "step_00000001")
-        said = full.rest().splitlines()
+        output = full.rest().splitlines()
         assert full.process.returncode == 1
         newest = steps(run)[-1]
         assert newest < 38
         assert not list(run.path.glob("checkpoints/.*"))
         assert all(checkpoint.damage() is None for checkpoint in run.checkpoints())
-        assert sum(line.startswith("warning: checkpoint of step") for line in said) == 2
-        error = next(line for line in said if line.startswith("error: "))
+        assert sum(line.startswith("warning: checkpoint of step") for line in output) == 2
+        error = next(line for line in output if line.startswith("error: "))
         assert f"checkpoint of step {newest + 3} was not written" in error
         assert re.search(r"the disk is full \([\d.]+ MB needed, 0.0 MB free; ", error)
         assert f"the newest is of step {newest}): free some space" in error
         assert "(the last 3 checkpoints failed); then run the same command again" in error
-        if workers == 1:  # torchrun ends with a traceback of its own
-            assert "Traceback" not in "".join(said)
+        if workers == 1:  # torchrun ends with a traceback
+            assert "Traceback" not in "".join(output)
         full.empty()
         again = subprocess.run(given, env=environment(), capture_output=True, text=True, check=False)
         assert again.returncode == 0, again.stderr
@@ -181,10 +183,10 @@ def test_a_damaged_newest_checkpoint_costs_its_steps_and_nothing_else(
     assert started(capsys, given)[0] == 0
     newest = tmp_path / "run" / "checkpoints" / "step_00000040"
     (newest / CHECKPOINT).write_bytes((newest / CHECKPOINT).read_bytes()[:-30])
-    code, said = started(capsys, given)
-    assert code == 0, said
+    code, output = started(capsys, given)
+    assert code == 0, output
     assert (
-        "checkpoint.json was truncated or changed: set aside as .damaged-step_00000040, resuming from step 30" in said
+        "checkpoint.json was truncated or changed: set aside as .damaged-step_00000040, resuming from step 30" in output
     )
     assert curve(tmp_path / "run") == pytest.approx(curve_of_forty_steps, rel=TOLERANCE)
     names = {path.name for path in newest.parent.iterdir()}
@@ -196,11 +198,11 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_refused(
 ) -> None:
     execute(folder, tmp_path / "run", steps=2)
     (tmp_path / "run" / "checkpoints" / "step_00000002" / WEIGHTS).write_bytes(b"nothing")
-    code, said = started(capsys, command(folder, tmp_path / "run", 1, "steps=2"))
+    code, output = started(capsys, command(folder, tmp_path / "run", 1, "steps=2"))
     assert code == 1
-    assert said.count("\n") == 1
-    assert "every checkpoint of" in said
-    assert "to start again at step 0" in said
+    assert output.count("\n") == 1
+    assert "every checkpoint of" in output
+    assert "to start again at step 0" in output
 
 
 def test_a_worker_that_sees_an_older_folder_waits_for_the_checkpoint_the_first_one_saw(
@@ -234,7 +236,7 @@ cli.main("distill.train", sys.argv[1:])
 
 
 @pytest.mark.long
-def test_a_run_killed_while_it_writes_goes_on_from_the_one_before(
+def test_a_run_killed_while_it_writes_resumes_from_the_one_before(
     folder: Path, curve_of_forty_steps: list[float], tmp_path: Path
 ) -> None:
     given = command(folder, tmp_path / "run", 1, *LONGER)
@@ -253,7 +255,7 @@ def test_a_run_killed_while_it_writes_goes_on_from_the_one_before(
 def test_a_collapsing_loss_scale_leaves_the_lines_of_the_steps_before(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a CPU, fp16 is slow but there; only DeepSpeed's capability check says otherwise."""
+    """A CPU has fp16, slowly; only DeepSpeed's capability check denies it."""
     monkeypatch.setattr(deepspeed.accelerator.get_accelerator(), "is_fp16_supported", lambda: True)
     values = {"precision": "fp16", "steps": 60, "loss": {"soft": 0.0, "cosine": 0.0, "masked": 1e9}}
     placement = {"rows_per_device": 8, "log_every": 60, "save_every": 60, "validate_every": 60}
@@ -312,9 +314,9 @@ def test_a_loss_that_is_no_number_stops_before_the_update_and_names_the_rows(
     (tmp_path / "recipe.toml").write_text(toml({**RECIPE, **BLIND, "placement": EVERY_ROW}))
     swaps = {folder / "recipe.toml": tmp_path / "recipe.toml", folder / "teacher": folder / f"blind-{word}"}
     given = {str(old): str(new) for old, new in swaps.items()}
-    code, said = started(capsys, [given.get(part, part) for part in command(folder, tmp_path / "blind", workers)])
+    code, output = started(capsys, [given.get(part, part) for part in command(folder, tmp_path / "blind", workers)])
     assert code == 1
-    error = next(line for line in said.splitlines() if line.startswith("error: "))
+    error = next(line for line in output.splitlines() if line.startswith("error: "))
     found = re.search(r"loss of step (\d+) is not finite \(cosine, at training rows ([\d, ]+)", error)
     assert found, error
     step, rows = int(found[1]), [int(row) for row in found[2].split(",")]

@@ -1,4 +1,4 @@
-"""What Prometheus is told of a run: parts of a step, shares of a peak, and what a taken port does to it."""
+"""Prometheus metrics of a run: parts of a step, shares of a peak, and a port that is taken."""
 
 import socket
 import time
@@ -30,7 +30,7 @@ def value(name: str, **labels: str) -> float | None:
 
 
 class Clock:
-    """Stands in for the module ``time``; moves only when a test says so."""
+    """Stands in for the module ``time``; a test moves it."""
 
     def __init__(self) -> None:
         self._now = 100.0
@@ -125,7 +125,7 @@ def test_what_was_logged_is_shown(schedule: Schedule) -> None:
     needed = costs.step_flops_per_token(recipe(), None, STUDENT, schedule.first.seq_len)
     share = needed * schedule.first.tokens_per_step / 0.5 / (2 * 125e12)
     assert value("stillhouse_model_flops_utilization_ratio", run="shown") == pytest.approx(share)
-    live.show_parts([[1.0, 2, 3, 4, 5, 6], [3.0, 2, 3, 4, 5, 6]])
+    live.show_parts([1.0, 2, 3, 4, 5, 6, 3.0, 2, 3, 4, 5, 6])
     assert value("stillhouse_step_part_seconds", run="shown", part="data", worker="mean") == 2
     assert value("stillhouse_step_part_seconds", run="shown", part="data", worker="slowest") == 3
 

@@ -226,7 +226,7 @@ def test_a_loss_that_leaves_the_numbers_stops_the_run(folder: Path, tmp_path: Pa
 
 def test_prometheus_sees_what_the_metrics_file_says(folder: Path, tmp_path: Path) -> None:
     (port,) = free_ports(1)
-    # A name of its own: other runs of this process count in the same registry.
+    # A unique name: other runs of this process count in the same registry.
     execute(folder, tmp_path / "watched", placement={**RECIPE["placement"], "metrics_port": port})
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
         shown = dict(line.rsplit(" ", 1) for line in answer.read().decode().splitlines() if not line.startswith("#"))
@@ -249,11 +249,11 @@ def test_prometheus_sees_what_the_metrics_file_says(folder: Path, tmp_path: Path
     (newest,) = Run(tmp_path / "watched").checkpoints()[-1:]
     assert of_run["stillhouse_checkpoint_bytes"] == sum(file.stat().st_size for file in newest.path.iterdir())
     assert of_run['stillhouse_restarts_total{cause="death"}'] == 0
-    assert "stillhouse_loss_scale" not in of_run, "there is none outside fp16"
+    assert "stillhouse_loss_scale" not in of_run, "only fp16 has a loss scale"
     assert any(name.startswith("stillhouse_run_info{") and 'precision="fp32"' in name for name in of_run)
 
 
-def test_a_student_of_a_checkpoint_nobody_validated_says_so(folder: Path, tmp_path: Path) -> None:
+def test_the_card_of_an_unvalidated_checkpoint_says_so(folder: Path, tmp_path: Path) -> None:
     placement = {**RECIPE["placement"], "save_every": 2, "validate_every": 3}
     execute(folder, tmp_path / "run", placement=placement)
     made = stage.execute(export.STAGE, export.Export(step=4), {"run": tmp_path / "run"}, tmp_path / "student")

@@ -1,13 +1,13 @@
 """Nothing in an optimizer step waits for the device: no number is read from it, and none is brought to it in passing.
 
-On a GPU torch itself says what waits. On a CPU nothing ever does, but the operations that would are called there too:
+On a GPU torch reports what waits. On a CPU nothing waits, but the same operations are called:
 training takes the same road through this code, through torch and through DeepSpeed, and they are watched for.
 
-Watching begins behind the second step: in the first ones ZeRO-3 finds out in which order weights are needed, and makes
+Watching begins after the second step: in the first ones ZeRO-3 finds out in which order weights are needed, and makes
 sure that all workers found the same.
 
-Neither sees an explicit ``synchronize``. DeepSpeed 0.19.8 has some on a GPU, under ZeRO-3 alone: behind the last
-backward pass of a step, and where it gathers its small parameters behind the update.
+Neither sees an explicit ``synchronize``. DeepSpeed 0.19.8 has some on a GPU, under ZeRO-3 alone: after the last
+backward pass of a step, and where it gathers its small parameters after the update.
 """
 
 import contextlib
@@ -61,8 +61,8 @@ class Watch(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def _by_mask(places: Sequence[torch.Tensor | None]) -> bool:
-    return any(place is not None and place.dtype in (torch.bool, torch.uint8) for place in places)
+def _by_mask(indices: Sequence[torch.Tensor | None]) -> bool:
+    return any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in indices)
 
 
 def _caller() -> str:
@@ -90,7 +90,7 @@ def watched(waits: list[str]) -> Iterator[None]:
 
 
 class Loop:
-    """Watches the training loop up to where it reads what was measured, behind the last step."""
+    """Watches the training loop until it reads the measurements, after the last step."""
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.waits: list[str] = []
@@ -158,7 +158,7 @@ def test_a_step_in_fp16_reads_one_flag(
 
 
 @pytest.mark.parametrize("teacher", ["sharded", "offloaded"])
-def test_a_teacher_that_is_not_a_replica_waits_for_nothing_either(
+def test_a_sharded_teacher_never_waits(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, teacher: str
 ) -> None:
     assert waits_of(folder, tmp_path / "run", monkeypatch, "fp32", teacher=teacher) == []
