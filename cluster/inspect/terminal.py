@@ -128,7 +128,7 @@ def _curves(panel: Curves, room: int) -> RenderableType:
     heights = _resampled(across, up, _chart_columns(room, panel.unit))
     ends, ticks = np.array([heights.max(), heights.min()]), np.linspace(across[0], across[-1], 5)
     ends, ticks = (10**ends, 10**ticks) if both else (ends, ticks)
-    top, low = map(_number, ends.tolist())
+    top, low = map(count, ends.tolist())
     return _chart(0.04 + 0.96 * _scaled(heights), top, low, [*map(count, ticks.tolist())], panel.unit)
 
 
@@ -141,7 +141,7 @@ def _sparklines(panel: Curves, room: int) -> RenderableType:
     for name, (x, y) in panel.lines.items():
         levels = np.rint(1 + 7 * _scaled(_resampled(x, y, columns))).astype(int)
         shape = "".join(_EIGHTHS[level] for level in levels.tolist())
-        grid.add_row(_one_line(name), _number(float(y[0])), Text(shape, "blue"), _number(float(y[-1])))
+        grid.add_row(_one_line(name), count(float(y[0])), Text(shape, "blue"), count(float(y[-1])))
     return grid
 
 
@@ -168,10 +168,6 @@ def _chart(heights: Values, top: str, low: str, ticks: Sequence[str], unit: str)
 def _scaled(values: Values) -> Values:
     low, high = values.min(), values.max()
     return (values - low) / (high - low) if high > low else np.full(len(values), 0.5)
-
-
-def _number(value: float) -> str:
-    return count(value) if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def _resampled(x: Values, y: Values, columns: int) -> Values:

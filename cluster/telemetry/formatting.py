@@ -1,23 +1,28 @@
-"""Numbers in words, and lines and tables of them: how a plan speaks."""
+"""How people read numbers: the one set of formats for command lines, plans, reports and error messages."""
 
-import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
+
+NOT_MEASURED = "not measured"
+NOTHING = "–"
+_LONGEST_LIST = 12
 
 
 def count(value: float) -> str:
-    """A number of things: exact while it is short."""
-    if abs(value) < 1e6:
-        return f"{value:,.0f}"
-    scale, letter = next((scale, letter) for scale, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M")) if value >= scale)
-    return f"{value / scale:.3g} {letter}" if value < 1e3 * scale else f"{value / scale:,.0f} {letter}"
+    """A number of things, or an amount per second: ``12.5``, ``3,105``, ``3.1 M``."""
+    for scale, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M")):
+        if abs(value) >= scale:
+            return f"{value / scale:.3g} {letter}" if abs(value) < 1e3 * scale else f"{value / scale:,.0f} {letter}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
-def plural(number: int, what: str) -> str:
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
+def plural(number: int, one: str, several: str = "") -> str:
+    """``1 file``, ``3 files``; ``several`` where the plural is not ``one`` with an s."""
+    return f"{number:,} {one if number == 1 else several or f'{one}s'}"
 
 
 def file_size(num_bytes: float) -> str:
+    """Bytes on a disk or a network, in powers of 1000: ``3.2 GB``."""
     for unit in ("bytes", "kB", "MB", "GB"):
         if num_bytes < 1000:
             return f"{num_bytes:.0f} bytes" if unit == "bytes" else f"{num_bytes:.3g} {unit}"
@@ -25,8 +30,27 @@ def file_size(num_bytes: float) -> str:
     return f"{num_bytes:,.4g} TB"
 
 
+def memory_size(num_bytes: float) -> str:
+    """Bytes of memory, in powers of 1024: ``3.2 GiB``."""
+    return f"{num_bytes / 2**20:,.0f} MiB" if num_bytes < 2**30 / 10 else f"{num_bytes / 2**30:,.1f} GiB"
+
+
+def duration(seconds: float) -> str:
+    """``36.5 ms``, ``2.34 s``, ``12 min``, ``3.4 h``."""
+    if seconds < 90:
+        return f"{1000 * seconds:.3g} ms" if 0 < seconds < 0.1 else f"{seconds:.3g} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 360_000 else f"{seconds / 3600:,.0f} h"
+
+
+def hours(value: float) -> str:
+    """:func:`duration` of a number of hours."""
+    return duration(3600 * value)
+
+
 def share(part: float, whole: float) -> str:
-    """In percent; next to nothing is not written as nothing."""
+    """``part`` in percent of ``whole``; a small share is never written as 0 %."""
     percent = 100 * part / whole if whole else 0.0
     if percent == 0 or percent >= 99.95:
         return f"{percent:.0f} %"
@@ -35,77 +59,48 @@ def share(part: float, whole: float) -> str:
     return f"{percent:.1f} %" if percent >= 1 else f"{percent:.2f} %"
 
 
-def duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+def amount(value: Any, form: str, unit: str = "", scale: float = 1, absent: str = NOT_MEASURED) -> str:
+    """``value * scale`` in a format specification, with its unit; ``absent`` where it is None."""
+    return absent if value is None else f"{value * scale:{form}}{unit}"
+
+
+def percent(value: float | None, absent: str = NOT_MEASURED) -> str:
+    """A score or share that is in percent already, with one decimal."""
+    return amount(value, ".1f", " %", absent=absent)
+
+
+def megabytes(value: int | None) -> str:
+    """Bytes in MB (10^6) alone, to compare the rows of a column."""
+    return amount(value, ".1f" if value is None or value >= 1e5 else ".3f", " MB", 1e-6)
+
+
+def millions(value: float | None, absent: str = NOT_MEASURED) -> str:
+    """In millions alone; with three decimals where a small model would read 0.0 M."""
+    return amount(value, ".1f" if value is None or value >= 1e6 else ".3f", " M", 1e-6, absent)
+
+
+def signed(value: float | None, form: str = ".1f", unit: str = "", absent: str = NOT_MEASURED) -> str:
+    """With its sign, and a minus instead of a hyphen."""
+    return amount(value, f"+{form}", unit, absent=absent).replace("-", "\N{MINUS SIGN}")
+
+
+def ratio(value: float | None, absent: str = NOT_MEASURED) -> str:
+    """``1.63×``."""
+    return amount(value, ".2f", "×", absent=absent)
 
 
 def plain(value: Any) -> str:
-    """A JSON value in words: long lists and numbers cut to what can be read."""
+    """A JSON value without its syntax; long lists are cut."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, int):
         return f"{value:,}" if abs(value) >= 10_000 else str(value)
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         between = "\n" if value and isinstance(value[0], Mapping) else ", "
-        inside = between.join(map(plain, value[:12]))
-        return inside + (f" … ({len(value):,} in all)" if len(value) > 12 else "")
+        more = f" … ({len(value):,} in all)" if len(value) > _LONGEST_LIST else ""
+        return between.join(map(plain, value[:_LONGEST_LIST])) + more or NOTHING
     if isinstance(value, Mapping):
-        return ", ".join(f"{key} {plain(entry)}" for key, entry in value.items() if entry not in (None, ""))
-    return str(value)
-
-
-_WIDTH = 112
-_LABEL = 22
-
-
-def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Columns aligned: the first to the left, the others to the right."""
-    widths = [max(len(row[column]) for row in [heads, *rows]) for column in range(len(heads))]
-    lines = []
-    for first, *others in [heads, *rows]:
-        cells = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
-        lines.append(f"  {'   '.join([first.ljust(widths[0]), *cells])}".rstrip())
-    return lines
-
-
-def hours(value: float) -> str:
-    if value < 0.1:
-        return f"{value * 60:.1f} min"
-    return f"{value:.1f} h" if value < 100 else f"{value:,.0f} h"
-
-
-def seconds(value: float) -> str:
-    return f"{value * 1000:.1f} ms" if value < 0.1 else f"{value:.2f} s"
-
-
-def gb(count: float) -> str:
-    """Bytes on disk or on the wire, in words."""
-    return (
-        f"{count / 1e6:,.1f} MB"
-        if count < 1e8
-        else f"{count / 1e9:,.2f} GB"
-        if count < 1e10
-        else f"{count / 1e9:,.0f} GB"
-    )
-
-
-def counted(count: int, one: str, several: str) -> str:
-    return f"{count:,} {one if count == 1 else several}"
-
-
-def line(label: str, value: str) -> str:
-    indent = " " * (2 + _LABEL)
-    return textwrap.fill(f"  {label:<{_LABEL}}{value}", _WIDTH, subsequent_indent=indent, break_on_hyphens=False)
-
-
-def device_hours(value: float) -> str:
-    return f"{value:,.1f}" if value >= 1 else f"{value:.2g}"
-
-
-def size(count: float) -> str:
-    """Bytes of memory, in words."""
-    return f"{count / 2**20:,.0f} MiB" if count < 2**30 / 10 else f"{count / 2**30:,.1f} GiB"
+        return ", ".join(f"{key} {plain(inner)}" for key, inner in value.items() if inner not in (None, "")) or NOTHING
+    return NOTHING if value in (None, "") else str(value)

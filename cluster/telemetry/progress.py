@@ -1,6 +1,5 @@
 """Progress for people on stderr: bars on a terminal, plain lines elsewhere."""
 
-import datetime
 import logging
 import os
 import sys
@@ -10,6 +9,8 @@ from typing import Any, Self, TypeVar
 
 from tqdm import tqdm
 
+from cluster.telemetry.formatting import count, duration
+
 logger = logging.getLogger("stillhouse")
 
 PLAIN_SECONDS = 10.0
@@ -18,7 +19,7 @@ T = TypeVar("T")
 
 
 def training_note(line: Mapping[str, Any]) -> dict[str, str]:
-    """What a progress bar says of a training step; fp16 steps skipped in a row, from the second one on."""
+    """What a progress bar shows of a training step; fp16 steps skipped in a row from the second one on."""
     note = {"loss": f"{line['total']:.3f}", "tokens/s": f"{line['tokens_per_second']:,.0f}"}
     if (skipped := line.get("skipped_in_a_row", 0)) > 1:
         note["skipped in a row"] = str(skipped)
@@ -32,31 +33,24 @@ def say(line: str) -> None:
 
 
 class Rates:
-    """Amounts per second since it was made, in words for people."""
+    """Amounts per second since the object was made."""
 
     def __init__(self) -> None:
         self._started = time.monotonic()
         self._amounts: dict[str, float] = {}
 
     def add(self, **amounts: float) -> dict[str, str]:
-        """Count what came just now; returns the rates so far: ``{"tokens/s": "3.1 M", "bytes/s": "12.5 M"}``."""
+        """Add new amounts; returns the rates so far: ``{"tokens/s": "3.1 M", "bytes/s": "12.5 M"}``."""
         for name, amount in amounts.items():
             self._amounts[name] = self._amounts.get(name, 0.0) + amount
         seconds = max(time.monotonic() - self._started, 1e-9)
-        return {f"{name}/s": _short(amount / seconds) for name, amount in self._amounts.items()}
-
-
-def _short(number: float) -> str:
-    for size, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
-        if number >= size:
-            return f"{number / size:.3g}{unit}"
-    return f"{number:.3g}"
+        return {f"{name}/s": count(amount / seconds) for name, amount in self._amounts.items()}
 
 
 class Progress:
     """A bar on a terminal, a plain line every ten seconds elsewhere.
 
-    Used as a context manager; :meth:`advance` moves it and may say what the numbers are right now.
+    Use it as a context manager; :meth:`advance` moves it and may show current numbers.
     """
 
     def __init__(self, what: str, total: int, unit: str, done: int = 0) -> None:
@@ -74,12 +68,12 @@ class Progress:
         self.close()
 
     def close(self) -> None:
-        """Leave the bar as it stands, or say how much was done."""
+        """Leave the bar as it is, or log how much was done."""
         if self._bar is not None:
             self._bar.close()
         elif self._done > self._first:
-            seconds = time.monotonic() - self._started
-            logger.info("%s: %s %s in %.1f s", self._what, f"{self._done:,}", self._unit, seconds)
+            taken = duration(time.monotonic() - self._started)
+            logger.info("%s: %s %s in %s", self._what, f"{self._done:,}", self._unit, taken)
 
     def advance(self, by: int = 1, note: Mapping[str, str] | None = None) -> None:
         self._done += by
@@ -94,7 +88,7 @@ class Progress:
             logger.info("%s: %s%s %s%s%s", self._what, f"{self._done:,}", share, self._unit, words, self._left())
 
     def reach(self, done: int, note: Mapping[str, str] | None = None) -> None:
-        """Move it to so many; back, too, where work starts again from an earlier point."""
+        """Move to ``done``; also back, where work starts again from an earlier point."""
         if done < self._done:
             self._first = self._done = done
             self._started = time.monotonic()
@@ -104,11 +98,11 @@ class Progress:
         self.advance(done - self._done, note)
 
     def _left(self) -> str:
-        """How long the rest will take at the pace so far, where a total is known."""
+        """Time for the rest at the average pace, where a total is known."""
         if not self._total or self._done in (self._first, self._total):
             return ""
         seconds = (time.monotonic() - self._started) * (self._total - self._done) / (self._done - self._first)
-        return f", {datetime.timedelta(seconds=round(seconds))} left"
+        return f", {duration(seconds)} left"
 
 
 def progress(items: Iterable[T], what: str, total: int, unit: str) -> Iterator[T]:

@@ -20,6 +20,7 @@ import torch
 
 from cluster.artifacts.artifact import digest
 from cluster.telemetry import metrics, progress
+from cluster.telemetry.formatting import file_size
 from distill.checkpointing.checkpoint import Checkpoint, CheckpointError, sweep
 from distill.checkpointing.run_folder import CHECKPOINTS, Run, RunError
 from distill.config import Placement
@@ -115,8 +116,8 @@ class CheckpointWriter:
         found = self._run.newest()
         newest = f"the newest is of step {found.step}" if found else "there is none yet"
         return (
-            f"checkpoint of step {step} was not written to {folder}, {what} ({needed / 1e6:,.1f} MB needed, "
-            f"{shutil.disk_usage(folder).free / 1e6:,.1f} MB free; {newest}){advice}"
+            f"checkpoint of step {step} was not written to {folder}, {what} ({file_size(needed)} needed, "
+            f"{file_size(shutil.disk_usage(folder).free)} free; {newest}){advice}"
         )
 
 

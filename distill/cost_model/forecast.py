@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from cluster.telemetry.formatting import size
+from cluster.telemetry.formatting import memory_size
 from distill.config import Training, WorkerRange
 from distill.cost_model import costs, step_prediction
 from distill.cost_model.hardware import Cluster
@@ -214,11 +214,11 @@ def _refused_rows(phase: PlannedRun, workers: int) -> list[str]:
 
 
 def _does_not_fit(table: str, written: Prediction, best: Prediction) -> str:
-    needs = f"does not fit: needs {size(written.used_bytes)} of {size(written.memory_bytes)}"
+    needs = f"does not fit: needs {memory_size(written.used_bytes)} of {memory_size(written.memory_bytes)}"
     if not best.fits:
         return (
-            f"{needs}, and in the best layout {size(best.used_bytes)}: take devices with more memory, or more of them, "
-            "or a shorter seq_len"
+            f"{needs}, and in the best layout {memory_size(best.used_bytes)}: take devices with more memory, or "
+            "more of them, or a shorter seq_len"
         )
     layout = best.layout
     writes = [f"{table}.rows_per_device = {layout.micro_rows}"]

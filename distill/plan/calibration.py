@@ -3,12 +3,10 @@
 It takes some seconds: it times two layers of each model with the real losses, and extrapolates to all layers.
 """
 
-import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
 
-import psutil
 import torch
 from transformers import BertConfig, BertForMaskedLM, RobertaConfig, RobertaForMaskedLM
 
@@ -201,4 +199,4 @@ def _memory(device: torch.device) -> tuple[int, int]:
     """Memory of the device in bytes, and the part in use before training."""
     if device.type == "cuda":
         return gpu_memory(device)
-    return host_memory.total(), psutil.Process(os.getpid()).memory_info().rss
+    return host_memory.total(), host_memory.resident()

@@ -1,8 +1,9 @@
 """Text of a plan: aligned lines, numbers with units, and the assumptions."""
 
+import textwrap
 from collections.abc import Sequence
 
-from cluster.telemetry.formatting import counted, device_hours, gb, hours, line, seconds, size, table
+from cluster.telemetry.formatting import count, duration, file_size, hours, memory_size, plural
 from distill.cost_model import step_prediction
 from distill.cost_model.costs import checkpoint_bytes
 from distill.cost_model.forecast import Forecast, PlannedRun, checkpoints_kept, scaled
@@ -14,6 +15,24 @@ PUBLISHED = {"DistilBERT": 720, "RoBERTa": 24_576}
 """GPU-hours: 8 V100 for 90 hours (Sanh et al. 2019), 1,024 V100 for a day (Liu et al. 2019)."""
 SCALES = (8, 64)
 """Numbers of workers in the section about scaling."""
+
+_WIDTH, _LABEL = 112, 22
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Columns aligned: the first to the left, the others to the right."""
+    widths = [max(len(row[column]) for row in [heads, *rows]) for column in range(len(heads))]
+    lines = []
+    for first, *others in [heads, *rows]:
+        cells = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
+        lines.append(f"  {'   '.join([first.ljust(widths[0]), *cells])}".rstrip())
+    return lines
+
+
+def line(label: str, value: str) -> str:
+    """A label and its value, wrapped below itself."""
+    indent = " " * (2 + _LABEL)
+    return textwrap.fill(f"  {label:<{_LABEL}}{value}", _WIDTH, subsequent_indent=indent, break_on_hyphens=False)
 
 
 def whole(name: str, assumed: Sequence[str], forecasts: Sequence[Forecast]) -> str:
@@ -38,12 +57,12 @@ def side_by_side(name: str, assumed: Sequence[str], plans: Sequence[Sequence[For
         ("hours", [hours(found.hours) for found in mains]),
         ("device-hours", [_hours_of_devices(found) for found in mains]),
         ("with all its runs", [_all_device_hours(forecasts) for forecasts in plans]),
-        ("seconds a step", [seconds(found.chosen.step_seconds) for found in mains]),
-        ("  of them network", [seconds(found.chosen.network_seconds) for found in mains]),
+        ("seconds a step", [duration(found.chosen.step_seconds) for found in mains]),
+        ("  of them network", [duration(found.chosen.network_seconds) for found in mains]),
         ("tokens/s", [f"{found.chosen.tokens_per_second:,.0f}" for found in mains]),
-        ("sent a step", [gb(found.chosen.network_bytes) for found in mains]),
-        ("memory", [size(found.chosen.used_bytes) for found in mains]),
-        ("  of", [size(found.chosen.memory_bytes) for found in mains]),
+        ("sent a step", [file_size(found.chosen.network_bytes) for found in mains]),
+        ("memory", [memory_size(found.chosen.used_bytes) for found in mains]),
+        ("  of", [memory_size(found.chosen.memory_bytes) for found in mains]),
         ("precision", [found.chosen.precision for found in mains]),
         ("best: hours", [hours(found.best_hours) for found in mains]),
         ("  zero_stage", [str(found.best.layout.zero_stage) for found in mains]),
@@ -105,12 +124,12 @@ def _time(forecasts: Sequence[Forecast]) -> list[str]:
 def _step(step: Prediction) -> str:
     parts = {
         "computing": step.compute_seconds,
-        f"starting {counted(step.micros, 'micro-batch', 'micro-batches')}": step.overhead_seconds,
+        f"starting {plural(step.micros, 'micro-batch', 'micro-batches')}": step.overhead_seconds,
         "adding up gradients and moving weights": step.update_seconds,
         "network": step.network_seconds,
     }
-    words = ", ".join(f"{name} {seconds(value)}" for name, value in parts.items() if value)
-    return f"{seconds(step.step_seconds)}, {step.tokens_per_second:,.0f} tokens/s: {words}"
+    words = ", ".join(f"{name} {duration(value)}" for name, value in parts.items() if value)
+    return f"{duration(step.step_seconds)}, {step.tokens_per_second:,.0f} tokens/s: {words}"
 
 
 def _published() -> str:
@@ -118,18 +137,18 @@ def _published() -> str:
 
 
 def _hours_of_devices(found: Forecast) -> str:
-    return device_hours(found.device_hours)
+    return count(found.device_hours)
 
 
 def _all_device_hours(forecasts: Sequence[Forecast]) -> str:
-    return device_hours(sum(found.device_hours for found in forecasts))
+    return count(sum(found.device_hours for found in forecasts))
 
 
 def _memory(found: Forecast) -> list[str]:
     step = found.chosen
     sizes = {**step.memory, "together": step.used_bytes}
-    lines = [line(name, f"{size(count):>8}") for name, count in sizes.items()]
-    lines[-1] += f" of {size(step.memory_bytes)}"
+    lines = [line(name, f"{memory_size(count):>8}") for name, count in sizes.items()]
+    lines[-1] += f" of {memory_size(step.memory_bytes)}"
     return [f"Memory of a {found.cluster.unit}", *lines]
 
 
@@ -137,14 +156,14 @@ def _disk_and_network(found: Forecast) -> list[str]:
     planned, step, cluster = found.planned, found.chosen, found.cluster
     kept = checkpoints_kept(planned.training, planned.all_steps)
     details = {
-        "checkpoints": f" ({kept} of {gb(checkpoint_bytes(planned.student))}, one of them while it is written)",
+        "checkpoints": f" ({kept} of {file_size(checkpoint_bytes(planned.student))}, one of them while it is written)",
         "models": " (teacher and student)" if planned.teacher else "",
     }
     lines = ["Disk"]
-    lines += [line(name, f"{gb(count)}{details.get(name, '')}") for name, count in found.disk.items()]
+    lines += [line(name, f"{file_size(count)}{details.get(name, '')}") for name, count in found.disk.items()]
     if step.layout.workers > 1:
-        sent = f"{gb(step.network_bytes)} sent by each {cluster.unit}"
-        took = f"{seconds(step.network_seconds)} at {cluster.gb_per_second:g} GB/s"
+        sent = f"{file_size(step.network_bytes)} sent by each {cluster.unit}"
+        took = f"{duration(step.network_seconds)} at {cluster.gb_per_second:g} GB/s"
         lines += ["", "Network", line("a step", f"{sent}, {took}")]
     return lines
 
@@ -153,7 +172,7 @@ def _best(found: Forecast) -> list[str]:
     written, best = found.written, found.best
     lines = [
         "Placement",
-        line("best here", f"{_placement(best)}: {hours(found.best_hours)}, {size(best.used_bytes)}"),
+        line("best here", f"{_placement(best)}: {hours(found.best_hours)}, {memory_size(best.used_bytes)}"),
     ]
     if written.layout != best.layout:
         lines.append(line("as written", f"{_placement(written)}: {_outcome(found, written)}"))
@@ -188,15 +207,15 @@ def _choices(found: Forecast) -> list[str]:
     counts = [count for count in near if count & (count - 1) == 0 or count == best.micro_rows]
     stages = step_prediction.stages(found.best.precision)
     lines = []
-    for count in counts:
-        layouts = [Layout(best.workers, count, stage, best.teacher) for stage in stages]
+    for size in counts:
+        layouts = [Layout(best.workers, size, stage, best.teacher) for stage in stages]
         steps = [found.planned.predict(found.cluster, layout) for layout in layouts]
-        lines.append([str(count).rjust(len("rows_per_device")), *(_outcome(found, step) for step in steps)])
+        lines.append([str(size).rjust(len("rows_per_device")), *(_outcome(found, step) for step in steps)])
     return table(["rows_per_device", *(f"zero_stage {stage}" for stage in stages)], lines)
 
 
 def _outcome(found: Forecast, step: Prediction) -> str:
-    return f"{hours(found.hours_of(step))}, {size(step.used_bytes)}" if step.fits else "does not fit"
+    return f"{hours(found.hours_of(step))}, {memory_size(step.used_bytes)}" if step.fits else "does not fit"
 
 
 def _others_refused(forecasts: Sequence[Forecast]) -> list[str]:
@@ -234,7 +253,7 @@ def _scaling(found: Forecast) -> list[str]:
     first = steps[0]
     device, precision, threads = cluster.device, first.precision, planned.training.placement.threads
     rate = step_prediction.flops_per_second(planned.training, precision, device)
-    cores = f" x {counted(threads, 'core', 'cores')}" if device.kind == "cpu" else ""
+    cores = f" x {plural(threads, 'core')}" if device.kind == "cpu" else ""
     peak = f"{device.peak_tflops[precision]:.4g} TFLOP/s{cores} x {device.efficiency[precision]:.0%}"
     # A ring sends these bytes twice (n-1)/n times.
     ring_bytes = first.network_bytes * first.layout.workers / (first.layout.workers - 1) / 2
@@ -246,20 +265,20 @@ def _scaling(found: Forecast) -> list[str]:
         line("a step", "operations / (n x rate) + micro-batches x overhead + memory traffic + sent / link"),
         line("operations", f"{first.tokens:,} tokens x {first.flops / first.tokens / 1e9:.3f} GFLOP"),
         line("rate", f"{peak} = {rate / 1e12:,.4g} TFLOP/s"),
-        line("sent, by ring", f"2 (n-1)/n x {gb(ring_bytes)} of gradients and weights"),
+        line("sent, by ring", f"2 (n-1)/n x {file_size(ring_bytes)} of gradients and weights"),
         line(
             "link",
             f"{device.link_gb_per_second:g} GB/s in a node, {across:g} GB/s between nodes of {per_node} "
             f"({cluster.network})",
         ),
     ]
-    for count, step in zip(counts, steps, strict=True):
-        link = cluster.of_workers(count).gb_per_second
-        formula = (
-            f"{step.flops / 1e12:.4g} / ({count} x {rate / 1e12:.4g}) + {step.micros} x {device.overhead_seconds:g} + "
-            f"{step.update_seconds:.2g} + {step.network_bytes / 1e9:.3g} / {link:g} = {seconds(step.step_seconds)}"
-        )
-        lines.append(line(f"n = {count}", formula))
+    for workers, step in zip(counts, steps, strict=True):
+        link = cluster.of_workers(workers).gb_per_second
+        computing = f"{step.flops / 1e12:.4g} / ({workers} x {rate / 1e12:.4g})"
+        overheads = f"{step.micros} x {device.overhead_seconds:g} + {step.update_seconds:.2g}"
+        sending = f"{step.network_bytes / 1e9:.3g} / {link:g}"
+        formula = f"{computing} + {overheads} + {sending} = {duration(step.step_seconds)}"
+        lines.append(line(f"n = {workers}", formula))
     if too_many := [str(count) for count in SCALES if count not in counts]:
         lines.append(line(f"n = {', '.join(too_many)}", "more workers than a step has rows"))
     rows = [_scaled_row(planned, cluster, step, first) for step in steps]
@@ -268,15 +287,15 @@ def _scaling(found: Forecast) -> list[str]:
 
 
 def _scaled_row(planned: PlannedRun, cluster: Cluster, step: Prediction, first: Prediction) -> list[str]:
-    count = step.layout.workers
-    phases = zip(planned.phases, planned.follow(step, cluster.of_workers(count)), strict=True)
+    workers = step.layout.workers
+    phases = zip(planned.phases, planned.follow(step, cluster.of_workers(workers)), strict=True)
     taken = sum(phase.steps * found.step_seconds for phase, found in phases) / 3600
-    ideal = first.step_seconds * first.layout.workers / count
+    ideal = first.step_seconds * first.layout.workers / workers
     return [
-        f"{count:,}".rjust(len(cluster.unit) + 1),
-        seconds(step.step_seconds),
-        seconds(step.network_seconds),
+        f"{workers:,}".rjust(len(cluster.unit) + 1),
+        duration(step.step_seconds),
+        duration(step.network_seconds),
         hours(taken),
-        device_hours(taken * count),
+        count(taken * workers),
         f"{ideal / step.step_seconds:.0%}",
     ]

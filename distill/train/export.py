@@ -14,6 +14,7 @@ from cluster.artifacts import stage
 from cluster.artifacts.artifact import digest
 from cluster.artifacts.commit import CARD
 from cluster.artifacts.recipe import Recipe
+from cluster.telemetry.formatting import amount
 from cluster.tokens.tokenizer import load_tokenizer, quiet_tokenizer
 from distill.checkpointing.checkpoint import Checkpoint
 from distill.checkpointing.run_folder import Run, RunError
@@ -117,7 +118,7 @@ def _checkpoint(source: Run, step: int | None) -> Checkpoint:
 
 
 def _card(facts: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
-    validation = {key: _number(value) for key, value in facts["validation"].items()}
+    validation = {key: amount(value, ".4f") for key, value in facts["validation"].items()}
     length = facts["validation"].get("seq_len")
     loss = recipe["loss"]
     terms = " + ".join(f"{loss[term]:g} · {term}" for term in ("soft", "masked", "cosine"))
@@ -140,10 +141,6 @@ def _rows(recipe: Mapping[str, Any]) -> str:
     default = f"{recipe['rows_per_step']:,} rows"
     counts = ((phase["rows_per_step"] or recipe["rows_per_step"], phase["seq_len"]) for phase in recipe["phases"])
     return ", then ".join(f"{rows:,} rows of {length:,} tokens" for rows, length in counts) or default
-
-
-def _number(value: float | None) -> str:
-    return "not measured" if value is None else f"{value:.4f}"
 
 
 STAGE = stage.Stage(

@@ -11,13 +11,11 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
-import psutil
 import torch
 
 from cluster.models.precision import dtype_of
-from cluster.telemetry import progress
+from cluster.telemetry import host_memory, progress
 from distill.config import Training
 from distill.data.batches import Batch
 from distill.data.schedule import OpenPhase
@@ -31,7 +29,6 @@ _MARGIN = 0.15
 # A larger micro-batch must train this much faster to be worth its memory.
 _GAIN = 1.02
 _REPEATS = 2
-_PEAK_RESET = Path("/proc/self/clear_refs")
 
 
 @dataclass(frozen=True)
@@ -172,7 +169,7 @@ def in_use(workers: Workers) -> int:
     """Bytes of device memory that this worker uses."""
     if workers.device.type == "cuda":
         return int(torch.cuda.memory_allocated(workers.device))
-    return int(psutil.Process().memory_info().rss)
+    return host_memory.resident()
 
 
 def _reset_peak(workers: Workers) -> None:
@@ -180,11 +177,12 @@ def _reset_peak(workers: Workers) -> None:
     if workers.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(workers.device)
     else:
-        _PEAK_RESET.write_text("5")
+        host_memory.reset_peak()
 
 
 def _peak(workers: Workers) -> int:
     if workers.device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(workers.device))
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+    peak = host_memory.status("VmHWM")
+    assert peak is not None, "a peak needs Linux"
+    return peak

@@ -12,7 +12,7 @@ import torch
 
 from cluster.artifacts import artifact
 from cluster.models.precision import Precision, check_bf16
-from cluster.telemetry.formatting import size
+from cluster.telemetry.formatting import file_size, memory_size
 from cluster.telemetry.progress import say
 from distill.config import Training
 from distill.cost_model import costs, step_prediction
@@ -124,14 +124,14 @@ def check(
         return []
     least = Layout(cluster.workers, 1, placement.zero_stage, placement.teacher)
     smallest = step_prediction.predict(training, teacher, student, seq_len, cluster, least)
-    room = f"of the {size(device.memory_bytes)} of {device.name}"
+    room = f"of the {memory_size(device.memory_bytes)} of {device.name}"
     if smallest.used_bytes > device.memory_bytes:
         raise PreflightError(
-            f"one row at a time still takes {size(smallest.used_bytes)} {room}: write "
+            f"one row at a time still takes {memory_size(smallest.used_bytes)} {room}: write "
             f"{_remedy(placement.zero_stage, placement.teacher, teacher)}"
         )
     return [
-        f"micro-batches of {written.micro_rows} rows take about {size(needs.used_bytes)} {room}: should it "
+        f"micro-batches of {written.micro_rows} rows take about {memory_size(needs.used_bytes)} {room}: should it "
         f'run out, write placement.rows_per_device = {max(1, written.micro_rows // 2)} or "auto"'
     ]
 
@@ -154,13 +154,13 @@ def check_disk(training: Training, student: ModelShape, machine: Machine, steps:
     free = machine.free_disk_bytes
     if free < each:
         raise PreflightError(
-            f"a checkpoint takes {each / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free at --out: free some space or "
+            f"a checkpoint takes {file_size(each)}, and {file_size(free)} are free at --out: free some space or "
             "choose another --out"
         )
     coming = max(1, checkpoints_kept(training, steps) - machine.checkpoints)
     if free >= coming * each:
         return []
     return [
-        f"{coming} more checkpoints take {coming * each / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free at --out: free "
+        f"{coming} more checkpoints take {file_size(coming * each)}, and {file_size(free)} are free at --out: free "
         "some space, or write fewer placement.keep_checkpoints"
     ]

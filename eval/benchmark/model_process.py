@@ -32,6 +32,7 @@ import numpy.typing as npt
 
 from cluster.artifacts import errors
 from cluster.models import export_spec, runtimes
+from cluster.telemetry import host_memory
 from eval.benchmark.rapl import POWERCAP, Meter
 
 Kind: TypeAlias = Literal["export", "pytorch", "elmo"]
@@ -39,7 +40,6 @@ Arrays: TypeAlias = Mapping[str, npt.NDArray[np.int64]]
 """Named inputs of one call."""
 
 MEGABYTE = 2**20
-STATUS = Path("/proc/self/status")
 
 
 class ModelProcessError(errors.StageError):
@@ -219,7 +219,7 @@ class _Served:
         if asked["kind"] == "export":
             # Imported before the clock starts: that is Python's time, not the model's.
             runtimes.prepare(export_spec.read(folder))
-        self._before = _memory("VmRSS")
+        self._before = host_memory.status("VmRSS")
         if asked["megabytes"] is not None:
             _limit(int(asked["megabytes"]))
         started = time.perf_counter()
@@ -243,7 +243,7 @@ class _Served:
         return {"ms": times, "joules": self._meter.joules(before, self._meter.read())}
 
     def end(self, _: bool) -> dict[str, Any]:
-        peak = _memory("VmHWM")
+        peak = host_memory.status("VmHWM")
         beyond = None if peak is None or self._before is None else max(0, peak - self._before)
         return {"peak_memory_bytes": peak, "model_memory_bytes": beyond}
 
@@ -277,20 +277,9 @@ def _answers() -> Iterator[dict[str, Any]]:
             yield getattr(served, order)(value)
 
 
-def _memory(key: str) -> int | None:
-    """Of this process in bytes: what is resident (``VmRSS``) or was at most (``VmHWM``); None where nothing says it.
-
-    Not ``ru_maxrss``, which begins with the memory of the process that started this one.
-    """
-    if not STATUS.is_file():
-        return None
-    lines = STATUS.read_text(encoding="ascii", errors="replace").splitlines()
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:")), None)
-
-
 def _limit(megabytes: int) -> None:
     """Let the process allocate so much more; mapped files do not count."""
-    taken = _memory("VmData")
+    taken = host_memory.status("VmData")
     assert taken is not None, "a limit needs Linux"
     most = taken + megabytes * MEGABYTE
     resource.setrlimit(resource.RLIMIT_DATA, (most, most))

@@ -6,7 +6,7 @@ import numpy as np
 
 
 def percentiles(ms: Sequence[float]) -> dict[str, float]:
-    """Percentiles, mean and extremes of milliseconds, outliers included."""
+    """Percentiles, mean and extremes of milliseconds; outliers count."""
     p50, p90, p99 = np.percentile(ms, (50, 90, 99))
     return {
         "p50_ms": float(p50),

@@ -196,7 +196,8 @@ def _row(
         "batch": recipe.batch if workload.kind == "lengths" else 1,
         "threads": threads,
         "tokenise_seconds": encoded.seconds,
-        **summarise(times.ms),
+        "seconds": sum(times.ms) / 1000,
+        **percentiles(times.ms),
         "first_ms": times.first_ms,
         "load_seconds": process.load_seconds,
         **process.end(),
@@ -204,11 +205,6 @@ def _row(
         "parameters": opened["parameters"],
         "joules": None if times.joules is None else times.joules / len(times.ms),
     }
-
-
-def summarise(ms: Sequence[float]) -> dict[str, float]:
-    """Seconds of all counted calls together, and of a call in milliseconds; outliers are kept."""
-    return {"seconds": sum(ms) / 1000, **percentiles(ms)}
 
 
 def _compared(rows: Sequence[Row]) -> list[Row]:

@@ -5,20 +5,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import PurePath
 from typing import Any
 
-from eval.report.table import (
-    NOT_MEASURED,
-    NOTHING,
-    Cell,
-    Row,
-    Table,
-    amount,
-    cells,
-    megabytes,
-    millions,
-    plain,
-    ratio,
-    signed,
-)
+from cluster.telemetry.formatting import NOT_MEASURED, NOTHING, amount, megabytes, millions, plain, ratio, signed
+from eval.report.table import Cell, Row, Table, cells
 from eval.results.export_formats import TITLES as FORMS
 from eval.results.schema import STUDENT, TEACHER
 

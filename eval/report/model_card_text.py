@@ -5,9 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from cluster.telemetry.formatting import amount, millions, percent
 from eval.report import measured_tables
 from eval.report.pages import Page
-from eval.report.table import Row, Table, amount, cells, millions, percent
+from eval.report.table import Row, Table, cells
 from eval.results.paper import key
 from eval.results.schema import STUDENT, TEACHER
 

@@ -11,10 +11,11 @@ import jinja2
 from markupsafe import Markup
 
 from cluster.artifacts.commit import MANIFEST
+from cluster.telemetry.formatting import NOT_MEASURED, amount, percent, ratio
 from eval.report import measured_tables, paper_tables, phone_tables
 from eval.report.measured_tables import Report
 from eval.report.svg import Plot
-from eval.report.table import NOT_MEASURED, Cell, Row, Table, amount, percent, ratio
+from eval.report.table import Cell, Row, Table
 from eval.results.comparison import failed
 
 TEMPLATES = Path(__file__).parents[1] / "templates"

@@ -3,19 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from eval.report.table import (
-    NOT_MEASURED,
-    NOTHING,
-    Cell,
-    Row,
-    Table,
-    amount,
-    megabytes,
-    millions,
-    percent,
-    ratio,
-    signed,
-)
+from cluster.telemetry.formatting import NOT_MEASURED, NOTHING, amount, megabytes, millions, percent, ratio, signed
+from eval.report.table import Cell, Row, Table
 from eval.results.paper import PARAMETERS_SAVED
 
 Report = Mapping[str, Any]

@@ -3,9 +3,10 @@
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeAlias
 
+from cluster.telemetry.formatting import NOTHING, amount, megabytes, millions, ratio
 from eval.mobile import one_time_link
 from eval.report.svg import Plot
-from eval.report.table import NOTHING, Cell, Row, Table, amount, cells, megabytes, millions, ratio
+from eval.report.table import Cell, Row, Table, cells
 from eval.results.export_formats import TITLES
 from eval.results.schema import STUDENT
 

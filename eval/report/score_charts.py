@@ -8,8 +8,8 @@ from typing import Any
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
+from cluster.telemetry.formatting import count, megabytes
 from eval.report.svg import COLOURS, INK, PAPER, TONES, Canvas, Plot, canvas, legend
-from eval.report.table import megabytes
 from eval.results import paper
 from eval.results.schema import STUDENT, TEACHER
 
@@ -221,7 +221,7 @@ def _draw(made: Canvas, points: Sequence[Point]) -> None:
             color=INK, fontsize=8,
             arrowprops={"arrowstyle": "-", "color": INK, "alpha": 0.25, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 2},
         )  # fmt: skip
-        told = f"{number} · {point.who}, {point.how}: {_short(point.ms)} ms, {megabytes(point.bytes)}"
+        told = f"{number} · {point.who}, {point.how}: {count(point.ms)} ms, {megabytes(point.bytes)}"
         sign: dict[str, Any] = {
             "marker": "o",
             "linestyle": "",
@@ -253,7 +253,3 @@ def _levels(points: Sequence[Point], width: float) -> list[int]:
         placed.append((x, level, point.score))
         found.append(level)
     return found
-
-
-def _short(ms: float) -> str:
-    return f"{ms:.1f}" if ms < 100 else f"{ms:.0f}"

@@ -12,10 +12,11 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from cluster.telemetry import terminal
+from cluster.telemetry.formatting import NOT_MEASURED, NOTHING
 from eval.report import measured_tables, paper_tables, phone_tables
 from eval.report.measured_tables import Report
 from eval.report.pages import sentence
-from eval.report.table import NOT_MEASURED, NOTHING, Table
+from eval.report.table import Table
 from eval.results.comparison import failed
 
 WIDTH = 100

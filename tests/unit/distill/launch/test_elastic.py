@@ -24,7 +24,7 @@ def test_a_fixed_number_is_that_or_nothing(room: int, count: int | None) -> None
 
 
 def test_a_range_without_a_divisor_is_refused() -> None:
-    with pytest.raises(RecipeError, match="rows_per_step 12 .* from 7 to 11"):
+    with pytest.raises(RecipeError, match=r"rows_per_step 12 .* from 7 to 11"):
         training({"min": 7, "max": 11})
 
 

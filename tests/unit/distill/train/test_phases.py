@@ -151,7 +151,7 @@ def test_a_phase_of_longer_rows_has_micro_batches_of_no_more_tokens() -> None:
         }
     )
     assert [phase.micro_rows(2) for phase in training.by_phase()] == [8, 2, 8]
-    with pytest.raises(recipe.RecipeError, match="rows_per_step 32 and 64 .* from 3 to 3"):
+    with pytest.raises(recipe.RecipeError, match=r"rows_per_step 32 and 64 .* from 3 to 3"):
         Training.of({**training.resolved(), "placement": {"workers": {"min": 3, "max": 3}}})
 
 

@@ -129,7 +129,7 @@ def test_what_cannot_be_a_teacher(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(StageError, match="needs --tokens DIR"):
         make({"architecture": ARCHITECTURE, "train": TRAINING}, tmp_path / "c")
     roberta = tiny.roberta_teacher(tmp_path / "roberta")
-    with pytest.raises(ModelError, match="different vocabularies: .* --tokenizer"):
+    with pytest.raises(ModelError, match=r"different vocabularies: .* --tokenizer"):
         make({"source": str(roberta), "train": TRAINING}, tmp_path / "d", folder / "tokens")
     short = {**ARCHITECTURE, "positions": 16}
     with pytest.raises(ModelError, match="rows of 32 tokens, but the teacher reads 16"):

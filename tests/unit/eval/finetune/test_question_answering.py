@@ -121,7 +121,7 @@ def test_early_stopping_and_limits_count_questions(tmp_path: Path) -> None:
 
 
 def test_stride_is_for_questions(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="stride is for .* not for rte"):
+    with pytest.raises(ValueError, match=r"stride is for .* not for rte"):
         finetune(tiny.distilbert(tmp_path / "model"), tmp_path, tmp_path / "out", task="rte", stride=16)
 
 
