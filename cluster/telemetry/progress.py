@@ -102,7 +102,7 @@ class Progress:
         if not self._total or self._done in (self._first, self._total):
             return ""
         seconds = (time.monotonic() - self._started) * (self._total - self._done) / (self._done - self._first)
-        return f", {duration(seconds)} left"
+        return f", {duration(round(seconds))} left"
 
 
 def progress(items: Iterable[T], what: str, total: int, unit: str) -> Iterator[T]:

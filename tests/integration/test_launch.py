@@ -134,7 +134,7 @@ def test_a_pipeline_is_made_in_a_folder(
     monkeypatch.setattr(sys, "argv", ["launch", str(pipeline), "--out", "s3://barrel/out"])
     with pytest.raises(SystemExit, match="1"):
         run_pipeline.main()
-    assert capsys.readouterr().err.startswith("error: --out s3://barrel/out: runs grow in a folder")
+    assert "error: --out s3://barrel/out: a pipeline runs in a folder" in capsys.readouterr().err
     assert not [path for path in tmp_path.iterdir() if path.name.startswith("s3")]
 
 

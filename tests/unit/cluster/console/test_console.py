@@ -76,7 +76,7 @@ def test_show_documents_values_and_marks_what_differs(capsys: pytest.CaptureFixt
     assert "max_bad_share = 0.5  # default: 0.01" in text
     assert "[[sources]]" in text
     assert 'kind = "installed-docs"  # no default' in text
-    assert re.search(r"# ``auto``: one for each CPU.*\n(# .*\n)*actors = \"auto\"\n", text)
+    assert re.search(r"# ``auto``: one per CPU.*\n(# .*\n)*actors = \"auto\"\n", text)
     assert "# metrics_port is not set" in text
 
 

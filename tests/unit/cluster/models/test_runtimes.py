@@ -78,10 +78,6 @@ def test_what_cannot_run_here_says_what_to_do(tmp_path, monkeypatch):
         runtimes.require("no-such-runtime", "some")
 
 
-def test_every_runtime_is_described_in_full():
-    assert set(runtimes.RUNTIMES) == set(runtimes.NEEDS) == set(runtimes.MODULES) == set(runtimes.TITLES)
-
-
 @pytest.mark.long
 def test_a_batch_is_answered_as_its_rows_are(tmp_path):
     export = model_exports.onnx(

@@ -182,7 +182,7 @@ def test_a_file_with_another_schema_is_refused_with_what_it_has(
 
 @pytest.mark.parametrize(
     ("other", "vocab_size", "says"),
-    [(_random(5, 1000)[:, :8], 1000, "8 uint16.* has 16 uint16"), (_random(5, 1000), 2**17, "16 uint32.* 16 uint16")],
+    [(_random(5, 1000)[:, :8], 1000, "8 uint16.* of 16 uint16"), (_random(5, 1000), 2**17, "16 uint32.* 16 uint16")],
 )
 def test_rows_of_two_forms_are_refused(tmp_path: Path, other: rows.Tokens, vocab_size: int, says: str) -> None:
     first = _write(tmp_path / "train-00000.arrow", _random(5, 1000))

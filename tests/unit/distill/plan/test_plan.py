@@ -327,7 +327,7 @@ def test_the_shipped_recipe_is_planned_for_the_paper_s_machine() -> None:
         "12 layers of 768, 109.5 M parameters",
         "DistilBERT 720, RoBERTa 24,576",
         "optimizer state",
-        "GB sent by each GPU",
+        "sent by each GPU",
         "--set train.placement.rows_per_device=",
         "n = 64",
         "network-bound above",

@@ -110,7 +110,7 @@ def test_a_process_that_dies_is_named(export: Path) -> None:
 
 def test_a_model_that_does_not_load_is_named(export: Path, tmp_path: Path) -> None:
     with (
-        pytest.raises(ModelProcessError, match=r"^teacher: .* is no export of this version"),
+        pytest.raises(ModelProcessError, match=r"^teacher: .* is not an export"),
         ModelProcess(Opening("teacher", "export", tmp_path, 1)),
     ):
         pass

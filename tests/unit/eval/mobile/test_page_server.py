@@ -374,7 +374,7 @@ def test_half_of_a_certificate_is_refused(tmp_path):
     with pytest.raises(StageError, match=r"set placement\.certificate and placement\.key"):
         one_time_link.tls("cert.pem", None)
     (tmp_path / "a.pem").write_text("no certificate")
-    with pytest.raises(StageError, match="are no certificate and its key in PEM"):
+    with pytest.raises(StageError, match="certificate and its key in PEM"):
         one_time_link.tls(str(tmp_path / "a.pem"), str(tmp_path / "a.pem"))
 
 
