@@ -268,7 +268,7 @@ def test_of_a_page_that_does_not_come_whole_nothing_is_kept(tab, page, monkeypat
 
     monkeypatch.setattr(page_server._Server, "_file", spoilt)
     with opened(tab, page):
-        assert "does not let the page work offline" in text(tab, "state")
+        assert "does not work offline" in text(tab, "state")
         assert tab.run("document.getElementById('offline').hidden")
         assert tab.run(PAGES_KEPT) == 0
 
@@ -282,7 +282,7 @@ def test_a_connection_lost_while_loading_goes_on_when_it_is_back(tab, page):
     try:
         with serving(inbox, "127.0.0.1", 0) as port:
             tab.go(f"http://127.0.0.1:{port}/?t={inbox.token}")
-            tab.wait("document.getElementById('state').innerText.startsWith('The connection is lost')")
+            tab.wait("document.getElementById('state').innerText.startsWith('No connection')")
             assert tab.run("document.getElementById('answer').disabled") is False, "the student answers meanwhile"
             kept.rename(lost)
             tab.wait(READY)
@@ -332,7 +332,7 @@ def test_where_no_way_of_running_works_the_reason_is_said(tab, page):
         script = (
             "(async () => { const { measureAll } = await import('./measuring.js');"
             "const { models } = await (await fetch('page.json')).json();"
-            "const given = { ways: [{ backend: 'abacus', threads: 1 }], models, text: {}, device: {},"
+            "const given = { setups: [{ backend: 'abacus', threads: 1 }], models, text: {}, device: {},"
             f" plan: {json.dumps(phone_setup.PLAN)} }};"
             "return measureAll(given, () => {}, { asked: false }).then(String, (error) => error.message); })()"
         )
