@@ -1,7 +1,7 @@
-"""Where files lie: folders of this machine and object stores behind one set of functions.
+"""Files in folders of this machine and in object stores, behind one set of functions.
 
-A file is put in place whole or not at all. An object carries the SHA-256 of what was meant to be written, so that
-whoever lists it later need not read it again. Listings are never remembered.
+A file appears whole or not at all. An object carries the SHA-256 of its contents, which saves reading it again.
+Listings are never cached.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
 _SIGNED = ("http", "https")
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs"}
 _LIBRARIES = {"aiobotocore", "aiohttp", "botocore", "gcsfs", "google", "requests", "s3fs"}
-"""Where the errors of object stores come from that are no OSError: credentials, endpoints, broken connections."""
+"""Libraries whose errors are not OSErrors: credentials, endpoints, broken connections."""
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
@@ -73,7 +73,7 @@ def is_local(place: Location) -> bool:
 
 
 def explain_storage_error(error: BaseException) -> str | None:
-    """The one line for an error of an object store's library; None for any other."""
+    """One line for an error of an object store's library; None for other errors."""
     if type(error).__module__.partition(".")[0] in _LIBRARIES:
         return one_line(error)
     return None
@@ -122,7 +122,7 @@ def _refuse_secrets(scheme: str, rest: str) -> None:
 
 
 TRANSFERS = 8
-"""Files copied to or from an object store at a time."""
+"""Files that are copied to or from an object store at the same time."""
 
 _SHA256 = "sha256"
 _CHUNK = 2**20
@@ -130,16 +130,16 @@ _CHUNK = 2**20
 
 @dataclass(frozen=True)
 class FileInfo:
-    """A file as a listing shows it."""
+    """A file in a listing."""
 
     location: Location
     bytes: int
     stamp: str
-    """What changes when the file does: its time of change in nanoseconds, or its ETag."""
+    """Changes with the file: modification time in nanoseconds, or ETag."""
 
 
 def exists(place: Location) -> bool:
-    """Whether a file or a folder is there; in an object store a folder is there while something lies in it."""
+    """Whether a file or folder exists; in an object store, a folder exists while it has objects."""
     with storage_errors(place):
         return place.exists()
 
@@ -150,7 +150,7 @@ def is_file(place: Location) -> bool:
 
 
 def files(text: str | Location, suffixes: tuple[str, ...] = ("",)) -> list[FileInfo]:
-    """The file, the files with these suffixes below the folder, or those the glob matches; sorted by name.
+    """The file, the files with these suffixes below the folder, or the matches of the glob, sorted by name.
 
     Nothing there gives an empty list.
     """
@@ -164,7 +164,7 @@ def files(text: str | Location, suffixes: tuple[str, ...] = ("",)) -> list[FileI
 
 
 def listing(folder: Location) -> dict[str, FileInfo]:
-    """Every file below a folder by its name relative to it, sorted; nothing there gives nothing."""
+    """Every file below a folder by its relative name, sorted; empty if the folder does not exist."""
     if isinstance(folder, Path):
         return {path.relative_to(folder).as_posix(): _local_info(path) for path in sorted(_below(folder, ("",)))}
     with storage_errors(folder):
@@ -174,7 +174,7 @@ def listing(folder: Location) -> dict[str, FileInfo]:
 
 
 def info(place: Location) -> FileInfo:
-    """One file as a listing would show it now.
+    """One file, as in a listing.
 
     Raises:
         FileNotFoundError: it is not there.
@@ -186,15 +186,14 @@ def info(place: Location) -> FileInfo:
 
 
 def open_read(place: Location) -> BinaryIO:
-    """The file opened for reading at any position; the caller closes it."""
+    """The file, opened for reading at any position. The caller closes it."""
     with storage_errors(place):
         return place.open("rb")
 
 
 @contextlib.contextmanager
 def local(place: Location) -> Iterator[Path]:
-    """The file as one of this machine, for libraries that can open no other: itself, or a copy for as long as the
-    block lasts."""
+    """A path on this machine, for libraries that open only those: the file itself, or a copy inside the block."""
     if isinstance(place, Path):
         yield place
         return
@@ -205,13 +204,13 @@ def local(place: Location) -> Iterator[Path]:
 
 
 def download(place: UPath, path: Path) -> None:
-    """Copy an object to a local path, which is not there in whole before this returns."""
+    """Copy an object to a local path."""
     with storage_errors(place):
         place.fs.get_file(place.path, str(path))
 
 
 def transfer(what: str, copy: Callable[[str], None], sizes: Mapping[str, int]) -> None:
-    """Copy files, several at a time, showing the bytes done; the first that fails ends it."""
+    """Copy several files at a time and show progress; stop at the first error."""
     with progress.Progress(what, sum(sizes.values()), "bytes") as shown, ThreadPoolExecutor(TRANSFERS) as transfers:
         running = {name: transfers.submit(copy, name) for name in sizes}
         try:
@@ -225,7 +224,7 @@ def transfer(what: str, copy: Callable[[str], None], sizes: Mapping[str, int]) -
 
 @contextlib.contextmanager
 def writing(place: Location) -> Iterator[Path]:
-    """A temporary file of this machine to fill; when the block ends well it is put in place, whole.
+    """A temporary file of this machine to fill; it appears at its location when the block ends without an error.
 
     Of two writers of the same file the last one stays; neither ever sees or harms the other's half.
     """
@@ -246,14 +245,14 @@ def writing(place: Location) -> Iterator[Path]:
 
 
 def upload(path: Path, place: UPath) -> None:
-    """Make an object of a local file, with its SHA-256 beside it."""
+    """Make an object of a local file, with its SHA-256 as metadata."""
     carried = _carried(place, file_sha256(path))
     with storage_errors(place):
         place.fs.put_file(str(path), place.path, **carried)
 
 
 def create_text(place: UPath, text: str) -> None:
-    """Make an object that is not there yet: of several who try at once, one succeeds.
+    """Create an object; if several processes try at once, one succeeds.
 
     Raises:
         FileExistsError: it is there already.
@@ -263,7 +262,7 @@ def create_text(place: UPath, text: str) -> None:
 
 
 def write_json(place: Location, value: Any) -> None:
-    """Write a JSON file whole or not at all: readers never see half of it.
+    """Write a JSON file, whole or not at all.
 
     Raises:
         ValueError: a number that JSON does not have (NaN, infinity).
@@ -274,7 +273,7 @@ def write_json(place: Location, value: Any) -> None:
 
 
 def json_text(value: Any) -> str:
-    """A JSON value as this project writes it.
+    """The JSON text of a value.
 
     Raises:
         ValueError: a number that JSON does not have (NaN, infinity).
@@ -289,19 +288,19 @@ def read_json(place: Location) -> Any:
         ValueError: it is not JSON in UTF-8.
     """
     with storage_errors(place):
-        # One request: a file object asks for the size first, and fails if another process writes in between.
+        # One request: a file object first asks for the size, and fails if another process writes in between.
         content = place.read_bytes() if isinstance(place, Path) else place.fs.cat_file(place.path)
         return json.loads(content.decode("utf-8"))
 
 
 def remove(place: Location) -> None:
-    """Remove a file; none there is as good."""
+    """Remove a file, if it exists."""
     with storage_errors(place), contextlib.suppress(FileNotFoundError):
         place.unlink()
 
 
 def remove_tree(folder: Location) -> None:
-    """Remove a folder and all below it; none there is as good."""
+    """Remove a folder with all contents, if it exists."""
     with storage_errors(folder), contextlib.suppress(FileNotFoundError):
         if isinstance(folder, Path):
             shutil.rmtree(folder)
@@ -310,7 +309,7 @@ def remove_tree(folder: Location) -> None:
 
 
 def file_sha256(place: Location) -> str:
-    """SHA-256 of a file's contents, read from the first byte to the last."""
+    """SHA-256 of a file's contents."""
     if isinstance(place, Path):
         with place.open("rb") as opened:
             return hashlib.file_digest(opened, "sha256").hexdigest()
@@ -322,7 +321,7 @@ def file_sha256(place: Location) -> str:
 
 
 def stated_sha256(place: Location) -> str:
-    """SHA-256 of what was written there: as the object carries it, else from its contents."""
+    """SHA-256 that an object carries, otherwise that of its contents."""
     if isinstance(place, Path):
         return file_sha256(place)
     with storage_errors(place):
@@ -367,7 +366,7 @@ def _remote_files(place: UPath, suffixes: tuple[str, ...]) -> dict[str, Mapping[
 
 
 def _objects_below(place: UPath, suffixes: tuple[str, ...]) -> dict[str, Mapping[str, Any]]:
-    """Objects below a folder by their full names, or the one object that the place itself is."""
+    """Objects below a folder by their full names, or the object itself."""
     entries = place.fs.find(place.path, detail=True)
     if [*entries] == [place.path]:
         return dict(entries)
@@ -381,7 +380,7 @@ def _remote_info(place: UPath, name: str, entry: Mapping[str, Any]) -> FileInfo:
 
 
 def _carried(place: UPath, sha256: str) -> dict[str, Any]:
-    """How a store is asked to keep a SHA-256 with an object."""
+    """Arguments with which a store keeps a SHA-256 with an object."""
     if place.protocol in ("s3", "s3a"):
         return {"Metadata": {_SHA256: sha256}}
     return {"metadata": {_SHA256: sha256}} if place.protocol in ("gs", "gcs") else {}

@@ -1,12 +1,12 @@
-"""Leases: how two processes are kept from making the same thing in an object store, which has no locks.
+"""Leases keep two processes from making the same artifact in an object store, which has no locks.
 
 ::
 
     .lease-00001        {"host": …, "machine": …, "process": …, "started": …, "beat": 17}
 
-Whoever wants to work in a folder makes the lease object that follows the highest one there; of several who try, the
-store lets one succeed. The holder writes its lease anew every few seconds. A lease that does not change for a minute
-belongs to somebody who died, and so does one of this machine whose process is gone; clocks are never compared.
+To work in a folder, a process creates the lease with the next number; if several try, the store lets one succeed. The
+holder rewrites its lease every few seconds. A lease that does not change for a minute is expired, and so is a lease of
+this machine whose process is gone. Clocks are never compared.
 """
 
 import contextlib
@@ -31,11 +31,11 @@ POLL_SECONDS = 1.0
 
 
 class LeaseError(ValueError):
-    """Somebody else holds the lease."""
+    """Another process holds the lease."""
 
 
 class Lease:
-    """The right to work in a folder of an object store, for as long as :func:`held` lasts."""
+    """The right to work in a folder of an object store, inside the block of :func:`held`."""
 
     def __init__(self, folder: UPath) -> None:
         self._folder = folder
@@ -45,14 +45,14 @@ class Lease:
         self._thread.start()
 
     def check(self) -> None:
-        """Refuse to go on where another process, seeing no sign of life from this one, has taken over.
+        """Check that this process still holds the lease.
 
         Raises:
-            LeaseError: it has.
+            LeaseError: the lease expired, and another process has taken over.
         """
         if _newest(self._folder) != self._place:
             raise LeaseError(
-                f"another process went on with {self._folder} because this one was not heard of for "
+                f"another process took over {self._folder} because this one did not renew its lease for "
                 f"{PATIENCE_SECONDS:.0f} s: wait for it, or choose another --out"
             )
 
@@ -65,7 +65,7 @@ class Lease:
         beat = 0
         while not self._ended.wait(BEAT_SECONDS):
             beat += 1
-            # A store that is out of reach for a moment is no reason to stop: check() decides in the end.
+            # A store may be unreachable for a moment; check() decides in the end.
             with contextlib.suppress(filesystem.StorageError, OSError):
                 if not filesystem.exists(self._place):
                     return
@@ -74,10 +74,10 @@ class Lease:
 
 @contextlib.contextmanager
 def held(folder: UPath) -> Iterator[Lease]:
-    """Hold the lease of a folder while the block lasts.
+    """Hold the lease of a folder inside the block.
 
     Raises:
-        LeaseError: another process holds it, and lives.
+        LeaseError: another process holds it.
     """
     lease = Lease(folder)
     try:
@@ -97,7 +97,7 @@ def _take(folder: UPath) -> UPath:
                 )
             number = int(place.name.removeprefix(".lease-")) + 1
         ours = folder / f".lease-{number:05}"
-        # Another process may be faster; then it is its lease that has to be looked at.
+        # If another process is faster, the next round reads its lease.
         with contextlib.suppress(FileExistsError):
             filesystem.create_text(ours, filesystem.json_text({**_self(), "beat": 0}))
             if place is not None:
@@ -111,7 +111,7 @@ def _newest(folder: UPath) -> UPath | None:
 
 
 def _living_holder(folder: UPath, place: UPath) -> str | None:
-    """Host of the process that holds a lease; None when it died, or gave the lease back while we looked."""
+    """Host of the process that holds a lease; None if it died or released the lease."""
     first = _content(place)
     ours = _self()
     if first is None:
@@ -119,7 +119,7 @@ def _living_holder(folder: UPath, place: UPath) -> str | None:
     if ours["machine"] and first["machine"] == ours["machine"]:
         return str(first["host"]) if _started(int(first["process"])) == first["started"] else None
     progress.say(
-        f"{folder} was begun on {first['host']}: waiting up to {PATIENCE_SECONDS:.0f} s for a sign of life from there"
+        f"{first['host']} has a lease of {folder}: waiting up to {PATIENCE_SECONDS:.0f} s for it to renew or expire"
     )
     deadline = time.monotonic() + PATIENCE_SECONDS
     while time.monotonic() < deadline:
@@ -146,7 +146,7 @@ def _self() -> dict[str, Any]:
 
 
 def _machine() -> str:
-    """What process numbers are unique in: this start of the machine and this namespace; empty where nothing says."""
+    """The boot and the namespace in which process numbers are unique; empty where Linux does not tell."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
         return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
@@ -155,10 +155,10 @@ def _machine() -> str:
 
 
 def _started(process: int) -> int | None:
-    """When a process began, in clock ticks since the machine did; None when there is none of this number."""
+    """Start of a process, in clock ticks since the boot; None if the process does not exist."""
     try:
         described = Path(f"/proc/{process}/stat").read_text(encoding="utf-8")
     except OSError:
         return None
-    # The name in brackets may hold anything; the start is the twentieth field after it (proc_pid_stat(5)).
+    # The name in brackets may contain any character; the start is the twentieth field after it (proc_pid_stat(5)).
     return int(described.rpartition(")")[2].split()[19])

@@ -1,7 +1,6 @@
-"""Every metric declared once; serving them to Prometheus; metrics.jsonl; progress for people.
+"""Declares every Prometheus metric.
 
-``metrics.jsonl`` is the step-exact truth of a run, Prometheus is the live view of it. A metric carries its unit in
-its name (base units, ``_total`` for counters), and everything that draws or alerts uses names declared here.
+Names end in a base unit, or in ``_total`` for counters. Dashboards and alerts use only these.
 """
 
 import re
@@ -9,11 +8,11 @@ from pathlib import PurePath
 
 from prometheus_client import Counter, Gauge, Histogram, Info, disable_created_metrics
 
-# The client adds a series with its own birth to every counter: nobody asks for these.
+# By default the client adds the time of creation to every counter as one more series.
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
 MOST_VALUES = 50
-"""Values of a label that people name, such as the kind of a job; later ones are counted as ``other``."""
+"""Values of a label that users choose, such as the kind of a job; others are counted as ``other``."""
 _DAY = 86400.0
 _HOW_LONG = (1.0, 10.0, 60.0, 300.0, 900.0, 3600.0, _DAY / 6, _DAY / 2, _DAY, 7 * _DAY)
 
@@ -23,10 +22,10 @@ STARTED = Gauge("stillhouse_run_start_timestamp_seconds", "Unix time at which th
 STEP = Gauge("stillhouse_step", "Last finished optimizer step", ["run"])
 STEPS = Gauge("stillhouse_steps", "Optimizer steps the run will have", ["run"])
 STEP_TIME = Gauge("stillhouse_last_step_timestamp_seconds", "Unix time of the last finished optimizer step", ["run"])
-REMAINING = Gauge("stillhouse_remaining_seconds", "Seconds the remaining steps take at the present pace", ["run"])
+REMAINING = Gauge("stillhouse_remaining_seconds", "Seconds that the remaining steps take at the present speed", ["run"])
 WORKERS = Gauge("stillhouse_workers", "Training processes of the run, over all nodes", ["run"])
 NODE_WORKERS = Gauge("stillhouse_node_workers", "Training processes on the node of this endpoint", ["run"])
-RESTARTS = Counter("stillhouse_restarts_total", "Times the workers were started again, by cause", ["run", "cause"])
+RESTARTS = Counter("stillhouse_restarts_total", "Restarts of the workers, by cause", ["run", "cause"])
 
 LOSS = Gauge("stillhouse_loss_nats", "Training loss of the last logged step, by term", ["run", "term"])
 VALIDATION = Gauge("stillhouse_validation_loss_nats", "Loss on held-out rows, by term", ["run", "term"])
@@ -53,7 +52,7 @@ ROWS = Counter("stillhouse_rows_total", "Rows trained on, over all workers", ["r
 RATE = Gauge("stillhouse_tokens_per_second", "Tokens per second over the last logged steps, over all workers", ["run"])
 UTILISATION = Gauge(
     "stillhouse_model_flops_utilization_ratio",
-    "Operations the models ask for, as a share of the peak of all devices; where that peak is known",
+    "Operations of the models, as a share of the peak of all devices, where that peak is known",
     ["run"],
 )
 STEP_SECONDS = Gauge(
@@ -70,7 +69,7 @@ CHECKPOINT_TIME = Gauge(
 )
 CHECKPOINT_SECONDS = Gauge(
     "stillhouse_checkpoint_seconds",
-    "Seconds of the last checkpoint: training was blocked, files were written while it went on",
+    "Seconds of the last checkpoint: training blocked, files written during training",
     ["run", "part"],
 )
 CHECKPOINT_BYTES = Gauge("stillhouse_checkpoint_bytes", "Bytes of the last complete checkpoint", ["run"])
@@ -80,31 +79,31 @@ FAILED_CHECKPOINTS = Counter("stillhouse_failed_checkpoints_total", "Checkpoints
 # --- text to rows: from the command that leads the actors ---
 UNITS = Counter("stillhouse_units_total", "Units of work finished by the actors of a task: files of a corpus", ["task"])
 UNIT_BYTES = Counter("stillhouse_unit_bytes_total", "Bytes of input in finished units of work", ["task"])
-LOST_UNITS = Counter("stillhouse_lost_units_total", "Units of work begun again because their actor died", ["task"])
-DOCUMENTS = Counter("stillhouse_documents_total", "Documents by what became of them", ["task", "outcome"])
+LOST_UNITS = Counter("stillhouse_lost_units_total", "Units of work repeated because their actor died", ["task"])
+DOCUMENTS = Counter("stillhouse_documents_total", "Documents by outcome", ["task", "outcome"])
 TOKENS_MADE = Counter("stillhouse_tokens_made_total", "Tokens written to row files")
-ACTORS = Gauge("stillhouse_actors", "Actors that are up", ["task"])
-ACTOR_DEATHS = Counter("stillhouse_actor_deaths_total", "Actors that died, their nodes' deaths included", ["task"])
+ACTORS = Gauge("stillhouse_actors", "Actors that are running", ["task"])
+ACTOR_DEATHS = Counter("stillhouse_actor_deaths_total", "Actors that died, including those of lost nodes", ["task"])
 
 # --- the job queue ---
 JOBS_WAITING = Gauge(
-    "stillhouse_jobs_waiting", "Jobs in the queue that wait: for room, for others, to be tried again", ["kind"]
+    "stillhouse_jobs_waiting", "Jobs that wait: for resources, for other jobs, or for a retry", ["kind"]
 )
 JOBS_RUNNING = Gauge("stillhouse_jobs_running", "Jobs that run", ["kind"])
 OLDEST_JOB = Gauge("stillhouse_oldest_job_age_seconds", "Seconds since the oldest waiting job was submitted", ["kind"])
 JOBS_ENDED = Counter("stillhouse_jobs_ended_total", "Jobs that ended, by how", ["kind", "state"])
-JOB_ATTEMPTS = Counter("stillhouse_job_attempts_total", "Attempts at jobs that were begun", ["kind"])
+JOB_ATTEMPTS = Counter("stillhouse_job_attempts_total", "Attempts at jobs that were started", ["kind"])
 JOB_RETRIES = Counter(
     "stillhouse_job_retries_total",
-    "Attempts at jobs that came to nothing and are repeated, by cause",
+    "Failed attempts at jobs that are repeated, by cause",
     ["kind", "cause"],
 )
 JOB_WAIT = Histogram(
     "stillhouse_job_wait_seconds", "Seconds from a job's submission to its first attempt", ["kind"], buckets=_HOW_LONG
 )
 JOB_SECONDS = Histogram("stillhouse_job_seconds", "Seconds of a job's last attempt", ["kind"], buckets=_HOW_LONG)
-QUEUE_TIME = Gauge("stillhouse_queue_turn_timestamp_seconds", "Unix time at which the queue last did all there was")
-QUEUE_DRAINING = Gauge("stillhouse_queue_draining", "Whether the queue starts no more jobs because people said so")
+QUEUE_TIME = Gauge("stillhouse_queue_turn_timestamp_seconds", "Unix time of the last complete turn of the queue")
+QUEUE_DRAINING = Gauge("stillhouse_queue_draining", "Whether the queue is draining: it starts no more jobs")
 
 # --- results: from the queue, of the jobs that made them; of checkpoints, from eval.probes ---
 SCORE = Gauge("stillhouse_score_ratio", "Score of the last fine-tuned model: 1 is 100 %", ["model", "task"])

@@ -1,4 +1,4 @@
-"""``metrics.jsonl``: the step-exact record of a run."""
+"""``metrics.jsonl``: the record of a run, exact to the step."""
 
 import contextlib
 import errno
@@ -11,10 +11,10 @@ from cluster.telemetry.progress import say
 
 
 class MetricsLog:
-    """Appends one JSON object a line, each handed to the operating system whole.
+    """Appends JSON lines, each in one write.
 
-    Opened at ``resume_at``, lines of later steps are dropped: they belong to work that will be done again. While the
-    disk is full, lines wait in memory: a checkpoint being written beside them may be what fills it, for a moment.
+    Drops lines of steps after ``resume_at``, because the run repeats them. While the disk is full, for example because
+    of a checkpoint that is being written, lines wait in memory.
     """
 
     def __init__(self, path: Path, resume_at: int = 0) -> None:
@@ -34,7 +34,7 @@ class MetricsLog:
                 raise
 
     def close(self) -> None:
-        """Hand over what waits; what there still is no room for is lost, and people are told."""
+        """Write the lines that wait; warn if some do not fit on the disk."""
         with self._file:
             try:
                 self._hand_over()
@@ -47,12 +47,12 @@ class MetricsLog:
 
 
 def finite(value: Any) -> Any:
-    """The value as JSON can hold it: None for what is no number."""
+    """The value, or None for a float that JSON cannot hold."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Lines of a metrics file, oldest first; a last line cut by a crash is left out."""
+    """Lines of a metrics file, oldest first, without a last line that a crash cut."""
     if not path.exists():
         return []
     lines = path.read_text(encoding="utf-8").splitlines()
@@ -67,10 +67,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def newest_metrics(path: Path, kind: str) -> dict[str, Any] | None:
-    """The last line of a kind among the last ones of a metrics file, however long the file is.
-
-    A first line that is only half in what is read, and a last one that is only half written, are left out.
-    """
+    """The newest line of a kind in the last 64 KiB of a metrics file."""
     if not path.exists():
         return None
     with path.open("rb") as file:

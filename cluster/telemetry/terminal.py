@@ -20,13 +20,16 @@ def safe(text: str) -> str:
     )
 
 
-def console_for(stream: TextIO, widest: int | None = None, piped: int = _PIPED) -> Console:
-    """A console as wide as the terminal or as ``COLUMNS`` says, else ``piped``; at least 40, at most ``widest``.
+def console_for(stream: TextIO, widest: int | None = None, piped: int | None = None) -> Console:
+    """A console for a terminal, or for a pipe, where ``piped``, ``COLUMNS`` or 100 is the width.
+
+    The width is at least 40 and at most ``widest``.
 
     Colours need a terminal, no ``NO_COLOR`` and another ``TERM`` than ``dumb``.
     """
     terminal = stream.isatty()
-    width = shutil.get_terminal_size((_PIPED, 24)).columns if terminal or "COLUMNS" in os.environ else piped
+    asks = terminal or (piped is None and "COLUMNS" in os.environ)
+    width = shutil.get_terminal_size((_PIPED, 24)).columns if asks else piped or _PIPED
     colours = terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
     width = max(_NARROWEST, min(width, widest or width))
     system: Literal["auto"] | None = "auto" if colours else None

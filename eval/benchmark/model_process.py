@@ -1,8 +1,7 @@
-"""A model in a process of its own, driven from outside: what it takes to start it, to hold it and to call it.
+"""Runs one model in a separate process, and measures load time, memory and calls.
 
-In processes of their own, because the peak of a process's memory never falls, and because the runtimes' pools of
-threads must not share one. What drives them can let them take turns; the times are taken inside. Orders and answers
-are JSON, one line each::
+Each model has its own process, because the peak of memory never falls, and because thread pools of runtimes must not
+share one. The caller lets them take turns; each times its own calls. Orders and answers are JSON lines::
 
     {"open": {"kind": "export", "folder": …, "threads": 1, "megabytes": null}}  -> {"open_seconds": …, "runtime": …, …}
     {"take": "inputs.npz"}                                                      -> {"rows": 1500}
@@ -10,8 +9,8 @@ are JSON, one line each::
     {"turn": [25, 50]}        one call that does not count, then one for each   -> {"ms": […], "joules": null}
     {"end": true}                                                               -> {"peak_memory_bytes": …, …}
 
-An answer with ``error`` is the last one. Only the library that a model needs is imported: an export in ONNX Runtime
-has no PyTorch in its memory.
+An answer with ``error`` is the last one. The process imports only the library of its model: an export in ONNX Runtime
+does not import PyTorch.
 """
 
 import contextlib
@@ -51,28 +50,28 @@ class Opening:
     """What a process opens."""
 
     name: str
-    """What the model is called in errors."""
+    """Name of the model in errors."""
     kind: Kind
     folder: Path
     threads: int
     megabytes: int | None = None
-    """What it may allocate for the model and its calls, beyond what Python and the runtime's library took."""
+    """Limit of memory for the model and its calls, beyond Python and the runtime's library."""
     powercap: Path = POWERCAP
 
 
 @dataclass(frozen=True)
 class Turn:
-    """What counted of a turn: milliseconds of every call, and joules of all of them where they are known."""
+    """Result of a turn: milliseconds of every call, and joules of all calls, if known."""
 
     ms: list[float]
     joules: float | None
 
 
 class ModelProcess:
-    """A model's process; a context manager, in which the model is open."""
+    """The process of a model, which is open inside the context."""
 
     load_seconds: float
-    """From the start of the process until the model could be called: Python and imports are in it."""
+    """From the start of the process to an open model, including Python and imports."""
     opened: dict[str, Any]
     """``runtime``, ``parameters``, ``bytes`` of the weights on disk, ``open_seconds`` of the model alone."""
 
@@ -91,7 +90,7 @@ class ModelProcess:
                     stdout=subprocess.PIPE,
                     stderr=self._errors,
                     text=True,
-                    # Some libraries size their pools by this alone, when they are imported.
+                    # Some libraries read this when they are imported, to size their pools.
                     env={**os.environ, "OMP_NUM_THREADS": str(self._opening.threads)},
                 )
             )
@@ -110,7 +109,7 @@ class ModelProcess:
         return self._process.pid
 
     def take(self, inputs: Path) -> int:
-        """Read the inputs of a file of :func:`write_inputs`; returns how many."""
+        """Read the inputs that :func:`write_inputs` wrote; returns their number."""
         return int(self._ask(take=str(inputs))["rows"])
 
     def first(self, row: int = 0) -> float:
@@ -125,13 +124,13 @@ class ModelProcess:
         return Turn(**self._ask(turn=[first, last]))
 
     def end(self) -> dict[str, int | None]:
-        """``peak_memory_bytes`` of the process, and ``model_memory_bytes``, without what was there before the model."""
+        """``peak_memory_bytes`` of the process, and ``model_memory_bytes`` without Python and libraries."""
         return self._ask(end=True)
 
     def _ask(self, **order: Any) -> dict[str, Any]:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        with contextlib.suppress(BrokenPipeError):  # it died; the answer that does not come says so
+        with contextlib.suppress(BrokenPipeError):  # the process died; the missing answer shows it
             self._process.stdin.write(f"{json.dumps(order)}\n")
             self._process.stdin.flush()
         answer = self._process.stdout.readline()
@@ -168,7 +167,7 @@ def _open_export(folder: Path, threads: int) -> tuple[Callable[[Arrays], Any], d
     call = runtimes.open_export(folder, threads)
 
     def one(row: Arrays) -> Any:
-        # As in PyTorch, where no types means all zero: one single text.
+        # As in PyTorch, no types mean zeros: a single text.
         return call({name: row[name] if name in row else np.zeros_like(row["input_ids"]) for name in known.inputs})
 
     about = {
@@ -212,12 +211,12 @@ _KINDS = {"export": _open_export, "pytorch": _open_pytorch, "elmo": _open_elmo}
 
 
 class _Served:
-    """Inside the process: the model, and the inputs it was given last."""
+    """In the process: the model and its inputs."""
 
     def __init__(self, asked: Mapping[str, Any]) -> None:
         folder, threads = Path(asked["folder"]), int(asked["threads"])
         if asked["kind"] == "export":
-            # Imported before the clock starts: that is Python's time, not the model's.
+            # Imports before the clock starts, because import time is not load time.
             runtimes.prepare(export_spec.read(folder))
         self._before = host_memory.status("VmRSS")
         if asked["megabytes"] is not None:
@@ -255,14 +254,14 @@ class _Served:
 
 
 def serve() -> None:
-    """Be a model's process: do what the lines say until they end."""
-    # Libraries print what they like; only answers may reach whoever asked.
+    """Answer the orders of stdin until it ends."""
+    # Libraries print to stdout, which is for answers only.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     try:
         for answer in _answers():
             print(json.dumps(answer), file=answers, flush=True)
-    except Exception as error:  # whatever a runtime raises goes to whoever asked
+    except Exception as error:  # a runtime may raise anything; the caller gets it
         print(json.dumps({"error": errors.describe(error)}), file=answers, flush=True)
 
 
@@ -278,7 +277,7 @@ def _answers() -> Iterator[dict[str, Any]]:
 
 
 def _limit(megabytes: int) -> None:
-    """Let the process allocate so much more; mapped files do not count."""
+    """Limit what the process may allocate from now on; mapped files do not count."""
     taken = host_memory.status("VmData")
     assert taken is not None, "a limit needs Linux"
     most = taken + megabytes * MEGABYTE

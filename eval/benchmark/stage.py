@@ -1,4 +1,4 @@
-"""Measure how fast models are on this machine's processor, and what they take: teacher, student, every export, others.
+"""Measure latency and memory of teacher, student, exports and published models on this machine's CPU.
 
 ::
 
@@ -7,11 +7,11 @@
 
 Workloads are token ids of fixed ``lengths``; with ``--pairs`` (a folder of STS-B) the paper's protocol, its development
 set one pair at a time; with ``--questions`` (a folder of SQuAD) questions with their passages in 384 tokens. Models
-fine-tuned for both are both given (``--student STSB SQUAD``). Whose an export is, it says itself. Published
-architectures are named in ``models``: with weights where a folder brings them, else random, which ``weights`` says.
+fine-tuned for both are both given (``--student STSB SQUAD``). An export records its model. ``models`` names published
+architectures; they have random weights unless a folder brings weights, and ``weights`` says which.
 
-For every number of threads and workload, each model runs in a process of its own, all on the same cores, one call of
-every model before the next input: a machine that grows warm or busy does it to all of them alike. ``latency.json``::
+For every number of threads and workload, each model runs in a separate process on the same cores, and all models take
+an input before the next one, so that a machine that grows warm or busy slows them alike. ``latency.json``::
 
     {"machine": {"processor": …, "flags": […], "governor": …, "libraries": {…}, …}, "settings": {…},
      "conditions": [{"threads": 1, "workload": "pairs", "pinned_cores": [1], "others_share_of_machine": 0.01, …}],
@@ -24,11 +24,11 @@ every model before the next input: a machine that grows warm or busy does it to 
                "max_ms": …, "first_ms": …, "load_seconds": …, "peak_memory_bytes": …, "model_memory_bytes": …,
                "bytes": …, "parameters": …, "joules": …, "ratio_to_teacher": …, "ratio_to_bert_base": …}]}
 
-``seconds`` are of all ``inputs`` together, without tokenisation and never scaled up from fewer; with it they are
-``seconds + tokenise_seconds``. Outliers are kept. ``load_seconds`` are from the start of a process to a model that can
-be called. ``model_memory_bytes`` of the peak came with the model; the rest is Python and the runtime's library (that of
-ExecuTorch brings PyTorch along, as it does not on a phone). ``joules`` are of one call. Ratios are of eager PyTorch in
-fp32 to this one, in the same turns, 2 means twice as fast: of the seconds over texts, of the medians at a fixed length.
+``seconds`` are of all ``inputs``, without tokenisation, which takes ``tokenise_seconds``. Outliers count.
+``load_seconds`` run from the start of the process to an open model. ``model_memory_bytes`` is the part of the peak that
+came with the model; the rest is Python and the runtime (ExecuTorch's imports PyTorch here, not on a phone). ``joules``
+are of one call. Ratios compare with eager PyTorch in fp32 in the same turns, and 2 means twice as fast: ratios of
+seconds over texts, of medians at a fixed length.
 """
 
 import contextlib

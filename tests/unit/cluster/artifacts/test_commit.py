@@ -172,7 +172,7 @@ def test_a_maker_that_was_followed_completes_nothing(out: UPath) -> None:
     making.__enter__()
     filesystem.remove(out / ".lease-00001")
     filesystem.write_json(out / ".lease-00002", ELSEWHERE)
-    with pytest.raises(LeaseError, match="another process went on with"):
+    with pytest.raises(LeaseError, match="another process took over"):
         making.__exit__(None, None, None)
     assert not filesystem.exists(out / commit.MANIFEST)
 
