@@ -1,14 +1,14 @@
-"""Ask a model: classes, a score, answers from a passage, or the words behind a mask.
+"""Predict with a model: classes, a score, answers from a passage, or the words of a mask.
 
 ::
 
     python -m deploy.predict EXPORT "text" … [--second TEXT] [--passage TEXT | --passage-file FILE] [--top 5] [--json]
 
-Takes any export that runs on this machine, and any model folder (in PyTorch). What is asked for depends on the model:
+Takes any export that runs on this machine, and any model folder (in PyTorch). The head decides about the input:
 
-- classification and regression take a text, and its partner in ``--second`` where the model was trained on pairs;
-- question answering takes a question, and the passage that holds the answer;
-- a masked-word model takes a text with [MASK] in it.
+- classification and regression: a text, and the second text of a pair in ``--second``;
+- question answering: a question, and the passage that holds the answer;
+- masked words: a text with [MASK] in it.
 
 From Python::
 
@@ -21,7 +21,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -36,27 +35,27 @@ from cluster.storage import filesystem
 from deploy.conversion import finalize, parity, source_model
 
 MASK = "[MASK]"
-"""Taken for the mask of any tokenizer, RoBERTa's ``<mask>`` among them."""
+"""Stands for the mask token of any tokenizer, such as RoBERTa's ``<mask>``."""
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """One of the things a model says."""
+    """One prediction of a model."""
 
     text: str
     """A label, a number, an answer, or a word."""
     probability: float | None
-    """None of a score."""
+    """None for a score."""
     begin: int | None = None
-    """Of an answer: its place in the passage, in characters."""
+    """For an answer: first and end character in the passage."""
     end: int | None = None
     mask: int | None = None
-    """Of a word: which mask it fills, counted from 1."""
+    """For a word: the number of the mask that it fills, from 1."""
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model, ready to be asked."""
+    """A model that is ready to predict."""
 
     described: Exported
     tokenizer: PreTrainedTokenizerBase
@@ -64,16 +63,16 @@ class LoadedModel:
     call: runtimes.Call
 
     def __call__(self, text: str, second: str | None = None, top: int = 5) -> list[Prediction]:
-        """What the model says, the likeliest first; ``second`` is the partner of a pair, or the passage.
+        """Predictions, the likeliest first; ``second`` is the second text of a pair, or the passage.
 
         Raises:
-            StageError: a passage is missing or one too many, or there is nothing masked.
+            StageError: a question without a passage; for masked words, a second text or no mask.
         """
         if self.described.head == "question-answering":
             if second is None:
                 raise StageError("this model answers questions about a passage: give one with --passage")
             found = span_decoding.best_answers(self.call, self.described, self.tokenizer, text, second, top)
-            return [Prediction(**asdict(each)) for each in found]
+            return [Prediction(span.text, share, span.begin, span.end) for span, share in found]
         if self.described.head == "masked-words":
             return self._words(text, second, top)
         logits = self.call(self._feed(text, second))["logits"][0]
@@ -97,7 +96,7 @@ class LoadedModel:
         return [Prediction(self.tokenizer.decode([word]).strip(), share, mask=mask) for mask, word, share in found]
 
     def _feed(self, text: str, second: str | None) -> parity.Feed:
-        """Inputs ``[1, length]``, cut at what the model reads."""
+        """Inputs ``[1, length]``, cut to the model's positions."""
         encoded = self.tokenizer(
             text,
             second,
@@ -113,16 +112,16 @@ def load(folder: Path, threads: int = 1) -> LoadedModel:
 
     Raises:
         ArtifactError: it was changed after it was made.
-        StageError: neither, one that does not run here, or its runtime is not installed.
+        StageError: neither, it does not run on this machine, or its runtime is not installed.
     """
     if (folder / commit.MANIFEST).is_file():
-        # The runtimes have no sentence for half a file, and answer from one that was changed.
+        # The runtimes report a cut file unclearly, and predict from a changed one.
         artifact.verify(folder)
     if export_spec.is_export(folder):
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
         tokenizer = source_model.tokenizer_of(folder, config)
         return LoadedModel(export_spec.read(folder), tokenizer, config.id2label, runtimes.open_export(folder, threads))
-    # Of the whole process, as PyTorch has it.
+    # PyTorch sets this for the whole process.
     torch.set_num_threads(threads)
     opened = source_model.open_source_model(folder)
     described = finalize.describe(opened, "pytorch", "pytorch", "model.safetensors")
@@ -139,7 +138,7 @@ def _likeliest(logits: npt.NDArray[np.float32], top: int) -> list[tuple[int, flo
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = "python -m deploy.predict") -> None:
-    """Ask from the command line."""
+    """The command line."""
     options = _parser(prog).parse_args(arguments)
     with errors_for_people():
         second = options.second
@@ -162,25 +161,24 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     parser.add_argument("export", metavar="EXPORT", help="an export, or a model folder")
     parser.add_argument("texts", metavar="TEXT", nargs="+", help="text, question, or text with [MASK]")
     other = parser.add_mutually_exclusive_group()
-    other.add_argument("--second", metavar="TEXT", help="the partner of a pair")
-    other.add_argument("--passage", metavar="TEXT", dest="second", help="the passage a question is about")
+    other.add_argument("--second", metavar="TEXT", help="the second text of a pair")
+    other.add_argument("--passage", metavar="TEXT", dest="second", help="the passage that answers a question")
     other.add_argument("--passage-file", metavar="FILE", help="the same, from a file")
-    parser.add_argument("--top", type=_positive, default=5, help="how many to show at most (5)")
+    parser.add_argument("--top", type=_positive, default=5, help="most predictions to show (5)")
     parser.add_argument("--threads", type=_positive, default=1, help="threads of the processor (1)")
-    parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    parser.add_argument("--json", action="store_true", help="print one JSON object per line")
     return parser
 
 
 def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text}: write a whole number from 1 on")
+        raise argparse.ArgumentTypeError(f"{text}: write a whole number of at least 1")
     return int(text)
 
 
 def _print(text: str, found: Sequence[Prediction], as_json: bool) -> None:
     if as_json:
-        said: dict[str, Any] = {"input": text, "predictions": [asdict(each) for each in found]}
-        print(json.dumps(said, ensure_ascii=False))
+        print(json.dumps({"input": text, "predictions": [asdict(each) for each in found]}, ensure_ascii=False))
         return
     for each in found or [Prediction("(nothing found)", None)]:
         share = "" if each.probability is None else f"  {each.probability:6.1%}"

@@ -1,11 +1,11 @@
-"""Whether an image can do what it was built for, asked while it is built, where there is no GPU to try it on.
+"""Check during its build that an image can run on its GPUs, though the build machine has none.
 
 ::
 
     python -m deploy.verify_image --version 2.13.0+cu126 --architectures sm_70
 
-torch must be the build that was asked for and hold kernels for every architecture, and so must DeepSpeed's FusedAdam,
-whose kernels ``cuobjdump`` of the CUDA toolkit lists. Without architectures, nothing of CUDA is looked for.
+torch must have this version. Both torch and DeepSpeed's FusedAdam, whose kernels ``cuobjdump`` of the CUDA toolkit
+lists, must have kernels for every architecture. Without architectures the check ignores CUDA.
 """
 
 import argparse
@@ -21,12 +21,12 @@ from cluster.artifacts import errors
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Exits 1 with one line where something is missing."""
+    """Exits 1 with one line if something is missing."""
     parser = argparse.ArgumentParser(
         prog="python -m deploy.verify_image", description=(__doc__ or "").partition("\n")[0]
     )
-    parser.add_argument("--version", required=True, help="of torch, with the name of its build")
-    parser.add_argument("--architectures", default="", help="that need kernels: sm_70, or several with blanks")
+    parser.add_argument("--version", required=True, help="of torch, with its build: 2.13.0+cu126")
+    parser.add_argument("--architectures", default="", help="of the GPUs, separated by blanks: sm_70")
     options = parser.parse_args(arguments)
     with errors.errors_for_people():
         check(options.version, options.architectures.split())
@@ -34,14 +34,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def check(version: str, architectures: Sequence[str]) -> None:
-    """Raises a StageError that names what is missing."""
+    """
+    Raises:
+        StageError: names what is missing.
+    """
     if torch.__version__ != version:
         raise errors.StageError(f"torch is {torch.__version__}, not {version}: take it from the index of that build")
-    _hold("torch", torch.cuda.get_arch_list(), architectures)
+    _check_kernels("torch", torch.cuda.get_arch_list(), architectures)
     if architectures:
         library = fused_adam()
         listed = subprocess.run(["cuobjdump", "--list-elf", library], capture_output=True, text=True, check=True)
-        _hold(library.name, compiled_for(listed.stdout), architectures)
+        _check_kernels(library.name, compiled_for(listed.stdout), architectures)
 
 
 def fused_adam() -> Path:
@@ -59,7 +62,7 @@ def compiled_for(listing: str) -> list[str]:
     return sorted(set(re.findall(r"\.(sm_\d+[a-z]?)\.cubin", listing)))
 
 
-def _hold(what: str, compiled: Sequence[str], wanted: Sequence[str]) -> None:
+def _check_kernels(what: str, compiled: Sequence[str], wanted: Sequence[str]) -> None:
     if missing := [name for name in wanted if name not in compiled]:
         there = ", ".join(compiled) or "none"
         raise errors.StageError(f"{what} has no kernels for {', '.join(missing)} (it has {there})")

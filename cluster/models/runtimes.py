@@ -10,9 +10,9 @@ import importlib.metadata
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -42,16 +42,16 @@ def open_export(folder: Path, threads: int = 1) -> Call:
     return _row_by_row(whole) if exported.rows == "one" else whole
 
 
-def require(distribution: str, extra: str | None) -> str:
+def require(distribution: str, install: str) -> str:
     """Version of a library.
 
     Raises:
-        StageError: it is not installed; names the extra that installs it.
+        StageError: it is not installed; the message says ``pip install`` with the arguments ``install``.
     """
     try:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
-        raise StageError(f"{distribution} is not installed: pip install 'stillhouse[{extra}]'") from None
+        raise StageError(f"{distribution} is not installed: pip install {install}") from None
 
 
 def prepare(exported: Exported) -> None:
@@ -63,7 +63,7 @@ def prepare(exported: Exported) -> None:
     if exported.runtime not in RUNTIMES:
         raise StageError(f"{exported.format} runs on a Mac, iPhone or iPad only: open it there with Xcode")
     runtime = RUNTIMES[exported.runtime]
-    require(runtime.distribution, runtime.extra)
+    require(runtime.distribution, f"'stillhouse[{runtime.extra}]'")
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)  # torchao, which ExecuTorch imports, warns several times
     try:
@@ -94,20 +94,20 @@ def described(exported: Exported) -> str:
     return f"{runtime.title} {importlib.metadata.version(runtime.distribution)} {precision}"
 
 
-def onnx_session(path: Path, threads: int) -> Any:
-    """A session that runs an ONNX or ORT file on the CPU."""
+def onnx_call(path: Path, outputs: Iterable[str], threads: int) -> Call:
+    """An ONNX or ORT file as a function of its inputs, on the CPU."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    session, names = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"]), list(outputs)
+    return lambda feed: dict(zip(names, session.run(names, dict(feed)), strict=True))
 
 
 def _onnxruntime(path: Path, exported: Exported, threads: int) -> Call:
-    session, names = onnx_session(path, threads), list(exported.outputs)
-    return lambda feed: dict(zip(names, session.run(names, dict(feed)), strict=True))
+    return onnx_call(path, exported.outputs, threads)
 
 
 def _openvino(path: Path, exported: Exported, threads: int) -> Call:

@@ -60,17 +60,6 @@ class Span:
     end: int
 
 
-@dataclass(frozen=True)
-class AnswerSpan:
-    """An answer, ``passage[begin:end]``."""
-
-    text: str
-    probability: float
-    """Relative to the other candidates of all windows."""
-    begin: int
-    end: int
-
-
 def encode_windows(
     tokenizer: Any,
     questions: Sequence[str],
@@ -132,8 +121,10 @@ def probabilities(spans: Sequence[Span]) -> list[float]:
 
 def best_answers(
     call: Call, exported: Exported, tokenizer: PreTrainedTokenizerBase, question: str, passage: str, top: int
-) -> list[AnswerSpan]:
-    """The ``top`` best answers of an export, best first; none for an empty passage.
+) -> list[tuple[Span, float]]:
+    """The ``top`` best answers of an export, best first, and their probabilities among the candidates of all windows.
+
+    An empty passage has no answers.
 
     Raises:
         StageError: the question leaves no room for a passage.
@@ -152,10 +143,7 @@ def best_answers(
     stride = room - min(OVERLAP, room // 3)
     windows = encode_windows(tokenizer, [question], [passage], exported.positions, stride)
     best = best_spans(passage, ((each.window, logits_of(each)) for each in windows))[:BEST_OF]
-    return [
-        AnswerSpan(span.text, probability, span.begin, span.end)
-        for span, probability in list(zip(best, probabilities(best), strict=True))[:top]
-    ]
+    return list(zip(best, probabilities(best), strict=True))[:top]
 
 
 def _special_tokens(tokenizer: Any) -> tuple[list[int], list[int], list[int]]:

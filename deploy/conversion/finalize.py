@@ -60,7 +60,7 @@ def versions(extra: str, *libraries: str) -> dict[str, str]:
     Raises:
         StageError: a library is not installed.
     """
-    return {name: runtimes.require(name, extra) for name in libraries}
+    return {name: runtimes.require(name, f"'stillhouse[{extra}]'") for name in libraries}
 
 
 def read_onnx_export(inputs: Mapping[str, Path], formats: Collection[str]) -> artifact.Artifact:

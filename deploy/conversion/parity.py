@@ -214,16 +214,8 @@ def check(differences: Mapping[str, Difference], tolerance: Tolerance, what: str
 
 def as_json(differences: Mapping[str, Difference]) -> dict[str, Any]:
     """The differences by output, for ``parity.json``."""
-    return {
-        name: {
-            "max_abs": found.max_abs,
-            "scale": found.scale,
-            "relative": found.relative,
-            "agreement": found.agreement,
-            "choices": found.choices,
-        }
-        for name, found in differences.items()
-    }
+    keys = ("max_abs", "scale", "relative", "agreement", "choices")
+    return {name: {key: getattr(found, key) for key in keys} for name, found in differences.items()}
 
 
 def summary(differences: Mapping[str, Difference]) -> dict[str, float | None]:

@@ -48,7 +48,11 @@ def feeds(calibration: Calibration, tokens: Path, source: SourceModel) -> list[F
         RowsError: its row files are damaged.
     """
     opened = open_tokens(tokens)
-    _check_vocabulary(source, tokens, opened.artifact.facts.get("vocabulary"))
+    if opened.artifact.facts.get("vocabulary") != vocabulary_digest(source.tokenizer):
+        raise StageError(
+            f"{tokens} was made with another vocabulary than that of {source.folder}: give the tokens that the model "
+            "was trained on, or make some with its tokenizer"
+        )
     marks = special_ids(source.tokenizer)
     chance = np.random.default_rng(calibration.seed)
     chosen = np.sort(chance.choice(len(opened.train), min(calibration.rows, len(opened.train)), replace=False))
@@ -72,11 +76,3 @@ def _input(words: np.ndarray, length: int, pair: bool, marks: SpecialIds, names:
         "token_type_ids": np.array([[0] * len(first) + [1] * len(second)], dtype=np.int64),
     }
     return {name: feed[name] for name in names}
-
-
-def _check_vocabulary(source: SourceModel, tokens: Path, known: str | None) -> None:
-    if known != vocabulary_digest(source.tokenizer):
-        raise StageError(
-            f"{tokens} was made with another vocabulary than that of {source.folder}: give the tokens that the model "
-            "was trained on, or make some with its tokenizer"
-        )

@@ -65,7 +65,7 @@ def convert(source: SourceModel, program: ExportedProgram, precision: str) -> An
 
 
 def run(recipe: CoreMl, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
-    version = runtimes.require("coremltools", "coreml")
+    versions = finalize.versions("coreml", "coremltools")
     source = open_source_model(inputs["model"])
     logger.info("converting %s", type(source.model).__name__)
     with finalize.quiet():
@@ -91,7 +91,7 @@ def run(recipe: CoreMl, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]
         "runtime": None,
         "not_run": NOT_RUN,
         "parity": None,
-        "toolchain": {"coremltools": version},
+        "toolchain": versions,
     }
 
 

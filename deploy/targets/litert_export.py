@@ -19,7 +19,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from cluster.artifacts import errors, stage
+from cluster.artifacts import stage
 from cluster.models import runtimes
 from cluster.telemetry import progress
 from deploy.conversion import finalize, parity, source_model
@@ -27,6 +27,7 @@ from deploy.conversion.finalize import ExportRecipe, Rounded
 from deploy.conversion.source_model import OneRowModel, SourceModel, open_source_model
 
 CONVERTER = ("litert-torch", "ai-edge-quantizer")
+_INSTALL = "--no-deps --requirement deploy/litert_converter.txt"
 
 
 class LiteRt(ExportRecipe):
@@ -77,7 +78,8 @@ def toolchain() -> dict[str, str]:
     Raises:
         StageError: a library is not installed.
     """
-    return finalize.versions("litert", "ai-edge-litert") | {name: _version(name) for name in CONVERTER}
+    runtime = finalize.versions("litert", "ai-edge-litert")
+    return runtime | {name: runtimes.require(name, _INSTALL) for name in CONVERTER}
 
 
 def run(recipe: LiteRt, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
@@ -92,15 +94,6 @@ def run(recipe: LiteRt, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]
         source, f"litert-{recipe.precision}", "litert", "", files=files, positions=lengths[-1], rows="one"
     )
     return finalize.complete(source, made, recipe, recipe.probe, inputs, out, toolchain=versions)
-
-
-def _version(name: str) -> str:
-    try:
-        return runtimes.require(name, None)
-    except errors.StageError:
-        raise errors.StageError(
-            f"{name} is not installed: pip install --no-deps --requirement deploy/litert_converter.txt"
-        ) from None
 
 
 STAGE = stage.Stage(

@@ -64,12 +64,7 @@ def measure(
     """The differences of the model from its source with all nodes but ``floats`` in 8 bits."""
     path = folder / finalize.ONNX
     quantize.quantize(model, path, 8, floats)
-    session, names = runtimes.onnx_session(path, 1), list(source.outputs)
-
-    def call(feed: runtimes.Feed) -> runtimes.Outputs:
-        return dict(zip(names, session.run(names, dict(feed)), strict=True))
-
-    found = parity.summary(finalize.differences_on(source, call, feeds))
+    found = parity.summary(finalize.differences_on(source, runtimes.onnx_call(path, source.outputs, 1), feeds))
     return {"relative": found["relative"], "agreement": found["agreement"]}
 
 

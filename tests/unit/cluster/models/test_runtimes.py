@@ -75,7 +75,7 @@ def test_what_cannot_run_here_says_what_to_do(tmp_path, monkeypatch):
     with pytest.raises(errors.StageError, match="runs on a Mac, iPhone or iPad only"):
         runtimes.open_export(tmp_path)
     with pytest.raises(errors.StageError, match=r"no-such-runtime is not installed: pip install 'stillhouse\[some\]'"):
-        runtimes.require("no-such-runtime", "some")
+        runtimes.require("no-such-runtime", "'stillhouse[some]'")
 
 
 @pytest.mark.long
