@@ -2,12 +2,11 @@
 
 See Brown et al. 2020, appendix C; words are those of ``word_ngrams``, without case and punctuation. An evaluation text
 shorter than 13 words counts as one n-gram if it has ``min_words`` words. Shorter texts (a phrase of SST-2, a title)
-occur in a corpus by chance; they are counted as ignored.
+occur in a corpus by chance, so they are ignored and counted.
 
 GPT-3 ignores n-grams that more than ten documents have. Here they count, because otherwise a test that was copied
-eleven times would pass. The price is documents with stock phrases: of 13,130 Wikipedia articles, none of them a source
-of SQuAD's development set, 2.4 % share an n-gram with it; four fifths of these share only n-grams that more than two
-articles have, such as phrases of a census bureau.
+eleven times would pass. This also drops documents with stock phrases: 2.4 % of 13,130 Wikipedia articles that are no
+source of SQuAD's development set share an n-gram with it.
 
 A task is a folder, a glob or a file. In a folder, files count whose path contains a word such as ``dev``, ``test`` or
 ``validation``. Every string in them is text of the task, whatever its column; labels are numbers, or too short.
@@ -57,14 +56,6 @@ class Decontamination(Recipe):
 
 
 @dataclass(frozen=True)
-class TaskFile:
-    """A file of evaluation data and its task."""
-
-    task: str
-    info: filesystem.FileInfo
-
-
-@dataclass(frozen=True)
 class EvaluationIndex:
     """The n-grams of the evaluation data as numbers, and their tasks."""
 
@@ -89,9 +80,9 @@ class EvaluationIndex:
         """
         texts: dict[str, set[str]] = {}
         files = Counter[str]()
-        for file in evaluation_files(recipe):
-            texts.setdefault(file.task, set()).update(evaluation_texts.read(file.info.location))
-            files[file.task] += 1
+        for task, file in evaluation_files(recipe):
+            texts.setdefault(task, set()).update(evaluation_texts.read(file.location))
+            files[task] += 1
         found = {task: [_TextNgrams.of(text, recipe) for text in texts[task]] for task in texts}
         numbers = {task: _distinct([text.ngrams for text in found[task]]) for task in found}
         lengths = sorted({text.length for part in found.values() for text in part if len(text.ngrams)})
@@ -181,19 +172,19 @@ class _TextNgrams:
         return word_ngrams.ngrams(self.words, length)[: len(self.ngrams)]
 
 
-def evaluation_files(recipe: Decontamination) -> list[TaskFile]:
-    """The files of evaluation data, in the order of the recipe's tasks, then by name.
+def evaluation_files(recipe: Decontamination) -> list[tuple[str, filesystem.FileInfo]]:
+    """Task and file of all evaluation data, in the order of the recipe's tasks, then by name.
 
     Raises:
         StageError: nothing at a path, or no evaluation file in a folder.
     """
-    return [file for text in recipe.tasks for file in _files(text, recipe.files)]
+    return [found for text in recipe.tasks for found in _files(text, recipe.files)]
 
 
-def _files(text: str, splits: tuple[str, ...]) -> list[TaskFile]:
+def _files(text: str, splits: tuple[str, ...]) -> list[tuple[str, filesystem.FileInfo]]:
     place = filesystem.location(text)
     if has_magic(text) or filesystem.is_file(place):
-        found = [TaskFile(info.location.parent.name, info) for info in filesystem.files(text)]
+        found = [(info.location.parent.name, info) for info in filesystem.files(text)]
         if not found:
             raise StageError(f"decontamination task {text}: nothing matches this glob")
         return found
@@ -201,7 +192,7 @@ def _files(text: str, splits: tuple[str, ...]) -> list[TaskFile]:
         raise StageError(f"decontamination task {text}: no such file or folder; relative paths start at {Path.cwd()}")
     below = {PurePosixPath(name): info for name, info in filesystem.listing(place).items()}
     readable = {name: info for name, info in below.items() if name.suffix in evaluation_texts.SUFFIXES}
-    chosen = [_of_folder(place.name, name, info, splits) for name, info in readable.items() if _is_split(name, splits)]
+    chosen = [(_task(place.name, name, splits), info) for name, info in readable.items() if _is_split(name, splits)]
     if not chosen:
         there = ", ".join(sorted({name.name for name in below})[:5]) or "nothing"
         raise StageError(
@@ -212,10 +203,9 @@ def _files(text: str, splits: tuple[str, ...]) -> list[TaskFile]:
     return chosen
 
 
-def _of_folder(folder: str, name: PurePosixPath, info: filesystem.FileInfo, splits: tuple[str, ...]) -> TaskFile:
-    """A file and its task, which is named by the folders without those that name a split."""
-    parents = [part for part in name.parent.parts if not _is_split(PurePosixPath(part), splits)]
-    return TaskFile("/".join([folder, *parents]), info)
+def _task(folder: str, name: PurePosixPath, splits: tuple[str, ...]) -> str:
+    """The task of a file: its folders without those that name a split."""
+    return "/".join([folder, *(part for part in name.parent.parts if not _is_split(PurePosixPath(part), splits))])
 
 
 def _is_split(name: PurePosixPath, splits: tuple[str, ...]) -> bool:

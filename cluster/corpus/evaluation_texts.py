@@ -28,8 +28,8 @@ def read(place: filesystem.Location) -> Iterator[str]:
     try:
         if place.suffix in _PARSERS:
             with text_files.open_text(str(place)) as stream:
-                content = stream.read()
-            yield from _PARSERS[place.suffix](content)
+                content = stream.read().decode("utf-8" if "json" in place.suffix else "utf-8-sig")
+            yield from _strings(_PARSERS[place.suffix](content))
         else:
             for values in _columnar(place):
                 yield from _strings(values)
@@ -50,34 +50,26 @@ def _columnar(place: filesystem.Location) -> Iterator[list[Any]]:
             yield from (batch.to_pylist() for batch in batches)
 
 
-def _json(content: bytes) -> Iterator[str]:
-    text = content.decode("utf-8")
+def _json(text: str) -> Any:
     try:
-        values = [json.loads(text)]
+        return json.loads(text)
     except json.JSONDecodeError as error:
         if error.msg != "Extra data":
             raise
-        values = [json.loads(line) for line in text.splitlines() if line.strip()]
-    yield from _strings(values)
+        return [json.loads(line) for line in text.splitlines() if line.strip()]
 
 
-def _json_lines(content: bytes) -> Iterator[str]:
-    yield from _strings([json.loads(line) for line in content.decode("utf-8").split("\n") if line.strip()])
+def _json_lines(text: str) -> list[Any]:
+    return [json.loads(line) for line in text.split("\n") if line.strip()]
 
 
-def _tsv(content: bytes) -> Iterator[str]:
-    for line in content.decode("utf-8-sig").split("\n"):
-        yield from line.rstrip("\r").split("\t")
+def _tsv(text: str) -> list[list[str]]:
+    return [line.rstrip("\r").split("\t") for line in text.split("\n")]
 
 
-def _csv(content: bytes) -> Iterator[str]:
+def _csv(text: str) -> list[list[str]]:
     csv.field_size_limit(2**31 - 1)
-    for row in csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""), strict=True):
-        yield from row
-
-
-def _lines(content: bytes) -> Iterator[str]:
-    yield from content.decode("utf-8-sig").split("\n")
+    return list(csv.reader(io.StringIO(text, newline=""), strict=True))
 
 
 def _strings(value: Any) -> Iterator[str]:
@@ -89,11 +81,11 @@ def _strings(value: Any) -> Iterator[str]:
             yield from _strings(member)
 
 
-_PARSERS: dict[str, Callable[[bytes], Iterator[str]]] = {
+_PARSERS: dict[str, Callable[[str], Any]] = {
     ".json": _json,
     ".jsonl": _json_lines,
     ".tsv": _tsv,
     ".csv": _csv,
-    ".txt": _lines,
+    ".txt": lambda text: text.split("\n"),
 }
 SUFFIXES = (".parquet", ".arrow", *_PARSERS)

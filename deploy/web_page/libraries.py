@@ -1,15 +1,15 @@
-"""Fetch what the measuring page runs on: the npm packages pinned in ``deploy/browser/package-lock.json``.
+"""Fetch the libraries of the measuring page: the npm packages pinned in ``deploy/browser/package-lock.json``.
 
 ::
 
     python -m deploy.web_page.libraries --out build/browser
 
-npm checks every package against the lock's digests and runs none of their scripts. Of the packages only the files that
-a browser loads are kept, with the list of licences and ``libraries.json``, which names versions and digests::
+npm checks every package against the lock's digests and runs none of their scripts. The folder has only the files that
+a browser loads, the list of licences, and ``libraries.json`` with versions and digests::
 
     {"packages": {"onnxruntime-web": "1.30.0", …}, "files": {"ort.wasm.min.mjs": "<sha256>", …}}
 
-This is the only step that needs a network; the page itself loads nothing from anywhere else.
+Only this step needs a network.
 """
 
 import argparse
@@ -35,25 +35,25 @@ FILES = {
         "ort.wasm.min.mjs",
         "ort-wasm-simd-threaded.mjs",
         "ort-wasm-simd-threaded.wasm",
-        # The same for a GPU; a page fetches it only where there is one.
+        # For GPUs; the page fetches these only on a phone that has one.
         "ort.webgpu.min.mjs",
         "ort-wasm-simd-threaded.asyncify.mjs",
         "ort-wasm-simd-threaded.asyncify.wasm",
     ),
 }
-"""Package to the files of its ``dist`` that are kept."""
+"""Package to the files of its ``dist`` that the page uses."""
 
 
 def versions() -> dict[str, str]:
-    """The packages asked for and their exact versions."""
+    """The pinned packages and their versions."""
     return dict(json.loads((BROWSER / "package.json").read_text(encoding="utf-8"))["dependencies"])
 
 
 def vendor(out: Path) -> Path:
-    """Fetch the packages into the folder ``out``, which is complete or absent; one of these versions is kept.
+    """Fetch the packages into the folder ``out``, all or nothing; does nothing if they are already there.
 
     Raises:
-        StageError: no npm here, it failed, or ``out`` holds something else.
+        StageError: npm is not installed or failed, or ``out`` has other contents.
     """
     if out.exists():
         check(out)
@@ -76,10 +76,10 @@ def vendor(out: Path) -> Path:
 
 
 def check(folder: Path) -> dict[str, str]:
-    """The packages in a vendored folder and their versions.
+    """The packages in a folder made by :func:`vendor`, and their versions.
 
     Raises:
-        StageError: it is not a vendored folder, is of other versions, or was changed.
+        StageError: the folder is absent, has other versions, or was changed.
     """
     fetch = f"run python -m deploy.web_page.libraries --out {folder}"
     if not folder.exists():
@@ -112,7 +112,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m deploy.web_page.libraries", description=(__doc__ or "").partition("\n")[0]
     )
-    parser.add_argument("--out", type=Path, metavar="DIR", required=True, help="where the libraries will be")
+    parser.add_argument("--out", type=Path, metavar="DIR", required=True, help="folder for the libraries")
     options = parser.parse_args()
     with errors.errors_for_people():
         print(vendor(options.out))

@@ -1,28 +1,28 @@
-"""Make the page that measures a phone: question-answering exports, the runtime they need, and nothing from elsewhere.
+"""Make the page that measures a phone: question-answering exports and the runtime that they need.
 
 ::
 
     python -m deploy.web_page.libraries --out build/browser
     python -m deploy.web_page RECIPE --student DIR [--teacher DIR] --libraries build/browser --out DIR
 
-The page is a folder of static files that any server can give out and that keeps itself on the phone. Measuring
-for a job is ``eval.mobile``, which serves it. It holds::
+The page is a folder of static files for any web server (``eval.mobile`` is one); phones store it for use offline::
 
-    index.html page.js worker.js …      what people see (deploy/browser)
-    libraries/                          ONNX Runtime Web and the tokenizer (deploy.web_page.libraries)
+    index.html page.js worker.js …      from deploy/browser
+    libraries/                          ONNX Runtime Web and the tokenizer
     models/<role>/                      tokenizer files
-    models/<digest>.part                pieces of model files, each fetched, checked and kept by itself
+    models/<digest>.part                parts of the model files, each fetched, checked and stored separately
     page.json                           models, their sizes and parts, version of the page
-    service_worker.js                   knows the version and every file but the parts
+    service_worker.js                   has the version and the names of all files except the parts
 
-Threads need cross-origin isolation: ``Cross-Origin-Opener-Policy: same-origin`` and ``Cross-Origin-Embedder-Policy:
-require-corp`` on every answer, over https or from localhost. Without these the page uses one thread and says so.
+Threads need cross-origin isolation: the server sends ``Cross-Origin-Opener-Policy: same-origin`` and
+``Cross-Origin-Embedder-Policy: require-corp`` over https or from localhost. Otherwise the page uses one thread and
+shows that.
 """
 
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,24 +38,24 @@ from deploy.web_page import libraries
 PAGE = "page.json"
 SERVICE_WORKER = "service_worker.js"
 ROLES = ("student", "teacher")
-"""In this order a phone loads them: with the student alone it can answer already."""
+"""A phone loads them in this order, and answers as soon as it has the student."""
 
 NOT_SERVED = ("package.json", "package-lock.json", libraries.LICENCES)
 
 
 class Shown(Recipe):
-    """One model, for people."""
+    """How the page shows a model."""
 
     title: str = Field(min_length=1, max_length=40)
     weights: Literal["trained", "random"] = "trained"  # random ones have the speed of trained ones, but no answers
 
 
 class WebPage(Recipe):
-    """A page for measuring."""
+    """A page that measures phones."""
 
     student: Shown = Shown(title="Student")
     teacher: Shown = Shown(title="Teacher")
-    part_bytes: PositiveInt = 8 * 2**20  # what a lost connection costs at most
+    part_bytes: PositiveInt = 8 * 2**20  # a lost connection costs at most one part
 
 
 def run(recipe: WebPage, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
@@ -76,7 +76,7 @@ def run(recipe: WebPage, inputs: Mapping[str, Path], out: Path) -> dict[str, Any
 
 
 def add_model(role: str, shown: Shown, folder: Path, out: Path, part_bytes: int) -> dict[str, Any]:
-    """Put an export into the page; what the page must know of it.
+    """Add an export to the page; returns its entry in ``page.json``.
 
     Raises:
         StageError: it does not answer questions, or a browser cannot run it.
@@ -116,7 +116,7 @@ def _model_file(folder: Path, known: export_spec.Exported) -> Path:
 
 
 def _check_tokenizer(role: str, path: Path) -> None:
-    """The page cuts words as BERT does: it must know the place of every piece in the text."""
+    """Raise StageError unless the tokenizer is BERT's: the page needs the place of every word piece in the text."""
     model = json.loads(path.read_text(encoding="utf-8"))["model"]
     if model["type"] != "WordPiece" or not {"[CLS]", "[SEP]"} <= set(model["vocab"]):
         raise errors.StageError(
@@ -125,7 +125,7 @@ def _check_tokenizer(role: str, path: Path) -> None:
 
 
 def _cut(path: Path, out: Path, part_bytes: int) -> list[dict[str, Any]]:
-    """Cut a file into parts named by their digests, so that another version shares those that did not change."""
+    """Cut a file into parts named by their digests, so that two versions of a page share equal parts."""
     parts = []
     with path.open("rb") as file:
         while piece := file.read(part_bytes):
@@ -137,27 +137,22 @@ def _cut(path: Path, out: Path, part_bytes: int) -> list[dict[str, Any]]:
 
 
 def finish(out: Path, described: Mapping[str, Any]) -> str:
-    """Write ``page.json`` and the service worker, which know every other file; the version of the page."""
+    """Write ``page.json`` and the service worker; returns the version of the page, a digest of all other files."""
     template = (libraries.BROWSER / SERVICE_WORKER).read_text(encoding="utf-8")
     found = (path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
-    # Names that begin with a dot are of the artifact in the making, not of the page.
+    # Files whose names begin with a dot belong to the unfinished artifact, not to the page.
     files = sorted(name for name in found if name not in (SERVICE_WORKER, PAGE) and not name.startswith("."))
     digests = {name: filesystem.file_sha256(out / name) for name in files}
     version = artifact.digest([digests, template, dict(described)])
     filesystem.write_json(out / PAGE, {"version": version, **described})
-    # The runtime for GPUs is as large as all the rest: kept when a phone first asks for it.
+    # Not the runtime for GPUs, which is as large as all the rest: a phone stores it when it first uses it.
     shell = [name for name in files if not name.endswith(".part") and "webgpu" not in name and "asyncify" not in name]
-    (out / SERVICE_WORKER).write_text(_service_worker(template, version, ["./", PAGE, *shell], out), encoding="utf-8")
+    # The phone fetches index.html twice, also as "./", so its size counts twice.
+    total = sum((out / name).stat().st_size for name in ("index.html", PAGE, *shell))
+    listed = ", ".join(json.dumps(name) for name in ("./", PAGE, *shell))
+    filled = template.replace("@VERSION@", version).replace("/* @SHELL@ */", listed)
+    (out / SERVICE_WORKER).write_text(filled.replace("/* @TOTAL@ */ 0", str(total)), encoding="utf-8")
     return version
-
-
-def _service_worker(template: str, version: str, kept: Sequence[str], out: Path) -> str:
-    # "./" is index.html under another name: fetched once more, and so counted once more.
-    total = sum((out / ("index.html" if name == "./" else name)).stat().st_size for name in kept)
-    listed = ", ".join(json.dumps(name) for name in kept)
-    return (
-        template.replace("@VERSION@", version).replace("/* @SHELL@ */", listed).replace("/* @TOTAL@ */ 0", str(total))
-    )
 
 
 def check(recipe: WebPage, context: stage.StageContext) -> None:

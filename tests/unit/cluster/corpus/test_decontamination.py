@@ -160,7 +160,7 @@ def test_of_a_folder_the_files_named_for_evaluation_count(tmp_path: Path) -> Non
     _task(root / "cola", LONG, name="latest.jsonl")
     (root / "rte" / "dev.md").write_text(SHORT)
     recipe = Decontamination.of({"tasks": [str(root)]})
-    assert [(file.task, file.info.location.name) for file in evaluation_files(recipe)] == [
+    assert [(task, file.location.name) for task, file in evaluation_files(recipe)] == [
         ("glue/mnli", "0000.jsonl"),
         ("glue/rte", "dev.jsonl"),
     ]
