@@ -90,7 +90,7 @@ class LoadedModel:
             if str(self.tokenizer.mask_token) in text:
                 read = self.described.positions
                 raise StageError(f"{MASK} comes after the {read} tokens that the model reads: shorten the text")
-            raise StageError(f"nothing to fill: write {MASK} in the text where a word is wanted")
+            raise StageError(f"nothing to fill: write {MASK} in the text for the missing word")
         logits = self.call(feed)["logits"][0]
         found = [(number, *each) for number, place in enumerate(masked, 1) for each in _likeliest(logits[place], top)]
         return [Prediction(self.tokenizer.decode([word]).strip(), share, mask=mask) for mask, word, share in found]

@@ -48,7 +48,7 @@ def check(version: str, architectures: Sequence[str]) -> None:
 
 
 def fused_adam() -> Path:
-    """DeepSpeed's compiled FusedAdam, found without importing DeepSpeed, which would look for a GPU."""
+    """DeepSpeed's compiled FusedAdam, found without importing DeepSpeed, which searches for GPUs."""
     found = importlib.util.find_spec("deepspeed")
     folders = [Path(folder) for folder in (found and found.submodule_search_locations) or ()]
     libraries = [library for folder in folders for library in folder.glob("ops/adam/fused_adam_op*.so")]

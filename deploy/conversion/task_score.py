@@ -19,7 +19,7 @@ BATCH = 16
 
 
 class Scored(Recipe):
-    """What a score is measured on; by default what the manifest of the fine-tuned model says."""
+    """The examples to score; the defaults are in the manifest of the fine-tuned model."""
 
     task: str | None = None
     max_length: PositiveInt | None = None
@@ -66,10 +66,8 @@ def check(found: Mapping[str, Any], most: float, what: str, keeps: bool = False)
 
 
 def _task(scored: Scored, model: Path) -> tuple[str, int | None]:
-    """Name of the task, and the most tokens of an example if recipe or model says it."""
-    facts: Mapping[str, Any] = {}
-    if (model / commit.MANIFEST).is_file():
-        facts = artifact.read(model).facts
+    """Name of the task, and the most tokens of an example if the recipe or the model has it."""
+    facts = artifact.read(model).facts if (model / commit.MANIFEST).is_file() else {}
     task = scored.task or facts.get("task")
     if task is None:
         raise errors.StageError(f'{model} does not say what it was fine-tuned on: write score.task, for example "mrpc"')
