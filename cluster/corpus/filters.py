@@ -111,7 +111,8 @@ class Filter:
         """The clean text and the first reason to drop it; cheap rules run first."""
         text = clean(text)
         if text and self._recipe.c4 is not None:
-            text = keep_sentences(text, self._recipe.c4)
+            # C4's first, fourth and sixth rule: only lines of running text stay.
+            text = "\n".join(line for line in text.split("\n") if _is_prose(line, self._recipe.c4))
         return FilterResult(text, self._reason(text))
 
     def _reason(self, text: str) -> str | None:
@@ -134,7 +135,9 @@ class Filter:
                 return "language"
         if recipe.c4 is not None and (reason := c4_reason(text, recipe.c4)):
             return reason
-        return gopher_reason(text, recipe.gopher) if recipe.gopher is not None else None
+        if recipe.gopher is not None:
+            return _words_reason(text, recipe.gopher) or _lines_reason(text, recipe.gopher)
+        return None
 
 
 def clean(text: str) -> str:
@@ -169,11 +172,6 @@ def _language_codes() -> list[str]:
     return sorted(found["lang"] for found in _detector().detect("language", model="lite", k=1000, threshold=-1.0))
 
 
-def keep_sentences(text: str, rules: C4) -> str:
-    """The lines of running text (C4's first, fourth and sixth rule)."""
-    return "\n".join(line for line in text.split("\n") if _is_prose(line, rules))
-
-
 def c4_reason(text: str, rules: C4) -> str | None:
     """The first of C4's rules for whole pages that a text breaks, or None."""
     lower = text.lower()
@@ -182,11 +180,6 @@ def c4_reason(text: str, rules: C4) -> str | None:
     if len(_SENTENCE_END.findall(text)) < rules.min_sentences:
         return "c4: few sentences"
     return None
-
-
-def gopher_reason(text: str, rules: Gopher) -> str | None:
-    """The first of Gopher's rules that a text breaks, or None."""
-    return _words_reason(text, rules) or _lines_reason(text, rules)
 
 
 def _is_prose(line: str, rules: C4) -> bool:
@@ -198,6 +191,7 @@ def _is_prose(line: str, rules: C4) -> bool:
 
 
 def _words_reason(text: str, rules: Gopher) -> str | None:
+    """The first of Gopher's rules for words that a text breaks, or None."""
     words = text.split()
     if not words:
         return "gopher: word length"
@@ -215,6 +209,7 @@ def _words_reason(text: str, rules: Gopher) -> str | None:
 
 
 def _lines_reason(text: str, rules: Gopher) -> str | None:
+    """The first of Gopher's rules for lines that a text breaks, or None."""
     lines = [line.strip() for line in text.split("\n") if line and not line.isspace()]
     if sum(line.startswith(_BULLETS) for line in lines) > rules.max_bullet_lines * len(lines):
         return "gopher: bullets"

@@ -16,11 +16,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cluster.actors.actor_pool import Attempt, Unit
+from cluster.actors.actor_pool import Attempt
 from cluster.corpus import document_table, selection
 from cluster.corpus.document_table import SOURCE, TEXT, ScannedSplit
 from cluster.corpus.selection import Selection
-from cluster.readers import splits
 from cluster.storage import filesystem
 from cluster.storage.filesystem import Location
 
@@ -63,11 +62,6 @@ def _part(scanned: ScannedSplit, start: int, selected: Selection, first: int, la
     if not kept.any():
         return None
     return SplitRows(scanned.split.number, begin - start, end - start, np.packbits(kept).tobytes())
-
-
-def units(shards: Iterator[tuple[Shard, int]]) -> Iterator[Unit]:
-    """Units of work; small files share one."""
-    return (Unit(group[0].name, group, size) for group, size in splits.group_by_size(shards))
 
 
 class ShardWriter:

@@ -67,12 +67,8 @@ class ScanProgress:
         """What is left after the settled splits, and after the results of all scheduled splits."""
         self._read, self._bad = 0, Counter[str]()
         self._examples: list[dict[str, Any]] = []
-        self._used: list[ScannedSplit] = []
-
-    @property
-    def used(self) -> Sequence[ScannedSplit]:
+        self.used: list[ScannedSplit] = []
         """The settled splits that are needed, in order."""
-        return self._used
 
     def add(self, number: int, facts: Sequence[dict[str, Any]]) -> None:
         """Add the result of a split.
@@ -108,7 +104,7 @@ class ScanProgress:
                 self._use(self._results[split.number])
 
     def _use(self, scanned: ScannedSplit) -> None:
-        self._used.append(scanned)
+        self.used.append(scanned)
         for facts in _take(self._settled_limits, scanned):
             self._read += facts["rows"]
             self._bad.update(facts["bad"])

@@ -161,8 +161,9 @@ def _write(recipe: Corpus, scanned: Sequence[ScannedSplit], selected: Selection,
     there = filesystem.listing(out)
     planned = list(shard_writer.plan(scanned, selected, recipe.shard_bytes))
     missing = [(shard, size) for shard, size in planned if shard.name not in there]
+    # Small files share a unit of work.
+    units = (actor_pool.Unit(group[0].name, group, size) for group, size in splits.group_by_size(missing))
     worker = functools.partial(ShardWriter, out / WORK, out)
-    units = shard_writer.units(iter(missing))
     with progress.Progress("corpus", len(planned), "files", len(planned) - len(missing)) as bar:
         for _, result in actor_pool.map_unordered("corpus", worker, units, recipe.placement):
             bar.advance(result["shards"])

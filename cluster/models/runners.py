@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import transformers
-from transformers import PretrainedConfig, PreTrainedModel
 
 from cluster.artifacts.errors import StageError
 from cluster.models import export_spec, model_folder, runtimes
@@ -64,8 +63,11 @@ class PyTorchRunner:
 
     def __init__(self, folder: Path, threads: int = 1) -> None:
         config = model_folder.configuration(folder)
+        name = (config.architectures or ["none"])[0]
         # Imports the class before the clock starts, because import time is not load time.
-        model_class = _model_class(folder, config)
+        model_class: Any = getattr(transformers, name, None)
+        if model_class is None:
+            raise StageError(f"{folder}/config.json: architectures names {name}, which transformers does not have")
         torch.set_num_threads(threads)
         started = time.perf_counter()
         with quiet_tokenizer():
@@ -125,11 +127,3 @@ class ExportRunner:
             # As in PyTorch, no types mean zeros: a single text.
             feed["token_type_ids"] = np.zeros_like(input_ids) if token_type_ids is None else token_type_ids
         return tuple(self._call(feed).values())
-
-
-def _model_class(folder: Path, config: PretrainedConfig) -> type[PreTrainedModel]:
-    name = (config.architectures or ["none"])[0]
-    found: Any = getattr(transformers, name, None)
-    if found is None:
-        raise StageError(f"{folder}/config.json: architectures names {name}, which transformers does not have")
-    return found  # type: ignore[no-any-return]

@@ -39,7 +39,7 @@ def open_export(folder: Path, threads: int = 1) -> Call:
     load = RUNTIMES[exported.runtime].load
     opened = {key: load(folder / name, exported, threads) for key, name in exported.files.items()}
     whole = opened[ANY] if exported.lengths is None else _padded(exported, {int(key): opened[key] for key in opened})
-    return _row_by_row(whole) if exported.rows == "one" else whole
+    return row_by_row(whole) if exported.rows == "one" else whole
 
 
 def require(distribution: str, install: str) -> str:
@@ -201,7 +201,9 @@ def _padded(exported: Exported, by_length: Mapping[int, Call]) -> Call:
     return call
 
 
-def _row_by_row(single: Call) -> Call:
+def row_by_row(single: Call) -> Call:
+    """A function of a batch from one that takes a single row at a time."""
+
     def call(feed: Feed) -> Outputs:
         rows = range(len(feed["input_ids"]))
         found = [single({name: values[row : row + 1] for name, values in feed.items()}) for row in rows]

@@ -64,20 +64,14 @@ def special_ids(tokenizer: Any) -> SpecialIds:
     Raises:
         StageError: the tokenizer has no token for the start, the end, or a masked word.
     """
+    ids = {role: getattr(tokenizer, f"{role}_token_id") for role in ("cls", "sep", "mask", "pad", "unk")}
     for role in ("cls", "sep", "mask"):
-        if getattr(tokenizer, f"{role}_token_id") is None:
+        if ids[role] is None:
             raise StageError(
                 f"the tokenizer {tokenizer.name_or_path or 'given'} has no {role}_token: "
                 "use that of a masked language model such as BERT or RoBERTa"
             )
-    return SpecialIds(
-        cls=tokenizer.cls_token_id,
-        sep=tokenizer.sep_token_id,
-        mask=tokenizer.mask_token_id,
-        pad=tokenizer.pad_token_id,
-        unk=tokenizer.unk_token_id,
-        all=tuple(sorted({*tokenizer.all_special_ids})),
-    )
+    return SpecialIds(**ids, all=tuple(sorted({*tokenizer.all_special_ids})))
 
 
 def vocabulary_size(tokenizer: Any) -> int:

@@ -107,14 +107,10 @@ def _in_pytorch(source: SourceModel, program: ExportedProgram) -> runtimes.Call:
     module = program.module()
 
     def call(feed: runtimes.Feed) -> runtimes.Outputs:
-        parts = [
-            module(**{name: torch.from_numpy(values[row : row + 1]).int() for name, values in feed.items()})
-            for row in range(len(feed["input_ids"]))
-        ]
-        joined = [torch.cat(outputs).detach().numpy() for outputs in zip(*parts, strict=True)]
-        return dict(zip(source.outputs, joined, strict=True))
+        outputs = module(**{name: torch.from_numpy(values).int() for name, values in feed.items()})
+        return {name: values.detach().numpy() for name, values in zip(source.outputs, outputs, strict=True)}
 
-    return call
+    return runtimes.row_by_row(call)
 
 
 STAGE = stage.Stage(

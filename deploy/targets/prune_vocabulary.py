@@ -26,7 +26,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from transformers import AutoTokenizer, PreTrainedModel
 
 from cluster.artifacts import artifact, commit, errors, stage
-from cluster.models import runtimes
+from cluster.models import model_folder, runtimes
 from cluster.storage.filesystem import write_json
 from cluster.tokens.rows import open_tokens
 from cluster.tokens.tokenizer import quiet_tokenizer
@@ -191,7 +191,7 @@ def _facts(source: SourceModel, pruned: PreTrainedModel, out: Path, kept: Ids) -
     return {
         "format": FORMAT,
         "runtime": f"PyTorch {torch.__version__}",
-        "bytes": sum(path.stat().st_size for path in out.glob("*.safetensors")),
+        "bytes": model_folder.weight_bytes(out),
         "parameters": pruned.num_parameters(),
         "architecture": type(pruned).__name__,
         "head": source.head,

@@ -11,8 +11,7 @@ RUN_NAME = "{{run}}"
 
 def of_runs(name: str, *matchers: str) -> str:
     """A series of the runs that the menu selects."""
-    chosen = ('cluster=~"$cluster"', 'run=~"$run"', *matchers)
-    return f"{name}{{{', '.join(chosen)}}}"
+    return of_clusters(name, 'run=~"$run"', *matchers)
 
 
 def of_clusters(name: str, *matchers: str) -> str:

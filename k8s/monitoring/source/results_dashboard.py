@@ -7,6 +7,8 @@ from k8s.monitoring.source.promql import ALERTS, of_clusters
 
 _OURS = '{namespace="stillhouse"}'
 _BY_KIND = "by (cluster, kind)"
+_STEP = "$__rate_interval"
+"""The time between two points of a graph."""
 _TEACHER = 'model="teacher"'
 _TO_TEACHER = (
     f"max by (cluster, task, model) ({of_clusters('stillhouse_score_ratio')}) / on (cluster, task) group_left "
@@ -14,9 +16,9 @@ _TO_TEACHER = (
 )
 
 
-def _increase(name: str, *by: str) -> str:
-    """The growth of a counter in the time that is shown."""
-    return f"sum by ({', '.join(('cluster', *by))}) (increase({of_clusters(name)}[$__range]))"
+def _increase(name: str, *by: str, window: str = "$__range") -> str:
+    """The growth of a counter in a window; by default the time that is shown."""
+    return f"sum by ({', '.join(('cluster', *by))}) (increase({of_clusters(name)}[{window}]))"
 
 
 def _rate(name: str, *by: str) -> str:
@@ -24,14 +26,15 @@ def _rate(name: str, *by: str) -> str:
     return f"sum by ({', '.join(('cluster', *by))}) (rate({of_clusters(name)}[$__rate_interval]))"
 
 
-def _lately(name: str, *by: str) -> str:
-    """The growth of a counter since the point before."""
-    return f"sum by ({', '.join(('cluster', *by))}) (increase({of_clusters(name)}[$__rate_interval]))"
-
-
 def _quantile(share: float, name: str) -> Query:
     summed = f"sum by (cluster, kind, le) (rate({of_clusters(name + '_bucket')}[$__range]))"
     return Query(f"histogram_quantile({share}, {summed})", f"{{{{kind}}}}: {share * 100:g} %")
+
+
+def _latency(percentile: int) -> Query:
+    """The time of one call in the last benchmark."""
+    series = of_clusters("stillhouse_latency_seconds", f'percentile="{percentile}"')
+    return Query(f"max by (cluster, model, runtime, tokens) ({series})", "{{model}}, {{tokens}}: {{runtime}}")
 
 
 RESULTS = Board(
@@ -191,8 +194,8 @@ RESULTS = Board(
                 "Actors that died, files begun again",
                 "An actor that dies at a file leaves it to another one.",
                 "short",
-                Query(_lately("stillhouse_actor_deaths_total", "task"), "{{task}}: deaths"),
-                Query(_lately("stillhouse_lost_units_total", "task"), "{{task}}: begun again"),
+                Query(_increase("stillhouse_actor_deaths_total", "task", window=_STEP), "{{task}}: deaths"),
+                Query(_increase("stillhouse_lost_units_total", "task", window=_STEP), "{{task}}: begun again"),
                 width=12,
             ),
         ),
@@ -224,24 +227,14 @@ RESULTS = Board(
                 "In the last benchmark, by tokens of a text or what texts they are, on the machine that ran it: "
                 "compare models there, not clusters.",
                 "s",
-                Query(
-                    "max by (cluster, model, runtime, tokens) ("
-                    + of_clusters("stillhouse_latency_seconds", 'percentile="50"')
-                    + ")",
-                    "{{model}}, {{tokens}}: {{runtime}}",
-                ),
+                _latency(50),
                 width=12,
             ),
             bars(
                 "Slowest calls",
                 "99th percentile of the same benchmark.",
                 "s",
-                Query(
-                    "max by (cluster, model, runtime, tokens) ("
-                    + of_clusters("stillhouse_latency_seconds", 'percentile="99"')
-                    + ")",
-                    "{{model}}, {{tokens}}: {{runtime}}",
-                ),
+                _latency(99),
                 width=12,
             ),
             bars(

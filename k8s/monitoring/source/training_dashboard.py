@@ -3,6 +3,12 @@
 from k8s.monitoring.source.grafana import Board, Link, Query, Variable, bars, graph, stat, table
 from k8s.monitoring.source.promql import ALERTS, BY_RUN, RUN_NAME, last, of_gpus, of_runs, per_run
 
+
+def _part_seconds(worker: str) -> str:
+    """Seconds of each part of a step, of the mean or the slowest worker."""
+    return last("stillhouse_step_part_seconds", f'worker="{worker}"', by="by (cluster, run, part)")
+
+
 TRAINING = Board(
     title="Training run",
     uid="stillhouse-training",
@@ -128,7 +134,7 @@ TRAINING = Board(
                 "Seconds of a mean step by part, mean over workers, as the device sees them. Communication is what "
                 "is waited for, so it holds the wait for the slowest worker as well.",
                 "s",
-                Query(last("stillhouse_step_part_seconds", 'worker="mean"', by="by (cluster, run, part)"), "{{part}}"),
+                Query(_part_seconds("mean"), "{{part}}"),
                 width=12,
                 stacked=True,
             ),
@@ -137,13 +143,7 @@ TRAINING = Board(
                 "How much longer the slowest worker takes for each part. One worker that is slow in everything is "
                 "a hot or capped GPU, or a neighbour on its node.",
                 "percentunit",
-                Query(
-                    last("stillhouse_step_part_seconds", 'worker="slowest"', by="by (cluster, run, part)")
-                    + " / "
-                    + last("stillhouse_step_part_seconds", 'worker="mean"', by="by (cluster, run, part)")
-                    + " - 1",
-                    "{{part}}",
-                ),
+                Query(f"{_part_seconds('slowest')} / {_part_seconds('mean')} - 1", "{{part}}"),
                 width=6,
             ),
             graph(

@@ -59,7 +59,7 @@ def test_rows_are_padded_to_the_shortest_length_that_holds_them_and_cut_back():
 
         return call
 
-    padded = runtimes._row_by_row(runtimes._padded(description(), {8: of_length(8), 16: of_length(16)}))
+    padded = runtimes.row_by_row(runtimes._padded(description(), {8: of_length(8), 16: of_length(16)}))
     ids = np.arange(20).reshape(2, 10)
     found = padded({"input_ids": ids, "attention_mask": np.ones_like(ids)})
     assert (found["start_logits"] == ids).all()
@@ -86,6 +86,6 @@ def test_a_batch_is_answered_as_its_rows_are(tmp_path):
     call = runtimes.open_export(export)
     ids = np.random.default_rng(0).integers(5, 100, (3, 9))
     feed = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
-    whole, single = call(feed), runtimes._row_by_row(call)(feed)
+    whole, single = call(feed), runtimes.row_by_row(call)(feed)
     for name in ("start_logits", "end_logits"):
         np.testing.assert_allclose(whole[name], single[name], atol=1e-5)
