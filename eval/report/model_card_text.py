@@ -9,8 +9,9 @@ from cluster.telemetry.formatting import amount, millions, percent
 from eval.report import measured_tables
 from eval.report.pages import Page
 from eval.report.table import Row, Table, cells
-from eval.results.paper import key
+from eval.results.paper import GLUE, key
 from eval.results.schema import STUDENT, TEACHER
+from eval.tasks.definitions import TASKS
 
 RESULTS = "Results"
 METRICS = {
@@ -36,22 +37,8 @@ class ScoredSet:
     metric: str
 
 
-_GLUE = {
-    "cola": "CoLA",
-    "mnli": "MNLI",
-    "mrpc": "MRPC",
-    "qnli": "QNLI",
-    "qqp": "QQP",
-    "rte": "RTE",
-    "sst2": "SST-2",
-    "stsb": "STS-B",
-    "wnli": "WNLI",
-}
-_OTHERS = {
-    "imdb": ("text-classification", "IMDb", "stanfordnlp/imdb", "test"),
-    "squad": ("question-answering", "SQuAD 1.1", "rajpurkar/squad", "validation"),
-    "squad2": ("question-answering", "SQuAD 2.0", "rajpurkar/squad_v2", "validation"),
-}
+_TITLES = {row.task: f"GLUE {row.title}" for row in GLUE}
+_TITLES |= {"imdb": "IMDb", "squad": "SQuAD 1.1", "squad2": "SQuAD 2.0"}
 
 
 def opening(report: Mapping[str, Any], name: str) -> str:
@@ -155,14 +142,12 @@ def _model(report: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 def scored_set(task: str, metric: str) -> ScoredSet:
     """The examples that a task's metric is measured on."""
-    name = key(task)
+    known = TASKS.get(key(task))
     plain = metric.removeprefix(_MISMATCHED)
-    if name in _GLUE:
-        split = "validation"
-        if name == "mnli":
-            split = "validation_matched" if plain == metric else "validation_mismatched"
-        return ScoredSet("text-classification", f"GLUE {_GLUE[name]}", "nyu-mll/glue", name, split, plain)
-    if name in _OTHERS:
-        kind, title, dataset, split = _OTHERS[name]
-        return ScoredSet(kind, title, dataset, None, split, plain)
-    return ScoredSet("text-classification", task, task, None, "dev", plain)
+    if known is None or known.hub is None:
+        return ScoredSet("text-classification", task, task, None, "dev", plain)
+    kind = "text-classification" if known.answers is None else "question-answering"
+    dataset, _, configuration = known.hub.partition(":")
+    # The last name of a dev set is its split on the Hub; the second dev set has the mismatched examples of MNLI.
+    split = known.dev[0 if plain == metric else 1][-1]
+    return ScoredSet(kind, _TITLES[known.name], dataset, configuration or None, split, plain)

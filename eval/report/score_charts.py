@@ -1,4 +1,4 @@
-"""What was found, as pictures: shares kept beside the paper's, quality against speed and size, the ablations."""
+"""Charts of the results: shares kept, with the paper's; score against size and speed; ablations."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -19,18 +19,13 @@ TIGHT = {"columnspacing": 1.1, "handletextpad": 0.4}
 
 
 def draw(report: Report) -> list[Plot]:
-    """Those for which there are measurements."""
-    drawn = (
-        _shares(report),
-        draw_speed(report, _quality(report)),
-        _quality_and_size(report),
-        _ablations(report),
-    )
+    """The charts for which there are measurements."""
+    drawn = (_shares(report), draw_speed(report, _quality(report)), _quality_and_size(report), _ablations(report))
     return [plot for plot in drawn if plot is not None]
 
 
 def _shares(report: Report) -> Plot | None:
-    """A line for each task: where the student stands between nothing and the teacher, and where DistilBERT does."""
+    """A line for each task, from the share that DistilBERT keeps in the paper to the student's."""
     tables = report["tables"]
     rows = [
         row for row in (*tables["1"]["means"], *tables["1"]["rows"], *tables["2"]["rows"]) if row["kept"] is not None
@@ -51,18 +46,23 @@ def _shares(report: Report) -> Plot | None:
         axes.set_yticks(range(len(rows)), [row["title"] for row in rows])
         axes.set_ylim(len(rows) - 0.4, -0.6)
         signs = [
-            Line2D([], [], marker="o", linestyle="", color=TONES["passed"], label="student, passed"),
-            Line2D([], [], marker="o", linestyle="", color=TONES["missed"], label="missed"),
-            Line2D([], [], marker="o", linestyle="", color=TONES["unclear"], label="unclear"),
-            Line2D([], [], marker="D", linestyle="", color=INK, markerfacecolor="none", label="second step"),
-            Line2D([], [], marker="|", linestyle="", color=PAPER, markersize=11, markeredgewidth=2, label="paper"),
+            _sign("student, passed", TONES["passed"]),
+            _sign("missed", TONES["missed"]),
+            _sign("unclear", TONES["unclear"]),
+            _sign("second step", INK, marker="D", markerfacecolor="none"),
+            _sign("paper", PAPER, marker="|", markersize=11, markeredgewidth=2),
         ]
         legend(axes, handles=signs, loc="upper center", bbox_to_anchor=(0.45, -0.09), ncols=5, **TIGHT)
         return Plot("shares", title, "shares", made.svg())
 
 
+def _sign(label: str, color: str, marker: str = "o", **style: Any) -> Line2D:
+    """A key of a legend."""
+    return Line2D([], [], label=label, color=color, marker=marker, linestyle="", **style)
+
+
 def _quality(report: Report) -> Mapping[str, Any] | None:
-    """The mean that the headline tells of."""
+    """The mean in the headline."""
     means = report["tables"]["1"]["means"]
     return next((mean for mean in reversed(means) if mean["key"] in ("nine", "measured") and mean["kept"]), None)
 
@@ -88,16 +88,12 @@ def _quality_and_size(report: Report) -> Plot | None:
                     va="bottom" if above else "top", color=INK, fontsize=8,
                 )  # fmt: skip
         made.axes.set_xlim(0, 1.45 * max(x for _, x, _ in (*ours, *theirs)))
-        _room(made.axes, [y for _, _, y in (*ours, *theirs)])
+        # Leave room for the labels above and below the points.
+        scores = [y for _, _, y in (*ours, *theirs)]
+        spread = max(max(scores) - min(scores), 1.0)
+        made.axes.set_ylim(min(scores) - 1.15 * spread, max(scores) + 1.15 * spread)
         made.axes.set_ylabel(f"mean score, {len(mean['tasks'])} tasks", color=INK)
         return Plot("size", title, "quality", made.svg())
-
-
-def _room(axes: Any, values: Sequence[float]) -> None:
-    """Leave room for the words above and below the points."""
-    low, high = min(values), max(values)
-    spread = max(high - low, 1.0)
-    axes.set_ylim(low - 1.15 * spread, high + 1.15 * spread)
 
 
 def _ablations(report: Report) -> Plot | None:
@@ -123,11 +119,11 @@ def _ablations(report: Report) -> Plot | None:
 
 
 WIDTH, HEIGHT = 8.4, 4.3
-# Area of the largest point, in square points: it stays within the picture.
+# Area of the largest point, in square points: it stays within the chart.
 LARGEST = 1500.0
-# Width of the axes in points, about: what is beside them is the key.
+# Approximate width of the axes in points, without the legend to their right.
 ACROSS = 290.0
-# Numbers nearer to each other than this stand at several heights.
+# Numbers nearer to each other than this get different heights.
 APART = 15.0
 LEVELS = 4
 
@@ -142,7 +138,7 @@ class Point:
     score: float
     bytes: int
     measured: bool
-    """Whether the score is its own; else it is that of the model an export was made from."""
+    """Whether the score is the export's own; otherwise it is that of its model."""
 
     @property
     def colour(self) -> str:
@@ -151,7 +147,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Scale:
-    """Whose scores these are, and what the axis is called."""
+    """The scores of models and exports, and the label of their axis."""
 
     label: str
     models: Mapping[str, float]
@@ -159,7 +155,7 @@ class Scale:
 
 
 def draw_speed(report: Report, mean: Mapping[str, Any] | None) -> Plot | None:
-    """Where a score and the time were measured; ``mean`` is the headline's, for models without a task in common."""
+    """Models with a score and a time; ``mean`` is the headline's, for models without a common task."""
     timed = report["latency"]
     scale = None if timed is None else _scale(report, mean)
     if timed is None or scale is None:
@@ -177,13 +173,13 @@ def draw_speed(report: Report, mean: Mapping[str, Any] | None) -> Plot | None:
 
 
 def _scale(report: Report, mean: Mapping[str, Any] | None) -> Scale | None:
-    """Scores on the task that the timed exports were tuned for, taken on the same examples wherever they can be."""
+    """Scores on the task of the timed exports, on the same examples where possible."""
     exports = [each for each in report["exports"] if each["task"] is not None and each["model"] in (TEACHER, STUDENT)]
     of = {"pairs": "stsb", "questions": "squad"}.get(report["latency"]["first"][0]["workload"])
     task = of or next((each["task"] for each in exports), None)
     scored = [each for each in exports if each["task"] == task and each["score"]]
     models = {row["model"]: row["score"] for row in report["scores"] if row["task"] == task}
-    # What was scored beside an export is the very model that was exported, not the median over seeds.
+    # The score in an export's record is that of the exported model, not the median over seeds.
     models |= {each["model"]: each["score"]["model"] for each in scored}
     if task is not None and models:
         own = {(each["model"], each["format"]): each["score"]["export"] for each in scored}
@@ -221,15 +217,8 @@ def _draw(made: Canvas, points: Sequence[Point]) -> None:
             color=INK, fontsize=8,
             arrowprops={"arrowstyle": "-", "color": INK, "alpha": 0.25, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 2},
         )  # fmt: skip
-        told = f"{number} · {point.who}, {point.how}: {count(point.ms)} ms, {megabytes(point.bytes)}"
-        sign: dict[str, Any] = {
-            "marker": "o",
-            "linestyle": "",
-            "color": point.colour,
-            "markerfacecolor": face,
-            "markersize": 5,
-        }
-        handles.append(Line2D([], [], label=told, **sign))
+        label = f"{number} · {point.who}, {point.how}: {count(point.ms)} ms, {megabytes(point.bytes)}"
+        handles.append(_sign(label, point.colour, markersize=5, markerfacecolor=face))
     axes.legend(
         handles=handles, frameon=False, labelcolor=INK, fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1.02),
         handletextpad=0.3, labelspacing=0.35,
@@ -243,7 +232,7 @@ def _draw(made: Canvas, points: Sequence[Point]) -> None:
 
 
 def _levels(points: Sequence[Point], width: float) -> list[int]:
-    """Heights of the numbers: those that would touch, a level apart."""
+    """Heights of the numbers; numbers that would touch get different levels."""
     placed: list[tuple[float, int, float]] = []
     found = []
     for point in points:

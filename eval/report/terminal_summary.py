@@ -31,24 +31,13 @@ def summary(report: Report) -> str:
     parts = _wrapped(sentence(report))
     parts += _section("The paper's claims", paper_tables.claims(report))
     models = measured_tables.models(report)
-    shown: tuple[str, ...] = (
-        "Model",
-        "Layers",
-        "Parameters",
-        "Weights",
-        "MLM loss",
-        "MLM accuracy",
-        "Agreement",
-        "Device hours",
-    )
-    parts += _section("Models", models, shown)
+    parts += _section("Models", models.without("Architecture", "Hidden", "Steps", "Tokens"))
     parts += _scores(report)
     shown = ("Model", "Weights", "Parameters", "Pass, s", "ms a pair", "× BERT-base", "× BERT-base (paper)", "Verdict")
     baselines = paper_tables.size_and_speed(report)
     parts += _section("Table 3: one pass over STS-B", baselines, shown, {"× BERT-base"})
     ablations = paper_tables.ablations(report)
-    shown = tuple(column for column in ablations.columns if column != "Difference")
-    parts += _section("Table 4: ablations", ablations, shown, {"Change"})
+    parts += _section("Table 4: ablations", ablations.without("Difference"), measured={"Change"})
     parts += _latency(report)
     parts += _phones(report)
     lost = failed(report)
