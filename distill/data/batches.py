@@ -177,15 +177,13 @@ class Batches:
         epochs, within = np.divmod(seen + np.arange(first, first + count, dtype=np.int64), len(self._rows))
         epochs += self._first_epoch
         rows = np.empty_like(within)
-        for epoch in np.unique(epochs):
+        for epoch in np.unique(epochs).tolist():
             now = epochs == epoch
-            rows[now] = self._ordered(within[now], int(epoch))
+            if self._block is None:
+                rows[now] = shuffled(within[now], len(self._rows), self._seed, epoch)
+            else:
+                rows[now] = shuffled_in_blocks(within[now], len(self._rows), self._block, self._seed, epoch)
         return rows, epochs
-
-    def _ordered(self, places: I64, epoch: int) -> I64:
-        if self._block is None:
-            return shuffled(places, len(self._rows), self._seed, epoch)
-        return shuffled_in_blocks(places, len(self._rows), self._block, self._seed, epoch)
 
     def take(self, step: int, first: int, count: int) -> Batch:
         """The masked rows ``first`` to ``first + count`` of optimizer step ``step``."""

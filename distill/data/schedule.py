@@ -6,9 +6,8 @@ The phase and its batches are computed from the step number, so a resumed run ne
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
-from cluster.tokens.rows import TokenSet, open_tokens
+from cluster.tokens.rows import TokenSet
 from distill.config import Training
 from distill.data.batches import Batches, Masker
 
@@ -51,7 +50,11 @@ class OpenPhase:
 
 
 class Schedule:
-    """The opened phases of a run."""
+    """The phases of a run on its tokens artifacts.
+
+    Raises:
+        PhaseError: a length is missing or not used, or the vocabularies differ.
+    """
 
     def __init__(self, training: Training, tokens: Iterable[TokenSet]) -> None:
         by_length = {found.seq_len: found for found in tokens}
@@ -61,15 +64,6 @@ class Schedule:
         for number, (length, alone) in enumerate(zip(lengths, training.by_phase(), strict=True)):
             found.append(OpenPhase(number, alone, by_length[length], found[-1].end if found else 0))
         self.phases = tuple(found)
-
-    @classmethod
-    def of(cls, training: Training, paths: Iterable[Path]) -> "Schedule":
-        """The schedule of a run on the tokens artifacts at ``paths``.
-
-        Raises:
-            PhaseError: a length is missing or not used, or the vocabularies differ.
-        """
-        return cls(training, [open_tokens(path) for path in paths])
 
     @property
     def first(self) -> OpenPhase:

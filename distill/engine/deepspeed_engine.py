@@ -117,7 +117,8 @@ class Engine:
         self._micros = 0
         self._coalescing = contextlib.ExitStack()
         self._sums: dict[str, Tensor] = {}
-        self._norm: float | Tensor | None = None
+        self.gradient_norm: Tensor | None = None
+        """Norm of the last step's whole gradient before clipping; None before the first, not finite on overflow."""
         self._scaling = torch.ones((), device=workers.device)
         self._losses = torch.zeros((), device=workers.device)
         # Fused AdamW takes a float and skips the update where it is 1.
@@ -169,11 +170,6 @@ class Engine:
             ) from None
 
     @property
-    def gradient_norm(self) -> float | Tensor | None:
-        """Norm of the last step's whole gradient before clipping; None before the first, not finite on overflow."""
-        return self._norm
-
-    @property
     def loss_scale(self) -> float:
         scaler = getattr(self._engine.optimizer, "loss_scaler", None)
         return 1.0 if scaler is None else float(scaler.cur_scale)
@@ -211,7 +207,7 @@ class Engine:
         norm = found[0].sqrt() / self.loss_scale
         if not self._fp16:
             found[1] += (~norm.isfinite()).float()
-        self._norm = norm
+        self.gradient_norm = norm
         self._scaling = (self._largest_norm / (norm + 1e-6)).clamp(max=1.0)
         flag = self._optimizer.found_inf  # type: ignore[attr-defined]
         self._optimizer.found_inf = torch.maximum(flag, (found[1] > 0).float())  # type: ignore[attr-defined]
@@ -229,7 +225,9 @@ class Engine:
         A worker that does not write it passes ``keep=False`` and gets empty dictionaries, which saves the memory of a
         second copy of the model.
         """
-        state = TrainingState({}, {}, self._optimizer_steps(), self._scaler_state())
+        steps = float(next(iter(self._optimizer.state.values()))["step"])
+        scaler = self._engine.optimizer.loss_scaler if self._fp16 else None
+        state = TrainingState({}, {}, steps, {name: float(getattr(scaler, name)) for name in _SCALER if scaler})
         for name, parameter in self._trained():
             weight = self._read(parameter, None)
             moments = {f"{moment}.{name}": self._read(parameter, moment) for moment in MOMENTS}
@@ -251,15 +249,6 @@ class Engine:
 
     def _trained(self) -> list[tuple[str, nn.Parameter]]:
         return [(name, found) for name, found in self._engine.module.named_parameters() if found.requires_grad]
-
-    def _scaler_state(self) -> dict[str, float]:
-        if not self._engine.fp16_enabled():
-            return {}
-        scaler = self._engine.optimizer.loss_scaler
-        return {name: float(getattr(scaler, name)) for name in _SCALER}
-
-    def _optimizer_steps(self) -> float:
-        return float(next(iter(self._optimizer.state.values()))["step"])
 
     def _read(self, parameter: nn.Parameter, moment: str | None) -> Tensor:
         if self._stage == 0:

@@ -108,7 +108,7 @@ def time_collectives(timer: StepTimer) -> None:
     backend = deepspeed.comm.comm.cdb
     for name in _COLLECTIVES:
         # Wrap the method of the class: the attribute of the instance belongs to the timer of an earlier engine.
-        setattr(backend, name, timer.during("communication", getattr(type(backend), name).__get__(backend)))
+        setattr(backend, name, timer.within("communication")(getattr(type(backend), name).__get__(backend)))
 
 
 def initialize_adamw_state(engine: Any, optimizer: torch.optim.Optimizer) -> None:

@@ -5,9 +5,8 @@ On a GPU, events in its queue separate the parts. A part counts the time that th
 """
 
 import contextlib
-import functools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -37,7 +36,7 @@ class StepTimer:
 
     @contextlib.contextmanager
     def within(self, part: str) -> Iterator[None]:
-        """Count the block as ``part``, within a step."""
+        """Count the block, or the calls of the decorated function, as ``part``, within a step."""
         if not (before := self._part):
             yield
             return
@@ -46,16 +45,6 @@ class StepTimer:
             yield
         finally:
             self.begin(before)
-
-    def during(self, part: str, call: Callable[..., Any]) -> Callable[..., Any]:
-        """Wrap ``call`` so that its time counts as ``part``."""
-
-        @functools.wraps(call)
-        def timed(*given: Any, **named: Any) -> Any:
-            with self.within(part):
-                return call(*given, **named)
-
-        return timed
 
     def read(self) -> dict[str, float]:
         """Seconds by part since the last call. Call it only when the device has finished its queue."""

@@ -31,6 +31,7 @@ from cluster.jobs import client
 from cluster.jobs.job import GOOD, Job, JobsFailedError, Outcome
 from cluster.storage import filesystem
 from cluster.telemetry.progress import say
+from cluster.tokens.rows import open_tokens
 from distill.checkpointing.run_folder import Run
 from distill.data.schedule import Schedule
 from distill.launch.elastic import LaunchError
@@ -51,15 +52,11 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m distill.
     parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="override a recipe value")
     options = parser.parse_args(arguments)
     with errors.errors_for_people():
-        if launch(recipe.load(Pipeline, options.pipeline, options.set), _folder(options.out)):
+        pipeline, out = recipe.load(Pipeline, options.pipeline, options.set), filesystem.location(options.out)
+        if not isinstance(out, Path):
+            raise LaunchError(f"--out {options.out}: a pipeline runs in a folder: name one that all nodes see")
+        if launch(pipeline, out):
             sys.exit(1)
-
-
-def _folder(text: str) -> Path:
-    folder = filesystem.location(text)
-    if not isinstance(folder, Path):
-        raise LaunchError(f"--out {text}: a pipeline runs in a folder: name one that all nodes see")
-    return folder
 
 
 def launch(pipeline: Pipeline, out: Path) -> list[dict[str, Any]]:
@@ -74,7 +71,9 @@ def launch(pipeline: Pipeline, out: Path) -> list[dict[str, Any]]:
     out.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     with ray_cluster.connect(pipeline.cpus):
-        outcomes = _required(client.run(plan.text(), plan.ledger))
+        outcomes = client.run(plan.text(), plan.ledger)
+        if failure := next((outcome for outcome in outcomes if outcome.state not in GOOD), None):
+            raise LaunchError(f"{failure.name}: {failure.error}")
         train_teacher(plan)
         outcomes += train_student(plan, MAIN)
         for name in pipeline.ablations:
@@ -113,7 +112,7 @@ def train_student(plan: PipelinePlan, name: str) -> list[Outcome]:
     inputs = {**rows, "teacher": plan.out / "teacher"}
     run = Run(plan.out / "runs" / name)
     run.claim(distillation.identity(), stage.identities(registry.find("distill.train"), inputs))
-    total = Schedule.of(distillation, rows.values()).steps
+    total = Schedule(distillation, map(open_tokens, rows.values())).steps
     newest = run.newest()
     side_jobs = plan.side_jobs(TrainingRun(name, total))
     with _submitted(side_jobs, plan.ledger):
@@ -146,10 +145,3 @@ def train_ablation(plan: PipelinePlan, name: str) -> list[Outcome]:
         say(f"runs/{name}: failed: {error}")
         return [Outcome(f"runs/{name}", "failed", time.monotonic() - started, errors.explain(error))]
     return [Outcome(f"runs/{name}", "done", time.monotonic() - started), *side_jobs]
-
-
-def _required(outcomes: list[Outcome]) -> list[Outcome]:
-    for outcome in outcomes:
-        if outcome.state not in GOOD:
-            raise LaunchError(f"{outcome.name}: {outcome.error}")
-    return outcomes

@@ -16,7 +16,6 @@ from cluster.artifacts.commit import CARD
 from cluster.artifacts.recipe import Recipe
 from cluster.telemetry.formatting import amount
 from cluster.tokens.tokenizer import load_tokenizer, quiet_tokenizer
-from distill.checkpointing.checkpoint import Checkpoint
 from distill.checkpointing.run_folder import Run, RunError
 from distill.modeling import masked_lm
 from distill.train.validation import NAMES
@@ -83,7 +82,9 @@ class Export(Recipe):
 def run(recipe: Export, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
     """Write the student."""
     source = Run(inputs["run"])
-    checkpoint = _checkpoint(source, recipe.step)
+    if (newest := source.newest()) is None:
+        raise RunError(f"{source.path} has no checkpoint yet: let distill.train reach one (placement.save_every)")
+    checkpoint = newest if recipe.step is None else source.checkpoint(recipe.step)
     described = source.recipe()
     with quiet_tokenizer():
         model = masked_lm.load_trained(source.path, checkpoint.load().weights)
@@ -110,37 +111,25 @@ def identity(path: Path) -> str:
     return digest({"described": described, "checkpoints": checkpoints})
 
 
-def _checkpoint(source: Run, step: int | None) -> Checkpoint:
-    newest = source.newest()
-    if newest is None:
-        raise RunError(f"{source.path} has no checkpoint yet: let distill.train reach one (placement.save_every)")
-    return newest if step is None else source.checkpoint(step)
-
-
 def _card(facts: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
     validation = {key: amount(value, ".4f") for key, value in facts["validation"].items()}
-    length = facts["validation"].get("seq_len")
+    validated_length = facts["validation"].get("seq_len")
     loss = recipe["loss"]
+    counts = ((phase["rows_per_step"] or recipe["rows_per_step"], phase["seq_len"]) for phase in recipe["phases"])
+    rows = [f"{count:,} rows of {length:,} tokens" for count, length in counts]
     terms = " + ".join(f"{loss[term]:g} · {term}" for term in ("soft", "masked", "cosine"))
     return _CARD.format(
         **{key: facts[key] for key in ("architecture", "layers", "parameters", "steps", "tokens", "device")},
         **{key: recipe[key] for key in ("precision", "validation_rows")},
-        rows=_rows(recipe),
         **validation,
-        of_length=f", of {length:,} tokens" if length else "",
+        rows=", then ".join(rows) or f"{recipe['rows_per_step']:,} rows",
+        of_length=f", of {validated_length:,} tokens" if validated_length else "",
         weights=f"; loss {terms}, temperature {loss['temperature']:g}",
         world_size=facts["world_size"],
         device_hours=facts["device_hours"],
         teacher=facts["lineage"]["teacher"][:12],
         token_rows="`, `".join(known[:12] for known in stage.inputs_of("tokens", facts["lineage"]).values()),
     )
-
-
-def _rows(recipe: Mapping[str, Any]) -> str:
-    """Rows of a step, by phase."""
-    default = f"{recipe['rows_per_step']:,} rows"
-    counts = ((phase["rows_per_step"] or recipe["rows_per_step"], phase["seq_len"]) for phase in recipe["phases"])
-    return ", then ".join(f"{rows:,} rows of {length:,} tokens" for rows, length in counts) or default
 
 
 STAGE = stage.Stage(

@@ -17,7 +17,7 @@ import torch
 from cluster.artifacts import artifact, stage
 from cluster.models.model_folder import positions
 from cluster.telemetry import metrics
-from cluster.tokens.rows import TokenSet
+from cluster.tokens.rows import TokenSet, open_tokens
 from distill.checkpointing.run_folder import Run
 from distill.config import Distillation, Training
 from distill.data.schedule import Schedule
@@ -36,7 +36,7 @@ from distill.train.validation import Validation
 
 def run(recipe: Distillation, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
     """Train a student from a teacher into the run folder ``out``."""
-    schedule = Schedule.of(recipe, stage.inputs_of("tokens", inputs).values())
+    schedule = Schedule(recipe, map(open_tokens, stage.inputs_of("tokens", inputs).values()))
     source = artifact.read(inputs["teacher"], "teacher")
     identities = {role: artifact.read(path).identity for role, path in inputs.items()}
     workers = join(recipe.placement.threads)

@@ -49,7 +49,7 @@ class _Step:
     rows: tuple[RowsOf, ...]
     """One per micro-batch."""
     learning_rate: float
-    gradient_norm: float | Tensor
+    gradient_norm: Tensor
     loss_scale: float
     skipped_steps: int
 
@@ -194,7 +194,7 @@ class RunLogger:
         read = torch.cat([sums.flatten(), sums.new_tensor([*parts, float(stop)])])
         torch.distributed.all_reduce(read)
         # The norms are those of the whole gradient, the same on every worker.
-        norms = torch.stack([torch.as_tensor(step.gradient_norm, device=read.device).float() for step in pending])
+        norms = torch.stack([step.gradient_norm for step in pending])
         values = iter(torch.cat([norms, read]).tolist())
         return [list(itertools.islice(values, count)) for count in (len(pending), sums.numel(), len(parts), 1)]
 

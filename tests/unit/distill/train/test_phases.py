@@ -71,7 +71,7 @@ def schedule(folder: Path, *phases: dict[str, Any]) -> Schedule:
     training = Training.of({"rows_per_step": 8, "phases": phases})
     lengths = {phase.seq_len for phase in training.phases}
     paths = {SHORT: folder / "short", LONG: folder / "tokens"}
-    return Schedule.of(training, [paths[length] for length in lengths])
+    return Schedule(training, [open_tokens(paths[length]) for length in lengths])
 
 
 def test_steps_lie_phase_after_phase(folder: Path) -> None:
@@ -129,7 +129,7 @@ def test_phases_over_the_same_rows_repeat_neither_order_nor_masks(folder: Path) 
 
 def test_a_single_phase_is_the_run_without_phases(folder: Path) -> None:
     alone = Training.of({"rows_per_step": 8, "steps": 5})
-    plain = Schedule.of(alone, [folder / "tokens"])
+    plain = Schedule(alone, [open_tokens(folder / "tokens")])
     phased = schedule(folder, {"seq_len": LONG, "steps": 5})
     assert plain.steps == phased.steps == 5
     for step in range(5):
