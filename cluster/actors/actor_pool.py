@@ -7,7 +7,6 @@ run the same unit: both write the same bytes.
 
 import functools
 import itertools
-import logging
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
@@ -17,12 +16,10 @@ from typing import Annotated, Any, Literal, Protocol, TypeAlias
 from pydantic import Field, PositiveInt
 
 from cluster.actors.ray_cluster import connect, is_connected
-from cluster.artifacts.errors import StageError
+from cluster.artifacts.errors import StageError, logger
 from cluster.artifacts.recipe import Recipe
 from cluster.telemetry import exporter, metrics, progress
 from cluster.telemetry.error_text import first_line
-
-logger = logging.getLogger("stillhouse")
 
 WAIT_SECONDS = 5.0
 """How often the pool looks for new CPUs in the cluster."""

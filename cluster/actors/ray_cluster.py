@@ -31,11 +31,10 @@ def connect(cpus: int | None = None) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    address = os.environ.get(ADDRESS, "")
-    if address and address != "local":
-        _join(address)
-    else:
+    if is_private():
         _start(cpus)
+    else:
+        _join(os.environ[ADDRESS])
     try:
         with _sigterm_interrupts():
             yield
@@ -64,8 +63,7 @@ def is_connected() -> bool:
     """Whether this process is part of a Ray cluster, or would join one."""
     import ray
 
-    address = os.environ.get(ADDRESS, "")
-    return bool(ray.is_initialized() or (address and address != "local"))
+    return bool(ray.is_initialized()) or not is_private()
 
 
 def is_private() -> bool:

@@ -113,7 +113,9 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         )
     drain = command("drain", _drain, "Start no more jobs; running jobs continue.")
     drain.add_argument("--off", action="store_true", help="start jobs again (default: stop starting them)")
-    command("stop", _stop, "End the queue, for instance to start a newer version; its jobs keep running.")
+    command(
+        "stop", lambda _: client.stop(), "End the queue, for instance to start a newer version; its jobs keep running."
+    )
     return parser
 
 
@@ -258,10 +260,6 @@ def _retry(options: argparse.Namespace) -> bool:
 def _drain(options: argparse.Namespace) -> bool:
     _queue(options).drain(not options.off)
     return True
-
-
-def _stop(options: argparse.Namespace) -> bool:
-    return client.stop()
 
 
 def _queue(options: argparse.Namespace) -> client.Queue:

@@ -83,10 +83,10 @@ class Ledger:
             raise
 
     def _take_over(self, cluster: str) -> list[dict[str, Any]]:
-        # The new segment exists, so the previous owner's next check fails; what it wrote until now is valid.
+        # The new segment exists, so the previous owner's next check fails; its complete lines until now are valid.
         older = [path for path in _segments(self._folder) if path.name < self._path.name]
         known = _valid_bytes(older)
-        sizes = {path.name: known.get(path.name, _complete_bytes(path)) for path in older}
+        sizes = {path.name: known.get(path.name, path.read_bytes().rfind(b"\n") + 1) for path in older}
         events = [event for path in older for event in _events(path, sizes[path.name])]
         opened = {"format": FORMAT, "counted": sizes, "cluster": cluster, "host": socket.gethostname()}
         self.append([{"event": "opened", "at": time.time(), "process": os.getpid(), **opened}])
@@ -198,11 +198,6 @@ def _opened(path: Path) -> dict[str, Any] | None:
     if first.get("format") != FORMAT:
         raise StageError(f"{path} has ledger format {first.get('format')}, this is {FORMAT}: name another ledger")
     return first
-
-
-def _complete_bytes(path: Path) -> int:
-    """Size of the complete lines."""
-    return path.read_bytes().rfind(b"\n") + 1
 
 
 def _events(path: Path, size: int | None) -> list[dict[str, Any]]:

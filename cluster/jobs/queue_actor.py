@@ -4,7 +4,6 @@ The ledger holds all of its state. When the actor dies, Ray restarts it; it read
 running jobs by name, and continues.
 """
 
-import logging
 import os
 import threading
 import time
@@ -25,8 +24,6 @@ from cluster.jobs.ledger import LedgerInUseError, SupersededError, log_path
 from cluster.jobs.nodes import unmet_need
 from cluster.jobs.queue_state import Entry, Event, changed_options
 from cluster.telemetry import exporter
-
-logger = logging.getLogger("stillhouse")
 
 TICK_SECONDS = 0.2
 RETRY_SECONDS = 2.0
@@ -108,10 +105,11 @@ class JobQueue:
         """State, outcome if ended, and output since an offset (None: no output) of each job."""
         with self._lock:
             entries = [self._entry(name) for name in offsets]
-            found: dict[str, Any] = {
-                entry.id: {"state": entry.state, "outcome": self._outcome(entry), "text": "", "offset": offset}
-                for entry, offset in zip(entries, offsets.values(), strict=True)
-            }
+            found: dict[str, Any] = {}
+            for entry, offset in zip(entries, offsets.values(), strict=True):
+                log = str(log_path(self._folder, entry.id))
+                outcome = None if entry.state in OPEN else entry.outcome(log).resolved()
+                found[entry.id] = {"state": entry.state, "outcome": outcome, "text": "", "offset": offset}
         for name, offset in offsets.items():
             if offset is not None and found[name]["state"] != "waiting":
                 found[name] |= self._read_log(name, offset, found[name]["state"] not in OPEN)
@@ -233,9 +231,6 @@ class JobQueue:
                     "choose another out"
                 )
 
-    def _outcome(self, entry: Entry) -> dict[str, Any] | None:
-        return None if entry.state in OPEN else entry.outcome(str(log_path(self._folder, entry.id))).resolved()
-
     def _read_log(self, job: str, offset: int | None, ended: bool = False) -> dict[str, Any]:
         """Complete lines from an offset (None: the end); for a job that has ended also an incomplete last line."""
         path = log_path(self._folder, job)
@@ -261,11 +256,11 @@ class JobQueue:
                 else:
                     self._turn(self._opened)
             except SupersededError as error:
-                logger.error("%s: this queue ends", error)
+                errors.logger.error("%s: this queue ends", error)
                 os._exit(1)  # Ray restarts the actor if it is still the current one
             except Exception as error:  # the queue outlives temporary failures of the cluster or the disk
                 self._trouble = errors.describe(error)
-                logger.error("the queue retries after: %s", traceback.format_exc())
+                errors.logger.error("the queue retries after: %s", traceback.format_exc())
                 time.sleep(1.0)
 
     def _turn(self, controller: Controller) -> None:

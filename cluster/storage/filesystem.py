@@ -29,12 +29,17 @@ from cluster.telemetry.error_text import one_line
 
 Location: TypeAlias = Path | UPath
 
+TRANSFERS = 8
+"""Files that are copied to or from an object store at the same time."""
+
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
 _SIGNED = ("http", "https")
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs"}
 _LIBRARIES = {"aiobotocore", "aiohttp", "botocore", "gcsfs", "google", "requests", "s3fs"}
 """Libraries whose errors are not OSErrors: credentials, endpoints, broken connections."""
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+_SHA256 = "sha256"
+"""Key of an object's metadata."""
 
 
 class StorageError(ValueError):
@@ -81,10 +86,10 @@ def explain_storage_error(error: BaseException) -> str | None:
 
 @contextlib.contextmanager
 def storage_errors(place: Location) -> Iterator[None]:
-    """Makes one line of what the library of an object store raises in the block: where, what, and what to do.
+    """Turn errors of an object store's library in the block into one line: where, what, and what to do.
 
     Raises:
-        StorageError: what people can mend.
+        StorageError: an error that the user can correct.
         FileNotFoundError: no such object, with its URL as the file name.
     """
     try:
@@ -119,13 +124,6 @@ def _refuse_secrets(scheme: str, rest: str) -> None:
         raise StorageError(
             f"{scheme}://{place}?… is signed or has parameters, and would be kept in manifests: fetch it"
         )
-
-
-TRANSFERS = 8
-"""Files that are copied to or from an object store at the same time."""
-
-_SHA256 = "sha256"
-_CHUNK = 2**20
 
 
 @dataclass(frozen=True)
@@ -315,7 +313,7 @@ def file_sha256(place: Location) -> str:
             return hashlib.file_digest(opened, "sha256").hexdigest()
     digest = hashlib.sha256()
     with storage_errors(place), open_read(place) as file:
-        while chunk := file.read(_CHUNK):
+        while chunk := file.read(2**20):
             digest.update(chunk)
     return digest.hexdigest()
 
