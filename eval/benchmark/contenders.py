@@ -1,7 +1,6 @@
-"""Which models a benchmark times: folders in PyTorch, exports of them, published architectures.
+"""The models that a benchmark times: folders in PyTorch, their exports, and published architectures.
 
-Whose export a folder is, its own record says: it was made of one of the models that are given, or it is refused. So
-no export is ever counted for another model, whatever the folders are called.
+An export's manifest names the model it was made from. An export of none of the given models is refused.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,7 +23,7 @@ TEACHER, STUDENT = "teacher", "student"
 OWN = (TEACHER, STUDENT)
 REFERENCE = "bert_base"
 PYTORCH: Final = "pytorch"
-"""The form of what is no export: eager PyTorch in fp32."""
+"""Form of a model that is not an export: eager PyTorch in fp32."""
 
 _HEADS = {"score": ("regression", "classification"), "answers": ("question-answering",)}
 """Heads of exports that a workload can time."""
@@ -34,7 +33,7 @@ _REMEDIES: dict[workloads.Kind, str] = {
     "pairs": "export it for that length too",
 }
 _ORDER = ("regression", "classification", "question-answering", "masked-words")
-"""Where there is a model for several tasks and anything will do, the first of these is taken."""
+"""For a workload that any head can do, the model with the first of these heads is taken."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ class Candidate:
     """None for an architecture without one."""
     export: Exported | None = None
     of: Path | None = None
-    """The model that an export was made of: it has the tokenizer's files, too."""
+    """The model that an export was made from, with its tokenizer."""
 
     @property
     def name(self) -> str:
@@ -58,14 +57,14 @@ class Candidate:
         return self.who if self.export is None else f"{self.who} {self.form}"
 
     def serves(self, workload: Workload) -> bool:
-        """Whether it can do a workload: an export has the head it has, anything else is given one."""
+        """Whether it can do a workload: an export needs the right head, other models get one."""
         if self.export is not None:
             return workload.head == "any" or self.export.head in _HEADS[workload.head]
         return self.who != "elmo" or workload.kind == "pairs"
 
     @property
     def config(self) -> Any:
-        """Of the model, or of the one that an export was made of."""
+        """Configuration of the model, or of the model that an export was made from."""
         folder = self.of or self.folder
         return CONFIGURATIONS[self.who]() if folder is None else model_folder.configuration(folder)
 
@@ -83,16 +82,16 @@ class Contender:
     kind: Kind
     folder: Path
     tokenizer: str
-    """``own``, or whose stands in."""
+    """``own``, or the model whose tokenizer replaces a missing one."""
     encoded: Encoded
 
 
 def gather(models: Sequence[str], inputs: Mapping[str, Path]) -> list[Candidate]:
-    """Every model and export of a benchmark's inputs, and the architectures it names.
+    """Every model and export among the inputs, and the architectures in ``models``.
 
     Raises:
-        StageError: nothing to measure, an export where a model belongs, an export of none of the models, or a folder
-            for an architecture that is not measured.
+        StageError: no models, an export in place of a model, an export of none of the models, or a folder of an
+            architecture that is not in ``models``.
     """
     folders = {who: list(stage.inputs_of(who, inputs).values()) for who in OWN}
     folders |= {name: [inputs[name]] for name in CONFIGURATIONS if name in inputs}
@@ -106,7 +105,7 @@ def gather(models: Sequence[str], inputs: Mapping[str, Path]) -> list[Candidate]
     if not found:
         raise StageError("nothing to measure: give --student or --teacher, or name architectures in models")
     found += _exports(list(stage.inputs_of("export", inputs).values()), found)
-    # For work that any model can do, the tasks in one order whatever the folders are called.
+    # By head, so that the choice of a model does not depend on the names of folders.
     return sorted(found, key=lambda each: _ORDER.index(_head(each)))
 
 
@@ -144,7 +143,7 @@ def _head(candidate: Candidate) -> str:
 
 
 def choose(candidates: Sequence[Candidate], workload: Workload) -> list[Candidate]:
-    """One candidate for each model and form: with the workload's own head where there is one."""
+    """One candidate for each model and form, if possible with the workload's own head."""
     fitting = [each for each in candidates if each.serves(workload)]
     wanted = _HEADS.get(workload.head, _ORDER)
     ordered = sorted(fitting, key=lambda each: _head(each) not in wanted)
@@ -154,14 +153,14 @@ def choose(candidates: Sequence[Candidate], workload: Workload) -> list[Candidat
 
 
 class Preparation:
-    """Makes candidates ready for workloads; what it writes lies in ``folder``."""
+    """Prepares candidates for workloads; writes into ``folder``."""
 
     def __init__(self, candidates: Sequence[Candidate], sizes: ElmoSizes, seed: int, folder: Path) -> None:
         self._sizes, self._seed, self._folder = sizes, seed, folder
         self._made: dict[tuple[str, str], Path] = {}
         self._encoded: dict[tuple[Path | str, str], Encoded] = {}
         given = [each for each in candidates if each.export is None]
-        # For architectures without a tokenizer: BERT-base's where it was given, else the first at hand.
+        # For architectures without a tokenizer: that of BERT-base if given, else the first.
         ordered = sorted(given, key=lambda each: (each.who != REFERENCE, each.who not in OWN))
         self._stand_in = next(((each.who, each.folder) for each in ordered if each.folder), ("none", None))
 
@@ -169,12 +168,15 @@ class Preparation:
         """``drawn`` are the inputs of a workload without texts.
 
         Raises:
-            StageError: no tokenizer at hand, one with other ids than the model's, fewer positions than an input has
-                tokens, or weights that lack a part.
+            StageError: no tokenizer, one with more ids than the model, an input longer than the model reads, or
+                missing weights.
         """
         if candidate.who == "elmo":
-            encoded = workloads.read_characters(workload, self._sizes)
-            return Contender(candidate, "elmo", self._elmo(), "own", encoded)
+            place = self._folder / "elmo"
+            if not place.exists():
+                place.mkdir()
+                reference_models.random_elmo(self._sizes, place, self._seed)
+            return Contender(candidate, "elmo", place, "own", workloads.read_characters(workload, self._sizes))
         reader = Reader(None, "own") if drawn else self._reader(candidate)
         encoded = drawn or self._read(candidate, reader, workload)
         if encoded.longest > candidate.positions:
@@ -196,13 +198,6 @@ class Preparation:
             self._made[key] = reference_models.random(candidate.config, workload.head, place, self._seed)
         return self._made[key]
 
-    def _elmo(self) -> Path:
-        place = self._folder / "elmo"
-        if not place.exists():
-            place.mkdir()
-            reference_models.random_elmo(self._sizes, place, self._seed)
-        return place
-
     def _reader(self, candidate: Candidate) -> Reader:
         own = candidate.of or candidate.folder
         whose, folder = ("own", own) if own else self._stand_in
@@ -216,7 +211,7 @@ class Preparation:
         return reader
 
     def _read(self, candidate: Candidate, reader: Reader, workload: Workload) -> Encoded:
-        """Once for a model and all of its exports, which read with the same tokenizer."""
+        """Inputs of a workload, encoded once for a model and its exports, which have the same tokenizer."""
         key = (candidate.of or candidate.folder or candidate.who, workload.name)
         if key not in self._encoded:
             config = candidate.config

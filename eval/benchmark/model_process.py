@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Self, TypeAlias
 
@@ -95,8 +95,7 @@ class ModelProcess:
                 )
             )
             stack.callback(self._process.kill)
-            asked = {**self._opening.__dict__, "folder": str(self._opening.folder)}
-            self.opened = self._ask(open={**asked, "powercap": str(self._opening.powercap)})
+            self.opened = self._ask(open=asdict(self._opening))
             self.load_seconds = time.perf_counter() - started
             self._running = stack.pop_all()
         return self
@@ -131,7 +130,7 @@ class ModelProcess:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         with contextlib.suppress(BrokenPipeError):  # the process died; the missing answer shows it
-            self._process.stdin.write(f"{json.dumps(order)}\n")
+            self._process.stdin.write(f"{json.dumps(order, default=str)}\n")
             self._process.stdin.flush()
         answer = self._process.stdout.readline()
         said: dict[str, Any] = json.loads(answer) if answer else {"error": self._death()}
@@ -170,12 +169,11 @@ def _open_export(folder: Path, threads: int) -> tuple[Callable[[Arrays], Any], d
         # As in PyTorch, no types mean zeros: a single text.
         return call({name: row[name] if name in row else np.zeros_like(row["input_ids"]) for name in known.inputs})
 
-    about = {
+    return one, {
         "runtime": runtimes.described(known),
         "parameters": known.parameters,
         "bytes": known.bytes(folder),
     }
-    return one, about
 
 
 def _open_pytorch(folder: Path, threads: int) -> tuple[Callable[[Arrays], Any], dict[str, Any]]:
@@ -199,12 +197,11 @@ def _open_elmo(folder: Path, threads: int) -> tuple[Callable[[Arrays], Any], dic
         with torch.inference_mode():
             return model(torch.from_numpy(row["first"]), torch.from_numpy(row["second"]))
 
-    about = {
+    return one, {
         "runtime": f"PyTorch {torch.__version__}",
         "parameters": sum(each.numel() for each in model.parameters()),
         "bytes": sum(path.stat().st_size for path in folder.glob("*.safetensors")),
     }
-    return one, about
 
 
 _KINDS = {"export": _open_export, "pytorch": _open_pytorch, "elmo": _open_elmo}

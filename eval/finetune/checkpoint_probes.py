@@ -116,8 +116,7 @@ class CheckpointWatch:
         self.begun.add(step)
         for job in self._jobs(step):
             self.waiting[queue.submit([job])[0]] = (step, job)
-        if not any(waiting == step for waiting, _ in self.waiting.values()):
-            shutil.rmtree(self._folder(step) / STUDENT, ignore_errors=True)
+        self._drop_export(step)
 
     def _folder(self, step: int) -> Path:
         return self.out / f"step-{step:08d}"
@@ -189,8 +188,13 @@ class CheckpointWatch:
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
         else:
             progress.say(f"{job.name}: {outcome.state}: {outcome.error}")
-        if not any(waiting == step for waiting, _ in self.waiting.values()):
-            shutil.rmtree(place.parent / STUDENT)
+        self._drop_export(step)
+
+    def _drop_export(self, step: int) -> None:
+        """Delete the exported student once no job needs it."""
+        student = self._folder(step) / STUDENT
+        if student.exists() and not any(waiting == step for waiting, _ in self.waiting.values()):
+            shutil.rmtree(student)
 
     def _record(self, step: int, place: Path, seeds: int) -> None:
         facts = artifact.read(place, "finetune").facts

@@ -123,9 +123,11 @@ class Trainer:
     def _epochs(self, rows: Rows, seed: int, stop: Callable[[], bool]) -> Iterator[tuple[int, Rows]]:
         """Number and rows of each step."""
         step = 0
+        # On a CPU, the backward pass of the fused kernel is slower in bf16.
+        eager = self.model.device.type == "cpu" and self.settings.precision == "bf16"
         for epoch in range(self.settings.epochs):
             self.model.train()
-            self.model.set_attn_implementation(_attention(self.model.device, self.settings.precision))
+            self.model.set_attn_implementation("eager" if eager else "sdpa")
             for batch in training_batches(self.features.lengths[rows], self.settings.batch, seed, epoch):
                 step += 1
                 yield step, rows[batch]
@@ -136,7 +138,9 @@ class Trainer:
         """Add the gradient of the mean loss over these rows; returns that loss, still on the device."""
         device = self.model.device
         total = torch.zeros((), device=device)
-        size = self._part_size(rows)
+        size = self.micro_batch
+        if device.type == "cpu":
+            size = min(size, cpu_rows(int(self.features.lengths[rows].max())))
         for first in range(0, len(rows), size):
             part = rows[first : first + size]
             with torch.autocast(device.type, dtype_of(self.settings.precision), self.settings.precision != "fp32"):
@@ -146,13 +150,6 @@ class Trainer:
             scaler.scale(loss).backward()
             total += loss.detach()
         return total
-
-    def _part_size(self, rows: Rows) -> int:
-        """Rows of this batch per forward pass."""
-        if self.model.device.type != "cpu":
-            return self.micro_batch
-        longest = int(self.features.lengths[rows].max())
-        return min(self.micro_batch, cpu_rows(longest))
 
 
 @torch.inference_mode()
@@ -174,11 +171,6 @@ def outputs(
 def cpu_rows(longest: int) -> int:
     """Rows of at most ``longest`` tokens per forward pass on a CPU; more are slower."""
     return max(1, CPU_SQUARES // longest**2)
-
-
-def _attention(device: torch.device, precision: Precision) -> str:
-    """Eager for bf16 on a CPU, where the backward pass of the fused kernel is slower."""
-    return "eager" if device.type == "cpu" and precision == "bf16" else "sdpa"
 
 
 def _drain(losses: list[Tensor], step: int) -> float:

@@ -94,7 +94,7 @@ class ResultInbox:
 
     @property
     def id(self) -> str:
-        """Public name of the link; it does not reveal the token."""
+        """Public name of the link, which does not reveal the token."""
         return link_id(self.token)
 
 

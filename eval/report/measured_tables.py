@@ -179,7 +179,10 @@ def cost(report: Report) -> Table:
     published = report["paper"]["costs"]
     of = published[0]["gpu_hours"]
     rows = [_training_row(run, of) for run in report["runs"]]
-    rows += [_tuning_row(tuning) for tuning in report["tuning"]]
+    for tuning in report["tuning"]:
+        name = Cell("fine-tuning", f"{tuning['runs']} models and tasks, all seeds")
+        hours = amount(tuning["hours"], ".2f")
+        rows.append(Row((name, *cells((tuning["device"] or NOT_MEASURED, *(NOTHING,) * 6, hours, NOTHING)))))
     for spent in published:
         texts = (spent["gpu"], f"{spent['gpus']:,}", *(NOTHING,) * 5, f"≈ {spent['gpu_hours']:,.0f}")
         share = _share(spent["gpu_hours"], of)
@@ -205,12 +208,6 @@ def _training_row(run: Mapping[str, Any], of: float) -> Row:
     )  # fmt: skip
     name = Cell(f"training {run['name']}", source=run["source"])
     return Row((name, *cells(texts)), "main" if run["name"] == STUDENT else "")
-
-
-def _tuning_row(tuning: Mapping[str, Any]) -> Row:
-    name = Cell("fine-tuning", f"{tuning['runs']} models and tasks, all seeds")
-    hours = (amount(tuning["hours"], ".2f"), NOTHING)
-    return Row((name, *cells((tuning["device"] or NOT_MEASURED, *(NOTHING,) * 6, *hours))))
 
 
 def _share(hours: float | None, of: float) -> str:

@@ -1,9 +1,9 @@
 """Measurements on phones, for ``report.json``."""
 
 import dataclasses
-import datetime
 import re
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 from eval.results import paper
@@ -19,7 +19,12 @@ def values(results: Results) -> dict[str, Any]:
             for name, phone in results.phones.items()
         ],
         "waiting": [
-            {"name": name, "section": f"link-{name}", "link": each.link, "until": _minute(each.until)}
+            {
+                "name": name,
+                "section": f"link-{name}",
+                "link": each.link,
+                "until": f"{datetime.fromtimestamp(each.until, UTC):%Y-%m-%d %H:%M}",
+            }
             for name, each in results.links.items()
         ],
         "paper": {"phone": paper.PHONE, "rows": list(_published())},
@@ -38,10 +43,6 @@ def _title(phone: PhoneMeasurement) -> str:
     # The first brackets of a user agent describe the device: (Linux; Android 14; Pixel 7).
     match = re.search(r"\(([^)]*)\)", device["user_agent"])
     return match[1] if match else str(device["platform"])
-
-
-def _minute(seconds: float) -> str:
-    return f"{datetime.datetime.fromtimestamp(seconds, datetime.UTC):%Y-%m-%d %H:%M}"
 
 
 def _published() -> Iterator[dict[str, Any]]:

@@ -1,6 +1,7 @@
 """Reads files of examples as columns: Parquet, JSON lines, TSV, CSV, SQuAD's JSON."""
 
 import csv
+import io
 import json
 import logging
 import re
@@ -90,17 +91,15 @@ def read_squad(path: Path) -> SourceTable:
 
 def read_text_folders(folder: Path, labels: Sequence[str]) -> SourceTable:
     """``<label>/*.txt``, one file per text, ordered by label and name; columns ``text`` and ``label``."""
-    paths = [path for label in labels for path in _text_files(folder / label)]
-    texts = [_text(path) for path in paths]
-    numbers = [labels.index(path.parent.name) for path in paths]
+    texts: list[str] = []
+    numbers: list[int] = []
+    for number, label in enumerate(labels):
+        paths = sorted((folder / label).glob("*.txt"))
+        if not paths:
+            raise ExamplesError(f"{folder / label} has no texts (*.txt): unpack the data set again, all of it")
+        texts += map(_text, paths)
+        numbers += [number] * len(paths)
     return SourceTable(folder.name, str(folder), {"text": texts, "label": numbers}, "file")
-
-
-def _text_files(folder: Path) -> list[Path]:
-    paths = sorted(folder.glob("*.txt"))
-    if not paths:
-        raise ExamplesError(f"{folder} has no texts (*.txt): unpack the data set again, all of it")
-    return paths
 
 
 def read_tsv(path: Path, task: Task) -> SourceTable:
@@ -117,10 +116,7 @@ def read_tsv(path: Path, task: Task) -> SourceTable:
 
 def read_csv(path: Path, task: Task) -> SourceTable:
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = list(csv.reader(file, strict=True))
-    except UnicodeDecodeError as error:
-        raise ExamplesError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}): convert it") from None
+        rows = list(csv.reader(io.StringIO(_text(path), newline=""), strict=True))
     except csv.Error as error:
         raise ExamplesError(
             f"{path} is not CSV ({error}): mend its quotation marks, or save it as JSON lines"

@@ -85,17 +85,13 @@ def _rows(task: Task, table: SourceTable) -> Iterator[Question]:
     contexts: dict[str, str] = {}
     for number, (name, text, context, answers) in enumerate(zip(*(table.columns[name] for name in names), strict=True)):
         try:
-            _check_texts(name, text, context)
+            for value in (name, text, context):
+                if not isinstance(value, str):
+                    raise ExamplesError(f"id, question or context is {value!r}, not text: mend it or drop the question")
             # About five questions share a passage: keep one copy.
             yield _question(task, name, text, contexts.setdefault(context, context), answers)
         except ExamplesError as error:
             raise ExamplesError(f"{table.place(number)} ({name}): {error}") from None
-
-
-def _check_texts(*values: Any) -> None:
-    for value in values:
-        if not isinstance(value, str):
-            raise ExamplesError(f"id, question or context is {value!r}, not text: mend it or drop the question")
 
 
 def _question(task: Task, name: str, text: str, context: str, answers: Any) -> Question:
