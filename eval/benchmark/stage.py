@@ -78,7 +78,7 @@ class BenchmarkRecipe(Recipe):
     """A measurement of speed and size."""
 
     models: tuple[Architecture, ...] = ()
-    """Published architectures, beside the models that are given."""
+    """Published architectures, in addition to the given models."""
     lengths: tuple[PositiveInt, ...] = (30, 128)  # tokens of one input
     batch: PositiveInt = 1  # inputs of one call at a fixed length; texts come one by one
     pairs: PairSet = PairSet()
@@ -129,7 +129,7 @@ def wanted(recipe: BenchmarkRecipe, inputs: Mapping[str, Path]) -> list[Workload
 def ready(
     recipe: BenchmarkRecipe, workload: Workload, known: Sequence[Candidate], making: Preparation
 ) -> list[Contender]:
-    """The contenders of a workload; none where no model can do it."""
+    """The contenders of a workload; none if no model can do it."""
     chosen = contenders.choose(known, workload)
     drawn = None
     if workload.length is not None and workload.kind == "lengths" and chosen:
@@ -234,7 +234,7 @@ def run(recipe: BenchmarkRecipe, inputs: Mapping[str, Path], out: Path) -> dict[
     known = gather(recipe.models, inputs)
     with tempfile.TemporaryDirectory() as folder:
         making = Preparation(known, recipe.elmo, recipe.seed, Path(folder))
-        # On a core of its own, because tokenisation is timed here.
+        # Pinned to one core, because tokenisation is timed here.
         with host.pinned(1):
             work = [(each, ready(recipe, each, known, making)) for each in wanted(recipe, inputs)]
         _name_the_rest(known, [contender for _, contenders in work for contender in contenders])

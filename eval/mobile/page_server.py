@@ -1,7 +1,7 @@
 """Serve the measuring page to the holder of a one-time link, and accept one result.
 
 A link is ``http://host:port/?t=<token>``. Opening it stores the token in a cookie. Without the cookie the server
-refuses every request: page, models and job. The token is worth one result.
+refuses every request: page, models and job. The server accepts one result for a token.
 
 ::
 

@@ -52,7 +52,8 @@ def fill(report: Location, student: Location, stated: CardFacts) -> Location:
     values = filesystem.read_json(found.location / "report.json")
     name = _name(values, student)
     place = student / CARD
-    card = ModelCard(_read(place) or NO_DATA, ignore_metadata_errors=True)
+    earlier = place.read_text(encoding="utf-8") if filesystem.is_file(place) else ""
+    card = ModelCard(earlier or NO_DATA, ignore_metadata_errors=True)
     data = _data(values, name, student.name, dict(card.data.to_dict()), stated)  # type: ignore[no-untyped-call]
     results = model_card_text.results(values, name, found.identity)
     body = model_card_text.with_section(
@@ -63,13 +64,6 @@ def fill(report: Location, student: Location, stated: CardFacts) -> Location:
     for missing in _missing(values, data):
         progress.say(f"{place}: {missing}")
     return place
-
-
-def _read(place: Location) -> str:
-    if not filesystem.is_file(place):
-        return ""
-    text: str = place.read_text(encoding="utf-8")
-    return text
 
 
 def _name(report: Mapping[str, Any], student: Location) -> str:
@@ -95,7 +89,9 @@ def _data(
     """The card's metadata: stated facts override those of the card, which override those of the report."""
     known = {key: value for key, value in before.items() if key != "model-index"}
     results = evaluations(report, name)
-    language = known.get("language") or (["en"] if any(_is_english(row) for row in report["scores"]) else None)
+    # All data sets of our tasks on the Hub are in English.
+    is_english = any("/" in scored_set(row["task"], row["metric"]).dataset for row in report["scores"])
+    language = known.get("language") or (["en"] if is_english else None)
     known |= {
         "library_name": known.get("library_name", "transformers"),
         "pipeline_tag": known.get("pipeline_tag", "fill-mask"),
@@ -132,11 +128,6 @@ def evaluations(report: Mapping[str, Any], name: str) -> list[EvalResult]:
                 )
             )
     return found
-
-
-def _is_english(row: Mapping[str, Any]) -> bool:
-    """All data sets of our tasks on the Hub are in English."""
-    return "/" in scored_set(row["task"], row["metric"]).dataset
 
 
 def _missing(report: Mapping[str, Any], data: ModelCardData) -> list[str]:

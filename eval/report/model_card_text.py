@@ -43,7 +43,7 @@ _TITLES |= {"imdb": "IMDb", "squad": "SQuAD 1.1", "squad2": "SQuAD 2.0"}
 
 def opening(report: Mapping[str, Any], name: str) -> str:
     """The opening of a new card."""
-    model = _model(report, name)
+    model = next(model for model in report["models"] if model["name"] == name)
     return (
         f"# {model['architecture'] or name}\n\n"
         f"A student of {model['layers'] or '?'} layers and {millions(model['parameters'])} parameters, distilled by "
@@ -53,7 +53,8 @@ def opening(report: Mapping[str, Any], name: str) -> str:
 
 def results(report: Mapping[str, Any], name: str, identity: str) -> str:
     """Text of the section: scores of student and teacher, their conditions, and the main student's speed."""
-    rows = [row for row in _rows(report) if name in row["scores"]]
+    measured = [*report["tables"]["1"]["rows"], *report["tables"]["2"]["rows"], *report["other_tasks"]]
+    rows = [row for row in measured if name in row["scores"]]
     if not rows:
         return f"No task was measured (report `{identity[:12]}`)."
     seeds = sorted({len(row["seeds"]) for row in report["scores"] if row["model"] == name})
@@ -81,10 +82,6 @@ def with_section(body: str, title: str, text: str) -> str:
     if earlier.search(body):
         return earlier.sub(lambda _: f"{section}\n", body, count=1).rstrip()
     return f"{body.rstrip()}\n\n{section}".rstrip()
-
-
-def _rows(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    return [*report["tables"]["1"]["rows"], *report["tables"]["2"]["rows"], *report["other_tasks"]]
 
 
 def _table(report: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], name: str) -> Table:
@@ -133,11 +130,6 @@ def _lines(table: Table) -> str:
     page = Page({}, (), None)
     rule = "|" + "".join(" :-- |" if column in table.words else " --: |" for column in table.columns)
     return "\n".join([f"| {' | '.join(table.columns)} |", rule, *(page.line(row) for row in table.rows)])
-
-
-def _model(report: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    found: Mapping[str, Any] = next(model for model in report["models"] if model["name"] == name)
-    return found
 
 
 def scored_set(task: str, metric: str) -> ScoredSet:

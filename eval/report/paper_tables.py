@@ -39,17 +39,15 @@ def claims(report: Report) -> Table:
     rows = []
     for claim in report["claims"]:
         title, form = _CLAIMS[claim["claim"]]
-        detail = _tasks(claim["tasks"]) if claim["ours"] is not None and claim.get("tasks") else ""
+        tasks = claim.get("tasks") or []
+        named = "all nine tasks" if len(tasks) == 9 else f"on {', '.join(tasks)}"
+        detail = named if claim["ours"] is not None and tasks else ""
         ours = NOT_MEASURED if claim["ours"] is None else _minus(form.format(claim["ours"]))
         paper = _minus(form.format(claim["paper"]))
         if claim["claim"] == "ablations":
             ours, paper = (NOT_MEASURED if claim["ours"] is None else f"{ours} of {paper}"), f"{paper} of {paper}"
         rows.append(Row((Cell(title, detail), Cell(ours), Cell(paper), verdict(claim["verdict"]))))
     return Table(("Claim", "Here", "Paper", "Verdict"), tuple(rows), _WORDS)
-
-
-def _tasks(tasks: Sequence[str]) -> str:
-    return "all nine tasks" if len(tasks) == 9 else f"on {', '.join(tasks)}"
 
 
 def glue(report: Report) -> Table:
@@ -194,12 +192,12 @@ def _speed_row(row: Mapping[str, Any], found: Mapping[str, Any]) -> Row:
         measured = (*(Cell(NOTHING) for _ in range(3)), Cell(NOT_MEASURED), *(Cell(NOTHING) for _ in range(3)))
     else:
         counted = f"{ours['pairs']:,} pairs" if ours["pairs"] != found["pairs"] else ""
-        spoken = "" if ours["tokenise_seconds"] is None else f"+ {ours['tokenise_seconds']:.1f} s tokens"
+        separate = "" if ours["tokenise_seconds"] is None else f"+ {ours['tokenise_seconds']:.1f} s tokens"
         measured = (
             Cell(ours["weights"]),
             Cell(millions(ours["parameters"])),
             Cell(megabytes(ours["bytes"])),
-            Cell(amount(ours["seconds"], ".1f"), counted or spoken, found["source"]),
+            Cell(amount(ours["seconds"], ".1f"), counted or separate, found["source"]),
             Cell(amount(ours["pair_ms"], ".1f")),
             Cell(amount(ours["p99_ms"], ".1f")),
             Cell(ratio(row["ratio"])),

@@ -4,19 +4,19 @@ Scores and shares of a score have one decimal, milliseconds two; sizes are in MB
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A value, and what is said about it in smaller letters."""
+    """A value, with a detail in smaller letters."""
 
     text: str
     detail: str = ""
     source: str | None = None
     """Path of the artifact it was read from, below the results."""
     tone: str = ""
-    """``passed``, ``missed`` or ``unclear``, for what is judged."""
+    """``passed``, ``missed`` or ``unclear``, for a verdict."""
 
     def __str__(self) -> str:
         return f"{self.text} ({self.detail})" if self.detail else self.text
@@ -24,7 +24,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """Cells in the order of the table's columns; ``kind`` says how it is shown: main, group, total, paper, failed."""
+    """Cells in the order of the table's columns; ``kind`` sets the style: main, group, total, paper, failed."""
 
     cells: tuple[Cell, ...]
     kind: str = ""
@@ -42,15 +42,14 @@ class Table:
     notes: tuple[str, ...] = ()
 
     def only(self, *columns: str) -> "Table":
-        """The same table with these columns, those it does not have left out."""
+        """The same table with those of these columns that it has."""
         kept = [self.columns.index(column) for column in columns if column in self.columns]
         rows = tuple(Row(tuple(row.cells[place] for place in kept), row.kind) for row in self.rows)
-        return Table(tuple(self.columns[place] for place in kept), rows, self.words)
+        return replace(self, columns=tuple(self.columns[place] for place in kept), rows=rows)
 
     def without(self, *columns: str) -> "Table":
         """The same table without these columns."""
-        left = self.only(*(column for column in self.columns if column not in columns))
-        return Table(left.columns, left.rows, self.words, self.findings, self.notes)
+        return self.only(*(column for column in self.columns if column not in columns))
 
 
 def cells(texts: Sequence[str]) -> tuple[Cell, ...]:

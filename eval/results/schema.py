@@ -1,4 +1,4 @@
-"""Schemas of the result files: they refuse files that are not results.
+"""Schemas of the result files, which reject files that are not results.
 
 None is a number that was not measured. Scores are in percent, times in milliseconds or seconds as named.
 """

@@ -18,7 +18,7 @@ from eval.tasks.definitions import TASKS
 TEACHER, STUDENT = "teacher", "student"
 PROVENANCE = "provenance"
 PAIRS, QUESTIONS = "stsb", "squad"
-"""The tasks whose development sets models are timed on: the paper's (table 3), and a phone's."""
+"""The tasks on whose development sets models are timed: the paper's (table 3), and a phone's."""
 TABLE_3 = {
     "models": ["elmo", "bert_base", "distilbert", "roberta_base", "distilroberta"],
     "lengths": [],
@@ -61,7 +61,7 @@ class PhoneBenchmark(Recipe):
 
     @model_validator(mode="after")
     def _says_what_it_needs(self) -> Self:
-        # eval.mobile refuses any other way, and lists those it knows.
+        # eval.mobile rejects any other way and lists the known ones.
         if self.way not in ("adb", "browser", "proxy"):
             return self
         run = RUN_BY.get(self.way, (self.format,))
