@@ -192,9 +192,8 @@ class CheckpointWatch:
 
     def _drop_export(self, step: int) -> None:
         """Delete the exported student once no job needs it."""
-        student = self._folder(step) / STUDENT
-        if student.exists() and not any(waiting == step for waiting, _ in self.waiting.values()):
-            shutil.rmtree(student)
+        if not any(waiting == step for waiting, _ in self.waiting.values()):
+            shutil.rmtree(self._folder(step) / STUDENT, ignore_errors=True)
 
     def _record(self, step: int, place: Path, seeds: int) -> None:
         facts = artifact.read(place, "finetune").facts
