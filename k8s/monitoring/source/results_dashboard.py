@@ -73,7 +73,7 @@ RESULTS = Board(
             ),
             stat(
                 "Last turn",
-                "Time since the queue did all there was to do; it does so every second.",
+                "Time since the queue last checked its jobs, which it does every second.",
                 "s",
                 Query(
                     f"time() - max by (cluster) ({of_clusters('stillhouse_queue_turn_timestamp_seconds')})",
@@ -84,7 +84,7 @@ RESULTS = Board(
             ),
             stat(
                 "Draining",
-                "1 while people have asked the queue to start no more jobs.",
+                "1 while the queue starts no more jobs (stillhouse jobs drain).",
                 "count",
                 Query(f"max by (cluster) ({of_clusters('stillhouse_queue_draining')})", "{{cluster}}"),
                 width=4,
@@ -123,8 +123,8 @@ RESULTS = Board(
             ),
             bars(
                 "Repeated, by cause",
-                "Attempts that came to nothing: a worker died, a node was lost, a store or a network did not "
-                "answer (outage), memory ran out, another process was at the same place (busy).",
+                "Failed attempts: a worker died, a node was lost, a store or a network did not answer (outage), "
+                "memory ran out, another process used the same folder (busy).",
                 "short",
                 Query(_increase("stillhouse_job_retries_total", "cause"), "{{cause}}"),
                 width=6,
@@ -191,11 +191,11 @@ RESULTS = Board(
                 width=12,
             ),
             graph(
-                "Actors that died, files begun again",
-                "An actor that dies at a file leaves it to another one.",
+                "Actors that died, files started again",
+                "When an actor dies, another one starts its file again.",
                 "short",
                 Query(_increase("stillhouse_actor_deaths_total", "task", window=_STEP), "{{task}}: deaths"),
-                Query(_increase("stillhouse_lost_units_total", "task", window=_STEP), "{{task}}: begun again"),
+                Query(_increase("stillhouse_lost_units_total", "task", window=_STEP), "{{task}}: started again"),
                 width=12,
             ),
         ),
@@ -239,7 +239,7 @@ RESULTS = Board(
             ),
             bars(
                 "Size of the weights",
-                "As they lie on disk, by format.",
+                "On disk, by format.",
                 "bytes",
                 Query(
                     f"max by (cluster, model, weights) ({of_clusters('stillhouse_model_bytes')})",

@@ -61,8 +61,8 @@ TRAINING = Board(
             ),
             stat(
                 "Started again",
-                "How often workers were started again since the run was launched, by cause: a death, a drained "
-                "node, room for more workers.",
+                "Restarts of the workers since the launch of the run, by cause: a death, a drained node, room for "
+                "more workers.",
                 "count",
                 Query(last("stillhouse_restarts_total", by="by (cluster, run, cause)"), "{{cause}}"),
                 width=6,
@@ -78,7 +78,7 @@ TRAINING = Board(
             ),
             graph(
                 "Steps",
-                "Optimizer steps made. A step down is a run that went on from a checkpoint.",
+                "Optimizer steps made. A step down means that the run resumed from a checkpoint.",
                 "short",
                 per_run("stillhouse_step"),
                 Query(last("stillhouse_steps"), f"{RUN_NAME}: to make"),
@@ -86,7 +86,7 @@ TRAINING = Board(
             ),
             graph(
                 "Age of this attempt",
-                "Time since the workers were started. It falls to zero where they were started again.",
+                "Time since the workers started; a restart sets it to 0.",
                 "s",
                 Query(f"time() - {last('stillhouse_run_start_timestamp_seconds')}", RUN_NAME),
                 width=12,
@@ -180,14 +180,14 @@ TRAINING = Board(
             ),
             graph(
                 "Masked words right",
-                "Share of hidden words of held-out rows that are guessed exactly: the student's line climbs "
+                "Share of the masked words of held-out rows that are predicted exactly; the student's line rises "
                 "towards its teacher's.",
                 "percentunit",
                 Query(last("stillhouse_validation_accuracy_ratio", by="by (cluster, run, model)"), "{{model}}"),
             ),
             graph(
                 "Agreement with the teacher",
-                "Share of held-out positions at which student and teacher have the same first word.",
+                "Share of held-out positions at which student and teacher predict the same word.",
                 "percentunit",
                 per_run("stillhouse_validation_agreement_ratio"),
                 high=1,
@@ -224,7 +224,7 @@ TRAINING = Board(
             ),
             graph(
                 "Loss scale",
-                "Of fp16; other precisions have none. It doubles when all goes well and is halved by an overflow.",
+                "Of fp16; other precisions have none. It doubles after many steps without an overflow and halves at each one.",
                 "short",
                 per_run("stillhouse_loss_scale"),
                 width=6,
@@ -246,7 +246,7 @@ TRAINING = Board(
         "Are checkpoints fresh?": (
             graph(
                 "Age of the newest checkpoint",
-                "What a death would cost. The second line is the time between two checkpoints.",
+                "The training that a failure would lose. The second line is the time between two checkpoints.",
                 "s",
                 Query(f"time() - {last('stillhouse_last_checkpoint_timestamp_seconds')}", RUN_NAME),
                 Query(
@@ -256,7 +256,7 @@ TRAINING = Board(
             ),
             graph(
                 "Seconds of a checkpoint",
-                "Training stands still while the state is gathered (blocked); it is written behind its back.",
+                "Training pauses while the state is gathered (blocked), and continues while it is written.",
                 "s",
                 Query(last("stillhouse_checkpoint_seconds", by="by (cluster, run, part)"), "{{part}}"),
             ),
