@@ -7,7 +7,6 @@ runs a batch row by row where a runtime takes one row at a time.
 import contextlib
 import importlib
 import importlib.metadata
-import logging
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -64,13 +63,8 @@ def prepare(exported: Exported) -> None:
         raise StageError(f"{exported.format} runs on a Mac, iPhone or iPad only: open it there with Xcode")
     runtime = RUNTIMES[exported.runtime]
     require(runtime.distribution, f"'stillhouse[{runtime.extra}]'")
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)  # torchao, which ExecuTorch imports, warns several times
-    try:
-        for module in runtime.modules:
-            importlib.import_module(module)
-    finally:
-        logging.disable(before)
+    for module in runtime.modules:
+        importlib.import_module(module)
 
 
 @contextlib.contextmanager

@@ -224,7 +224,7 @@ TRAINING = Board(
             ),
             graph(
                 "Loss scale",
-                "Of fp16; other precisions have none. It doubles after many steps without an overflow and halves at each one.",
+                "Used by fp16 only. It doubles after many steps without an overflow and halves at each overflow.",
                 "short",
                 per_run("stillhouse_loss_scale"),
                 width=6,
