@@ -24,10 +24,10 @@ from k8s.monitoring.source.training_dashboard import TRAINING
 
 BOARDS = (TRAINING, RESULTS)
 FOLDER = Path(__file__).resolve().parents[1]
-_HEADER = "# Made of rules/*.yaml by python -m k8s.monitoring.source.generate.\n"
+_HEADER = "# Generated from rules/*.yaml by python -m k8s.monitoring.source.generate.\n"
 _RUNBOOK_INTRODUCTION = """# What to do when an alert fires
 
-Made of `rules/*.yaml` by `python -m k8s.monitoring.source.generate`.
+Generated from `rules/*.yaml` by `python -m k8s.monitoring.source.generate`.
 
 Run `kubectl …` commands in the namespace: `kubectl config set-context --current --namespace stillhouse`. Run
 `python -m …` and `stillhouse …` commands where the volume and the queue are, on the head of the Ray cluster that the
