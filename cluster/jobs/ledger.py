@@ -126,7 +126,7 @@ class Ledger:
             raise FileNotFoundError(
                 errno.ENOENT,
                 "the job queue's ledger was deleted, moved or cannot be reached; restore it, or end the queue with "
-                "python -m cluster.jobs stop and start one with another ledger",
+                "stillhouse jobs stop and start one with another ledger",
                 str(self._path),
             )
         if segments[-1] != self._path:

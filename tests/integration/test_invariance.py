@@ -204,6 +204,7 @@ TWO = {**ONE, "precision": "bf16", "workers": 2, "zero_stage": 3}
 FOUR = {**ONE, "workers": 4, "zero_stage": 1}
 
 
+@pytest.mark.long
 def test_a_run_resumes_on_one_or_two_workers_and_any_stage(runs: Runs) -> None:
     assert deviating_resumes(runs, [ONE], (1, 4), RESUMED) == {}
 

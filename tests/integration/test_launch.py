@@ -97,6 +97,7 @@ def test_a_failed_job_stops_no_other_and_the_report_names_it(done: Path) -> None
     assert "label" in page
 
 
+@pytest.mark.long
 def test_run_again_it_skips_what_is_complete(done: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in done.rglob("manifest.json")}
     process = launched(done.parent / "pipeline.toml", done)
@@ -107,6 +108,7 @@ def test_run_again_it_skips_what_is_complete(done: Path) -> None:
         assert line in process.stderr
 
 
+@pytest.mark.long
 def test_another_recipe_for_the_same_place_is_refused_and_nothing_lost(done: Path) -> None:
     process = launched(done.parent / "pipeline.toml", done, "tokens.seq_len=16")
     assert process.returncode == 1

@@ -173,7 +173,7 @@ def test_nothing_overtakes_a_job_that_waits_for_room(corpus: Path) -> None:
 def test_a_job_that_waits_for_another_lets_others_pass(corpus: Path) -> None:
     _run(
         corpus,
-        toy_job(corpus, "first", {"seconds": 4.0}),
+        toy_job(corpus, "first", {"gate": str(corpus.with_name("free"))}),  # ends only after "free" has
         toy_job(corpus, "dependant", after=("first",)),
         toy_job(corpus, "free"),
     )

@@ -305,6 +305,7 @@ def _failing(folder: Path) -> Path:
     return folder / "failing"
 
 
+@pytest.mark.long
 def test_documents_on_which_the_tokenizer_fails_are_counted_and_the_others_are_not_touched(tmp_path: Path) -> None:
     tokenizer = _failing(tmp_path)
     (tmp_path / "good").mkdir()

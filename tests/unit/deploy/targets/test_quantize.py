@@ -110,6 +110,7 @@ def test_the_wrong_model_or_export_is_refused(model, exported, tmp_path):
         quantized(made.path, model, tmp_path / "again")
 
 
+@pytest.mark.long
 @pytest.mark.real_data
 @pytest.mark.skipif(not REAL.is_dir(), reason="no ../shared/data/models/minilm-l6-mlm beside the checkout")
 def test_a_trained_model_keeps_its_words_in_int8(tmp_path):

@@ -89,6 +89,7 @@ one_step(started(Path(sys.argv[1]), training(zero_stage=3), process_group.join(1
 """
 
 
+@pytest.mark.long
 def test_the_first_start_warns_and_logs(folder: Path) -> None:
     patched, unpatched = (
         subprocess.run(

@@ -126,6 +126,7 @@ class Full:
         return self.process.communicate()[1]
 
 
+@pytest.mark.long
 def test_a_disk_that_is_full_for_a_while_costs_only_checkpoints(folder: Path, tmp_path: Path) -> None:
     """Metrics, too, find no room meanwhile: their lines wait."""
     with small_disk.small_disk(tmp_path / "disk", 20_000) as disk:

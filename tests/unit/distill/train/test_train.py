@@ -18,7 +18,7 @@ from ray_clusters import free_ports
 from train_processes import RECIPE, curve, environment, train
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
-from cluster.artifacts import artifact, registry, stage
+from cluster.artifacts import artifact, cli, registry, stage
 from cluster.telemetry.metrics_log import read_metrics
 from cluster.tokens.rows import open_tokens
 from cluster.tokens.tokenizer import load_tokenizer, vocabulary_digest
@@ -155,63 +155,81 @@ def test_export_of_what_is_no_run(tmp_path: Path) -> None:
 REFUSALS = {
     "misspelled key": (["--set", "loss.temprature=3"], "unknown key loss.temprature; did you mean loss.temperature?"),
     "layers": (["--set", "student.layers=[0,4]"], "student.layers [0, 4] does not fit a teacher of 4 layers"),
-    "missing": (["--tokens", "nowhere"], "nowhere does not exist: expected a tokens artifact there"),
-    "kind": (["--teacher", "tokens"], "tokens is a tokens artifact, expected a teacher artifact"),
+    "missing": (["--tokens", "{folder}/nowhere"], "nowhere does not exist: expected a tokens artifact there"),
+    "kind": (["--teacher", "{folder}/tokens"], "tokens is a tokens artifact, expected a teacher artifact"),
     "workers": (["--set", "rows_per_step=0"], "rows_per_step: input should be greater than 0"),
     "length": (["--set", "epochs=1"], "write steps = N or epochs = N, exactly one of them"),
 }
 
 
 @pytest.mark.parametrize("case", REFUSALS)
-def test_bad_input_is_one_line_and_exit_code_1(folder: Path, tmp_path: Path, case: str) -> None:
+def test_bad_input_is_one_line_and_exit_code_1(
+    folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], case: str
+) -> None:
     arguments, line = REFUSALS[case]
-    given = {"--tokens": "tokens", "--teacher": "teacher"}
-    for flag, value in zip(arguments[::2], arguments[1::2], strict=True):
-        given[flag] = value
-    settings = ["--set", given.pop("--set")] if "--set" in given else []
-    inputs = [part for flag, value in given.items() for part in (flag, str(folder / value))]
-    check_refused(folder, [*inputs, *settings], line, tmp_path / "run")
+    check_refused(capfd, folder, arguments, line, tmp_path / "run")
 
 
-def test_tokens_of_another_vocabulary_are_refused(folder: Path, tmp_path: Path) -> None:
-    other = tiny.roberta_teacher(tmp_path / "roberta")
-    tokenizer = load_tokenizer(other)
-    with artifact.create(tmp_path / "teacher", kind="teacher", inputs={}, recipe={}) as draft:
-        shutil.copytree(other, draft.path, dirs_exist_ok=True)
-        draft.facts["vocabulary"] = vocabulary_digest(tokenizer)
-    arguments = ["--tokens", str(folder / "tokens"), "--teacher", str(tmp_path / "teacher")]
-    check_refused(folder, arguments, "have different vocabularies: make the tokens with --tokenizer", tmp_path / "run")
-
-
-def test_truncated_rows_are_refused_by_name(folder: Path, tmp_path: Path) -> None:
-    shutil.copytree(folder / "tokens", tmp_path / "tokens")
-    rows = tmp_path / "tokens" / "train-00000.arrow"
-    rows.write_bytes(rows.read_bytes()[:-100])
-    arguments = ["--tokens", str(tmp_path / "tokens"), "--teacher", str(folder / "teacher")]
-    check_refused(folder, arguments, "train-00000.arrow has", tmp_path / "run")
-
-
-def test_an_out_that_cannot_be_written_is_refused(folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("in the way")
-    arguments = ["--tokens", str(folder / "tokens"), "--teacher", str(folder / "teacher")]
-    check_refused(folder, arguments, "Not a directory", tmp_path / "file" / "run")
-    assert (tmp_path / "file").read_text() == "in the way"
-
-
-def check_refused(folder: Path, arguments: list[str], line: str, out: Path) -> None:
-    (folder / "refused.toml").write_text("steps = 2\nrows_per_step = 8\n")
+def test_a_fresh_process_prints_the_same_line(folder: Path, tmp_path: Path) -> None:
+    arguments, line = REFUSALS["layers"]
     done = subprocess.run(
-        [sys.executable, "-m", "distill.train", str(folder / "refused.toml"), *arguments, "--out", str(out)],
+        [sys.executable, "-m", "distill.train", *arguments_of(folder, arguments), "--out", str(tmp_path / "run")],
         capture_output=True,
         text=True,
         env=environment(),
         check=False,
     )
-    assert done.returncode == 1, done.stderr
-    assert done.stderr.count("\n") == 1, done.stderr
-    assert done.stderr.startswith("error: ")
-    assert line in done.stderr
+    assert (done.returncode, done.stdout) == (1, "")
+    assert re.fullmatch(f"error: .*{re.escape(line)}.*\n", done.stderr)
+    assert not (tmp_path / "run").exists()
+
+
+def test_tokens_of_another_vocabulary_are_refused(
+    folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    other = tiny.roberta_teacher(tmp_path / "roberta")
+    tokenizer = load_tokenizer(other)
+    with artifact.create(tmp_path / "teacher", kind="teacher", inputs={}, recipe={}) as draft:
+        shutil.copytree(other, draft.path, dirs_exist_ok=True)
+        draft.facts["vocabulary"] = vocabulary_digest(tokenizer)
+    line = "have different vocabularies: make the tokens with --tokenizer"
+    check_refused(capfd, folder, ["--teacher", str(tmp_path / "teacher")], line, tmp_path / "run")
+
+
+def test_truncated_rows_are_refused_by_name(folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(folder / "tokens", tmp_path / "tokens")
+    rows = tmp_path / "tokens" / "train-00000.arrow"
+    rows.write_bytes(rows.read_bytes()[:-100])
+    check_refused(capfd, folder, ["--tokens", str(tmp_path / "tokens")], "train-00000.arrow has", tmp_path / "run")
+
+
+def test_an_out_that_cannot_be_written_is_refused(
+    folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    check_refused(capfd, folder, [], "Not a directory", tmp_path / "file" / "run")
+    assert (tmp_path / "file").read_text() == "in the way"
+
+
+def check_refused(capfd: pytest.CaptureFixture[str], folder: Path, arguments: list[str], line: str, out: Path) -> None:
+    """The command, in this process: a process of its own takes seconds to import what it needs."""
+    capfd.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        cli.main("distill.train", [*arguments_of(folder, arguments), "--out", str(out)])
+    printed = capfd.readouterr()
+    assert (ended.value.code, printed.out) == (1, "")
+    assert re.fullmatch(f"error: .*{re.escape(line)}.*\n", printed.err)
     assert not out.exists()
+
+
+def arguments_of(folder: Path, changed: list[str]) -> list[str]:
+    """A small recipe and its inputs, and the ``changed`` arguments after or instead of them."""
+    recipe = folder / "refused.toml"
+    recipe.write_text("steps = 2\nrows_per_step = 8\n")
+    inputs = {"--tokens": folder / "tokens", "--teacher": folder / "teacher"}
+    changed = [part.format(folder=folder) for part in changed]
+    kept = [part for flag, path in inputs.items() if flag not in changed for part in (flag, str(path))]
+    return [str(recipe), *kept, *changed]
 
 
 def test_a_loss_that_leaves_the_numbers_stops_the_run(folder: Path, tmp_path: Path) -> None:
