@@ -18,8 +18,8 @@ from eval.benchmark.elmo import ElmoSizes
 from eval.benchmark.model_process import Kind
 from eval.benchmark.reference_models import CONFIGURATIONS, Reader, Weights
 from eval.benchmark.workloads import Encoded, Workload
+from eval.results.schema import STUDENT, TEACHER
 
-TEACHER, STUDENT = "teacher", "student"
 OWN = (TEACHER, STUDENT)
 REFERENCE = "bert_base"
 PYTORCH: Final = "pytorch"

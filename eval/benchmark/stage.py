@@ -46,12 +46,13 @@ from cluster.artifacts.recipe import Recipe
 from cluster.storage import filesystem
 from cluster.telemetry import progress
 from eval.benchmark import contenders, host, rapl, workloads
-from eval.benchmark.contenders import OWN, PYTORCH, REFERENCE, TEACHER, Candidate, Contender, Preparation, gather
+from eval.benchmark.contenders import OWN, PYTORCH, REFERENCE, Candidate, Contender, Preparation, gather
 from eval.benchmark.elmo import ElmoSizes
 from eval.benchmark.model_process import ModelProcess, Opening, write_inputs
 from eval.benchmark.percentiles import percentiles
 from eval.benchmark.reference_models import CONFIGURATIONS, TITLES
 from eval.benchmark.workloads import Workload
+from eval.results.schema import TEACHER
 
 logger = logging.getLogger("stillhouse")
 

@@ -8,8 +8,9 @@ from cluster.artifacts import registry
 from cluster.artifacts.errors import StageError
 from cluster.artifacts.stage import StageContext
 from eval.results.export_formats import FORMATS, check_toolchains
+from eval.results.schema import STUDENT, TEACHER
 from eval.suite.plan import data_folder, export_formats, export_values, finetune_values, sweep_students
-from eval.suite.recipe import PAIRS, PROVENANCE, STUDENT, TEACHER, Baselines, Exports, Suite
+from eval.suite.recipe import PAIRS, PROVENANCE, Baselines, Exports, Suite
 
 
 def validate(suite: Suite) -> None:

@@ -10,7 +10,8 @@ from cluster.artifacts.errors import StageError
 from cluster.artifacts.stage import SideJob, StageContext
 from cluster.jobs.job import Job
 from eval.results.export_formats import FORMATS, Format, with_sources
-from eval.suite.recipe import PAIRS, PROVENANCE, QUESTIONS, STUDENT, TEACHER, Exports, Suite
+from eval.results.schema import STUDENT, TEACHER
+from eval.suite.recipe import PAIRS, PROVENANCE, QUESTIONS, Exports, Suite
 
 SECOND_STEP = "student-second-step"
 

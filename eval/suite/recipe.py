@@ -13,9 +13,9 @@ from cluster.artifacts import recipe
 from cluster.artifacts.recipe import Recipe
 from eval.report.model_card import CardFacts
 from eval.results.export_formats import Format
+from eval.results.schema import STUDENT, TEACHER
 from eval.tasks.definitions import TASKS
 
-TEACHER, STUDENT = "teacher", "student"
 PROVENANCE = "provenance"
 PAIRS, QUESTIONS = "stsb", "squad"
 """The tasks on whose development sets models are timed: the paper's (table 3), and a phone's."""

@@ -28,9 +28,10 @@ from cluster.jobs import client
 from cluster.jobs.job import GOOD, Job, JobsFailedError, Outcome
 from cluster.storage import filesystem
 from eval.report import model_card
+from eval.results.schema import STUDENT, TEACHER
 from eval.suite import checks
 from eval.suite.plan import SuitePlan, side_jobs
-from eval.suite.recipe import STUDENT, TEACHER, Suite
+from eval.suite.recipe import Suite
 
 LEDGER = "queue"
 SUITE, JOBS, REPORT = "suite.json", "jobs.json", "report"

@@ -170,7 +170,7 @@ def test_a_ledger_that_cannot_be_opened_leaves_nothing_behind_each_time(tmp_path
 def test_a_ledger_that_was_deleted_is_said_to_be(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path, "here")
     (tmp_path / "segment-00001.jsonl").unlink()
-    with pytest.raises(FileNotFoundError, match=r"cluster\.jobs stop"):
+    with pytest.raises(FileNotFoundError, match="stillhouse jobs stop"):
         ledger.append([_note(0)])
 
 
