@@ -31,16 +31,16 @@ test: $(READY)
 
 ## make test-long  the tests that take up to minutes each
 test-long: $(READY)
-	$(PYTEST) -m "long and not rare and not toolchain" --timeout 900
+	$(PYTEST) -m "long and not rare and not toolchain"
 
 # One run of pytest: it collects once, and its files share a Ray cluster, tokens, a teacher and a trained model.
 ## make test-ci    test and test-long in one run, as CI does
 test-ci: $(READY)
-	$(PYTEST) -m "not rare and not toolchain" --timeout 900
+	$(PYTEST) -m "not rare and not toolchain"
 
 ## make test-all   these, and the slow ones that rarely fail alone
 test-all: $(READY)
-	$(PYTEST) -m "not toolchain" --timeout 900
+	$(PYTEST) -m "not toolchain"
 
 ## make toolchains install what models are exported with beyond ONNX: OpenVINO, ExecuTorch, LiteRT, Core ML
 toolchains: $(READY)
@@ -49,7 +49,7 @@ toolchains: $(READY)
 
 ## make test-toolchains  these, and the tests that need them
 test-toolchains: toolchains
-	$(PYTEST) -m toolchain --timeout 900
+	$(PYTEST) -m toolchain
 
 ## make bench      speed and memory, measured here: a table and build/bench.json (BENCH="step data" for some of it)
 bench: $(READY)

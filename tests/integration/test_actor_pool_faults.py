@@ -19,7 +19,7 @@ from cluster.artifacts import artifact
 from cluster.corpus import shard_writer
 from cluster.tokens.stage import WORK
 
-pytestmark = [pytest.mark.long, pytest.mark.timeout(540)]
+pytestmark = pytest.mark.long
 
 SHARDS = 24
 SETTINGS = ("heldout=0.05", "seq_len=64")

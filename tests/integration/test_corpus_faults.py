@@ -18,7 +18,7 @@ from driver_processes import StageProcess
 from cluster.artifacts import artifact
 from cluster.corpus.stage import WORK
 
-pytestmark = [pytest.mark.long, pytest.mark.timeout(540)]
+pytestmark = pytest.mark.long
 
 RECIPE = """
 sources = [{{ kind = "jsonl", path = "{folder}/*.jsonl", name = "made up" }}]

@@ -189,7 +189,6 @@ def test_placement_does_not_change_the_curve(runs: Runs) -> None:
 
 @pytest.mark.rare
 @pytest.mark.long
-@pytest.mark.timeout(600)
 def test_placement_on_up_to_four_workers_does_not_change_the_curve(runs: Runs) -> None:
     more = {**PLACEMENT, "workers": (1, 2, 4)}
     every = [{"precision": "fp32", "soft_positions": "all", **placed} for placed in covering(more, 3)]
@@ -211,13 +210,11 @@ def test_a_run_resumes_on_one_or_two_workers_and_any_stage(runs: Runs) -> None:
 
 @pytest.mark.rare
 @pytest.mark.long
-@pytest.mark.timeout(600)
 def test_a_run_resumes_from_any_checkpoint_on_up_to_four_workers_and_any_stage(runs: Runs) -> None:
     assert deviating_resumes(runs, [ONE, TWO, FOUR], range(1, 6), {**RESUMED, "workers": (1, 2, 4)}) == {}
 
 
 @pytest.mark.long
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize(("precision", "zero_stage"), [pytest.param("fp32", 0, marks=pytest.mark.rare), ("bf16", 2)])
 def test_compilation_does_not_change_the_curve(runs: Runs, precision: str, zero_stage: int) -> None:
     compiled = {**ONE, "precision": precision, "zero_stage": zero_stage, "execution": "compiled"}

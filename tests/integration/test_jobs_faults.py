@@ -19,7 +19,7 @@ from ray_clusters import Cluster, Node
 from toy_stage_jobs import make_corpus
 from waiting import wait_until
 
-pytestmark = [pytest.mark.long, pytest.mark.timeout(400)]
+pytestmark = pytest.mark.long
 
 QUICK = {"max_deaths": 3, "first_seconds": 0.2, "longest_seconds": 1.0}
 

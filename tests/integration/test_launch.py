@@ -28,8 +28,6 @@ from distill.launch.elastic import LaunchError
 from distill.launch.pipeline_recipe import Pipeline, PipelinePlan
 from distill.launch.ray_train import Call, on_workers
 
-pytestmark = [pytest.mark.timeout(540)]
-
 
 def launched(pipeline: Path, out: Path, *settings: str) -> subprocess.CompletedProcess[str]:
     changes = [part for setting in settings for part in ("--set", setting)]

@@ -21,7 +21,6 @@ from k8s.monitoring.source.picture_data import Source
 
 pytestmark = [
     pytest.mark.long,
-    pytest.mark.timeout(540),
     pytest.mark.skipif(bool(servers.MISSING), reason=servers.WHY),
 ]
 

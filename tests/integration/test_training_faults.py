@@ -18,7 +18,7 @@ from train_processes import RECIPE, curve, train
 from cluster.telemetry.metrics_log import read_metrics
 from distill.checkpointing.run_folder import Run
 
-pytestmark = [pytest.mark.long, pytest.mark.timeout(540)]
+pytestmark = pytest.mark.long
 
 # Many rows a step, a few at a time: steps slow enough that a node can leave and another one come between them.
 VALUES: dict[str, Any] = {**RECIPE, "steps": 160, "rows_per_step": 32, "validation_rows": 8}

@@ -21,7 +21,7 @@ from cluster.telemetry.metrics_log import read_metrics
 from distill.checkpointing.run_folder import Run
 from distill.train.run_metrics import CAUSES
 
-pytestmark = [pytest.mark.long, pytest.mark.timeout(540)]
+pytestmark = pytest.mark.long
 
 STEPS, SAVE_EVERY = 160, 10
 ARTIFACTS = {

@@ -138,7 +138,6 @@ def test_a_job_whose_workers_keep_dying_fails_and_keeps_its_files(corpus: Path) 
 
 
 @pytest.mark.long
-@pytest.mark.timeout(60)
 def test_jobs_share_the_cluster_but_one_that_must_be_alone_is(corpus: Path) -> None:
     def pair(pipe: str, *names: str) -> list[Job]:
         os.mkfifo(corpus.with_name(pipe))

@@ -28,7 +28,7 @@ from cluster.jobs.job import Job
 from cluster.jobs.queue_actor import PORT, port_from_environment
 from distill.launch import run_pipeline
 
-pytestmark = [pytest.mark.long, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.long
 
 
 @pytest.fixture(scope="module")
