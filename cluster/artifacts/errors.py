@@ -3,6 +3,9 @@
 import contextlib
 import errno
 import logging
+import os
+import select
+import signal
 import sys
 from collections.abc import Iterator
 
@@ -11,6 +14,8 @@ from safetensors import SafetensorError
 from cluster.storage import filesystem
 
 logger = logging.getLogger("stillhouse")
+STDOUT = 1
+"""File descriptor of the program's output, also where ``sys.stdout`` is redirected."""
 
 _ADVICE = {
     errno.EACCES: ": choose a place you may write to",
@@ -28,18 +33,33 @@ class StageError(ValueError):
 
 @contextlib.contextmanager
 def errors_for_people() -> Iterator[None]:
-    """Turn an error that :func:`explain` knows into one line on stderr and exit code 1."""
+    """Turn an error that :func:`explain` knows into one line on stderr and exit code 1.
+
+    Exits 130 on Ctrl-C, and 141 when the reader of stdout has closed the pipe, as other programs do.
+    """
     try:
         with logging_to_stderr():
             yield
+            sys.stdout.flush()
     except KeyboardInterrupt:
         print("interrupted: run the same command again to continue", file=sys.stderr)
         raise SystemExit(130) from None
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _reader_is_gone():
+            # Python would fail again when it closes the stream.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), STDOUT)
+            raise SystemExit(128 + signal.SIGPIPE) from None
         if (line := explain(error)) is None:
             raise
         print(f"error: {line}", file=sys.stderr)
         raise SystemExit(1) from None
+
+
+def _reader_is_gone() -> bool:
+    """Whether this program's output goes to a pipe that nobody reads."""
+    poll = select.poll()
+    poll.register(STDOUT)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 @contextlib.contextmanager

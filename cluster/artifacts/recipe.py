@@ -72,7 +72,9 @@ def find(name: str) -> Path:
     shipped = {path.stem: path for path in sorted(ROOT.glob("*/recipes/*.toml"))}
     if name in shipped:
         return shipped[name]
-    raise RecipeError(f"recipe {name} is neither a file nor one that ships ({', '.join(shipped)})")
+    near = difflib.get_close_matches(name, shipped, n=1)
+    hint = f"did you mean {near[0]}?" if near else "stillhouse recipes lists those that ship"
+    raise RecipeError(f"recipe {name} is neither a file nor one that ships: {hint}")
 
 
 def read_values(reference: str, settings: Sequence[str] = ()) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import Any
 from cluster.artifacts import stage
 from cluster.artifacts.artifact import Artifact
 from cluster.artifacts.errors import StageError
+from cluster.artifacts.names import find_name, word_of
 from cluster.artifacts.stage import Stage
 from cluster.storage.filesystem import Location
 
@@ -26,18 +27,18 @@ def entries() -> dict[str, EntryPoint]:
     return {entry.name: entry for entry in importlib.metadata.entry_points(group=GROUP)}
 
 
-def find(name: str) -> Stage[Any]:
-    """The stage of this name; only here, where Python code meets a name, is the class of its recipe unknown.
+def find(word: str) -> Stage[Any]:
+    """The stage of this name, or word; only here, where Python code meets a name, is the class of its recipe unknown.
 
     Raises:
         StageError: no stage of this name is installed.
     """
-    if (entry := entries().get(name)) is None:
-        near = difflib.get_close_matches(name, entries(), n=1)
+    if (name := find_name(word, entries())) is None:
+        near = difflib.get_close_matches(word, [*entries(), *map(word_of, entries())], n=1)
         hint = f"did you mean {near[0]}?" if near else "stillhouse lists all stages"
-        raise StageError(f"no stage {name}: {hint}")
-    found: Stage[Any] = entry.load()
-    assert found.name == name, f"{entry.value} calls itself {found.name}"
+        raise StageError(f"no stage {word}: {hint}")
+    found: Stage[Any] = entries()[name].load()
+    assert found.name == name, f"{entries()[name].value} calls itself {found.name}"
     return found
 
 

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from cluster.artifacts.names import word_of
+
 
 @dataclass(frozen=True)
 class CatalogueEntry:
@@ -15,11 +17,6 @@ class CatalogueEntry:
     @property
     def word(self) -> str:
         return word_of(self.name)
-
-
-def word_of(name: str) -> str:
-    """The word that calls a stage or command: the last part of its name, with hyphens."""
-    return name.rpartition(".")[2].replace("_", "-")
 
 
 OWN = (

@@ -5,34 +5,46 @@ Listing must answer at once, so this module imports nothing but the catalogue: a
 
 import sys
 from collections.abc import Iterator, Sequence
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint, entry_points, version
 
+from cluster.artifacts.names import find_name, word_of
 from cluster.console import catalogue
-from cluster.console.catalogue import CatalogueEntry, word_of
+from cluster.console.catalogue import CatalogueEntry
 
 STAGES, COMMANDS = "stillhouse.stages", "stillhouse.commands"
 """Groups of entry points: a :class:`~cluster.artifacts.stage.Stage`, and a function ``main(arguments, prog)``."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command that the arguments name, by default those of ``sys.argv``."""
-    word, *others = [*(sys.argv[1:] if arguments is None else arguments)] or ["--help"]
-    if word in ("-h", "--help"):
+    """Run the command that the arguments name, by default those of ``sys.argv``.
+
+    Exits 2 if there is no such command, else as the command does.
+    """
+    word, *others = [*(sys.argv[1:] if arguments is None else arguments)] or ["help"]
+    if word in ("-h", "--help", "help"):
         print(listing())
+        return
+    if word == "--version":
+        print(f"stillhouse {version('stillhouse')}")
         return
     prog = f"stillhouse {word}"
     if word in [entry.word for entry in catalogue.OWN]:
+        from cluster.artifacts.errors import errors_for_people
         from cluster.console import completion, recipes
 
         own = {"recipes": recipes.list_recipes, "show": recipes.show, "completion": completion.main}
-        own[word](others, prog)
+        with errors_for_people():
+            own[word](others, prog)
         return
     # Not at the top: these modules import pydantic and fsspec, which takes longer than the listing.
     from cluster.artifacts import cli
-    from cluster.artifacts.errors import errors_for_people
+    from cluster.artifacts.errors import StageError
 
-    with errors_for_people():
+    try:
         entry = find(word)
+    except StageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
     if entry.group == STAGES:
         cli.main(entry.name, others, prog)
     else:
@@ -67,9 +79,8 @@ def find(word: str) -> EntryPoint:
         StageError: no such command.
     """
     known = installed()
-    for name, entry in known.items():
-        if word.replace("-", "_") in (name, name.rpartition(".")[2]):
-            return entry
+    if name := find_name(word, known):
+        return known[name]
     import difflib
 
     from cluster.artifacts.errors import StageError

@@ -11,10 +11,12 @@ import sys
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any
 
 from cluster.artifacts import recipe, registry
-from cluster.artifacts.errors import StageError, errors_for_people
+from cluster.artifacts.errors import StageError
+from cluster.artifacts.names import word_of
 from cluster.artifacts.recipe import Recipe
 from cluster.console import catalogue, cli
 
@@ -44,9 +46,8 @@ def show(arguments: Sequence[str], prog: str) -> None:
     parser.add_argument("command", metavar="COMMAND", nargs="?", help="the command that reads it, for your own files")
     parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="override a recipe value")
     options = parser.parse_args(arguments)
-    with errors_for_people():
-        name = reader(options.recipe, options.command)
-        text = "\n".join([f"# {options.recipe}: {name}", *explain(read(name, options.recipe, options.set))])
+    name = reader(options.recipe, options.command)
+    text = "\n".join([f"# {options.recipe}: {name}", *explain(read(name, options.recipe, options.set))])
     if sys.stdout.isatty():
         from rich.console import Console
         from rich.syntax import Syntax
@@ -60,16 +61,33 @@ def reader(reference: str, command: str | None = None) -> str:
     """Name of the command that reads a recipe; tables of a pipeline have the names of their commands.
 
     Raises:
-        StageError: a file, or a table of another name, without ``command``.
+        StageError: a file, or a table of another name, without ``command``; a shipped recipe of another command.
+        RecipeError: neither a file nor a shipped recipe.
     """
     file, _, table = reference.partition("#")
-    if command or table in [entry.word for entry in catalogue.ENTRIES.values()]:
-        return cli.find(command or table).name
-    if not table:
-        for entry in catalogue.ENTRIES.values():
-            if file in entry.recipes:
-                return entry.name
-    raise StageError(f"which command reads {reference}? For example: stillhouse show {reference} train")
+    words = [entry.word for entry in catalogue.ENTRIES.values()]
+    owner = next((entry.name for entry in catalogue.ENTRIES.values() if file in entry.recipes), None)
+    if not (command or table) and owner:
+        return owner
+    if owner is None and file in words and not Path(file).is_file():
+        raise StageError(f"{file} is a command, not a recipe: write {_example(file)}")
+    if file != "default":
+        recipe.find(file)
+    if command or table in words:
+        name = cli.find(command or table).name
+        if not table and owner not in (None, name):
+            tables = f": write {file}#{word_of(name)} for its table" if owner == "distill.launch" else ""
+            raise StageError(f"{file} is a recipe of {word_of(owner)}, not of {word_of(name)}{tables}")
+        return name
+    raise StageError(f"which command reads {reference}? For example: stillhouse show {reference} tokens")
+
+
+def _example(word: str) -> str:
+    """What to write to see a recipe of a command."""
+    shipped = next(entry.recipes for entry in catalogue.ENTRIES.values() if entry.word == word)
+    if shipped:
+        return f"stillhouse show {shipped[0]}"
+    return f"stillhouse show {f'demo#{word}' if word in recipe.read_values('demo') else f'default {word}'}"
 
 
 def read(name: str, reference: str, settings: Sequence[str] = ()) -> Recipe:

@@ -43,10 +43,14 @@ _BITS_PER_NGRAM = 16
 class Decontamination(Recipe):
     """The evaluation data that a corpus must not contain."""
 
-    tasks: Annotated[tuple[str, ...], Field(min_length=1)]  # folders, globs or files, by path or URL
+    tasks: Annotated[tuple[str, ...], Field(min_length=1)]
+    """Folders, globs or files of evaluation data, as paths or URLs."""
     files: Annotated[tuple[Word, ...], Field(min_length=1)] = ("dev", "test", "valid", "validation", "eval")
-    words: PositiveInt = 13  # per n-gram
-    min_words: PositiveInt = 8  # of a shorter evaluation text that counts as one n-gram
+    """Words in the names of the evaluation files of a folder."""
+    words: PositiveInt = 13
+    """Words per n-gram."""
+    min_words: PositiveInt = 8
+    """Fewest words of a shorter evaluation text, which then counts as one n-gram."""
 
     @model_validator(mode="after")
     def _possible(self) -> Self:

@@ -39,10 +39,14 @@ Share: TypeAlias = Annotated[float, Field(ge=0.0, le=1.0)]
 class C4(Recipe):
     """Rules of the Colossal Clean Crawled Corpus (Raffel et al. 2020, section 2.2), without its list of bad words."""
 
-    min_line_words: NonNegativeInt = 5  # drops shorter lines, and lines that do not end in . ! ? or a quote
+    min_line_words: NonNegativeInt = 5
+    """Drops lines with fewer words, and lines that do not end in . ! ? or a quote."""
     cut_lines: tuple[str, ...] = ("javascript", "terms of use", "privacy policy", "cookie policy", "use of cookies")
-    min_sentences: NonNegativeInt = 3  # "c4: few sentences", counted in the remaining lines
-    forbidden: tuple[str, ...] = ("lorem ipsum", "{")  # "c4: forbidden": placeholder text, program code
+    """Drops lines that contain one of these in any case; write them in lower case."""
+    min_sentences: NonNegativeInt = 3
+    """Fewest sentences in the remaining lines ("c4: few sentences")."""
+    forbidden: tuple[str, ...] = ("lorem ipsum", "{")
+    """Drops documents that contain one of these ("c4: forbidden") in any case; write them in lower case."""
 
 
 class Gopher(Recipe):
@@ -51,28 +55,45 @@ class Gopher(Recipe):
     For its limits on words (50 to 100,000) set ``cleaning.min_words`` and ``cleaning.max_words``.
     """
 
-    min_mean_word_characters: NonNegativeFloat = 3.0  # "gopher: word length"
+    min_mean_word_characters: NonNegativeFloat = 3.0
+    """Lowest mean length of a word ("gopher: word length")."""
     max_mean_word_characters: NonNegativeFloat = 10.0
-    max_symbols_per_word: NonNegativeFloat = 0.1  # "gopher: symbols": hash signs, or ellipses
-    max_bullet_lines: Share = 0.9  # "gopher: bullets": share of lines that start with one
-    max_ellipsis_lines: Share = 0.3  # "gopher: ellipses": share of lines that end in one
-    min_words_with_letter: Share = 0.8  # "gopher: letters": share of words
-    min_stop_words: NonNegativeInt = 2  # "gopher: stop words": number of eight English ones that occur
-    max_repeated_lines: Share = 0.3  # "gopher: repeated lines": share of lines that occur earlier in the text
-    max_repeated_line_characters: Share = 0.2  # "gopher: repeated lines": the same for characters
+    """Highest mean length of a word ("gopher: word length")."""
+    max_symbols_per_word: NonNegativeFloat = 0.1
+    """Most hash signs, or ellipses, per word ("gopher: symbols")."""
+    max_bullet_lines: Share = 0.9
+    """Highest share of lines that start with a bullet ("gopher: bullets")."""
+    max_ellipsis_lines: Share = 0.3
+    """Highest share of lines that end in an ellipsis ("gopher: ellipses")."""
+    min_words_with_letter: Share = 0.8
+    """Lowest share of words with a letter ("gopher: letters")."""
+    min_stop_words: NonNegativeInt = 2
+    """How many of eight English stop words occur at least ("gopher: stop words")."""
+    max_repeated_lines: Share = 0.3
+    """Highest share of lines that occur earlier in the text ("gopher: repeated lines")."""
+    max_repeated_line_characters: Share = 0.2
+    """Highest share of characters in such lines ("gopher: repeated lines")."""
 
 
 class Cleaning(Recipe):
     """The filters that each document must pass, and in quotes the reason that the manifest counts."""
 
-    min_characters: NonNegativeInt = 0  # "short"
-    max_characters: PositiveInt = 4_000_000  # "long": tables and dumps; books are shorter
-    min_words: NonNegativeInt = 0  # "few words"; Gopher: 50
-    max_words: PositiveInt | None = None  # "many words"; Gopher: 100,000
-    languages: tuple[str, ...] = ()  # "language": codes of fastText's lid.176, such as "en"; empty means all
-    min_language_score: Share = 0.65  # the model's probability of that language
-    c4: C4 | None = None  # an empty table applies the paper's rules
+    min_characters: NonNegativeInt = 0
+    """Shortest document in characters; the manifest counts dropped ones as "short"."""
+    max_characters: PositiveInt = 4_000_000
+    """Longest document in characters ("long"): excludes tables and dumps, and keeps books."""
+    min_words: NonNegativeInt = 0
+    """Fewest words of a document ("few words"); Gopher: 50."""
+    max_words: PositiveInt | None = None
+    """Most words of a document ("many words"); Gopher: 100,000."""
+    languages: tuple[str, ...] = ()
+    """Accepted languages ("language") by their code in fastText's lid.176, such as "en"; empty accepts all."""
+    min_language_score: Share = 0.65
+    """Lowest probability of that language according to the model."""
+    c4: C4 | None = None
+    """Rules of C4; an empty table applies those of the paper."""
     gopher: Gopher | None = None
+    """Rules of Gopher; an empty table applies those of the paper."""
 
     @field_validator("languages")
     @classmethod

@@ -34,10 +34,14 @@ _BLOCK = 2**16
 class NearDuplicates(Recipe):
     """Which documents count as near-duplicates."""
 
-    threshold: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.8  # Jaccard similarity of the sets of word n-grams
-    permutations: Annotated[int, Field(ge=2, le=1024)] = 128  # upper limit; more make the threshold sharper
-    words: PositiveInt = 5  # per n-gram
+    threshold: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.8
+    """Jaccard similarity of two documents' word n-grams around which they count as near-duplicates."""
+    permutations: Annotated[int, Field(ge=2, le=1024)] = 128
+    """Most hash functions of a signature; more make the threshold sharper and cost time."""
+    words: PositiveInt = 5
+    """Words per n-gram."""
     seed: NonNegativeInt = 1
+    """Seed of the hash functions."""
 
     @model_validator(mode="after")
     def _has_bands(self) -> Self:

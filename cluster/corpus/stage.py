@@ -54,11 +54,16 @@ class Corpus(Recipe):
     """The sources of a corpus, the filters, and the size of the files."""
 
     sources: Annotated[tuple[AnySource, ...], Field(min_length=1)]
+    """Where the text comes from."""
     cleaning: Cleaning = Cleaning()
     near_duplicates: NearDuplicates | None = None
+    """Drops near-duplicates; by default only exact ones are dropped."""
     decontamination: Decontamination | None = None
-    max_bad_share: Annotated[float, Field(ge=0, le=1)] = 0.01  # of the documents read; more bad ones stop the run
-    shard_bytes: PositiveInt = 64_000_000  # of text; a shard is the unit of work of the tokens stage
+    """Drops documents that overlap with evaluation data."""
+    max_bad_share: Annotated[float, Field(ge=0, le=1)] = 0.01
+    """Highest share of unreadable documents; more stop the stage."""
+    shard_bytes: PositiveInt = 64_000_000
+    """Bytes of text per file; the tokens stage works file by file."""
     placement: actor_pool.Placement = actor_pool.Placement()
 
     @model_validator(mode="after")

@@ -9,7 +9,6 @@ pipeline. The command writes nothing but the picture. It reads large artifacts i
 """
 
 import argparse
-import os
 import re
 import sys
 import time
@@ -35,8 +34,6 @@ VIEWS: Mapping[str, Callable[[Artifact, int], Findings]] = {
     "report": results.report,
     **dict.fromkeys(("teacher", "student", "finetune", "export"), models.inspect),
 }
-_CLOSED = 141
-"""Exit code of a program whose reader has closed the pipe (128 + SIGPIPE)."""
 
 
 def look(place: Location, num_samples: int, verify: bool) -> Findings:
@@ -138,9 +135,4 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m cluster.
         found = look(filesystem.location(given.place), given.rows, given.verify)
         if given.picture is not None:
             picture.draw(found, given.picture)
-        try:
-            terminal.write(found, sys.stdout)
-        except BrokenPipeError:
-            # Python would fail again when it closes the stream.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise SystemExit(_CLOSED) from None
+        terminal.write(found, sys.stdout)

@@ -20,70 +20,94 @@ CODECS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
 class Source(Recipe):
     """Settings of every source. Limits count documents that pass the filters, in order, before deduplication."""
 
-    limit: PositiveInt | None = None  # documents at most
-    max_bytes: PositiveInt | None = None  # of UTF-8 text at most
-    weight: PositiveFloat | None = None  # share of the text, relative to other sources; set it for all or none
-    licence: str = ""  # a note for the manifest
+    limit: PositiveInt | None = None
+    """Most documents of this source; unlimited by default."""
+    max_bytes: PositiveInt | None = None
+    """Most bytes of UTF-8 text of this source; unlimited by default."""
+    weight: PositiveFloat | None = None
+    """Share of the text, relative to the weights of the other sources; all sources have one, or none."""
+    licence: str = ""
+    """A note for the manifest."""
 
 
 class Files(Source):
     """Files by path, folder, glob or URL."""
 
     path: Annotated[str, Field(min_length=1)]
-    name: str = ""  # label of the documents; that of the file or folder by default
+    """A file, folder or glob, as a path or URL."""
+    name: str = ""
+    """Label of the documents; by default that of the file or folder."""
 
 
 class Parquet(Files):
     """A string column of Parquet files."""
 
     kind: Literal["parquet"]
+    """Parquet files."""
     column: str = "text"
+    """Column of the text."""
 
 
 class Arrow(Files):
     """A string column of Arrow IPC files, in the file or the stream form."""
 
     kind: Literal["arrow"]
+    """Arrow IPC files."""
     column: str = "text"
+    """Column of the text."""
 
 
 class JsonLines(Files):
     """A string member of the objects in .jsonl files."""
 
     kind: Literal["jsonl"]
+    """Files with one JSON object per line."""
     column: str = "text"
+    """Key of the text."""
 
 
 class Text(Files):
     """Plain UTF-8 files; blank lines and paragraphs are skipped."""
 
     kind: Literal["text"]
-    documents: Literal["file", "line", "paragraph"] = "file"  # paragraphs are separated by blank lines
+    """Plain text files."""
+    documents: Literal["file", "line", "paragraph"] = "file"
+    """What a document is: the whole file, a line, or a paragraph; blank lines separate paragraphs."""
 
 
 class WikiExtractor(Files):
     """Output of WikiExtractor, as ``<doc>`` text or ``--json``: one document per page with text, without its title."""
 
     kind: Literal["wikiextractor"]
+    """Output of WikiExtractor."""
 
 
 class Hub(Source):
     """A data set of the Hugging Face Hub, or a local folder that `datasets` can load; streamed, never stored."""
 
     kind: Literal["hub"]
+    """A data set of the Hugging Face Hub."""
     dataset: str
+    """Name on the Hub, or a local folder."""
     name: str = ""
+    """Label of the documents; by default that of the data set."""
     config: str | None = None
-    revision: str | None = None  # a commit pins the text
+    """Configuration of the data set, where it has several."""
+    revision: str | None = None
+    """A branch, tag or commit; only a commit pins the text."""
     split: str = "train"
+    """Split of the data set."""
     column: str = "text"
+    """Column of the text."""
 
 
 class InstalledDocs(Source):
     """Prose from the docstrings of installed packages; the label of a document is its package."""
 
     kind: Literal["installed-docs"]
-    packages: tuple[str, ...] = ()  # top-level import names; none means all
+    """Docstrings of installed Python packages."""
+    packages: tuple[str, ...] = ()
+    """Top-level import names; empty means all installed packages."""
 
 
 AnyFiles: TypeAlias = Parquet | Arrow | JsonLines | Text | WikiExtractor

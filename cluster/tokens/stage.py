@@ -50,16 +50,22 @@ class Pretrained(Recipe):
     """The tokenizer of an existing model."""
 
     kind: Literal["pretrained"]
-    name: str  # a folder, or a model of the Hugging Face Hub
+    """A pretrained tokenizer."""
+    name: str
+    """A folder, or a model of the Hugging Face Hub."""
 
 
 class TrainedWordPiece(Recipe):
     """A BERT tokenizer whose vocabulary is learned from the corpus."""
 
     kind: Literal["wordpiece"]
+    """A WordPiece tokenizer trained on the corpus."""
     vocab_size: PositiveInt = 30_522
+    """Entries of the vocabulary; BERT has 30,522."""
     lowercase: bool = True
+    """Lower-cases text and strips accents, as BERT's uncased models do."""
     min_frequency: PositiveInt = 2
+    """Pairs of pieces that occur less often are not merged."""
 
 
 AnyTokenizer: TypeAlias = Annotated[Pretrained | TrainedWordPiece, Field(discriminator="kind")]
@@ -69,9 +75,13 @@ class Tokens(Recipe):
     """How documents become rows."""
 
     seq_len: Annotated[int, Field(ge=8)] = 128
-    heldout: Annotated[float, Field(gt=0, lt=1)] = 0.01  # share of documents held out of training, chosen by their text
-    tokenizer: AnyTokenizer | None = None  # or --tokenizer DIR
-    max_bad_share: Annotated[float, Field(ge=0, le=1)] = 0.01  # documents the tokenizer fails on; more stop the run
+    """Tokens per row."""
+    heldout: Annotated[float, Field(gt=0, lt=1)] = 0.01
+    """Share of documents kept for validation, chosen by a hash of their text."""
+    tokenizer: AnyTokenizer | None = None
+    """A pretrained tokenizer or a new one; ``--tokenizer DIR`` names a folder instead."""
+    max_bad_share: Annotated[float, Field(ge=0, le=1)] = 0.01
+    """Highest share of documents on which the tokenizer fails; more stop the stage."""
     placement: actor_pool.Placement = actor_pool.Placement()
 
 

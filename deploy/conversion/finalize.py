@@ -51,7 +51,9 @@ class Rounded(parity.Tolerance):
 
     # Defaults of a class, not an instance: setting one value must not make the others strict.
     relative: PositiveFloat = 0.5
+    """Largest difference between outputs, relative to the reference's largest value."""
     agreement: float = Field(0.7, ge=0.0, le=1.0)
+    """Lowest share of positions where both choose the same class or word."""
 
 
 def versions(extra: str, *libraries: str) -> dict[str, str]:

@@ -46,16 +46,22 @@ class Probe(Recipe):
     """The fixed inputs: for each length one full row, and a batch of rows with increasing padding."""
 
     lengths: tuple[Annotated[int, Field(ge=SHORTEST)], ...] = Field((8, 30, 128), min_length=1)
-    rows: PositiveInt = 4  # of the padded batch
+    """Lengths in tokens."""
+    rows: PositiveInt = 4
+    """Rows of the padded batch."""
     seed: NonNegativeInt = 0
+    """Seed of the random token ids."""
 
 
 class Tolerance(Recipe):
     """How far an export may be from its model."""
 
-    relative: PositiveFloat = 1e-4  # largest difference, over the largest value of the reference
-    agreement: float = Field(0.99, ge=0.0, le=1.0)  # lowest share of equal choices
-    score: NonNegativeFloat = 1.0  # points that the task's score may lose, if --data is given
+    relative: PositiveFloat = 1e-4
+    """Largest difference between outputs, relative to the reference's largest value."""
+    agreement: float = Field(0.99, ge=0.0, le=1.0)
+    """Lowest share of positions where both choose the same class or word."""
+    score: NonNegativeFloat = 1.0
+    """Most points that the task's score may lose, if ``--data`` is given."""
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,9 @@ class Scored(Recipe):
     """The examples to score; the defaults are in the manifest of the fine-tuned model."""
 
     task: str | None = None
+    """Task of ``--data``; by default the one the model was fine-tuned on."""
     max_length: PositiveInt | None = None
+    """Most tokens of an example; by default that of the fine-tuning."""
     limit: PositiveInt | None = None
     """At most this many examples of each development set, the same ones for model and export."""
 

@@ -22,10 +22,11 @@ class Calibration(Recipe):
     """The text that a quantisation is calibrated with."""
 
     rows: PositiveInt = 128
-    lengths: tuple[Annotated[int, Field(ge=SHORTEST_PAIR)], ...] = Field(
-        (16, 32, 64, 128), min_length=1
-    )  # in tokens, used in turn
+    """Rows of tokens to calibrate with."""
+    lengths: tuple[Annotated[int, Field(ge=SHORTEST_PAIR)], ...] = Field((16, 32, 64, 128), min_length=1)
+    """Lengths in tokens, which the rows have in turn."""
     seed: NonNegativeInt = 0
+    """Seed of the choice of rows."""
 
 
 def check_given(inputs: Mapping[str, Path], wanted: bool, setting: str) -> None:

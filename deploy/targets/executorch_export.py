@@ -30,6 +30,7 @@ class ExecuTorch(ExportRecipe):
     """An export to ExecuTorch."""
 
     precision: Literal["int8", "fp32"] = "int8"
+    """Of the weights."""
     tolerance: Rounded = Rounded()
 
 

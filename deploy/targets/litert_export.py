@@ -34,6 +34,7 @@ class LiteRt(ExportRecipe):
     """An export to LiteRT."""
 
     precision: Literal["int8", "fp32"] = "int8"
+    """Of the weights."""
     lengths: tuple[Annotated[int, Field(ge=parity.SHORTEST)], ...] = Field((32, 128, 384), min_length=1)
     """In tokens; a length beyond the model's positions becomes its positions."""
     tolerance: Rounded = Rounded()

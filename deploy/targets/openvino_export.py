@@ -32,6 +32,7 @@ class OpenVino(ExportRecipe):
     """An export to OpenVINO."""
 
     precision: Literal["int8", "fp32"] = "int8"
+    """Of weights and activations."""
     keep: tuple[str, ...] = ()
     """Layers that stay in float, by name with * for any part, as in the recipe of ``stillhouse quantize``."""
     calibration: Calibration = Calibration()

@@ -47,8 +47,11 @@ class ExactTolerance(parity.Tolerance):
     """How far a pruned model may be from its source: pruning rounds no weight."""
 
     relative: PositiveFloat = 1e-5
+    """Largest difference between outputs, relative to the reference's largest value."""
     agreement: float = Field(1.0, ge=0.0, le=1.0)
+    """Lowest share of positions where both choose the same class or word."""
     score: NonNegativeFloat = 0.1
+    """Most points that the task's score may lose, if ``--data`` is given."""
 
 
 class Pruning(ToleranceRecipe):

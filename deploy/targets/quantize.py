@@ -35,6 +35,7 @@ class Quantization(ToleranceRecipe):
     weight_bits: Literal[8, 7] = 8
     """Use 7 for x86 processors without VNNI: they add two products in 16 bits and overflow on 8-bit weights."""
     activations: Literal["dynamic", "static"] = "dynamic"
+    """"dynamic" measures their range in every call, "static" fixes it with calibration rows."""
     keep: tuple[str, ...] = ()
     """Layers that stay in float, by name with * for any part: ``*.layer.0.*``; ``stillhouse sensitivity`` finds them.
     Static activations always keep a task's head in float."""

@@ -38,6 +38,7 @@ class SensitivityRows(Calibration):
     """Fewer rows than for calibration, because every layer reads all of them."""
 
     rows: PositiveInt = 32
+    """Rows of tokens to measure with."""
 
 
 class Sensitivity(Recipe):

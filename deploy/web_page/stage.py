@@ -47,7 +47,9 @@ class Shown(Recipe):
     """How the page shows a model."""
 
     title: str = Field(min_length=1, max_length=40)
-    weights: Literal["trained", "random"] = "trained"  # random ones have the speed of trained ones, but no answers
+    """Title of the model on the page."""
+    weights: Literal["trained", "random"] = "trained"
+    """Random weights have the speed of trained ones, but give no answers."""
 
 
 class WebPage(Recipe):
@@ -55,7 +57,8 @@ class WebPage(Recipe):
 
     student: Shown = Shown(title="Student")
     teacher: Shown = Shown(title="Teacher")
-    part_bytes: PositiveInt = 8 * 2**20  # a lost connection costs at most one part
+    part_bytes: PositiveInt = 8 * 2**20
+    """Bytes of a downloaded part; a lost connection costs at most one part."""
 
 
 def run(recipe: WebPage, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:

@@ -27,9 +27,13 @@ class Pipeline(Recipe):
     """Text to report. Each table is the recipe of a stage."""
 
     corpus: dict[str, Any]
+    """Values of ``cluster.corpus``."""
     tokens: dict[str, Any]
+    """Values of ``cluster.tokens``."""
     teacher: dict[str, Any]
+    """Values of ``distill.teacher``."""
     train: dict[str, Any]
+    """Values of ``distill.train`` for the student."""
     ablations: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Other students: name to what differs from ``train``."""
     suite: dict[str, Any] = Field(default_factory=dict)

@@ -65,14 +65,17 @@ Row: TypeAlias = dict[str, Any]
 class PairSet(Recipe):
     """The development set of STS-B, where ``--pairs`` is given."""
 
-    limit: PositiveInt | None = None  # pairs; all of them where it is left out
+    limit: PositiveInt | None = None
+    """Most pairs; all by default."""
 
 
 class QuestionSet(Recipe):
     """The development set of SQuAD, where ``--questions`` is given."""
 
-    limit: PositiveInt | None = 200  # questions, each with its passage
-    length: PositiveInt = 384  # tokens of both, cut or padded to it
+    limit: PositiveInt | None = 200
+    """Most questions, each with its passage."""
+    length: PositiveInt = 384
+    """Tokens of question and passage, which are cut or padded to it."""
 
 
 class BenchmarkRecipe(Recipe):
@@ -80,16 +83,23 @@ class BenchmarkRecipe(Recipe):
 
     models: tuple[Architecture, ...] = ()
     """Published architectures, in addition to the given models."""
-    lengths: tuple[PositiveInt, ...] = (30, 128)  # tokens of one input
-    batch: PositiveInt = 1  # inputs of one call at a fixed length; texts come one by one
+    lengths: tuple[PositiveInt, ...] = (30, 128)
+    """Tokens of an input, for each workload of a fixed length."""
+    batch: PositiveInt = 1
+    """Inputs per call at a fixed length; texts always come one by one."""
     pairs: PairSet = PairSet()
     questions: QuestionSet = QuestionSet()
     threads: tuple[PositiveInt | Literal["all"], ...] = Field((1, "all"), min_length=1)
-    turn: PositiveInt = 1  # inputs a model answers before the next one's turn; a call before them does not count
-    warmup: NonNegativeInt = 5  # more calls of each model on each workload that are not counted
-    repeats: PositiveInt = 50  # inputs of a fixed length
+    """Numbers of threads to measure with."""
+    turn: PositiveInt = 1
+    """Inputs that a model answers before the next model's turn; one uncounted call precedes them."""
+    warmup: NonNegativeInt = 5
+    """Uncounted calls of each model on each workload."""
+    repeats: PositiveInt = 50
+    """Inputs of each workload of a fixed length."""
     elmo: ElmoSizes = Field(default_factory=ElmoSizes)
     seed: NonNegativeInt = 0
+    """Seed of the random inputs."""
 
 
 @dataclass

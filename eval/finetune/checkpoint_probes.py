@@ -37,8 +37,11 @@ POLL_SECONDS = 2.0
 
 class ProbePlacement(Recipe):
     cpus: PositiveInt = 1
+    """CPUs of a fine-tuning job."""
     gpus: float = Field(0.0, ge=0)
+    """GPUs of a fine-tuning job; with a fraction, several jobs share one."""
     priority: int = 0
+    """Of the jobs in the queue: higher ones start first."""
     metrics_port: int | None = Field(None, ge=0, le=65535)
     """Port of this process's ``/metrics``."""
     patience_hours: PositiveFloat = 24.0
@@ -49,13 +52,16 @@ class Probe(Recipe):
     """One task: values of ``eval.finetune``, and the folder of its examples unless they are on the hub."""
 
     finetune: dict[str, Any]
+    """Values of ``eval.finetune``."""
     folder: str | None = None
+    """Folder of the examples, unless they are on the Hub."""
 
 
 class Probing(Recipe):
     """Which checkpoints of a run are fine-tuned on which tasks."""
 
     tasks: dict[str, Probe] = Field(min_length=1)
+    """Tasks to fine-tune on, by name."""
     steps: PositiveInt
     """Steps of the whole run."""
     every: PositiveInt = 1

@@ -62,11 +62,11 @@ class Finetune(Recipe):
     seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] = (1,)
     """One fine-tuning per seed; the score is the median."""
     epochs: PositiveInt | None = None
-    """Passes over the training examples."""
+    """Passes over the training examples; the default is the task's."""
     learning_rate: PositiveFloat | None = None
-    """Highest learning rate, after the warm-up."""
+    """Highest learning rate, after the warm-up; the default is the task's."""
     batch: PositiveInt | None = None
-    """Examples of an optimizer step."""
+    """Examples of an optimizer step; the default is the task's."""
     max_length: Annotated[int, Field(ge=8)] | None = None
     """Tokens of an example with its special tokens; the default is the task's, at most what the model reads."""
     stride: PositiveInt | None = None

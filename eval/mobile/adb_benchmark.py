@@ -28,8 +28,11 @@ class Adb(Recipe):
     """An Android phone on a cable or in the network of adb."""
 
     kind: Literal["adb"] = "adb"
-    cores: Literal["fast", "slow", "any"] = "fast"  # the program may use only these
-    calls: PositiveInt = 10  # per start of the program; their mean is one sample
+    """A program that adb starts."""
+    cores: Literal["fast", "slow", "any"] = "fast"
+    """The cores that the program may use."""
+    calls: PositiveInt = 10
+    """Calls per start of the program; their mean is one sample."""
 
 
 @dataclass(frozen=True)

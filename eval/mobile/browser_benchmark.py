@@ -23,14 +23,23 @@ class BrowserPlacement(Recipe):
     """How the phone is reached."""
 
     host: str = "0.0.0.0"
-    port: Annotated[int, Field(ge=0, le=65535)] = 8765  # 0: any free port
-    address: str | None = None  # for the phone, if not host and port: https://bench.example.org
-    certificate: str | None = None  # PEM files, for https
+    """Address that the page's server listens on."""
+    port: Annotated[int, Field(ge=0, le=65535)] = 8765
+    """Its port; 0 takes any free one."""
+    address: str | None = None
+    """The page's address for the phone, if not host and port: ``https://bench.example.org``."""
+    certificate: str | None = None
+    """PEM file of the certificate, for https."""
     key: str | None = None
+    """PEM file of the certificate's key."""
     wait_seconds: PositiveFloat = 1800.0
-    reach: Literal["network", "adb"] = "network"  # adb: a phone on a cable opens the page through it
+    """Longest wait for the phone, in seconds."""
+    reach: Literal["network", "adb"] = "network"
+    """"adb" opens the page on a phone that is connected by cable."""
     adb: str = "adb"
-    serial: str | None = None  # of the phone, if adb sees several
+    """The adb program."""
+    serial: str | None = None
+    """Serial number of the phone, if adb sees several."""
 
 
 def measure(

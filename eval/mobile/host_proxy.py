@@ -27,7 +27,9 @@ class Proxy(Recipe):
     """This host with a phone's memory; no report calls it a phone."""
 
     kind: Literal["proxy"] = "proxy"
-    memory_megabytes: PositiveInt = 1024  # for the model and its calls; most phones give an app less
+    """A stand-in on this host."""
+    memory_megabytes: PositiveInt = 1024
+    """Memory for the model and its calls; most phones give an app less."""
 
 
 class DoesNotFitError(StageError):

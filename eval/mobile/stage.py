@@ -45,12 +45,14 @@ class Browser(Recipe):
     """A page that a person opens on the phone."""
 
     kind: Literal["browser"] = "browser"
+    """The phone's browser."""
 
 
 class Mobile(Measurement):
     """A measurement on a phone."""
 
     way: Annotated[Browser | Adb | Proxy, Field(discriminator="kind")]
+    """How the phone is reached, or what stands in for one."""
     placement: BrowserPlacement = BrowserPlacement()
 
 

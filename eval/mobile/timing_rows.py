@@ -17,10 +17,14 @@ Row: TypeAlias = dict[str, Any]
 class Measurement(Recipe):
     """Settings of a measurement, the same for every transport."""
 
-    lengths: tuple[PositiveInt, ...] = Field((384,), min_length=1)  # tokens of question and passage
-    threads: tuple[PositiveInt, ...] = Field((1, 4), min_length=1)  # a browser uses those of them that it can
+    lengths: tuple[PositiveInt, ...] = Field((384,), min_length=1)
+    """Tokens of question and passage, for each workload."""
+    threads: tuple[PositiveInt, ...] = Field((1, 4), min_length=1)
+    """Numbers of threads; a browser uses those that it can."""
     warmup: NonNegativeInt = 2
+    """Uncounted calls before each measurement."""
     repeats: PositiveInt = 10
+    """Samples of each measurement."""
 
 
 @dataclass(frozen=True)

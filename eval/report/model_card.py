@@ -37,9 +37,13 @@ class CardFacts(Recipe):
     """Facts for a student's model card that no stage can know; None keeps those of the card or the report."""
 
     license: str | None = None
+    """License of the student, by its identifier on the Hub: ``apache-2.0``."""
     language: tuple[str, ...] | None = None
+    """Languages of the text, as ISO 639 codes."""
     base_model: str | None = None
+    """The teacher's name on the Hub."""
     datasets: tuple[str, ...] | None = None
+    """Names of the training data sets on the Hub."""
 
 
 def fill(report: Location, student: Location, stated: CardFacts) -> Location:

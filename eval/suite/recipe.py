@@ -84,6 +84,7 @@ class Exports(Recipe):
     task: str | tuple[str, ...]
     """Task, or tasks, of the exported models: those of ``stsb`` and ``squad`` are timed on its texts."""
     models: tuple[str, ...] = (TEACHER, STUDENT)
+    """Models to export."""
     formats: tuple[Format, ...] = Field(("onnx", "int8"), min_length=1)
     """The suite also makes the formats that these are made from."""
     values: dict[Format, dict[str, Any]] = Field(default_factory=dict)
@@ -94,6 +95,7 @@ class Exports(Recipe):
     """Examples of the task's development set on which every export and its model are scored; the export stage refuses
     too large a loss. Without it no export is scored."""
     latency: dict[str, Any] = Field(default_factory=dict)
+    """Values of ``eval.latency``."""
     mobile: dict[str, PhoneBenchmark] = Field(default_factory=dict)
     """Measurements on phones, by their name in the report."""
 
@@ -146,9 +148,11 @@ class Probes(Recipe):
     """Short fine-tunings of a run's checkpoints while it trains: how the scores grow with training."""
 
     tasks: tuple[str, ...] = Field(min_length=1)
+    """Tasks to fine-tune on."""
     finetune: dict[str, Any] = Field(default_factory=dict)
     """What differs from the suite's fine-tuning: few seeds, few examples."""
     runs: tuple[str, ...] = (STUDENT,)
+    """Names of the trainings whose checkpoints are scored."""
     every: PositiveInt = 1
     """At least this many steps between probes; the last checkpoint is always probed."""
     metrics_port: int | None = Field(None, ge=0, le=65535)
@@ -193,11 +197,15 @@ class Suite(Recipe):
     models: dict[str, str] = Field(default_factory=dict)
     """More models to score: name to folder."""
     second_step: TaskDistillationJobs | None = None
+    """Fine-tunes the student a second time, with the fine-tuned teacher."""
     sweep: Sweep | None = None
+    """Compares the ablations on the tasks."""
     probes: Probes | None = None
+    """Scores checkpoints during training."""
     provenance: dict[str, Any] = Field(default_factory=dict)
     """Values of ``eval.provenance``, which makes a task from the corpus."""
     exports: Exports | None = None
+    """Exports and times the fine-tuned models."""
     baselines: Baselines | None = None
     """They are timed on the development set of STS-B, which needs a folder."""
     card: CardFacts = CardFacts()

@@ -1,15 +1,21 @@
 """The ``stillhouse`` command: its listing, its recipes, ``show`` and shell completion."""
 
+import os
 import re
+import signal
 import subprocess
 import sys
 import tomllib
+from importlib.metadata import entry_points
 from pathlib import Path
+from typing import Any, get_args
 
 import paths
 import pytest
 
+from cluster.artifacts import registry
 from cluster.artifacts.errors import StageError
+from cluster.artifacts.recipe import Recipe
 from cluster.console import catalogue, cli, completion, recipes
 
 PROJECT = tomllib.loads((paths.ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -47,10 +53,39 @@ def test_python_m_runs_a_command() -> None:
 
 
 def test_an_unknown_command_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit, match="1"):
-        cli.main(["trian", "RECIPE"])
+    for word in ("trian", "--foo"):
+        with pytest.raises(SystemExit, match="2"):
+            cli.main([word, "RECIPE"])
+        assert capsys.readouterr().err.startswith(f"error: no command {word}: ")
+    with pytest.raises(SystemExit):
+        cli.main(["trian"])
     assert "did you mean train?" in capsys.readouterr().err
     assert cli.find("onnx-export").name == cli.find("deploy.onnx_export").name == "deploy.onnx_export"
+
+
+@pytest.mark.parametrize("words", [["help"], ["--help"], ["-h"], []])
+def test_help_is_the_listing(
+    words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["stillhouse"])
+    cli.main(words)
+    assert capsys.readouterr().out == cli.listing() + "\n"
+
+
+def test_the_version_is_that_of_the_project(capsys: pytest.CaptureFixture[str]) -> None:
+    cli.main(["--version"])
+    assert capsys.readouterr().out == f"stillhouse {PROJECT['version']}\n"
+
+
+def test_a_reader_may_close_the_pipe() -> None:
+    """Ends as other programs do, whatever part of the output was read."""
+    command = [sys.executable, "-m", "cluster.console", "show", "installed-docs"]
+    read, write = os.pipe()
+    with subprocess.Popen(command, stdout=write, stderr=subprocess.PIPE, text=True) as process:
+        os.close(write)
+        os.close(read)
+        _, printed = process.communicate()
+    assert (process.returncode, printed) == (128 + signal.SIGPIPE, "")
 
 
 def test_every_recipe_says_its_purpose(capsys: pytest.CaptureFixture[str]) -> None:
@@ -82,7 +117,7 @@ def test_show_documents_values_and_marks_what_differs(capsys: pytest.CaptureFixt
 
 def test_show_needs_to_know_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "mine.toml").write_text("labels = 3\n", encoding="utf-8")
-    with pytest.raises(StageError, match=r"show .*mine\.toml train"):
+    with pytest.raises(StageError, match=r"show .*mine\.toml tokens"):
         recipes.reader(str(tmp_path / "mine.toml"))
     cli.main(["show", str(tmp_path / "mine.toml"), "provenance"])
     assert "labels = 3" in capsys.readouterr().out
@@ -90,6 +125,52 @@ def test_show_needs_to_know_the_command(tmp_path: Path, capsys: pytest.CaptureFi
     assert "passages_per_label = " in capsys.readouterr().out
     with pytest.raises(StageError, match="no recipe"):
         recipes.read("cluster.jobs", "default")
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["train"], "train is a command, not a recipe: write stillhouse show demo#train\n"),
+        (["corpus"], "write stillhouse show installed-docs\n"),
+        (["quantize"], "write stillhouse show int8\n"),
+        (["sensitivity"], "write stillhouse show default sensitivity\n"),
+        (["default"], "which command reads default? For example: stillhouse show default tokens\n"),
+        (["distillbert"], "recipe distillbert is neither a file nor one that ships: did you mean distilbert?"),
+        (["distillbert", "launch"], "did you mean distilbert?"),
+        (["demo", "train"], "demo is a recipe of launch, not of train: write demo#train for its table"),
+        (["onnx", "train"], "onnx is a recipe of onnx-export, not of train"),
+    ],
+)
+def test_show_says_what_to_write_instead(words: list[str], line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="1"):
+        cli.main(["show", *words])
+    assert line in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", sorted(catalogue.ENTRIES))
+def test_every_value_of_a_recipe_is_documented(name: str) -> None:
+    """A table alone may do with the documentation of its class."""
+    undocumented = {
+        f"{owner.__name__}.{value}"
+        for owner in recipe_classes(name)
+        for value, field in owner.model_fields.items()
+        if not field.description and not (isinstance(field.annotation, type) and issubclass(field.annotation, Recipe))
+    }
+    assert undocumented == set()
+
+
+def recipe_classes(name: str) -> set[type[Recipe]]:
+    """The recipe class of a stage or command with the classes of its tables; empty if it reads no recipe."""
+    schemas = [entry.load() for entry in entry_points(group=recipes.SCHEMAS, name=name)]
+    waiting: list[Any] = [registry.find(name).recipe] if name in registry.entries() else schemas
+    found: set[Any] = set()
+    while waiting:
+        kind = waiting.pop()
+        waiting += get_args(kind)
+        if isinstance(kind, type) and issubclass(kind, Recipe) and kind not in found:
+            found.add(kind)
+            waiting += [field.annotation for field in kind.model_fields.values()]
+    return found
 
 
 def complete(script: Path, *words: str) -> list[str]:
@@ -127,7 +208,13 @@ def test_bash_completes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert complete(script, "stillhouse", "corpus", "installed-docs", "--out", "in") == [], "files follow --out"
     assert complete(script, "stillhouse", "show", "int8-") == ["int8-static"]
     assert complete(script, "stillhouse", "jobs", "su") == ["submit"]
-    assert complete(script, "stillhouse", "jobs", "submit", "eval.fine") == ["eval.finetune"]
+    assert complete(script, "stillhouse", "jobs", "submit", "eval.pro") == ["eval.provenance"]
+    assert complete(script, "stillhouse", "jobs", "submit", "pro") == ["provenance"]
+    assert complete(script, "stillhouse", "jobs", "list", "--") == ["--ledger", "--all", "--user", "--json", "--help"]
+    for word in ("provenance", "eval.provenance"):
+        assert complete(script, "stillhouse", "jobs", "submit", word, "--co") == ["--corpus"]
+        assert complete(script, "stillhouse", "jobs", "submit", word, "provenance", "--ga") == []
+        assert complete(script, "stillhouse", "jobs", "submit", word, "provenance", "--gp") == ["--gpus"]
 
 
 @pytest.mark.usefixtures("few")
@@ -135,11 +222,14 @@ def test_zsh_and_fish_have_the_same_words(capsys: pytest.CaptureFixture[str]) ->
     assert completion.script("zsh").endswith(completion.script("bash"))
     fish = completion.script("fish").splitlines()
     assert "complete -c stillhouse -n '__fish_seen_subcommand_from completion' -a 'bash zsh fish --help'" in fish
-    assert len(fish) == 12
+    (following,) = [line for line in fish if "-n '__fish_seen_subcommand_from jobs; and not " in line]
+    assert " start submit " in following
+    (listed,) = [line for line in fish if "from jobs; and __fish_seen_subcommand_from list'" in line]
+    assert "--user" in listed
     assert capsys.readouterr().out == ""
 
 
 def test_the_script_has_every_command() -> None:
     script = completion.script("bash")
     for entry in (*catalogue.ENTRIES.values(), *catalogue.OWN):
-        assert re.search(rf"^ +{entry.word}\) words=.*--help", script, re.MULTILINE), entry.word
+        assert re.search(rf'^ +"{entry.word}"\) words=.*--help', script, re.MULTILINE), entry.word
