@@ -20,6 +20,8 @@ from filelock import FileLock
 # As the Makefile sets them: tests and the workers they start run side by side.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Ray gives its workers almost the lowest priority (niceness 15): beside other busy processes they would hardly run.
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 SLOWEST_FIRST = (
     "integration/test_launch.py",

@@ -3,7 +3,6 @@
 import bz2
 import gzip
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ import pyarrow as pa
 import pytest
 import s3_server
 import tiny
+import tiny_pipeline
 
 from cluster.artifacts import artifact, cache
 from cluster.tokens.rows import open_tokens
@@ -23,9 +23,8 @@ BUCKET = f"s3://{s3_server.BUCKET}"
 
 
 def _run(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    inherited = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
     command = [sys.executable, "-m", module, *arguments]
-    done = subprocess.run(command, env=inherited, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, env=tiny_pipeline.environment(), capture_output=True, text=True, check=False)
     assert s3_server.SECRET not in done.stdout + done.stderr
     return done
 

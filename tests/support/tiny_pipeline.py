@@ -65,7 +65,8 @@ def write(path: Path, pipeline: dict[str, Any]) -> Path:
 
 
 def environment(**more: str) -> dict[str, str]:
-    kept = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    """This process's environment without the cluster that it is connected to."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("RAY_") or "niceness" in key}
     return {**kept, "OMP_NUM_THREADS": "1", **more}
 
 

@@ -1,7 +1,6 @@
 """Token rows: packed as the definition says, the same on any number of actors, resumed, and refused with a reason."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ import paths
 import pyarrow.parquet as pq
 import pytest
 import tiny
+import tiny_pipeline
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -208,9 +208,10 @@ def test_a_trained_vocabulary_is_the_same_in_every_process_and_has_berts_order(t
 
 
 def _command(recipe: str, texts: Path, out: Path, *more: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    inherited = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
     command = [sys.executable, "-m", "cluster.tokens", recipe, "--corpus", str(texts), "--out", str(out), *more]
-    return subprocess.run(command, env={**inherited, **environment}, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        command, env=tiny_pipeline.environment(**environment), capture_output=True, text=True, check=False
+    )
 
 
 def test_a_cluster_that_does_not_answer_ends_in_one_line(tmp_path: Path, texts: Path, bert: Path) -> None:
