@@ -2,7 +2,7 @@
 
 import logging
 
-# Where torchao is installed (extra executorch), transformers imports it with every model. It then warns about kernels
-# for GPUs, and torch about torchao.
-for _name in ("torchao", "torch.utils._pytree"):
-    logging.getLogger(_name).setLevel(logging.ERROR)
+# Where torchao is installed (extra executorch), transformers imports it with every model. torchao 0.18.0 then warns of
+# kernels that it has for GPUs only (torchao/__init__.py:96), and torch of how torchao registers its enums.
+logging.getLogger("torchao").setLevel(logging.ERROR)
+logging.getLogger("torch.utils._pytree").addFilter(lambda record: "register_constant" not in record.getMessage())

@@ -32,8 +32,8 @@ def set_environment() -> None:
       (accelerator/real_accelerator.py:213).
     - ``DS_SKIP_CUDA_CHECK``: DeepSpeed refuses to build an op when the CUDA toolkit and torch differ in version
       (ops/op_builder/builder.py:107).
-    - ``THP_MEM_ALLOC_ENABLE``: torch allocates large tensors in huge pages; a CPU otherwise spends much of a step on
-      page faults.
+    - ``THP_MEM_ALLOC_ENABLE``: torch 2.13 allocates large tensors in huge pages only when told (torch's
+      c10/core/impl/alloc_cpu.cpp); without them a CPU spends much of a step on page faults.
     """
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")

@@ -197,6 +197,14 @@ def test_executorch_answers_without_notes_of_its_libraries(tmp_path):
     assert done.stderr == ""
 
 
+@EXECUTORCH
+def test_torchao_alone_warns():
+    """Else the package ``cluster`` need not silence it any longer."""
+    done = subprocess.run([sys.executable, "-c", "import torchao"], capture_output=True, text=True, check=True)
+    for cause in ("Failed to load", "register_constant"):
+        assert cause in done.stderr
+
+
 @pytest.mark.parametrize(
     ("module", "distribution", "advice"),
     [

@@ -7,6 +7,7 @@ import contextlib
 import importlib
 import io
 import os
+import re
 import subprocess
 import sys
 from importlib.metadata import version
@@ -57,6 +58,20 @@ def imported(**environment: str) -> str:
 
 def test_the_patches_are_for_the_installed_version() -> None:
     assert f"DeepSpeed {version('deepspeed')} " in (deepspeed_patches.__doc__ or "")
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").is_file(), reason="the system does not list mappings and their flags")
+def test_torch_uses_huge_pages_only_when_told() -> None:
+    code = "import torch; kept = torch.empty(2**26, dtype=torch.uint8); print(open('/proc/self/smaps').read())"
+
+    def advised(**environment: str) -> int:
+        clean = {name: value for name, value in os.environ.items() if name != "THP_MEM_ALLOC_ENABLE"}
+        run = subprocess.run(
+            [sys.executable, "-c", code], env=clean | environment, capture_output=True, text=True, check=True
+        )
+        return len(re.findall(r"^VmFlags:.* hg\b", run.stdout, re.MULTILINE))
+
+    assert advised(THP_MEM_ALLOC_ENABLE="1") == advised() + 1
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="DeepSpeed finds the GPU")
