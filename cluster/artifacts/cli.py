@@ -7,7 +7,7 @@ from typing import Any
 
 from cluster.artifacts.errors import errors_for_people
 from cluster.artifacts.registry import find
-from cluster.artifacts.stage import R, Stage, execute, name_inputs, rank
+from cluster.artifacts.stage import FOLDER, R, Stage, execute, name_inputs, rank
 from cluster.storage import filesystem
 from cluster.storage.filesystem import Location
 
@@ -49,7 +49,7 @@ def parser_for(stage: Stage[R], prog: str) -> argparse.ArgumentParser:
         parser.add_argument("recipe", metavar="RECIPE", help="TOML file, FILE#table, a shipped recipe, or 'default'")
     for role, accepts in stage.inputs.items():
         if role != stage.subject:
-            help_text = " or ".join(accepts.kinds)
+            help_text = " or ".join("any folder" if kind == FOLDER else f"{kind} artifact" for kind in accepts.kinds)
             many: dict[str, Any] = {"nargs": "+" if accepts.keyed_by else 1, "action": "extend"}
             parser.add_argument(f"--{role}", metavar="DIR", required=not accepts.optional, help=help_text, **many)
     parser.add_argument("--out", metavar="DIR", required=True, help=f"where the {stage.produces} will be")

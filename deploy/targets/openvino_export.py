@@ -5,7 +5,7 @@
     stillhouse openvino-export RECIPE --model DIR --tokens DIR [--data DIR] --out DIR
 
 Writes ``model.xml`` and ``model.bin`` with dynamic batch and length. Whether OpenVINO or ONNX Runtime is faster depends
-on processor and length: measure with ``stillhouse benchmark``. Needs the extra ``openvino``.
+on processor and length: measure with ``stillhouse latency``. Needs the extra ``openvino``.
 """
 
 import functools

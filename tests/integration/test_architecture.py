@@ -16,6 +16,7 @@ import paths
 import pytest
 
 from cluster.artifacts import registry
+from cluster.console import cli
 
 ROOT = paths.ROOT
 PACKAGES = ("cluster", "distill", "eval", "deploy")
@@ -142,13 +143,13 @@ def test_folders_import_only_lower_layers(package: str) -> None:
     assert present == set(rank), "every folder has its layer"
 
 
-@pytest.mark.parametrize("package", PACKAGES)
+@pytest.mark.parametrize("package", [*PACKAGES, "k8s"])
 def test_a_folder_is_small(package: str) -> None:
     sizes = Counter(path.parent for path in _modules(package) if path.stem not in ("__init__", "__main__"))
     assert {_name(folder): size for folder, size in sizes.items() if size > MOST_MODULES} == {}
 
 
-@pytest.mark.parametrize("package", PACKAGES)
+@pytest.mark.parametrize("package", [*PACKAGES, "k8s"])
 def test_public_class_names_are_unique_within_a_package(package: str) -> None:
     homes: dict[str, list[str]] = {}
     for path in _modules(package):
@@ -183,8 +184,9 @@ def test_eval_is_never_rebound() -> None:
 
 
 def test_module_names_say_what_the_module_is() -> None:
-    assert [_name(path) for path in _modules() if FORBIDDEN_NAMES.search(path.stem)] == []
-    assert [_name(path) for path in _modules() if FORBIDDEN_NAMES.search(path.parent.name)] == []
+    modules = _modules(*PACKAGES, "k8s")
+    assert [_name(path) for path in modules if FORBIDDEN_NAMES.search(path.stem)] == []
+    assert [_name(path) for path in modules if FORBIDDEN_NAMES.search(path.parent.name)] == []
 
 
 def _dependencies() -> set[str]:
@@ -211,7 +213,7 @@ def test_no_test_module_hides_one_of_python_or_of_a_dependency() -> None:
     assert sorted({*PACKAGES} & (sys.stdlib_module_names | dependencies)) == []
 
 
-@pytest.mark.parametrize("path", [path for path in _modules() if path.stem != "__main__"], ids=_name)
+@pytest.mark.parametrize("path", [path for path in _modules(*PACKAGES, "k8s") if path.stem != "__main__"], ids=_name)
 def test_a_module_says_what_it_is_for(path: Path) -> None:
     docstring = ast.get_docstring(_tree(path))
     assert docstring, "no docstring"
@@ -260,6 +262,11 @@ def test_every_command_that_is_mentioned_exists() -> None:
     mentioned = {(name, _name(path)) for path, text in _texts() for name in command.findall(text)}
     assert {name for name, _ in mentioned} >= {"cluster.corpus", "distill.launch", "distill.train"}
     assert sorted(where for where in mentioned if importlib.util.find_spec(where[0]) is None) == []
+    known = {entry.word for _, group in cli.groups() for entry in group} | {*cli.installed()}
+    no_commands = {"lists", "installs", "service", "trian"}
+    word = re.compile(r"(?<![\w./-])stillhouse ([a-z][\w.-]*)")
+    typed = {(name.rstrip("."), _name(path)) for path, text in _texts() for name in word.findall(text)}
+    assert sorted(where for where in typed if where[0] not in known | no_commands) == []
 
 
 def test_no_file_knows_the_machine_it_was_written_on() -> None:

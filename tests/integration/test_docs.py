@@ -1,4 +1,4 @@
-"""README and docs: every command parses, a few run on tiny data, every link leads somewhere."""
+"""README and docs: every command parses, the main ones run on tiny data, every link leads somewhere."""
 
 import argparse
 import importlib.util
@@ -6,6 +6,7 @@ import re
 import shlex
 import tomllib
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -255,6 +256,7 @@ def test_the_stages_of_the_readme_run(tmp_path: Path, capsys: pytest.CaptureFixt
         "train": {"steps": 2, "rows_per_step": 4, "validation_rows": 4, "placement": placement},
         "provenance": {"labels": 2, "passages_per_label": 10, "words": 8},
         "finetune": {"task": "provenance", "epochs": 1, "batch": 8},
+        "latency": {"lengths": [8], "threads": [1], "repeats": 5, "warmup": 1},
     }
     documented: dict[str, list[str]] = {}
     for command in commands((ROOT / "README.md").read_text("utf-8"), optional=False):
@@ -262,42 +264,51 @@ def test_the_stages_of_the_readme_run(tmp_path: Path, capsys: pytest.CaptureFixt
     capsys.readouterr()
 
     def do(word: str, **values: Path | str) -> str:
+        """Run a command of the README; ``values`` replace the words in capitals and the values of options."""
+        command, *line = documented[word]
         if word in recipes:
-            file = tmp_path / f"{word}.toml"
-            file.write_text(toml(recipes[word]), encoding="utf-8")
-            values["RECIPE"] = file
-        line = documented[word]
-        before = ["", *line]
-        filled = [
-            str(
-                values[key] if (key := last.removeprefix("--") if last.startswith("--") else given) in values else given
-            )
-            for last, given in zip(before, line, strict=False)
-        ]
+            line[0] = str(tmp_path / f"{word}.toml")
+            Path(line[0]).write_text(toml(recipes[word]), encoding="utf-8")
+        names = [last.removeprefix("--") if last.startswith("--") else given for last, given in pairwise(["", *line])]
+        filled = [str(values.get(name, given)) for name, given in zip(names, line, strict=True)]
         assert not any(PLACEHOLDER.fullmatch(given) for given in filled), filled
-        cli.main(filled)
+        cli.main([command, *filled])
         return capsys.readouterr().out
 
     out = tmp_path / "out"
+    student, tuned, data = out / "students/student", out / "finetune/student/provenance", out / "datasets/provenance"
     do("corpus", out=out / "corpus")
     do("tokens", corpus=out / "corpus", out=out / "tokens")
     assert "tokens" in do("inspect", DIR=out / "tokens")
     do("teacher", out=out / "teacher")
-    do("train", tokens=out / "tokens", teacher=out / "teacher", out=out / "run")
-    do("export", RUN=out / "run", out=out / "student")
-    do("provenance", corpus=out / "corpus", out=out / "data")
-    do("finetune", model=out / "student", data=out / "data", out=out / "tuned")
-    do("onnx-export", model=out / "student", out=out / "onnx")
-    assert do("predict", EXPORT=out / "onnx", text="The [MASK] by the river.").strip()
-    kinds = {path.name: artifact.read(path).kind for path in out.iterdir() if (path / artifact.MANIFEST).is_file()}
+    do("train", tokens=out / "tokens", teacher=out / "teacher", out=out / "runs/student")
+    do("export", RUN=out / "runs/student", out=student)
+    do("provenance", corpus=out / "corpus", out=data)
+    for name, model in (("teacher", out / "teacher"), ("student", student)):
+        do("finetune", model=model, data=data, out=out / "finetune" / name / "provenance")
+    do("onnx-export", model=tuned, out=out / "exports/student/onnx")
+    do("quantize", export=out / "exports/student/onnx", model=tuned, out=out / "exports/student/int8")
+    do("latency", student=tuned, out=out / "latency")
+    do("report", RESULTS=out, out=out / "report")
+    do("card", REPORT=out / "report", student=student)
+    assert "model-index" in (student / "README.md").read_text("utf-8")
+    assert do("predict", EXPORT=out / "exports/student/int8", text="The river.").strip()
+    kinds = {
+        path.parent.relative_to(out).as_posix(): artifact.read(path.parent).kind
+        for path in out.rglob(artifact.MANIFEST)
+    }
     assert kinds == {
         "corpus": "corpus",
         "tokens": "tokens",
         "teacher": "teacher",
-        "student": "student",
-        "data": "dataset",
-        "tuned": "finetune",
-        "onnx": "export",
+        "students/student": "student",
+        "datasets/provenance": "dataset",
+        "finetune/teacher/provenance": "finetune",
+        "finetune/student/provenance": "finetune",
+        "exports/student/onnx": "export",
+        "exports/student/int8": "export",
+        "latency": "benchmark",
+        "report": "report",
     }
     assert "GPU" in do("plan", PIPELINE="distilbert")
 
