@@ -2,7 +2,7 @@
 
 ::
 
-    python -m deploy.predict EXPORT "text" … [--second TEXT] [--passage TEXT | --passage-file FILE] [--top 5] [--json]
+    stillhouse predict EXPORT "text" … [--second TEXT] [--passage TEXT | --passage-file FILE] [--top 5] [--json]
 
 Takes any export that runs on this machine, and any model folder (in PyTorch). The head decides about the input:
 

@@ -2,7 +2,7 @@
 
 ::
 
-    python -m cluster.corpus RECIPE --out DIR
+    stillhouse corpus RECIPE --out DIR
 
     documents-00000.parquet    source: dictionary<string>    text: large_string
 

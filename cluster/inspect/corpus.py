@@ -135,7 +135,7 @@ def _remarks(found: Artifact, stats: TextStats) -> list[str]:
     if len(sources) > 1 and (part := sources[largest]["bytes"]) > _ONE_SOURCE * facts["bytes"]:
         remarks.append(f"{share(part, facts['bytes'])} of the text comes from one source, {largest}")
     if stats.repeated:
-        remarks.append(f"{stats.repeated:,} documents are duplicates: cluster.corpus did not make this corpus")
+        remarks.append(f"{stats.repeated:,} documents are duplicates: stillhouse corpus did not make this corpus")
     if stats.median < _SHORT:
         remarks.append(f"half of the documents have at most {stats.median:,} characters: are they whole documents?")
     if (letters := stats.classes().get("letters", 0.0)) < _LETTERS:

@@ -168,7 +168,7 @@ def _format_of(schema: pa.Schema, path: Path) -> RowFormat:
     columns = ", ".join(f"{field.name}: {field.type}" for field in schema) or "no column"
     raise RowsError(
         f"{path} has {columns}, and rows are {COLUMN}: fixed_size_list of uint16 or uint32: it is not a file of "
-        "cluster.tokens, make the tokens again"
+        "stillhouse tokens, make the tokens again"
     )
 
 

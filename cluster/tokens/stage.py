@@ -2,7 +2,7 @@
 
 ::
 
-    python -m cluster.tokens RECIPE --corpus DIR [--tokenizer DIR] --out DIR
+    stillhouse tokens RECIPE --corpus DIR [--tokenizer DIR] --out DIR
 
     train-00000.arrow  heldout-00000.arrow    rows of the first shard of the corpus (see rows.py)
     counts.npy                                int64 [vocab_size], occurrences in the training rows

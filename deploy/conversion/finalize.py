@@ -78,7 +78,7 @@ def read_onnx_export(inputs: Mapping[str, Path], formats: Collection[str]) -> ar
     form = exported.facts["format"]
     if form not in formats or not (exported.path / ONNX).is_file():
         problem = f"has no {ONNX}" if form in formats else f"is {form} already"
-        makers = "deploy.onnx_export" + (" or deploy.quantize" if len(formats) > 1 else "")
+        makers = "stillhouse onnx-export" + (" or stillhouse quantize" if len(formats) > 1 else "")
         raise errors.StageError(f"{exported.path} {problem}: give an export made by {makers}")
     if "model" in inputs and exported.facts["source"] != model_folder.identity(inputs["model"]):
         raise errors.StageError(

@@ -3,9 +3,10 @@
 ::
 
     python -m deploy.web_page.libraries --out build/browser
-    python -m deploy.web_page RECIPE --student DIR [--teacher DIR] --libraries build/browser --out DIR
+    stillhouse web-page RECIPE --student DIR [--teacher DIR] --libraries build/browser --out DIR
 
-The page is a folder of static files for any web server (``eval.mobile`` is one); phones store it for use offline::
+The page is a folder of static files for any web server, for example ``stillhouse mobile``. Phones store it for offline
+use::
 
     index.html page.js worker.js …      from deploy/browser
     libraries/                          ONNX Runtime Web and the tokenizer

@@ -100,7 +100,7 @@ class Checkpoint:
         with self.reading():
             if (damage := self.damage()) is not None:
                 raise CheckpointError(
-                    f"{damage}: delete {self.path}, and distill.train resumes from an older checkpoint"
+                    f"{damage}: delete {self.path}, and stillhouse train resumes from an older checkpoint"
                 )
             weights, moments = load_file(self.path / WEIGHTS), load_file(self.path / MOMENTS)
         return TrainingState(weights, moments, self.facts["optimizer_steps"], self.facts["scaler"])

@@ -51,7 +51,7 @@ class Run:
         """
         path = self.path / "recipe.json"
         if not path.is_file():
-            raise RunError(f"{self.path} is not a run: it has no recipe.json; distill.train makes one")
+            raise RunError(f"{self.path} is not a run: it has no recipe.json; stillhouse train makes one")
         try:
             found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         except (json.JSONDecodeError, UnicodeDecodeError) as error:

@@ -2,7 +2,7 @@
 
 ::
 
-    python -m distill.launch PIPELINE --out DIR [--set key=value]…
+    stillhouse launch PIPELINE --out DIR [--set key=value]…
 
 Runs on the cluster at ``RAY_ADDRESS`` (``ray job submit -- python -m distill.launch …``), or starts one on this
 machine for as long as it runs. All results are below ``--out``, which all nodes must see::

@@ -2,11 +2,11 @@
 
 ::
 
-    python -m distill.plan RECIPE --hardware 8xV100-16GB [--hardware 4x8xA100-40GB]… [--network 100GbE]
-                           [--teacher DIR] [--tokens DIR | --rows N] [--set key=value]… [--json]
+    stillhouse plan RECIPE --hardware 8xV100-16GB [--hardware 4x8xA100-40GB]… [--network 100GbE]
+                    [--teacher DIR] [--tokens DIR | --rows N] [--set key=value]… [--json]
 
-RECIPE is one for ``distill.launch`` or ``distill.train``. ``--hardware here`` measures this machine for some seconds
-instead of reading a description. The command downloads nothing.
+RECIPE is one for ``stillhouse launch`` or ``stillhouse train``. ``--hardware here`` measures this machine for some
+seconds instead of reading a description. The command downloads nothing.
 """
 
 import argparse

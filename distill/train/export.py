@@ -83,7 +83,7 @@ def run(recipe: Export, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]
     """Write the student."""
     source = Run(inputs["run"])
     if (newest := source.newest()) is None:
-        raise RunError(f"{source.path} has no checkpoint yet: let distill.train reach one (placement.save_every)")
+        raise RunError(f"{source.path} has no checkpoint yet: let stillhouse train reach one (placement.save_every)")
     checkpoint = newest if recipe.step is None else source.checkpoint(recipe.step)
     described = source.recipe()
     with quiet_tokenizer():

@@ -112,7 +112,7 @@ def check(
     if device.kind == "gpu" and placement.device == "cpu":
         raise PreflightError(
             f'placement.device is "cpu", and this process would train on {device.name}: start it with '
-            'CUDA_VISIBLE_DEVICES= (distill.launch does that itself), or write placement.device = "auto"'
+            'CUDA_VISIBLE_DEVICES= (stillhouse launch does that itself), or write placement.device = "auto"'
         )
     if device.capability is not None:
         if lacking := lacks_kernels(device.capability):

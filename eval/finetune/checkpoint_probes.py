@@ -218,7 +218,7 @@ def identity(path: Path) -> str:
     """Identity of a run folder: what it trains, not how far it is."""
     recipe = path / "recipe.json"
     if not recipe.is_file():
-        raise errors.StageError(f"{path} is not a run: it has no recipe.json; distill.train makes one")
+        raise errors.StageError(f"{path} is not a run: it has no recipe.json; stillhouse train makes one")
     return filesystem.file_sha256(recipe)
 
 

@@ -202,7 +202,7 @@ def _check_inputs(recipe: Finetune, inputs: Mapping[str, Path]) -> None:
         )
     if recipe.second_step is not None and "teacher" not in inputs:
         raise errors.StageError(
-            f"second_step needs a teacher fine-tuned on {recipe.task}: make one with python -m eval.finetune and give "
+            f"second_step needs a teacher fine-tuned on {recipe.task}: make one with stillhouse finetune and give "
             "it with --teacher DIR, or leave second_step out"
         )
     if recipe.second_step is None and "teacher" in inputs:

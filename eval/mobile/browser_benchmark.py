@@ -78,7 +78,7 @@ def measure(
 
 def _check(page: artifact.Artifact, plan: Mapping[str, Any]) -> None:
     if page.facts.get("format") != "page":
-        raise StageError(f"--page {page.location} is an export for another use: make the page with deploy.web_page")
+        raise StageError(f"--page {page.location} is an export for another use: make the page with stillhouse web-page")
     result_schema.check(plan, len(page.facts["models"]))
     for model in page.facts["models"]:
         if max(plan["lengths"]) > model["positions"]:

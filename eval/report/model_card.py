@@ -82,7 +82,7 @@ def _name(report: Mapping[str, Any], student: Location) -> str:
     if not names:
         known = ", ".join(model["name"] for model in report["models"]) or "no models"
         raise ArtifactError(
-            f"{student} is not in the report, which has {known}: make a report of its results with eval.report"
+            f"{student} is not in the report, which has {known}: make a report of its results with stillhouse report"
         )
     return str(names[0])
 
@@ -153,7 +153,7 @@ def _datasets(report: Mapping[str, Any]) -> list[str]:
 def main(arguments: Sequence[str] | None = None, prog: str = "stillhouse card") -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog=prog, description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("report", metavar="REPORT", help="report that eval.report made")
+    parser.add_argument("report", metavar="REPORT", help="report that stillhouse report made")
     parser.add_argument("--student", metavar="DIR", required=True, help="folder of the student")
     parser.add_argument("--license", metavar="ID", help="the Hub's name of a license, for example apache-2.0")
     parser.add_argument("--language", metavar="CODE", nargs="+", help="languages of its training text, for example en")

@@ -120,8 +120,8 @@ def collect(folder: Path) -> Results:
     links = _links(folder)
     if not artifacts and not runs and not links:
         raise ArtifactError(
-            f"{folder} holds no results: expected teacher/, students/, finetune/ … as distill.launch and eval.suite "
-            "make them"
+            f"{folder} holds no results: expected teacher/, students/, finetune/ … as stillhouse launch and "
+            "stillhouse suite make them"
         )
     suite = _file(folder / "suite.json", SuiteResult) or SuiteResult()
     scores: dict[str, dict[str, ScoreResult]] = {}

@@ -180,7 +180,7 @@ def test_a_browser_finds_the_model_and_a_whole_tokenizer(tmp_path):
     }  # fmt: skip
     passage = "She poured the warm mash into the copper still."
     assert predict.load(made.path)("What?", passage) == predict.load(int8)("What?", passage)
-    with pytest.raises(errors.StageError, match="give an export made by deploy"):
+    with pytest.raises(errors.StageError, match="give an export made by stillhouse"):
         model_exports.make("deploy.browser_layout", tmp_path / "again", {"export": made.path})
 
 
