@@ -2,13 +2,13 @@
 
 ::
 
-    pieces/00000.parquet    source: string        label of the document
+    splits/00000.parquet    source: string        label of the document
                             text: large_string    clean text; null if a filter dropped the document
                             reason: string        why it was dropped; null if it was not
                             bytes: uint32         size of the text in UTF-8
                             high, low: uint64     the two halves of a digest of the text
                             band0 …: uint64       MinHash bands, if the recipe asks for near-duplicates
-    pieces/00000.json       facts of each span; written last
+    splits/00000.json       facts of each span; written last
 """
 
 from collections.abc import Iterator, Sequence

@@ -41,7 +41,7 @@ from cluster.storage import filesystem
 from cluster.storage.filesystem import Location
 from cluster.telemetry import metrics, progress
 
-WORK = "pieces"
+WORK = "splits"
 """Folder of the document tables, inside the unfinished artifact."""
 EVALUATION = "evaluation.npz"
 FINISHED = ".corpus.tmp"
@@ -84,7 +84,7 @@ def run(recipe: Corpus, inputs: Mapping[str, Location], out: Location) -> dict[s
     """
     all_splits = splits.make_splits(recipe.sources)
     evaluation = EvaluationIndex.load(recipe.decontamination) if recipe.decontamination else None
-    listing = {"pieces": [split.to_json() for split in all_splits], "evaluation": evaluation and evaluation.fingerprint}
+    listing = {"splits": [split.to_json() for split in all_splits], "evaluation": evaluation and evaluation.fingerprint}
     if (facts := _resume(listing, out)) is not None:
         return facts
     if evaluation is not None:

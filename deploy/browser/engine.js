@@ -7,15 +7,15 @@ export class Engine {
 
   constructor() {
     this.#worker = new Worker(new URL("./worker.js", import.meta.url), { type: "module" });
-    this.#worker.onmessage = ({ data }) => this.#hear(data);
+    this.#worker.onmessage = ({ data }) => this.#receive(data);
     this.#worker.onerror = (event) => this.#fail(event.message || "the worker could not be started");
   }
 
-  call(name, given, told = () => {}) {
+  call(name, given, onProgress = () => {}) {
     this.#last += 1;
     const id = this.#last;
     return new Promise((resolve, reject) => {
-      this.#waiting.set(id, { resolve, reject, told });
+      this.#waiting.set(id, { resolve, reject, onProgress });
       this.#worker.postMessage({ id, call: name, given });
     });
   }
@@ -26,9 +26,9 @@ export class Engine {
     this.#fail("stopped");
   }
 
-  #hear({ id, result, error, news }) {
-    const { resolve, reject, told } = this.#waiting.get(id);
-    if (news !== undefined) return told(news);
+  #receive({ id, result, error, news }) {
+    const { resolve, reject, onProgress } = this.#waiting.get(id);
+    if (news !== undefined) return onProgress(news);
     this.#waiting.delete(id);
     return error === undefined ? resolve(result) : reject(new Error(error));
   }

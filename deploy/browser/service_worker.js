@@ -53,11 +53,11 @@ async function fetchWhole(path, counted) {
 
 // Counts the bytes of all files and reports progress to the page.
 function counter() {
-  let [bytes, told] = [0, 0];
+  let [bytes, reported] = [0, 0];
   return (more) => {
     bytes += more;
-    if (bytes - told < STEP && bytes !== TOTAL) return;
-    told = bytes;
+    if (bytes - reported < STEP && bytes !== TOTAL) return;
+    reported = bytes;
     tell({ bytes, total: TOTAL });
   };
 }

@@ -72,7 +72,7 @@ def test_text_becomes_rows_between_buckets(tmp_path: Path, monkeypatch: pytest.M
         assert again.returncode == 0, again.stderr
         assert "is already complete" in again.stderr
         names = [name.removeprefix(f"{s3_server.BUCKET}/out/") for name in files.find(f"{s3_server.BUCKET}/out")]
-        assert not [name for name in names if "pieces" in name or "shards/" in name or "/." in name], names
+        assert not [name for name in names if "splits" in name or "shards/" in name or "/." in name], names
         mapped = open_tokens(cache.fetch(artifact.read(remote[1]).location))
         expected = open_tokens(Path(local[1]))
         np.testing.assert_array_equal(mapped.train.take(np.arange(50)), expected.train.take(np.arange(50)))

@@ -407,7 +407,7 @@ def _small_splits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _rich(path: Path) -> dict[str, Any]:
-    """A recipe that asks for everything, of sources in many pieces."""
+    """A recipe that asks for everything, of sources in many splits."""
     path.mkdir()
     long = [" ".join(tiny.ENGLISH[start : start + 4]) for start in range(40)]
     near = [f"{text} Once more with an ending." for text in long[:10]]
@@ -479,7 +479,7 @@ def test_the_bytes_are_the_same_for_any_number_of_actors_and_nothing_is_read_twi
         with pytest.raises(errors.StageError, match="not a readable Parquet file"):
             make("two", 2)
         wait_until(lambda: not actors(psutil.Process().children(recursive=True)))  # what they were at is written
-        left = len(list((tmp_path / ".two.partial" / "pieces").glob("0*.json")))
+        left = len(list((tmp_path / ".two.partial" / "splits").glob("0*.json")))
         broken.write_bytes(whole)
         os.utime(broken, ns=(found.st_atime_ns, found.st_mtime_ns))
         two = make("two", 2)
@@ -495,7 +495,7 @@ def test_a_changed_source_starts_over_and_a_finished_attempt_is_not_made_again(t
     (tmp_path / "out" / "documents-00003.parquet").mkdir(parents=True)  # no file can be put there
     with pytest.raises(IsADirectoryError):
         corpus_stage.run(recipe, {}, tmp_path / "out")
-    marker, shard = tmp_path / "out" / "pieces" / "00000.json", tmp_path / "out" / "documents-00001.parquet"
+    marker, shard = tmp_path / "out" / "splits" / "00000.json", tmp_path / "out" / "documents-00001.parquet"
     written = (shard.stat().st_ino, shard.stat().st_mtime_ns)
     (tmp_path / "out" / "documents-00003.parquet").rmdir()
     known = json.loads(marker.read_text())
@@ -549,7 +549,7 @@ def test_sources_and_corpus_may_be_in_an_object_store(tmp_path: Path, monkeypatc
         assert there is not None
         assert there.files == here.files
         assert there.facts == here.facts
-        assert not store.exists(f"{s3_server.BUCKET}/out/pieces")
+        assert not store.exists(f"{s3_server.BUCKET}/out/splits")
 
 
 def test_a_file_that_changes_while_it_is_read_ends_the_run_and_the_next_one_starts_over(

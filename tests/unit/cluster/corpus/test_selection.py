@@ -96,7 +96,7 @@ def _sources(*limits: int | None) -> Any:
 
 
 @pytest.mark.parametrize("order", [[0, 1, 2, 3], [3, 2, 1, 0], [1, 3, 0, 2]])
-def test_pieces_behind_a_limit_do_not_count_however_many_were_read(order: list[int]) -> None:
+def test_splits_behind_a_limit_do_not_count_however_many_were_read(order: list[int]) -> None:
     scan = ScanProgress(_splits((0,), (0,), (0,), (0, 1)), _sources(25, None), 0.5)
     for number in order:
         scan.add(number, [_facts(20)] * (2 if number == 3 else 1))
@@ -130,7 +130,7 @@ def test_a_slow_piece_of_a_limited_source_does_not_let_all_the_others_be_read() 
     assert [found.split.number for found in scan.used] == [0, 1, 2]
 
 
-def test_pieces_an_earlier_attempt_has_read_further_on_do_not_replace_those_before_them() -> None:
+def test_splits_an_earlier_attempt_has_read_further_on_do_not_replace_those_before_them() -> None:
     scan = ScanProgress(_splits(*[(0,)] * 6), _sources(50), 0.5)
     for number in (1, 4, 5):
         scan.add(number, [_facts(20)])
@@ -143,7 +143,7 @@ def test_pieces_an_earlier_attempt_has_read_further_on_do_not_replace_those_befo
 
 
 @pytest.mark.parametrize("order", [[0, 1, 2], [2, 1, 0]])
-def test_too_many_bad_documents_in_a_row_of_pieces_stop_a_run(order: list[int]) -> None:
+def test_too_many_bad_documents_in_a_row_of_splits_stop_a_run(order: list[int]) -> None:
     scan = ScanProgress(_splits((0,), (0,), (0,)), _sources(None), 0.02)
     facts = [_facts(1_000, bad=15), _facts(1_000, bad=30), _facts(100_000)]
     bad = r"45 of the first 2,045 documents are bad \(45 not UTF-8\), more than max_bad_share = 0.02, for example in"

@@ -73,6 +73,6 @@ def test_runs_at_places_are_those_of_all_runs() -> None:
 
 
 def test_numbers_never_change() -> None:
-    """They lie in the pieces of an interrupted corpus: another version of this code must not read them differently."""
+    """They lie in the splits of an interrupted corpus: another version of this code must not read them differently."""
     found = word_ngrams.words("Numbers of words, for ever: ünïcode 漢字 😀")
     assert [f"{int(number):016x}" for number in word_ngrams.ngrams(found, 8)] == ["13b46ba6f4ec6fd7"]

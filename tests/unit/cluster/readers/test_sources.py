@@ -130,7 +130,7 @@ def test_sources_are_read_from_urls(tmp_path: Path) -> None:
         _read({"kind": "jsonl", "path": "memory://bucket/none/*.jsonl"})
 
 
-def test_pieces_are_cut_by_size_and_small_files_go_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_splits_are_cut_by_size_and_small_files_go_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(splits, "SPLIT_BYTES", 100)
     for name, size in (("a", 30), ("b", 60), ("c", 20), ("d", 250)):
         (tmp_path / f"{name}.jsonl").write_bytes(b"x" * size)
