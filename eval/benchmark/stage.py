@@ -45,8 +45,8 @@ from cluster.artifacts import errors, stage
 from cluster.artifacts.recipe import Recipe
 from cluster.storage import filesystem
 from cluster.telemetry import progress
-from eval.benchmark import contenders, host, rapl, workloads
-from eval.benchmark.contenders import OWN, PYTORCH, REFERENCE, Candidate, Contender, Preparation, gather
+from eval.benchmark import benchmark_models, host, rapl, workloads
+from eval.benchmark.benchmark_models import OWN, PYTORCH, REFERENCE, BenchmarkModel, Preparation, PreparedModel, gather
 from eval.benchmark.elmo import ElmoSizes
 from eval.benchmark.model_process import ModelProcess, Opening, write_inputs
 from eval.benchmark.percentiles import percentiles
@@ -138,10 +138,10 @@ def wanted(recipe: BenchmarkRecipe, inputs: Mapping[str, Path]) -> list[Workload
 
 
 def ready(
-    recipe: BenchmarkRecipe, workload: Workload, known: Sequence[Candidate], making: Preparation
-) -> list[Contender]:
-    """The contenders of a workload; none if no model can do it."""
-    chosen = contenders.choose(known, workload)
+    recipe: BenchmarkRecipe, workload: Workload, known: Sequence[BenchmarkModel], making: Preparation
+) -> list[PreparedModel]:
+    """The prepared models of a workload; none if no model can do it."""
+    chosen = benchmark_models.choose(known, workload)
     drawn = None
     if workload.length is not None and workload.kind == "lengths" and chosen:
         vocab_size = min(each.config.vocab_size for each in chosen)
@@ -167,38 +167,48 @@ def time_turns(
 
 
 def measure(
-    recipe: BenchmarkRecipe, workload: Workload, contenders: Sequence[Contender], threads: int, place: Path, shown: Any
+    recipe: BenchmarkRecipe,
+    workload: Workload,
+    prepared: Sequence[PreparedModel],
+    threads: int,
+    place: Path,
+    shown: Any,
 ) -> list[Row]:
-    """One row for each contender.
+    """One row for each model.
 
     Raises:
         ModelProcessError: a model does not load, or its process died.
     """
     with contextlib.ExitStack() as stack:
         processes: dict[str, ModelProcess] = {}
-        for each in contenders:
-            opening = Opening(each.candidate.name, each.kind, each.folder, threads)
+        for each in prepared:
+            opening = Opening(each.model.name, each.kind, each.folder, threads)
             processes[opening.name] = stack.enter_context(ModelProcess(opening))
             write_inputs(place, each.encoded.rows)
             rows = processes[opening.name].take(place)
         times = time_turns(recipe, processes, rows, shown)
         found = []
-        for each in contenders:
-            process = processes[each.candidate.name]
-            found.append(_row(recipe, workload, each, threads, process, times[each.candidate.name]))
+        for each in prepared:
+            process = processes[each.model.name]
+            found.append(_row(recipe, workload, each, threads, process, times[each.model.name]))
     return _compared(found)
 
 
 def _row(
-    recipe: BenchmarkRecipe, workload: Workload, contender: Contender, threads: int, process: ModelProcess, times: Times
+    recipe: BenchmarkRecipe,
+    workload: Workload,
+    prepared: PreparedModel,
+    threads: int,
+    process: ModelProcess,
+    times: Times,
 ) -> Row:
-    candidate, encoded, opened = contender.candidate, contender.encoded, process.opened
+    model, encoded, opened = prepared.model, prepared.encoded, process.opened
     return {
-        "model": candidate.who,
-        "title": TITLES[candidate.who],
-        "form": candidate.form,
-        "weights": candidate.weights,
-        "tokenizer": contender.tokenizer,
+        "model": model.who,
+        "title": TITLES[model.who],
+        "form": model.form,
+        "weights": model.weights,
+        "tokenizer": prepared.tokenizer,
         "runtime": opened["runtime"],
         "workload": workload.kind,
         "length": workload.length,
@@ -232,8 +242,8 @@ def _compared(rows: Sequence[Row]) -> list[Row]:
     ]
 
 
-def _name_the_rest(known: Sequence[Candidate], contenders: Sequence[Contender]) -> None:
-    timed = [each.candidate for each in contenders]
+def _name_the_rest(known: Sequence[BenchmarkModel], prepared: Sequence[PreparedModel]) -> None:
+    timed = [each.model for each in prepared]
     for each in known:
         if each not in timed:
             logger.info("%s (%s) is not timed: no workload here is for its head", each.name, each.folder or "random")
@@ -248,14 +258,14 @@ def run(recipe: BenchmarkRecipe, inputs: Mapping[str, Path], out: Path) -> dict[
         # Pinned to one core, because tokenisation is timed here.
         with host.pinned(1):
             work = [(each, ready(recipe, each, known, making)) for each in wanted(recipe, inputs)]
-        _name_the_rest(known, [contender for _, contenders in work for contender in contenders])
+        _name_the_rest(known, [model for _, prepared in work for model in prepared])
         turns = [(count, *each) for count in counts(recipe) for each in work if each[1]]
-        total = sum(len(contenders[0].encoded.rows) for _, _, contenders in turns)
+        total = sum(len(prepared[0].encoded.rows) for _, _, prepared in turns)
         with progress.Progress("latency", total, "inputs") as shown:
-            for count, workload, contenders in turns:
+            for count, workload, prepared in turns:
                 with host.pinned(count) as cores:
                     watch = host.InterferenceMonitor(count, cores)
-                    rows += measure(recipe, workload, contenders, count, Path(folder) / "inputs.npz", shown)
+                    rows += measure(recipe, workload, prepared, count, Path(folder) / "inputs.npz", shown)
                     found = watch.conditions()
                 about = {"threads": count, "workload": workload.name, "pinned_cores": cores}
                 conditions.append({**about, **found.facts(), **found.verdict()})

@@ -14,8 +14,8 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 from cluster.artifacts import artifact, errors
 from cluster.models import runners
 from cluster.models.export_spec import Exported
-from eval.benchmark import contenders, reference_models, workloads
-from eval.benchmark.contenders import Preparation, choose, gather
+from eval.benchmark import reference_models, workloads
+from eval.benchmark.benchmark_models import BenchmarkModel, Preparation, choose, gather
 from eval.benchmark.elmo import ElmoPairs, ElmoSizes
 from eval.benchmark.reference_models import CONFIGURATIONS
 from eval.benchmark.workloads import Workload
@@ -58,7 +58,7 @@ def export_of(model: Path, out: Path, form: str, head: str, **changes: Any) -> P
     return out
 
 
-def preparation(found: list[contenders.Candidate], folder: Path) -> Preparation:
+def preparation(found: list[BenchmarkModel], folder: Path) -> Preparation:
     return Preparation(found, SMALL, 0, folder)
 
 

@@ -37,7 +37,7 @@ _ORDER = ("regression", "classification", "question-answering", "masked-words")
 
 
 @dataclass(frozen=True)
-class Candidate:
+class BenchmarkModel:
     """One model in one form."""
 
     who: str
@@ -75,10 +75,10 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Contender:
-    """A candidate made ready for one workload."""
+class PreparedModel:
+    """A benchmark model made ready for one workload."""
 
-    candidate: Candidate
+    model: BenchmarkModel
     kind: Kind
     folder: Path
     tokenizer: str
@@ -86,7 +86,7 @@ class Contender:
     encoded: Encoded
 
 
-def gather(models: Sequence[str], inputs: Mapping[str, Path]) -> list[Candidate]:
+def gather(models: Sequence[str], inputs: Mapping[str, Path]) -> list[BenchmarkModel]:
     """Every model and export among the inputs, and the architectures in ``models``.
 
     Raises:
@@ -109,7 +109,7 @@ def gather(models: Sequence[str], inputs: Mapping[str, Path]) -> list[Candidate]
     return sorted(found, key=lambda each: _ORDER.index(_head(each)))
 
 
-def _eager(who: str, places: Sequence[Path | None], weights: Weights) -> Iterator[Candidate]:
+def _eager(who: str, places: Sequence[Path | None], weights: Weights) -> Iterator[BenchmarkModel]:
     for place in places:
         if place is not None and export_spec.is_export(place):
             raise StageError(
@@ -117,34 +117,34 @@ def _eager(who: str, places: Sequence[Path | None], weights: Weights) -> Iterato
             )
         if place is not None and weights == "own" and not reference_models.has_weights(place):
             raise StageError(f"{place} has no weights (*.safetensors): save the whole model there")
-        yield Candidate(who, PYTORCH, weights, place)
+        yield BenchmarkModel(who, PYTORCH, weights, place)
 
 
-def _exports(places: Sequence[Path], models: Sequence[Candidate]) -> Iterator[Candidate]:
+def _exports(places: Sequence[Path], models: Sequence[BenchmarkModel]) -> Iterator[BenchmarkModel]:
     known = {model_folder.identity(each.folder): each for each in models if each.folder is not None}
     for place in places:
         made = artifact.read(place, "export")
         of = known.get(made.facts["source"])
         if of is None:
             raise StageError(
-                f"--export {place} was made of none of the models that are given: give the one it was made of, "
+                f"--export {place} was not exported from any of the given models: pass its source model, "
                 f"{made.facts['model_name']}, as --student, --teacher or an architecture"
             )
         described = export_spec.read(place)
-        yield Candidate(of.who, described.format, of.weights, place, described, of.folder)
+        yield BenchmarkModel(of.who, described.format, of.weights, place, described, of.folder)
 
 
-def _head(candidate: Candidate) -> str:
-    if candidate.export is not None:
-        return candidate.export.head
-    if candidate.folder is None:
+def _head(model: BenchmarkModel) -> str:
+    if model.export is not None:
+        return model.export.head
+    if model.folder is None:
         return _ORDER[0]
-    return model_folder.head(candidate.config) or "masked-words"
+    return model_folder.head(model.config) or "masked-words"
 
 
-def choose(candidates: Sequence[Candidate], workload: Workload) -> list[Candidate]:
-    """One candidate for each model and form, if possible with the workload's own head."""
-    fitting = [each for each in candidates if each.serves(workload)]
+def choose(known: Sequence[BenchmarkModel], workload: Workload) -> list[BenchmarkModel]:
+    """One benchmark model for each ``who`` and form, if possible with the workload's own head."""
+    fitting = [each for each in known if each.serves(workload)]
     wanted = _HEADS.get(workload.head, _ORDER)
     ordered = sorted(fitting, key=lambda each: _head(each) not in wanted)
     first = {(each.who, each.form): each for each in reversed(ordered)}
@@ -153,68 +153,68 @@ def choose(candidates: Sequence[Candidate], workload: Workload) -> list[Candidat
 
 
 class Preparation:
-    """Prepares candidates for workloads; writes into ``folder``."""
+    """Prepares benchmark models for workloads; writes into ``folder``."""
 
-    def __init__(self, candidates: Sequence[Candidate], sizes: ElmoSizes, seed: int, folder: Path) -> None:
+    def __init__(self, known: Sequence[BenchmarkModel], sizes: ElmoSizes, seed: int, folder: Path) -> None:
         self._sizes, self._seed, self._folder = sizes, seed, folder
         self._made: dict[tuple[str, str], Path] = {}
         self._encoded: dict[tuple[Path | str, str], Encoded] = {}
-        given = [each for each in candidates if each.export is None]
+        given = [each for each in known if each.export is None]
         # For architectures without a tokenizer: that of BERT-base if given, else the first.
         ordered = sorted(given, key=lambda each: (each.who != REFERENCE, each.who not in OWN))
         self._stand_in = next(((each.who, each.folder) for each in ordered if each.folder), ("none", None))
 
-    def ready(self, candidate: Candidate, workload: Workload, drawn: Encoded | None = None) -> Contender:
+    def ready(self, model: BenchmarkModel, workload: Workload, drawn: Encoded | None = None) -> PreparedModel:
         """``drawn`` are the inputs of a workload without texts.
 
         Raises:
             StageError: no tokenizer, one with more ids than the model, an input longer than the model reads, or
                 missing weights.
         """
-        if candidate.who == "elmo":
+        if model.who == "elmo":
             place = self._folder / "elmo"
             if not place.exists():
                 place.mkdir()
                 reference_models.random_elmo(self._sizes, place, self._seed)
-            return Contender(candidate, "elmo", place, "own", workloads.read_characters(workload, self._sizes))
-        reader = Reader(None, "own") if drawn else self._reader(candidate)
-        encoded = drawn or self._read(candidate, reader, workload)
-        if encoded.longest > candidate.positions:
+            return PreparedModel(model, "elmo", place, "own", workloads.read_characters(workload, self._sizes))
+        reader = Reader(None, "own") if drawn else self._reader(model)
+        encoded = drawn or self._read(model, reader, workload)
+        if encoded.longest > model.positions:
             raise StageError(
-                f"{workload.name}: {encoded.longest} tokens are more than {candidate.name} has positions "
-                f"({candidate.positions}): {_REMEDIES[workload.kind]}"
+                f"{workload.name}: {encoded.longest} tokens are more than {model.name} has positions "
+                f"({model.positions}): {_REMEDIES[workload.kind]}"
             )
-        if candidate.export is not None and candidate.folder is not None:
-            return Contender(candidate, "export", candidate.folder, reader.of, encoded)
-        return Contender(candidate, PYTORCH, self._model(candidate, workload), reader.of, encoded)
+        if model.export is not None and model.folder is not None:
+            return PreparedModel(model, "export", model.folder, reader.of, encoded)
+        return PreparedModel(model, PYTORCH, self._model(model, workload), reader.of, encoded)
 
-    def _model(self, candidate: Candidate, workload: Workload) -> Path:
-        if candidate.folder is not None and reference_models.has_weights(candidate.folder):
-            place = self._folder / f"{candidate.who}-{workload.head}"
-            return reference_models.with_head(candidate.folder, workload.head, place, self._seed)
-        key = (candidate.who, "answers" if workload.head == "answers" else "score")
+    def _model(self, model: BenchmarkModel, workload: Workload) -> Path:
+        if model.folder is not None and reference_models.has_weights(model.folder):
+            place = self._folder / f"{model.who}-{workload.head}"
+            return reference_models.with_head(model.folder, workload.head, place, self._seed)
+        key = (model.who, "answers" if workload.head == "answers" else "score")
         if key not in self._made:
             place = self._folder / "-".join(key)
-            self._made[key] = reference_models.random(candidate.config, workload.head, place, self._seed)
+            self._made[key] = reference_models.random(model.config, workload.head, place, self._seed)
         return self._made[key]
 
-    def _reader(self, candidate: Candidate) -> Reader:
-        own = candidate.of or candidate.folder
+    def _reader(self, model: BenchmarkModel) -> Reader:
+        own = model.of or model.folder
         whose, folder = ("own", own) if own else self._stand_in
         if folder is None:
             raise StageError(
-                f"{candidate.who} has no tokenizer here: give a folder with config.json and tokenizer.json as "
-                f"--{candidate.who} (or as --{REFERENCE}, whose tokenizer then stands in)"
+                f"{model.who} has no tokenizer here: give a folder with config.json and tokenizer.json as "
+                f"--{model.who} (or as --{REFERENCE}, whose tokenizer then stands in)"
             )
         reader = Reader(load_tokenizer(folder), whose)
-        reference_models.check_reads(candidate.config, reader)
+        reference_models.check_reads(model.config, reader)
         return reader
 
-    def _read(self, candidate: Candidate, reader: Reader, workload: Workload) -> Encoded:
+    def _read(self, model: BenchmarkModel, reader: Reader, workload: Workload) -> Encoded:
         """Inputs of a workload, encoded once for a model and its exports, which have the same tokenizer."""
-        key = (candidate.of or candidate.folder or candidate.who, workload.name)
+        key = (model.of or model.folder or model.who, workload.name)
         if key not in self._encoded:
-            config = candidate.config
+            config = model.config
             types = getattr(config, "type_vocab_size", 1) > 1
             self._encoded[key] = workloads.read(workload, reader, model_folder.positions(config), types)
         return self._encoded[key]
