@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         prog="python -m deploy.verify_image", description=(__doc__ or "").partition("\n")[0]
     )
     parser.add_argument("--version", required=True, help="of torch, with its build: 2.13.0+cu126")
-    parser.add_argument("--architectures", default="", help="of the GPUs, separated by blanks: sm_70")
+    parser.add_argument("--architectures", default="", help="of the GPUs, separated by spaces: sm_70")
     options = parser.parse_args(arguments)
     with errors.errors_for_people():
         check(options.version, options.architectures.split())

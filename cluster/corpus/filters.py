@@ -1,7 +1,7 @@
 """Cleans one text and applies the filters of the recipe, each with its own reason in the manifest.
 
-Every text becomes NFC with Unix line ends, blanks for tabs and no control characters. All other rules are off unless
-the recipe sets them: lengths, languages, and the rules of C4 and Gopher for text from the web.
+Every text becomes NFC with Unix line endings, spaces for tabs, and no control characters. All other rules are off
+unless the recipe sets them: lengths, languages, and the rules of C4 and Gopher for text from the web.
 """
 
 import difflib
@@ -162,7 +162,7 @@ class Filter:
 
 
 def clean(text: str) -> str:
-    """The text in NFC with Unix line ends and blanks for tabs, without control characters and outer white space."""
+    """The text in NFC: Unix line endings, spaces for tabs, no control characters, no leading or trailing white space."""
     if text.isascii():
         raw = text.encode()
         if len(raw.translate(None, _ASCII_UNWANTED)) == len(raw):

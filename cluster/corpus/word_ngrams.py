@@ -57,7 +57,7 @@ def splitmix64(numbers: U64) -> U64:
 
 
 def _parts(text: str) -> list[tuple[int, int]]:
-    """Ranges of at most :data:`_PART` characters that end at a blank or line end if they contain one."""
+    """Ranges of at most :data:`_PART` characters that end at a space or line end if they contain one."""
     found: list[tuple[int, int]] = []
     start = 0
     while start < len(text):

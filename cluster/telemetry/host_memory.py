@@ -1,4 +1,4 @@
-"""The one reader of main memory: what this process uses, what it may use, and what the kernel killed for it.
+"""The one reader of main memory: what this process uses, what it may use, and the kernel's out-of-memory kills.
 
 Containers and batch systems give a process less than the machine has: the kernel kills processes above the limit of
 their control group, however much the machine has free.
@@ -83,7 +83,7 @@ def memory_kills() -> int | None:
 
 def _limits(groups: Path, own: Path) -> Iterator[tuple[int, int]]:
     """Limit and use, in bytes, of every group of this process that has a limit."""
-    if not own.is_file():  # no Linux
+    if not own.is_file():  # not Linux
         return
     for line in own.read_text(encoding="utf-8").splitlines():
         _, controllers, path = line.split(":", 2)

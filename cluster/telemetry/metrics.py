@@ -16,7 +16,7 @@ MOST_VALUES = 50
 _DAY = 86400.0
 _HOW_LONG = (1.0, 10.0, 60.0, 300.0, 900.0, 3600.0, _DAY / 6, _DAY / 2, _DAY, 7 * _DAY)
 
-# --- a training run: from the process of its first worker, except what says "of this endpoint" ---
+# --- a training run: set by the first worker of a run; metrics marked "of this endpoint" by every endpoint ---
 RUN = Info("stillhouse_run", "What is trained: hyper-parameters, device, version", ["run"])
 STARTED = Gauge("stillhouse_run_start_timestamp_seconds", "Unix time at which this attempt at the run began", ["run"])
 STEP = Gauge("stillhouse_step", "Last finished optimizer step", ["run"])
@@ -76,7 +76,7 @@ CHECKPOINT_BYTES = Gauge("stillhouse_checkpoint_bytes", "Bytes of the last compl
 CHECKPOINT_STEPS = Gauge("stillhouse_checkpoint_interval_steps", "Optimizer steps between two checkpoints", ["run"])
 FAILED_CHECKPOINTS = Counter("stillhouse_failed_checkpoints_total", "Checkpoints that could not be written", ["run"])
 
-# --- text to rows: from the command that leads the actors ---
+# --- text to rows: set by the command that drives the actors ---
 UNITS = Counter("stillhouse_units_total", "Units of work finished by the actors of a task: files of a corpus", ["task"])
 UNIT_BYTES = Counter("stillhouse_unit_bytes_total", "Bytes of input in finished units of work", ["task"])
 LOST_UNITS = Counter("stillhouse_lost_units_total", "Units of work repeated because their actor died", ["task"])
@@ -120,9 +120,9 @@ PROBE_SCORE = Gauge(
 
 
 def run_name(folder: PurePath) -> str:
-    """What the label ``run`` says of a run's folder: ``<pipeline>/<name>`` for one that a pipeline has placed.
+    """Value of the label ``run`` for a run folder: ``<pipeline>/<name>`` inside a pipeline.
 
-    The run in an artifact that is being made (``<pipeline>/.teacher.partial/run``) is called as the artifact will be.
+    The run inside an unfinished artifact (``<pipeline>/.teacher.partial/run``) gets the artifact's final name.
     """
     if made := re.fullmatch(r"\.(.+)\.partial", folder.parent.name):
         pipeline, name = folder.parent.parent.name, made[1]

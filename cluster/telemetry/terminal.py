@@ -13,7 +13,7 @@ _PIPED, _NARROWEST = 100, 40
 
 
 def safe(text: str) -> str:
-    """The text with control characters and direction marks as escapes, and every white space as a blank."""
+    """The text with control characters and direction marks as escapes, and every white space as a space."""
     return "".join(
         character if character.isprintable() else " " if character.isspace() else ascii(character)[1:-1]
         for character in text
@@ -40,7 +40,7 @@ def console_for(stream: TextIO, widest: int | None = None, piped: int | None = N
 
 
 def render(console: Console, *parts: RenderableType) -> str:
-    """Text of the parts without blanks at the ends of lines."""
+    """Text of the parts without spaces at the ends of lines."""
     with console.capture() as capture:
         for part in parts:
             console.print(part)

@@ -1,7 +1,7 @@
 """Encodes texts to token ids, with the same ids as the tokenizer and faster.
 
-Most words of a corpus occur more than once. If a tokenizer never looks across a blank, a text is the sequence of its
-words between blanks, and a cache holds the ids of each word. The tokenizer encodes many new words as one text, joined
+Most words of a corpus occur more than once. If a tokenizer never looks across a space, a text is the sequence of its
+words between spaces, and a cache holds the ids of each word. The tokenizer encodes many new words as one text, joined
 by a separator that it splits at first. Plain ASCII words for BERT's WordPiece, whose definition is short (Wu et al.
 2016, section 4.1; Devlin et al. 2018), are split here. Tokenizers of other kinds encode whole texts. Ids are bytes:
 unsigned integers of the type in which rows are stored.
@@ -27,11 +27,11 @@ KEPT_CHARACTERS = 100
 _SEPARATOR = "\ue000\uf8ff"
 _NEW_WORDS = 4096
 _PART = re.compile(r"[A-Za-z0-9]+|[^A-Za-z0-9]")
-_BLANK_NEXT_TO_SPACE = re.compile(r"^ |\s | \s| $")
+_SPACE_BESIDE_WHITE_SPACE = re.compile(r"^ |\s | \s| $")
 
-# These work on characters, or on the text between two blanks, and never join text across a blank.
+# These work on characters, or on the text between two spaces, and never join text across a space.
 _LOCAL_NORMALIZERS = {"BertNormalizer", "Lowercase", "NFC", "NFD", "NFKC", "NFKD", "StripAccents"}
-_SPLIT_AT_BLANKS = {"BertPreTokenizer", "WhitespaceSplit", "Whitespace"}
+_SPLIT_AT_SPACES = {"BertPreTokenizer", "WhitespaceSplit", "Whitespace"}
 
 
 def load_encoder(file: Path) -> Tokenizer:
@@ -90,35 +90,35 @@ def _encode(tokenizer: Tokenizer, texts: Sequence[str], dtype: np.dtype[Any]) ->
 
 
 def _word_cache(tokenizer: Tokenizer, dtype: np.dtype[Any]) -> "_WordCache | None":
-    """A cache of words for this tokenizer; None unless it is known not to look across blanks."""
+    """A cache of words for this tokenizer; None unless it is known not to look across spaces."""
     definition = json.loads(tokenizer.to_str())
     added = [token for token in definition["added_tokens"] if not token["special"]]
-    # NFKC turns some characters, such as the acute accent, into a blank and a mark.
+    # NFKC turns some characters, such as the acute accent, into a space and a mark.
     if any(re.search(r"\s", unicodedata.normalize("NFKC", token["content"])) for token in added):
         return None
     normalizer, pre_tokenizer = definition["normalizer"] or {}, definition["pre_tokenizer"] or {}
     steps = normalizer.get("normalizers", [normalizer]) if normalizer else []
     normalizers, splitter = [step["type"] for step in steps], pre_tokenizer.get("type")
-    if _LOCAL_NORMALIZERS.issuperset(normalizers) and splitter in _SPLIT_AT_BLANKS:
+    if _LOCAL_NORMALIZERS.issuperset(normalizers) and splitter in _SPLIT_AT_SPACES:
         is_bert = definition["model"]["type"] == "WordPiece" and splitter == "BertPreTokenizer"
         is_plain_bert = is_bert and not added and normalizers == ["BertNormalizer"]
         word_pieces = _WordPieces(definition, dtype) if is_plain_bert else None
-        return _WordCache(_NewWords(tokenizer, dtype), word_pieces, _split_at_blanks)
+        return _WordCache(_NewWords(tokenizer, dtype), word_pieces, _split_at_spaces)
     if splitter == "ByteLevel" and pre_tokenizer.get("use_regex", True) and not normalizers and not added:
-        return _WordCache(_NewWords(tokenizer, dtype), None, _split_before_blanks)
+        return _WordCache(_NewWords(tokenizer, dtype), None, _split_before_spaces)
     return None
 
 
-def _split_at_blanks(text: str) -> list[str]:
+def _split_at_spaces(text: str) -> list[str]:
     return text.replace("\n", " ").split(" ")
 
 
-def _split_before_blanks(text: str) -> list[str]:
-    """Words that begin with the blank before them, as byte-level tokenizers split.
+def _split_before_spaces(text: str) -> list[str]:
+    """Words that begin with the space before them, as byte-level tokenizers split.
 
-    These also look at the second of two blanks, and at a blank at an end: texts with such are one word.
+    These also look at the second of two spaces, and at a space at an end: texts with such are one word.
     """
-    if _BLANK_NEXT_TO_SPACE.search(text):
+    if _SPACE_BESIDE_WHITE_SPACE.search(text):
         return [text]
     first, *others = text.split(" ")
     return [first, *[" " + word for word in others]]

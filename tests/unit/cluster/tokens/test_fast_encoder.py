@@ -16,7 +16,7 @@ from cluster.tokens.fast_encoder import Encoder, load_encoder
 
 DATA = paths.DATA
 
-# What real text is made of and what breaks word splitters: marks, scripts, joiners, blanks of every kind, controls.
+# What real text is made of and what breaks word splitters: marks, scripts, joiners, spaces of every kind, controls.
 _CHARACTERS = [
     *"abcXYZ0159", *" " * 12, *"\n\n\t\r\x0b\x1c\x85\xa0\u2003\u2028\u3000\u200b\u200d\ufeff\x00\x07\x7f\ufffd",
     *".,;:!?'\"()[]{}-_/\\@#$%^&*+=<>|~`", *"éÉßİıΣσςñ\u0301\u0327\u030a", *"中文日本語한국어", *"“”‘’—…•¿", *"🙂👩‍👧",
@@ -69,7 +69,7 @@ def _with_an_added_phrase(folder: Path) -> Tokenizer:
 
 def _with_an_added_accent(folder: Path) -> Tokenizer:
     found = _word_level(folder)
-    found.add_tokens(["´"])  # normalized, it is a blank and a mark: so are two words of some texts
+    found.add_tokens(["´"])  # normalized, it is a space and a mark: so are two words of some texts
     return found
 
 
@@ -92,12 +92,12 @@ def _metaspace(_: Path) -> Tokenizer:
 @pytest.mark.parametrize(
     ("make", "split"),
     [
-        (_bert, "_split_at_blanks"),
-        (_cased, "_split_at_blanks"),
-        (_with_added_words, "_split_at_blanks"),
-        (_word_level, "_split_at_blanks"),
-        (_roberta, "_split_before_blanks"),
-        (_roberta_with_prefix, "_split_before_blanks"),
+        (_bert, "_split_at_spaces"),
+        (_cased, "_split_at_spaces"),
+        (_with_added_words, "_split_at_spaces"),
+        (_word_level, "_split_at_spaces"),
+        (_roberta, "_split_before_spaces"),
+        (_roberta_with_prefix, "_split_before_spaces"),
         (_with_an_added_phrase, None),
         (_with_an_added_accent, None),
         (_metaspace, None),
