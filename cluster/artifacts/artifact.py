@@ -109,20 +109,25 @@ def read(path: Location | str, kind: str | None = None) -> Artifact:
         ArtifactError: it is missing or incomplete, or has another kind, format or file size.
     """
     place = filesystem.location(path)
-    expected = f"a {kind} artifact" if kind else "an artifact"
+    expected = named(kind) if kind else "an artifact"
     if not filesystem.is_file(place / MANIFEST):
         if not filesystem.exists(place):
             raise ArtifactError(f"{place} does not exist: expected {expected} there; run the stage that makes it first")
         raise ArtifactError(f"{place} is not {expected}: it has no {MANIFEST}; run the stage that makes it (again)")
     manifest = commit.parse(place / MANIFEST)
     if manifest["kind"] != kind and kind is not None:
-        raise ArtifactError(f"{place} is a {manifest['kind']} artifact, expected {expected}: name another directory")
+        raise ArtifactError(f"{place} is {named(manifest['kind'])}, expected {expected}: name another directory")
     if (found := manifest.get("format")) != FORMAT:
         raise ArtifactError(f"{place} has artifact format {found}, this is {FORMAT}: make it again")
     sizes = _sizes(place, manifest["files"])
     for name, entry in manifest["files"].items():
         _check_size(place / name, sizes.get(name), int(entry["bytes"]))
     return Artifact(place, manifest)
+
+
+def named(kind: str) -> str:
+    """``a tokens artifact``, ``an export artifact``."""
+    return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind} artifact"
 
 
 def verify(path: Location | str, kind: str | None = None) -> Artifact:
@@ -147,7 +152,7 @@ def folder_identity(path: Path) -> str:
         ArtifactError: ``path`` does not exist.
     """
     if not path.exists():
-        raise ArtifactError(f"{path} does not exist")
+        raise ArtifactError(f"{path} does not exist: expected a folder or file there")
     files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
     return digest([[str(file.relative_to(path)), file.stat().st_size, file_sha256(file)] for file in files])
 

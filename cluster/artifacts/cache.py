@@ -92,7 +92,7 @@ def _wanted(place: UPath) -> _Wanted:
         return _Wanted(place, found.identity, found.files, found.manifest)
     listed = filesystem.files(place)
     if not listed:
-        raise ArtifactError(f"{place} does not exist")
+        raise ArtifactError(f"{place} does not exist: expected an artifact, folder or file there")
     start = len(f"{place}/")
     names = [str(info.location)[start:] or "." for info in listed]
     stamps = [[name, info.bytes, info.stamp] for name, info in zip(names, listed, strict=True)]

@@ -164,7 +164,7 @@ def identities(stage: Stage[R], inputs: Mapping[str, Location]) -> dict[str, str
         given = inputs_of(role, inputs) if accepts.keyed_by else {name: inputs[name] for name in inputs if name == role}
         if not given and not accepts.optional:
             raise StageError(f"{stage.name} needs --{role} DIR ({' or '.join(accepts.kinds)})")
-        found |= {name: _identity(place, accepts) for name, place in given.items()}
+        found |= {name: _identity(role, place, accepts) for name, place in given.items()}
     if unknown := [name for name in inputs if name not in found]:
         raise StageError(f"{stage.name} has no input {unknown[0]}: it takes {', '.join(stage.inputs) or 'none'}")
     return found
@@ -269,7 +269,7 @@ def _local(inputs: Mapping[str, Location]) -> dict[str, Path]:
     return {role: cache.fetch(place) for role, place in inputs.items()}
 
 
-def _identity(path: Location, accepts: Role) -> str:
+def _identity(role: str, path: Location, accepts: Role) -> str:
     if accepts.identify is not None:
         return accepts.identify(cache.fetch(path))
     if filesystem.is_file(path / commit.MANIFEST) or FOLDER not in accepts.kinds:
@@ -277,8 +277,12 @@ def _identity(path: Location, accepts: Role) -> str:
         found = artifact.read(path, kind)
         if found.kind not in accepts.kinds and FOLDER not in accepts.kinds:
             expected = " or ".join(accepts.kinds)
-            raise commit.ArtifactError(f"{path} is a {found.kind} artifact, expected {expected}")
+            raise commit.ArtifactError(f"{path} is {artifact.named(found.kind)}, expected {expected}")
         return found.identity
+    if not filesystem.exists(path):
+        raise commit.ArtifactError(
+            f"{path} does not exist: --{role} takes {' or '.join(accepts.kinds)}; correct the path, or make it first"
+        )
     return artifact.folder_identity(cache.fetch(path))
 
 

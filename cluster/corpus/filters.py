@@ -162,7 +162,7 @@ class Filter:
 
 
 def clean(text: str) -> str:
-    """The text in NFC: Unix line endings, spaces for tabs, no control characters, no leading or trailing white space."""
+    """The text in NFC, with Unix line endings, spaces for tabs, and no control characters or outer white space."""
     if text.isascii():
         raw = text.encode()
         if len(raw.translate(None, _ASCII_UNWANTED)) == len(raw):

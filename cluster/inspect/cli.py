@@ -59,7 +59,7 @@ def look(place: Location, num_samples: int, verify: bool) -> Findings:
 
 def _artifact(found: Artifact, num_samples: int, verified: bool) -> Findings:
     if (view := VIEWS.get(found.kind)) is None:
-        raise InspectError(f"{found.location} is a {found.kind} artifact, which this version does not know")
+        raise InspectError(f"{found.location} is {artifact.named(found.kind)}, which this version does not know")
     # A view of a model reads all its files, the others a part of theirs.
     here = artifact.read(cache.fetch(found.location)) if view is models.inspect else found
     seen, learning = view(here, num_samples), list[Section]()

@@ -76,7 +76,10 @@ def read(folder: Path) -> Exported:
     """
     path = folder / FILE
     if not path.is_file():
-        raise StageError(f"{folder} is not an export of this version, it has no {FILE}: make it (again) with deploy")
+        raise StageError(
+            f"{folder} is not an export of this version, it has no {FILE}: export the model again, "
+            "for example with stillhouse onnx-export"
+        )
     values = json.loads(path.read_text(encoding="utf-8"))
     return Exported(**{**values, "inputs": tuple(values["inputs"]), "outputs": dict(values["outputs"])})
 

@@ -119,7 +119,7 @@ def read_csv(path: Path, task: Task) -> SourceTable:
         rows = list(csv.reader(io.StringIO(_text(path), newline=""), strict=True))
     except csv.Error as error:
         raise ExamplesError(
-            f"{path} is not CSV ({error}): mend its quotation marks, or save it as JSON lines"
+            f"{path} is not CSV ({error}): correct its quotation marks, or save it as JSON lines"
         ) from None
     return _table(path, rows[0] if rows else [], rows[1:], "row", first=1)
 
@@ -139,7 +139,7 @@ def _table(path: Path, header: list[str], rows: list[list[str]], unit: str, firs
         if len(fields) != len(header):
             raise ExamplesError(
                 f"{path}: {unit} {number} has {len(fields)} fields, not {len(header)} ({', '.join(header)}): "
-                "mend it or drop it"
+                "correct it or drop it"
             )
     columns = {name: [fields[index] for fields in rows] for index, name in enumerate(header)}
     return SourceTable(path.name, str(path), columns, unit, first)

@@ -87,7 +87,9 @@ def _rows(task: Task, table: SourceTable) -> Iterator[Question]:
         try:
             for value in (name, text, context):
                 if not isinstance(value, str):
-                    raise ExamplesError(f"id, question or context is {value!r}, not text: mend it or drop the question")
+                    raise ExamplesError(
+                        f"id, question or context is {value!r}, not text: correct it or drop the question"
+                    )
             # About five questions share a passage: keep one copy.
             yield _question(task, name, text, contexts.setdefault(context, context), answers)
         except ExamplesError as error:
@@ -109,6 +111,6 @@ def _question(task: Task, name: str, text: str, context: str, answers: Any) -> Q
         if context[start : start + len(answer)] != answer:
             there = context[start : start + len(answer)]
             raise ExamplesError(
-                f"the answer {answer!r} is not at {start}, the passage has {there!r} there: mend answer_start"
+                f"the answer {answer!r} is not at {start}, the passage has {there!r} there: correct answer_start"
             )
     return Question(name, text, context, texts, starts)

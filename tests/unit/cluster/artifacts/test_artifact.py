@@ -217,6 +217,8 @@ def test_what_is_missing_or_of_another_kind_is_refused(tmp_path: Path) -> None:
     _make(tmp_path / "tokens")
     with pytest.raises(ArtifactError, match="is a tokens artifact, expected a corpus artifact"):
         artifact.read(tmp_path / "tokens", "corpus")
+    with pytest.raises(ArtifactError, match="expected an export artifact"):
+        artifact.read(tmp_path / "tokens", "export")
 
 
 def test_verify_finds_what_sizes_do_not_tell(tmp_path: Path) -> None:

@@ -169,7 +169,7 @@ def test_inputs_of_another_kind_are_refused(corpus: Path, capsys: pytest.Capture
     line = _refusal(capsys, "default", "--corpus", corpus.with_name("nowhere"), "--out", out)
     assert "nowhere does not exist" in line
     line = _refusal(capsys, "default", "--corpus", corpus, "--folder", corpus.with_name("nowhere"), "--out", out)
-    assert "nowhere does not exist" in line
+    assert "nowhere does not exist: --folder takes folder" in line
     assert not commit.staging(out).exists()
 
 

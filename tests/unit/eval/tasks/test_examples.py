@@ -114,7 +114,7 @@ def test_imdb_is_scored_on_its_test_set(tmp_path: Path) -> None:
         ("fine\tgood", "label is 'good', which is no label of sst2"),
         ("fine\t0.5", "label is '0.5', which is no label of sst2"),
         ("fine\t-1", "label is -1, a hidden test label: use the dev or validation split"),
-        ("fine", "has 1 fields, not 2 (sentence, label): mend it or drop it"),
+        ("fine", "has 1 fields, not 2 (sentence, label): correct it or drop it"),
     ],
 )
 def test_a_bad_row_is_named(row: str, says: str, tmp_path: Path) -> None:
