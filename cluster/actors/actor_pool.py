@@ -19,7 +19,7 @@ from cluster.actors.ray_cluster import connect, is_connected
 from cluster.artifacts.errors import StageError, logger
 from cluster.artifacts.recipe import Recipe
 from cluster.telemetry import exporter, metrics, progress
-from cluster.telemetry.error_text import first_line
+from cluster.telemetry.error_text import first_line, last_line
 
 WAIT_SECONDS = 5.0
 """How often the pool looks for new CPUs in the cluster."""
@@ -214,8 +214,8 @@ class _Pool:
         metrics.ACTOR_DEATHS.labels(self._task).inc()
         self._failed_starts += actor.unit is None
         if self._failed_starts >= FAILED_STARTS:
-            lines = [line for line in str(error).splitlines() if line.strip()]
-            raise StageError(f"{self._task}: no worker could be started ({lines[-1].strip()})") from error
+            reason = last_line(str(error), type(error).__name__)
+            raise StageError(f"{self._task}: no worker could be started ({reason})") from error
         reason = first_line(error)
         lost = actor.node and not any(node["NodeID"] == actor.node and node["Alive"] for node in ray.nodes())
         if (unit := actor.unit) is not None:

@@ -16,7 +16,6 @@ from cluster.telemetry import metrics
 
 _MOST_RESULTS = 500
 """Newest artifacts whose results a queue exports again when it starts."""
-_PERCENTILES = (50, 90, 99)
 
 
 class QueueMetrics:
@@ -110,7 +109,7 @@ def _export_times(rows: Sequence[Mapping[str, Any]]) -> None:
         names = [metrics.bounded(label, row[label]) for label in ("model", "runtime")]
         # Workloads with texts of several lengths have no length; their name stands in.
         tokens = metrics.bounded("tokens", str(row["workload"] if row["length"] is None else row["length"]))
-        for percentile in _PERCENTILES:
+        for percentile in metrics.PERCENTILES:
             seconds = row[f"p{percentile}_ms"] / 1e3
             metrics.LATENCY.labels(*names, tokens, str(percentile)).set(seconds)
 

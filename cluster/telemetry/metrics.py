@@ -13,6 +13,8 @@ disable_created_metrics()  # type: ignore[no-untyped-call]
 
 MOST_VALUES = 50
 """Values of a label that users choose, such as the kind of a job; others are counted as ``other``."""
+PERCENTILES = (50, 90, 99)
+"""Of measured times."""
 _DAY = 86400.0
 _HOW_LONG = (1.0, 10.0, 60.0, 300.0, 900.0, 3600.0, _DAY / 6, _DAY / 2, _DAY, 7 * _DAY)
 

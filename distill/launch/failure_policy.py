@@ -18,6 +18,7 @@ from ray.train.v2.api.exceptions import ControllerError, PreemptionError, Traini
 
 from cluster.artifacts import errors
 from cluster.telemetry import metrics_log
+from cluster.telemetry.error_text import last_line
 from cluster.telemetry.progress import say
 from distill.checkpointing.run_folder import Run
 from distill.launch.elastic import LaunchError
@@ -54,7 +55,7 @@ class FailureTracker:
         if preempted or isinstance(error, PreemptionError):
             say(f"{self.name}: a node left before its checkpoint was written; starting again from the newest one")
             return "drain"
-        reason = f"{_reason(causes) if causes else _last_line(str(error))} (see {self.log})"
+        reason = f"{_reason(causes) if causes else last_line(str(error))} (see {self.log})"
         if isinstance(error, ControllerError) and not isinstance(error.controller_failure, _LOST_AT_START):
             raise LaunchError(f"{self.name} could not be started: {reason}")
         self.count += 1
@@ -105,9 +106,5 @@ def _reason(causes: Mapping[int, BaseException]) -> str:
     cause = causes[rank := min(causes, key=suspicion)]
     if isinstance(cause, RayActorError):
         # The rest of the message lists guesses.
-        return f"worker {rank}: {_last_line(str(cause).partition(' Some common causes')[0])}"
-    return f"worker {rank}: {type(cause).__name__}: {_last_line(str(cause))}"
-
-
-def _last_line(text: str) -> str:
-    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "no reason given")
+        return f"worker {rank}: {last_line(str(cause).partition(' Some common causes')[0])}"
+    return f"worker {rank}: {type(cause).__name__}: {last_line(str(cause))}"

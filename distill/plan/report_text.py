@@ -3,7 +3,7 @@
 import textwrap
 from collections.abc import Sequence
 
-from cluster.telemetry.formatting import count, duration, file_size, hours, memory_size, plural
+from cluster.telemetry.formatting import count, duration, file_size, hours, memory_size, millions, plural
 from distill.cost_model import step_prediction
 from distill.cost_model.costs import checkpoint_bytes
 from distill.cost_model.forecast import Forecast, PlannedRun, checkpoints_kept, scaled
@@ -82,7 +82,7 @@ def side_by_side(name: str, assumed: Sequence[str], plans: Sequence[Sequence[For
 
 
 def _model(shape: ModelShape) -> str:
-    return f"{shape.layers} layers of {shape.hidden}, {shape.parameters / 1e6:.1f} M parameters"
+    return f"{shape.layers} layers of {shape.hidden}, {millions(shape.parameters)} parameters"
 
 
 def _what(planned: PlannedRun, step: Prediction) -> list[str]:

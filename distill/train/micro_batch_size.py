@@ -16,6 +16,7 @@ import torch
 
 from cluster.models.precision import dtype_of
 from cluster.telemetry import host_memory, progress
+from cluster.telemetry.formatting import memory_size
 from distill.config import Training
 from distill.data.batches import Batch
 from distill.data.schedule import OpenPhase
@@ -89,7 +90,7 @@ def measure(
     if workers.is_main_process:
         speeds = ", ".join(f"{trial.rows}: {trial.rows_per_second:.1f}" for trial in trials)
         progress.say(
-            f"micro-batches of {chosen.rows} rows, {chosen.peak / 2**30:.1f} GiB on top of the weights (rows a second "
+            f"micro-batches of {chosen.rows} rows, {memory_size(chosen.peak)} on top of the weights (rows a second "
             f"and worker by size: {speeds})"
         )
     return chosen.rows

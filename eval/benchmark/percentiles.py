@@ -4,14 +4,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from cluster.telemetry.metrics import PERCENTILES
+
 
 def percentiles(ms: Sequence[float]) -> dict[str, float]:
     """Percentiles, mean and extremes of milliseconds; outliers count."""
-    p50, p90, p99 = np.percentile(ms, (50, 90, 99))
+    found = zip(PERCENTILES, np.percentile(ms, PERCENTILES), strict=True)
     return {
-        "p50_ms": float(p50),
-        "p90_ms": float(p90),
-        "p99_ms": float(p99),
+        **{f"p{percentile}_ms": float(value) for percentile, value in found},
         "mean_ms": float(np.mean(ms)),
         "min_ms": min(ms),
         "max_ms": max(ms),

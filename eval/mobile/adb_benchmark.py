@@ -17,6 +17,7 @@ from cluster.artifacts.errors import StageError
 from cluster.artifacts.recipe import Recipe
 from cluster.models.export_spec import ANY, Exported
 from cluster.telemetry import progress
+from cluster.telemetry.error_text import last_line
 from eval.mobile.android_device import HOT, AndroidPhone, cores_for, mask
 from eval.mobile.timing_rows import MeasuredExport, Measurement, Row, compared, row
 
@@ -127,7 +128,7 @@ class Session:
         self.phone.run("pull", f"{self.folder}/printed.txt", str(log))
         printed = log.read_text(encoding="utf-8", errors="replace")
         if code != "0":
-            raise StageError(f"{self.file} ended with {code} on the phone: {_last_line(printed)}")
+            raise StageError(f"{self.file} ended with {code} on the phone: {last_line(printed, 'it printed nothing')}")
         return read_times(self.program, printed, run.calls)
 
 
@@ -284,12 +285,7 @@ def read_times(program: Program, printed: str, calls: int) -> tuple[float, float
     """
     found = program.mean.search(printed)
     if found is None:
-        raise StageError(
-            f"{program.title} gave no time on the phone, its last line: {_last_line(printed)}; use {program.where}"
-        )
+        last = last_line(printed, "it printed nothing")
+        raise StageError(f"{program.title} gave no time on the phone, its last line: {last}; use {program.where}")
     loaded = program.load.search(printed) if program.load else None
     return program.mean_ms(float(found[1]), calls), float(loaded[1]) * program.load_ms / 1000 if loaded else None
-
-
-def _last_line(printed: str) -> str:
-    return (printed.strip().splitlines() or ["it printed nothing"])[-1]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.artifacts.errors import StageError
+from cluster.telemetry.error_text import last_line
 
 HOT = 2
 """Thermal status at which Android starts to slow its cores: 0 none, 1 light, 2 moderate, up to 6 shutdown."""
@@ -37,8 +38,8 @@ class AndroidPhone:
         """
         done = _adb(self.program, "-s", self.serial, *arguments)
         if done.returncode != 0:
-            lines = (done.stderr.strip() or done.stdout.strip()).splitlines() or [f"exit {done.returncode}"]
-            raise StageError(f"adb {arguments[0]} on {self.serial}: {lines[-1]}")
+            reason = last_line(done.stderr.strip() or done.stdout, f"exit {done.returncode}")
+            raise StageError(f"adb {arguments[0]} on {self.serial}: {reason}")
         return done.stdout
 
     def shell(self, command: str) -> str:

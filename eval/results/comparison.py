@@ -4,13 +4,15 @@ A value that was not measured is None; shares and ratios need two measurements u
 """
 
 import dataclasses
+import re
 import statistics
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
 from typing import Any
 
-from eval.results import ablation_values, latency_values, paper, phone_values, score_values, verdicts
+from eval.results import ablation_values, latency_values, paper, score_values, verdicts
 from eval.results.collect import ResultModel, Results
-from eval.results.schema import STUDENT, TEACHER
+from eval.results.schema import STUDENT, TEACHER, PhoneMeasurement
 
 
 def compare(results: Results) -> dict[str, Any]:
@@ -29,7 +31,7 @@ def compare(results: Results) -> dict[str, Any]:
         "runs": _runs(results),
         "exports": _exports(results),
         "latency": latency_values.latency(results),
-        "phones": phone_values.values(results),
+        "phones": _phones(results),
         "tuning": _tuning(results),
         "descent": _descent(results),
         "jobs": [dataclasses.asdict(job) for job in results.jobs],
@@ -206,3 +208,50 @@ def _headline(report: Mapping[str, Any]) -> dict[str, Any]:
         "fastest": fastest,
         "fastest_score": scores.get(fastest["form"]) if fastest else None,
     }
+
+
+def _phones(results: Results) -> dict[str, Any]:
+    """Measurements by device, the links of jobs that wait for a phone, and the paper's phone."""
+    return {
+        "measured": [
+            {"name": name, **dataclasses.asdict(phone), "title": _phone_title(phone)}
+            for name, phone in results.phones.items()
+        ],
+        "waiting": [
+            {
+                "name": name,
+                "section": f"link-{name}",
+                "link": each.link,
+                "until": f"{datetime.fromtimestamp(each.until, UTC):%Y-%m-%d %H:%M}",
+            }
+            for name, each in results.links.items()
+        ],
+        "paper": {"phone": paper.PHONE, "rows": list(_published_phones())},
+    }
+
+
+def _phone_title(phone: PhoneMeasurement) -> str:
+    """A short description of the device, from what it reports."""
+    device = phone.device
+    if phone.way == "proxy":
+        return str(device["processor"])
+    if phone.way == "adb":
+        model = " ".join(str(device[key]) for key in ("maker", "model") if device.get(key))
+        system = f"Android {device['android']}" if device.get("android") else None
+        return ", ".join(filter(None, (model, device.get("chip"), system)))
+    # The first brackets of a user agent describe the device: (Linux; Android 14; Pixel 7).
+    match = re.search(r"\(([^)]*)\)", device["user_agent"])
+    return match[1] if match else str(device["platform"])
+
+
+def _published_phones() -> Iterator[dict[str, Any]]:
+    slowest = paper.PHONES[0].milliseconds
+    for each in paper.PHONES:
+        ratio = None if each.milliseconds == slowest else slowest / each.milliseconds
+        yield {
+            "model": each.model,
+            "p50_ms": each.milliseconds,
+            "bytes": each.bytes,
+            "ratio_to_teacher": ratio,
+            "less_time_percent": None if ratio is None else 100 * (1 - each.milliseconds / slowest),
+        }

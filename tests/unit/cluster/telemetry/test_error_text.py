@@ -1,8 +1,8 @@
-"""The one-line forms of an exception's message."""
+"""The one-line forms of an exception's message and of a program's output."""
 
 import pytest
 
-from cluster.telemetry.error_text import first_line, one_line
+from cluster.telemetry.error_text import first_line, last_line, one_line
 
 
 @pytest.mark.parametrize(
@@ -15,3 +15,8 @@ from cluster.telemetry.error_text import first_line, one_line
 )
 def test_a_message_on_one_line(message: str, first: str, whole: str) -> None:
     assert (first_line(ValueError(message)), one_line(ValueError(message))) == (first, whole)
+
+
+def test_the_last_line_is_not_blank() -> None:
+    assert last_line("starting\n  no device \n\n", "nothing") == "no device"
+    assert last_line(" \n", "nothing") == "nothing"

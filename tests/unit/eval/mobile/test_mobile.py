@@ -228,7 +228,7 @@ def test_the_file_for_a_length_is_found_or_the_lengths_are_named():
         ("adb", ("student",), "way adb needs --binary DIR"),
         ("proxy", (), "way proxy needs --student DIR"),
         ("proxy", ("student", "page"), "way proxy has no use for --page: it takes --student, --teacher"),
-        ("browser", ("page",), r"is an export for another use: make the page with deploy\.web_page"),
+        ("browser", ("page",), r"is an export for another use: make the page with stillhouse web-page"),
     ],
 )
 def test_each_transport_names_the_inputs_it_needs(tmp_path, models, kind, roles, reason):
