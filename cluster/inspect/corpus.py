@@ -93,7 +93,7 @@ def _sources(found: Artifact) -> Section:
     files = plural(len(fact(found, "files")), "file")
     note = f"{int(fact(found, 'documents')):,} documents, {file_size(total)} of text, from {files}."
     return Section(
-        "SOURCES", [Table(("source", "licence", "documents", "text", "share", "weight"), rows, texts=2)], note
+        "SOURCES", [Table(("source", "license", "documents", "text", "share", "weight"), rows, texts=2)], note
     )
 
 

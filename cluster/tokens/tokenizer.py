@@ -132,7 +132,7 @@ def train_wordpiece(
 
 
 def _alphabet(tokenizer: Tokenizer, texts: Iterable[list[str]]) -> list[str]:
-    """The most frequent characters after normalisation, in the order of their code points."""
+    """The most frequent characters after normalization, in the order of their code points."""
     counts = Counter[str]()
     for text in itertools.chain.from_iterable(texts):
         counts.update(tokenizer.normalizer.normalize_str(text))

@@ -3,7 +3,7 @@
 import { $, h } from "./elements.js";
 import { milliseconds, plural } from "./numbers.js";
 
-// found: [{ model, span, tokeniseMs, neuralMs, tokens, windows }]
+// found: [{ model, span, tokenizeMs, neuralMs, tokens, windows }]
 export function showAnswers(passage, found) {
   $("answers").replaceChildren(...found.map((answer) => line(passage, answer)));
   highlight(passage, found.filter((answer) => answer.span !== null));
@@ -14,7 +14,7 @@ export function clearAnswers(passage) {
   $("passage").textContent = passage;
 }
 
-function line(passage, { model, span, tokeniseMs, neuralMs, tokens, windows }) {
+function line(passage, { model, span, tokenizeMs, neuralMs, tokens, windows }) {
   const text = span === null ? "The passage is empty" : passage.slice(span.start, span.end);
   const extent = windows > 1 ? `${tokens} tokens in ${plural(windows, "window")}` : plural(tokens, "token");
   return h(
@@ -22,7 +22,7 @@ function line(passage, { model, span, tokeniseMs, neuralMs, tokens, windows }) {
     { class: `answer ${model.role}` },
     h("p", { class: "who" }, model.title),
     h("p", { class: "said" }, text),
-    h("p", { class: "note" }, `${milliseconds(neuralMs)} model + ${milliseconds(tokeniseMs)} tokenising · ${extent}`),
+    h("p", { class: "note" }, `${milliseconds(neuralMs)} model + ${milliseconds(tokenizeMs)} tokenizing · ${extent}`),
     ...(model.weights === "random" ? [h("p", { class: "note warn" }, "Random weights: the time is valid, the answer is not.")] : []),
   );
 }

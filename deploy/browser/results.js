@@ -5,7 +5,7 @@ import { $, h } from "./elements.js";
 import { nameOf } from "./engine.js";
 import { milliseconds, percentile } from "./numbers.js";
 
-// DistilBERT paper, section 3: an iPhone 7 Plus, question answering without tokenisation.
+// DistilBERT paper, section 3: an iPhone 7 Plus, question answering without tokenization.
 const PAPER = { teacher: 1118, student: 319 };
 
 export function showResults(result, models) {
@@ -49,7 +49,7 @@ function shown({ name, rows }, titles) {
 }
 
 function table(rows, titles) {
-  const heads = ["Model", "Median", "90 %", "Tokenise", "First"];
+  const heads = ["Model", "Median", "90 %", "Tokenize", "First"];
   const cells = (row) => [
     milliseconds(percentile(row.neural_ms, 0.5)),
     milliseconds(percentile(row.neural_ms, 0.9)),

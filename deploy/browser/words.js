@@ -1,4 +1,4 @@
-// WordPiece tokenisation with the places of tokens in the text, and windows over long passages.
+// WordPiece tokenization with the places of tokens in the text, and windows over long passages.
 
 const CUTS_ALONE =
   "[!-\\/:-@\\[-`{-~]|\\p{P}|[\\u3400-\\u4DBF\\u4E00-\\u9FFF\\uF900-\\uFAFF\\u{20000}-\\u{2CEAF}\\u{2F800}-\\u{2FA1F}]";

@@ -1,4 +1,4 @@
-// Runs the models with one backend and number of threads: tokenises, answers and measures outside the page's thread.
+// Runs the models with one backend and number of threads: tokenizes, answers and measures outside the page's thread.
 //
 // The number of threads is fixed for a WebAssembly module, so another number needs another worker.
 
@@ -54,7 +54,7 @@ async function answer({ role, question, passage, limit }) {
   const ready = opened.get(role);
   const began = performance.now();
   const windows = windowsOf(ready.tokenizer, ready.marks, question, passage, Math.min(limit, ready.model.positions));
-  const tokeniseMs = performance.now() - began;
+  const tokenizeMs = performance.now() - began;
   let best = null;
   let neuralMs = 0;
   for (const window of windows) {
@@ -64,7 +64,7 @@ async function answer({ role, question, passage, limit }) {
     if (found !== null && (best === null || found.score > best.score)) best = found;
   }
   const tokens = windows.reduce((sum, window) => sum + window.ids.length, 0);
-  return { role, span: best, tokeniseMs, neuralMs, tokens, windows: windows.length };
+  return { role, span: best, tokenizeMs, neuralMs, tokens, windows: windows.length };
 }
 
 async function infer({ model, session }, window) {
@@ -101,16 +101,16 @@ async function measure({ roles, lengths, warmup, repeats, question, passage }, t
 function note(times, round, warmup, found) {
   if (round === 0) times.first_ms = found.neuralMs;
   if (round <= warmup) return;
-  times.tokenise_ms.push(found.tokeniseMs);
+  times.tokenise_ms.push(found.tokenizeMs);
   times.neural_ms.push(found.neuralMs);
 }
 
 async function timed(ready, question, passage, length) {
   const began = performance.now();
   const [window] = windowsOf(ready.tokenizer, ready.marks, question, passage, length);
-  const tokeniseMs = performance.now() - began;
+  const tokenizeMs = performance.now() - began;
   if (window.ids.length !== length) throw new Error(`the text to measure with has ${window.ids.length} tokens, not ${length}`);
-  return { tokeniseMs, neuralMs: (await infer(ready, window)).ms };
+  return { tokenizeMs, neuralMs: (await infer(ready, window)).ms };
 }
 
 // The passage, repeated until it fills exactly `length` tokens, so that no time is spent on text that is cut.

@@ -152,7 +152,7 @@ class OneRowModel(PositionalModel):
                 # Only training uses it, and no kernel for phones supports it.
                 layer.padding_idx = None
             if isinstance(layer, nn.Linear):
-                # Unties a masked-word head from the embeddings, which are quantised differently.
+                # Unties a masked-word head from the embeddings, which are quantized differently.
                 layer.weight = nn.Parameter(layer.weight.detach().clone(), requires_grad=False)
 
     def forward(

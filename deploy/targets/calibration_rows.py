@@ -1,4 +1,4 @@
-"""Inputs to calibrate a static quantisation with: real text, cut from the rows of a tokens artifact."""
+"""Inputs to calibrate a static quantization with: real text, cut from the rows of a tokens artifact."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,7 +19,7 @@ SHORTEST_PAIR = SHORTEST + 2
 
 
 class Calibration(Recipe):
-    """The text that a quantisation is calibrated with."""
+    """The text that a quantization is calibrated with."""
 
     rows: PositiveInt = 128
     """Rows of tokens to calibrate with."""

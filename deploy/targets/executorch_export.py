@@ -5,7 +5,7 @@
     stillhouse executorch-export RECIPE --model DIR [--data DIR] --out DIR
 
 The program takes one row of any length. In 8 bits the weights of every layer have a scale per output channel,
-activations are quantised while the model runs, and embeddings have a scale per row; 8-bit embeddings halve the file.
+activations are quantized while the model runs, and embeddings have a scale per row; 8-bit embeddings halve the file.
 Needs the extra ``executorch``.
 """
 

@@ -6,7 +6,7 @@
 
 LiteRT takes one row of a fixed length, so an export has several files, ``model_32.tflite`` and so on. The program that
 runs them pads a row to the shortest length that holds it, as :mod:`cluster.models.runtimes` does. In 8 bits weights and
-embeddings have a scale per channel, and activations are quantised while the model runs. Running needs the extra
+embeddings have a scale per channel, and activations are quantized while the model runs. Running needs the extra
 ``litert``, converting needs the packages of ``deploy/litert_converter.txt``.
 """
 

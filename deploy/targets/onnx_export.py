@@ -37,7 +37,7 @@ class Export(ExportRecipe):
     """An export to ONNX."""
 
     opset: int = Field(20, ge=18, le=22)
-    """The exporter writes at least 18; from 23 on it writes an Attention operator that breaks the quantiser."""
+    """The exporter writes at least 18; from 23 on it writes an Attention operator that breaks the quantizer."""
 
 
 def trace(source: SourceModel, opset: int) -> ONNXProgram:

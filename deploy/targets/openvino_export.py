@@ -57,7 +57,7 @@ def convert(source: SourceModel, opset: int = 20) -> Any:
 
 
 def layers(model: Any) -> dict[str, list[str]]:
-    """Layer to the names of its nodes that can be quantised."""
+    """Layer to the names of its nodes that can be quantized."""
     found: dict[str, list[str]] = {}
     for node in model.get_ops():
         layer, slash, _ = node.get_friendly_name().partition("/")

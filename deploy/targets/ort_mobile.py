@@ -4,7 +4,7 @@
 
     stillhouse ort-mobile RECIPE --export DIR --model DIR [--data DIR] --out DIR
 
-Takes the fp32 export or a quantised one. The converter optimises the file, which loads without the ONNX reader;
+Takes the fp32 export or a quantized one. The converter optimizes the file, which loads without the ONNX reader;
 ``required_operators_and_types.config`` configures a minimal build of the runtime for a phone.
 """
 
@@ -40,7 +40,7 @@ def convert(path: Path, out: Path) -> None:
         convert_onnx_models_to_ort(
             Path(place),
             output_dir=Path(place) / "out",
-            # A minimal build has no optimiser, so the conversion optimises.
+            # A minimal build has no optimizer, so the conversion optimizes.
             optimization_styles=[OptimizationStyle.Fixed],
             target_platform="arm",
             enable_type_reduction=True,

@@ -1,11 +1,11 @@
-"""Quantise an ONNX export to int8 and measure how far that takes it from the PyTorch model.
+"""Quantize an ONNX export to int8 and measure how far that takes it from the PyTorch model.
 
 ::
 
     stillhouse quantize RECIPE --export DIR --model DIR [--tokens DIR] [--data DIR] --out DIR
 
 Weights become signed 8-bit numbers with one scale per output channel, embeddings unsigned ones with one scale.
-Activations are quantised while the model runs or, with ``activations = "static"``, by ranges observed on rows of
+Activations are quantized while the model runs or, with ``activations = "static"``, by ranges observed on rows of
 ``--tokens``. Layers that ``keep`` names stay in float. The result has the layout of the export it was made from.
 """
 
@@ -30,7 +30,7 @@ QUANTIZED = ["MatMul", "Gather"]
 
 
 class Quantization(ToleranceRecipe):
-    """A quantisation to int8."""
+    """A quantization to int8."""
 
     weight_bits: Literal[8, 7] = 8
     """Use 7 for x86 processors without VNNI: they add two products in 16 bits and overflow on 8-bit weights."""
@@ -45,8 +45,8 @@ class Quantization(ToleranceRecipe):
 
 
 HEADS = ("*pooler*", "*classifier*", "*qa_outputs*")
-"""Layers that static quantisation keeps in float: a task's texts have other ranges there than rows of a corpus, and
-these layers take little time. Quantised by OpenVINO they cost a model of STS-B 7.0 of 85.9 points, in float none."""
+"""Layers that static quantization keeps in float: a task's texts have other ranges there than rows of a corpus, and
+these layers take little time. Quantized by OpenVINO they cost a model of STS-B 7.0 of 85.9 points, in float none."""
 
 
 class FeedReader(CalibrationDataReader):  # type: ignore[misc]
@@ -60,17 +60,17 @@ class FeedReader(CalibrationDataReader):  # type: ignore[misc]
 
 
 def load(path: Path) -> onnx.ModelProto:
-    """An ONNX file as the quantiser needs it."""
+    """An ONNX file as the quantizer needs it."""
     model = onnx.load(path)
-    # The quantiser refuses the exporter's shapes, whose dimensions have other names than its own.
+    # The quantizer refuses the exporter's shapes, whose dimensions have other names than its own.
     del model.graph.value_info[:]
-    # The quantiser would do this under new names, and so miss nodes that must stay in float.
+    # The quantizer would do this under new names, and so miss nodes that must stay in float.
     ONNXModel(model).replace_gemm_with_matmul()
     return model
 
 
 def layers(model: onnx.ModelProto) -> dict[str, list[str]]:
-    """Layer to the names of its nodes with weights, which can be quantised."""
+    """Layer to the names of its nodes with weights, which can be quantized."""
     weights = {values.name for values in model.graph.initializer if len(values.dims) == 2}
     found: dict[str, list[str]] = {}
     for node in model.graph.node:
@@ -136,7 +136,7 @@ def run(recipe: Quantization, inputs: Mapping[str, Path], out: Path) -> dict[str
     source = open_source_model(inputs["model"])
     model = load(exported.path / finalize.ONNX)
     floats = float_nodes(recipe.keep, layers(model), HEADS if static else ())
-    logger.info("quantising %s", finalize.ONNX)
+    logger.info("quantizing %s", finalize.ONNX)
     if static:
         feeds = calibration_rows.feeds(recipe.calibration, inputs["tokens"], source)
         quantize_statically(model, out / finalize.ONNX, recipe.weight_bits, floats, feeds)

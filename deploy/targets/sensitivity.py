@@ -1,10 +1,10 @@
-"""Find the layers whose quantisation to 8 bits hurts most, and which to keep in float.
+"""Find the layers whose quantization to 8 bits hurts most, and which to keep in float.
 
 ::
 
     stillhouse sensitivity RECIPE --export DIR --model DIR [--tokens DIR] --out DIR
 
-Quantises one layer of an fp32 ONNX export at a time and measures how much this changes the outputs, on rows of
+Quantizes one layer of an fp32 ONNX export at a time and measures how much this changes the outputs, on rows of
 ``--tokens`` or, without them, on the export's fixed inputs. ``sensitivity.json`` lists the layers, worst first; its
 ``keep`` goes into the recipe of ``stillhouse quantize``::
 
@@ -81,7 +81,7 @@ def run(recipe: Sensitivity, inputs: Mapping[str, Path], out: Path) -> dict[str,
     with tempfile.TemporaryDirectory() as place:
         whole = measure(source, graph, [], feeds, Path(place))
         for layer, nodes in progress.progress(known.items(), "sensitivity", len(known), "layers"):
-            # Loaded again each time, because the quantiser changes its graph.
+            # Loaded again each time, because the quantizer changes its graph.
             fresh = quantize.load(exported.path / finalize.ONNX)
             others = [node for node in everything if node not in nodes]
             found = measure(source, fresh, others, feeds, Path(place))

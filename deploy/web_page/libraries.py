@@ -5,7 +5,7 @@
     python -m deploy.web_page.libraries --out build/browser
 
 npm checks every package against the lock's digests and runs none of their scripts. The folder has only the files that
-a browser loads, the list of licences, and ``libraries.json`` with versions and digests::
+a browser loads, the list of licenses, and ``libraries.json`` with versions and digests::
 
     {"packages": {"onnxruntime-web": "1.30.0", …}, "files": {"ort.wasm.min.mjs": "<sha256>", …}}
 
@@ -27,7 +27,7 @@ logger = logging.getLogger("stillhouse")
 
 BROWSER = Path(__file__).parents[1] / "browser"
 LIBRARIES = "libraries.json"
-LICENCES = "LICENCES.md"
+LICENSES = "LICENCES.md"
 
 FILES = {
     "@huggingface/tokenizers": ("tokenizers.min.mjs",),
@@ -68,7 +68,7 @@ def vendor(out: Path) -> Path:
         for package, names in FILES.items():
             for name in names:
                 shutil.copyfile(Path(work) / "node_modules" / package / "dist" / name, chosen / name)
-        shutil.copyfile(BROWSER / LICENCES, chosen / LICENCES)
+        shutil.copyfile(BROWSER / LICENSES, chosen / LICENSES)
         files = {path.name: filesystem.file_sha256(path) for path in sorted(chosen.iterdir())}
         filesystem.write_json(chosen / LIBRARIES, {"packages": versions(), "files": files})
         chosen.rename(out)

@@ -41,7 +41,7 @@ SERVICE_WORKER = "service_worker.js"
 ROLES = ("student", "teacher")
 """A phone loads them in this order, and answers as soon as it has the student."""
 
-NOT_SERVED = ("package.json", "package-lock.json", libraries.LICENCES)
+NOT_SERVED = ("package.json", "package-lock.json", libraries.LICENSES)
 
 
 class Shown(Recipe):

@@ -24,7 +24,7 @@ an input before the next one, so that a machine that grows warm or busy slows th
                "max_ms": …, "first_ms": …, "load_seconds": …, "peak_memory_bytes": …, "model_memory_bytes": …,
                "bytes": …, "parameters": …, "joules": …, "ratio_to_teacher": …, "ratio_to_bert_base": …}]}
 
-``seconds`` are of all ``inputs``, without tokenisation, which takes ``tokenise_seconds``. Outliers count.
+``seconds`` are of all ``inputs``, without tokenization, which takes ``tokenise_seconds``. Outliers count.
 ``load_seconds`` run from the start of the process to an open model. ``model_memory_bytes`` is the part of the peak that
 came with the model; the rest is Python and the runtime (ExecuTorch's imports PyTorch here, not on a phone). ``joules``
 are of one call. Ratios compare with eager PyTorch in fp32 in the same turns, and 2 means twice as fast: ratios of
@@ -255,7 +255,7 @@ def run(recipe: BenchmarkRecipe, inputs: Mapping[str, Path], out: Path) -> dict[
     known = gather(recipe.models, inputs)
     with tempfile.TemporaryDirectory() as folder:
         making = Preparation(known, recipe.elmo, recipe.seed, Path(folder))
-        # Pinned to one core, because tokenisation is timed here.
+        # Pinned to one core, because tokenization is timed here.
         with host.pinned(1):
             work = [(each, ready(recipe, each, known, making)) for each in wanted(recipe, inputs)]
         _name_the_rest(known, [model for _, prepared in work for model in prepared])

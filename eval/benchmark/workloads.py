@@ -24,7 +24,7 @@ Kind: TypeAlias = Literal["pairs", "questions", "lengths"]
 Text: TypeAlias = tuple[str, str]
 
 PAIRS, QUESTIONS = TASKS["stsb"], TASKS["squad"]
-"""As in the paper: a pass over the dev set of STS-B on a server, SQuAD on a phone."""
+"""As in the paper: a pass over the development set of STS-B on a server, SQuAD on a phone."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Encoded:
 
 
 def pairs(folder: Path, limit: int | None) -> Workload:
-    """STS-B's dev set in its order, or the same part of it every time.
+    """STS-B's development set in its order, or the same part of it every time.
 
     Raises:
         ExamplesError: the folder does not have the task.
@@ -86,7 +86,7 @@ def pairs(folder: Path, limit: int | None) -> Workload:
 
 
 def questions(folder: Path, limit: int | None, length: int) -> Workload:
-    """SQuAD's dev set, or a part of it: questions with their passages, cut or padded to ``length`` tokens.
+    """SQuAD's development set, or a part of it: questions with their passages, cut or padded to ``length`` tokens.
 
     Raises:
         ExamplesError: the folder does not have the task.

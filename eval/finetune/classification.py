@@ -106,7 +106,7 @@ def _teacher_logits(teaching: Teaching, data: TaskData[Examples], max_length: in
 
 
 def measured(task: Task, dev: Sequence[Examples], predictions: Sequence[npt.NDArray[Any]]) -> dict[str, float]:
-    """All metrics of all dev sets in percent; those of a second set have its name (``mismatched_accuracy``)."""
+    """All metrics of all development sets in percent; those of a second set have its name (``mismatched_accuracy``)."""
     metrics: dict[str, float] = {}
     for names, examples, predicted in zip(task.dev, dev, predictions, strict=True):
         prefix = f"{names[0].partition('_')[2]}_" if metrics else ""

@@ -1,6 +1,6 @@
 """Ends training when the loss of held-out training examples stops falling, and restores the best epoch.
 
-It does not use the dev set: a score on examples that selected the model would be too high.
+It does not use the development set: a score on examples that selected the model would be too high.
 """
 
 import math

@@ -46,7 +46,7 @@ class Answering:
 
     @property
     def questions(self) -> Questions:
-        """The dev set."""
+        """The development set."""
         return self.data.dev[0]
 
     @property

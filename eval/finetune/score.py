@@ -1,11 +1,11 @@
-"""Scores a fine-tuned model, or an export of one, on the dev set of a task.
+"""Scores a fine-tuned model, or an export of one, on the development set of a task.
 
 ::
 
     stillhouse score RECIPE --model DIR --data DIR --out DIR
 
 The model is a Hugging Face folder (PyTorch, fp32) or an export of any format that runs on this machine. Examples,
-tokens and metrics are those of ``eval.finetune``. Exports run row by row by default, because dynamic quantisation makes
+tokens and metrics are those of ``eval.finetune``. Exports run row by row by default, because dynamic quantization makes
 a row's result depend on its batch. ``score.json`` holds the facts.
 """
 
@@ -52,9 +52,9 @@ class ScoreRecipe(Recipe):
     stride: PositiveInt | None = None
     """Tokens from the start of one window of a long passage to the next; for SQuAD only, 128 by default."""
     limit: PositiveInt | None = None
-    """Most examples of each dev set, the same ones for every model; all by default."""
+    """Most examples of each development set, the same ones for every model; all by default."""
     batch: PositiveInt = 1
-    """Examples of a call; 1, because dynamic quantisation makes a row's result depend on its batch."""
+    """Examples of a call; 1, because dynamic quantization makes a row's result depend on its batch."""
     placement: ScorePlacement = ScorePlacement()
     """Where and how fast it runs; does not change the result."""
 

@@ -1,4 +1,4 @@
-"""Fine-tunes a teacher or student on one task with several seeds, and scores it on the task's dev set.
+"""Fine-tunes a teacher or student on one task with several seeds, and scores it on the task's development set.
 
 Teacher and student run the same code, so that "percent of the teacher" compares like with like::
 
@@ -74,7 +74,7 @@ class Finetune(Recipe):
     train_limit: PositiveInt | None = None
     """Most training examples, the same ones for every seed; all by default."""
     dev_limit: PositiveInt | None = None
-    """Most examples of each dev set, the same ones for every seed and model; all by default."""
+    """Most examples of each development set, the same ones for every seed and model; all by default."""
     warmup: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.06
     """Share of the steps in which the learning rate rises from 0."""
     weight_decay: NonNegativeFloat = 0.01
@@ -269,7 +269,7 @@ def _train(model: Any, prepared: Prepared, seed: int) -> int:
 
 
 def _facts(prepared: Prepared, results: Sequence[Mapping[str, Any]], median: Mapping[str, Any]) -> dict[str, Any]:
-    """Facts of the manifest and ``scores.json``; ``score`` and ``majority`` are on the first dev set."""
+    """Facts of the manifest and ``scores.json``; ``score`` and ``majority`` are on the first development set."""
     recipe, problem = prepared.recipe, prepared.problem
     task, (train, *dev) = problem.task, problem.splits
     score, most_frequent = _over_seeds([result["score"] for result in results]), problem.majority()

@@ -55,7 +55,7 @@ class TaskProblem(Protocol):
 
     @property
     def splits(self) -> Sequence[TaskSplit]:
-        """The training split, then the dev sets."""
+        """The training split, then the development sets."""
 
     @property
     def train(self) -> Features: ...
@@ -74,10 +74,10 @@ class TaskProblem(Protocol):
         """See :data:`Forward`."""
 
     def measure(self, model: Any, micro_batch: int, folder: Path) -> dict[str, float]:
-        """All metrics on the dev sets in percent; may write predictions into ``folder``."""
+        """All metrics on the development sets in percent; may write predictions into ``folder``."""
 
     def majority(self) -> float:
-        """Headline score in percent of a constant prediction on the first dev set."""
+        """Headline score in percent of a constant prediction on the first development set."""
 
 
 @dataclass(frozen=True)

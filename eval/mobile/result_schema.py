@@ -113,7 +113,7 @@ def check(plan: Mapping[str, Any], models: int) -> None:
     except pydantic.ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         raise StageError(f"{'.'.join(map(str, first['loc']))}: {first['msg']} where a phone measures") from None
-    # One per number of threads and one for the GPU; each has times of tokenisation and network.
+    # One per number of threads and one for the GPU; each has times of tokenization and network.
     rows = (len(plan["threads"]) + 1) * len(plan["lengths"]) * models
     most = min(1000, (MAX_RESULT_BYTES // 2) // (rows * 2 * _TIME_BYTES))
     if rows > MOST_ROWS or plan["repeats"] > most:

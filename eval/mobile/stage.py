@@ -16,7 +16,7 @@ writes both to ``link.json`` and ``link.svg`` until the result arrives. A report
                "ratio_to_teacher": 3.5, "less_time_percent": 71.4, "parameters": …, "bytes": …}],
      "problems": [{"threads": 4, "error": "…"}]}
 
-The times are those of the network alone, as in the paper; a browser also reports tokenisation.
+The times are those of the network alone, as in the paper; a browser also reports tokenization.
 """
 
 from collections.abc import Mapping

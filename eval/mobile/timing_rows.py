@@ -51,7 +51,7 @@ def statistics(times: Sequence[float]) -> dict[str, float]:
 
 
 def row(model: str, runtime: str, threads: int, length: int, times: Sequence[float], **more: Any) -> Row:
-    """One model in one runtime; ``times`` are milliseconds of a call without tokenisation."""
+    """One model in one runtime; ``times`` are milliseconds of a call without tokenization."""
     about = {"model": model, "runtime": runtime, "threads": threads, "length": length}
     return {**about, **statistics(times), **more}
 

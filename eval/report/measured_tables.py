@@ -156,7 +156,7 @@ def _latency_notes(found: Mapping[str, Any]) -> tuple[str, ...]:
         "× same runtime: the teacher's time in the same runtime and precision over this time. Ratios compare the "
         "seconds of all texts, at a fixed length p50. Memory: the peak of the process, and the model's part of it; the "
         "rest is Python and the runtime, with PyTorch in the case of ExecuTorch. all, s: all inputs, without "
-        "tokenisation (tokens, s). load s: from the start of the process, including imports. Random weights take as "
+        "tokenization (tokens, s). load s: from the start of the process, including imports. Random weights take as "
         "long as trained ones."
     ]
     if found["energy"]:

@@ -140,6 +140,6 @@ def scored_set(task: str, metric: str) -> ScoredSet:
         return ScoredSet("text-classification", task, task, None, "dev", plain)
     kind = "text-classification" if known.answers is None else "question-answering"
     dataset, _, configuration = known.hub.partition(":")
-    # The last name of a dev set is its split on the Hub; the second dev set has the mismatched examples of MNLI.
+    # The last name of a development set is its split on the Hub; the second set has the mismatched examples of MNLI.
     split = known.dev[0 if plain == metric else 1][-1]
     return ScoredSet(kind, _TITLES[known.name], dataset, configuration or None, split, plain)

@@ -179,7 +179,7 @@ def size_and_speed(report: Report) -> Table:
         findings.append(f"Unfit: {found['unfit']}. Do not rely on these times.")
     notes = (
         f"One pass over {found['pairs']:,} pairs of STS-B, one at a time; a shorter pass states its number of pairs "
-        "and is not extrapolated: compare milliseconds a pair. Tokenisation is separate (+). Passed: at least the "
+        "and is not extrapolated: compare milliseconds a pair. Tokenization is separate (+). Passed: at least the "
         "paper's ratio. Random weights take as long as trained ones. "
         f"Paper: {report['paper']['speed_conditions']}; the processor differs, so compare ratios, not seconds.",
     )

@@ -35,7 +35,7 @@ def table(report: Report) -> Table:
     if rows:
         rows += [_paper_row(report["phones"]["paper"]["phone"], row) for row in report["phones"]["paper"]["rows"]]
     columns = (
-        "On", "Model", "p50 ms", "×", "% less time", "Threads", "Tokens", "Runtime", "Size", "Memory", "tokenise ms",
+        "On", "Model", "p50 ms", "×", "% less time", "Threads", "Tokens", "Runtime", "Size", "Memory", "tokenize ms",
         "Parameters", "p90 ms", "p99 ms", "first ms", "load s",
     )  # fmt: skip
     return Table(columns, tuple(rows), frozenset({"On", "Model", "Runtime"}), tuple(findings), _notes(report))
@@ -108,11 +108,11 @@ def _notes(report: Report) -> tuple[str, ...]:
     published = report["phones"]["paper"]
     teacher, student = published["rows"]
     notes = [
-        "Milliseconds of the network without tokenisation, as in the paper. Tokens: question and passage together. "
+        "Milliseconds of the network without tokenization, as in the paper. Tokens: question and passage together. "
         "× is the teacher's p50 over the student's with the same runtime, threads and "
         f"length; {ratio(student['ratio_to_teacher'])} is "
         f"{student['less_time_percent']:.0f} % less time, which the paper calls 71 % faster ({published['phone']}, "
-        f"{teacher['p50_ms']:,.0f} to {student['p50_ms']:,.0f} ms; its model is not quantised)."
+        f"{teacher['p50_ms']:,.0f} to {student['p50_ms']:,.0f} ms; its model is not quantized)."
     ]
     if proxies := [each for each in report["phones"]["measured"] if each["proxy"]]:
         limits = sorted({each["settings"]["way"]["memory_megabytes"] for each in proxies})

@@ -42,7 +42,7 @@ class Task:
     """Folder of each label, where it is published as one file per text."""
     train: tuple[str, ...] = ("train",)
     dev: tuple[tuple[str, ...], ...] = (("dev", "validation"),)
-    """For each dev set the possible names of its split; the first set gives the headline."""
+    """For each development set the possible names of its split; the first set gives the headline."""
     metrics: tuple[Metric, ...] = ("accuracy",)
     headline: tuple[Metric, ...] = ("accuracy",)
     """The metrics whose mean is the task's score."""

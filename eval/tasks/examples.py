@@ -89,7 +89,7 @@ def from_folder(task: Task, folder: Path) -> TaskData[Examples]:
 
 
 def dev_from_folder(task: Task, folder: Path) -> tuple[Task, list[Examples]]:
-    """The dev sets alone, and the task with the label names of the data.
+    """The development sets alone, and the task with the label names of the data.
 
     Raises:
         ExamplesError: as :func:`from_folder`.

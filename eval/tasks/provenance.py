@@ -45,13 +45,13 @@ class Provenance(Recipe):
     labels: Annotated[int, Field(ge=2)] = 8
     """Number of classes: the sources with the most documents, ties by name."""
     passages_per_label: Annotated[int, Field(ge=2)] = 250
-    """Passages of each source, training and dev set together."""
+    """Passages of each source, training and development set together."""
     passages_per_document: PositiveInt = 4
     """Most passages of one document, so that long documents do not dominate their source."""
     words: Annotated[int, Field(ge=5)] = 40
     """Words of a passage."""
     dev_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2
-    """Share of the passages in the dev set."""
+    """Share of the passages in the development set."""
     seed: NonNegativeInt = 1
     """Seed of the choice and order of the passages."""
 
@@ -92,7 +92,7 @@ def _largest_sources(shards: Sequence[Path], labels: int) -> list[str]:
 def _passages(recipe: Provenance, shards: Sequence[Path], sources: Sequence[str]) -> dict[str, list[list[str]]]:
     """For each source the chosen passages of its documents, without passages that several documents share.
 
-    Shared passages (licences, notices, headers) do not tell a source, and would be in both files. Memory is bounded for
+    Shared passages (licenses, notices, headers) do not tell a source, and would be in both files. Memory is bounded for
     a corpus of any size: each source keeps only the documents with the lowest hashes.
     """
     names = name_pattern(sources)

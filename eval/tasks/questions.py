@@ -50,7 +50,7 @@ def questions_from_folder(task: Task, folder: Path) -> TaskData[Questions]:
 
 
 def dev_questions_from_folder(task: Task, folder: Path) -> Questions:
-    """The dev set alone.
+    """The development set alone.
 
     Raises:
         ExamplesError: as :func:`questions_from_folder`.

@@ -2,7 +2,7 @@
 
 Version 1.1 takes the best over the reference answers of a question. In version 2.0 the right prediction for a question
 without an answer is none; the model predicts none where its logit exceeds that of the best span by more than a
-threshold: 0 here, and additionally the best threshold for this dev set.
+threshold: 0 here, and additionally the best threshold for this development set.
 """
 
 import re
@@ -30,18 +30,18 @@ class AnswerPrediction:
     """Reference answers; empty for a question without an answer."""
 
 
-def normalised(text: str) -> str:
+def normalized(text: str) -> str:
     """Lower case, no punctuation, no articles, single spaces."""
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
 
 
 def exact(prediction: str, gold: str) -> float:
-    return float(normalised(prediction) == normalised(gold))
+    return float(normalized(prediction) == normalized(gold))
 
 
 def f1(prediction: str, gold: str) -> float:
     """F1 of the common words; 0 where either has no words, as in version 1.1."""
-    ours, theirs = normalised(prediction).split(), normalised(gold).split()
+    ours, theirs = normalized(prediction).split(), normalized(gold).split()
     shared = sum((Counter(ours) & Counter(theirs)).values())
     return 2 * shared / (len(ours) + len(theirs)) if shared else 0.0
 
@@ -73,8 +73,8 @@ def scores_sometimes(predictions: Sequence[AnswerPrediction], threshold: float =
 
 def _right(each: AnswerPrediction, measure: Callable[[str, str], float]) -> float:
     """Score of the best answer; reference answers without words do not count, as in version 2.0."""
-    gold = [text for text in each.gold if normalised(text)]
-    return max(measure(each.best, text) for text in gold) if gold else float(not normalised(each.best))
+    gold = [text for text in each.gold if normalized(text)]
+    return max(measure(each.best, text) for text in gold) if gold else float(not normalized(each.best))
 
 
 def _best(

@@ -135,7 +135,7 @@ def test_a_typed_question_is_answered_as_the_models_do(tab, page, exports):
             assert tab.run(f"document.querySelector('.answer.{role} .said').innerText") == passage[start:end]
             # int8 products round otherwise on another processor: near ties may fall the other way.
             assert scores[start, end] > max(scores.values()) - 0.1
-        assert re.search(r"ms model \+ [\d.]+ ms tokenising · \d\d tokens", text(tab, "answers"))
+        assert re.search(r"ms model \+ [\d.]+ ms tokenizing · \d\d tokens", text(tab, "answers"))
         assert tab.complaints() == []
 
 
@@ -339,7 +339,7 @@ def test_where_no_way_of_running_works_the_reason_is_said(tab, page):
         assert tab.run(script).startswith("The models do not run on this device: ")
 
 
-def test_licences_can_be_read_with_the_page_kept(tab, page):
+def test_licenses_can_be_read_with_the_page_kept(tab, page):
     with opened(tab, page):
         tab.wait("navigator.serviceWorker.controller !== null")
         tab.run("document.querySelector('details').open = true; document.querySelector('details a').click()")

@@ -15,6 +15,11 @@ from cluster.artifacts import errors, registry
 from cluster.models import runtimes
 
 ROOT = paths.ROOT
+BRITISH = re.compile(
+    r"\b(?:[Tt]okenis(?:es|ed|er|ing|ation)|(?:[Qq]uanti|[Nn]ormali|[Ii]nitiali|[Ss]ummari|[Oo]rgani)s(?:e[sdr]?|ing|ation)"
+    r"|[Oo]ptimis(?:e[sdr]?|ing)|[Ll]icences|Licence|[Dd]ev sets?)\b"
+)
+"""Other spellings than ours. The recipe key ``licence`` and JSON keys such as ``tokenise`` belong to formats."""
 
 
 @pytest.fixture(scope="module")
@@ -110,3 +115,16 @@ def test_a_toolchain_that_is_missing_is_said_to_be_in_an_extra_that_brings_it(ta
     told = re.fullmatch(r"(\S+) is not installed: pip install 'stillhouse\[(\w+)\]'", said)
     assert told is not None, said
     assert told[1] in _extras()[told[2]]
+
+
+def test_texts_have_one_spelling() -> None:
+    """Ours is American, as in the names of the libraries, and says "development set"."""
+    folders = ("cluster", "distill", "eval", "deploy", "docs", "k8s")
+    found = {path for folder in folders for path in (ROOT / folder).rglob("*.*")} | {*ROOT.glob("*.md")}
+    kinds = {".py", ".toml", ".md", ".html", ".js", ".css", ".yaml"}
+    # The console's own texts follow.
+    texts = {
+        path: path.read_text(encoding="utf-8") for path in found if path.suffix in kinds and "console" not in path.parts
+    }
+    assert {path.name: words for path, text in texts.items() if (words := BRITISH.findall(text))} == {}
+    assert BRITISH.findall("dev sets, quantised by a Licence") == ["dev sets", "quantised", "Licence"]

@@ -48,7 +48,7 @@ def test_int8_is_smaller_and_still_the_model_at_any_length(model, exported, tmp_
     assert facts["format"] == "int8"
     assert facts["bytes"] == (made.path / "model.onnx").stat().st_size < 0.5 * facts["onnx_bytes"]
     assert facts["onnx_bytes"] == (exported / "model.onnx").stat().st_size
-    # Rounding to 8 bits shows, or nothing was quantised.
+    # Rounding to 8 bits shows, or nothing was quantized.
     assert 1e-4 < facts["parity"]["relative"] <= 0.3
     loaded, session = (
         models_with_heads.load(model, "classification"),
@@ -119,7 +119,7 @@ def test_a_trained_model_keeps_its_words_in_int8(tmp_path):
     assert exported.facts["parity"]["relative"] < 1e-5
     assert exported.facts["parity"]["agreement"] == 1.0
     made = stage.execute(STAGE, Quantization(), {"export": exported.path, "model": REAL}, tmp_path / "int8")
-    assert made.facts["bytes"] < 0.27 * exported.facts["bytes"], "embeddings are quantised too"
+    assert made.facts["bytes"] < 0.27 * exported.facts["bytes"], "embeddings are quantized too"
     assert Tolerance().relative < made.facts["parity"]["relative"]
     tokenizer = AutoTokenizer.from_pretrained(made.path)
     session = onnxruntime.InferenceSession(made.path / "model.onnx")

@@ -11,7 +11,7 @@ from cluster.artifacts import artifact, commit, registry
 from cluster.artifacts.errors import StageError
 from cluster.artifacts.recipe import load
 from cluster.storage import filesystem
-from deploy.web_page.libraries import BROWSER, FILES, LIBRARIES, LICENCES, versions
+from deploy.web_page.libraries import BROWSER, FILES, LIBRARIES, LICENSES, versions
 from deploy.web_page.stage import WebPage
 
 
@@ -124,14 +124,14 @@ def test_libraries_that_were_changed_are_refused(libraries, tmp_path):
         phone_setup.page(tmp_path, {"student": export}, changed)
 
 
-def test_every_package_is_pinned_and_its_licence_is_named():
+def test_every_package_is_pinned_and_its_license_is_named():
     lock = json.loads((BROWSER / "package-lock.json").read_text())
-    licences = (BROWSER / LICENCES).read_text()
+    licenses = (BROWSER / LICENSES).read_text()
     for name, version in versions().items():
         locked = lock["packages"][f"node_modules/{name}"]
         assert locked["version"] == version
-        assert f"[{name}](" in licences
-        assert f"| {version} | {locked['license']} |" in licences
+        assert f"[{name}](" in licenses
+        assert f"| {version} | {locked['license']} |" in licenses
     packages = {name: entry for name, entry in lock["packages"].items() if name}
     assert all(entry["integrity"].startswith("sha512-") for entry in packages.values())
     assert {*FILES} == {*versions()}

@@ -148,7 +148,7 @@ def test_the_loss_does_not_see_padding() -> None:
 @pytest.mark.real_data
 @pytest.mark.skipif(not DATA.is_dir(), reason="no ../shared/data beside the checkout")
 def test_real_squad_answers_come_back_from_their_tokens() -> None:
-    """All answers of 200 questions of the real dev set, found by their tokens alone."""
+    """All answers of 200 questions of the real development set, found by their tokens alone."""
     data = questions_from_folder(TASKS["squad"], DATA / "squad")
     assert (len(data.train), len(data.dev[0])) == (10711, 10570)
     assert (data.train.is_subset, data.dev[0].is_subset) == (True, False)

@@ -257,7 +257,7 @@ def test_fp16_is_for_gpus(tmp_path: Path) -> None:
 def test_scores_say_below_majority(tmp_path: Path) -> None:
     data = sentiment(tmp_path / "data")
     rows = [json.loads(line) for line in (data / "train.jsonl").read_text().splitlines()]
-    # WNLI's trap made plain: what was learned is wrong on the dev set.
+    # WNLI's trap made plain: what was learned is wrong on the development set.
     turned = [{"sentence1": row["sentence"], "sentence2": "the mill", "label": 1 - row["label"]} for row in rows]
     write_rows(tmp_path / "trap" / "dev.jsonl", turned[:60])
     write_rows(tmp_path / "trap" / "train.jsonl", [{**row, "label": 1 - row["label"]} for row in turned])
@@ -343,6 +343,6 @@ def test_the_command_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> 
     printed = capfd.readouterr()
     assert printed.out.strip() == str(out)
     assert "answers: 60 rows in" in printed.err
-    # No report of newly initialised weights, no bars of loading and writing.
+    # No report of newly initialized weights, no bars of loading and writing.
     assert "classifier" not in printed.err
     assert "%|" not in printed.err

@@ -211,7 +211,7 @@ def test_a_sample_is_the_same_for_everybody(tmp_path: Path) -> None:
     assert train.sample(40) is train
 
 
-# Rows of train and each dev set, as the README beside the data states them; whether a file is a subset.
+# Rows of train and each development set, as the README beside the data states them; whether a file is a subset.
 REAL = {
     "cola": (8551, [1043], False),
     "sst2": (67349, [872], False),

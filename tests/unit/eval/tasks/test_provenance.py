@@ -19,7 +19,7 @@ from eval.tasks.examples import from_folder
 from eval.tasks.provenance import STAGE, Provenance, name_pattern
 
 SMALL = {"labels": 3, "passages_per_label": 20, "passages_per_document": 2, "words": 10}
-LICENCE = " ".join(f"licence{number}" for number in range(10))
+LICENSE = " ".join(f"license{number}" for number in range(10))
 
 
 def corpus(folder: Path, documents: Sequence[tuple[str, str]]) -> Path:
@@ -42,7 +42,7 @@ def packages(counts: Mapping[str, int], words: int = 60) -> list[tuple[str, str]
     for source, count in counts.items():
         for number in range(count):
             body = [f"{source[::-1]}x{number}x{chance.randrange(10**6)}" for _ in range(words)]
-            found.append((source, f"{LICENCE} {source} {' '.join(body)}"))
+            found.append((source, f"{LICENSE} {source} {' '.join(body)}"))
     return found
 
 
@@ -90,7 +90,7 @@ def test_no_document_is_on_both_sides_and_labels_are_true(tmp_path: Path) -> Non
 def test_what_documents_share_is_left_out(tmp_path: Path) -> None:
     out = make(packages(FOUR), tmp_path, passages_per_document=50, passages_per_label=100)
     sentences = [row["sentence"] for split in ("train", "dev") for row in rows(out, split)]
-    assert LICENCE not in sentences
+    assert LICENSE not in sentences
     assert len(set(sentences)) == len(sentences) == 300
 
 

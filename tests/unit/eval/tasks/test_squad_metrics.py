@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from eval.tasks.squad_metrics import AnswerPrediction, exact, f1, normalised, scores_always, scores_sometimes
+from eval.tasks.squad_metrics import AnswerPrediction, exact, f1, normalized, scores_always, scores_sometimes
 
 
 @pytest.mark.parametrize(
@@ -21,8 +21,8 @@ from eval.tasks.squad_metrics import AnswerPrediction, exact, f1, normalised, sc
         (".", ""),
     ],
 )
-def test_normalisation_by_hand(text: str, said: str) -> None:
-    assert normalised(text) == said
+def test_normalization_by_hand(text: str, said: str) -> None:
+    assert normalized(text) == said
 
 
 def test_exact_and_f1_by_hand() -> None:
