@@ -30,7 +30,7 @@ GROUPS: dict[str, tuple[CatalogueEntry, ...]] = {
     "Text": (
         CatalogueEntry("cluster.corpus", "clean and deduplicate text sources", ("installed-docs",)),
         CatalogueEntry("cluster.tokens", "pack a corpus into token rows"),
-        CatalogueEntry("cluster.inspect", "summarise an artifact, a run or a pipeline"),
+        CatalogueEntry("cluster.inspect", "summarize an artifact, a run or a pipeline"),
     ),
     "Training": (
         CatalogueEntry("distill.teacher", "import a teacher or train one"),
@@ -59,7 +59,7 @@ GROUPS: dict[str, tuple[CatalogueEntry, ...]] = {
     ),
     "Exports": (
         CatalogueEntry("deploy.onnx_export", "export a model to ONNX and compare their outputs", ("onnx",)),
-        CatalogueEntry("deploy.quantize", "quantise an ONNX export to int8", ("int8", "int8-static")),
+        CatalogueEntry("deploy.quantize", "quantize an ONNX export to int8", ("int8", "int8-static")),
         CatalogueEntry("deploy.sensitivity", "find the layers that int8 damages most"),
         CatalogueEntry("deploy.prune_vocabulary", "drop word pieces that a domain never uses"),
         CatalogueEntry("deploy.openvino_export", "export a model to OpenVINO for servers", ("openvino",)),

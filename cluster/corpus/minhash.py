@@ -140,7 +140,7 @@ def _places(column: U64, eligible: Mask, part: int) -> I64:
 def _unite(parents: I64, ones: I64, others: I64) -> None:
     """Union of pairs of documents. A parent is an earlier document of its group, so a root is the group's first.
 
-    Each round puts every root with an earlier neighbour under the earliest one, which at least halves the roots.
+    Each round puts every root with an earlier neighbor under the earliest one, which at least halves the roots.
     """
     while True:
         ones, others = _root(parents, ones), _root(parents, others)

@@ -18,7 +18,7 @@ from cluster.models.export_spec import Exported
 from cluster.models.runtimes import Call
 
 OVERLAP = 128
-"""Most tokens that two neighbouring windows of :func:`best_answers` share."""
+"""Most tokens that two neighboring windows of :func:`best_answers` share."""
 SPAN_TOKENS = 30
 BEST_OF = 20
 """First tokens, last tokens and spans to consider per window."""

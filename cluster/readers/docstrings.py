@@ -224,7 +224,7 @@ def _prose_of(line: str) -> str:
 
 
 def _candidates(lines: list[str]) -> Iterator[str]:
-    """Neighbouring lines of one indentation, joined; a label starts a new run, whose other lines may be indented."""
+    """Neighboring lines of one indentation, joined; a label starts a new run, whose other lines may be indented."""
     run: list[str] = []
     run_indent, hanging = 0, False
     for line in lines:

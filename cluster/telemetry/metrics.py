@@ -52,7 +52,7 @@ NONFINITE = Counter("stillhouse_nonfinite_total", "Steps stopped because the los
 TOKENS = Counter("stillhouse_tokens_total", "Tokens trained on, over all workers", ["run"])
 ROWS = Counter("stillhouse_rows_total", "Rows trained on, over all workers", ["run"])
 RATE = Gauge("stillhouse_tokens_per_second", "Tokens per second over the last logged steps, over all workers", ["run"])
-UTILISATION = Gauge(
+UTILIZATION = Gauge(
     "stillhouse_model_flops_utilization_ratio",
     "Operations of the models, as a share of the peak of all devices, where that peak is known",
     ["run"],

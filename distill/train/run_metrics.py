@@ -107,7 +107,7 @@ class RunMetrics:
             teacher, student = self._models
             phase = phases[-1]
             used = rate * costs.step_flops_per_token(phase.training, teacher, student, phase.seq_len)
-            metrics.UTILISATION.labels(name).set(used / (self._peak * self._workers.world_size))
+            metrics.UTILIZATION.labels(name).set(used / (self._peak * self._workers.world_size))
 
     def show_parts(self, parts: Sequence[float]) -> None:
         """Show the mean seconds of a step by part: those of the first worker, then those of the next."""

@@ -2,7 +2,7 @@
 
 ::
 
-    python -m eval.suite RECIPE [--teacher DIR] [--student DIR] --out DIR
+    stillhouse suite RECIPE [--teacher DIR] [--student DIR] --out DIR
 
 Models are the inputs, those the recipe names, and those of a pipeline below ``--out`` (``teacher/``,
 ``students/<name>/``). The results are there too::

@@ -88,7 +88,7 @@ class Script:
             (metrics.WORKERS, WORKERS),
             (metrics.NODE_WORKERS, WORKERS),
             (metrics.RATE, rate),
-            (metrics.UTILISATION, rate * 0.629e9 / (WORKERS * 125e12)),
+            (metrics.UTILIZATION, rate * 0.629e9 / (WORKERS * 125e12)),
             (metrics.CHECKPOINT_STEPS, SAVE_EVERY),
         ):
             gauge.labels(RUN).set(value)

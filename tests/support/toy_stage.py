@@ -29,7 +29,7 @@ class Toy(Recipe):
 
     text: str = "toy"
     share: float = Field(0.5, gt=0, lt=1)
-    behaviour: Literal["work", "refuse", "bug", "interrupt", "wait", "outage"] = "work"
+    behavior: Literal["work", "refuse", "bug", "interrupt", "wait", "outage"] = "work"
     deaths: int = Field(0, ge=0)
     """The first ``deaths`` attempts kill their process."""
     meeting: str = ""
@@ -62,7 +62,7 @@ def run(recipe: Toy, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
         raise MemoryError(f"no room for {recipe.placement.rows} rows")
     if recipe.child:
         _start_child(Path(recipe.child))
-    _behave(recipe.behaviour)
+    _behave(recipe.behavior)
     if recipe.meeting:
         Path(recipe.meeting).open(recipe.side).close()  # opens when both sides do
     while time.monotonic() - started < recipe.seconds:
@@ -87,10 +87,10 @@ def halved(recipe: Toy) -> Toy | None:
     return recipe.model_copy(update={"placement": Placement(rows=rows)}) if rows else None
 
 
-def _behave(behaviour: str) -> None:
-    match behaviour:
+def _behave(behavior: str) -> None:
+    match behavior:
         case "refuse":
-            raise errors.StageError("the toy refuses:\nwrite behaviour = work")
+            raise errors.StageError("the toy refuses:\nwrite behavior = work")
         case "outage":
             try:
                 raise ConnectionResetError("reset by peer")

@@ -102,7 +102,7 @@ TRAINING = Board(
                 Query(f"{last('stillhouse_tokens_per_second')} / {last('stillhouse_workers')}", RUN_NAME),
             ),
             graph(
-                "Model FLOPs utilisation",
+                "Model FLOPs utilization",
                 "Operations that teacher and student ask for, as a share of the peak of all GPUs in this "
                 "precision. Only for GPUs whose peak is known (distill/devices); 25 to 50 % is good on a V100.",
                 "percentunit",
@@ -141,7 +141,7 @@ TRAINING = Board(
             graph(
                 "Slowest worker against the mean",
                 "How much longer the slowest worker takes for each part. One worker that is slow in everything is "
-                "a hot or capped GPU, or a neighbour on its node.",
+                "a hot or capped GPU, or a neighbor on its node.",
                 "percentunit",
                 Query(f"{_part_seconds('slowest')} / {_part_seconds('mean')} - 1", "{{part}}"),
                 width=6,
@@ -206,7 +206,7 @@ TRAINING = Board(
                 Query(last("stillhouse_probe_step", by="by (cluster, run, task)"), "{{run}}: {{task}}"),
             ),
         ),
-        "Is the optimisation healthy?": (
+        "Is the optimization healthy?": (
             graph(
                 "Gradient norm",
                 "Largest one before clipping since the last log.",
@@ -279,7 +279,7 @@ TRAINING = Board(
         ),
         "Are the GPUs healthy?": (
             graph(
-                "GPU utilisation",
+                "GPU utilization",
                 "Share of time with a kernel on the GPU. Waiting in a reduction is one too: see power.",
                 "percent",
                 Query(of_gpus("DCGM_FI_DEV_GPU_UTIL"), "{{Hostname}} {{gpu}}"),

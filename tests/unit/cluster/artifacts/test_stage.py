@@ -77,7 +77,7 @@ def test_a_stage_prints_where_its_artifact_is_and_does_nothing_the_second_time(c
 
 def test_a_bug_keeps_its_traceback_and_the_partial_its_files(corpus: Path) -> None:
     out = corpus.with_name("made")
-    ended = _run("default", "--corpus", corpus, "--out", out, "--set", "behaviour=bug")
+    ended = _run("default", "--corpus", corpus, "--out", out, "--set", "behavior=bug")
     assert ended.returncode == 1
     assert "Traceback (most recent call last)" in ended.stderr
     assert ended.stderr.endswith("RuntimeError: a bug in the toy\n")
@@ -94,7 +94,7 @@ def test_usage_errors_exit_2(corpus: Path) -> None:
 
 def test_an_interrupt_exits_130_in_one_line_and_the_next_attempt_continues(corpus: Path) -> None:
     out = corpus.with_name("made")
-    arguments = ("default", "--corpus", corpus, "--out", out, "--set", "behaviour=interrupt")
+    arguments = ("default", "--corpus", corpus, "--out", out, "--set", "behavior=interrupt")
     for attempt in (1, 2):
         ended = _run(*arguments)
         assert ended.returncode == 130
@@ -113,7 +113,7 @@ def test_a_killed_stage_is_continued_by_the_same_command(corpus: Path) -> None:
 
 def test_the_same_command_twice_at_once_is_refused_in_one_line(corpus: Path) -> None:
     out = corpus.with_name("made")
-    arguments = ("default", "--corpus", corpus, "--out", out, "--set", "behaviour=wait")
+    arguments = ("default", "--corpus", corpus, "--out", out, "--set", "behavior=wait")
     with subprocess.Popen(
         _command(*arguments), env=ENVIRONMENT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as first:
@@ -146,8 +146,8 @@ def test_a_changed_recipe_is_refused_with_the_value_that_changed(
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (["behaviour=refuse"], "the toy refuses: write behaviour = work"),
-        (["behavior=work"], "default: unknown key behavior; did you mean behaviour?"),
+        (["behavior=refuse"], "the toy refuses: write behavior = work"),
+        (["behaviour=work"], "default: unknown key behaviour; did you mean behavior?"),
         (["share=1.5"], "default: share: input should be less than 1, not 1.5"),
         (["share"], "--set share: write key=value"),
     ],
@@ -336,11 +336,11 @@ def _here() -> dict[str, str]:
 def test_an_interrupted_stage_is_continued_and_then_published(corpus: Path) -> None:
     out = filesystem.location("s3://barrel/made")
     with pytest.raises(RuntimeError, match="a bug in the toy"):
-        stage.execute(toy_stage.STAGE, Toy(behaviour="bug"), {"corpus": corpus}, out)
+        stage.execute(toy_stage.STAGE, Toy(behavior="bug"), {"corpus": corpus}, out)
     with pytest.raises(ArtifactError, match="is not an artifact: it has no"):
         artifact.read(out)
     with pytest.raises(RuntimeError):
-        stage.execute(toy_stage.STAGE, Toy(behaviour="bug"), {"corpus": corpus}, out)
+        stage.execute(toy_stage.STAGE, Toy(behavior="bug"), {"corpus": corpus}, out)
     work = cache.workplace(cast(UPath, out))
     assert (commit.staging(work) / "attempts.txt").read_text() == "xx"
     made = stage.execute(toy_stage.STAGE, Toy(), {"corpus": corpus}, out)
@@ -366,7 +366,7 @@ def test_a_remote_stage_works_where_things_are() -> None:
         there = filesystem.read_json(inputs["corpus"] / "text.json")
         found = [name for name in filesystem.listing(out) if not name.startswith(".")]
         filesystem.write_json(out / f"copy-{len(found)}.json", there)
-        if recipe.behaviour == "bug":
+        if recipe.behavior == "bug":
             raise RuntimeError
         return {"found": found}
 
@@ -377,9 +377,9 @@ def test_a_remote_stage_works_where_things_are() -> None:
         filesystem.write_json(draft.location / "text.json", "text")
     out = filesystem.location("s3://barrel/made")
     with pytest.raises(RuntimeError):
-        stage.execute(working, Toy(behaviour="bug"), given, out)
+        stage.execute(working, Toy(behavior="bug"), given, out)
     with pytest.raises(RuntimeError):
-        stage.execute(working, Toy(behaviour="bug"), given, out)
+        stage.execute(working, Toy(behavior="bug"), given, out)
     made = stage.execute(working, Toy(), given, out)
     assert made is not None
     assert made.facts == {"found": []}, "another recipe starts anew"

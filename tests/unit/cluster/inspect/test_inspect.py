@@ -245,7 +245,7 @@ def test_descent_follows_inputs_where_they_are_and_says_where_they_are_not(tmp_p
         "made": {"at": 0, "host": "h", "seconds": 1.0, "paths": {}}
     }
     (place / "teacher" / "manifest.json").write_text(json.dumps(moved))
-    assert str(place / "tokens") in _page(_look(place / "teacher"), 300), "found in a neighbouring folder"
+    assert str(place / "tokens") in _page(_look(place / "teacher"), 300), "found in a neighboring folder"
     shutil.rmtree(place / "tokens")
     assert "not found near this artifact" in _page(_look(place / "teacher"))
     moved["made"]["paths"] = {"tokens": str(place / "tokens")}

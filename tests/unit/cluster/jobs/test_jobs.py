@@ -79,10 +79,10 @@ def test_jobs_come_after_what_they_need_and_are_skipped_the_second_time(corpus: 
 def test_a_failed_job_stops_only_those_that_come_after_it(corpus: Path) -> None:
     found = _run(
         corpus,
-        toy_job(corpus, "refused", {"behaviour": "refuse"}),
+        toy_job(corpus, "refused", {"behavior": "refuse"}),
         toy_job(corpus, "dependant", after=("refused",)),
         toy_job(corpus, "further", after=("dependant",)),
-        toy_job(corpus, "buggy", {"behaviour": "bug"}),
+        toy_job(corpus, "buggy", {"behavior": "bug"}),
         toy_job(corpus, "misspelt", {"txt": "x"}),
         toy_job(corpus, "sound"),
         toy_job(corpus, "after-sound", after=("sound",)),
@@ -96,12 +96,12 @@ def test_a_failed_job_stops_only_those_that_come_after_it(corpus: Path) -> None:
         "sound": "done",
         "after-sound": "done",
     }
-    assert found["refused"].error == "the toy refuses: write behaviour = work"
+    assert found["refused"].error == "the toy refuses: write behavior = work"
     assert found["dependant"].error == "it comes after refused, which failed"
     assert found["further"].error == "it comes after dependant, which failed"
     assert found["misspelt"].error == "misspelt: unknown key txt; did you mean text?"
     assert found["buggy"].error == f"RuntimeError: a bug in the toy (a bug: see {found['buggy'].log})"
-    assert _log(found["refused"]).splitlines()[-1] == "error: the toy refuses: write behaviour = work"
+    assert _log(found["refused"]).splitlines()[-1] == "error: the toy refuses: write behavior = work"
     assert "Traceback" not in _log(found["refused"])
     assert re.search(r"Traceback \(most recent call last\):(\n.*)+RuntimeError: a bug in the toy", _log(found["buggy"]))
     assert not corpus.with_name("dependant").exists()

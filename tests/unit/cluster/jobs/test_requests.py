@@ -261,7 +261,7 @@ def test_a_last_line_that_was_cut_off_is_shown_when_the_job_has_ended(corpus: Pa
 
 
 def test_what_did_not_answer_is_asked_again_but_not_for_ever(corpus: Path, queue: Queue) -> None:
-    found = queue.wait(queue.submit([toy_job(corpus, "job", {"behaviour": "outage"})]))[0]
+    found = queue.wait(queue.submit([toy_job(corpus, "job", {"behavior": "outage"})]))[0]
     assert (found.state, found.failure, found.attempts) == ("failed", "cluster", 2)
     assert found.error == "a service it needs failed 2 times: the store does not answer: reset by peer"
 
@@ -380,13 +380,13 @@ def command(queue: Queue, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
 
 def test_the_command_line(corpus: Path, queue: Queue, command: Any, capsys: pytest.CaptureFixture[str]) -> None:
     out = corpus.with_name("out")
-    submit = ["submit", "toy_stage", "default", "--corpus", corpus, "--out", out, "--set", "behaviour=refuse"]
+    submit = ["submit", "toy_stage", "default", "--corpus", corpus, "--out", out, "--set", "behavior=refuse"]
     job = command(*submit, "--name", "refused", "--user", "ann", "--priority", 3, "--deadline", "2h").strip()
     behind = command("submit", "toy_stage", "default", "--corpus", corpus, "--out", f"{out}-2", "--after", job).strip()
     with pytest.raises(SystemExit, match="1"):
         command("wait", job, behind)
     assert capsys.readouterr().out.splitlines() == [
-        "refused: failed: the toy refuses: write behaviour = work",
+        "refused: failed: the toy refuses: write behavior = work",
         "out-2: failed: it comes after refused, which failed",
     ]
     listed = {line["id"]: line for line in json.loads(command("list", "--all", "--json"))}
@@ -395,7 +395,7 @@ def test_the_command_line(corpus: Path, queue: Queue, command: Any, capsys: pyte
     line = next(line for line in command("list", "--all", "--user", "ann").splitlines() if line.startswith(job))
     assert re.match(rf"{job}  refused  failed  dataset  ann +3 +1 .*the toy refuses", line)
     shown = command("show", job[:6])
-    assert re.search(r"why +the toy refuses: write behaviour = work", shown)
+    assert re.search(r"why +the toy refuses: write behavior = work", shown)
     assert "| the toy says toy" in shown
     assert re.search(rf"after +{job}", command("show", behind))
     assert command("logs", job).startswith("the toy says toy\n")

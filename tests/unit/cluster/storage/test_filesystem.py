@@ -152,7 +152,7 @@ def test_what_is_read_is_seekable_and_libraries_get_a_file(folder: Location) -> 
     assert path.exists() == filesystem.is_local(folder), "a copy lasts as long as the block"
 
 
-def test_trees_and_files_are_removed_and_their_neighbours_are_not(folder: Location) -> None:
+def test_trees_and_files_are_removed_and_their_neighbors_are_not(folder: Location) -> None:
     _fill(folder)
     filesystem.remove(folder / "z.jsonl")
     filesystem.remove(folder / "z.jsonl")

@@ -150,7 +150,7 @@ def test_memory_that_runs_out_is_no_fault_of_a_text(tmp_path: Path, monkeypatch:
         encoder.encode(["the"])
 
 
-def test_a_text_on_which_the_tokenizer_fails_is_none_and_its_neighbours_are_not(tmp_path: Path) -> None:
+def test_a_text_on_which_the_tokenizer_fails_is_none_and_its_neighbors_are_not(tmp_path: Path) -> None:
     whole = Tokenizer(models.WordLevel({"good": 0, "text": 1}, unk_token="missing"))  # fails on unknown words
     whole.pre_tokenizer = pre_tokenizers.Whitespace()
     encoder = Encoder(whole, 100)

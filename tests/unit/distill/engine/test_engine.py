@@ -1,4 +1,4 @@
-"""DeepSpeed's settings and the engine's own behaviour: accumulation, precision, loss scaling, state."""
+"""DeepSpeed's settings and the engine's own behavior: accumulation, precision, loss scaling, state."""
 
 import itertools
 import json

@@ -164,7 +164,7 @@ def test_a_loss_that_is_not_finite_is_counted_once_however_many_workers_find_it(
     assert value("stillhouse_nonfinite_total", run="refused") == 1
 
 
-def test_a_run_on_unknown_devices_has_no_utilisation(schedule: Schedule, tmp_path: Path) -> None:
+def test_a_run_on_unknown_devices_has_no_utilization(schedule: Schedule, tmp_path: Path) -> None:
     live = RunMetrics("unknown", recipe(), schedule, (None, STUDENT), Workers(0, 0, 1, CPU))
     live.begin(0)
     live.show_steps([line(1, schedule)])
