@@ -1,6 +1,5 @@
 """A stage for tests: its recipe says whether it succeeds, refuses its input, fails with a bug or dies."""
 
-import hashlib
 import os
 import signal
 import subprocess
@@ -10,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveInt
+from pydantic import Field, PositiveInt
 
 from cluster.artifacts import cli, errors, stage
 from cluster.artifacts.recipe import Recipe
@@ -35,8 +34,6 @@ class Toy(Recipe):
     meeting: str = ""
     """A named pipe at which it waits for another run that opens the other ``side``."""
     side: Literal["r", "w"] = "r"
-    seconds: NonNegativeFloat = 0.0
-    """How long it computes, in seconds of wall clock."""
     room: PositiveInt = 8
     """Largest micro-batch, in rows; more raise MemoryError."""
     child: str = ""
@@ -65,8 +62,6 @@ def run(recipe: Toy, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
     _behave(recipe.behavior)
     if recipe.meeting:
         Path(recipe.meeting).open(recipe.side).close()  # opens when both sides do
-    while time.monotonic() - started < recipe.seconds:
-        hashlib.sha256(b"\0" * 2**16)
     while recipe.gate and not Path(recipe.gate).exists():
         time.sleep(0.02)
     if recipe.tally:

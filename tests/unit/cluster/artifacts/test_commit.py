@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,21 @@ with artifact.create(sys.argv[1], kind="tokens", inputs={}, recipe={"seed": 1}) 
 
 class CrashError(Exception):
     """What ends an attempt."""
+
+
+class Clock:
+    """Replaces the module ``time`` of :mod:`lease`: sleeping takes no time and renews the lease if a test asks."""
+
+    def __init__(self, during_sleep: Callable[[], None] = lambda: None) -> None:
+        self._now = 0.0
+        self._during_sleep = during_sleep
+
+    def monotonic(self) -> float:
+        return self._now
+
+    def sleep(self, seconds: float) -> None:
+        self._now += seconds
+        self._during_sleep()
 
 
 @pytest.fixture
@@ -137,34 +152,24 @@ ELSEWHERE = {"host": "elsewhere", "machine": "another", "process": os.getpid(), 
 def test_a_maker_on_another_machine_that_is_not_heard_of_is_followed(
     out: UPath, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lease, "PATIENCE_SECONDS", 0.2)
-    monkeypatch.setattr(lease, "POLL_SECONDS", 0.05)
+    monkeypatch.setattr(lease, "time", clock := Clock())
     _interrupt(out, "first.json")
     filesystem.write_json(out / ".lease-00007", ELSEWHERE)
     assert _interrupt(out, "second.json") == ["first.json"]
+    assert clock.monotonic() == lease.PATIENCE_SECONDS
 
 
 def test_a_maker_on_another_machine_that_is_heard_of_is_left_alone(out: UPath, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lease, "POLL_SECONDS", 0.5)
-    ended = threading.Event()
+    beats = itertools.count()
 
-    def live() -> None:
-        for beat in itertools.count():
-            filesystem.write_json(out / ".lease-00001", {**ELSEWHERE, "beat": beat})
-            if ended.wait(0.05):
-                return
+    def renew() -> None:
+        filesystem.write_json(out / ".lease-00001", {**ELSEWHERE, "beat": next(beats)})
 
     _interrupt(out, "first.json")
-    holder = threading.Thread(target=live)
-    holder.start()
-    try:
-        while not filesystem.exists(out / ".lease-00001"):
-            continue
-        with pytest.raises(LeaseError, match=r"another process is making .* \(on elsewhere\)"):
-            _make(out)
-    finally:
-        ended.set()
-        holder.join()
+    renew()
+    monkeypatch.setattr(lease, "time", Clock(renew))
+    with pytest.raises(LeaseError, match=r"another process is making .* \(on elsewhere\)"):
+        _make(out)
 
 
 def test_a_maker_that_was_followed_completes_nothing(out: UPath) -> None:

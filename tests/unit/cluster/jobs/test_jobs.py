@@ -1,14 +1,15 @@
-"""Jobs on a real Ray: order, outcomes, what a failure stops, what is tried again, and who runs alone."""
+"""Jobs on a real Ray cluster: order, outcomes, dependencies of failed jobs, retries, and exclusive jobs."""
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import paths
 import pytest
-from toy_stage_jobs import make_corpus, toy_job
+from toy_stage_jobs import await_running, make_corpus, toy_job
+from waiting import wait_until
 
 from cluster.actors import ray_cluster
 from cluster.artifacts import artifact, commit
@@ -22,7 +23,7 @@ DEATHS = 3
 
 @pytest.fixture(scope="module", autouse=True)
 def ray_of_two_cpus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A cluster of this machine, and its queue, which does not wait long before it tries again."""
+    """A cluster of two CPUs and its job queue, which retries after a tenth of a second."""
     with pytest.MonkeyPatch.context() as patch:
         # Workers find the toy stage by name, as they find an installed one.
         patch.setenv("PYTHONPATH", str(paths.SUPPORT), prepend=os.pathsep)
@@ -44,9 +45,18 @@ def _run(corpus: Path, *wanted: Job) -> dict[str, Outcome]:
 
 
 def _times(corpus: Path, name: str) -> tuple[float, float]:
-    """When a job's work began and ended, on the machine's monotonic clock."""
+    """Start and end of a job's work, on the machine's monotonic clock."""
     facts = artifact.verify(corpus.with_name(name)).facts
     return facts["started"], facts["ended"]
+
+
+def _states(queue: client.Queue, ids: Sequence[str]) -> list[str]:
+    return [queue.show(job)["state"] for job in ids]
+
+
+def _await_reservation(queue: client.Queue, job: str) -> None:
+    """Wait until a round of the scheduler has reserved a node for a job that does not fit yet."""
+    wait_until(lambda: queue.show(job)["why"] == "next on its node")
 
 
 def _log(outcome: Outcome) -> str:
@@ -55,7 +65,8 @@ def _log(outcome: Outcome) -> str:
 
 
 def test_jobs_come_after_what_they_need_and_are_skipped_the_second_time(corpus: Path) -> None:
-    first = toy_job(corpus, "first", {"seconds": 0.2})
+    gate = corpus.with_name("gate")
+    first = toy_job(corpus, "first", {"gate": str(gate)})
     chained = Job(
         "second",
         "toy_stage",
@@ -65,8 +76,12 @@ def test_jobs_come_after_what_they_need_and_are_skipped_the_second_time(corpus: 
         after=("first",),
     )
     last = toy_job(corpus, "last", after=("first", "second"))
-    found = _run(corpus, first, chained, last)
-    assert [outcome.state for outcome in found.values()] == ["done"] * 3
+    queue = client.queue()
+    ids = queue.submit([first, chained, last])
+    await_running(corpus, "first")
+    assert _states(queue, ids) == ["running", "waiting", "waiting"]
+    gate.touch()
+    assert [outcome.state for outcome in queue.wait(ids)] == ["done"] * 3
     assert _times(corpus, "first")[1] <= _times(corpus, "second")[0]
     assert _times(corpus, "second")[1] <= _times(corpus, "last")[0]
     assert artifact.read(chained.out).inputs == {"corpus": artifact.read(first.out).identity}
@@ -139,18 +154,29 @@ def test_a_job_whose_workers_keep_dying_fails_and_keeps_its_files(corpus: Path) 
 
 @pytest.mark.long
 def test_jobs_share_the_cluster_but_one_that_must_be_alone_is(corpus: Path) -> None:
-    def pair(pipe: str, *names: str) -> list[Job]:
+    gates = [corpus.with_name(name) for name in ("gate-of-the-first-pair", "gate-of-alone")]
+
+    def pair(pipe: str, *names: str, gate: str) -> list[Job]:
         os.mkfifo(corpus.with_name(pipe))
-        meeting = {"meeting": str(corpus.with_name(pipe)), "seconds": 0.5}
+        meeting = {"meeting": str(corpus.with_name(pipe)), "gate": gate}
         return [
             toy_job(corpus, name, {**meeting, "side": side}, cpus=0.5) for name, side in zip(names, "rw", strict=True)
         ]
 
-    # Each pair ends only if its two run at once.
-    before, after = pair("first", "one", "two"), pair("second", "three", "four")
-    alone = toy_job(corpus, "alone", {"seconds": 0.5}, cpus=0.5, alone=True)
-    found = _run(corpus, *before, alone, *after)
-    assert {outcome.state for outcome in found.values()} == {"done"}
+    # A pair ends only if both of its jobs run at the same time.
+    before = pair("first", "one", "two", gate=str(gates[0]))
+    after = pair("second", "three", "four", gate="")
+    alone = toy_job(corpus, "alone", {"gate": str(gates[1])}, cpus=0.5, alone=True)
+    queue = client.queue()
+    ids = queue.submit([*before, alone, *after])
+    await_running(corpus, "one", "two")
+    _await_reservation(queue, ids[2])
+    assert _states(queue, ids) == ["running", "running", "waiting", "waiting", "waiting"]
+    gates[0].touch()
+    await_running(corpus, "alone")
+    assert _states(queue, ids) == ["done", "done", "running", "waiting", "waiting"]
+    gates[1].touch()
+    assert {outcome.state for outcome in queue.wait(ids)} == {"done"}
     started, ended = _times(corpus, "alone")
     assert max(_times(corpus, job.name)[1] for job in before) <= started
     assert ended <= min(_times(corpus, job.name)[0] for job in after)
@@ -158,12 +184,15 @@ def test_jobs_share_the_cluster_but_one_that_must_be_alone_is(corpus: Path) -> N
 
 @pytest.mark.long
 def test_nothing_overtakes_a_job_that_waits_for_room(corpus: Path) -> None:
-    _run(
-        corpus,
-        toy_job(corpus, "small", {"seconds": 0.5}),
-        toy_job(corpus, "large", cpus=2),
-        toy_job(corpus, "late"),
-    )
+    gate = corpus.with_name("gate")
+    small = toy_job(corpus, "small", {"gate": str(gate)})
+    queue = client.queue()
+    ids = queue.submit([small, toy_job(corpus, "large", cpus=2), toy_job(corpus, "late")])
+    await_running(corpus, "small")
+    _await_reservation(queue, ids[1])
+    assert _states(queue, ids) == ["running", "waiting", "waiting"]
+    gate.touch()
+    assert {outcome.state for outcome in queue.wait(ids)} == {"done"}
     assert _times(corpus, "small")[1] <= _times(corpus, "large")[0]
     assert _times(corpus, "large")[1] <= _times(corpus, "late")[0]
 
@@ -172,7 +201,7 @@ def test_nothing_overtakes_a_job_that_waits_for_room(corpus: Path) -> None:
 def test_a_job_that_waits_for_another_lets_others_pass(corpus: Path) -> None:
     _run(
         corpus,
-        toy_job(corpus, "first", {"gate": str(corpus.with_name("free"))}),  # ends only after "free" has
+        toy_job(corpus, "first", {"gate": str(corpus.with_name("free"))}),  # waits for the artifact of "free"
         toy_job(corpus, "dependant", after=("first",)),
         toy_job(corpus, "free"),
     )

@@ -14,11 +14,11 @@ import paths
 import psutil
 import pytest
 from ray_clusters import free_ports
-from toy_stage_jobs import make_corpus, toy_job
+from toy_stage_jobs import await_running, make_corpus, toy_job
 from waiting import wait_until
 
 from cluster.actors import ray_cluster
-from cluster.artifacts import artifact, commit, errors
+from cluster.artifacts import artifact, errors
 from cluster.artifacts.errors import StageError
 from cluster.jobs import cli as jobs_cli
 from cluster.jobs import client, job
@@ -64,12 +64,6 @@ def _gated(corpus: Path, name: str, text: str = "toy", **given: Any) -> Job:
 
 def _open_gate(corpus: Path) -> None:
     corpus.with_name("gate").touch()
-
-
-def _await_running(corpus: Path, *names: str) -> None:
-    wait_until(
-        lambda: all((commit.staging(corpus.with_name(name)) / "text.txt").exists() for name in names), seconds=60
-    )
 
 
 def _states(queue: Queue, ids: Sequence[str]) -> list[str]:
@@ -165,7 +159,7 @@ def test_who_waits_is_told_what_troubles_the_queue(queue: Queue, capsys: pytest.
 def test_a_deadline_ends_what_waits_and_what_runs(corpus: Path, queue: Queue) -> None:
     running = _gated(corpus, "running", cpus=2)
     ids = queue.submit([running])
-    _await_running(corpus, "running")
+    await_running(corpus, "running")
     waiting = queue.submit([toy_job(corpus, "waiting", deadline=0.5)])
     assert queue.wait(waiting)[0].error == "it still waited at its deadline, 0.5 s after submission"
     queue.cancel(ids)
@@ -177,7 +171,7 @@ def test_a_deadline_ends_what_waits_and_what_runs(corpus: Path, queue: Queue) ->
 def test_what_is_asked_for_twice_is_run_once(corpus: Path, queue: Queue, capsys: pytest.CaptureFixture[str]) -> None:
     job = _gated(corpus, "job")
     first = queue.submit([job])
-    _await_running(corpus, "job")
+    await_running(corpus, "job")
     # Where it runs, what it is called and how its place is spelled is not what it makes.
     place = corpus / ".." / "job"
     same = Job("another-name", "toy_stage", {**job.recipe, "placement": {"rows": 4}}, job.inputs, place, priority=5)
@@ -211,7 +205,7 @@ def test_a_job_may_come_after_one_of_an_earlier_submission_but_not_after_itself(
 
 def test_priorities_and_limits_decide_who_is_next(corpus: Path, queue: Queue) -> None:
     held = queue.submit([_gated(corpus, "holds", cpus=2)])
-    _await_running(corpus, "holds")
+    await_running(corpus, "holds")
     late = [
         toy_job(corpus, "low", cpus=2, user="ann"),
         toy_job(corpus, "high", cpus=2, priority=1),
@@ -232,7 +226,7 @@ def test_priorities_and_limits_decide_who_is_next(corpus: Path, queue: Queue) ->
 def test_who_waits_for_jobs_of_its_own_holds_nobody_up(corpus: Path, queue: Queue) -> None:
     queue.limit({"*": 1}, {"*": 1})
     watcher = queue.submit([_gated(corpus, "watcher", cpus=0)])
-    _await_running(corpus, "watcher")
+    await_running(corpus, "watcher")
     ids = queue.submit([toy_job(corpus, "bench", alone=True), toy_job(corpus, "child")])
     assert [one.state for one in queue.wait(ids)] == ["done", "done"]
     assert _states(queue, watcher) == ["running"]
@@ -250,7 +244,7 @@ def test_a_limit_that_is_not_named_stays(queue: Queue) -> None:
 
 def test_a_last_line_that_was_cut_off_is_shown_when_the_job_has_ended(corpus: Path, queue: Queue) -> None:
     ids = queue.submit([_gated(corpus, "job")])
-    _await_running(corpus, "job")
+    await_running(corpus, "job")
     log = Path(queue.show(ids[0])["log"])
     with log.open("a") as file:
         file.write("Fatal Python error: Segmentation fau")
@@ -351,7 +345,7 @@ def test_jobs_are_metrics(corpus: Path, queue: Queue) -> None:
     done = queue.submit([toy_job(corpus, "done", kind="measured"), _gated(corpus, "running", kind="measured")])
     queue.wait(done[:1])
     queue.submit([toy_job(corpus, "waiting", kind="measured", cpus=2)])
-    _await_running(corpus, "running")
+    await_running(corpus, "running")
 
     def served() -> dict[str, float]:
         text = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics").read().decode()

@@ -1,18 +1,29 @@
+import asyncio
 import contextlib
 import http.client
 import json
+import select
 import socket
 import ssl
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
+from waiting import wait_until
 
 from cluster.artifacts import artifact
 from cluster.artifacts.errors import StageError
 from eval.mobile import one_time_link, page_server
-from eval.mobile.page_server import MAX_CONNECTIONS, MAX_RESULT_BYTES, ResultError, ResultInbox, link_id, serving
+from eval.mobile.page_server import (
+    BODY_SECONDS,
+    IDLE_SECONDS,
+    MAX_CONNECTIONS,
+    MAX_RESULT_BYTES,
+    ResultError,
+    ResultInbox,
+    link_id,
+    serving,
+)
 
 FILES = {"index.html": "<!doctype html>", "page.js": "export {}", "models/a b.part": "abc", "libraries/ort.wasm": "w"}
 
@@ -26,6 +37,23 @@ def page(tmp_path: Path) -> artifact.Artifact:
     (tmp_path / "secret.txt").write_text("secret")
     (tmp_path / "page" / "late.txt").write_text("not of the artifact")
     return artifact.read(tmp_path / "page")
+
+
+class Clock:
+    """Clock of the server's event loop: it stands still until a test moves it."""
+
+    now = 0.0
+
+    def advance(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch) -> Clock:
+    """Must come before the server: it replaces the clock of every event loop."""
+    clock = Clock()
+    monkeypatch.setattr(asyncio.BaseEventLoop, "time", lambda _: clock.now)
+    return clock
 
 
 @pytest.fixture
@@ -187,33 +215,32 @@ def test_connections_are_limited_and_their_places_come_back(served):
         with socket.create_connection(("127.0.0.1", port), timeout=10) as surplus:
             assert surplus.recv(1) == b"", "closed at once"
         held.pop().close()
-        assert ask_again(port, inbox.token) == 200
-    # Each of them again, so that not one place was lost.
+        assert retry_until_accepted(port, inbox.token) == 200
+    # As many connections again: the server has freed every place.
     with contextlib.ExitStack() as kept:
         for _ in range(MAX_CONNECTIONS):
-            ask_again(port, inbox.token, kept)
+            retry_until_accepted(port, inbox.token, kept)
 
 
-def ask_again(port: int, token: str, kept: contextlib.ExitStack | None = None) -> int:
-    """Until there is a place: that of a connection comes back a moment after its end."""
-    deadline = time.monotonic() + 10
-    while True:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+def retry_until_accepted(port: int, token: str, kept: contextlib.ExitStack | None = None) -> int:
+    """Request the page until the server has a place: it frees the place of a connection a moment after its end."""
+
+    def try_once() -> int | None:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
         try:
             connection.request("GET", "/", headers={"Cookie": f"stillhouse_token_{port}={token}"})
             answer = connection.getresponse()
             answer.read()
         except (ConnectionError, http.client.BadStatusLine):
             connection.close()
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.02)
-            continue
+            return None
         if kept is None:
             connection.close()
         else:
             kept.callback(connection.close)
         return answer.status
+
+    return wait_until(try_once, what="the server accepts the connection")
 
 
 def test_failed_requests_free_their_connections(served, monkeypatch, caplog):
@@ -227,12 +254,11 @@ def test_failed_requests_free_their_connections(served, monkeypatch, caplog):
         for _ in range(MAX_CONNECTIONS + 1):
             status, text, headers = ask(port, "/", token=inbox.token)
             assert (status, text, headers["Server"]) == (500, "Internal Server Error\n", "stillhouse")
-    assert ask_again(port, inbox.token) == 200
+    assert retry_until_accepted(port, inbox.token) == 200
     assert "a fault of the server" in caplog.text
 
 
-def test_failed_handshakes_free_their_connections(page, certificate, monkeypatch):
-    monkeypatch.setattr(page_server, "IDLE_SECONDS", 0.3)
+def test_failed_handshakes_free_their_connections(page, certificate, clock):
     inbox = ResultInbox(page, {}, dict)
     with serving(inbox, "127.0.0.1", 0, one_time_link.tls(*certificate)) as port, contextlib.ExitStack() as silent:
         for _ in range(MAX_CONNECTIONS):
@@ -242,13 +268,15 @@ def test_failed_handshakes_free_their_connections(page, certificate, monkeypatch
                     connection.recv(4096)
         for _ in range(MAX_CONNECTIONS):
             silent.enter_context(socket.create_connection(("127.0.0.1", port)))
-        deadline = time.monotonic() + 10
-        while time.monotonic() < deadline:
+
+        def try_after_another_deadline() -> int | None:
+            clock.advance(IDLE_SECONDS)
             with contextlib.suppress(OSError), contextlib.closing(https(port)) as connection:
                 connection.request("GET", "/")
-                assert connection.getresponse().status == 403
-                return
-    pytest.fail("silent handshakes hold all connections")
+                return connection.getresponse().status
+            return None
+
+        assert wait_until(try_after_another_deadline, what="the server ends a silent handshake") == 403
 
 
 @pytest.mark.parametrize("request_line", ["GET / HTTP/9", "nonsense", "GET http://[ HTTP/1.1", "PUT / HTTP/1.1"])
@@ -263,8 +291,7 @@ def test_malformed_requests_get_a_plain_refusal(served, request_line, caplog):
     assert caplog.text == ""
 
 
-def test_a_client_that_takes_in_nothing_is_disconnected(page, monkeypatch):
-    monkeypatch.setattr(page_server, "IDLE_SECONDS", 0.3)
+def test_a_client_that_takes_in_nothing_is_disconnected(page, clock, monkeypatch):
     whole = bytes(2**25)
     (page.path / "libraries" / "ort.wasm").write_bytes(whole)
     monkeypatch.setitem(page.files["libraries/ort.wasm"], "bytes", len(whole))
@@ -277,41 +304,45 @@ def test_a_client_that_takes_in_nothing_is_disconnected(page, monkeypatch):
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             connection.connect(("127.0.0.1", port))
             connection.sendall(request)
-        assert ask_again(port, inbox.token) == 200
+
+        def try_after_another_deadline() -> int | None:
+            clock.advance(IDLE_SECONDS)
+            with contextlib.suppress(ConnectionError, http.client.BadStatusLine):
+                return ask(port, "/", token=inbox.token)[0]
+            return None
+
+        assert wait_until(try_after_another_deadline, what="the server disconnects a stalled client") == 200
 
 
-def drip(connection: socket.socket, data: bytes, seconds: float = 60) -> float:
-    """Send a byte now and then for as long as the server reads; how long that was."""
-    begun = time.monotonic()
-    connection.settimeout(0.05)
-    with contextlib.suppress(ConnectionError):
-        for place in range(len(data)):
-            connection.sendall(data[place : place + 1])
-            with contextlib.suppress(TimeoutError):
-                assert connection.recv(1) == b""
-                break
-            assert time.monotonic() < begun + seconds, "it is still read"
-    return time.monotonic() - begun
-
-
-@pytest.mark.parametrize("part", ["head", "body"])
-def test_a_request_that_drips_is_ended(served, monkeypatch, part):
-    monkeypatch.setattr(page_server, "IDLE_SECONDS", 0.6)
-    monkeypatch.setattr(page_server, "BODY_SECONDS", 0.6)
+@pytest.mark.parametrize(("part", "deadline"), [("head", IDLE_SECONDS), ("body", BODY_SECONDS)])
+def test_a_request_that_drips_is_ended(clock, served, part, deadline):
     inbox, port = served
+
+    def advance(seconds: float) -> None:
+        """Move the clock; a request on another connection then makes the event loop run its timers."""
+        ask(port, "/")
+        clock.advance(seconds)
+        ask(port, "/")
+
     head = (
         f"POST /result?job={inbox.id} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
         f"Cookie: stillhouse_token_{port}={inbox.token}\r\nContent-Length: 10000\r\n"
     )
     with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
         connection.sendall(head.encode() + (b"\r\n" if part == "body" else b"X: "))
-        assert drip(connection, b"x" * 10_000) > 0.4
+        for _ in range(9):
+            advance(deadline / 10)
+            assert not select.select([connection], [], [], 0)[0], "the server has closed the connection"
+            connection.sendall(b"x")
+        advance(deadline / 10 + 1)
+        with contextlib.suppress(ConnectionError):
+            assert connection.recv(1) == b""
     assert inbox.result is None
 
 
-def test_idle_and_slowly_read_connections_outlive_the_deadline_of_a_request(page, monkeypatch):
-    """BODY_SECONDS bounds what a client sends, not a large file that it reads slowly."""
-    monkeypatch.setattr(page_server, "BODY_SECONDS", 0.3)
+def test_idle_and_slowly_read_connections_outlive_the_deadline_of_a_request(page, clock, monkeypatch):
+    """BODY_SECONDS limits how long a client sends, not how long it reads a large file."""
+    monkeypatch.setattr(page_server, "BODY_SECONDS", IDLE_SECONDS / 3)
     whole = bytes(2**24)
     (page.path / "libraries" / "ort.wasm").write_bytes(whole)
     monkeypatch.setitem(page.files["libraries/ort.wasm"], "bytes", len(whole))
@@ -320,14 +351,19 @@ def test_idle_and_slowly_read_connections_outlive_the_deadline_of_a_request(page
         cookie = f"stillhouse_token_{port}={inbox.token}"
         request = f"GET /libraries/ort.wasm HTTP/1.1\r\nHost: x\r\nCookie: {cookie}\r\n\r\n".encode()
         for _ in range(2):
-            time.sleep(0.5)
-            # In two pieces: the second is read with less time than the answer has.
+            ask(port, "/")
+            clock.advance(IDLE_SECONDS / 2)
+            # In two pieces: the server reads the second one with less time than the response has.
             connection.sendall(request[:9])
-            time.sleep(0.1)
+            ask(port, "/")
+            clock.advance(IDLE_SECONDS / 4)
             connection.sendall(request[9:])
-            time.sleep(0.5)  # more than lies between the two in buffers waits for this
             answer = http.client.HTTPResponse(connection)
             answer.begin()
+            # The server waits: the socket buffers do not hold the whole file.
+            ask(port, "/")
+            clock.advance(IDLE_SECONDS / 2)
+            ask(port, "/")
             assert (answer.status, len(answer.read())) == (200, len(whole))
 
 
