@@ -10,6 +10,8 @@ from typing import Any
 from cluster.artifacts import artifact
 from cluster.storage import filesystem
 from cluster.telemetry import metrics_log
+from eval.results.collect import collect
+from eval.results.comparison import compare
 
 PARAMETERS = {"teacher": 22_700_000, "student": 17_400_000}
 LAYERS = {"teacher": 6, "student": 3}
@@ -414,3 +416,19 @@ def write_probes(run: Path, scored: Mapping[str, float]) -> None:
                 found = {"metric": "accuracy", "score": now, "low": now - 0.8, "high": now + 0.7, "seeds": 3}
                 place = f"probes/student/step-{step:08d}/{task}"
                 lines.write(json.dumps({"step": step, "task": task, **found, "artifact": place}) + "\n")
+
+
+def replace_scores(out: Path, model: str, task: str, found: Mapping[str, Any], **inputs: Path) -> None:
+    """Replace a model's ``scores.json`` of a task."""
+    folder = out / "finetune" / model / task
+    shutil.rmtree(folder)
+    make(folder, "finetune", {}, {"scores.json": found}, **inputs)
+
+
+def compared(out: Path) -> dict[str, Any]:
+    """The contents of the report of a result folder, without its pages."""
+    return compare(collect(out))
+
+
+def row_of(rows: list[dict[str, Any]], key: str) -> dict[str, Any]:
+    return next(row for row in rows if row["key"] == key)

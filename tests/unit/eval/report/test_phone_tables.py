@@ -3,7 +3,6 @@
 import json
 import re
 import sys
-import time
 from pathlib import Path
 
 import paths
@@ -16,7 +15,7 @@ from cluster.storage import filesystem
 from eval.mobile import one_time_link
 from eval.mobile.stage import STAGE, Mobile
 from eval.report.phone_tables import table
-from eval.results.collect import collect, identity
+from eval.results.collect import collect
 from eval.results.comparison import compare
 
 ROOT = paths.ROOT
@@ -103,16 +102,3 @@ def test_a_link_is_in_the_report_as_long_as_its_job_waits(tmp_path):
     assert not list((out / "mobile" / ".pocket.partial").glob("link.*")), "the link has ended"
     with pytest.raises(commit.ArtifactError, match="holds no results"):
         collect(out)
-
-
-def test_a_link_of_a_job_that_was_killed_ends_with_its_time(tmp_path):
-    folder = tmp_path / "mobile" / ".pocket.partial"
-    folder.mkdir(parents=True)
-    filesystem.write_json(folder / "link.json", {"link": "http://host/?t=x", "until": time.time() + 900})
-    waiting = identity(tmp_path)
-    assert collect(tmp_path).links["pocket"].link == "http://host/?t=x"
-    filesystem.write_json(folder / "link.json", {"link": "http://host/?t=y", "until": time.time() + 900})
-    assert identity(tmp_path) != waiting, "a report of it must be made again"
-    filesystem.write_json(folder / "link.json", {"link": "http://host/?t=x", "until": time.time() - 1})
-    with pytest.raises(commit.ArtifactError, match="holds no results"):
-        collect(tmp_path)
