@@ -63,12 +63,12 @@ def covering(choices: Choices, strength: int) -> list[Placed]:
     return found
 
 
-def named(placed: Placed) -> str:
+def run_name(placed: Placed) -> str:
     return "-".join(map(str, placed.values()))
 
 
-def fit(folder: Path, out: Path, placed: Placed) -> None:
-    """A run in this process, or of all workers that call this together."""
+def run_training(folder: Path, out: Path, placed: Placed) -> None:
+    """Train with this placement. Every worker calls this."""
     often = {"log_every": 1, "save_every": 6, "keep_checkpoints": 6}
     where = {name: value for name, value in placed.items() if name not in (*IDENTITY, "workers")}
     recipe = {
@@ -81,60 +81,62 @@ def fit(folder: Path, out: Path, placed: Placed) -> None:
     stage.execute(registry.find("distill.train"), Distillation.of(recipe), inputs, out)
 
 
-def fit_all(folder: str, runs: dict[str, Placed]) -> None:
+def run_trainings(folder: str, runs: dict[str, Placed]) -> None:
     for out, placed in runs.items():
-        fit(Path(folder), Path(out), placed)
+        run_training(Path(folder), Path(out), placed)
 
 
-def spread(folder: Path, runs: Mapping[Path, Placed]) -> None:
-    """Make these runs, by out folder: those of one worker here, the others by crews."""
+def run_on_workers(folder: Path, runs: Mapping[Path, Placed]) -> None:
+    """Train each placement into its folder: on one worker in this process, on more workers under torchrun."""
     for workers in sorted({placed["workers"] for placed in runs.values()}):
         ours = {str(out): placed for out, placed in runs.items() if placed["workers"] == workers}
         if workers == 1:
-            fit_all(str(folder), ours)
+            run_trainings(str(folder), ours)
         else:
-            torchrun_workers.run_on_workers(workers, fit_all, str(folder), ours)
+            torchrun_workers.run_on_workers(workers, run_trainings, str(folder), ours)
 
 
-def sizes(line: Mapping[str, float]) -> dict[str, float]:
-    """Sizes of the numbers that loss terms are made of, which they are rounded at.
+def rounding_scales(line: Mapping[str, float]) -> dict[str, float]:
+    """For each loss term, the magnitude of its operands, which determines the rounding error.
 
-    The soft loss is a difference of logarithms of chances, as large as the masked loss is; the cosine loss is one minus
-    a number near one. Both are small beside those, here as in any run whose student starts from its teacher.
+    The soft loss is a difference of log-probabilities as large as the masked loss; the cosine loss is one minus a
+    number near one. Both are small compared with their operands when a student starts from its teacher.
     """
     return {"total": line["total"], "masked": line["masked"], "soft": line["masked"], "cosine": 1.0}
 
 
 def differences(run: Path, reference: Path) -> tuple[float, float]:
-    """Largest difference of the losses of a step or validation, and of the norms, as ``TOLERANCES`` has them."""
+    """Largest relative differences of the losses and of the gradient norms, to compare with ``TOLERANCES``."""
     ours, theirs = (list(read_metrics(path / "metrics.jsonl")) for path in (run, reference))
     assert [(line["kind"], line["step"]) for line in ours] == [(line["kind"], line["step"]) for line in theirs]
     pairs = list(zip(ours, theirs, strict=True))
-    losses = max(abs(mine[term] - other[term]) / scale for mine, other in pairs for term, scale in sizes(other).items())
+    losses = max(
+        abs(mine[term] - other[term]) / scale for mine, other in pairs for term, scale in rounding_scales(other).items()
+    )
     norms = [(mine["gradient_norm"], other["gradient_norm"]) for mine, other in pairs if mine["kind"] == "train"]
     return losses, max(abs(mine / other - 1) for mine, other in norms)
 
 
 class Runs:
-    """A folder of runs, each named by what it is, and the references they are compared with."""
+    """A folder of runs, each named after its placement, and the reference runs."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def at(self, placed: Placed) -> Path:
-        return self.folder / named(placed)
+        return self.folder / run_name(placed)
 
     def make(self, every: Sequence[Placed]) -> None:
-        spread(self.folder, {self.at(placed): placed for placed in every if not self.at(placed).exists()})
+        run_on_workers(self.folder, {self.at(placed): placed for placed in every if not self.at(placed).exists()})
 
     def reference(self, placed: Placed) -> Path:
-        """The run of the same identity on one worker that takes each step in one micro-batch, by the naive head."""
+        """The run of the same recipe on one worker with one micro-batch per step and the naive head."""
         wanted = {**{name: placed[name] for name in IDENTITY}, **REFERENCE}
         self.make([wanted])
         return self.at(wanted)
 
     def deviating(self, outs: Mapping[Path, Placed]) -> dict[str, tuple[float, float]]:
-        """The runs further from their reference than their precision allows, and how far."""
+        """Runs whose differences from their reference exceed the tolerance, with the differences."""
         far = {}
         for out, placed in outs.items():
             found = differences(out, self.reference(placed))
@@ -156,7 +158,7 @@ def deviating_layouts(runs: Runs, every: list[Placed]) -> dict[str, tuple[float,
 def deviating_resumes(
     runs: Runs, sources: list[Placed], steps: Sequence[int], choices: Choices
 ) -> dict[str, tuple[float, float]]:
-    """Runs that lost all work after a checkpoint and resumed elsewhere: every pair of source, step and placement."""
+    """Resume copies of the sources from a checkpoint with another placement; every pair of choices occurs."""
     runs.make(sources)
     outs = {}
     for resumed in covering({"source": range(len(sources)), "step": steps, **choices}, 2):
@@ -164,17 +166,17 @@ def deviating_resumes(
         then = {**source, **{name: resumed[name] for name in choices}}
         if then["precision"] == "bf16" and then["zero_stage"] == 0:
             continue
-        out = runs.folder / f"resumed-{named(resumed)}"
+        out = runs.folder / f"resumed-{run_name(resumed)}"
         shutil.copytree(runs.at(source), out)
         for step in range(resumed["step"] + 1, 7):
             shutil.rmtree(out / "checkpoints" / f"step_{step:08}")
         outs[out] = then
-    spread(runs.folder, outs)
+    run_on_workers(runs.folder, outs)
     return runs.deviating(outs)
 
 
 def test_every_pair_of_choices_meets() -> None:
-    """The design itself: no pair that is possible is left out."""
+    """The covering array contains every possible pair."""
     found = covering({**IDENTITY, **PLACEMENT}, 2)
     assert len(found) < 25
     for one, other in itertools.combinations({**IDENTITY, **PLACEMENT}.items(), 2):
@@ -196,7 +198,7 @@ def test_placement_on_up_to_four_workers_does_not_change_the_curve(runs: Runs) -
     assert deviating_layouts(runs, [*every, *(placed for placed in halves if placed["zero_stage"])]) == {}
 
 
-# Where the runs that are resumed elsewhere begin.
+# Placements before a run is resumed.
 FIRST = {"rows_per_device": 2, "head": "fused", "teacher": "replica", "save_every": 1}
 ONE = {"precision": "fp32", "soft_positions": "all", "workers": 1, "zero_stage": 0, **FIRST}
 TWO = {**ONE, "precision": "bf16", "workers": 2, "zero_stage": 3}
@@ -224,7 +226,7 @@ def test_compilation_does_not_change_the_curve(runs: Runs, precision: str, zero_
 @pytest.mark.parametrize("soft_positions", IDENTITY["soft_positions"])
 @pytest.mark.parametrize("step", [0, 3])
 def test_losses_are_the_means_over_all_rows_of_a_step(runs: Runs, step: int, soft_positions: str) -> None:
-    """Computed once more with transformers alone, from whole logits in fp64, on all rows at once."""
+    """Compare with transformers alone: full logits in fp64, all rows of the step in one batch."""
     placed = {**ONE, "soft_positions": soft_positions}
     runs.make([placed])
     out = runs.at(placed)
@@ -246,7 +248,7 @@ def test_losses_are_the_means_over_all_rows_of_a_step(runs: Runs, step: int, sof
     cosine = functional.cosine_similarity(*hidden, dim=-1).mean()
     line = [line for line in read_metrics(out / "metrics.jsonl") if line["kind"] == "train"][step]
     wanted_terms = {"soft": soft, "masked": masked, "cosine": 1 - cosine, "total": 5 * soft + 2 * masked + 1 - cosine}
-    for term, size in sizes(line).items():
+    for term, size in rounding_scales(line).items():
         assert line[term] == pytest.approx(float(wanted_terms[term]), rel=0, abs=1e-6 * size)
 
 
