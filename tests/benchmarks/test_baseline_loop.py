@@ -104,7 +104,7 @@ def test_masks_hide_a_seventh_of_the_words_and_no_padding() -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_student_learns_in_it(precision: Precision) -> None:
+def test_a_student_learns_in_the_baseline_loop(precision: Precision) -> None:
     usual = loop(precision, dropout=True)
     made = batches()
     given = usual.mask(made[0])

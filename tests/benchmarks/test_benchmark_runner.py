@@ -51,7 +51,7 @@ def test_rows_are_printed_and_written(folder: Path, capsys: pytest.CaptureFixtur
     assert faster.index("ratio") == gpu.index("share"), "columns are aligned"
 
 
-def test_a_failure_loses_nothing_and_is_told(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_failure_is_reported_and_loses_no_rows(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bench(folder, "broken", '    yield Row("before", 1.0, "s", "")\n    raise OSError("the disk is full")\n')
     bench(folder, "sound", '    yield Row("after", 2.0, "s", "")\n')
     out = folder / "bench.json"
@@ -102,7 +102,7 @@ def test_ratios_cancel_what_both_sides_share() -> None:
         ratios((1.0,), (1.0, 2.0))
 
 
-def test_a_contender_that_dies_is_told_with_its_last_words() -> None:
+def test_the_error_of_a_dead_contender_has_its_last_output() -> None:
     with (
         measured_sides.Process("measured_sides", "nobody", "{}") as child,
         pytest.raises(BenchError, match="TypeError"),
@@ -123,7 +123,7 @@ def test_peak_memory_is_seen_and_starts_again() -> None:
 
 @pytest.mark.rare
 @pytest.mark.long
-def test_latency_is_measured_in_what_is_installed(tmp_path: Path) -> None:
+def test_latency_is_measured_in_the_installed_runtimes(tmp_path: Path) -> None:
     command = [
         sys.executable,
         str(HERE / "benchmark_runner.py"),

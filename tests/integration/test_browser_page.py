@@ -171,7 +171,7 @@ def span_scores(export: Path, passage: str) -> dict[tuple[int, int], float]:
         "",
     ],
 )
-def test_words_are_cut_as_the_tokenizer_does(tab, page, exports, odd):
+def test_javascript_tokenizes_like_the_tokenizer(tab, page, exports, odd):
     """Piece by piece with places, and still the ids that the model was trained with."""
     with opened(tab, page):
         script = (
@@ -190,7 +190,7 @@ def test_words_are_cut_as_the_tokenizer_does(tab, page, exports, odd):
     assert all(word.strip() == word and word for word in words)
 
 
-def test_it_works_offline_after_the_first_load_and_sends_later(tab, page):
+def test_the_page_works_offline_and_sends_results_later(tab, page):
     """Reload without a server, answer, measure; the numbers go out when the server is there again."""
     inbox = phone_setup.result_inbox(page)
     with serving(inbox, "127.0.0.1", 0) as port:
@@ -229,7 +229,7 @@ PAGES_KEPT = """
 """
 
 
-def test_keeping_the_page_says_how_much_has_come(tab, page):
+def test_caching_the_page_shows_its_progress(tab, page):
     tab("addScriptToEvaluateOnNewDocument", "Page", source=RECORD_STATES)
     with opened(tab, page):
         states = tab.run("window.states")
@@ -255,7 +255,7 @@ def test_keeping_the_page_says_how_much_has_come(tab, page):
 
 
 @pytest.mark.parametrize("fault", ["refused", "cut short"])
-def test_of_a_page_that_does_not_come_whole_nothing_is_kept(tab, page, monkeypatch, fault):
+def test_an_incomplete_download_is_not_cached(tab, page, monkeypatch, fault):
     whole = page_server._Server._file
 
     def spoilt(server: page_server._Server, name: str, known_tag: str | None) -> web.StreamResponse:
@@ -273,7 +273,7 @@ def test_of_a_page_that_does_not_come_whole_nothing_is_kept(tab, page, monkeypat
         assert tab.run(PAGES_KEPT) == 0
 
 
-def test_a_connection_lost_while_loading_goes_on_when_it_is_back(tab, page):
+def test_loading_resumes_after_a_lost_connection(tab, page):
     inbox = phone_setup.result_inbox(page)
     described = json.loads((page.path / "page.json").read_text())
     lost = page.path / described["models"][1]["parts"][1]["path"]
@@ -291,7 +291,7 @@ def test_a_connection_lost_while_loading_goes_on_when_it_is_back(tab, page):
             kept.rename(lost)
 
 
-def test_a_damaged_part_is_refused_said_and_mended(tab, exports, tmp_path):
+def test_a_damaged_part_is_reported_and_downloaded_again(tab, exports, tmp_path):
     page = phone_setup.page(tmp_path, exports)
     described = json.loads((page.path / "page.json").read_text())
     part = page.path / described["models"][0]["parts"][0]["path"]
@@ -308,7 +308,7 @@ def test_a_damaged_part_is_refused_said_and_mended(tab, exports, tmp_path):
         tab.wait(READY)
 
 
-def test_numbers_for_one_job_never_go_to_another(tab, page):
+def test_results_of_one_job_are_never_sent_to_another(tab, page):
     """What a phone could not send is not the next job's, which still gets its own."""
     first = phone_setup.result_inbox(page)
     with serving(first, "127.0.0.1", 0) as port:
@@ -327,7 +327,7 @@ def test_numbers_for_one_job_never_go_to_another(tab, page):
         tab.wait("document.getElementById('delivery').innerText.startsWith('Sent')")
 
 
-def test_where_no_way_of_running_works_the_reason_is_said(tab, page):
+def test_the_page_shows_why_no_backend_works(tab, page):
     with opened(tab, page):
         script = (
             "(async () => { const { measureAll } = await import('./measuring.js');"
@@ -339,7 +339,7 @@ def test_where_no_way_of_running_works_the_reason_is_said(tab, page):
         assert tab.run(script).startswith("The models do not run on this device: ")
 
 
-def test_licenses_can_be_read_with_the_page_kept(tab, page):
+def test_licenses_open_from_the_cached_page(tab, page):
     with opened(tab, page):
         tab.wait("navigator.serviceWorker.controller !== null")
         tab.run("document.querySelector('details').open = true; document.querySelector('details a').click()")
@@ -347,14 +347,14 @@ def test_licenses_can_be_read_with_the_page_kept(tab, page):
         assert "onnxruntime-web" in tab.run("document.body.innerText")
 
 
-def test_without_the_link_there_is_a_sentence_and_no_page(tab, page):
+def test_without_the_token_the_server_shows_a_refusal(tab, page):
     inbox = phone_setup.result_inbox(page)
     with serving(inbox, "127.0.0.1", 0) as port:
         tab.go(f"http://127.0.0.1:{port}/")
         assert tab.run("document.body.innerText").startswith("This page needs its link")
 
 
-def test_stopping_leaves_a_page_that_answers(tab, page):
+def test_the_page_still_answers_after_stopping(tab, page):
     with opened(tab, page) as (inbox, _):
         tab.run("document.getElementById('measure').click()")
         tab.wait("document.getElementById('stop').hidden === false")
@@ -415,7 +415,7 @@ def measured(tab, page) -> Iterator[chromium.Tab]:
         yield tab
 
 
-def test_it_can_be_read_and_used_by_everyone(measured):
+def test_the_page_is_accessible(measured):
     for theme in ("light", "dark"):
         measured.theme(theme)
         measured.wait(f"matchMedia('(prefers-color-scheme: {theme})').matches")

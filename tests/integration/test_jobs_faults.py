@@ -70,7 +70,7 @@ def _names(*outcomes: dict[str, Any]) -> dict[str, tuple[str, int]]:
     return {outcome["name"]: (outcome["state"], outcome["attempts"]) for outcome in outcomes}
 
 
-def test_a_queue_that_is_killed_goes_on_and_finds_its_workers_again(place: Place) -> None:
+def test_a_killed_queue_restarts_and_reattaches_its_workers(place: Place) -> None:
     with ray_clusters.running_cluster(place.folder, nodes=2) as cluster:
         client = place.client(cluster)
         client.request("start", str(place.ledger), QUICK)
@@ -91,7 +91,7 @@ def test_a_queue_that_is_killed_goes_on_and_finds_its_workers_again(place: Place
     assert segments == 3
 
 
-def test_a_queue_that_is_stopped_is_taken_up_by_the_next_and_another_ledger_is_refused(place: Place) -> None:
+def test_the_next_queue_resumes_a_stopped_one_and_another_ledger_is_refused(place: Place) -> None:
     with ray_clusters.running_cluster(place.folder, nodes=1) as cluster:
         client = place.client(cluster)
         client.request("start", str(place.ledger), QUICK)
@@ -136,7 +136,7 @@ def test_jobs_of_a_node_that_leaves_run_elsewhere(place: Place, leave: Callable[
     assert place.finished() == Counter(names)
 
 
-def test_the_driver_that_is_killed_is_not_needed(place: Place) -> None:
+def test_jobs_continue_after_their_driver_is_killed(place: Place) -> None:
     with ray_clusters.running_cluster(place.folder, nodes=1) as cluster:
         driver, other = place.client(cluster), place.client(cluster)
         wanted = [place.job("one", gated=True), place.job("two", after=("one",))]
@@ -151,7 +151,7 @@ def test_the_driver_that_is_killed_is_not_needed(place: Place) -> None:
     assert place.finished() == Counter(["one", "two"])
 
 
-def test_what_an_interrupted_command_left_on_a_cluster_of_its_own_is_not_in_the_way(place: Place) -> None:
+def test_jobs_of_an_interrupted_command_on_a_private_cluster_are_cancelled(place: Place) -> None:
     environment = tiny_pipeline.environment()
     first, second = (place.client_of(environment) for _ in range(2))
     first.send("run", [place.job("one", gated=True), place.job("two", after=("one",))], str(place.ledger))
@@ -192,7 +192,7 @@ def test_a_ledger_outlives_its_cluster(place: Place) -> None:
 
 
 @pytest.mark.rare
-def test_two_people_who_ask_for_the_same_at_once_get_the_same(place: Place) -> None:
+def test_concurrent_submissions_of_one_job_get_the_same_id(place: Place) -> None:
     with ray_clusters.running_cluster(place.folder, nodes=2) as cluster:
         people = [place.client(cluster), place.client(cluster)]
         wanted = [place.job(f"job-{number}") for number in range(40)]

@@ -116,7 +116,7 @@ def test_another_recipe_for_the_same_place_is_refused_and_nothing_lost(done: Pat
     artifact.verify(done / "tokens", "tokens")
 
 
-def test_a_pipeline_that_makes_no_sense_is_refused_before_anything_runs(tmp_path: Path) -> None:
+def test_an_invalid_pipeline_is_refused_before_anything_runs(tmp_path: Path) -> None:
     values = tiny_pipeline.measured(tmp_path)
     values["train"]["loss"] = {"temprature": 3.0}
     process = launched(tiny_pipeline.write(tmp_path / "pipeline.toml", values), tmp_path / "out")
@@ -206,9 +206,7 @@ def kill_a_worker_at(run: Run, step: int, killed: list[int]) -> None:
 
 
 @pytest.mark.long
-def test_what_the_user_must_mend_is_one_line_and_not_tried_again(
-    folder: Path, tmp_path: Path, ray_of_three_cpus: None
-) -> None:
+def test_user_errors_are_one_line_and_not_retried(folder: Path, tmp_path: Path, ray_of_three_cpus: None) -> None:
     asked, training = call(folder, tmp_path / "run", student={"layers": [0, 9]})
     with pytest.raises(LaunchError, match=r"student.layers \[0, 9\] does not fit a teacher of 4 layers"):
         on_workers(asked, training, Run(tmp_path / "run"))
@@ -243,7 +241,7 @@ def test_a_pipeline_submitted_to_a_cluster(head: dict[str, str], tmp_path: Path)
     assert refused.returncode != 0
 
 
-def test_the_ledger_of_a_pipeline_is_that_of_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pipeline_uses_the_ledger_of_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = PipelinePlan(Pipeline.of(tiny_pipeline.measured(tmp_path)), tmp_path / "out")
     monkeypatch.delenv("STILLHOUSE_JOBS", raising=False)
     assert plan.ledger == tmp_path / "out" / "queue"

@@ -79,7 +79,7 @@ def test_text_becomes_rows_between_buckets(tmp_path: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.rare
-def test_tokens_in_a_bucket_go_on_with_the_shards_that_are_missing(
+def test_interrupted_tokens_in_a_bucket_resume_with_the_missing_shards(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -72,7 +72,7 @@ def _pins(lines: list[str]) -> dict[str, str]:
     return {re.sub(r"[-_.]+", "-", each[1]).lower(): each[2] for each in found if each}
 
 
-def test_every_requirement_is_pinned_as_it_is_locked() -> None:
+def test_requirements_and_lock_file_agree() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     locked = _pins((ROOT / "requirements.lock").read_text().splitlines())
     asked = [*project["dependencies"], *(each for extra in project["optional-dependencies"].values() for each in extra)]
@@ -92,7 +92,7 @@ def _extras() -> dict[str, dict[str, str]]:
 
 
 @pytest.mark.parametrize("runtime", runtimes.RUNTIMES)
-def test_the_extra_that_runs_an_export_brings_its_library(runtime: str) -> None:
+def test_every_runtime_is_in_an_extra(runtime: str) -> None:
     distribution, extra = runtimes.RUNTIMES[runtime].distribution, runtimes.RUNTIMES[runtime].extra
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert distribution in (_pins(project["dependencies"]) if extra is None else _extras()[extra])
@@ -110,7 +110,7 @@ def _missing(target: str) -> str | None:
 
 
 @pytest.mark.parametrize("target", ["openvino", "executorch", "litert"])
-def test_a_toolchain_that_is_missing_is_said_to_be_in_an_extra_that_brings_it(target: str) -> None:
+def test_the_error_for_a_missing_toolchain_names_the_extra_that_installs_it(target: str) -> None:
     if (said := _missing(target)) is None:
         pytest.skip("it is installed")
     told = re.fullmatch(r"(\S+) is not installed: pip install 'stillhouse\[(\w+)\]'", said)

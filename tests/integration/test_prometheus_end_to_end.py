@@ -156,7 +156,7 @@ def _is_histogram(name: str) -> bool:
     return bool(family.type == "histogram")
 
 
-def test_what_was_seen_of_a_real_run_is_what_its_log_says(seen: Seen) -> None:
+def test_prometheus_agrees_with_the_log_of_a_real_run(seen: Seen) -> None:
     """The last scrape is of one of the later steps; the log has the last one."""
     steps = [line for line in read_metrics(seen.run / "metrics.jsonl") if line["kind"] == "train"]
     assert steps[-1]["step"] == STEPS
@@ -199,7 +199,7 @@ def test_a_real_run_fills_what_training_declares(seen: Seen) -> None:
     assert sorted(missing) == []
 
 
-def test_an_alert_reaches_people_and_is_taken_back(seen: Seen) -> None:
+def test_an_alert_is_sent_and_resolved(seen: Seen) -> None:
     who = {"run": simulated_service.RUN, "cluster": SCRIPTED}
     assert seen.webhook.states(STALLED) == [], "nothing had stalled"
     seen.script.stalls.set()
@@ -221,7 +221,7 @@ def test_both_dashboards_are_drawn(seen: Seen, tmp_path: Path) -> None:
     assert (tmp_path / "both.png").stat().st_size > 100_000
 
 
-def test_an_endpoint_says_nothing_but_what_is_declared() -> None:
+def test_an_endpoint_serves_only_declared_series() -> None:
     port = free_port()
     exporter.serve(port)
     names = {line.partition("{")[0] for line in scraped(port)}

@@ -58,7 +58,7 @@ def teacher(port: int) -> dict[str, Any]:
 
 
 @pytest.mark.rare
-def test_prometheus_sees_that_workers_were_started_again_and_why(tmp_path: Path) -> None:
+def test_prometheus_counts_restarts_of_workers_by_cause(tmp_path: Path) -> None:
     """A teacher's training: its run lies in an artifact that is being made. The first worker has the endpoint."""
     tokens_artifact.make(tmp_path)
     port, out = free_port(), tmp_path / "service" / "teacher"

@@ -112,7 +112,7 @@ def test_recipes_are_those_that_ship() -> None:
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
-def test_versions_are_those_of_the_project_and_everybody_needs_the_token(name: str) -> None:
+def test_versions_are_those_of_the_project_and_the_token_is_required(name: str) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     (ray,) = [found.partition("==")[2] for found in project["dependencies"] if found.startswith("ray[")]
     documents = overlay(name)
@@ -156,7 +156,7 @@ def _code(text: str) -> Iterator[str]:
     yield from (line.strip() for line in text.splitlines() if line.startswith("    "))
 
 
-def test_the_readme_names_what_is_there() -> None:
+def test_the_readme_names_existing_objects() -> None:
     text = README.read_text(encoding="utf-8")
     commands = list(_code(text))
     applied = {path for line in commands for path in re.findall(r"-k (k8s/\S+)", line)}

@@ -207,7 +207,7 @@ def test_a_lost_node_without_a_replacement_ends_the_run(folder: Path, tmp_path: 
         pytest.param("raise", "worker 1: RuntimeError: a bug of step seven", marks=pytest.mark.rare),
     ],
 )
-def test_a_step_that_dies_twice_is_not_tried_again(folder: Path, tmp_path: Path, fault: str, line: str) -> None:
+def test_a_step_that_dies_twice_ends_the_run(folder: Path, tmp_path: Path, fault: str, line: str) -> None:
     path = os.pathsep.join([str(paths.SUPPORT), os.environ.get("PYTHONPATH", "")])
     environment = tiny_pipeline.environment(FAULT=fault, PYTHONPATH=path)
     driver = TrainingDriver(folder, tmp_path / "run", environment, workers=2, restarts=50)

@@ -68,7 +68,7 @@ def test_versions_are_those_of_the_project() -> None:
     assert set(re.findall(r"TORCH=([\d.]+)\+", _text())) == {_pins()["torch"]}
 
 
-def test_it_runs_as_nobody_special_and_copies_what_the_packages_are() -> None:
+def test_the_image_runs_without_root_and_copies_the_packages() -> None:
     assert re.findall(r"^USER (.*)$", _text(), re.MULTILINE) == ["1000:1000"]
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     patterns = project["tool"]["setuptools"]["packages"]["find"]["include"]
@@ -77,7 +77,7 @@ def test_it_runs_as_nobody_special_and_copies_what_the_packages_are() -> None:
         assert f"!{package}\n" in (ROOT / ".dockerignore").read_text(encoding="utf-8")
 
 
-def test_programs_that_the_code_calls_are_in_it() -> None:
+def test_the_image_has_the_programs_that_the_code_calls() -> None:
     (installed,) = re.findall(r"apt-get install --yes --no-install-recommends (.+) \\\n", _text())
     assert {name.partition("=")[0] for name in installed.split()} >= {"adb", "gcc", "g++"}
 

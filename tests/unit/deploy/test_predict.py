@@ -38,7 +38,7 @@ def described(head: str, **changes) -> export_spec.Exported:
     return export_spec.Exported(**{**values, **changes})
 
 
-def test_an_export_says_what_its_model_says(classifier):
+def test_an_export_predicts_like_its_model(classifier):
     model, export = classifier
     loaded, tokenizer = models_with_heads.load(model, "classification"), AutoTokenizer.from_pretrained(model)
     with torch.no_grad():
@@ -63,7 +63,7 @@ def test_the_command_line_prints_one_line_for_each_label_or_json(classifier, cap
     assert sum(float(line.split()[1].rstrip("%")) for line in printed) == pytest.approx(100.0, abs=0.11)
 
 
-def test_a_folder_that_is_nothing_is_one_line(tmp_path, capsys):
+def test_an_empty_folder_is_a_one_line_error(tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
         predict.main([str(tmp_path), "text"])
     assert stopped.value.code == 1
@@ -82,13 +82,13 @@ def test_an_export_that_was_damaged_is_refused_by_name(classifier, tmp_path, cap
 
 
 @pytest.mark.parametrize("option", ["--top", "--threads"])
-def test_nothing_below_one_is_asked_for(classifier, capsys, option):
+def test_top_k_below_one_is_refused(classifier, capsys, option):
     with pytest.raises(SystemExit, match="2"):
         predict.main([str(classifier[1]), "some text", option, "0"])
     assert "0: write a whole number" in capsys.readouterr().err
 
 
-def test_words_behind_a_mask_are_filled_and_nothing_else_is(tmp_path, capsys):
+def test_predict_fills_only_mask_tokens(tmp_path, capsys):
     model = predict.load(models_with_heads.model_folder(tmp_path / "model", "roberta", "masked-words"))
     found = model("The [MASK] by the [MASK] stands.", top=3)
     assert [each.mask for each in found] == [1, 1, 1, 2, 2, 2]
@@ -106,14 +106,14 @@ def test_words_behind_a_mask_are_filled_and_nothing_else_is(tmp_path, capsys):
         model("The mill stands. " * 200 + "[MASK]")
 
 
-def test_a_passage_that_is_no_text_is_refused_by_name(classifier, tmp_path, capsys):
+def test_a_passage_that_is_not_text_is_refused_by_name(classifier, tmp_path, capsys):
     (tmp_path / "passage.pdf").write_bytes(b"%PDF-1.7 \xff\xfe")
     with pytest.raises(SystemExit, match="1"):
         predict.main([str(classifier[1]), "What?", "--passage-file", str(tmp_path / "passage.pdf")])
     assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'passage.pdf'} is not UTF-8 text: ")
 
 
-def test_a_model_folder_takes_the_threads_it_is_told(classifier):
+def test_a_model_folder_uses_the_requested_threads(classifier):
     predict.load(classifier[0], threads=2)
     assert torch.get_num_threads() == 2
 
@@ -126,7 +126,7 @@ def test_a_regression_gives_a_number(tmp_path):
     assert found[0].probability is None
 
 
-def test_a_question_needs_a_passage_and_its_answer_stands_there(tmp_path):
+def test_a_question_needs_a_passage_that_contains_the_answer(tmp_path):
     model = predict.load(models_with_heads.model_folder(tmp_path / "model", "bert", "question-answering"))
     with pytest.raises(errors.StageError, match="give one with --passage"):
         model("What?")

@@ -68,7 +68,7 @@ def _unknown(runbook: str) -> list[str]:
     return sorted(alerts | panels | modules)
 
 
-def test_a_runbook_that_leads_nowhere_is_found() -> None:
+def test_dead_links_in_a_runbook_are_found() -> None:
     # In two parts: commands that are mentioned anywhere exist.
     nowhere = "cluster." + "jbos"
     text = f'See StillhouseLost, the panel "Nothing" and `python -m {nowhere} list`; StillhouseGpuHot, panel "Steps".'
@@ -88,7 +88,7 @@ def test_promtool_proves_the_rules(path: Path) -> None:
 @pytest.mark.long
 @pytest.mark.parametrize("name", ALERTS)
 @pytest.mark.parametrize("expr", ["vector(1) < 0", "vector(1)"], ids=["never", "always"])
-def test_a_rule_that_were_otherwise_would_be_found(tmp_path: Path, name: str, expr: str) -> None:
+def test_changed_rules_fail_their_promtool_tests(tmp_path: Path, name: str, expr: str) -> None:
     (path,) = (path for path in FILES if name in names(path))
     rules = read(path)
     for group in rules["groups"]:

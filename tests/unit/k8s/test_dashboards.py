@@ -53,7 +53,7 @@ def asked() -> set[str]:
     return {name for expr in (*rules, *queries) for name in promql.series(expr)}
 
 
-def test_what_is_committed_is_what_would_be_made() -> None:
+def test_the_committed_dashboards_are_up_to_date() -> None:
     generated = generate.generated()
     assert len(generated) == 4
     stale = [name for name, text in generated.items() if (generate.FOLDER / name).read_text(encoding="utf-8") != text]
@@ -70,12 +70,12 @@ def test_names_are_found_in_an_expression() -> None:
     assert promql.series(expr) == {"x_total", "n:x:sum", "w", "stillhouse_job_seconds"}
 
 
-def test_every_series_that_is_asked_for_exists() -> None:
+def test_every_queried_series_exists() -> None:
     known = {*monitoring_series.declared(), *monitoring_series.recorded(), *monitoring_series.FOREIGN}
     assert sorted(asked() - known) == []
 
 
-def test_every_series_that_is_declared_is_asked_for() -> None:
+def test_every_declared_series_is_queried() -> None:
     assert sorted({*monitoring_series.declared(), *monitoring_series.recorded()} - asked()) == []
     assert sorted(monitoring_series.FOREIGN - asked()) == []
 
@@ -92,7 +92,7 @@ def test_labels_are_those_of_the_series(panel: str, expr: str) -> None:
 
 
 @pytest.mark.parametrize(("panel", "expr"), [*expressions()])
-def test_no_line_is_the_largest_of_things_that_differ(panel: str, expr: str) -> None:
+def test_no_panel_takes_the_maximum_over_different_runtimes(panel: str, expr: str) -> None:
     """One value of a run is picked over instances; picked over runtimes, only the slowest would be seen."""
     known = monitoring_series.declared()
     for by, name, matchers in re.findall(r"max by \(([^)]*)\) \((stillhouse_\w+)\{([^}]*)\}\)", expr):
@@ -136,7 +136,7 @@ def test_no_two_panels_overlap_and_no_row_has_a_gap(board: Board) -> None:
     assert len(taken) == 24 * (bottom + 1), "a line that panels do not fill"
 
 
-def test_the_two_dashboards_lead_to_each_other_and_to_those_of_ray() -> None:
+def test_the_dashboards_link_to_each_other_and_to_ray() -> None:
     from ray.dashboard.modules.metrics.dashboards import data_dashboard_panels as data
     from ray.dashboard.modules.metrics.dashboards import default_dashboard_panels as default
     from ray.dashboard.modules.metrics.dashboards import train_dashboard_panels as train

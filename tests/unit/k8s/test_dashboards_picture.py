@@ -37,7 +37,7 @@ def _texts(panel: Panel, names: list[str]) -> tuple[list[Text], Figure]:
 
 @pytest.mark.parametrize("name", ["v100-node-1 {}", "a-pipeline/with-a-long-name {}"])
 @pytest.mark.parametrize("panel", PANELS, ids=lambda panel: panel.title)
-def test_nothing_runs_out_of_its_panel(panel: Panel, name: str) -> None:
+def test_text_fits_into_its_panel(panel: Panel, name: str) -> None:
     names = ["distilbert/student", *(name.format(number) for number in range(8))]
     texts, figure = _texts(panel, ["growth"] if panel.kind == "stat" else names)
     width, height = figure.bbox.size

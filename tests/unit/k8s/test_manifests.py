@@ -72,7 +72,7 @@ def test_an_overlay_is_accepted_by_every_schema(name: str) -> None:
 
 @pytest.mark.parametrize("gpus", [1, 8])
 @pytest.mark.parametrize("owner", ["service", "runs"])
-def test_gpus_of_a_node_and_who_has_them_are_two_lines(tmp_path: Path, gpus: int, owner: str) -> None:
+def test_gpu_counts_and_owners_are_two_lines_of_an_overlay(tmp_path: Path, gpus: int, owner: str) -> None:
     shutil.copytree(K8S, tmp_path / "k8s")
     chosen = tmp_path / "k8s" / "overlays" / "v100-8" / "hardware" / "kustomization.yaml"
     text = chosen.read_text(encoding="utf-8")

@@ -60,14 +60,14 @@ def test_a_unit_that_kills_every_worker_is_named(tmp_path: Path) -> None:
     assert _attempts(tmp_path)[1] == MAX_DEATHS
 
 
-def test_what_a_worker_refuses_ends_the_work_and_bugs_stay_bugs(tmp_path: Path) -> None:
+def test_refusals_of_a_worker_end_the_work_and_bugs_keep_their_type(tmp_path: Path) -> None:
     with pytest.raises(StageError, match="three is refused"):
         _run(tmp_path, workers.Refusing, _units(4))
     with pytest.raises(RuntimeError, match="a bug"):
         _run(tmp_path, workers.Refusing, [Unit("bug", 4), Unit("fine", 5)])
 
 
-def test_workers_that_never_start_are_not_asked_for_ever(tmp_path: Path) -> None:
+def test_the_pool_gives_up_on_workers_that_never_start(tmp_path: Path) -> None:
     with pytest.raises(StageError, match=r"test: no worker could be started .*cannot be unpickled"):
         _run(tmp_path, workers.Unpicklable(), _units(3))
 

@@ -65,7 +65,7 @@ def _interrupt(out: Path, name: str, **given: Any) -> list[str]:
     return found
 
 
-def test_what_is_made_is_read_back_and_nothing_else_is_left(tmp_path: Path) -> None:
+def test_a_created_artifact_is_read_back_and_leaves_no_other_files(tmp_path: Path) -> None:
     found = _make(tmp_path / "tokens")
     assert found == artifact.verify(tmp_path / "tokens", "tokens")
     assert sorted(found.manifest["files"]) == ["rows.arrow", "shards/0.json"]
@@ -119,7 +119,7 @@ def test_two_processes_never_make_one_artifact_at_once(tmp_path: Path) -> None:
     assert (artifact.verify(out).path / "rows.bin").read_bytes() == b"first"
 
 
-def test_what_exists_is_never_overwritten(tmp_path: Path) -> None:
+def test_existing_artifacts_are_never_overwritten(tmp_path: Path) -> None:
     before = _make(tmp_path / "tokens", "first")
     with pytest.raises(ArtifactError, match="never overwritten"):
         _make(tmp_path / "tokens", "second")
@@ -131,7 +131,7 @@ def test_what_exists_is_never_overwritten(tmp_path: Path) -> None:
     assert (tmp_path / "notes" / "mine.txt").read_text() == "mine"
 
 
-def test_what_appears_meanwhile_is_not_overwritten_either(tmp_path: Path) -> None:
+def test_an_artifact_that_appears_meanwhile_is_not_overwritten(tmp_path: Path) -> None:
     out = tmp_path / "tokens"
     making = artifact.create(out, kind="tokens", inputs={}, recipe={})
     (making.__enter__().path / "rows.arrow").write_text("late")
@@ -148,7 +148,7 @@ def test_facts_that_json_cannot_hold_make_no_artifact(tmp_path: Path) -> None:
     assert not (tmp_path / "tokens").exists()
 
 
-def test_identity_knows_neither_place_nor_time_nor_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_identity_does_not_depend_on_place_time_or_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     here = _make(tmp_path / "tokens", placement={"actors": 1})
     monkeypatch.setattr(socket, "gethostname", lambda: "elsewhere")
     there = _make(tmp_path / "deep" / "other-name", placement={"actors": 8})
@@ -170,7 +170,7 @@ def test_identity_knows_neither_place_nor_time_nor_machine(tmp_path: Path, monke
     ],
     ids=str,
 )
-def test_identity_changes_with_everything_that_makes_it(tmp_path: Path, change: dict[str, Any]) -> None:
+def test_identity_depends_on_kind_inputs_recipe_and_files(tmp_path: Path, change: dict[str, Any]) -> None:
     assert _make(tmp_path / "one").identity != _make(tmp_path / "two", **change).identity
 
 
@@ -221,7 +221,7 @@ def test_what_is_missing_or_of_another_kind_is_refused(tmp_path: Path) -> None:
         artifact.read(tmp_path / "tokens", "export")
 
 
-def test_verify_finds_what_sizes_do_not_tell(tmp_path: Path) -> None:
+def test_verify_finds_changes_that_keep_the_size(tmp_path: Path) -> None:
     out = _make(tmp_path / "tokens").path
     (out / "rows.arrow").write_text("swor")
     artifact.read(out)
@@ -277,7 +277,7 @@ def test_a_json_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["facts.json"]
 
 
-def test_notes_of_an_attempt_and_halves_of_files_do_not_stay(tmp_path: Path) -> None:
+def test_temporary_files_of_an_attempt_are_removed(tmp_path: Path) -> None:
     with artifact.create(tmp_path / "made", kind="tokens", inputs={}, recipe={}) as draft:
         (draft.path / "rows").write_text("rows")
         (draft.path / ".rows.77.tmp").write_text("ro")

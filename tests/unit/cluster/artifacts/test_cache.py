@@ -52,7 +52,7 @@ def _inodes(folder: Path) -> dict[str, int]:
     return {path.name: path.stat().st_ino for path in folder.iterdir()}
 
 
-def test_an_artifact_in_the_cache_is_that_in_the_store(tokens: filesystem.Location, tmp_path: Path) -> None:
+def test_a_cached_artifact_equals_the_one_in_the_store(tokens: filesystem.Location, tmp_path: Path) -> None:
     path = cache.fetch(tokens)
     assert path.is_relative_to(tmp_path / "cache")
     assert path.name == "tokens"
@@ -111,9 +111,7 @@ def test_an_interrupted_fetch_is_continued(tokens: filesystem.Location) -> None:
     assert set(after) == {*FILES, commit.MANIFEST}
 
 
-def test_what_was_damaged_in_the_store_is_refused_in_one_line(
-    tokens: filesystem.Location, bucket: s3fs.S3FileSystem
-) -> None:
+def test_damage_in_the_store_is_refused_in_one_line(tokens: filesystem.Location, bucket: s3fs.S3FileSystem) -> None:
     bucket.pipe_file("barrel/tokens/rows-3.arrow", b"x" * 1000)
     for _ in range(2):
         with pytest.raises(ArtifactError, match=r"s3://barrel/tokens/rows-3\.arrow is not what it was") as refused:

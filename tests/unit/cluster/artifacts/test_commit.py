@@ -99,7 +99,7 @@ def test_an_artifact_is_the_same_in_a_folder_and_in_an_object_store(out: UPath, 
     assert [*filesystem.listing(out)] == ["manifest.json", "rows.json", "shards/0.json"]
 
 
-def test_until_its_manifest_is_there_it_is_no_artifact(out: UPath) -> None:
+def test_a_folder_without_a_manifest_is_not_an_artifact(out: UPath) -> None:
     with artifact.create(out, kind="tokens", inputs={}, recipe=RECIPE) as draft:
         filesystem.write_json(draft.location / "rows.json", 1)
         with pytest.raises(ArtifactError, match=r"s3://barrel/made/tokens is not an artifact"):
@@ -114,7 +114,7 @@ def test_an_interrupted_attempt_is_continued_and_another_one_clears_it(out: UPat
     assert sorted(_make(out, recipe={"seed": 2}).files) == ["rows.json", "shards/0.json", "third.json"]
 
 
-def test_what_exists_is_never_overwritten(out: UPath, bucket: s3fs.S3FileSystem) -> None:
+def test_existing_artifacts_are_never_overwritten(out: UPath, bucket: s3fs.S3FileSystem) -> None:
     before = _make(out)
     with pytest.raises(ArtifactError, match="never overwritten"):
         _make(out, "other")
@@ -125,7 +125,7 @@ def test_what_exists_is_never_overwritten(out: UPath, bucket: s3fs.S3FileSystem)
     assert bucket.find("barrel/notes") == ["barrel/notes/mine.txt"]
 
 
-def test_a_killed_maker_is_known_to_be_dead_at_once(out: UPath) -> None:
+def test_the_lease_of_a_dead_process_is_taken_at_once(out: UPath) -> None:
     killed = subprocess.run([sys.executable, "-c", KILLED, str(out)], check=False)
     assert killed.returncode == -signal.SIGKILL
     assert any(lease.NAME.fullmatch(name) for name in filesystem.listing(out))
@@ -149,9 +149,7 @@ def test_two_processes_never_make_one_artifact_at_once(out: UPath) -> None:
 ELSEWHERE = {"host": "elsewhere", "machine": "another", "process": os.getpid(), "started": 1, "beat": 0}
 
 
-def test_a_maker_on_another_machine_that_is_not_heard_of_is_followed(
-    out: UPath, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_lease_of_another_machine_that_is_not_renewed_is_taken(out: UPath, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lease, "time", clock := Clock())
     _interrupt(out, "first.json")
     filesystem.write_json(out / ".lease-00007", ELSEWHERE)
@@ -159,7 +157,7 @@ def test_a_maker_on_another_machine_that_is_not_heard_of_is_followed(
     assert clock.monotonic() == lease.PATIENCE_SECONDS
 
 
-def test_a_maker_on_another_machine_that_is_heard_of_is_left_alone(out: UPath, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lease_of_another_machine_that_is_renewed_is_respected(out: UPath, monkeypatch: pytest.MonkeyPatch) -> None:
     beats = itertools.count()
 
     def renew() -> None:
@@ -172,7 +170,7 @@ def test_a_maker_on_another_machine_that_is_heard_of_is_left_alone(out: UPath, m
         _make(out)
 
 
-def test_a_maker_that_was_followed_completes_nothing(out: UPath) -> None:
+def test_a_process_that_lost_its_lease_completes_nothing(out: UPath) -> None:
     making = artifact.create(out, kind="tokens", inputs={}, recipe=RECIPE)
     making.__enter__()
     filesystem.remove(out / ".lease-00001")
@@ -182,7 +180,7 @@ def test_a_maker_that_was_followed_completes_nothing(out: UPath) -> None:
     assert not filesystem.exists(out / commit.MANIFEST)
 
 
-def test_a_manifest_that_is_there_already_stays(out: UPath) -> None:
+def test_an_existing_manifest_is_kept(out: UPath) -> None:
     making = artifact.create(out, kind="tokens", inputs={}, recipe=RECIPE)
     making.__enter__()
     (out / commit.MANIFEST).write_bytes(b"theirs")
@@ -210,7 +208,7 @@ def test_damage_is_refused_by_name_in_one_line(out: UPath, bucket: s3fs.S3FileSy
         artifact.read("s3://barrel/none", "corpus")
 
 
-def test_publishing_goes_on_where_it_was_interrupted(out: UPath, bucket: s3fs.S3FileSystem, tmp_path: Path) -> None:
+def test_publishing_resumes_after_an_interruption(out: UPath, bucket: s3fs.S3FileSystem, tmp_path: Path) -> None:
     made = _make(tmp_path / "tokens")
     bucket.make_bucket_versioned("barrel", True)
     versions = s3fs.S3FileSystem(version_aware=True, skip_instance_cache=True)

@@ -199,7 +199,7 @@ def test_a_setting_replaces_one_value(setting: str, expected: dict[str, Any]) ->
 
 
 @pytest.mark.parametrize("setting", ["steps", "=5", " = 5", "loss.temperature:5"])
-def test_a_setting_that_is_none_is_refused_with_an_example(setting: str) -> None:
+def test_a_malformed_setting_is_refused_with_an_example(setting: str) -> None:
     with pytest.raises(RecipeError, match=r"write key=value, for example --set loss\.temperature"):
         recipe.override({}, setting)
 
@@ -320,7 +320,7 @@ def test_a_shipped_recipe_means_what_its_golden_file_says(name: str) -> None:
     assert json.loads(found) == json.loads(path.read_text(encoding="utf-8")), f"{path} differs: {write}"
 
 
-def test_nothing_golden_or_named_is_left_of_recipes_that_are_gone() -> None:
+def test_golden_files_of_deleted_recipes_are_deleted() -> None:
     assert {path.stem for path in GOLDEN.glob("*.json")} <= {name.replace("/", "-") for name in SHIPPED}
     assert {*STAGES} <= {*SHIPPED}
     assert len({name.partition("/")[2] for name in SHIPPED}) == len(SHIPPED), "two shipped recipes share a name"

@@ -173,9 +173,7 @@ def test_inputs_of_another_kind_are_refused(corpus: Path, capsys: pytest.Capture
     assert not commit.staging(out).exists()
 
 
-def test_an_out_of_another_kind_or_that_is_no_artifact_is_left_alone(
-    corpus: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_existing_out_of_another_kind_is_left_alone(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
     other = _artifact(corpus.with_name("other"), "tokens")
     line = _refusal(capsys, "default", "--corpus", corpus, "--out", other)
     assert line.startswith(f"{other} is a tokens artifact, expected a dataset artifact")
@@ -196,7 +194,7 @@ def test_a_place_that_cannot_be_written_is_one_line(corpus: Path, capsys: pytest
     assert file.read_text() == "a regular file"
 
 
-def test_a_recipe_that_is_not_there_is_one_line(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_recipe_is_a_one_line_error(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
     line = _refusal(capsys, "nowhere.toml", "--corpus", corpus, "--out", corpus.with_name("made"))
     assert line.startswith("recipe nowhere.toml is neither a file nor one that ships")
 
@@ -287,7 +285,7 @@ def test_only_modules_with_a_stage_are_stages() -> None:
         registry.find("distill.trian")
 
 
-def test_errors_for_people_and_bugs_are_told_apart() -> None:
+def test_user_errors_and_bugs_are_distinguished() -> None:
     assert errors.explain(RecipeError("a\n  b")) == "a b"
     assert errors.explain(FileNotFoundError(2, "No such file", "there")) == "there: No such file"
     assert errors.explain(OSError("out of luck")) == "out of luck"
@@ -349,7 +347,7 @@ def test_an_interrupted_stage_is_continued_and_then_published(corpus: Path) -> N
 
 
 @pytest.mark.usefixtures("bucket")
-def test_what_was_made_but_not_published_is_published_unless_it_is_no_longer_wanted(corpus: Path) -> None:
+def test_an_unpublished_artifact_is_published_if_still_wanted(corpus: Path) -> None:
     for recipe in (Toy(), Toy(text="other")):
         out = filesystem.location(f"s3://barrel/{recipe.text}")
         before = stage.execute(toy_stage.STAGE, Toy(), {"corpus": corpus}, cache.workplace(cast(UPath, out)))
@@ -361,7 +359,7 @@ def test_what_was_made_but_not_published_is_published_unless_it_is_no_longer_wan
 
 
 @pytest.mark.usefixtures("bucket")
-def test_a_remote_stage_works_where_things_are() -> None:
+def test_a_remote_stage_reads_and_writes_urls_directly() -> None:
     def run(recipe: Toy, inputs: Mapping[str, Location], out: Location) -> dict[str, Any]:
         there = filesystem.read_json(inputs["corpus"] / "text.json")
         found = [name for name in filesystem.listing(out) if not name.startswith(".")]

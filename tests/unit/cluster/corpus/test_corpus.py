@@ -349,7 +349,7 @@ REFUSALS = {
 
 
 @pytest.mark.parametrize(("prepare", "expected"), REFUSALS.items())
-def test_what_cannot_be_read_is_refused_in_one_line(
+def test_unreadable_sources_are_refused_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], prepare: Any, expected: str
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -175,7 +175,7 @@ def test_files_and_globs_are_taken_as_they_are_named(tmp_path: Path) -> None:
     assert _load(tmp_path / "rte", files=["heldout"]).overlap(LONG) == "rte"
 
 
-def test_what_one_process_loaded_others_open(tmp_path: Path) -> None:
+def test_other_processes_open_the_saved_index(tmp_path: Path) -> None:
     loaded = _load(_task(tmp_path / "whisky", LONG, SHORT))
     loaded.save(tmp_path / "made" / "evaluation.npz")
     opened = EvaluationIndex.open(tmp_path / "made" / "evaluation.npz")
@@ -237,7 +237,7 @@ def _other_kind(folder: Path) -> Path:
         (_other_kind, "dev.xml: evaluation data is read from .parquet"),
     ],
 )
-def test_what_cannot_be_read_is_refused_by_name(tmp_path: Path, make: Callable[[Path], Path], message: str) -> None:
+def test_unreadable_files_are_refused_by_name(tmp_path: Path, make: Callable[[Path], Path], message: str) -> None:
     with pytest.raises(StageError, match=message):
         _load(make(tmp_path))
 

@@ -103,7 +103,7 @@ def test_splits_behind_a_limit_do_not_count_however_many_were_read(order: list[i
     assert [found.split.number for found in scan.used] == [0, 1, 3]
 
 
-def test_no_piece_of_a_source_is_asked_for_that_has_given_its_limit() -> None:
+def test_a_source_at_its_limit_gets_no_more_reads() -> None:
     scan = ScanProgress(_splits((0,), (0,), (0,), (1,), (0, 1)), _sources(25, None), 0.5)
     asked = []
     for unit in scan.pending():
@@ -151,7 +151,7 @@ def test_too_many_bad_documents_in_a_row_of_splits_stop_a_run(order: list[int]) 
         _add_all(scan, facts, order)
 
 
-def test_a_few_bad_documents_stop_nothing_whatever_their_share() -> None:
+def test_few_bad_documents_do_not_stop_a_run() -> None:
     bad_documents.check_bad_share(read=11, bad={"empty": bad_documents.ALWAYS_TOLERATED}, share=0.0, examples=[])
     with pytest.raises(StageError, match="11 of the first 11 documents are bad"):
         bad_documents.check_bad_share(

@@ -134,7 +134,7 @@ def test_a_corpus_shows_its_sources_what_was_left_out_and_texts(tmp_path: Path) 
     assert {name: int(counts.sum()) for name, counts in histogram.counts.items()} == {"wiki": 30, "books": 10}
 
 
-def test_a_corpus_that_is_not_what_it_should_be_is_remarked_on(tmp_path: Path) -> None:
+def test_remarks_list_problems_of_a_corpus(tmp_path: Path) -> None:
     texts = {"web": [f"{text}\n{FOOTER}" for text in _english(30)], "tables": ["1 | 2 | 3"] * 40}
     remarks = "\n".join(_look(_corpus(tmp_path / "corpus", texts)).remarks)
     assert "39 documents are duplicates" in remarks
@@ -176,7 +176,7 @@ def _tokens(out: Path, table: np.ndarray[Any, Any], heldout: np.ndarray[Any, Any
     return out
 
 
-def test_tokens_that_are_not_what_they_should_be_are_remarked_on(tmp_path: Path, made: Path) -> None:
+def test_remarks_list_problems_of_tokens(tmp_path: Path, made: Path) -> None:
     facts = artifact.read(made / "tokens").facts
     table = np.full((6, 8), facts["unk_id"])
     table[:, 0] = facts["cls_id"]
@@ -298,7 +298,7 @@ def test_a_run_shows_how_far_it_got_and_what_it_can_go_on_from(tmp_path: Path, m
     ("losses", "says"),
     [([3.0, float("nan"), 3.0], "not finite at step 2"), ([2.0] * 5 + [9.0] * 12, "it has risen again")],
 )
-def test_a_run_that_went_wrong_is_remarked_on(tmp_path: Path, losses: list[float], says: str) -> None:
+def test_remarks_list_problems_of_a_run(tmp_path: Path, losses: list[float], says: str) -> None:
     assert says in _look(_run(tmp_path / "run", losses, "0" * 64)).remarks[0]
 
 
@@ -349,7 +349,7 @@ def test_a_benchmark_of_a_phone_says_which_and_what_it_could_not_do(tmp_path: Pa
     assert "GS201" in _page(found["on-a-cable"])
 
 
-def test_a_page_and_scores_are_seen_though_they_are_no_model_and_no_times(tmp_path: Path) -> None:
+def test_pages_and_scores_can_be_inspected(tmp_path: Path) -> None:
     with artifact.create(tmp_path / "page", kind="export", inputs={}, recipe={}) as draft:
         (draft.path / "index.html").write_bytes(b"x" * 2000)
         draft.facts.update(format="page", version="v1", models=[{"role": "student", "title": "Small"}])
@@ -437,7 +437,7 @@ def _command(*arguments: str, pipe: str = "") -> subprocess.CompletedProcess[str
     )
 
 
-def test_the_command_can_be_piped_and_its_reader_may_go(tmp_path: Path, made: Path) -> None:
+def test_a_closed_pipe_ends_the_command_quietly(tmp_path: Path, made: Path) -> None:
     piped = _command(str(made / "tokens"), "--picture", str(tmp_path / "a.png"), pipe="| cat")
     assert piped.returncode == 0
     assert piped.stdout.startswith("tokens ")
@@ -471,7 +471,7 @@ def test_the_name_of_the_module_hides_nothing_of_python() -> None:
     assert "cluster" not in Path(printed).parts
 
 
-def test_what_the_stages_make_has_all_that_is_looked_for(tmp_path: Path) -> None:
+def test_real_artifacts_have_the_facts_that_inspect_reads(tmp_path: Path) -> None:
     """A real corpus and real tokens: their facts are the ones read here."""
     texts, model = tiny.corpus(tmp_path / "texts", documents=400), tmp_path / "model"
     tiny.wordpiece(model)

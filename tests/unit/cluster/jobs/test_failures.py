@@ -34,12 +34,12 @@ POLICY = RetryPolicy(max_deaths=3, max_outages=4, max_node_losses=5, first_secon
         ("memory", [2], "ran out of memory twice, the second time with half the micro-batch where it has one: why"),
     ],
 )
-def test_attempts_are_repeated_later_and_later_and_not_for_ever(cause: Cause, waits: list[float], ending: str) -> None:
+def test_retries_back_off_and_end(cause: Cause, waits: list[float], ending: str) -> None:
     found = [next_attempt(cause, "why", times, POLICY) for times in range(1, len(waits) + 2)]
     assert found == [*((seconds, None) for seconds in waits), (None, ending)]
 
 
-def test_who_waits_for_another_process_waits_as_long_as_that_takes() -> None:
+def test_waiting_for_another_process_has_no_limit() -> None:
     assert [next_attempt("busy", "", times, POLICY) for times in (1, 3, 100, 10**6)] == [
         (2, None),
         (8, None),
@@ -61,7 +61,7 @@ def test_who_waits_for_another_process_waits_as_long_as_that_takes() -> None:
         (ValueError("can't allocate memory for less than one row"), False),
     ],
 )
-def test_memory_that_ran_out_is_told_from_other_errors(error: Exception, memory: bool) -> None:
+def test_out_of_memory_errors_are_recognized(error: Exception, memory: bool) -> None:
     assert is_memory(error) is memory
     wrapped = RuntimeError("the stage failed")
     wrapped.__cause__ = error
@@ -85,20 +85,20 @@ def test_memory_that_ran_out_is_told_from_other_errors(error: Exception, memory:
         (filelock.Timeout("lock"), False),
     ],
 )
-def test_what_was_away_for_a_moment_is_told_from_what_people_must_mend(error: Exception, outage: bool) -> None:
+def test_outages_are_distinguished_from_user_errors(error: Exception, outage: bool) -> None:
     assert is_outage(error) is outage
     raised = errors.StageError("the data cannot be read")
     raised.__context__, raised.__suppress_context__ = error, True  # as `raise … from None` leaves it
     assert is_outage(raised) is outage
 
 
-def test_torch_says_that_memory_ran_out_as_is_expected_of_it() -> None:
+def test_torch_reports_out_of_memory_as_expected() -> None:
     with pytest.raises(RuntimeError) as raised:
         torch.empty(2**60, dtype=torch.int8)
     assert is_memory(raised.value)
 
 
-def test_another_process_at_the_same_artifact_is_told_from_an_artifact_that_is_wrong(tmp_path: Path) -> None:
+def test_a_lease_conflict_is_distinguished_from_a_wrong_artifact(tmp_path: Path) -> None:
     with (
         artifact.create(tmp_path / "out", kind="dataset", inputs={}, recipe={}),
         pytest.raises(commit.ArtifactError) as busy,
@@ -121,7 +121,7 @@ sys.stdin.read()
 """
 
 
-def test_what_a_dead_worker_leaves_is_ended_and_nobody_else() -> None:
+def test_only_the_processes_of_a_dead_worker_are_killed() -> None:
     worker = subprocess.Popen([sys.executable, "-c", ORPHAN], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert worker.stdin is not None
     assert worker.stdout is not None
@@ -145,7 +145,7 @@ def test_what_a_dead_worker_leaves_is_ended_and_nobody_else() -> None:
             assert "GiB are free on the node" in str(clear({**about, "memory_kills": kills - 1}))
 
 
-def test_an_error_whose_words_are_not_unicode_can_be_told_and_written(tmp_path: Path) -> None:
+def test_errors_that_are_not_unicode_can_be_recorded(tmp_path: Path) -> None:
     corpus = os.fsdecode(bytes(tmp_path) + b"/\xff")
     log = tmp_path / "log"
     job = Job("odd", "toy_stage", {}, {"corpus": Path(corpus)}, tmp_path / "out", cwd=tmp_path)

@@ -64,7 +64,7 @@ def _log(outcome: Outcome) -> str:
     return Path(outcome.log).read_text(encoding="utf-8")
 
 
-def test_jobs_come_after_what_they_need_and_are_skipped_the_second_time(corpus: Path) -> None:
+def test_jobs_wait_for_their_dependencies_and_are_skipped_the_second_time(corpus: Path) -> None:
     gate = corpus.with_name("gate")
     first = toy_job(corpus, "first", {"gate": str(gate)})
     chained = Job(
@@ -123,7 +123,7 @@ def test_a_failed_job_stops_only_those_that_come_after_it(corpus: Path) -> None:
 
 
 @pytest.mark.long
-def test_what_a_job_prints_is_in_its_own_log(corpus: Path) -> None:
+def test_every_job_has_its_own_log(corpus: Path) -> None:
     found = _run(corpus, toy_job(corpus, "one", {"text": "ONE"}), toy_job(corpus, "two", {"text": "TWO"}))
     assert _log(found["one"]) == "the toy says ONE\n"
     assert _log(found["two"]) == "the toy says TWO\n"
@@ -153,7 +153,7 @@ def test_a_job_whose_workers_keep_dying_fails_and_keeps_its_files(corpus: Path) 
 
 
 @pytest.mark.long
-def test_jobs_share_the_cluster_but_one_that_must_be_alone_is(corpus: Path) -> None:
+def test_exclusive_jobs_run_alone_and_others_share_the_cluster(corpus: Path) -> None:
     gates = [corpus.with_name(name) for name in ("gate-of-the-first-pair", "gate-of-alone")]
 
     def pair(pipe: str, *names: str, gate: str) -> list[Job]:
@@ -232,7 +232,7 @@ def test_two_jobs_of_one_name_are_refused(corpus: Path) -> None:
         client.run([toy_job(corpus, "same"), toy_job(corpus, "same")], corpus.with_name("logs"))
 
 
-def test_no_jobs_are_no_outcomes(tmp_path: Path) -> None:
+def test_an_empty_submission_has_no_outcomes(tmp_path: Path) -> None:
     assert client.run([], tmp_path / "logs") == []
 
 

@@ -25,7 +25,7 @@ def _numbers(folder: Path) -> list[int]:
     return [event["number"] for event in ledger.read(folder) if event["event"] == "drained"]
 
 
-def test_what_was_written_is_read_by_whoever_comes_next(tmp_path: Path) -> None:
+def test_the_next_owner_reads_the_ledger(tmp_path: Path) -> None:
     for number in range(3):
         ledger = Ledger(tmp_path / "new", "here")
         assert [event["number"] for event in ledger.events if event["event"] == "drained"] == list(range(number))
@@ -63,7 +63,7 @@ def test_a_crash_before_the_first_line_of_a_segment_loses_nothing(tmp_path: Path
     assert _numbers(tmp_path) == [0, 1]
 
 
-def test_one_that_was_cut_off_can_add_nothing(tmp_path: Path) -> None:
+def test_a_superseded_owner_cannot_write(tmp_path: Path) -> None:
     old = Ledger(tmp_path, "here")
     old.append([_note(0)])
     new = Ledger(tmp_path, "here")
@@ -78,7 +78,7 @@ def test_one_that_was_cut_off_can_add_nothing(tmp_path: Path) -> None:
     assert _numbers(tmp_path) == [0, 3]
 
 
-def test_the_queue_of_another_cluster_is_not_pushed_aside_while_it_lives(tmp_path: Path) -> None:
+def test_a_live_queue_of_another_cluster_keeps_the_ledger(tmp_path: Path) -> None:
     theirs = Ledger(tmp_path, "there")
     with pytest.raises(StageError, match=r"another cluster \(on .*, process \d+\)"):
         Ledger(tmp_path, "here")
@@ -116,7 +116,7 @@ ledger.append([{"event": "drained", "on": True, "number": 2}])
 """
 
 
-def test_what_there_was_no_room_for_is_not_half_there(tmp_path: Path) -> None:
+def test_a_full_disk_leaves_no_partial_line(tmp_path: Path) -> None:
     def limit() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))
@@ -167,7 +167,7 @@ def test_a_ledger_that_cannot_be_opened_leaves_nothing_behind_each_time(tmp_path
     assert [path.name for path in tmp_path.iterdir()] == ["logs"]
 
 
-def test_a_ledger_that_was_deleted_is_said_to_be(tmp_path: Path) -> None:
+def test_a_deleted_ledger_is_reported(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path, "here")
     (tmp_path / "segment-00001.jsonl").unlink()
     with pytest.raises(FileNotFoundError, match="stillhouse jobs stop"):

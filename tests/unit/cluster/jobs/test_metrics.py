@@ -58,7 +58,7 @@ def start(told: Told, job: str, at: float) -> None:
     told("started", at, id=job, worker="w", node="n", takes={})
 
 
-def test_the_line_is_shown_as_it_is(told: Told, ids: list[str]) -> None:
+def test_metrics_show_the_state_of_the_queue(told: Told, ids: list[str]) -> None:
     kind = told.state.entries[ids[0]].request.job.kind
     told.metrics.update(told.state)
     assert value("stillhouse_jobs_waiting", kind=kind) == 3
@@ -75,7 +75,7 @@ def test_the_line_is_shown_as_it_is(told: Told, ids: list[str]) -> None:
     assert value("stillhouse_queue_draining") == 1
 
 
-def test_counters_are_there_before_anything_happens(told: Told, ids: list[str]) -> None:
+def test_counters_exist_before_their_first_event(told: Told, ids: list[str]) -> None:
     """Prometheus sees no increase in a counter that is born with its first event."""
     kind = told.state.entries[ids[0]].request.job.kind
     told.metrics.update(told.state)
@@ -99,7 +99,7 @@ def test_waits_retries_and_endings_are_counted(told: Told, ids: list[str]) -> No
     assert value("stillhouse_job_seconds_sum", kind=kind) == 100
 
 
-def test_kinds_that_people_invent_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kinds_above_the_limit_share_a_label(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metrics, "_values", {})
     monkeypatch.setattr(metrics, "MOST_VALUES", 2)
     corpus, told = make_corpus(tmp_path), Told()
@@ -121,7 +121,7 @@ def finetuned(place: Path, score: float) -> None:
         draft.facts.update(task="rte", score=score)
 
 
-def test_what_a_job_has_made_is_shown_also_by_a_queue_that_starts_later(tmp_path: Path) -> None:
+def test_a_restarted_queue_shows_earlier_results(tmp_path: Path) -> None:
     corpus, told = make_corpus(tmp_path), Told()
     place = tmp_path / "finetune" / "planted" / "rte"
     (request,) = make_requests([replace(toy_job(corpus, "finetune"), out=place)])
@@ -136,7 +136,7 @@ def test_what_a_job_has_made_is_shown_also_by_a_queue_that_starts_later(tmp_path
     assert value("stillhouse_score_ratio", model="planted", task="rte") == pytest.approx(0.615)
 
 
-def test_a_result_that_is_gone_troubles_nobody(told: Told, ids: list[str]) -> None:
+def test_a_deleted_result_is_ignored(told: Told, ids: list[str]) -> None:
     start(told, ids[0], time.time())
     told("ended", time.time(), id=ids[0], state="done", error=None, failure=None, seconds=1.0)
     QueueMetrics(told.state)
@@ -145,7 +145,7 @@ def test_a_result_that_is_gone_troubles_nobody(told: Told, ids: list[str]) -> No
 @pytest.mark.parametrize(
     "facts", [None, {"task": "rte", "score": None}, {"task": ["rte"], "score": 1.0}, {"task": "rte", "score": "high"}]
 )
-def test_a_result_that_is_damaged_troubles_nobody(tmp_path: Path, facts: Any) -> None:
+def test_a_damaged_result_is_ignored(tmp_path: Path, facts: Any) -> None:
     """A queue that starts looks at hundreds of them."""
     corpus, told = make_corpus(tmp_path), Told()
     place = tmp_path / "finetune" / "damaged" / "rte"

@@ -75,7 +75,7 @@ def _started(corpus: Path, *names: str) -> list[str]:
     return sorted(names, key=lambda name: artifact.read(corpus.with_name(name)).facts["started"])
 
 
-def test_cancelled_jobs_end_with_their_children_and_what_comes_after_them(corpus: Path, queue: Queue) -> None:
+def test_cancelling_a_job_ends_its_children_and_dependent_jobs(corpus: Path, queue: Queue) -> None:
     child = corpus.with_name("child")
     running = toy_job(corpus, "running", {"gate": str(corpus / "never"), "child": str(child)})
     ids = queue.submit([running, _gated(corpus, "waiting", cpus=2), toy_job(corpus, "heir", after=("running",))])
@@ -101,7 +101,7 @@ def _events(queue: Queue) -> list[dict[str, Any]]:
     return [json.loads(line) for line in newest.read_text().splitlines()]
 
 
-def test_what_failed_is_tried_again_with_what_failed_because_of_it(corpus: Path, queue: Queue) -> None:
+def test_retrying_a_job_retries_its_failed_dependents(corpus: Path, queue: Queue) -> None:
     (corpus / "missing").mkdir()
     wrong = Job("wrong", "toy_stage", {}, {"corpus": corpus.with_name("later")}, corpus.with_name("wrong"))
     ids = queue.submit(
@@ -128,7 +128,7 @@ def test_what_failed_is_tried_again_with_what_failed_because_of_it(corpus: Path,
     assert [one.state for one in queue.wait(ids)] == ["done"] * 4
 
 
-def test_of_two_that_would_make_different_things_at_one_place_one_is_tried_again(corpus: Path, queue: Queue) -> None:
+def test_only_one_of_two_conflicting_jobs_is_retried(corpus: Path, queue: Queue) -> None:
     ids: list[str] = []
     for text in ("one", "two"):
         ids += queue.submit([_gated(corpus, "place", text)])
@@ -147,7 +147,7 @@ def test_failed_training_cancels_its_side_jobs_and_raises_its_error(corpus: Path
     assert (found["state"], found["error"]) == ("cancelled", "it was cancelled")
 
 
-def test_who_waits_is_told_what_troubles_the_queue(queue: Queue, capsys: pytest.CaptureFixture[str]) -> None:
+def test_waiting_clients_report_problems_of_the_queue(queue: Queue, capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         queue.serve(taken.getsockname()[1])
         wait_until(lambda: queue.about()["trouble"])
@@ -156,7 +156,7 @@ def test_who_waits_is_told_what_troubles_the_queue(queue: Queue, capsys: pytest.
     assert "the job queue has a problem and keeps trying: metrics port" in capsys.readouterr().err
 
 
-def test_a_deadline_ends_what_waits_and_what_runs(corpus: Path, queue: Queue) -> None:
+def test_a_deadline_ends_waiting_and_running_jobs(corpus: Path, queue: Queue) -> None:
     running = _gated(corpus, "running", cpus=2)
     ids = queue.submit([running])
     await_running(corpus, "running")
@@ -168,7 +168,7 @@ def test_a_deadline_ends_what_waits_and_what_runs(corpus: Path, queue: Queue) ->
     assert late.error == "it still ran at its deadline, 3 s after submission"
 
 
-def test_what_is_asked_for_twice_is_run_once(corpus: Path, queue: Queue, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_job_submitted_twice_runs_once(corpus: Path, queue: Queue, capsys: pytest.CaptureFixture[str]) -> None:
     job = _gated(corpus, "job")
     first = queue.submit([job])
     await_running(corpus, "job")
@@ -223,7 +223,7 @@ def test_priorities_and_limits_decide_who_is_next(corpus: Path, queue: Queue) ->
     assert queue.wait(ids[:1])[0].state == "done"
 
 
-def test_who_waits_for_jobs_of_its_own_holds_nobody_up(corpus: Path, queue: Queue) -> None:
+def test_a_job_that_waits_for_its_own_jobs_blocks_no_other(corpus: Path, queue: Queue) -> None:
     queue.limit({"*": 1}, {"*": 1})
     watcher = queue.submit([_gated(corpus, "watcher", cpus=0)])
     await_running(corpus, "watcher")
@@ -242,7 +242,7 @@ def test_a_limit_that_is_not_named_stays(queue: Queue) -> None:
     assert queue.about()["limits"] == {"user": {}, "kind": {"slow": 3}}
 
 
-def test_a_last_line_that_was_cut_off_is_shown_when_the_job_has_ended(corpus: Path, queue: Queue) -> None:
+def test_an_incomplete_last_line_of_the_log_is_shown_after_the_job_has_ended(corpus: Path, queue: Queue) -> None:
     ids = queue.submit([_gated(corpus, "job")])
     await_running(corpus, "job")
     log = Path(queue.show(ids[0])["log"])
@@ -254,7 +254,7 @@ def test_a_last_line_that_was_cut_off_is_shown_when_the_job_has_ended(corpus: Pa
     assert queue.log(ids[0], -20)["text"] == "or: Segmentation fau"
 
 
-def test_what_did_not_answer_is_asked_again_but_not_for_ever(corpus: Path, queue: Queue) -> None:
+def test_outages_are_retried_a_limited_number_of_times(corpus: Path, queue: Queue) -> None:
     found = queue.wait(queue.submit([toy_job(corpus, "job", {"behavior": "outage"})]))[0]
     assert (found.state, found.failure, found.attempts) == ("failed", "cluster", 2)
     assert found.error == "a service it needs failed 2 times: the store does not answer: reset by peer"
@@ -270,7 +270,7 @@ def test_a_kind_has_its_limit(corpus: Path, queue: Queue) -> None:
     assert queue.show(ids[1])["why"] == "kind slow may run 1 at a time"
 
 
-def test_where_memory_runs_out_half_the_micro_batch_is_tried_once(corpus: Path, queue: Queue) -> None:
+def test_after_out_of_memory_half_the_micro_batch_is_tried_once(corpus: Path, queue: Queue) -> None:
     def hungry(name: str, room: int) -> Job:
         return toy_job(corpus, name, {"room": room, "placement": {"rows": 8}})
 
@@ -286,7 +286,7 @@ def test_where_memory_runs_out_half_the_micro_batch_is_tried_once(corpus: Path, 
     )
 
 
-def test_where_another_process_is_at_it_the_job_waits(corpus: Path, queue: Queue) -> None:
+def test_a_job_waits_while_another_process_makes_its_artifact(corpus: Path, queue: Queue) -> None:
     job = toy_job(corpus, "contested")
     with artifact.create(job.out, kind="dataset", inputs={}, recipe={"of": "another process"}):
         ids = queue.submit([job])
@@ -322,12 +322,12 @@ def test_alone_on_a_node_a_job_has_the_threads_it_asked_for(corpus: Path, queue:
         ),
     ],
 )
-def test_what_cannot_be_is_refused(corpus: Path, queue: Queue, given: dict[str, Any], message: str) -> None:
+def test_invalid_jobs_are_refused(corpus: Path, queue: Queue, given: dict[str, Any], message: str) -> None:
     with pytest.raises(StageError, match=message):
         queue.submit([toy_job(corpus, "odd", **given)])
 
 
-def test_a_port_that_is_none_is_refused(queue: Queue) -> None:
+def test_an_invalid_port_is_refused(queue: Queue) -> None:
     with pytest.raises(StageError, match="metrics port 70000: write a number from 1 to 65535"):
         queue.serve(70_000)
 

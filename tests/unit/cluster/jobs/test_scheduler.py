@@ -38,7 +38,7 @@ def test_jobs_start_in_order_as_long_as_they_fit() -> None:
     assert started(plan([node({"CPU": 2})], cpus(1), cpus(1), cpus(1))) == ["0", "1"]
 
 
-def test_nothing_takes_what_the_head_of_the_line_waits_for() -> None:
+def test_no_job_takes_resources_reserved_for_the_first() -> None:
     one = {"CPU": 1.0}
     found = plan([node({"CPU": 2}, one)], cpus(2), cpus(1))
     assert found == Placements([], {"0": "n0"})
@@ -55,7 +55,7 @@ def test_nothing_takes_what_the_head_of_the_line_waits_for() -> None:
         ([0.5, 0.5, 1.0], 0),
     ],
 )
-def test_what_the_head_can_never_use_is_not_idle(running: list[float], passing: int) -> None:
+def test_resources_the_first_job_cannot_use_are_given_to_others(running: list[float], passing: int) -> None:
     busy = [{"CPU": count} for count in running]
     assert len(started(plan([node({"CPU": 4}, *busy)], cpus(3), *[cpus(1)] * 4))) == passing
 
@@ -65,28 +65,28 @@ def test_other_resources_than_those_it_waits_for_are_free_for_others() -> None:
     assert started(found) == ["1", "2"], "one CPU is kept for the job that waits for the GPU"
 
 
-def test_a_promise_is_for_the_node_with_the_fewest_endings_and_is_kept() -> None:
+def test_a_reservation_takes_the_node_where_the_fewest_jobs_must_end_and_stays() -> None:
     small, large = {"CPU": 1.0}, {"CPU": 4.0}
     nodes = [node({"CPU": 4}, small, small, small, small), node({"CPU": 4}, large)]
     assert plan(nodes, cpus(4)).reserved == {"0": "n1"}
     assert plan(nodes, cpus(4), reserved={"0": "n0"}).reserved == {"0": "n0"}
 
 
-def test_two_large_jobs_are_promised_two_nodes() -> None:
+def test_two_large_jobs_reserve_two_nodes() -> None:
     nodes = [node({"CPU": 2}, {"CPU": 1.0}), node({"CPU": 2}, {"CPU": 1.0})]
     assert plan(nodes, cpus(2), cpus(2), cpus(1)) == Placements([], {"0": "n0", "1": "n1"})
 
 
-def test_what_other_people_hold_is_not_waited_for_with_idle_hands() -> None:
+def test_resources_held_by_other_users_are_not_reserved() -> None:
     found = plan([node({"CPU": 4}, {"CPU": 1.0}, others=2)], cpus(4), cpus(1))
     assert (started(found), found.reserved) == (["1"], {})
 
 
-def test_a_job_that_no_node_could_hold_blocks_nobody() -> None:
+def test_a_job_too_large_for_every_node_blocks_no_other() -> None:
     assert started(plan([node({"CPU": 2})], cpus(3), cpus(0, gpus=1), cpus(1, alone=True))) == ["2"]
 
 
-def test_alone_takes_a_whole_node_that_nobody_else_is_on() -> None:
+def test_an_exclusive_job_takes_an_empty_node() -> None:
     whole = {"CPU": 4.0, "GPU": 2.0}
     assert started(plan([node(whole)], cpus(1, alone=True), cpus(1))) == ["0"]
     nodes = [node(whole, {"CPU": 1.0}), node({"CPU": 1})]
@@ -96,7 +96,7 @@ def test_alone_takes_a_whole_node_that_nobody_else_is_on() -> None:
     assert started(plan([node(whole, others=1)], cpus(1, alone=True), cpus(1))) == ["1"]
 
 
-def test_who_only_looks_on_starts_at_once_and_is_waited_for_by_nobody() -> None:
+def test_jobs_without_resources_start_at_once_and_block_no_other() -> None:
     whole = {"CPU": 4.0}
     # One that waits for jobs of its own, which are behind one that must be alone, would wait for ever.
     assert started(plan([node(whole, {})], cpus(1, alone=True), cpus(0), cpus(1))) == ["0", "1"]
@@ -117,7 +117,7 @@ def test_a_warm_worker_is_used_again() -> None:
     assert plan([node({"CPU": 2}), warm], need).starts == [("0", "n1")]
 
 
-def test_thousands_of_jobs_are_looked_at_in_no_time() -> None:
+def test_scheduling_thousands_of_jobs_is_fast() -> None:
     draw = random.Random(0)
     needs = [cpus(draw.choice([1, 2, 3]), draw.choice([0, 0, 0.25, 1])) for _ in range(5000)]
     nodes = [node({"CPU": 16, "GPU": 4}, *[{"CPU": 0.5 + 0.01 * k} for k in range(20)]) for _ in range(8)]
@@ -197,19 +197,19 @@ def _draw(seed: int, nodes: int) -> tuple[list[Mapping[str, float]], list[Case]]
 
 
 @pytest.mark.parametrize("nodes", [1, 2, 3])
-def test_random_queues_end_and_never_take_more_than_there_is(nodes: int) -> None:
+def test_random_queues_end_and_never_overcommit_a_node(nodes: int) -> None:
     for seed in range(100):
         totals, line = _draw(seed, nodes)
         assert len(Simulation(totals, line).run()) == len(line), seed
 
 
-def test_whoever_is_at_the_head_of_the_line_is_not_delayed_by_those_behind() -> None:
+def test_later_jobs_never_delay_the_first() -> None:
     for seed in range(300):
         _compare(*_draw(seed, nodes=1))
 
 
 @pytest.mark.parametrize("nodes", [1, 2, 3])
-def test_what_runs_on_the_promised_node_bounds_the_wait(nodes: int) -> None:
+def test_jobs_on_the_reserved_node_bound_the_wait(nodes: int) -> None:
     promises = 0
     for seed in range(150):
         found = Simulation(*_draw(seed, nodes))
@@ -232,7 +232,7 @@ def _compare(totals: Sequence[Mapping[str, float]], line: Sequence[Case]) -> Non
     assert crowded[str(head)] <= alone[str(head)]
 
 
-def test_nodes_kept_for_measurements_take_those_and_nothing_else() -> None:
+def test_benchmark_nodes_run_only_measurements() -> None:
     kept, busy, free = node({"CPU": 4, "benchmark": 1}), node({"CPU": 8}, {"CPU": 1.0}), node({"CPU": 8})
     assert plan([kept, busy, free], cpus(1, alone=True), cpus(1)).starts == [("0", "n0"), ("1", "n2")]
     # One that measures waits for the kept node although another is empty; what is too large for the others waits, too.
@@ -243,7 +243,7 @@ def test_nodes_kept_for_measurements_take_those_and_nothing_else() -> None:
     assert plan([kept, free], Need({"CPU": 1.0, "benchmark": 1.0})).starts == [("0", "n0")]
 
 
-def test_a_job_that_only_a_kept_node_could_carry_is_refused() -> None:
+def test_a_job_that_fits_only_on_a_benchmark_node_is_refused() -> None:
     job = Job("large", "cluster.tokens", {}, {}, Path("out"), cpus=16)
     nodes = {"a": {"CPU": 32.0, "benchmark": 1.0}, "b": {"CPU": 8.0}}
     assert "the nodes have 8 CPUs and 0 GPUs" in str(unmet_need(job, nodes))

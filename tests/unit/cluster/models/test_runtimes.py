@@ -70,7 +70,7 @@ def test_rows_are_padded_to_the_shortest_length_that_holds_them_and_cut_back():
         padded({"input_ids": np.ones((1, 17), dtype=np.int64), "attention_mask": np.ones((1, 17), dtype=np.int64)})
 
 
-def test_what_cannot_run_here_says_what_to_do(tmp_path, monkeypatch):
+def test_unavailable_runtimes_say_what_to_do(tmp_path, monkeypatch):
     description(format="coreml-int8", runtime="coreml").write(tmp_path)
     with pytest.raises(errors.StageError, match="runs on a Mac, iPhone or iPad only"):
         runtimes.open_export(tmp_path)

@@ -146,7 +146,7 @@ def test_splits_are_cut_by_size_and_small_files_go_together(tmp_path: Path, monk
     ]
 
 
-def test_what_is_wrong_with_a_line_is_said_with_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_name_the_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bad = [b'{"text": "\xff\xfe"}', b'{"text": ', b"[1]", b'{"body": "x"}', b'{"text": null}', b'{"text": ["x"]}']
     bad += [b"[" * 7_000, b"9" * 5_000, b'{"text": "' + b"x" * 9_000 + b'"}']
     fine = b'{"text": "Fine."}'

@@ -70,7 +70,7 @@ def test_paths_and_file_urls_are_paths_and_other_urls_are_not(monkeypatch: pytes
         ("https://host/text.gz?X-Amz-Signature=hunter2", "https://host/text.gz?… is signed"),
     ],
 )
-def test_what_is_no_location_is_refused_in_one_line_without_its_secret(text: str | Path, message: str) -> None:
+def test_invalid_locations_are_refused_in_one_line_without_secrets(text: str | Path, message: str) -> None:
     with pytest.raises(StorageError) as refused:
         filesystem.location(text)
     assert message in str(refused.value)
@@ -129,7 +129,7 @@ def test_a_file_is_put_in_place_whole_or_not_at_all(folder: Location) -> None:
     assert [*filesystem.listing(folder)] == ["deep/facts.json"]
 
 
-def test_two_writers_of_one_file_do_not_hurt_each_other(folder: Location) -> None:
+def test_two_writers_of_one_file_do_not_conflict(folder: Location) -> None:
     place = folder / "shard"
     with filesystem.writing(place) as one:
         one.write_text("the same")
@@ -176,7 +176,7 @@ def test_objects_carry_their_hash_and_those_of_others_are_read(bucket: s3fs.S3Fi
 
 
 @pytest.mark.usefixtures("bucket")
-def test_of_many_who_make_one_object_one_succeeds() -> None:
+def test_one_of_many_concurrent_creations_succeeds() -> None:
     place = filesystem.location("s3://barrel/once")
 
     def attempt(number: int) -> bool:
@@ -193,7 +193,7 @@ def test_of_many_who_make_one_object_one_succeeds() -> None:
 
 
 @pytest.mark.usefixtures("bucket")
-def test_a_bucket_or_an_object_that_is_not_there_is_named() -> None:
+def test_errors_name_missing_buckets_and_objects() -> None:
     nowhere = filesystem.location("s3://no-such-barrel/text")
     for attempt in (lambda: filesystem.write_json(nowhere, 1), lambda: filesystem.listing(nowhere)):
         with pytest.raises(StorageError, match=r"s3://no-such-barrel/text: .*bucket.*: create the bucket"):

@@ -31,7 +31,7 @@ def test_a_container_has_its_limit(tmp_path: Path, path: str) -> None:
     assert host_memory.available(*given) == 44 * MIB
 
 
-def test_the_smallest_limit_on_the_way_up_holds(tmp_path: Path) -> None:
+def test_the_smallest_limit_of_all_parent_groups_counts(tmp_path: Path) -> None:
     group(tmp_path / "groups" / "batch", str(32 * MIB), 8 * MIB, 0)
     group(tmp_path / "groups" / "batch" / "job", "max", 4 * MIB, 0)
     given = (tmp_path / "groups", own(tmp_path, "0::/batch/job"))
@@ -44,7 +44,7 @@ def test_the_older_kind_of_group_is_read_too(tmp_path: Path) -> None:
     assert (host_memory.total(*given), host_memory.available(*given)) == (16 * MIB, 12 * MIB)
 
 
-def test_without_a_limit_all_there_is_counts(tmp_path: Path) -> None:
+def test_without_a_limit_all_memory_counts(tmp_path: Path) -> None:
     group(tmp_path / "groups", "max", 8 * MIB, 0)
     assert host_memory.total(tmp_path / "groups", own(tmp_path, "0::/")) == psutil.virtual_memory().total
     assert host_memory.total(tmp_path / "none", tmp_path / "none") == psutil.virtual_memory().total

@@ -83,7 +83,7 @@ def test_a_last_line_cut_by_a_crash_is_dropped(tmp_path: Path) -> None:
     assert [json.loads(line)["step"] for line in path.read_text(encoding="utf-8").splitlines()] == [1, 2]
 
 
-def test_a_port_that_is_taken_ends_no_work(caplog: pytest.LogCaptureFixture) -> None:
+def test_work_continues_when_the_port_is_in_use(caplog: pytest.LogCaptureFixture) -> None:
     (port,) = free_ports(1)
     caplog.set_level("INFO", logger="stillhouse")
     with exporter.serving(port):
@@ -138,7 +138,7 @@ def test_every_dimensionless_name_is_still_declared() -> None:
     assert {family.name for metric in METRICS.values() for family in metric.describe()} >= DIMENSIONLESS
 
 
-def test_what_is_recorded_is_served() -> None:
+def test_recorded_values_are_served() -> None:
     port = free_ports(1)[0]
     exporter.serve(port)
     metrics.LOSS.labels("served", "soft").set(0.25)

@@ -120,7 +120,7 @@ def test_ids_are_those_of_the_tokenizer(
     assert encoder.dtype.itemsize == (2 if vocab_size < 2**16 else 4)
 
 
-def test_what_is_kept_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fast_encoder, "KEPT_WORDS", 50)
     encoder = Encoder(_bert(tmp_path), 500)
     for number in range(40):
@@ -129,7 +129,7 @@ def test_what_is_kept_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("make", [_bert, _word_level, _roberta])
-def test_long_words_are_not_kept(tmp_path: Path, make: Callable[[Path], Tokenizer]) -> None:
+def test_long_words_are_not_cached(tmp_path: Path, make: Callable[[Path], Tokenizer]) -> None:
     tokenizer = make(tmp_path)
     expected = Encoder(Tokenizer.from_str(tokenizer.to_str()), 500).encode_whole
     encoder = Encoder(tokenizer, 500)
@@ -139,7 +139,7 @@ def test_long_words_are_not_kept(tmp_path: Path, make: Callable[[Path], Tokenize
     assert sum(len(word) for word in encoder._words) <= 10
 
 
-def test_memory_that_runs_out_is_no_fault_of_a_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_of_memory_is_not_a_fault_of_the_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     encoder = Encoder(_bert(tmp_path), 500)
 
     def full(_: object) -> None:

@@ -67,7 +67,7 @@ def test_record_batches_without_rows_move_no_others(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("wrong", [-1, 20])
-def test_a_row_that_is_not_there_is_no_other_row(tmp_path: Path, wrong: int) -> None:
+def test_an_index_out_of_range_is_refused(tmp_path: Path, wrong: int) -> None:
     found = Rows([_write(tmp_path / "train-00000.arrow", _random(20, 1000))])
     with pytest.raises(IndexError):
         found.take(np.array([3, wrong]))
@@ -102,7 +102,7 @@ def test_any_number_of_files_takes_no_file_descriptors(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found.take(np.array([119])), _random(2, 1000, 59)[1:])
 
 
-def test_a_limit_of_the_system_is_not_taken_for_damage(tmp_path: Path) -> None:
+def test_a_system_limit_is_not_reported_as_damage(tmp_path: Path) -> None:
     path = _write(tmp_path / "train-00000.arrow", _random(2, 1000))
     with _open_files(0), pytest.raises(RowsError, match=r"train-00000\.arrow cannot be opened: .* raise ulimit -n"):
         Rows([path])

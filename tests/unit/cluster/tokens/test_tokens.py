@@ -266,7 +266,7 @@ def _without_mask(folder: Path) -> Path:
         (["max_bad_share=2"], "bert", "max_bad_share: input should be less than or equal to 1"),
     ],
 )
-def test_what_makes_no_tokens_is_refused_in_one_line(
+def test_invalid_inputs_of_tokens_are_refused_in_one_line(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     texts: Path,
@@ -290,7 +290,7 @@ def test_what_makes_no_tokens_is_refused_in_one_line(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_folder_that_is_no_corpus_is_refused(tmp_path: Path, bert: Path) -> None:
+def test_a_folder_without_a_corpus_is_refused(tmp_path: Path, bert: Path) -> None:
     with pytest.raises(commit.ArtifactError, match="corpus"):
         _make(tmp_path / "out", bert, bert)
 

@@ -21,7 +21,7 @@ def tokenizer(tmp_path_factory):
     return tiny.wordpiece(tmp_path_factory.mktemp("tokenizer"))
 
 
-def test_inputs_are_the_same_every_time_and_others_for_another_seed(tokenizer):
+def test_inputs_depend_only_on_the_seed(tokenizer):
     first, again, other = (parity.fixed_inputs(Probe(seed=seed), tokenizer, NAMES, 512) for seed in (0, 0, 1))
     assert all((a[name] == b[name]).all() for a, b in zip(first, again, strict=True) for name in NAMES)
     assert parity.describe(Probe(), first) == parity.describe(Probe(), again)
@@ -44,14 +44,14 @@ def test_inputs_are_texts_with_padding_at_the_end(tokenizer):
             assert types.tolist() == [0] * (filled // 2) + [1] * (filled - filled // 2) + [0] * (len(ids) - filled)
 
 
-def test_lengths_beyond_the_model_become_its_longest(tokenizer):
+def test_lengths_are_capped_at_the_model_s_limit(tokenizer):
     feeds = parity.fixed_inputs(Probe(lengths=(8, 64, 128), rows=2), tokenizer, NAMES[:2], 40)
     assert [feed["input_ids"].shape[1] for feed in feeds] == [8, 8, 40, 40]
     assert parity.describe(Probe(rows=2), feeds)["lengths"] == [8, 40]
     assert set(feeds[0]) == {"input_ids", "attention_mask"}
 
 
-def test_a_tokenizer_without_its_marks_is_refused(tmp_path):
+def test_a_tokenizer_without_special_tokens_is_refused(tmp_path):
     mute = tiny.wordpiece(tmp_path)
     mute.sep_token = None
     with pytest.raises(errors.StageError, match="lacks a"):
@@ -67,7 +67,7 @@ def test_difference_of_classes_by_hand():
     assert (difference.relative, difference.agreement) == (1.25 / 4, 0.5)
 
 
-def test_what_is_said_of_padding_is_not_compared():
+def test_parity_ignores_padding():
     feed = {"attention_mask": np.array([[1, 1, 0]])}
     words = np.array([[[5.0, 1.0], [1.0, 2.0], [9.0, 0.0]]], dtype=np.float32)
     others = words.copy()
@@ -92,7 +92,7 @@ def test_merging_equals_comparing_everything_at_once():
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_a_value_that_is_no_number_is_refused_wherever_it_stands(bad):
+def test_nan_is_refused_at_any_position(bad):
     feed = {"attention_mask": np.ones((2, 3), dtype=np.int64)}
     wanted = np.ones((2, 3), dtype=np.float32)
     broken = wanted.copy()

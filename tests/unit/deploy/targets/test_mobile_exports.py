@@ -153,7 +153,7 @@ def test_ort_mobile_answers_as_the_export_does(tmp_path):
 
 
 @pytest.mark.parametrize("module", ["browser_layout", "ort_mobile", "quantize", "sensitivity"])
-def test_what_was_changed_is_made_into_nothing_else(onnx_of_a_model, tmp_path, module):
+def test_a_changed_export_is_not_converted(onnx_of_a_model, tmp_path, module):
     """One byte of an embedding: far within the tolerance of any parity."""
     model, whole = onnx_of_a_model
     damaged = Path(shutil.copytree(whole, tmp_path / "onnx"))

@@ -132,7 +132,7 @@ def test_another_family_is_refused(tmp_path):
         export(model, tmp_path / "export")
 
 
-def test_a_head_that_was_never_saved_is_not_made_up(tmp_path):
+def test_a_model_without_a_saved_head_is_refused(tmp_path):
     model = models_with_heads.model_folder(tmp_path / "model", "bert", "masked-words")
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps(config | {"architectures": ["BertForSequenceClassification"]}))

@@ -26,7 +26,7 @@ def pruned(folder, family: str, head: str, **values) -> tuple[artifact.Artifact,
 @pytest.mark.parametrize(
     ("family", "head"), [("bert", "masked-words"), ("distilbert", "masked-words"), ("distilbert", "classification")]
 )
-def test_what_is_left_answers_as_before_and_the_rest_is_gone(tmp_path, family, head):
+def test_remaining_words_give_the_same_outputs_and_the_rest_is_removed(tmp_path, family, head):
     made, inputs = pruned(tmp_path, family, head)
     facts = made.facts
     assert facts["pieces"] < facts["pieces_before"]

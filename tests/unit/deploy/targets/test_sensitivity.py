@@ -36,7 +36,7 @@ def measured(folders):
     return model_exports.make("deploy.sensitivity", out, folders, **values)
 
 
-def test_the_layer_that_was_made_bad_is_found_and_keeping_it_helps(folders, measured, tmp_path):
+def test_the_most_sensitive_layer_is_found_and_keeping_it_helps(folders, measured, tmp_path):
     assert measured.facts["keep"] == ["bert.encoder.layer.0.output.dense"]
     assert measured.facts["layers"][0]["bytes_saved"] == 3 * 128 * 32
     assert {row["layer"] for row in measured.facts["layers"]} >= {"classifier", "bert.pooler.dense"}
@@ -49,7 +49,7 @@ def test_the_layer_that_was_made_bad_is_found_and_keeping_it_helps(folders, meas
     assert kept.facts["float_layers"] == measured.facts["keep"]
 
 
-def test_what_is_kept_is_float_in_the_file_whatever_operator_it_is(folders, tmp_path):
+def test_kept_layers_stay_float_in_the_file(folders, tmp_path):
     inputs = given(folders, "model", "export")
     for pattern, layers in (("classifier", 1), ("*.layer.0.attention.*", 4), ("*", 11)):
         made = model_exports.int8(inputs["export"], inputs["model"], tmp_path / str(layers), keep=[pattern])

@@ -44,7 +44,7 @@ def an_export(folder: Path, head: str = "question-answering", runtime: str = "on
     return folder
 
 
-def test_a_page_has_everything_and_names_it(libraries, tmp_path):
+def test_a_page_contains_and_lists_all_its_files(libraries, tmp_path):
     export = an_export(tmp_path / "student")
     made = phone_setup.page(tmp_path, {"student": export, "teacher": export}, libraries)
     described = json.loads((made.path / "page.json").read_text())
@@ -63,7 +63,7 @@ def test_a_page_has_everything_and_names_it(libraries, tmp_path):
     assert described["version"] == made.facts["version"]
 
 
-def test_the_service_worker_keeps_the_page_and_not_what_is_large(libraries, tmp_path):
+def test_the_service_worker_caches_the_page_without_models(libraries, tmp_path):
     made = phone_setup.page(tmp_path, {"student": an_export(tmp_path / "student")}, libraries)
     text = (made.path / "service_worker.js").read_text()
     assert f'const VERSION = "{made.facts["version"]}"' in text
@@ -91,7 +91,7 @@ def test_another_title_is_another_version(libraries, tmp_path):
         ({"runtime": "litert"}, "is int8, which browsers do not run: give the int8 ONNX export"),
     ],
 )
-def test_what_a_page_cannot_show_is_refused(libraries, tmp_path, changes, reason):
+def test_models_that_a_page_cannot_show_are_refused(libraries, tmp_path, changes, reason):
     with pytest.raises(StageError, match=reason):
         phone_setup.page(tmp_path, {"student": an_export(tmp_path / "student", **changes)}, libraries)
 
@@ -137,7 +137,7 @@ def test_every_package_is_pinned_and_its_license_is_named():
     assert {*FILES} == {*versions()}
 
 
-def test_nothing_is_loaded_from_elsewhere():
+def test_the_page_loads_nothing_from_other_hosts():
     """No address of another machine in what a browser runs, but for the name of a namespace."""
     found = {
         (path.name, address)

@@ -145,7 +145,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_taken(
     assert names(run) == {".damaged-step_00000003", "step_00000004"}
 
 
-def test_when_all_are_damaged_the_run_does_not_begin_again_by_itself(tmp_path: Path) -> None:
+def test_a_run_with_only_damaged_checkpoints_does_not_restart(tmp_path: Path) -> None:
     run = saved(tmp_path, 1, 2)
     for checkpoint in run.checkpoints():
         change_a_byte(checkpoint.path / "weights.safetensors")

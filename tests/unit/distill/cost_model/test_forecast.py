@@ -25,7 +25,7 @@ def test_more_workers_follow_the_formula(workers: int) -> None:
     assert found.step_seconds == pytest.approx(expected)
 
 
-def test_what_does_not_fit_says_what_to_write() -> None:
+def test_the_refusal_of_a_run_that_does_not_fit_says_what_to_write() -> None:
     written = make_training(placement={"rows_per_device": 512})
     found = forecast(make_run(written), hardware.cluster("8xV100-16GB"))
     assert not found.written.fits
@@ -51,7 +51,7 @@ def test_rows_that_are_found_by_measuring_are_planned_as_the_best() -> None:
         ({"placement": {"workers": 16}}, "8xV100-16GB", "asks for 16, there are 8"),
     ],
 )
-def test_what_a_run_will_be_refused_for(values: dict[str, Any], machines: str, says: str) -> None:
+def test_forecasts_list_reasons_for_a_refusal(values: dict[str, Any], machines: str, says: str) -> None:
     found = forecast(make_run(make_training(**values)), hardware.cluster(machines))
     assert any(says in line for line in found.refusals), found.refusals
     assert found.hours > 0

@@ -217,7 +217,7 @@ def test_an_fp16_overflow_of_one_micro_batch_skips_the_step_halves_the_scale_and
 
 @pytest.mark.parametrize("what", SPOILS)
 @pytest.mark.parametrize(("precision", "zero_stage"), LOST)
-def test_nothing_moves_the_weights_from_a_number_that_is_none_on(
+def test_weights_stay_unchanged_after_a_loss_that_is_not_finite(
     spoiled: list[dict[str, Any]], precision: str, zero_stage: int, what: str
 ) -> None:
     for case in spoiled:

@@ -62,14 +62,16 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_it_says_what_a_replica_says(found: list[dict[str, Any]], kind: str, precision: str) -> None:
+def test_a_sharded_teacher_computes_the_outputs_of_a_replica(
+    found: list[dict[str, Any]], kind: str, precision: str
+) -> None:
     """Up to rounding, which depends on where the weights are in memory: up to 6e-7 in fp32, 0 in bf16."""
     for worker in found:
         assert worker[f"{kind} {precision}"]["difference"] < TOLERANCE[precision]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_worker_keeps_its_share_and_lets_go_of_the_rest(found: list[dict[str, Any]], kind: str) -> None:
+def test_every_worker_keeps_only_its_partition(found: list[dict[str, Any]], kind: str) -> None:
     for worker in found:
         case = worker[f"{kind} fp32"]
         assert case["kept"] == pytest.approx(case["numbers"] / WORKERS, rel=0.01)
@@ -78,7 +80,7 @@ def test_every_worker_keeps_its_share_and_lets_go_of_the_rest(found: list[dict[s
         assert sum(case["whole"]) < 0.05 * case["numbers"]
 
 
-def test_an_offloaded_teacher_is_kept_by_the_processor(found: list[dict[str, Any]]) -> None:
+def test_an_offloaded_teacher_stays_in_cpu_memory(found: list[dict[str, Any]]) -> None:
     """Checked without a GPU: DeepSpeed's settings ask for it, and the partitions are in its memory."""
     for worker in found:
         assert worker["offloaded fp32"]["kept by processor"].endswith("cpu")

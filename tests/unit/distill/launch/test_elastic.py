@@ -28,14 +28,14 @@ def test_a_range_without_a_divisor_is_refused() -> None:
         training({"min": 7, "max": 11})
 
 
-def test_what_a_cluster_has_room_for(ray_of_three_cpus: None) -> None:
+def test_workers_are_limited_by_the_room_of_the_cluster(ray_of_three_cpus: None) -> None:
     assert WorkerSlots.of(training("auto")).fixed == 1
     assert WorkerSlots.of(training({"min": 1, "max": 6})).await_workers(None) == 3
     assert WorkerSlots.of(training({"min": 1, "max": 6}, threads=2)).await_workers(None) == 1
     assert WorkerSlots.of(training(2)).resources == {"CPU": 1}
 
 
-def test_lost_workers_are_awaited_and_then_done_without(ray_of_three_cpus: None) -> None:
+def test_a_run_waits_for_lost_workers_and_then_continues_without(ray_of_three_cpus: None) -> None:
     assert WorkerSlots.of(training({"min": 1, "max": 6}, replace_seconds=0.1)).await_workers(6) == 3
     fixed = WorkerSlots.of(training(6, replace_seconds=0.1))
     with pytest.raises(LaunchError, match=r"asks for 6 workers, the cluster has room for 3 .* for 0.1 s"):

@@ -38,7 +38,7 @@ def test_deaths_at_other_steps_are_forgiven_as_often_as_the_recipe_says(failures
         assert failures.add(WorkerGroupError("", {0: DEAD})) == "death"
 
 
-def test_two_deaths_at_the_same_step_are_enough(failures: FailureTracker) -> None:
+def test_two_deaths_at_the_same_step_end_the_run(failures: FailureTracker) -> None:
     record(failures, 10)
     failures.add(WorkerGroupError("", {0: DEAD}))
     with pytest.raises(LaunchError, match=r"died twice at the same step, the one after 10; .*student.log"):
@@ -65,7 +65,7 @@ def test_a_lost_connection_is_not_an_error_of_the_user(failures: FailureTracker,
     assert failures.count == 1
 
 
-def test_a_drained_node_is_no_death(failures: FailureTracker) -> None:
+def test_a_drained_node_does_not_count_as_a_death(failures: FailureTracker) -> None:
     preemption = PreemptionInfo(deadline_ms=None, preempted_node_to_ranks={"a": [1]})
     for _ in range(9):
         assert failures.add(PreemptionError(preemption, drain_timed_out=True)) == "drain"

@@ -31,7 +31,7 @@ def whole(folder: Path) -> list[float]:
     return curve(folder / "whole")
 
 
-def test_a_request_is_heard_once_and_the_gravest_holds() -> None:
+def test_a_stop_request_is_reported_once_and_the_most_urgent_wins() -> None:
     with GracefulStop(ALONE) as stops:
         assert stops.agreed() is None
         graceful_stop.request(StopReason.LEAVING)
@@ -62,7 +62,7 @@ def test_outside_the_main_thread_signals_are_left_alone() -> None:
     assert handlers == [signal.getsignal(signal.SIGTERM)]
 
 
-def test_what_it_says_is_what_to_do() -> None:
+def test_the_message_of_a_stop_says_what_to_do() -> None:
     assert str(StoppedError(StopReason.TERMINATED, 7)) == (
         "stopped after step 7 (SIGTERM), checkpoint written: run the same command again to continue"
     )

@@ -30,7 +30,7 @@ def _training(**values: Any) -> Distillation:
     return Distillation.of({"steps": 1000, "rows_per_step": 1024, "precision": "bf16", **values})
 
 
-def test_a_run_that_fits_has_nothing_to_warn_of() -> None:
+def test_a_run_that_fits_has_no_warnings() -> None:
     assert preflight.check(_training(), BERT, HALF, CPU, 512) == []
     assert preflight.check_disk(_training(), HALF, MACHINE, 1000) == []
 
@@ -66,7 +66,7 @@ def test_micro_batches_that_may_not_fit_are_warned_of_with_smaller_ones() -> Non
     ("placement", "says"),
     [({}, 'placement.teacher = "sharded"'), ({"teacher": "offloaded"}, "placement.zero_stage = 3")],
 )
-def test_what_no_micro_batch_makes_fit_is_refused(placement: dict[str, Any], says: str) -> None:
+def test_a_run_that_fits_with_no_micro_batch_is_refused(placement: dict[str, Any], says: str) -> None:
     small = Cluster(preflight.device_of("cpu", "this machine's CPU", 2**28), 8)
     with pytest.raises(PreflightError, match=f"one row at a time still takes .*{says}"):
         preflight.check(_training(placement=placement), BERT, HALF, small, 128)
@@ -82,7 +82,7 @@ def test_a_disk_without_room_for_a_checkpoint_is_refused_and_a_tight_one_warned_
     assert preflight.check_disk(_training(), HALF, replace(tight, checkpoints=2), 1000) == []
 
 
-def test_the_machine_here_is_read(tmp_path: Path) -> None:
+def test_the_checks_read_this_machine(tmp_path: Path) -> None:
     (tmp_path / "run" / "checkpoints" / "step_00000005").mkdir(parents=True)
     alone = Workers(0, 0, 1, torch.device("cpu"))
     found = Machine.of(alone, tmp_path / "run")

@@ -269,7 +269,7 @@ def test_a_collapsing_loss_scale_leaves_the_lines_of_the_steps_before(
     assert lines[-1]["loss_scale"] == 1.0
 
 
-def test_a_gradient_that_is_no_number_stops_the_run_as_well(folder: Path, tmp_path: Path) -> None:
+def test_a_gradient_that_is_not_finite_stops_the_run(folder: Path, tmp_path: Path) -> None:
     loss = {"soft": 0.0, "cosine": 0.0, "masked": 1e30}
     with pytest.raises(TrainingError, match=r"gradient of step 1 is not finite"):
         execute(folder, tmp_path / "run", steps=2, loss=loss)
@@ -307,7 +307,7 @@ def rare_word(folder: Path) -> int:
 
 
 @pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.rare)])
-def test_a_loss_that_is_no_number_stops_before_the_update_and_names_the_rows(
+def test_a_loss_that_is_not_finite_stops_before_the_update_and_names_the_rows(
     folder: Path, tmp_path: Path, workers: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     word = rare_word(folder)

@@ -42,7 +42,7 @@ class Clock:
         self._now += seconds
 
 
-def test_a_stopwatch_knows_where_the_time_went(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopwatch_attributes_time_to_parts_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock()
     monkeypatch.setattr(step_timer, "time", clock)
     watch = StepTimer(CPU)
@@ -130,7 +130,7 @@ def test_what_was_logged_is_shown(schedule: Schedule) -> None:
     assert value("stillhouse_step_part_seconds", run="shown", part="data", worker="slowest") == 3
 
 
-def test_a_port_that_is_taken_ends_no_run(schedule: Schedule, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_run_continues_when_its_port_is_in_use(schedule: Schedule, caplog: pytest.LogCaptureFixture) -> None:
     with socket.socket() as taken:
         taken.bind(("", 0))
         taken.listen()

@@ -115,12 +115,12 @@ def test_a_teacher_is_trained_from_scratch(folder: Path, tmp_path: Path) -> None
         ({"source": "x", "train": {**TRAINING, "loss": {}}}, "a teacher has no teacher: write train.loss.soft = 0"),
     ],
 )
-def test_recipes_that_make_no_teacher(recipe: dict[str, object], line: str) -> None:
+def test_invalid_teacher_recipes_are_refused(recipe: dict[str, object], line: str) -> None:
     with pytest.raises(RecipeError, match=line):
         Teacher.of(recipe)
 
 
-def test_what_cannot_be_a_teacher(folder: Path, tmp_path: Path) -> None:
+def test_models_that_cannot_be_teachers_are_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no model can be loaded from"):
         make({"source": str(tmp_path / "nothing")}, tmp_path / "a")
     student = tiny.distilbert(tmp_path / "distilbert")

@@ -147,7 +147,7 @@ def test_a_student_of_an_earlier_step(run: Path, tmp_path: Path) -> None:
         stage.execute(export.STAGE, export.Export(step=4), {"run": run}, tmp_path / "none")
 
 
-def test_export_of_what_is_no_run(tmp_path: Path) -> None:
+def test_exporting_a_folder_that_is_not_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"is not a run: it has no recipe.json"):
         stage.execute(export.STAGE, export.Export(), {"run": tmp_path}, tmp_path / "student")
 
@@ -232,7 +232,7 @@ def arguments_of(folder: Path, changed: list[str]) -> list[str]:
     return [str(recipe), *kept, *changed]
 
 
-def test_a_loss_that_leaves_the_numbers_stops_the_run(folder: Path, tmp_path: Path) -> None:
+def test_a_diverging_loss_stops_the_run(folder: Path, tmp_path: Path) -> None:
     done = train(folder, tmp_path / "run", 1, "optimizer.learning_rate=1e38", "optimizer.clip=1e38")
     assert done.returncode == 1
     line = done.stderr.splitlines()[-1]

@@ -172,7 +172,7 @@ def test_a_sharded_teacher_never_waits(
         (lambda loss: loss.reshape(1)[loss.reshape(1) > 0], "index"),
     ],
 )
-def test_what_usual_loops_do_in_a_step_is_seen(
+def test_the_watcher_notices_operations_that_wait(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, usual: Callable[..., Any], operation: str
 ) -> None:
     backward = Engine.backward

@@ -111,7 +111,7 @@ def test_an_export_belongs_to_the_model_it_was_made_of(folders: dict[str, Path],
         ((), (), "nothing to measure: give --student"),
     ],
 )
-def test_what_cannot_be_measured_is_refused(
+def test_models_that_cannot_be_measured_are_refused(
     folders: dict[str, Path], models: tuple[str, ...], given: tuple[str, ...], line: str
 ) -> None:
     with pytest.raises(errors.StageError, match=line):
@@ -194,7 +194,7 @@ def test_longer_inputs_than_a_model_reads_are_refused(folders: dict[str, Path], 
         making.ready(export, QUESTIONS)
 
 
-def test_a_folder_that_is_no_whole_model_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_an_incomplete_model_folder_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(errors.StageError, match=r"has no config\.json"):
         reference_models.with_head(tmp_path / "empty", "score", tmp_path / "out", 0)
@@ -209,7 +209,7 @@ def test_a_folder_that_is_no_whole_model_is_refused(folders: dict[str, Path], tm
         reference_models.with_head(damaged, "score", tmp_path / "out", 0)
 
 
-def test_fixed_lengths_are_the_same_for_everybody_and_far_from_special_ids() -> None:
+def test_fixed_length_inputs_are_deterministic_and_without_special_ids() -> None:
     drawn = workloads.drawn(12, 5, 2, 100, 7)
     assert [row["input_ids"].shape for row in drawn.rows] == [(2, 12)] * 5
     assert min(row["input_ids"].min() for row in drawn.rows) >= 50

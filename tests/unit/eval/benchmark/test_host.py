@@ -69,7 +69,7 @@ def test_a_machine_that_was_not_quiet_is_unfit_with_the_reason(changes: dict, re
     assert Conditions(found.threads, **{**found.facts(), "load_average": found.load_average}) == found
 
 
-def test_what_this_process_used_is_not_anothers() -> None:
+def test_usage_of_this_process_is_not_counted_as_others() -> None:
     start = Usage({0: 100.0, 1: 200.0}, own=5.0, clock=1000.0, throttled=1.0)
     # Ten seconds, 9.5 of them ours on core 1, where another took 0.3; 2 seconds of others on core 0.
     end = Usage({0: 102.0, 1: 209.8}, own=14.5, clock=1010.0, throttled=1.5)

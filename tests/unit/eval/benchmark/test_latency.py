@@ -243,7 +243,7 @@ def test_both_runners_answer_as_the_model_does(folders: dict[str, Path]) -> None
             np.testing.assert_allclose(found, wanted, atol=1e-5)
 
 
-def test_a_folder_that_is_no_whole_model_is_refused(tmp_path: Path) -> None:
+def test_an_incomplete_model_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(errors.StageError, match=r"it has no config\.json"):
         runner_for(tmp_path)
     body = models_with_heads.model_folder(tmp_path / "body", "bert", "masked-words")

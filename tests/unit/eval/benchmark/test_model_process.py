@@ -71,7 +71,7 @@ def test_an_export_is_timed_by_itself(export: Path, tmp_path: Path) -> None:
             process.turn(6, 9)
 
 
-def test_what_is_held_is_the_models_own(export: Path, tmp_path: Path) -> None:
+def test_measured_memory_is_the_model_s(export: Path, tmp_path: Path) -> None:
     ballast = np.ones(60_000_000)
     with ModelProcess(Opening("student onnx", "export", export, 1)) as process:
         process.take(inputs(tmp_path / "inputs.npz", 2))

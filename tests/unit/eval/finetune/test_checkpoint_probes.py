@@ -31,7 +31,7 @@ def _watch(run: Path, every: int) -> CheckpointWatch:
     return CheckpointWatch(recipe, run, run.with_name("probes"))
 
 
-def test_checkpoints_are_taken_up_so_many_steps_apart_and_the_last_one_always(tmp_path: Path) -> None:
+def test_probing_picks_every_nth_checkpoint_and_the_last(tmp_path: Path) -> None:
     watch = _watch(_run(tmp_path / "run", 5, 10, 20, 25, 45, 50), every=15)
     assert watch.new() == [5, 20, 45, 50]
     watch.begun |= {5, 20}
@@ -40,14 +40,14 @@ def test_checkpoints_are_taken_up_so_many_steps_apart_and_the_last_one_always(tm
     assert watch.new() == []
 
 
-def test_a_watch_is_over_when_the_last_step_is_scored(tmp_path: Path) -> None:
+def test_probing_ends_after_the_last_step(tmp_path: Path) -> None:
     watch = _watch(_run(tmp_path / "run", 5), every=1)
     assert not watch.is_over
     watch.begun.add(50)
     assert watch.is_over
 
 
-def test_a_run_is_known_by_what_it_trains_not_by_how_far_it_got(tmp_path: Path) -> None:
+def test_the_identity_of_a_run_ignores_its_progress(tmp_path: Path) -> None:
     run = _run(tmp_path / "run", 5)
     with pytest.raises(errors.StageError, match=r"is not a run: it has no recipe\.json"):
         identity(run)
@@ -58,7 +58,7 @@ def test_a_run_is_known_by_what_it_trains_not_by_how_far_it_got(tmp_path: Path) 
     assert checkpoint_probes.STAGE.produces == "probes"
 
 
-def test_a_run_that_writes_nothing_any_more_is_not_waited_for_for_ever(tmp_path: Path) -> None:
+def test_probing_fails_when_the_run_is_silent(tmp_path: Path) -> None:
     run = _run(tmp_path / "run", 10)
     watch = _watch(run, every=10)
     watch.begun.add(10)
@@ -74,7 +74,7 @@ def test_a_run_that_writes_nothing_any_more_is_not_waited_for_for_ever(tmp_path:
 
 
 @pytest.mark.long
-def test_what_an_earlier_attempt_has_begun_is_scored_although_its_checkpoints_are_gone(tmp_path: Path) -> None:
+def test_probing_scores_copies_of_deleted_checkpoints(tmp_path: Path) -> None:
     run, out = _run(tmp_path / "run"), tmp_path / ".probes.partial"
     tiny.distilbert(out / "step-00000005" / "student")
     (out / "step-00000010" / "student").mkdir(parents=True)  # scored, and left there by somebody who was killed

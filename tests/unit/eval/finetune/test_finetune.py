@@ -212,7 +212,7 @@ def test_half_is_half_of_what_the_longest_examples_have() -> None:
     assert STAGE.halved(Finetune.of({"task": "squad", "max_length": 384})) is None
 
 
-def test_threads_are_those_of_this_job_not_of_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_job_sets_its_own_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data, model, before = sentiment(tmp_path / "data", 16), tiny.distilbert(tmp_path / "model"), torch.get_num_threads()
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     values = {"task": "sst2", "epochs": 1, "placement": {"threads": "auto"}}
@@ -239,7 +239,7 @@ def test_early_stopping_ends_and_keeps_the_best_epoch(tmp_path: Path) -> None:
     assert scores["train_examples"] == 160
 
 
-def test_what_is_held_out_keeps_units_together() -> None:
+def test_held_out_examples_keep_units_together() -> None:
     units = np.repeat(np.arange(10), 3)
     rows, held = divide(units, 0.3)
     assert sorted([*rows, *held]) == list(range(30))
@@ -298,7 +298,7 @@ def test_a_finetuned_model_can_start_another_task(tmp_path: Path) -> None:
         ({"task": "rte", "placement": {"threads": "all"}}, "threads"),
     ],
 )
-def test_recipes_that_make_no_sense_are_refused(values: dict[str, Any], says: str) -> None:
+def test_invalid_recipes_are_refused(values: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         Finetune.of(values)
 
@@ -323,7 +323,7 @@ def test_a_diverging_run_stops(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rows", "says"), [(40, "the held-out loss is nan after epoch 1"), (2, "at least two training examples")]
 )
-def test_early_stopping_that_has_nothing_to_go_by_says_so(rows: int, says: str, tmp_path: Path) -> None:
+def test_early_stopping_without_a_finite_score_is_refused(rows: int, says: str, tmp_path: Path) -> None:
     model, data = tiny.distilbert(tmp_path / "model"), sentiment(tmp_path / "data", rows)
     weights = safetensors.torch.load_file(model / "model.safetensors")
     weights["distilbert.embeddings.LayerNorm.weight"].fill_(float("inf"))

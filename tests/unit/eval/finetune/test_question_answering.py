@@ -78,7 +78,7 @@ def test_a_model_learns_when_there_is_no_answer(tmp_path: Path) -> None:
 
 
 @pytest.mark.long
-def test_a_teacher_teaches_where_answers_are(tmp_path: Path) -> None:
+def test_a_student_learns_answer_spans_from_its_teacher(tmp_path: Path) -> None:
     folder = data(tmp_path / "data")
     teacher = tmp_path / "teacher"
     finetune(tiny.bert_teacher(tmp_path / "bert", layers=2), folder, teacher, **LEARNS)
@@ -120,12 +120,12 @@ def test_early_stopping_and_limits_count_questions(tmp_path: Path) -> None:
     assert scores["seeds"][0]["epochs"] in {1, 2}
 
 
-def test_stride_is_for_questions(tmp_path: Path) -> None:
+def test_only_question_answering_takes_a_stride(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"stride is for .* not for rte"):
         finetune(tiny.distilbert(tmp_path / "model"), tmp_path, tmp_path / "out", task="rte", stride=16)
 
 
-def test_a_teacher_is_told_token_types_although_the_student_is_not(tmp_path: Path) -> None:
+def test_a_teacher_gets_token_types_that_the_student_does_not_take(tmp_path: Path) -> None:
     folder, teacher, student = data(tmp_path / "data", 20), tmp_path / "teacher", tmp_path / "model"
     finetune(tiny.bert_teacher(tmp_path / "bert", layers=1), folder, teacher, **{**LEARNS, "epochs": 1})
     tiny.distilbert(student)
@@ -142,7 +142,7 @@ def test_a_teacher_is_told_token_types_although_the_student_is_not(tmp_path: Pat
     torch.testing.assert_close(*said)
 
 
-def test_a_teacher_that_splits_words_otherwise_is_refused(tmp_path: Path) -> None:
+def test_a_teacher_with_another_tokenizer_is_refused(tmp_path: Path) -> None:
     folder, teacher = data(tmp_path / "data", 20), tmp_path / "teacher"
     finetune(tiny.bert_teacher(tmp_path / "bert", layers=1), folder, teacher, **{**LEARNS, "epochs": 1})
     student = tiny.distilbert(tmp_path / "model")

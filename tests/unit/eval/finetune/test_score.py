@@ -46,7 +46,7 @@ def test_a_score_is_that_of_the_model_asked_one_by_one_in_plain_transformers(fol
         assert (made.facts["examples"], made.facts["max_length"]) == (24, 64)
 
 
-def test_a_limit_is_said_and_an_export_is_named_by_its_runtime(folders, tmp_path):
+def test_scores_record_the_limit_and_the_runtime(folders, tmp_path):
     made = score(folders, "onnx", tmp_path / "score", limit=5)
     assert (made.facts["examples"], made.facts["subset"]) == (5, True)
     assert made.facts["runtime"].startswith("ONNX Runtime")
@@ -64,7 +64,7 @@ def test_a_model_of_other_labels_or_of_fewer_tokens_is_refused(folders, tmp_path
 
 
 @pytest.mark.long
-def test_an_export_says_what_it_costs_on_the_task(folders, tmp_path):
+def test_an_export_reports_its_loss_on_the_task(folders, tmp_path):
     inputs = {"export": folders["onnx"], "model": folders["model"], "data": folders["data"]}
     loose = {"relative": 10.0, "agreement": 0.0, "score": 100.0}
     made = model_exports.make("deploy.quantize", tmp_path / "int8", inputs, tolerance=loose, score={"task": "mrpc"})
@@ -75,7 +75,7 @@ def test_an_export_says_what_it_costs_on_the_task(folders, tmp_path):
         model_exports.make("deploy.quantize", tmp_path / "untold", inputs, tolerance=loose)
 
 
-def test_the_fall_that_is_allowed_decides():
+def test_the_allowed_drop_decides_the_verdict():
     found = {"task": "mrpc", "model": 80.0, "export": 78.5, "difference": -1.5}
     task_score.check(found, 1.5, "it")
     task_score.check({**found, "difference": 3.0}, 0.0, "it")

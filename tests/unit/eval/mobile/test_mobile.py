@@ -145,7 +145,7 @@ def test_a_failing_program_is_reported_and_nothing_stays_on_the_phone(phone, bin
         ("gone", "", r"adb sees no phone: plug one in"),
     ],
 )
-def test_a_phone_that_does_not_answer_is_explained(phone, tmp_path, file, text, reason):
+def test_the_error_explains_why_a_phone_does_not_answer(phone, tmp_path, file, text, reason):
     (tmp_path / "phone" / file).write_text(text)
     with pytest.raises(StageError, match=reason):
         android_device.connect(str(phone), None)
@@ -192,7 +192,7 @@ def test_cores_are_chosen_by_their_clocks():
     ("runtime", "printed", "load"),
     [("litert", LITERT, 0.092318), ("executorch", EXECUTORCH, None), ("onnxruntime", ONNXRUNTIME, 0.0923)],
 )
-def test_what_the_programs_print_is_read(runtime, printed, load):
+def test_output_of_the_benchmark_programs_is_parsed(runtime, printed, load):
     mean, seconds = read_times(PROGRAMS[runtime], printed, 10)
     assert mean == pytest.approx(145.528)
     assert seconds == (None if load is None else pytest.approx(load))
@@ -334,7 +334,7 @@ def test_a_model_that_does_not_fit_into_the_memory_is_a_finding(exports, tmp_pat
 
 
 @pytest.mark.long
-def test_an_export_that_does_not_open_is_named(exports, tmp_path):
+def test_the_error_names_an_export_that_does_not_open(exports, tmp_path):
     broken = an_export(tmp_path / "broken", known("onnxruntime", {"any": "model.onnx"}), 10)
     with pytest.raises(StageError, match=r"--student .*broken: InvalidArgument"):
         stage.execute(STAGE, recipe("proxy", threads=[1]), {"student": broken}, tmp_path / "out")

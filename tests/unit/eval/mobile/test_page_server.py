@@ -110,14 +110,14 @@ def test_the_link_gives_the_page_and_only_with_its_token(served):
         "/models/", "/models", "/./index.html", "/index.html/", "/models/../index.html", "/\\..\\secret.txt",
     ],
 )  # fmt: skip
-def test_no_path_leads_out_of_the_page(served, path):
+def test_paths_outside_the_page_are_refused(served, path):
     inbox, port = served
     status, text, _ = ask(port, path, token=inbox.token)
     assert status == 404
     assert "secret" not in text
 
 
-def test_answers_isolate_the_page_and_say_what_they_are(served):
+def test_responses_have_isolation_headers_and_content_types(served):
     inbox, port = served
     for path, kind in {
         "/": "text/html",
@@ -136,7 +136,7 @@ def test_answers_isolate_the_page_and_say_what_they_are(served):
         assert (status, text) == (304, "")
 
 
-def test_one_result_is_taken_and_no_other(served):
+def test_the_server_accepts_one_result(served):
     inbox, port = served
     right = json.dumps({"answer": 42}).encode()
     assert post(port, None, right)[0] == 403
@@ -153,7 +153,7 @@ def test_one_result_is_taken_and_no_other(served):
     assert post(port, inbox.token, right)[0] == 409
 
 
-def test_numbers_of_another_job_are_not_taken(served, page):
+def test_results_of_another_job_are_refused(served, page):
     """A phone may still hold some; and it gives every cookie to every port of this host."""
     inbox, port = served
     right = json.dumps({"answer": 42}).encode()
@@ -185,7 +185,7 @@ def test_a_body_has_a_length_and_a_limit(served, length, status):
     assert answer.split()[1] == str(status).encode()
 
 
-def test_a_body_that_is_cut_short_is_no_result(served):
+def test_a_truncated_body_is_refused(served):
     inbox, port = served
     request = (
         f"POST /result?job={inbox.id} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
@@ -198,7 +198,7 @@ def test_a_body_that_is_cut_short_is_no_result(served):
     assert inbox.result is None
 
 
-def test_a_connection_that_says_nothing_holds_up_nobody(served):
+def test_idle_connections_do_not_block_others(served):
     inbox, port = served
     idle = [socket.create_connection(("127.0.0.1", port)) for _ in range(20)]
     try:
@@ -208,7 +208,7 @@ def test_a_connection_that_says_nothing_holds_up_nobody(served):
             connection.close()
 
 
-def test_connections_are_limited_and_their_places_come_back(served):
+def test_connections_are_limited_and_freed(served):
     inbox, port = served
     with contextlib.ExitStack() as idle:
         held = [idle.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(MAX_CONNECTIONS)]
@@ -291,7 +291,7 @@ def test_malformed_requests_get_a_plain_refusal(served, request_line, caplog):
     assert caplog.text == ""
 
 
-def test_a_client_that_takes_in_nothing_is_disconnected(page, clock, monkeypatch):
+def test_a_client_that_reads_nothing_is_disconnected(page, clock, monkeypatch):
     whole = bytes(2**25)
     (page.path / "libraries" / "ort.wasm").write_bytes(whole)
     monkeypatch.setitem(page.files["libraries/ort.wasm"], "bytes", len(whole))
@@ -315,7 +315,7 @@ def test_a_client_that_takes_in_nothing_is_disconnected(page, clock, monkeypatch
 
 
 @pytest.mark.parametrize(("part", "deadline"), [("head", IDLE_SECONDS), ("body", BODY_SECONDS)])
-def test_a_request_that_drips_is_ended(clock, served, part, deadline):
+def test_a_request_that_is_sent_too_slowly_is_ended(clock, served, part, deadline):
     inbox, port = served
 
     def advance(seconds: float) -> None:
@@ -367,7 +367,7 @@ def test_idle_and_slowly_read_connections_outlive_the_deadline_of_a_request(page
             assert (answer.status, len(answer.read())) == (200, len(whole))
 
 
-def test_a_port_that_is_taken_is_named(served, page):
+def test_the_error_names_the_port_in_use(served, page):
     _, port = served
     again = serving(ResultInbox(page, {}, dict), "127.0.0.1", port)
     with pytest.raises(StageError, match=rf"127\.0\.0\.1:{port}: .* set placement\.port"), again:
@@ -388,7 +388,7 @@ def https(port: int) -> http.client.HTTPSConnection:
     return http.client.HTTPSConnection("127.0.0.1", port, context=context, timeout=10)
 
 
-def test_over_https_the_cookie_stays_there(page, certificate):
+def test_https_cookies_are_secure(page, certificate):
     inbox = ResultInbox(page, {}, dict)
     with serving(inbox, "127.0.0.1", 0, one_time_link.tls(*certificate)) as port:
         silent = socket.create_connection(("127.0.0.1", port))  # never completes its handshake

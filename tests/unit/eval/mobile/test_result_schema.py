@@ -89,7 +89,7 @@ def test_percentiles_keep_outliers():
         (("rows", 0, "length"), 47, "is missing or occurs twice"),
     ],
 )
-def test_what_is_no_result_is_refused_with_the_reason(path, value, reason):
+def test_invalid_results_are_refused_with_the_reason(path, value, reason):
     changed: Any = copy.deepcopy(posted())
     place = changed
     for part in path[:-1]:
@@ -123,7 +123,7 @@ def test_anything_may_be_posted_and_nothing_breaks(value):
         take(value)
 
 
-def test_infinity_is_no_time():
+def test_infinite_times_are_refused():
     """Python reads it from JSON, which has no such number."""
     changed = posted()
     changed["rows"][0]["neural_ms"] = [1.0, 2.0, float("inf")]

@@ -79,7 +79,7 @@ def test_the_hub_s_library_reads_every_score(out: Path, student: Path) -> None:
     assert len(front["model-index"][0]["results"]) == 11
 
 
-def test_what_a_threshold_chosen_on_the_examples_gives_is_no_score() -> None:
+def test_scores_at_thresholds_tuned_on_the_dev_set_are_left_out() -> None:
     spread = {"median": -2.25, "low": -2.5, "high": -2.0}
     row = {"model": "student", "task": "squad2", "subset": False, "seeds": [{}, {}]}
     row["metrics"] = {"best_f1": {"median": 71.5, "low": 71.0, "high": 72.0}, "best_f1_threshold": spread}
@@ -88,7 +88,7 @@ def test_what_a_threshold_chosen_on_the_examples_gives_is_no_score() -> None:
     assert [(each.metric_type, each.metric_value) for each in found] == [("f1", 70.5)]
 
 
-def test_what_people_wrote_stays_and_what_they_say_comes_first(out: Path, student: Path) -> None:
+def test_text_and_metadata_of_the_user_are_kept(out: Path, student: Path) -> None:
     fill(out / "report", student, CardFacts())
     card = ModelCard.load(student / CARD)
     assert (card.data.license, card.data.tags) == ("mit", ["distillation"])
@@ -110,7 +110,7 @@ def test_what_people_wrote_stays_and_what_they_say_comes_first(out: Path, studen
     assert (student / CARD).read_text() == first
 
 
-def test_scores_stand_beside_the_teacher_s(out: Path, student: Path) -> None:
+def test_the_card_shows_the_teacher_s_scores_too(out: Path, student: Path) -> None:
     fill(out / "report", student, CardFacts())
     text = (student / CARD).read_text()
     assert "| RTE | accuracy | 64.0 | 63.0–66.0 | 67.0 | 95.5 % | 277 |" in text
@@ -123,7 +123,7 @@ def test_scores_stand_beside_the_teacher_s(out: Path, student: Path) -> None:
     assert "processor AMD EPYC 9R14" in text
 
 
-def test_the_student_is_still_the_artifact_it_was(out: Path, student: Path) -> None:
+def test_filling_the_card_keeps_the_artifact_valid(out: Path, student: Path) -> None:
     before = artifact.verify(student).identity
     fill(out / "report", student, CardFacts())
     assert artifact.verify(student).identity == before
@@ -132,7 +132,7 @@ def test_the_student_is_still_the_artifact_it_was(out: Path, student: Path) -> N
     reported(out)
 
 
-def test_a_student_in_an_object_store_takes_its_card_along(
+def test_the_card_of_a_student_in_an_object_store_is_filled(
     out: Path, student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = artifact.read(student)
@@ -156,7 +156,7 @@ def test_another_student_has_its_own_numbers(out: Path) -> None:
     assert "### Speed" not in card.text
 
 
-def test_a_plain_folder_gets_a_card_of_its_own(tmp_path: Path) -> None:
+def test_a_plain_folder_gets_a_new_card(tmp_path: Path) -> None:
     out = pipeline(tmp_path / "out")
     folder = tmp_path / "small-bert"
     folder.mkdir()

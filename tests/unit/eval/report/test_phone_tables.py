@@ -27,7 +27,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return suite(tmp_path_factory.mktemp("whole") / "out")
 
 
-def test_gains_are_told_both_ways_beside_the_paper_s_phone(whole):
+def test_phone_table_shows_speedup_and_time_saved(whole):
     found = table(compare(collect(whole)))
     told = found.only("On", "Model", "p50 ms", "×", "% less time", "Size")
     rows = [[cell.text for cell in row.cells] for row in told.rows]
@@ -49,7 +49,7 @@ def test_gains_are_told_both_ways_beside_the_paper_s_phone(whole):
     assert found.rows[0].cells[0].source == "mobile/in-the-hand"
 
 
-def test_a_proxy_is_called_one_in_its_rows_its_finding_and_a_note(whole):
+def test_a_proxy_is_labelled_in_rows_finding_and_note(whole):
     found = table(compare(collect(whole)))
     assert [row.cells[0].text for row in found.rows[4:6]] == ["proxy, no phone"] * 2
     finding = next(line for line in found.findings if line.startswith("this-host (proxy, no phone)"))
@@ -57,7 +57,7 @@ def test_a_proxy_is_called_one_in_its_rows_its_finding_and_a_note(whole):
     assert "A proxy is no phone: AMD EPYC, with processes limited to 1,024 MB" in found.notes[-1]
 
 
-def test_a_browser_that_is_no_phone_is_not_called_one(tmp_path):
+def test_a_desktop_browser_is_labelled(tmp_path):
     desk = PHONES["in-the-hand"] | {"device": {"user_agent": "Mozilla/5.0 (X11; Linux)", "mobile": False}}
     with artifact.create(tmp_path / "mobile" / "desk", kind="benchmark", inputs={}, recipe={}) as draft:
         filesystem.write_json(draft.path / "mobile.json", phone(**desk))
@@ -65,7 +65,7 @@ def test_a_browser_that_is_no_phone_is_not_called_one(tmp_path):
     assert found.rows[0].cells[0].detail == "X11; Linux, in a browser that is no phone"
 
 
-def test_what_did_not_run_and_what_proves_nothing_is_said(whole):
+def test_findings_list_failed_and_unfit_measurements(whole):
     findings = table(compare(collect(whole))).findings
     assert "in-the-hand, backend webgpu, threads 1: not measured, no adapter." in findings
     assert "this-host, model teacher, length 384, threads 4: not measured, does not fit into 1024 MB." in findings
@@ -81,7 +81,7 @@ def test_a_student_that_is_slower_takes_more_time(tmp_path):
     assert "25 % more time" in found.findings[0]
 
 
-def test_a_link_is_in_the_report_as_long_as_its_job_waits(tmp_path):
+def test_the_report_shows_the_link_while_its_job_waits(tmp_path):
     """The program that stands for adb makes a report when the phone is told to open the link, and then fails."""
     out = tmp_path / "out"
     with artifact.create(tmp_path / "page", kind="export", inputs={}, recipe={}) as draft:

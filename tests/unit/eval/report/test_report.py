@@ -102,7 +102,7 @@ def test_page_needs_nothing_from_outside(small_report: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["report.html", "report.md"])
-def test_every_number_leads_to_the_manifest_it_was_read_from(complete_report: Path, name: str) -> None:
+def test_every_number_links_to_its_manifest(complete_report: Path, name: str) -> None:
     text = (complete_report / name).read_text()
     links = re.findall(r'href="([^"#]+)"' if name.endswith("html") else r"\]\(([^)]+manifest\.json)\)", text)
     assert {"finetune", "students", "baselines", "latency", "exports"} <= {link.split("/")[1] for link in links}
@@ -110,7 +110,7 @@ def test_every_number_leads_to_the_manifest_it_was_read_from(complete_report: Pa
     assert "../finetune/student-second-step/squad/manifest.json" in links
 
 
-def test_a_report_that_lies_elsewhere_leads_to_places_of_its_own_page(small_results: Path, tmp_path: Path) -> None:
+def test_a_report_outside_the_results_links_only_to_its_own_anchors(small_results: Path, tmp_path: Path) -> None:
     made = stage.execute(STAGE, Report(), {"results": small_results}, tmp_path / "elsewhere")
     assert made is not None
     text = (made.path / "report.html").read_text()
@@ -120,7 +120,7 @@ def test_a_report_that_lies_elsewhere_leads_to_places_of_its_own_page(small_resu
     assert "manifest.json" not in text + (made.path / "report.md").read_text()
 
 
-def test_an_ablation_that_helps_is_missed_and_one_seed_settles_nothing(complete_results: Path) -> None:
+def test_an_ablation_that_helps_is_missed_and_one_seed_is_unclear(complete_results: Path) -> None:
     shutil.rmtree(complete_results / "finetune/no-cosine")
     shutil.rmtree(complete_results / "finetune/no-soft")
     for task in ("cola", "mrpc", "rte", "stsb"):
@@ -151,7 +151,7 @@ def test_table_3_never_extrapolates_and_warns_of_unfit_times(complete_results: P
     assert "**Unfit: other processes took 40 % of the CPU. Do not rely on these times.**" in text
 
 
-def test_every_metric_of_every_model_is_there(complete_report: Path) -> None:
+def test_the_report_has_every_metric_of_every_model(complete_report: Path) -> None:
     text = (complete_report / "report.html").read_text()
     page = Page(text)
     assert "f1 77.9 (77.3–78.4); exact 68.0 (67.4–68.5)" in page.words
@@ -172,7 +172,7 @@ def test_headline_holds_the_measured_numbers(small_report: Path) -> None:
     assert artifact.read(small_report).facts["sentence"] == expected
 
 
-def test_student_is_set_against_the_one_without_a_teacher(small_report: Path) -> None:
+def test_the_student_is_compared_with_the_one_without_a_teacher(small_report: Path) -> None:
     verdict = (
         "The student's MLM loss is 0.351 lower than that of no-teacher (3.912 against 4.263 nats; "
         "accuracy 41.2 % against 37.1 %), both after 19.7 M tokens."
@@ -185,13 +185,13 @@ def test_student_is_set_against_the_one_without_a_teacher(small_report: Path) ->
     assert alone["agreement"] is None
 
 
-def test_a_student_that_is_worse_is_said_to_be(tmp_path: Path) -> None:
+def test_a_worse_student_is_reported(tmp_path: Path) -> None:
     make_model(tmp_path / "students/student", "student", "student", {"masked": 4.5, "accuracy": 0.3})
     make_model(tmp_path / "students/no-teacher", "no-teacher", "student", {"masked": 4.25, "accuracy": 0.35})
     assert "The student's MLM loss is 0.250 higher than that of no-teacher" in markdown(tmp_path)
 
 
-def test_what_is_absent_is_not_measured(tmp_path: Path) -> None:
+def test_absent_results_are_reported_as_not_measured(tmp_path: Path) -> None:
     make_model(tmp_path / "teacher", "teacher", "teacher", None)
     made = make_report(tmp_path)
     text = (made / "report.md").read_text()
@@ -236,7 +236,7 @@ def test_markdown_tables_are_whole(small_report: Path) -> None:
         assert not line.startswith("#") or before == "", f"{line} stands alone"
 
 
-def test_pictures_are_beside_the_markdown(small_report: Path) -> None:
+def test_the_markdown_report_has_its_charts(small_report: Path) -> None:
     pictures = re.findall(r"!\[[^]]+\]\(([^)]+)\)", (small_report / "report.md").read_text())
     assert sorted(pictures) == sorted(f"plots/{path.name}" for path in (small_report / "plots").iterdir())
     assert len(pictures) == 9
@@ -255,7 +255,7 @@ def test_summary_fits_a_terminal(small_report: Path) -> None:
     assert re.search(r"RTE +67\.0 +64\.0 +95\.5 % +passed +69\.3 +59\.9 +86\.4 %", text)
 
 
-def test_summary_of_everything_fits_too(complete_report: Path) -> None:
+def test_the_summary_of_complete_results_fits_a_terminal(complete_report: Path) -> None:
     text = (complete_report / "summary.txt").read_text()
     assert max(len(line) for line in text.splitlines()) <= 100
     assert re.search(r"without soft targets +62\.0 +−2\.20 +−2\.96 +passed +\+0\.110", text)
@@ -341,7 +341,7 @@ def test_command_line(small_results: Path) -> None:
     assert failed.stderr.startswith(f"error: {small_results}/latency/latency.json has 0 bytes")
 
 
-def test_every_export_has_its_row_and_a_sentence_says_which_wins_where(complete_report: Path) -> None:
+def test_every_export_has_a_row_and_the_fastest_are_named(complete_report: Path) -> None:
     told = values(complete_report)["latency"]
     places = {(row["where"], row["threads"]) for row in told["rows"]}
     assert places == {(where, threads) for where in ("STS-B pairs", "384 tokens") for threads in (1, 2)}
@@ -362,7 +362,7 @@ def test_every_export_has_its_row_and_a_sentence_says_which_wins_where(complete_
     assert "its ExecuTorch int8 export 11.61× (the export's score is not measured)" in text
 
 
-def test_exports_are_drawn_at_their_own_score_or_said_to_be_at_their_models(complete_results: Path) -> None:
+def test_exports_without_a_score_are_drawn_at_their_model_s_score(complete_results: Path) -> None:
     report = compared(complete_results)
     plot = score_charts.draw_speed(report, None)
     assert plot is not None

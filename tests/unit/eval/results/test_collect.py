@@ -21,20 +21,20 @@ from eval.results.collect import collect, identity
         ({"dev_examples": None}, "dev_examples"),
     ],
 )
-def test_scores_that_are_no_scores_are_refused(small_results: Path, changed: dict[str, Any], reason: str) -> None:
+def test_invalid_scores_are_refused(small_results: Path, changed: dict[str, Any], reason: str) -> None:
     make(small_results / "finetune/student/wnli", "finetune", {}, {"scores.json": scores("wnli", [56.3]) | changed})
     with pytest.raises(ValueError, match=rf"finetune/student/wnli/scores\.json.*{reason}"):
         collect(small_results)
 
 
-def test_artifacts_in_the_making_are_no_results(small_results: Path) -> None:
+def test_partial_artifacts_are_ignored(small_results: Path) -> None:
     before = identity(small_results)
     (small_results / "finetune/student/.cola.partial").mkdir()
     (small_results / "students/.larger.partial").mkdir()
     assert identity(small_results) == before
 
 
-def test_a_link_of_a_job_that_was_killed_ends_with_its_time(tmp_path):
+def test_the_link_of_a_killed_job_expires(tmp_path):
     folder = tmp_path / "mobile" / ".pocket.partial"
     folder.mkdir(parents=True)
     filesystem.write_json(folder / "link.json", {"link": "http://host/?t=x", "until": time.time() + 900})

@@ -12,7 +12,7 @@ from cluster.artifacts import artifact
 from eval.results.collect import identity
 
 
-def test_models_given_from_elsewhere_are_told_by_their_folders(small_results: Path, tmp_path: Path) -> None:
+def test_models_outside_the_results_are_described_by_their_folders(small_results: Path, tmp_path: Path) -> None:
     folder = tmp_path / "given/bert-something"
     folder.mkdir(parents=True)
     config = {"architectures": ["BertForMaskedLM"], "num_hidden_layers": 12, "hidden_size": 768}
@@ -39,7 +39,7 @@ def test_models_given_from_elsewhere_are_told_by_their_folders(small_results: Pa
     assert identity(small_results) != before
 
 
-def test_descent_names_what_each_artifact_was_made_from(small_results: Path) -> None:
+def test_lineage_lists_the_inputs_of_each_artifact(small_results: Path) -> None:
     found = compared(small_results)
     rows = {row["path"]: row for row in found["descent"]}
     assert len(rows) == 13

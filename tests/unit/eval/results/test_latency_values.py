@@ -25,5 +25,5 @@ def test_table_3_is_filled_from_the_exports_benchmark_where_it_has_pairs(complet
     assert table["own"]["ratio"] == pytest.approx(18.0 / 9.4)
 
 
-def test_the_conditions_are_the_worst_that_were_seen(small_results: Path) -> None:
+def test_the_worst_conditions_are_reported(small_results: Path) -> None:
     assert compared(small_results)["latency"]["machine"]["others_share_of_machine"] == 0.03

@@ -61,7 +61,7 @@ def test_scores_on_other_examples_are_not_compared(small_results: Path) -> None:
     assert found["means"][0]["tasks"] == ["RTE", "SST-2"]
 
 
-def test_files_of_one_name_are_not_the_same_examples(complete_results: Path) -> None:
+def test_equal_file_names_do_not_make_equal_examples(complete_results: Path) -> None:
     for model, data in (("teacher", "corpus"), ("student", "tokens")):
         replace_scores(complete_results, model, "rte", scores("rte", seeds_around(60.0)), data=complete_results / data)
     assert row_of(compared(complete_results)["tables"]["1"]["rows"], "rte")["kept"] is None

@@ -25,7 +25,7 @@ def test_claims_are_judged_by_the_tables(complete_results: Path) -> None:
     assert found["second_step"]["ours"] == pytest.approx(79.3 - 77.9)
 
 
-def test_distilbert_s_own_size_is_no_missed_claim(small_results: Path) -> None:
+def test_distilbert_s_size_passes_the_claim_on_parameters(small_results: Path) -> None:
     sizes = {"teacher": 109_514_298, "student": 66_985_530}
     for name, place in (("teacher", "teacher"), ("student", "students/student")):
         manifest = small_results / place / "manifest.json"
@@ -36,7 +36,7 @@ def test_distilbert_s_own_size_is_no_missed_claim(small_results: Path) -> None:
     assert (claim["ours"], claim["verdict"]["state"]) == (pytest.approx(38.83, abs=0.01), "passed")
 
 
-def test_a_gain_is_of_two_scores_on_the_same_examples(complete_results: Path) -> None:
+def test_a_gain_needs_scores_on_the_same_examples(complete_results: Path) -> None:
     place = complete_results / "finetune/student-second-step/squad"
     kept = json.loads((place / "scores.json").read_text())
     shutil.rmtree(place)
@@ -45,7 +45,7 @@ def test_a_gain_is_of_two_scores_on_the_same_examples(complete_results: Path) ->
     assert (claim["ours"], claim["verdict"]["state"]) == (None, "not measured")
 
 
-def test_a_gain_of_one_seed_proves_nothing_and_a_share_of_one_says_so(complete_results: Path) -> None:
+def test_a_gain_of_one_seed_is_unclear_and_a_share_mentions_it(complete_results: Path) -> None:
     for model, f1 in (("teacher", 81.5), ("student", 60.0), ("student-second-step", 79.3)):
         place = complete_results / f"finetune/{model}/squad"
         shutil.rmtree(place)
@@ -59,7 +59,7 @@ def test_a_gain_of_one_seed_proves_nothing_and_a_share_of_one_says_so(complete_r
     assert row_of(report["tables"]["1"]["rows"], "rte")["verdict"]["reason"] == ""
 
 
-def test_a_gain_within_the_spread_of_the_seeds_proves_nothing(complete_results: Path) -> None:
+def test_a_gain_within_the_noise_is_unclear(complete_results: Path) -> None:
     place = complete_results / "finetune/student-second-step/squad"
     shutil.rmtree(place)
     found = scores("squad", seeds_around(78.3), "f1", more={"exact": seeds_around(69.0)})
@@ -69,7 +69,7 @@ def test_a_gain_within_the_spread_of_the_seeds_proves_nothing(complete_results: 
     assert claim["verdict"] == {"state": "unclear", "reason": "within the noise"}
 
 
-def test_a_mean_with_a_teacher_at_chance_proves_nothing(complete_results: Path) -> None:
+def test_a_mean_with_a_teacher_at_chance_is_unclear(complete_results: Path) -> None:
     def verdict() -> dict[str, str]:
         found: dict[str, str] = row_of(compared(complete_results)["tables"]["1"]["means"], "nine")["verdict"]
         return found
@@ -82,7 +82,7 @@ def test_a_mean_with_a_teacher_at_chance_proves_nothing(complete_results: Path) 
     assert verdict() == {"state": "unclear", "reason": "teacher at chance on CoLA"}
 
 
-def test_a_student_that_learned_nothing_keeps_nothing(complete_results: Path) -> None:
+def test_a_student_at_chance_is_unclear(complete_results: Path) -> None:
     for model, score in (("teacher", 60.6), ("student", 52.7)):
         replace_scores(complete_results, model, "rte", scores("rte", seeds_around(score, 0.01), majority=52.7))
     row = row_of(compared(complete_results)["tables"]["1"]["rows"], "rte")
@@ -90,7 +90,7 @@ def test_a_student_that_learned_nothing_keeps_nothing(complete_results: Path) ->
     assert row["verdict"] == {"state": "unclear", "reason": "student at chance"}
 
 
-def test_a_share_within_the_spread_of_the_seeds_proves_nothing(complete_results: Path) -> None:
+def test_a_share_within_the_noise_is_unclear(complete_results: Path) -> None:
     for model, seeds in (("teacher", [55.0, 60.0, 70.0]), ("student", [53.0, 54.0, 69.0])):
         replace_scores(complete_results, model, "rte", scores("rte", seeds))
     row = row_of(compared(complete_results)["tables"]["1"]["rows"], "rte")
@@ -100,7 +100,7 @@ def test_a_share_within_the_spread_of_the_seeds_proves_nothing(complete_results:
     assert row["verdict"] == {"state": "unclear", "reason": "within the noise"}
 
 
-def test_models_that_were_fine_tuned_otherwise_are_no_share_of_each_other(complete_results: Path) -> None:
+def test_shares_of_differently_fine_tuned_models_are_unclear(complete_results: Path) -> None:
     for changed in ({"train_examples": 100}, {"settings": {"epochs": 10}}):
         replace_scores(complete_results, "teacher", "rte", scores("rte", seeds_around(60.0), **changed))
         row = row_of(compared(complete_results)["tables"]["1"]["rows"], "rte")
@@ -111,7 +111,7 @@ def test_models_that_were_fine_tuned_otherwise_are_no_share_of_each_other(comple
     assert claim["verdict"]["state"] == "not measured"
 
 
-def test_a_mean_says_which_of_its_tasks_had_one_seed(complete_results: Path) -> None:
+def test_a_mean_names_its_tasks_with_one_seed(complete_results: Path) -> None:
     for task in ("rte", "cola"):
         replace_scores(complete_results, "student", task, scores(task, [30.0], majority=0.0))
     mean = row_of(compared(complete_results)["tables"]["1"]["means"], "nine")

@@ -59,7 +59,7 @@ def _jobs(plan: SuitePlan) -> dict[str, Any]:
     return found
 
 
-def test_every_model_meets_every_task_after_what_it_needs(data: Path, out: Path) -> None:
+def test_every_model_is_fine_tuned_on_every_task_after_its_dependencies(data: Path, out: Path) -> None:
     found = _jobs(_plan(data, out, finetune={"seeds": [1, 2]}, job_cpus=2, priority=3))
     assert list(found) == [
         "datasets/provenance",
@@ -117,7 +117,7 @@ def test_a_sweep_of_models_that_are_named_measures_each_of_them_once(data: Path,
     assert plan.described()["ablations"] == {"reference": "all-losses", "students": ["no-soft"]}
 
 
-def test_what_is_timed_is_alone(data: Path, out: Path) -> None:
+def test_timed_jobs_run_alone(data: Path, out: Path) -> None:
     found = _jobs(_plan(data, out, exports={"task": "stsb"}, baselines={}))
     assert [name for name, job in found.items() if job.alone] == ["latency", "baselines"]
     exported = [f"export-{model}-stsb-{form}" for model in ("teacher", "student") for form in ("onnx", "int8")]
@@ -173,7 +173,7 @@ def test_exports_come_in_every_format_for_every_task(data: Path, out: Path) -> N
 
 
 @model_exports.needs("openvino", "nncf")
-def test_what_is_calibrated_gets_the_pipelines_rows(data: Path, out: Path) -> None:
+def test_calibrated_exports_get_the_pipelines_rows(data: Path, out: Path) -> None:
     asked = {"task": "stsb", "formats": ["openvino-int8"]}
     with pytest.raises(StageError, match=r"openvino-int8, .* token rows"):
         _plan(data, out, exports=asked).jobs()
@@ -261,7 +261,7 @@ def test_tasks_from_the_hub_need_no_folder(out: Path) -> None:
     assert set(found["finetune/student/rte"].inputs) == {"model"}
 
 
-def test_probes_are_told_all_they_need(data: Path, out: Path) -> None:
+def test_probe_jobs_get_their_settings(data: Path, out: Path) -> None:
     suite = Suite.of(
         {
             "data": f"{data}/{{task}}",
@@ -376,7 +376,7 @@ def test_suites_that_are_refused(change: dict[str, Any], line: str) -> None:
         ({"baselines": {"folders": {"bert": "."}}}, "baselines.folders names bert, which is not measured"),
     ],
 )
-def test_what_a_suite_needs_is_missed_before_anything_runs(
+def test_missing_inputs_of_a_suite_are_found_before_anything_runs(
     data: Path, out: Path, change: dict[str, Any], line: str
 ) -> None:
     with pytest.raises(StageError, match=line):

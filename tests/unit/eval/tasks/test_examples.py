@@ -117,7 +117,7 @@ def test_imdb_is_scored_on_its_test_set(tmp_path: Path) -> None:
         ("fine", "has 1 fields, not 2 (sentence, label): correct it or drop it"),
     ],
 )
-def test_a_bad_row_is_named(row: str, says: str, tmp_path: Path) -> None:
+def test_the_error_names_a_bad_row(row: str, says: str, tmp_path: Path) -> None:
     with pytest.raises(ExamplesError) as error:
         from_folder(TASKS["sst2"], sst2(tmp_path, "good\t1", row))
     assert says in str(error.value)
@@ -134,7 +134,7 @@ def test_a_bad_score_is_named(label: float | None, says: str, tmp_path: Path) ->
         from_folder(TASKS["stsb"], tmp_path)
 
 
-def test_a_text_that_is_none_is_named(tmp_path: Path) -> None:
+def test_the_error_names_an_empty_text(tmp_path: Path) -> None:
     rows = [{"sentence": "a", "label": 0}, {"sentence": None, "label": 1}]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "train.parquet")
     with pytest.raises(ExamplesError, match="row 2: sentence is None, not text"):
@@ -201,7 +201,7 @@ def test_a_data_set_that_cannot_be_fetched_is_one_line(tmp_path: Path, monkeypat
         from_hub(TASKS["provenance"], "nyu-mll/glue")
 
 
-def test_a_sample_is_the_same_for_everybody(tmp_path: Path) -> None:
+def test_samples_are_deterministic(tmp_path: Path) -> None:
     rows = [f"text {number}\t{number % 2}" for number in range(40)]
     train = from_folder(TASKS["sst2"], sst2(tmp_path, *rows)).train
     first, again = train.sample(10), train.sample(10)

@@ -151,7 +151,7 @@ def test_answers_without_their_places_are_named(texts: Any, starts: Any, tmp_pat
         questions_from_folder(TASKS["squad"], tmp_path)
 
 
-def test_half_a_data_set_is_not_taken_for_the_whole(tmp_path: Path) -> None:
+def test_an_incomplete_data_set_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "train-00000-of-00002.tsv", "sentence\tlabel\ngood\t1\n")
     write(tmp_path / "dev.tsv", "sentence\tlabel\ngood\t1\n")
     with pytest.raises(ExamplesError, match="is one of 2 files, of which 1 are here"):
@@ -160,7 +160,7 @@ def test_half_a_data_set_is_not_taken_for_the_whole(tmp_path: Path) -> None:
     assert from_folder(TASKS["sst2"], tmp_path).train.labels.tolist() == [1, 0]
 
 
-def test_texts_of_one_label_only_are_half_a_data_set(tmp_path: Path) -> None:
+def test_texts_with_only_one_label_are_refused(tmp_path: Path) -> None:
     for split in ("train", "test"):
         write(tmp_path / split / "pos" / "0_9.txt", "great")
     with pytest.raises(ExamplesError, match=r"train/neg has no texts \(\*\.txt\)"):

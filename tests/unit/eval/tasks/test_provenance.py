@@ -87,7 +87,7 @@ def test_no_document_is_on_both_sides_and_labels_are_true(tmp_path: Path) -> Non
     assert all(len(found) == 1 for found in sides.values())
 
 
-def test_what_documents_share_is_left_out(tmp_path: Path) -> None:
+def test_text_shared_by_documents_is_left_out(tmp_path: Path) -> None:
     out = make(packages(FOUR), tmp_path, passages_per_document=50, passages_per_label=100)
     sentences = [row["sentence"] for split in ("train", "dev") for row in rows(out, split)]
     assert LICENSE not in sentences
