@@ -17,7 +17,7 @@ import s3_server
 import s3fs
 from filelock import FileLock
 
-# As the Makefile sets them: tests and the workers they start run side by side.
+# As in the Makefile: tests and their workers run in parallel.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Ray gives its workers almost the lowest priority (niceness 15): beside other busy processes they would hardly run.
@@ -43,7 +43,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 class SharedRay:
-    """A Ray cluster of three CPUs in this process, started at its first use."""
+    """A Ray cluster of three CPUs in this process, started when it is first used."""
 
     def __init__(self) -> None:
         self._running: ExitStack | None = None
@@ -81,7 +81,7 @@ def _no_ray_in_other_files(request: pytest.FixtureRequest, _shared_ray: SharedRa
 
 @pytest.fixture(scope="module")
 def ray_of_three_cpus(_shared_ray: SharedRay) -> None:
-    """This process is connected to a Ray cluster of three CPUs. No test may start a job queue on it."""
+    """Connect this process to a Ray cluster of three CPUs. No test may start a job queue on it."""
     _shared_ray.start()
 
 
@@ -112,7 +112,7 @@ def _tokens_and_teacher(made_once: Callable[[str, Callable[[Path], object]], Pat
 
 @pytest.fixture(scope="module")
 def training_folder(_tokens_and_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of this file with the artifacts ``tokens`` and ``teacher``, and ``bert``, the teacher's model folder."""
+    """A folder per test file with the artifacts ``tokens`` and ``teacher``, and the teacher's model in ``bert``."""
     return shutil.copytree(_tokens_and_teacher, tmp_path_factory.mktemp("training") / "folder")
 
 
@@ -120,7 +120,7 @@ def training_folder(_tokens_and_teacher: Path, tmp_path_factory: pytest.TempPath
 def curve_of_forty_steps(
     _tokens_and_teacher: Path, made_once: Callable[[str, Callable[[Path], object]], Path]
 ) -> list[float]:
-    """Losses of an undisturbed run with ``train_processes.FORTY_STEPS``, which its placement does not change."""
+    """Losses of an uninterrupted run with ``train_processes.FORTY_STEPS``. They do not depend on the placement."""
     from train_processes import FORTY_STEPS, curve, train
 
     def fill(folder: Path) -> None:
@@ -132,7 +132,7 @@ def curve_of_forty_steps(
 
 @pytest.fixture(scope="session")
 def s3_requests(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The log of the requests to the S3 server, a line each."""
+    """Log of requests to the S3 server, one per line."""
     return tmp_path_factory.mktemp("s3") / "requests.log"
 
 
@@ -151,6 +151,6 @@ def bucket(_s3_port: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> s3
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
-    """torch computes with one thread, whatever the test before set."""
+    """Set torch to one thread: earlier tests may have changed the number."""
     if (torch := sys.modules.get("torch")) is not None:
         torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""The distillation loop as it is usually written, to measure ours against: the same losses, none of our means.
+"""The usual distillation loop as a baseline: the same losses without our optimizations.
 
 It follows the loop published with DistilBERT (huggingface/transformers-research-projects, ``distillation/``:
 ``distiller.py``, ``grouped_batch_sampler.py``), with autocast where that used apex:
@@ -31,7 +31,7 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class Words:
-    """What masking must know of a vocabulary."""
+    """Properties of a vocabulary that masking needs."""
 
     counts: Tensor
     """Occurrences, ``[vocab_size]``."""
@@ -46,7 +46,7 @@ class Masked:
     input_ids: Tensor
     attention_mask: Tensor
     labels: Tensor
-    """``-100`` where no word is hidden."""
+    """``-100`` where no word is masked."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""From a memory-mapped tokens artifact to masked batches: what the data path gives one core."""
+"""Throughput of the data path on one core: from a memory-mapped tokens artifact to masked batches."""
 
 import tempfile
 import time
@@ -37,7 +37,7 @@ def rows() -> Iterator[Row]:
 
 
 def _speed(drawn: list[random_documents.I64], seq_len: int) -> Spread:
-    """Tokens per second of some passes over the artifact, after one to bring it into memory."""
+    """Tokens per second of some passes over the artifact, after a pass that loads it into memory."""
     training = Training(epochs=1, rows_per_step=_MICRO // seq_len)
     with tempfile.TemporaryDirectory() as folder:
         path = random_documents.tokens_artifact(

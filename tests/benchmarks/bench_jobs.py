@@ -1,4 +1,4 @@
-"""What the job queue costs: the time of a thousand jobs that do next to nothing, and of starting one."""
+"""Overhead of the job queue: the time of a thousand almost empty jobs, and the latency of one."""
 
 import os
 import statistics

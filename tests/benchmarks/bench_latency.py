@@ -1,7 +1,7 @@
 """How fast a model of DistilBERT's size is on this processor, in every runtime that is installed, against BERT-base.
 
 Random weights, batch 1, as many tokens as a pair of STS-B has and as a question with its passage; on one core and on
-all of them; every model in a process of its own, one call of each after the other. Ratios are BERT-base's p50 in eager
+all of them; every model in its own process; the models take turns. Ratios are BERT-base's p50 in eager
 fp32 PyTorch over this one's.
 """
 
@@ -27,12 +27,12 @@ from eval.results.export_formats import FORMATS, TITLES, Format, check_toolchain
 
 _MEGABYTE = 1e6
 _LENGTHS = (8, 16) if quick() else (30, 384)
-# LiteRT has a file for each length, as it is shipped: 30 tokens are padded to 32.
+# A LiteRT export has one file per length: 30 tokens are padded to 32.
 _BUCKETS = (8, 16) if quick() else (32, 384)
 _REPEATS = 3 if quick() else 60
 _VOCABULARY = 1000 if quick() else 30_522
 _LOOSE = {"relative": 1.0, "agreement": 0.0}
-"""Random weights answer at random: how far an export may be from its model is tested elsewhere."""
+"""Random weights give random outputs; other tests check that an export matches its model."""
 _WANTED = 8.0
 _MOST_MEGABYTES = 70.0
 
@@ -53,7 +53,7 @@ def rows() -> Iterator[Row]:
 
 
 def models(folder: Path) -> tuple[Path, Path]:
-    """BERT-base and a student of its half, random, with a tokenizer; in small where it only has to run."""
+    """BERT-base and a student with half of its layers, both random, with a tokenizer; tiny models in quick runs."""
     bert, student = BertConfig(num_labels=1), DistilBertConfig(num_labels=1)
     if quick():
         bert = BertConfig(
@@ -72,7 +72,7 @@ def models(folder: Path) -> tuple[Path, Path]:
 
 
 def export(form: Format, model: Path, folder: Path, made: dict[Format, Path]) -> Path:
-    """The model in this format; ``made`` are those that it may be made of."""
+    """Export the model to this format; ``made`` has the formats it may be converted from."""
     making = FORMATS[form]
     values: dict[str, Any] = {**making.values, "tolerance": _LOOSE}
     inputs = {"model": model}
@@ -97,7 +97,7 @@ def rows_to_calibrate(place: Path) -> Path:
 
 
 def measure(bert: Path, student: Path, exports: Sequence[Path], out: Path) -> artifact.Artifact:
-    """The benchmark itself, as anybody would run it."""
+    """Run the benchmark from the command line."""
     recipe = BenchmarkRecipe(
         models=("bert_base", "distilbert"), lengths=_LENGTHS, threads=(1,) if quick() else (1, "all"), repeats=_REPEATS
     )
@@ -109,7 +109,7 @@ def measure(bert: Path, student: Path, exports: Sequence[Path], out: Path) -> ar
 
 
 def told(made: artifact.Artifact) -> Iterator[Row]:
-    """Sizes, then time by time the ratios, and which runtime is ahead."""
+    """Sizes, then for each workload the ratios and the fastest runtime."""
     found: list[dict[str, Any]] = made.facts["rows"]
     quiet = f"; not quiet: {made.facts['unfit']}" if made.facts["unfit"] else ""
     first = [row for row in found if (row["length"], row["threads"]) == (_LENGTHS[0], found[0]["threads"])]
@@ -130,7 +130,7 @@ def told(made: artifact.Artifact) -> Iterator[Row]:
 
 
 def _ahead(where: str, timed: Sequence[dict[str, Any]]) -> Row:
-    """Which form is the fastest, and whether one is as fast and small as wanted."""
+    """The fastest format, and whether one reaches the goals for speed and size."""
     student = sorted((row for row in timed if row["model"] != "bert_base"), key=lambda row: float(row["p50_ms"]))
     best = student[0]
     wanted = [

@@ -1,4 +1,4 @@
-"""Rows gathered at random from thousands of files, and what the order of an epoch makes a cold disk read."""
+"""Random reads of rows from thousands of files, and bytes that each order of an epoch reads from a cold disk."""
 
 import os
 import resource
@@ -61,7 +61,7 @@ def _gathered(paths: list[Path]) -> Row:
 
 
 def _speed(found: Rows, count: int) -> Spread:
-    """Tokens per second of some passes over as many rows as there are, after one to bring them into memory."""
+    """Tokens per second of some passes over all rows, after a pass that loads them into memory."""
     drawn = np.random.default_rng(1).integers(0, len(found), (len(found) // count, count))
     seconds = []
     for _ in range(4):
@@ -73,7 +73,7 @@ def _speed(found: Rows, count: int) -> Spread:
 
 
 def _cold(paths: list[Path]) -> Iterator[Row]:
-    """An eighth of an epoch in each order, from files that are not in memory."""
+    """An eighth of an epoch in each order, from files that are not in the page cache."""
     by_rows, by_blocks = (_disk_read(paths, order) for order in ("rows", "blocks"))
     name, unit = "cold_read_rows_vs_blocks", "x"
     if not by_blocks.bytes_read:
@@ -91,7 +91,7 @@ def _cold(paths: list[Path]) -> Iterator[Row]:
 
 
 class _Reading:
-    """What a stretch of an epoch took."""
+    """Measurements of part of an epoch."""
 
     def __init__(self, bytes_used: int, bytes_read: int, faults: int, seconds: float) -> None:
         self.bytes_used, self.bytes_read, self.faults, self.seconds = bytes_used, bytes_read, faults, seconds
@@ -120,14 +120,14 @@ def _disk_read(paths: list[Path], order: Literal["rows", "blocks"]) -> _Reading:
 
 
 def _forget(path: Path) -> None:
-    """Have the system drop a file from its page cache."""
+    """Drop a file from the page cache."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _bytes_read() -> int:
-    """That this process had the disk read."""
+    """Bytes that this process has read from the disk."""
     lines = Path("/proc/self/io").read_text(encoding="utf-8").splitlines()
     return int(next(line.split()[1] for line in lines if line.startswith("read_bytes:")))
 

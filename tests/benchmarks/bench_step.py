@@ -1,4 +1,4 @@
-"""One distillation step, ours and the usual loop's: speed, memory, share of the machine's peak, and what a plan says.
+"""One distillation step of ours and of the usual loop: speed, memory, utilisation, and the plan's predictions.
 
 BERT-base with random weights to six of its layers, 30,522 words; the same documents, packed into full rows for ours
 and padded in batches of like lengths for the usual loop; only tokens that are not padding count.
@@ -49,7 +49,7 @@ def rows() -> Iterator[Row]:
 
 
 def prepare(work: Work) -> None:
-    """The teacher, and documents enough for some steps, in both forms."""
+    """Make the teacher, and documents for some steps in both forms."""
     folder = Path(work.folder)
     config = BertConfig()
     drawn = random_documents.draw(work.tokens * (_ROUNDS + 3), config.vocab_size)
@@ -85,7 +85,7 @@ class Measured:
 
 
 class Race:
-    """Both sides at some works, each in a process of its own; a context manager."""
+    """Both sides for some workloads, each in its own process; a context manager."""
 
     def __init__(self, works: list[Work]) -> None:
         self.works = works
@@ -102,13 +102,14 @@ class Race:
         self._running.close()
 
     def memory(self, work: Work) -> tuple[Taken, Taken]:
-        """What ours and the usual loop hold in a step of full rows. To be asked first: it warms both up."""
-        self._usual[work.precision].ask("warm")  # its optimizer state comes with the first step; ours is there
+        """Memory of a step of full rows for ours and the usual loop. Call it first: it warms up both."""
+        # The usual loop creates its optimizer state in the first step; ours has it from the start.
+        self._usual[work.precision].ask("warm")
         usual = self._usual[work.precision].step(full=True)
         return self._ours[work.precision].step(full=True), usual
 
     def rounds(self) -> dict[Precision, Measured]:
-        """Everything in turns, so that all of it sees the machine in the same moods."""
+        """Measure all sides in turns, so that variations of the machine affect all of them alike."""
         usual: dict[str, list[Taken]] = defaultdict(list)
         ours: dict[str, list[Taken]] = defaultdict(list)
         peaks: dict[str, list[float]] = defaultdict(list)
@@ -146,7 +147,7 @@ def on_cpu(work: Work) -> Iterator[Row]:
 
 
 def on_gpu() -> Iterator[Row]:
-    """The first GPU, fp16 and, where it has it, bf16; 16,384 tokens in a micro-batch."""
+    """The first GPU in fp16 and, if supported, bf16; 16,384 tokens in a micro-batch."""
     precisions: tuple[Precision, ...] = ("fp16", "bf16")
     if not torch.cuda.is_available():
         for precision in precisions:
@@ -156,7 +157,7 @@ def on_gpu() -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as folder:
         work = Work(folder, "fp16", rows=128, seq_len=128, accumulation=4, threads=_THREADS, device="cuda")
         prepare(work)
-        # One after the other: a card of 16 GB holds no four pairs of models.
+        # One after the other: a GPU of 16 GB does not have room for four pairs of models.
         for precision in precisions:
             if precision == "bf16" and not has_bf16:
                 yield from _no_gpu_rows(precision, "this GPU has no bf16")
@@ -188,7 +189,7 @@ def versus(name: str, ours: Measured, usual: Measured) -> Row:
 
 
 def share_of_peak(name: str, found: Measured) -> Row:
-    """Operations of a step by the formula of ``cost_model.costs``, over the fastest matrix product beside it."""
+    """Operations of a step by the formula of ``cost_model.costs``, over those of the fastest matrix product."""
     work = found.work
     teacher = model_shape.find(TEACHER)
     per_token = costs.step_flops_per_token(
@@ -214,7 +215,7 @@ def memory(name: str, work: Work, ours: Taken, usual: Taken) -> Row:
 
 
 def planned_memory(plan: dict[str, float], work: Work, ours: Taken) -> Row:
-    """What ``distill.plan --hardware here`` says a worker takes, over the peak of its process in a step."""
+    """Memory that ``distill.plan --hardware here`` predicts for a worker, over the peak of its process in a step."""
     detail = (
         f"predicted {plan['bytes'] / _GB:.2f} GB, {plan['reserved'] / _GB:.2f} GB of it reserve / measured "
         f"{ours.peak_bytes / _GB:.2f} GB; {work.precision}, {_conditions(work)}"
@@ -223,7 +224,7 @@ def planned_memory(plan: dict[str, float], work: Work, ours: Taken) -> Row:
 
 
 def planned_time(plan: dict[str, float], found: Measured) -> Row:
-    """What ``distill.plan --hardware here`` says a step takes, over what it took."""
+    """Time that ``distill.plan --hardware here`` predicts for a step, over the measured time."""
     seconds = Spread(tuple(step.seconds for step in found.ours))
     detail = (
         f"predicted {plan['seconds']:.2f} s / measured {seconds} s; calibrated just before, at "

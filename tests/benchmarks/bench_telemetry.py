@@ -1,6 +1,6 @@
-"""How much of training goes to metrics alone and to metrics and checkpoints: a real run, with a clock around these.
+"""Share of training time spent on metrics and on checkpoints, measured in a real run.
 
-Logs are as often as by default; checkpoints are far more often, so that some fall into a minute.
+The run logs as often as by default, and saves checkpoints far more often, so that a minute has some.
 """
 
 import sys
@@ -76,7 +76,7 @@ def _prepare(folder: Path) -> None:
 
 
 class Clock:
-    """Seconds spent in some functions, and when they were first called."""
+    """Records the seconds spent in some functions, and the time of their first call."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
@@ -98,7 +98,7 @@ class Clock:
 
 
 def _train(folder: Path) -> dict[str, float]:
-    """The run, in a process of its own."""
+    """The run, in its own process."""
     from distill.checkpointing.checkpoint_writer import CheckpointWriter
     from distill.engine.step_timer import StepTimer
     from distill.train import loop
@@ -119,7 +119,7 @@ def _train(folder: Path) -> dict[str, float]:
     )
     torch.manual_seed(0)
     loop.run(recipe, {"tokens": folder / "tokens", "teacher": folder / "teacher"}, folder / "run")
-    # From the end of the first step, which prepares much that the others need.
+    # From the end of the first step, which includes the set-up.
     whole = clock.moments["__exit__ begins"] - clock.moments["end_step begins"]
     newest = max((folder / "run" / "checkpoints").glob("step_*"))
     return {
@@ -132,7 +132,7 @@ def _train(folder: Path) -> dict[str, float]:
 
 
 def _scrape_seconds() -> float:
-    """Processor time of an answer to Prometheus."""
+    """Processor time of one scrape."""
     started = time.thread_time()
     for _ in range(10):
         generate_latest(REGISTRY)

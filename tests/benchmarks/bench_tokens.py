@@ -1,7 +1,7 @@
-"""From documents to token rows: against the tokenizer alone, against the usual ways, on one actor and two, and 1 GB.
+"""From documents to token rows: against the tokenizer alone and the usual tools, on one and two actors, and 1 GB.
 
-Text is Wikipedia's where it lies beside the checkout, else the prose of installed packages; the vocabulary is BERT's in
-the first case, and learned from the text in the second.
+The text is Wikipedia with BERT's vocabulary if it is next to the checkout, else prose of installed packages with a
+vocabulary trained on it.
 """
 
 import json
@@ -111,7 +111,7 @@ def _groups(shards: list[Path]) -> Iterator[list[str]]:
 
 
 def _against_raw(text: Text) -> Row:
-    """Shard by shard in turns: what an actor does, and the library's fastest call on the same documents in memory."""
+    """Alternate shard by shard between the work of an actor and the library's fastest call on the same documents."""
     tokenizer = load_encoder(text.tokenizer / "tokenizer.json")
     whole = AutoTokenizer.from_pretrained(text.tokenizer)
     special, vocab_size = special_ids(whole), vocabulary_size(whole)
@@ -143,7 +143,7 @@ def _encode_raw(tokenizer: Tokenizer, groups: list[list[str]]) -> None:
 
 
 def _stage(text: Text, actors: int) -> Spread:
-    """Bytes per second of the whole stage, actors started included, on a Ray that runs already."""
+    """Bytes per second of the whole stage, including the start of its actors, on a running Ray cluster."""
     recipe = tokens_stage.Tokens.of({"seq_len": _SEQ_LEN, "heldout": _HELDOUT, "placement": {"actors": actors}})
     inputs = {"corpus": text.corpus, "tokenizer": text.tokenizer}
     found = []
@@ -188,7 +188,7 @@ def _against_datasets(text: Text, ours: Spread) -> Row:
 
 
 def _against_pickle(text: Text, ours: Spread) -> Row:
-    """One process, a text at a time, everything pickled at the end (original code, ``scripts/binarized_data.py``)."""
+    """One process, one text at a time, all rows pickled at the end (original code, ``scripts/binarized_data.py``)."""
     texts = _first(text, _SLOW_BYTES)
     today = AutoTokenizer.from_pretrained(text.tokenizer)
     names = json.loads((text.tokenizer / "tokenizer.json").read_text())["model"]["vocab"]
@@ -257,7 +257,7 @@ def _a_gigabyte(folder: Path, text: Text) -> Iterator[Row]:
 
 
 def _synthetic(out: Path, text: Text) -> int:
-    """Documents of real words, as frequent as they are, in files of lines; returns their bytes."""
+    """Write JSON lines of random documents with real word frequencies; returns their bytes."""
     out.mkdir()
     words = np.array(" ".join(_first(text, 20_000_000)).split(" "), dtype=object)
     choice = np.random.default_rng(0)
@@ -276,7 +276,7 @@ def _synthetic(out: Path, text: Text) -> int:
 
 @dataclass
 class Peaks:
-    """Largest resident memory of this process and of each actor of a pool while the block lasts, in MiB."""
+    """Peak resident memory of this process and of each actor of a pool inside the block, in MiB."""
 
     driver: int = 0
     _of_actors: dict[int, int] = field(default_factory=dict)
@@ -308,7 +308,7 @@ class Peaks:
 
 
 def _private_mib(process: psutil.Process) -> int:
-    """Resident memory without what is shared: Ray's object store and files that are mapped."""
+    """Resident memory without shared memory: Ray's object store and mapped files."""
     found = process.memory_info()
     return int((found.rss - found.shared) / 2**20)
 

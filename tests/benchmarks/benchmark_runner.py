@@ -1,11 +1,11 @@
-"""Measurements: what a row of the table is, the machine under it, and running every ``tests/benchmarks/bench_*.py``.
+"""Run ``tests/benchmarks/bench_*.py``, and record their rows and the machine.
 
-A bench file defines ``rows() -> Iterator[Row]``; that is all a new one needs::
+A bench file defines ``rows() -> Iterator[Row]``; nothing else is needed::
 
     python tests/benchmarks/benchmark_runner.py                     all of them
     python tests/benchmarks/benchmark_runner.py step data --quick   these, at small sizes that only show that they run
 
-The table is printed as rows come, and ``build/bench.json`` written after every row. Ratios are ours / theirs, larger
+Each row is printed and written to ``build/bench.json`` as soon as it is measured. Ratios are ours / theirs, larger
 is better; of memory and of time, theirs / ours.
 """
 
@@ -30,7 +30,7 @@ import torch
 
 OUT = Path("build/bench.json")
 QUICK = "STILLHOUSE_BENCH_QUICK"
-"""Set in the environment for sizes that show that a measurement runs, and measure nothing."""
+"""Environment variable for small sizes that only show that a measurement runs."""
 
 _FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_int8")
 _LIBRARIES = ("torch", "deepspeed", "transformers", "numpy", "pyarrow", "tokenizers")
@@ -43,7 +43,7 @@ class BenchError(RuntimeError):
 
 @dataclass(frozen=True)
 class Row:
-    """One number and the conditions it holds under."""
+    """One number and its conditions."""
 
     name: str
     value: float | None
@@ -72,7 +72,7 @@ class Spread:
 
 
 def ratios(over: Iterable[float], under: Iterable[float]) -> Spread:
-    """Ratios of measurements made side by side, so that what drifts with the machine cancels."""
+    """Ratios of measurements made in turns, so that drift of the machine cancels."""
     return Spread(tuple(a / b for a, b in zip(over, under, strict=True)))
 
 
@@ -81,7 +81,7 @@ def quick() -> bool:
 
 
 def machine() -> dict[str, Any]:
-    """What the numbers were measured on; how busy it was is under ``load``."""
+    """The machine; ``load`` has its load average."""
     return {
         "cpu": _cpu_model(),
         "cpu_flags": [flag for flag in _FLAGS if flag in _cpu_flags()],
@@ -111,7 +111,7 @@ def _cpu_info(key: str) -> str:
 
 
 class Report:
-    """Prints rows and writes them down as they come, so that stopping loses none."""
+    """Prints and saves rows one by one, so that an interruption loses none."""
 
     def __init__(self, out: Path) -> None:
         self._out = out
@@ -135,19 +135,19 @@ class Report:
 
 
 def line(row: Row) -> str:
-    """A row of the table, its conditions below it."""
+    """A row of the table, followed by its conditions."""
     value = "-" if row.value is None else f"{row.value:,.4g}" if abs(row.value) < 1e4 else f"{row.value:,.0f}"
     detail = textwrap.fill(row.detail, 118, initial_indent=_INDENT, subsequent_indent=_INDENT)
     return f"{row.name:<40} {value:>12} {row.unit}\n{detail}"
 
 
 def names(folder: Path) -> list[str]:
-    """What can be measured: the bench files there are, without ``bench_``."""
+    """Names of the bench files without ``bench_``."""
     return sorted(path.stem.removeprefix("bench_") for path in folder.glob("bench_*.py"))
 
 
 def run(chosen: Sequence[str], out: Path) -> int:
-    """Measure what is chosen; returns how many files failed. A failure does not stop the others."""
+    """Run the chosen benchmarks; returns how many failed. A failure does not stop the others."""
     report, failed = Report(out), 0
     report.head()
     for name in chosen:
@@ -155,7 +155,7 @@ def run(chosen: Sequence[str], out: Path) -> int:
         try:
             for row in _rows(name):
                 report.add(row)
-        except Exception:  # the others are worth having, whatever broke this one
+        except Exception:  # the others still run
             failed += 1
             print(f"error: bench_{name}:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
         print(f"  bench_{name}: {time.monotonic() - started:.0f} s", flush=True)
@@ -185,5 +185,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    # Under its own name, so that bench files meet the very classes that are used here.
+    # Import under the module's name, so that bench files and this module share their classes.
     sys.exit(importlib.import_module("benchmark_runner").main())

@@ -1,14 +1,14 @@
-"""What is measured against each other: processes of their own, which make a step each time they are asked.
+"""The measured sides: processes that make one step per request.
 
-Own processes, because peak memory never falls, and because each side runs in its own environment. Asked in turns,
-because a machine drifts::
+Separate processes, because peak memory never falls, and because each side needs its own environment. They take
+turns, because the speed of a machine drifts::
 
     with Contender("ours", work) as ours, Contender("usual", work) as usual:
         for _ in range(3):
             usual.step(), ours.step()
 
-Ours is ``distill.train`` itself on artifacts on the disk: its batches wait for the order before every step. Nothing
-of the loop is written again here.
+Ours is ``distill.train`` itself on artifacts on the disk; its batches block until the next request. The loop is not
+copied here.
 """
 
 import ctypes
@@ -33,15 +33,15 @@ from cluster.models.precision import Precision
 from distill.config import Distillation
 
 LARGE_PAGES = "THP_MEM_ALLOC_ENABLE"
-"""Ours sets this for itself (``distill.engine.deepspeed_engine``); the usual loop runs as people run it, without."""
+"""Ours sets this itself (``distill.engine.deepspeed_engine``); the usual loop runs without it."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """What both sides do: one optimizer step of a teacher's student."""
+    """The workload of both sides: one optimizer step of a student."""
 
     folder: str
-    """With ``teacher`` and ``tokens`` (artifacts) and ``batches.safetensors`` (the same documents, padded)."""
+    """Contains ``teacher`` and ``tokens`` (artifacts) and ``batches.safetensors`` (the same documents, padded)."""
     precision: Precision
     rows: int
     """In a micro-batch, full ones."""
@@ -52,11 +52,11 @@ class Work:
 
     @property
     def tokens(self) -> int:
-        """Of a step of full rows."""
+        """Tokens in a step of full rows."""
         return self.rows * self.seq_len * self.accumulation
 
     def recipe(self) -> Distillation:
-        """With checkpoints, validations and the end of the run out of sight."""
+        """No checkpoint, validation or end of the run occurs during a measurement."""
         never = 1_000_000
         return Distillation.model_validate(
             {
@@ -77,15 +77,15 @@ class Work:
 
 @dataclass(frozen=True)
 class Taken:
-    """What a step took."""
+    """Measurements of a step."""
 
     seconds: float
     tokens: int
-    """That are not padding."""
+    """Without padding."""
     before_bytes: int
-    """Held between two micro-batches: both models, optimizer state, gradients."""
+    """Memory between two micro-batches: both models, optimizer state, gradients."""
     peak_bytes: int
-    """Most that was held from there to the end of the step."""
+    """Peak memory from there to the end of the step."""
 
     @property
     def tokens_per_second(self) -> float:
@@ -97,7 +97,7 @@ class Taken:
 
 
 class Process:
-    """A child that answers orders, one line of JSON each."""
+    """A child process that answers requests, one line of JSON each."""
 
     def __init__(self, module: str, *arguments: str, large_pages: bool | None = None, cuda: bool = False) -> None:
         environment = {
@@ -121,10 +121,10 @@ class Process:
         )
 
     def ask(self, order: str) -> Any:
-        """The answer to one order.
+        """Send a request; returns the answer.
 
         Raises:
-            BenchError: the child died; with the last it wrote.
+            BenchError: the child died; the message has its last output.
         """
         assert self._child.stdin is not None
         assert self._child.stdout is not None
@@ -149,29 +149,29 @@ class Process:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # Without orders it ends; killed, because a process that trains has nothing to say at its end.
+        # It ends when its stdin closes; kill it, because the end of training is not measured.
         self._child.kill()
         self._child.communicate()
         self._errors.close()
 
 
 class Contender(Process):
-    """``ours`` or ``usual`` at some work."""
+    """``ours`` or ``usual`` on a workload."""
 
     def __init__(self, side: str, work: Work) -> None:
         super().__init__("measured_sides", side, json.dumps(asdict(work)), cuda=work.device == "cuda")
 
     def step(self, full: bool = False) -> Taken:
-        """One optimizer step; ``full``: memory is looked at, and the usual loop gets full rows too."""
+        """One optimizer step; with ``full``, memory is measured, and the usual loop gets full rows too."""
         return Taken(**self.ask("full" if full else "step"))
 
 
 class Pace:
-    """Inside a child: waits for orders, and measures from one to the next."""
+    """Inside the child: waits for requests, and measures from one to the next."""
 
     def __init__(self, device: str) -> None:
         self._device = device
-        # Libraries print what they like; only answers may reach the parent.
+        # Only answers may reach the parent, not what libraries print.
         self._answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
         os.dup2(2, 1)
         self._started: float | None = None
@@ -179,7 +179,7 @@ class Pace:
         self.order = ""
 
     def begin_step(self) -> None:
-        """Answer for the step before, if there was one, and wait for the next order."""
+        """Answer for the previous step, if any, and wait for the next request."""
         if self._started is not None:
             self._wait()
             seconds = time.perf_counter() - self._started
@@ -192,7 +192,7 @@ class Pace:
         self._started = time.perf_counter()
 
     def begin_micro(self, tokens: int) -> None:
-        """Before every micro-batch; before the second one, gradients are there and memory is looked at."""
+        """Called before every micro-batch; before the second one, gradients exist and memory is measured."""
         self.tokens += tokens
         self._micros += 1
         if self._micros == 2 and self.order == "full":
@@ -208,7 +208,7 @@ class Pace:
 
 
 def held_bytes(device: str) -> int:
-    """Memory held now; what was freed is given back first, and the peak starts again from here."""
+    """Current memory after freed blocks are returned; resets the peak."""
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated()
@@ -218,7 +218,7 @@ def held_bytes(device: str) -> int:
 
 
 def peak_bytes(device: str) -> int:
-    """Most memory that was held since :func:`held_bytes`."""
+    """Peak memory since :func:`held_bytes`."""
     return torch.cuda.max_memory_allocated() if device == "cuda" else _status("VmHWM")
 
 
@@ -228,9 +228,9 @@ def _status(key: str) -> int:
 
 
 def ours(work: Work, pace: Pace) -> None:
-    """``distill.train`` on the work's artifacts, a step at a time."""
+    """``distill.train`` on the workload's artifacts, one step per request."""
     from distill.data import batches
-    from distill.train import loop  # not at the top: it changes the environment, which the usual loop must not see
+    from distill.train import loop  # imported here: it changes the environment, which must not affect the usual loop
 
     take = batches.Batches.take
 
@@ -276,7 +276,7 @@ def usual(work: Work, pace: Pace) -> None:
 
 
 def _spread(batches: list[Padded], work: Work, step: int) -> list[Padded]:
-    """Batches of a step, evenly over all lengths; others at every step."""
+    """Batches of a step, spread evenly over all lengths; every step has different ones."""
     stride = len(batches) / work.accumulation
     shift = (step * 0.618) % 1
     return [batches[int((number + shift) * stride)] for number in range(work.accumulation)]

@@ -1,6 +1,6 @@
-"""What measurements are held against, in processes of their own: the fastest matrix product here, and the plan.
+"""References for measurements, in their own processes: the fastest matrix product on this machine, and the plan.
 
-A child like those of ``measured_sides``: told its work, it answers every order.
+A child process like those of ``measured_sides``, which answers every request.
 """
 
 import json
@@ -21,17 +21,17 @@ _SHAPES = {
     "cpu": ((1024, 768, 3072), (1024, 3072, 768), (512, 768, 30_522), (2048, 2048, 2048)),
     "cuda": ((16_384, 768, 3072), (16_384, 3072, 768), (2048, 768, 30_522), (8192, 8192, 8192)),
 }
-"""Rows, inner size and columns: the products of a step, and large squares."""
+"""Rows, inner size and columns of the products in a step, and of large squares."""
 _SECONDS = 0.4
-"""Of repeating one shape."""
+"""How long one shape is repeated."""
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Yardstick(Process):
-    """``peak`` or ``plan`` at some work."""
+    """``peak`` or ``plan`` for a workload."""
 
     def __init__(self, what: str, work: Work) -> None:
-        # As in our own training: products are fastest in large pages.
+        # As in our training: products are fastest in large memory pages.
         super().__init__(
             "reference_speeds", what, json.dumps(asdict(work)), large_pages=True, cuda=work.device == "cuda"
         )
@@ -41,12 +41,12 @@ class Yardstick(Process):
 
 
 def peak(work: Work) -> float:
-    """Operations per second of the fastest matrix product of some shapes, in the work's precision."""
+    """Operations per second of the fastest matrix product of some shapes, in the workload's precision."""
     torch.set_num_threads(work.threads)
     dtype = _DTYPES[work.precision]
     best = 0.0
     for rows, inner, columns in _SHAPES[work.device]:
-        # The second factor lies as a layer's weight does: transposed.
+        # The second factor is transposed, like the weight of a linear layer.
         left = torch.randn(rows, inner, device=work.device).to(dtype)
         right = torch.randn(columns, inner, device=work.device).to(dtype).t()
         product = partial(torch.mm, left, right, out=left @ right)
@@ -55,7 +55,7 @@ def peak(work: Work) -> float:
 
 
 def _fastest(product: Callable[[], object], work: Work) -> float:
-    """Seconds of a call, the least of as many as fit into some tenths of a second."""
+    """Shortest time of a call, in seconds, out of as many calls as fit into some tenths of a second."""
     best, until = float("inf"), time.perf_counter() + _SECONDS
     repeat = 10 if work.device == "cuda" else 1
     while time.perf_counter() < until:
@@ -74,7 +74,7 @@ def _wait(work: Work) -> None:
 
 
 def plan(work: Work) -> dict[str, float]:
-    """What ``distill.plan --hardware here`` says of this work: seconds of a step, bytes of a worker."""
+    """Predictions of ``distill.plan --hardware here`` for this workload: seconds of a step, bytes of a worker."""
     from distill.cost_model import step_prediction
     from distill.cost_model.hardware import Cluster
     from distill.modeling import model_shape

@@ -1,4 +1,4 @@
-"""The usual loop does the work ours does: the same losses and gradients, on the same words."""
+"""The baseline loop computes the same losses and gradients as ours on the same words."""
 
 import dataclasses
 from typing import Any

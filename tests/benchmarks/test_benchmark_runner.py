@@ -1,4 +1,4 @@
-"""The harness of measurements: rows become a table and a file as they come, whatever else fails."""
+"""The benchmark runner prints and saves every row, even if other benchmarks fail."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""Actors, nodes, networks and drivers that truly die while a corpus becomes tokens: the bytes are the same."""
+"""Kill actors, nodes, networks and drivers while tokens are made: the rows are the same, byte for byte."""
 
 import os
 import random
@@ -28,7 +28,7 @@ SHARED = pytest.mark.skipif(not ray_clusters.namespaces_work(), reason="only roo
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A corpus of words that are mostly new, which take their time, and a tokenizer."""
+    """A corpus of mostly distinct words, which are slow to encode, and a tokenizer."""
     found = tmp_path_factory.mktemp("faults")
     draw = random.Random(0)
     with artifact.create(found / "corpus", kind="corpus", inputs={}, recipe={}) as draft:
@@ -62,7 +62,7 @@ def _contents(path: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def whole(folder: Path) -> dict[str, str]:
-    """Files of the run nothing happened to."""
+    """Files of an uninterrupted run."""
     _driver(folder, folder / "whole", tiny_pipeline.environment()).finish()
     return _contents(folder / "whole")
 
@@ -135,6 +135,6 @@ def test_a_driver_that_is_stopped_and_started_again(
 
 
 def _rows(folder: Path, done: str) -> Path:
-    """The row file of a finished shard, wherever the artifact is by now."""
+    """The row file of a finished shard, in the partial or in the complete artifact."""
     name = f"train-{Path(done).stem}.arrow"
     return next(place for place in (folder / "tokens" / name, folder / ".tokens.partial" / name) if place.exists())

@@ -56,7 +56,7 @@ def tab(browser) -> Iterator[chromium.Tab]:
 
 @contextlib.contextmanager
 def opened(tab: chromium.Tab, page: artifact.Artifact) -> Iterator[tuple[ResultInbox, int]]:
-    """The page, ready in the tab, and its server."""
+    """The page, loaded in the tab, and its server."""
     inbox = phone_setup.result_inbox(page)
     with serving(inbox, "127.0.0.1", 0) as port:
         tab.go(f"http://127.0.0.1:{port}/?t={inbox.token}")
@@ -69,7 +69,7 @@ def text(tab: chromium.Tab, name: str) -> str:
 
 
 def ask(tab: chromium.Tab, passage: str, question: str) -> None:
-    """As a person does: choose one's own text, write it, write the question, press Enter."""
+    """Select a custom text, type the text and the question, press Enter."""
     tab.run("document.getElementById('text').value = 'own'")
     tab.run("document.getElementById('text').dispatchEvent(new Event('change'))")
     tab.run("document.getElementById('draft').focus()")
@@ -81,7 +81,7 @@ def ask(tab: chromium.Tab, passage: str, question: str) -> None:
 
 
 def test_a_job_waits_for_a_phone_and_gets_its_numbers(tab, page, tmp_path, caplog):
-    """The whole way of a benchmark: link, page, measurement, artifact."""
+    """A complete benchmark: link, page, measurement, artifact."""
     caplog.set_level("INFO")
     asked = Mobile.of({"way": {"kind": "browser"}, **phone_setup.PLAN, "placement": {"host": "127.0.0.1", "port": 0}})
     out = tmp_path / "pocket"
@@ -133,7 +133,7 @@ def test_a_typed_question_is_answered_as_the_models_do(tab, page, exports):
             )
             start, end = tab.run(script)
             assert tab.run(f"document.querySelector('.answer.{role} .said').innerText") == passage[start:end]
-            # int8 products round otherwise on another processor: near ties may fall the other way.
+            # int8 products round differently on other processors, so nearly equal answers may swap.
             assert scores[start, end] > max(scores.values()) - 0.1
         assert re.search(r"ms model \+ [\d.]+ ms tokenizing · \d\d tokens", text(tab, "answers"))
         assert tab.complaints() == []
@@ -172,7 +172,7 @@ def span_scores(export: Path, passage: str) -> dict[tuple[int, int], float]:
     ],
 )
 def test_javascript_tokenizes_like_the_tokenizer(tab, page, exports, odd):
-    """Piece by piece with places, and still the ids that the model was trained with."""
+    """Pieces with their offsets, and the ids that the model was trained with."""
     with opened(tab, page):
         script = (
             "(async () => { const { Tokenizer } = await import('./libraries/tokenizers.min.mjs');"
@@ -184,14 +184,14 @@ def test_javascript_tokenizes_like_the_tokenizer(tab, page, exports, odd):
         )
         ids, words = tab.run(script)
     plain = AutoTokenizer.from_pretrained(exports["student"])
-    # Marks of the vocabulary that a person types are words like any other.
+    # Special tokens typed by a user are ordinary text.
     wanted = plain(odd.replace("[SEP]", "[ SEP ]").replace("[MASK]", "[ MASK ]"), add_special_tokens=False)["input_ids"]
     assert ids == wanted
     assert all(word.strip() == word and word for word in words)
 
 
 def test_the_page_works_offline_and_sends_results_later(tab, page):
-    """Reload without a server, answer, measure; the numbers go out when the server is there again."""
+    """Reload without a server, answer and measure; the page sends the results when the server is back."""
     inbox = phone_setup.result_inbox(page)
     with serving(inbox, "127.0.0.1", 0) as port:
         tab.go(f"http://127.0.0.1:{port}/?t={inbox.token}")
@@ -249,7 +249,7 @@ def test_caching_the_page_shows_its_progress(tab, page):
     steps = [after - before for before, after in itertools.pairwise([0, *news])]
     assert min(steps[:-1]) >= 2**18, "no more messages than a person can see"
     assert tab.run("document.getElementById('state').getAttribute('aria-live')") == "polite"
-    tab.reload()  # the server is gone
+    tab.reload()  # the server has stopped
     tab.wait(READY)
     assert tab.run("self.crossOriginIsolated")
 
@@ -278,7 +278,7 @@ def test_loading_resumes_after_a_lost_connection(tab, page):
     described = json.loads((page.path / "page.json").read_text())
     lost = page.path / described["models"][1]["parts"][1]["path"]
     kept = lost.with_suffix(".kept")
-    lost.rename(kept)  # the answer begins and breaks off
+    lost.rename(kept)  # the response begins and breaks off
     try:
         with serving(inbox, "127.0.0.1", 0) as port:
             tab.go(f"http://127.0.0.1:{port}/?t={inbox.token}")
@@ -309,7 +309,7 @@ def test_a_damaged_part_is_reported_and_downloaded_again(tab, exports, tmp_path)
 
 
 def test_results_of_one_job_are_never_sent_to_another(tab, page):
-    """What a phone could not send is not the next job's, which still gets its own."""
+    """Unsent results of one job are not sent to the next job, which gets its own."""
     first = phone_setup.result_inbox(page)
     with serving(first, "127.0.0.1", 0) as port:
         tab.go(f"http://127.0.0.1:{port}/?t={first.token}")
@@ -403,7 +403,7 @@ NAMELESS = """
 
 @pytest.fixture
 def measured(tab, page) -> Iterator[chromium.Tab]:
-    """A page with all it can show."""
+    """A page that shows everything it can."""
     with opened(tab, page) as (inbox, _):
         tab.run("document.getElementById('ask').requestSubmit()")
         tab.wait("document.querySelectorAll('.answer').length === 2")
@@ -436,7 +436,7 @@ def test_the_page_is_accessible(measured):
 
 
 def test_the_keyboard_reaches_everything_and_shows_where_it_is(measured):
-    """From the top by Tab alone: in the order of the page, each control with a ring around it."""
+    """Tab moves through the controls in page order, and each shows a focus ring."""
     measured.run("document.activeElement.blur(); document.body.tabIndex = -1; document.body.focus()")
     reached = []
     for _ in range(20):

@@ -1,4 +1,4 @@
-"""Actors, nodes and drivers that truly die while documents are read and judged: the corpus is the same."""
+"""Kill actors, nodes and drivers while documents are read and filtered: the corpus is the same."""
 
 import contextlib
 import json
@@ -35,7 +35,7 @@ BAD = 6
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A recipe for 40 MB of documents with repeats and a few bad lines, all of which take their time."""
+    """A recipe for 40 MB of documents with repeats and a few bad lines, which take seconds to process."""
     found = tmp_path_factory.mktemp("texts")
     words = np.array(" ".join(tiny.ENGLISH).split(), dtype=object)
     draw = np.random.default_rng(0)
@@ -63,7 +63,7 @@ def _environment() -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def whole(recipe: Path) -> artifact.Artifact:
-    """The corpus nothing happened to."""
+    """The corpus of an uninterrupted run."""
     _driver(recipe, recipe.parent / "whole", _environment()).finish()
     found = artifact.verify(recipe.parent / "whole", "corpus")
     assert found.facts["dropped"]["not JSON"] == BAD
@@ -115,7 +115,7 @@ def test_a_driver_that_is_killed_and_started_again(recipe: Path, tmp_path: Path,
     family = psutil.Process(driver.process.pid).children(recursive=True)
     driver.process.send_signal(signal.SIGKILL)
     driver.process.wait()
-    for left in family:  # Ray of that machine
+    for left in family:  # Ray on that machine
         with contextlib.suppress(psutil.NoSuchProcess):
             left.kill()
     before = driver.done()

@@ -1,7 +1,7 @@
-"""Where a run executes must not change what it learns: ZeRO stages, workers, micro-batches, heads, stops and resumes.
+"""Placement must not change the losses: ZeRO stages, workers, micro-batches, heads, stops and resumes.
 
-The product of all placements is too large to run. Here every pair of choices occurs in some run (in the long tests
-every three of them), and all runs of as many workers are made by the same processes, one after the other.
+There are too many placements to run all. Every pair of choices occurs in some run (in the long tests every triple),
+and the same processes make all runs with the same number of workers, one after the other.
 """
 
 import itertools
@@ -28,8 +28,8 @@ from distill.config import Distillation
 from distill.data.batches import Batches, Masker
 from distill.modeling import masked_lm, student
 
-# Largest difference of a loss of any step or validation, relative to its size, and of a gradient's norm. Seen were
-# 1.6e-7 and 3.4e-7 in fp32, 1.8e-4 and 1.7e-3 in bf16.
+# Largest relative differences of a loss and of a gradient norm. Observed: 1.6e-7 and 3.4e-7 in fp32, 1.8e-4 and
+# 1.7e-3 in bf16.
 TOLERANCES = {"fp32": (1e-6, 1e-6), "bf16": (5e-4, 5e-3)}
 
 Choices: TypeAlias = Mapping[str, Sequence[Any]]
@@ -49,9 +49,9 @@ REFERENCE: Placed = {"workers": 1, "zero_stage": 1, "rows_per_device": 8, "head"
 
 
 def covering(choices: Choices, strength: int) -> list[Placed]:
-    """Few possible settings in which so many choices meet in every possible way: greedily, the most new ways first."""
+    """A greedy covering array: few settings that contain every combination of ``strength`` choices."""
     every = [dict(zip(choices, values, strict=True)) for values in itertools.product(*choices.values())]
-    # DeepSpeed would add up gradients in half precision there, which the recipe refuses.
+    # The recipe refuses this: DeepSpeed would accumulate gradients in half precision.
     every = [placed for placed in every if not (placed.get("precision") == "bf16" and placed["zero_stage"] == 0)]
     ways = [set(itertools.combinations(placed.items(), strength)) for placed in every]
     missing = set().union(*ways)

@@ -1,4 +1,4 @@
-"""A queue whose actor, nodes, drivers and whole cluster truly die: nothing is lost, nothing is finished twice."""
+"""Kill the queue's actor, nodes, drivers and whole cluster: no job is lost, and none is finished twice."""
 
 import contextlib
 import json
@@ -25,7 +25,7 @@ QUICK = {"max_deaths": 3, "first_seconds": 0.2, "longest_seconds": 1.0}
 
 
 class Place:
-    """A folder with an input, a ledger and a tally of what was finished."""
+    """A folder with an input, a ledger and a tally of finished jobs."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.ledger, self.tally = folder, folder / "ledger", folder / "tally.txt"
@@ -80,7 +80,7 @@ def test_a_killed_queue_restarts_and_reattaches_its_workers(place: Place) -> Non
         client.request("cancel", ids[5:])
         for _ in range(2):
             os.kill(client.request("about")["process"], signal.SIGKILL)
-            # A submission meets it dead, or being started again.
+            # The queue is dead or restarting when this submission arrives.
             assert client.request("submit", [place.job("job-3", gated=True)]) == [ids[3]]
         late = client.request("submit", [place.job("late", after=(ids[0],))])
         place.gate.touch()
@@ -101,7 +101,7 @@ def test_the_next_queue_resumes_a_stopped_one_and_another_ledger_is_refused(plac
             client.request("start", str(place.folder / "other"), QUICK)
         client.request("drain", True)
         assert client.request("stop")
-        # What ends while there is no queue is not lost: its worker knows.
+        # A job that ends while no queue runs is not lost: its worker reports it later.
         place.gate.touch()
         wait_until(lambda: (place.folder / "out" / "one").exists())
         client.request("start", str(place.ledger), QUICK)
@@ -146,7 +146,7 @@ def test_jobs_continue_after_their_driver_is_killed(place: Place) -> None:
         ids = other.request("submit", wanted)
         place.gate.touch()
         outcomes = other.request("wait", ids)
-    # The second asked for the same, and joined in.
+    # The second submission joined the first.
     assert _names(*outcomes) == {"one": ("done", 1), "two": ("done", 1)}
     assert place.finished() == Counter(["one", "two"])
 
@@ -158,7 +158,7 @@ def test_jobs_of_an_interrupted_command_on_a_private_cluster_are_cancelled(place
     wait_until(lambda: place.begun("one"))
     first.end()
     with sorted(place.ledger.glob("segment-*.jsonl"))[-1].open("a") as newest:
-        newest.write('{"at": 0, "event": "drained", "on": true}\n')  # as an earlier cluster may have been
+        newest.write('{"at": 0, "event": "drained", "on": true}\n')  # an earlier cluster may have been drained
     changed = [place.job("one", text="changed"), place.job("three")]
     outcomes = second.request("run", changed, str(place.ledger))
     assert {outcome["name"]: outcome["state"] for outcome in outcomes} == {"one": "done", "three": "done"}
@@ -227,7 +227,7 @@ def test_a_thousand_jobs_while_the_queue_and_workers_are_killed(place: Place) ->
                         process.kill()
         outcomes = client.receive()
     assert Counter(outcome["state"] for outcome in outcomes) == {"done": count}
-    # A worker may die between its last line and its artifact; what is complete is never made again.
+    # A worker may die between its last line and its artifact; complete artifacts are never made again.
     assert place.finished().keys() == {f"job-{n}" for n in range(count)}
     again = [name for name, times in place.finished().items() if times > 1]
     tried = {outcome["name"] for outcome in outcomes if outcome["attempts"] > 1}

@@ -1,4 +1,4 @@
-"""The front door: the whole road on Ray, run again, with dying workers, failing jobs, and submitted to a cluster."""
+"""The command ``distill``: whole pipelines on Ray, repeated, with dying workers and failing jobs, and on a cluster."""
 
 import json
 import re
@@ -38,7 +38,7 @@ def launched(pipeline: Path, out: Path, *settings: str) -> subprocess.CompletedP
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Output of a whole pipeline, one of its jobs made to fail."""
+    """Output of a whole pipeline in which one job fails."""
     folder = tmp_path_factory.mktemp("pipeline")
     values = tiny_pipeline.measured(folder)
     values["suite"]["tasks"]["rte"] = {}
@@ -191,13 +191,13 @@ def test_a_killed_worker_ends_in_a_finished_run_with_the_same_curve(
 
 
 def saved(run: Run, step: int) -> bool:
-    """Whether there is a checkpoint of this step or a later one."""
+    """Whether a checkpoint of this step or a later one exists."""
     newest = run.newest()
     return newest is not None and newest.step >= step
 
 
 def kill_a_worker_at(run: Run, step: int, killed: list[int]) -> None:
-    """SIGKILL one of the two training workers of our own cluster as soon as a checkpoint of ``step`` is there."""
+    """SIGKILL one of the two training workers of a private cluster once a checkpoint of ``step`` exists."""
     wait_until(lambda: saved(run, step))
     workers = training_workers(psutil.Process().children(recursive=True))
     assert len(workers) == 2
@@ -220,7 +220,7 @@ def test_more_workers_than_the_cluster_has_are_refused(folder: Path, tmp_path: P
 
 @pytest.fixture
 def head(tmp_path: Path) -> Iterator[dict[str, str]]:
-    """A Ray cluster as an administrator starts it, with tokens; the environment of a user of it."""
+    """Start a Ray cluster with token authentication; returns the environment of its users."""
     with ray_clusters.running_cluster(tmp_path, head_cpus=2, dashboard=True) as cluster:
         yield cluster.environment
 

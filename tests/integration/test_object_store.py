@@ -1,4 +1,4 @@
-"""Text to rows between buckets: every file by URL, resumed, and the same rows as between folders."""
+"""From text to rows in buckets: all files by URL, resumed, and the same rows as in folders."""
 
 import bz2
 import gzip
@@ -30,7 +30,7 @@ def _run(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def _texts(folder: Path) -> None:
-    """The same documents in files of three compressions."""
+    """The same documents in files with three compressions."""
     lines = [json.dumps({"text": f"{number} {line}"}) + "\n" for number in range(30) for line in tiny.ENGLISH]
     folder.mkdir()
     (folder / "a.jsonl.gz").write_bytes(gzip.compress("".join(lines[0::3]).encode()))
@@ -40,7 +40,7 @@ def _texts(folder: Path) -> None:
 
 
 def _both(source: str, tokenizer: str, out: str) -> tuple[str, str]:
-    """Corpus and tokens of a source, where ``out`` says."""
+    """Make corpus and tokens of a source at ``out``."""
     sources = f'sources=[{{kind="jsonl", path="{source}", name="lines"}}]'
     (recipe := Path("recipe.toml")).write_text(sources.replace("sources=", "sources = ") + "\nshard_bytes = 20000\n")
     done = _run("cluster.corpus", str(recipe), "--out", f"{out}/corpus")

@@ -1,4 +1,4 @@
-"""The built wheel works outside the checkout: every stage starts, every recipe and template is in it."""
+"""The built wheel works outside the checkout: every stage starts, and it contains every recipe and template."""
 
 import os
 import re
@@ -25,7 +25,7 @@ BRITISH = re.compile(
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel's content, unpacked as pip would."""
+    """The unpacked wheel."""
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
     subprocess.run(["git", "clone", "--quiet", str(ROOT), str(source)], check=True)
@@ -67,7 +67,7 @@ def test_a_stage_starts_outside_the_checkout(installed: Path, tmp_path: Path, mo
 
 
 def _pins(lines: list[str]) -> dict[str, str]:
-    """Distribution, spelled one way, to its version."""
+    """Versions by normalized distribution name."""
     found = (re.match(r"([\w.-]+)(?:\[.*\])?==(\S+)", line) for line in lines)
     return {re.sub(r"[-_.]+", "-", each[1]).lower(): each[2] for each in found if each}
 
@@ -77,7 +77,7 @@ def test_requirements_and_lock_file_agree() -> None:
     locked = _pins((ROOT / "requirements.lock").read_text().splitlines())
     asked = [*project["dependencies"], *(each for extra in project["optional-dependencies"].values() for each in extra)]
     assert len(_pins(asked)) == len({re.split(r"[=<>\[]", each)[0] for each in asked}), "all are pinned"
-    # pip freeze leaves setuptools out, and Google's store is in no installation that was tested.
+    # pip freeze leaves setuptools out, and no tested installation has Google's store.
     wanted = {name: version for name, version in _pins(asked).items() if name not in ("setuptools", "gcsfs")}
     assert {name: locked.get(name) for name in wanted} == wanted
     converter = _pins((ROOT / "deploy" / "litert_converter.txt").read_text().splitlines())
@@ -99,7 +99,7 @@ def test_every_runtime_is_in_an_extra(runtime: str) -> None:
 
 
 def _missing(target: str) -> str | None:
-    """What a user reads where the toolchain is absent."""
+    """Error message for a missing toolchain."""
     toolchain = registry.find(f"deploy.{target}_export").toolchain
     assert toolchain is not None
     try:

@@ -1,5 +1,5 @@
-"""A real Prometheus and a real Alertmanager see a real run and a scripted service: every panel has something to show,
-nothing that is declared stays unseen, and an alert reaches people and is taken back."""
+"""A real Prometheus and Alertmanager observe a real run and a scripted service: every panel has data, every declared
+series is scraped, and an alert is sent and resolved."""
 
 import math
 import re
@@ -38,12 +38,12 @@ SCRIPTED, REAL = "scripted", "real"
 STALLED = "StillhouseTrainingStalled"
 STEPS = 24
 OF_OTHERS = {"stillhouse_loss_scale", "stillhouse_model_flops_utilization_ratio", "stillhouse_probe"}
-"""What no run in fp32 on a CPU has."""
+"""Series that a run in fp32 on a CPU does not have."""
 
 
 @dataclass
 class Seen:
-    """What is looked at: the servers, and the real run that they have seen from its beginning to its end."""
+    """The servers, and a real run that they scraped from its beginning to its end."""
 
     source: Source
     webhook: Webhook
@@ -56,7 +56,7 @@ class Seen:
 
 
 class Ticking(threading.Thread):
-    """Lets the script go on every half second; its training stands still while it is told to."""
+    """Advances the script every half second; its training stops while ``stuck`` is set."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
@@ -96,7 +96,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
 
 
 def _hasty(folder: Path) -> Path:
-    """The rules as they are, but what must hold for minutes need hold for a second only."""
+    """The shipped rules with a second in place of every ``for`` duration."""
     folder.mkdir()
     for path in (generate.FOLDER / "rules").glob("*.yaml"):
         rules = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -109,7 +109,7 @@ def _hasty(folder: Path) -> Path:
 
 
 def _train(folder: Path, port: int) -> None:
-    """A run on two workers that Prometheus meets while it lasts."""
+    """Train on two workers while Prometheus scrapes them."""
     settings = [f"steps={STEPS}", f"placement.metrics_port={port}", "placement.validate_every=12"]
     done = subprocess.run(
         command(folder, folder / "run", 2, *settings), capture_output=True, text=True, env=environment(), timeout=200
@@ -157,7 +157,7 @@ def _is_histogram(name: str) -> bool:
 
 
 def test_prometheus_agrees_with_the_log_of_a_real_run(seen: Seen) -> None:
-    """The last scrape is of one of the later steps; the log has the last one."""
+    """Compares values of the last scraped step; the log may have later ones."""
     steps = [line for line in read_metrics(seen.run / "metrics.jsonl") if line["kind"] == "train"]
     assert steps[-1]["step"] == STEPS
 
@@ -174,7 +174,7 @@ def test_prometheus_agrees_with_the_log_of_a_real_run(seen: Seen) -> None:
 
 
 def test_a_real_step_is_the_sum_of_its_parts(seen: Seen) -> None:
-    """Seconds of every part, of both workers, were measured; together they are nearly the step."""
+    """The measured parts of a step of both workers add up to nearly the whole step."""
     of = f'cluster="{REAL}", run="run"'
     parts = {
         one["metric"]["part"]: float(one["value"][1])

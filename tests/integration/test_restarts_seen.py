@@ -1,4 +1,4 @@
-"""Workers that die under Ray, seen by a real Prometheus: how often they were started again, and why."""
+"""A real Prometheus counts restarts of training workers that die under Ray, by cause."""
 
 import json
 from pathlib import Path
@@ -43,7 +43,7 @@ LOST = f'stillhouse_restarts_total{{run="{NAME}", cause="death"}}'
 
 
 def teacher(port: int) -> dict[str, Any]:
-    """A teacher to be trained from scratch, in so many slow steps that what happens meanwhile is seen."""
+    """A teacher trained from scratch, with many slow steps, so that Prometheus scrapes the restarts."""
     placement = {"workers": 2, "rows_per_device": 2, "log_every": 1, "save_every": 10, "validate_every": 10_000}
     return {
         "architecture": {"layers": 2, "hidden": 32, "heads": 2, "feed_forward": 64, "positions": 64},
@@ -59,7 +59,7 @@ def teacher(port: int) -> dict[str, Any]:
 
 @pytest.mark.rare
 def test_prometheus_counts_restarts_of_workers_by_cause(tmp_path: Path) -> None:
-    """A teacher's training: its run lies in an artifact that is being made. The first worker has the endpoint."""
+    """Train a teacher: the run is in the partial artifact, and the first worker has the endpoint."""
     tokens_artifact.make(tmp_path)
     port, out = free_port(), tmp_path / "service" / "teacher"
     out.parent.mkdir()
@@ -72,7 +72,7 @@ def test_prometheus_counts_restarts_of_workers_by_cause(tmp_path: Path) -> None:
         assert len(found) == 2
         found[0].kill()
         driver.await_that(lambda: value(source, LOST) == 1)
-        # What dashboards and alerts ask; and the steps of the same run, under the same name.
+        # The queries of dashboards and alerts, and the steps of the same run by the same label.
         driver.await_that(lambda: value(source, f'run:stillhouse_restarts:sum{{run="{NAME}"}}') == 1)
         driver.await_that(lambda: value(source, f'increase(run:stillhouse_restarts:sum{{run="{NAME}"}}[10m]) > 0') > 0)
         driver.await_that(lambda: value(source, f'stillhouse_step{{run="{NAME}"}}') > 10)
@@ -83,6 +83,6 @@ def test_prometheus_counts_restarts_of_workers_by_cause(tmp_path: Path) -> None:
 
 
 def value(source: Source, expr: str) -> float:
-    """The one value of an expression now; -1 while there is none."""
+    """Current value of an expression; -1 if it has none."""
     found = source.get("query", {"query": expr})["result"]
     return float(found[0]["value"][1]) if found else -1.0

@@ -1,4 +1,4 @@
-"""What the manifests promise of the program: recipes that load, ports that are served, stops that arrive."""
+"""The manifests agree with the program: recipes load, scraped ports are served, and stop signals arrive."""
 
 import importlib.util
 import re
@@ -28,10 +28,10 @@ def _entrypoints(name: str) -> list[str]:
 
 
 def _pipeline(entrypoint: str, folder: Path, documents: list[Document]) -> tuple[Pipeline, Path]:
-    """The pipeline that an entrypoint runs, its recipe taken from the ConfigMap, and where it lands.
+    """The pipeline of an entrypoint with its recipe from the ConfigMap, and its output folder.
 
     Raises:
-        ValueError: it is no launch of a pipeline, or its recipe is refused.
+        ValueError: the entrypoint does not launch a pipeline, or its recipe is invalid.
     """
     python, option, module, path, *rest = shlex.split(entrypoint)
     if (python, option) != ("python", "-m") or importlib.util.find_spec(module) is None:
@@ -51,7 +51,7 @@ def _checked(entrypoint: str, folder: Path) -> None:
     PipelinePlan(pipeline, folder / "out").check()
 
 
-@pytest.mark.long  # the stages that check their recipes are all imported
+@pytest.mark.long  # all stages that check their recipes are imported
 @pytest.mark.parametrize("name", OVERLAYS)
 def test_the_entrypoint_of_a_run_is_a_pipeline_on_shared_storage(name: str, tmp_path: Path) -> None:
     documents = overlay(name)
@@ -126,7 +126,7 @@ def test_versions_are_those_of_the_project_and_the_token_is_required(name: str) 
 
 
 def test_ray_knows_the_settings_it_is_given() -> None:
-    """A misspelt variable is silently ignored."""
+    """Ray silently ignores a misspelt variable."""
     spec = importlib.util.find_spec("ray")
     assert spec is not None
     assert spec.origin is not None
@@ -142,7 +142,7 @@ def test_ray_knows_the_settings_it_is_given() -> None:
 
 
 def test_a_stop_reaches_ray_through_the_command_line_of_the_operator() -> None:
-    """That is ``bash -c -- "ulimit …; ray start --block …"``: SIGTERM to it must be SIGTERM to the last command."""
+    """The operator runs ``bash -c -- "ulimit …; ray start --block …"``: SIGTERM must reach the last command."""
     told = "from signal import *; signal(SIGTERM, lambda *_: exit(7)); print('up', flush=True); pause()"
     command = f"ulimit -n 512; {shlex.quote(sys.executable)} -c {shlex.quote(told)}"
     with subprocess.Popen(["/bin/bash", "-c", "--", command], stdout=subprocess.PIPE, text=True) as started:

@@ -1,4 +1,4 @@
-"""Workers, nodes and steps that truly die under Ray: each ends with the uninterrupted curve or with a clear stop."""
+"""Kill workers, nodes and steps under Ray: each run ends with the uninterrupted curve or a clear error."""
 
 import json
 import os
@@ -20,14 +20,14 @@ from distill.checkpointing.run_folder import Run
 
 pytestmark = pytest.mark.long
 
-# Many rows a step, a few at a time: steps slow enough that a node can leave and another one come between them.
+# Many rows per step in small micro-batches: steps are slow enough that nodes can leave and join between them.
 VALUES: dict[str, Any] = {**RECIPE, "steps": 160, "rows_per_step": 32, "validation_rows": 8}
 PLACEMENT: dict[str, Any] = {"rows_per_device": 2, "log_every": 1, "save_every": 10, "validate_every": 80}
 
 NETWORKS = pytest.mark.parametrize(
     "isolated", [ray_clusters.namespaces_work()], ids=lambda yes: "apart" if yes else "loopback"
 )
-"""Whether every node has its own network: only root may make them."""
+"""Whether every node has its own network; only root may create networks."""
 
 DRIVER = """
 import json, sys
@@ -52,7 +52,7 @@ def folder(training_folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(folder: Path) -> list[float]:
-    """The curve of the run nothing happened to, on one worker without Ray."""
+    """The curve of an uninterrupted run on one worker without Ray."""
     settings = ["steps=160", "rows_per_step=32", "validation_rows=8"]
     settings += [f"placement.{key}={value}" for key, value in PLACEMENT.items()]
     done = train(folder, folder / "whole", 1, *settings)
@@ -61,7 +61,7 @@ def whole(folder: Path) -> list[float]:
 
 
 class TrainingDriver(DriverProcess):
-    """A process that trains on the cluster of its environment, and the folder it trains in."""
+    """A process that trains on the cluster of its environment, and its run folder."""
 
     def __init__(self, folder: Path, out: Path, environment: dict[str, str], **placement: Any) -> None:
         self.run = Run(out)
@@ -86,7 +86,7 @@ class TrainingDriver(DriverProcess):
         return time.monotonic() - started
 
     def finish(self) -> str:
-        """Wait for its end; returns its output."""
+        """Wait until the process ends; returns its output."""
         self.process.wait(timeout=300)
         return self.said()
 
@@ -140,9 +140,9 @@ def test_a_node_that_is_killed_and_replaced(folder: Path, tmp_path: Path, whole:
 
 @NETWORKS
 def test_a_node_that_is_drained(folder: Path, tmp_path: Path, whole: list[float], isolated: bool) -> None:
-    """The checkpoint is written before the deadline, though none was due, and another node resumes from it."""
+    """The run saves a checkpoint before the deadline although none was due, and another node resumes from it."""
     with ray_clusters.running_cluster(tmp_path, nodes=2, isolated=isolated) as cluster:
-        # No checkpoint is due before the end, and no death is forgiven.
+        # No checkpoint is due before the end, and no death is tolerated.
         driver = TrainingDriver(folder, tmp_path / "run", cluster.environment, workers=1, restarts=0, save_every=1000)
         driver.await_that(lambda: last_step(driver.run) >= 10)
         leaving = hosts(cluster)
@@ -183,7 +183,7 @@ def test_a_driver_that_is_terminated_ends_with_a_checkpoint(folder: Path, tmp_pa
 
 
 def hosts(cluster: Cluster) -> ray_clusters.Node:
-    """The node that has the training worker."""
+    """The node of the training worker."""
     return next(node for node in cluster.nodes[1:] if training_workers(node.processes()))
 
 

@@ -1,4 +1,4 @@
-"""The service without Kubernetes: nodes started by hand, a token, a submission from outside, and a node that goes."""
+"""The service without Kubernetes: nodes started by hand, a token, a remote submission, and a node that leaves."""
 
 import json
 import subprocess
@@ -34,7 +34,7 @@ ARTIFACTS = {
 
 
 def pipeline(folder: Path, metrics_port: int) -> dict[str, Any]:
-    """Text to report, with a teacher that is taken as it is, and one training of many slow steps."""
+    """A pipeline from text to report with an unchanged teacher and one training of many slow steps."""
     placement = {"workers": 1, "rows_per_device": 2, "log_every": 1, "save_every": SAVE_EVERY, "validate_every": STEPS}
     train = {"steps": STEPS, "rows_per_step": 32, "validation_rows": 8}
     return tiny_pipeline.values(folder) | {
@@ -46,14 +46,14 @@ def pipeline(folder: Path, metrics_port: int) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """A head that places nothing, and two nodes with room for one training worker each."""
+    """A head without resources, and two nodes with room for one training worker each."""
     folder, isolated = tmp_path_factory.mktemp("cluster"), ray_clusters.namespaces_work()
     with ray_clusters.running_cluster(folder, nodes=2, isolated=isolated, dashboard=True) as started:
         yield started
 
 
 class Person:
-    """Somebody outside, who knows where a cluster's dashboard is, and what else the environment says."""
+    """A user outside the cluster, who has the address of its dashboard and some environment variables."""
 
     def __init__(self, cluster: Cluster, **known: str) -> None:
         self._environment = tiny_pipeline.environment(
@@ -66,19 +66,19 @@ class Person:
         return cls(cluster, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=token)
 
     def starts(self, *arguments: str, log: Path) -> "subprocess.Popen[bytes]":
-        """``ray job …``, which writes into the log for as long as it runs."""
+        """Start ``ray job …``, which writes to the log."""
         with log.open("wb") as said:
             return subprocess.Popen([RAY, "job", *arguments], env=self._environment, stdout=said, stderr=said)
 
     def asks(self, *arguments: str) -> tuple[int, str]:
-        """``ray job …`` to its end: exit status, and what it said."""
+        """Run ``ray job …``; returns its exit status and output."""
         command = [RAY, "job", *arguments]
         done = subprocess.run(command, env=self._environment, capture_output=True, text=True, check=False)
         return done.returncode, done.stdout + done.stderr
 
 
 class Submission:
-    """A command that ``ray job submit`` has given to a cluster."""
+    """A command submitted with ``ray job submit``."""
 
     def __init__(self, person: Person, name: str, command: list[str], log: Path) -> None:
         self._person, self._name, self._log = person, name, log
@@ -89,7 +89,7 @@ class Submission:
         assert holds(), self._log.read_text()
 
     def is_over(self) -> bool:
-        # On a busy machine the log may cease to be followed before the end; the exit status says nothing then.
+        # On a busy machine Ray may stop following the log before the end; the exit status is then meaningless.
         return self._follows.poll() is not None and "RUNNING" not in self.status()
 
     def status(self) -> str:
@@ -100,12 +100,12 @@ class Submission:
 
 
 def hosts(cluster: Cluster) -> Node:
-    """The node that has the training worker."""
+    """The node of the training worker."""
     return next(node for node in cluster.nodes[1:] if training_workers(node.processes()))
 
 
 def restarts(cluster: Cluster, port: int) -> dict[str, str]:
-    """What the endpoint of the training worker says of the student's run, by cause; nothing while there is none."""
+    """Restarts of the student's run by cause, from the worker's endpoint; empty while there is no endpoint."""
     try:
         lines = scraped(port, hosts(cluster).address)
     except (OSError, StopIteration):
@@ -151,7 +151,7 @@ def test_a_submitted_run_outlives_its_node(cluster: Cluster, tmp_path: Path) -> 
     assert "succeeded" in submission.status(), submission.said()
     assert "a node is about to leave; stopped at step" in submission.said()
     after = read_metrics(run.metrics)
-    # No step takes as long a second time: these were not made again.
+    # No step takes equally long twice: these steps were not repeated.
     assert after[: len(before)] == before
     assert [line["step"] for line in after if line["kind"] == "train"] == [*range(1, STEPS + 1)]
     for place, kind in ARTIFACTS.items():

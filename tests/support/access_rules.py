@@ -1,4 +1,4 @@
-"""Who reaches what: packets that network policies let pass, rights that roles give, doors that services open."""
+"""Which packets network policies allow, which rights roles grant, and which ports services expose."""
 
 import ipaddress
 from collections.abc import Iterable, Iterator
@@ -9,14 +9,14 @@ from service_rules import labels_of
 
 SPACE = "kubernetes.io/metadata.name"
 OWN_CHOICE = 31234
-"""Of the ports that Ray, NCCL and gloo choose for themselves."""
+"""A port in the range from which Ray, NCCL and gloo choose theirs."""
 SCRAPED = {"metrics", "training", "queue", "pool", "probes"}
 DANGEROUS = {"*", "secrets", "pods/exec", "pods/attach", "serviceaccounts/token", "roles", "rolebindings"}
 
 
 @dataclass(frozen=True, eq=False)
 class Place:
-    """Where packets come from or go to: a pod, or an address outside of every pod."""
+    """Source or destination of packets: a pod, or an address outside of every pod."""
 
     name: str
     labels: dict[str, str] = field(default_factory=dict)
@@ -49,7 +49,7 @@ def problems(documents: Iterable[Document]) -> Iterator[str]:
 
 
 def _flows(found: list[Pod]) -> Iterator[tuple[Place, Place, int, bool]]:
-    """Packets from a place to a place at a port, and whether they must pass, or may not."""
+    """Packets from a source to a destination port, and whether policies must allow or block them."""
     places = {_place(pod): pod.role for pod in found}
     ray = [place for place, role in places.items() if role in ("head", "worker")]
     for place in ray:
@@ -77,7 +77,7 @@ def _place(pod: Pod) -> Place:
 
 
 def _passes(policies: list[Document], source: Place, target: Place, port: int, protocol: str) -> bool:
-    """A pod that a policy selects sends or takes only what some policy allows; places outside have none of ours."""
+    """A selected pod sends and receives only what some policy allows; our policies do not limit outside addresses."""
     sides = [("Egress", "egress", "to", source, target), ("Ingress", "ingress", "from", target, source)]
     for kind, rules, peers, own, other in sides:
         found = [policy for policy in policies if kind in policy["policyTypes"] and _is_meant(own, policy)]
@@ -115,7 +115,7 @@ def _holds(selector: Document | None, labels: dict[str, str]) -> bool:
 
 
 def _rights(known: list[Document]) -> Iterator[str]:
-    """Roles that exist, for groups of ours, and no right that is all rights."""
+    """Role bindings name existing roles and our groups, and no role grants all rights."""
     for document in of_kind(known, "Role", "ClusterRole"):
         for rule in document["rules"]:
             if dangerous := sorted({*rule.get("resources", []), *rule["verbs"]} & DANGEROUS):
@@ -134,7 +134,7 @@ def _rights(known: list[Document]) -> Iterator[str]:
 
 
 def _doors(known: list[Document]) -> Iterator[str]:
-    """Nothing listens outside of the cluster, and a service has a pod behind it that serves its port."""
+    """No service is reachable from outside the cluster, and every service selects a pod that serves its port."""
     places = [_place(pod) for pod in all_pods(known)]
     for document in known:
         head = (cluster_spec(document) or {}).get("headGroupSpec", {})

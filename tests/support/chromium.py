@@ -25,7 +25,7 @@ class ScriptError(AssertionError):
 
 
 class Browser:
-    """The commands of a browser's pipe: JSON messages, each ended by a zero byte."""
+    """The browser's pipe: JSON messages, each ended by a zero byte."""
 
     def __init__(self, to_browser: int, from_browser: int) -> None:
         self._to, self._from = to_browser, from_browser
@@ -49,7 +49,7 @@ class Browser:
             self.events.append(answer)
 
     def hear(self, seconds: float) -> None:
-        """Take in what the browser says, for up to this long."""
+        """Read messages from the browser for up to this long."""
         if (event := self._next(seconds)) is not None:
             self.events.append(event)
 
@@ -66,11 +66,11 @@ class Browser:
 
 
 class Tab:
-    """A page, as in a browser of its own."""
+    """A page in its own browser context."""
 
     def __init__(self, browser: Browser) -> None:
         self.browser = browser
-        # A context of its own: no cookie and nothing kept of another test.
+        # A new context shares no cookies or caches with another test.
         self._context = browser.command("Target.createBrowserContext")["browserContextId"]
         given = {"url": "about:blank", "browserContextId": self._context}
         self.target = browser.command("Target.createTarget", **given)["targetId"]
@@ -85,7 +85,7 @@ class Tab:
         self.browser.command("Target.disposeBrowserContext", browserContextId=self._context)
 
     def phone(self, width: int = 390, height: int = 844, slower: float = 4.0) -> None:
-        """A phone's screen, touch, and a processor that is ``slower`` times as slow."""
+        """Emulate a phone: its screen, touch, and a processor ``slower`` times as slow."""
         self.screen(width, height, 3.0, mobile=True)
         self("setTouchEmulationEnabled", "Emulation", enabled=True)
         self("setCPUThrottlingRate", "Emulation", rate=slower)
@@ -113,17 +113,17 @@ class Tab:
         self.wait("window.stale === undefined && document.readyState === 'complete'")
 
     def run(self, script: str) -> Any:
-        """The value of a JavaScript expression; promises are waited for."""
+        """Value of a JavaScript expression; awaits promises."""
         found = self("evaluate", "Runtime", expression=script, awaitPromise=True, returnByValue=True)
         if "exceptionDetails" in found:
             raise ScriptError(f"{script}: {found['exceptionDetails'].get('exception', {}).get('description')}")
         return found["result"].get("value")
 
     def wait(self, condition: str, seconds: float = PATIENCE_SECONDS) -> None:
-        """Until a JavaScript expression is true."""
+        """Wait until a JavaScript expression is true."""
         deadline = time.monotonic() + seconds
         while True:
-            with contextlib.suppress(ScriptError):  # a page that is just being replaced
+            with contextlib.suppress(ScriptError):  # the page is being replaced
                 if self.run(condition):
                     return
             if time.monotonic() > deadline:
@@ -132,7 +132,7 @@ class Tab:
             self.browser.hear(0.1)
 
     def key(self, name: str, text: str = "") -> None:
-        """Press a key, as a person would."""
+        """Press and release a key."""
         codes = {"Tab": 9, "Enter": 13, " ": 32}
         for kind in ("keyDown", "keyUp"):
             given = {"type": kind, "key": name, "code": name, "windowsVirtualKeyCode": codes[name]}
@@ -142,7 +142,7 @@ class Tab:
         self("insertText", "Input", text=text)
 
     def complaints(self) -> list[str]:
-        """Errors the page has made so far: uncaught ones, and those of the console."""
+        """Errors of the page so far: uncaught exceptions and console errors."""
         found = []
         for event in self.browser.events:
             given = event.get("params", {})
@@ -160,10 +160,10 @@ class Tab:
 
 @contextlib.contextmanager
 def open_browser(profile: Path, *options: str) -> Iterator[Browser]:
-    """A browser with a profile of its own, ended with the block."""
+    """Run a browser with a temporary profile until the block ends."""
     assert PROGRAM is not None
     (their_in, our_out), (our_in, their_out) = os.pipe(), os.pipe()
-    # Out of the way of 3 and 4, which is where a browser looks for its pipes.
+    # The browser expects its pipes at 3 and 4: move these descriptors out of the way.
     high_in, high_out = (fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in (their_in, their_out))
 
     def place_pipes() -> None:

@@ -1,9 +1,9 @@
-"""Custom resources against their definitions as an API server reads them.
+"""Validate custom resources against their definitions, as an API server does.
 
-As an API server does, drop null values, fill in defaults, validate against the schema, refuse unknown fields and
-evaluate the CEL rules. Rules about an update (``oldSelf``) need two objects and are left out.
+Drop null values, fill in defaults, validate against the schema, refuse unknown fields and evaluate the CEL rules. Rules
+about an update (``oldSelf``) need two objects and are left out.
 
-The definitions are upstream's, beside the checkout; tests that need them are skipped where they are absent.
+The upstream definitions are in a folder next to the checkout; without them, tests that need them are skipped.
 """
 
 import functools
@@ -27,7 +27,7 @@ def is_custom(document: Document) -> bool:
 
 
 def problems(document: Document) -> Iterator[str]:
-    """What an API server would refuse of a custom resource."""
+    """Errors with which an API server would refuse a custom resource."""
     group, _, version = document["apiVersion"].partition("/")
     if version != VERSIONS[group]:
         yield f"{label(document)}: apiVersion {document['apiVersion']}: only {VERSIONS[group]} is accepted"

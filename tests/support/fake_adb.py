@@ -1,8 +1,8 @@
 """An imitation of adb with one phone attached: ``fake_adb.py STORAGE SERIAL adb-arguments``.
 
 The phone's storage is a folder; its shell is this machine's, with the phone's programs (getprop, dumpsys, …) first
-in the path and ``/data/local/tmp`` in the folder. What adb says and how it ends is adb's: states, stderr, exit codes of
-shell commands. Files in the folder change the phone: ``state`` (unauthorized, offline), ``hot`` (its thermal status),
+in the path and ``/data/local/tmp`` in the folder. States, stderr and exit codes of shell commands are those of adb.
+Files in the folder change the phone: ``state`` (unauthorized, offline), ``hot`` (its thermal status),
 ``gone``.
 """
 

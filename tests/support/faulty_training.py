@@ -1,4 +1,4 @@
-"""``distill.train`` in which the last worker fails at step 7 as the variable ``FAULT`` says: ``kill`` or ``bug``."""
+"""``distill.train`` in which the last worker fails at step 7; the variable ``FAULT`` is ``kill`` or ``bug``."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""Small tasks that tiny models learn in a second, and a call of the stage that fine-tunes."""
+"""Small tasks that tiny models learn in a second, and a function that runs the fine-tuning stage."""
 
 import json
 import random
@@ -19,7 +19,7 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def sentiment(folder: Path, rows: int = 240) -> Path:
-    """Sentences of good or of bad words, labelled 1 or 0."""
+    """Sentences of good words, labelled 1, and of bad words, labelled 0."""
     chance = random.Random(5)
     examples = []
     for _ in range(rows):
@@ -54,7 +54,7 @@ def write_squad(path: Path, questions: list[dict[str, Any]]) -> None:
 
 
 def colours(count: int, *, silent: bool = False, filler: int = 6) -> list[dict[str, Any]]:
-    """Questions for the one good word in a passage of function words; with ``silent`` 40 % have no answer."""
+    """Questions whose answer is the one good word of a passage; with ``silent``, 40 % have no answer."""
     chance = random.Random(3)
     found = []
     for number in range(count):

@@ -35,8 +35,8 @@ def _plain(value: Any) -> Any:
 
 
 def main() -> None:
-    """Answer every line of stdin with one on stdout."""
-    answers = sys.stdout  # for answers only: Ray prints messages about its nodes to a driver's stdout
+    """Write one line to stdout for every line of stdin."""
+    answers = sys.stdout  # only answers: Ray prints messages about its nodes to a driver's stdout
     with contextlib.redirect_stdout(sys.stderr), errors.logging_to_stderr(), ray_cluster.connect():
         for line in sys.stdin:
             method, *arguments = json.loads(line)

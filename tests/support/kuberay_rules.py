@@ -1,6 +1,6 @@
-"""What KubeRay 1.7 refuses beyond its schema: its validation code, rule by rule, for what manifests here may hold.
+"""What KubeRay 1.7 refuses beyond its schema: its validation rules for the fields that our manifests use.
 
-Features behind alpha gates are refused: nobody should need to switch them on for our manifests.
+Features that need an alpha gate are refused: our manifests must work with the default gates.
 """
 
 import re
@@ -13,7 +13,7 @@ NAME_LETTERS = {"RayCluster": 53, "RayJob": 47}
 ALPHA = ("networkPolicy", "tlsOptions", "historyServerOptions")
 TOKEN_SINCE = (2, 52)
 PROBED_SINCE = (2, 53)
-"""From here on the operator asks over HTTP; before, with wget, which our image does not have."""
+"""Since this version the operator probes over HTTP; earlier ones need wget, which our image does not have."""
 RESOURCE_PARAMETERS = ("num-cpus", "num-gpus", "memory", "resources")
 AUTOSCALER_VARIABLE = "RAY_enable_autoscaler_v2"
 

@@ -1,4 +1,4 @@
-"""What Kueue 0.19 refuses or never admits, beyond its schema: queues, quotas, and the runs that ask for them."""
+"""What Kueue 0.19 refuses or never admits, beyond its schema: queues, quotas, and the runs submitted to them."""
 
 from collections.abc import Iterable, Iterator
 from decimal import Decimal
@@ -9,9 +9,9 @@ QUEUE, PRIORITY = "kueue.x-k8s.io/queue-name", "kueue.x-k8s.io/priority-class"
 ELASTIC = "kueue.x-k8s.io/elastic-job"
 MOST_POD_SETS = 18
 MOST_TTL_SECONDS = 300
-"""That pods of a run may stay when it has ended, and Kueue has given its quota to the next one."""
+"""How long the pods of an ended run may stay; Kueue has already given its quota to the next run."""
 LEAST_SUBMITTER_RETRIES = 10
-"""Connections that may break while a run's log is followed for days."""
+"""How many connections may break while KubeRay follows a run's log for days."""
 
 
 def problems(documents: Iterable[Document]) -> Iterator[str]:
@@ -78,9 +78,9 @@ def _managed(document: Document, known: list[Document]) -> Iterator[str]:
 
 
 def _admission(document: Document, known: list[Document]) -> Iterator[str]:
-    """Whether the whole of it fits at once into what the queue has when nothing else runs.
+    """Whether all pods fit at the same time into the quota of an empty queue.
 
-    Every set of pods takes the first flavor whose nodes it may run on and that has what it asks for, as Kueue does.
+    As in Kueue, every set of pods takes the first flavor whose nodes it may run on and that has enough left.
     """
     name = document["metadata"]["labels"][QUEUE]
     local = one(known, "LocalQueue", name)
@@ -111,7 +111,7 @@ def _admission(document: Document, known: list[Document]) -> Iterator[str]:
 
 
 def _may_run(pod: Document, node: Document, keys: set[str]) -> bool:
-    """Whether a flavor's nodes are such as a pod asks for. Of labels, ``keys`` alone count: those of any flavor."""
+    """Whether a pod may run on a flavor's nodes. Only the labels in ``keys`` count: those of any flavor."""
     labels = node.get("nodeLabels", {})
     if any(labels.get(key) != value for key, value in pod.get("nodeSelector", {}).items() if key in keys):
         return False

@@ -1,4 +1,4 @@
-"""Manifests as a cluster gets them: built by kustomize, and the pods that are in them, also inside custom resources."""
+"""Manifests built by kustomize, and the pods in them, including those in custom resources."""
 
 import copy
 import functools
@@ -33,7 +33,7 @@ def _built(folder: Path) -> str:
 
 
 def parsed(text: str) -> list[Document]:
-    """The documents of a YAML file, by the parser in C: definitions are long."""
+    """The documents of a YAML file, read by the fast C parser."""
     return [found for found in yaml.load_all(text, Loader=yaml.CSafeLoader) if found]
 
 
@@ -43,7 +43,7 @@ def build(folder: Path) -> list[Document]:
 
 
 def overlay(name: str, root: Path = K8S) -> list[Document]:
-    """An overlay's service and its run: what a cluster has after both were applied."""
+    """An overlay's service and its run."""
     return build(root / "overlays" / name) + build(root / "overlays" / name / "run")
 
 
@@ -67,7 +67,7 @@ class Pod:
 
     @property
     def main(self) -> Document:
-        """The container that KubeRay takes for Ray's."""
+        """The container in which KubeRay runs Ray."""
         return dict(self.spec["containers"][0])
 
     @property
@@ -83,7 +83,7 @@ class Pod:
 
 
 def label(document: Document) -> str:
-    """What it is called in messages."""
+    """Name for messages."""
     return f"{document['kind']}/{document['metadata']['name']}"
 
 
@@ -146,7 +146,7 @@ def quantity(text: object) -> Decimal:
 
 
 def changed(documents: Sequence[Document], kind: str, change: Callable[[Document], None]) -> list[Document]:
-    """A copy in which every document of a kind was changed."""
+    """A copy with a change to every document of a kind."""
     copies = copy.deepcopy(list(documents))
     touched = of_kind(copies, kind)
     assert touched, f"no {kind} to change"

@@ -1,4 +1,4 @@
-"""Tiny models, their exports, made by the stages, and the data of a tiny task."""
+"""Tiny models, exports of them, and data of a tiny task."""
 
 import importlib.metadata
 from collections.abc import Callable, Mapping
@@ -42,7 +42,7 @@ def _installed(distribution: str) -> bool:
 
 
 def make(module: str, out: Path, inputs: Mapping[str, Path], **values: Any) -> artifact.Artifact:
-    """The artifact that a stage makes with these recipe values."""
+    """Run a stage with these recipe values; returns the artifact."""
     found = registry.find(module)
     made = stage.execute(found, found.read(values), inputs, out)
     assert made is not None

@@ -52,6 +52,6 @@ def _config(folder: Path, family: str, layers: int) -> PretrainedConfig:
 
 
 def load(folder: Path, head: str) -> PreTrainedModel:
-    """The model of a folder, loaded by ``transformers`` alone."""
+    """The model in a folder, loaded with ``transformers``."""
     config = AutoConfig.from_pretrained(folder)
     return HEADS[head][type(config)].from_pretrained(folder).eval()

@@ -1,4 +1,4 @@
-"""The series that dashboards and alerts may read: ours, recorded ones, and those of other exporters."""
+"""Series that dashboards and alerts may query: ours, recorded ones, and those of other exporters."""
 
 from prometheus_client.metrics import MetricWrapperBase
 
@@ -36,5 +36,5 @@ def declared() -> dict[str, MetricWrapperBase]:
 
 
 def recorded() -> set[str]:
-    """Names of the series that recording rules make."""
+    """Names of the series that recording rules create."""
     return {rule["record"] for group in generate.groups() for rule in group["rules"] if "record" in rule}

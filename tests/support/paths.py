@@ -1,4 +1,4 @@
-"""Where the tests find things: the checkout, golden files, and the data beside the checkout."""
+"""Paths: the checkout, golden files, and the data next to the checkout."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Set-up of the phone benchmark's tests: question-answering exports, the page made from them, and a fake phone."""
+"""Set-up for tests of the phone benchmark: question-answering exports, their page, and a fake phone."""
 
 import functools
 import os
@@ -56,7 +56,7 @@ def page(root: Path, given: dict[str, Path], libraries: Path = LIBRARIES, **chan
 
 
 def result_inbox(made: artifact.Artifact, plan: dict[str, Any] | None = None) -> ResultInbox:
-    """The inbox of results, as the benchmark's stage makes it."""
+    """A result inbox like that of the benchmark's stage."""
     asked = plan or PLAN
     version = made.facts["version"]
     accept = functools.partial(read, page=version, plan=asked, models=[model["role"] for model in made.facts["models"]])

@@ -1,4 +1,4 @@
-"""What every pod keeps to: Pod Security "restricted", pinned images, no secret in the open, no dangling name."""
+"""Rules for every pod: Pod Security "restricted", pinned images, no plain-text secrets, no dangling references."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -7,7 +7,7 @@ from typing import Any
 from manifests import K8S, NAMESPACE, Document, Pod, all_pods, label, of_kind, quantity
 
 VOLUMES = {"configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim", "projected", "secret"}
-"""That Pod Security "restricted" lets a pod have."""
+"""Volume types that Pod Security "restricted" allows."""
 SECRET_NAME = re.compile(r"token(?!iz|s)|passw|secret|credential|api_?key", re.IGNORECASE)
 GPU = "nvidia.com/gpu"
 PULLS = ("Always", "IfNotPresent", "Never")
@@ -114,7 +114,7 @@ def _secrets(pod: Pod) -> Iterator[str]:
 
 
 def _assigned_secrets(text: str) -> Iterator[str]:
-    """Names of variables and keys of a file that are secrets and have a value."""
+    """Names of variables and keys that hold a secret in plain text."""
     for name in re.findall(r"^\s*([\w.-]+)\s*[=:]\s*\S", text, re.MULTILINE):
         if SECRET_NAME.search(name):
             yield f"{name} has its value in the open"
@@ -134,7 +134,7 @@ def _resources(pod: Pod) -> Iterator[str]:
 
 
 def _references(pod: Pod, known: list[Document]) -> Iterator[str]:
-    """Whatever a pod names is there: in these documents, or a Secret, which people make as k8s/README.md says."""
+    """Every object that a pod names is in these documents, or is a Secret that k8s/README.md tells users to create."""
     volumes = {volume["name"]: volume for volume in pod.spec.get("volumes", [])}
     claimed = {found["metadata"]["name"] for found in pod_claims(known)}
     for container in pod.containers:
@@ -149,13 +149,13 @@ def _references(pod: Pod, known: list[Document]) -> Iterator[str]:
 
 
 def pod_claims(documents: Iterable[Document]) -> Iterator[Document]:
-    """Volume claims that a StatefulSet makes for its pods."""
+    """Volume claims that a StatefulSet creates for its pods."""
     for document in of_kind(documents, "StatefulSet"):
         yield from document["spec"].get("volumeClaimTemplates", [])
 
 
 def _named_secrets(value: Any) -> set[str]:
-    """Names of all Secrets in a pod's spec, wherever they stand."""
+    """Names of all Secrets anywhere in a pod's spec."""
     if isinstance(value, list):
         return {name for each in value for name in _named_secrets(each)}
     if not isinstance(value, dict):
@@ -169,7 +169,7 @@ def _claim(document: Document, known: list[Document]) -> Iterator[str]:
     name, modes = document["metadata"]["name"], document["spec"]["accessModes"]
     yield from (f"accessModes: there is no {mode}" for mode in modes if mode not in MODES)
     used = [pod for pod in all_pods(known) if name in str(pod.spec.get("volumes", []))]
-    # A laptop's cluster is one node; where there are GPUs there are nodes without them, too.
+    # A laptop's cluster is one node; a cluster with GPUs also has nodes without them.
     if any(pod.requests().get(GPU) for pod in used) and "ReadWriteMany" not in modes:
         yield f"{len(used)} kinds of pods on several nodes mount it: accessModes must be ReadWriteMany"
 

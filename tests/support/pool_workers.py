@@ -43,7 +43,7 @@ class Refusing(Doubler):
 
 
 class Together(Doubler):
-    """Wait until two workers work at the same time."""
+    """Wait until two workers run at the same time."""
 
     def work(self, payload: int, attempt: Attempt) -> dict[str, Any]:
         found = super().work(payload, attempt)

@@ -1,6 +1,6 @@
 """Documents of random words with Wikipedia's lengths, for benchmarks: packed into rows, or padded in batches.
 
-Both forms hold the same words. Lengths are those of 3,279 Wikipedia paragraphs of at least nine word pieces, which a
+Both forms contain the same words. Lengths are those of 3,279 Wikipedia paragraphs of at least nine word pieces, which a
 log-normal fits (mean of the logarithms 4.34, deviation 0.75: half of the paragraphs are shorter than 77 pieces).
 """
 

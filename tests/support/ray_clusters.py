@@ -64,7 +64,7 @@ class Node:
         return sorted(found.values(), key=lambda process: process.pid == self.process.pid)
 
     def kill(self) -> None:
-        """Remove the node at once: first its network, then all of its processes."""
+        """Remove the node without warning: first its network, then all of its processes."""
         if self.isolated:
             self.cut()
         for process in self.processes():

@@ -1,4 +1,4 @@
-"""Result folders of pipelines and suites, made in a moment from complete artifacts with invented numbers."""
+"""Result folders of pipelines and suites: complete artifacts with invented numbers."""
 
 import json
 import math
@@ -18,12 +18,12 @@ LAYERS = {"teacher": 6, "student": 3}
 
 
 def _of(known: Mapping[str, int], name: str) -> int:
-    """A student trained otherwise has the main student's size."""
+    """Other students have the main student's size."""
     return known.get(name, known["student"])
 
 
 def make(path: Path, kind: str, facts: Mapping[str, Any], files: Mapping[str, Any], **inputs: Path) -> None:
-    """A complete artifact with these facts and files; a file's contents are bytes or a JSON value."""
+    """Make a complete artifact with these facts and files, whose contents are bytes or JSON values."""
     given = {role: artifact.read(place).identity for role, place in inputs.items()}
     with artifact.create(path, kind=kind, inputs=given, recipe={"of": path.name}) as draft:
         draft.facts.update(facts)
@@ -45,7 +45,7 @@ def make_model(out: Path, name: str, kind: str, validation: Mapping[str, Any] | 
         trained = {"steps": 600, "tokens": 19_660_800, "device_hours": 1.84, "world_size": 2, "device": "EPYC, 1 core"}
         lineage = {role: artifact.read(place).identity for role, place in inputs.items()}
         facts |= {**trained, "validation": validation, "lineage": lineage}
-    # As distill.export makes it: the input is a run, the artifacts behind it are in the facts.
+    # As in distill.export: the input is a run, and the facts name the artifacts of its lineage.
     make(out, kind, facts, {"config.json": {}, "model.safetensors": b"\0" * (_of(PARAMETERS, name) // 1000)})
 
 
@@ -54,7 +54,7 @@ def spread(values: list[float]) -> dict[str, float]:
 
 
 def scores(task: str, seeds: list[float], metric: str = "accuracy", **changed: Any) -> dict[str, Any]:
-    """``scores.json`` as fine-tuning writes it; ``more`` has what the same seeds reached by other metrics."""
+    """``scores.json`` of fine-tuning; ``more`` has the scores of the same seeds by other metrics."""
     more: dict[str, list[float]] = {metric: seeds, **changed.pop("more", {})}
     return {
         "task": task,
@@ -167,7 +167,7 @@ MACHINE = {
 
 
 def latency(rows: list[dict[str, Any]] | None = None, **changed: Any) -> dict[str, Any]:
-    """``latency.json`` of a quiet machine: by default two lengths, the student exported to two formats."""
+    """``latency.json`` of a quiet machine, by default of two lengths and two exports of the student."""
     speeds = {
         30: {("teacher", "pytorch"): 10.0, ("student", "pytorch"): 5.0, ("student", "onnx"): 4.0,
              ("student", "int8"): 1.6},
@@ -196,13 +196,13 @@ def latency(rows: list[dict[str, Any]] | None = None, **changed: Any) -> dict[st
 
 FORMS = {"onnx": 0.68, "int8": 0.22, "ort-int8": 0.23, "openvino-int8": 0.2, "executorch-int8": 0.165,
          "litert-int8": 0.175}  # fmt: skip
-"""Of the exports of a whole suite, and how long they take where eager PyTorch takes 1."""
+"""Exports of a suite, with their latency relative to eager PyTorch."""
 LOSSES = {"onnx": 0.0, "int8": -0.4, "ort-int8": -0.4, "openvino-int8": -0.9}
-"""What they lose in points; the others were not scored."""
+"""Loss of each scored export, in points."""
 
 
 def everywhere() -> dict[str, Any]:
-    """Every export of teacher and student over pairs and at 384 tokens, on one core and two, beside BERT-base."""
+    """``latency.json`` of BERT-base and every export of teacher and student: pairs and 384 tokens, one core and two."""
     rows = []
     for threads, gain in ((1, 1.0), (2, 0.55)):
         for length, rate in ((None, 1.0), (384, 9.0)):
@@ -213,7 +213,7 @@ def everywhere() -> dict[str, Any]:
             for who in ("teacher", "student"):
                 rows.append(timing(who, "pytorch", eager[who], eager, length, **told))
                 for form, share in FORMS.items():
-                    # At 384 tokens another runtime is ahead.
+                    # At 384 tokens another runtime is the fastest.
                     slower = 1.4 if length and form == "executorch-int8" else 1.0
                     rows.append(timing(who, form, eager[who] * share * slower, eager, length, **told))
     return latency(rows, energy={"absent": None})
@@ -233,7 +233,7 @@ JOBS: list[dict[str, Any]] = [
 
 
 def pipeline(out: Path) -> Path:
-    """What a small pipeline leaves: two tasks measured for teacher and student, one of them for another student too."""
+    """Results of a small pipeline: two tasks for teacher and student, one of them for another student too."""
     make(out / "corpus", "corpus", {}, {"part-00000.parquet": b"x" * 900})
     make(out / "tokens", "tokens", {}, {"train-00000.arrow": b"x" * 800}, corpus=out / "corpus")
     make_model(out / "teacher", "teacher", "teacher", None)
@@ -339,7 +339,7 @@ def seeds_around(score: float, step: float = 0.4) -> list[float]:
 
 
 def suite(out: Path) -> Path:
-    """Everything that can be measured, measured: nine tasks, IMDb, SQuAD, second step, ablations, baselines, probes."""
+    """Complete results: nine tasks, IMDb, SQuAD, second step, ablations, baselines and probes."""
     pipeline(out)
     filesystem.write_json(out / "suite.json", SUITE)
     for task, (teacher, student, taught) in GLUE.items():
@@ -381,7 +381,7 @@ def suite(out: Path) -> Path:
 
 
 def make_export(out: Path, model: str, form: str) -> None:
-    """An export of a model that was tuned for STS-B, scored or not."""
+    """An export of a model fine-tuned on STS-B, with or without a score."""
     score = sorted(seeds_around(GLUE["stsb"][0 if model == "teacher" else 1]))[1]
     parity: dict[str, Any] = {"max_abs": 0.0081, "relative": 0.0034, "agreement": 0.996, "score": None}
     if form in LOSSES:
@@ -408,7 +408,7 @@ def baselines(**changed: Any) -> dict[str, Any]:
 
 
 def write_probes(run: Path, scored: Mapping[str, float]) -> None:
-    """Scores of six checkpoints that grow towards the finished student's."""
+    """Scores of six checkpoints that approach the finished student's."""
     with (run / "probes.jsonl").open("w") as lines:
         for step in range(100, 700, 100):
             for task, score in scored.items():

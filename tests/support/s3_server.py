@@ -59,7 +59,7 @@ def serving(log: Path, **settings: str) -> Iterator[int]:
         assert server.stdin
         try:
             port = int(next(line for line in server.stdout if line.startswith("port ")).split()[1])
-            s3fs.S3FileSystem.clear_instance_cache()  # what is there talks to another test's server
+            s3fs.S3FileSystem.clear_instance_cache()  # cached instances use the server of another test
             yield port
         finally:
             server.stdin.close()

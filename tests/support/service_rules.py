@@ -1,4 +1,4 @@
-"""What makes the manifests a service: it stops with a checkpoint, fits where it is put, and is reached by who may."""
+"""Rules for the service: it stops with a checkpoint, fits its nodes and quota, and admits only allowed clients."""
 
 import json
 import re
@@ -15,9 +15,9 @@ MARGIN_SECONDS = 10
 GPU_NODE = "nvidia.com/gpu.present"
 """Label of nodes with GPUs, whether they are tainted or not."""
 LEADERS = {"pool", "probes"}
-"""Ports of jobs that take nothing of a node, so that the queue puts them on any, the head's too."""
+"""Ports of jobs without resources, which the queue may place on any node, including the head."""
 START_SECONDS = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": 900, "RAY_worker_register_timeout_seconds": 300}
-"""The least that 64 workers on 8 cold nodes are given."""
+"""Shortest timeout for the start of 64 workers on 8 cold nodes."""
 
 
 def problems(documents: Iterable[Document]) -> Iterator[str]:
@@ -33,7 +33,7 @@ def problems(documents: Iterable[Document]) -> Iterator[str]:
 
 
 def environment(pod: Pod, known: Iterable[Document]) -> dict[str, str]:
-    """Variables of Ray's container: those of its ConfigMaps, then its own."""
+    """Environment of Ray's container: the variables of its ConfigMaps, then its own."""
     maps = {document["metadata"]["name"]: document.get("data", {}) for document in of_kind(known, "ConfigMap")}
     found: dict[str, str] = {}
     for source in pod.main.get("envFrom", []):
@@ -64,7 +64,7 @@ def _heads_last(known: list[Document]) -> Iterator[str]:
 
 
 def _memory(pod: Pod, _known: list[Document]) -> Iterator[str]:
-    """Shared memory is memory of the pod: Ray's objects, and as much again for whatever else shares."""
+    """Shared memory counts as memory of the pod: Ray's object store, and as much again for other uses."""
     sizes = {volume["name"]: volume.get("emptyDir", {}) for volume in pod.spec.get("volumes", [])}
     names = [mount["name"] for mount in pod.main.get("volumeMounts", []) if mount["mountPath"] == "/dev/shm"]
     shared = sizes.get(names[0], {}) if names else {}
@@ -106,7 +106,7 @@ def _budgets(known: list[Document]) -> Iterator[str]:
 
 
 def labels_of(pod: Pod) -> dict[str, str]:
-    """Labels of a pod as KubeRay makes it."""
+    """Labels that KubeRay gives to a pod."""
     given = dict(pod.template.get("metadata", {}).get("labels", {}))
     if pod.role not in ("head", "worker"):
         return given
@@ -120,9 +120,9 @@ def _selects(selector: Mapping[str, Any], labels: Mapping[str, str]) -> bool:
 
 
 def _benchmarks(known: list[Document]) -> Iterator[str]:
-    """A node of measurements is a pod's own: guaranteed, in whole CPUs, alone, and asked for by name.
+    """A measurement pod has its node alone: class Guaranteed, whole CPUs, selected by name.
 
-    KubeRay's init container asks for as much as it may have, and so takes nothing of that away.
+    KubeRay's init container requests its full limits, so the pod stays Guaranteed.
     """
     for pod in all_pods(known):
         if pod.group != "benchmark":
@@ -144,7 +144,7 @@ def _ray_resources(pod: Pod) -> dict[str, float]:
 
 
 def _is_spread(pod: Pod) -> bool:
-    """Whether no node may have two of its kind."""
+    """Whether no node may have two pods of this kind."""
     terms = (
         pod.spec.get("affinity", {})
         .get("podAntiAffinity", {})
@@ -163,7 +163,7 @@ def _whole_nodes(known: list[Document]) -> Iterator[str]:
 
 
 def _elsewhere(known: list[Document]) -> Iterator[str]:
-    """Where nodes have GPUs, nothing else takes CPUs that a training pod counts on: it would wait for ever."""
+    """On nodes with GPUs, no other pod takes the CPUs of a training pod, which would then never start."""
     found = all_pods(known)
     if not any("nvidia.com/gpu" in pod.requests() for pod in found):
         return
@@ -180,9 +180,9 @@ def _avoids(pod: Pod, name: str) -> bool:
 
 
 def _quota(known: list[Document]) -> Iterator[str]:
-    """The service at its largest and a run beside it fit into the namespace's quota.
+    """The service at its largest and one run fit into the namespace's quota.
 
-    Where Kueue has no GPUs to give, its runs wait and take nothing.
+    If Kueue has no GPU quota, its runs wait and take nothing.
     """
     hard = one(known, "ResourceQuota")["spec"]["hard"]
     total: dict[str, Decimal] = {}
@@ -212,7 +212,7 @@ def _given_gpus(known: list[Document]) -> Decimal:
 
 
 def _ports(known: list[Document]) -> Iterator[str]:
-    """Every port that a monitor or a network policy names is a port of a pod it selects, and the other way round."""
+    """Every port in a monitor or network policy is a port of a pod it selects, and vice versa."""
     ray = [pod for pod in all_pods(known) if pod.role in ("head", "worker")]
     scraped: set[str] = set()
     for monitor in of_kind(known, "PodMonitor"):
@@ -231,7 +231,7 @@ def _ports(known: list[Document]) -> Iterator[str]:
 
 
 def _unserved(where: str, selector: Document, ports: list[str], ray: list[Pod]) -> Iterator[str]:
-    """Ports that no pod has of a Ray cluster that the selector means."""
+    """Ports that no selected pod of a Ray cluster has."""
     clusters: dict[str, set[str]] = {}
     for pod in (found for found in ray if _selects(selector, labels_of(found))):
         served = clusters.setdefault(pod.where.partition(":")[0], set())

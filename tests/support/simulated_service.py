@@ -1,7 +1,6 @@
-"""A service that never was: a long run on eight GPUs, a queue and results, told through the declared series.
+"""Simulate a service through its declared series: a long run on eight GPUs, a queue and results.
 
-Smooth curves with noise from a seed, so that a picture of them looks like a day at work. What comes from other
-exporters (GPUs, volumes) is told as well.
+The values are smooth curves with seeded noise. The series of other exporters (GPUs, volumes) are simulated too.
 """
 
 import math
@@ -44,7 +43,7 @@ _SIZE = _foreign("kubelet_volume_stats_capacity_bytes", "namespace", "persistent
 
 
 class Script:
-    """Sets every series to what it is at a moment; moments only go on."""
+    """Sets every series to its value at a time. Times must increase."""
 
     def __init__(self, started: float) -> None:
         self._started, self._now = started, started
@@ -60,7 +59,7 @@ class Script:
             metrics.RESTARTS.labels(RUN, cause).inc(times)
 
     def advance(self, now: float) -> None:
-        """Set everything to what it is at this moment."""
+        """Set every series to its value at this time."""
         gone, self._now = now - self._now, now
         self._train(now, gone)
         self._learn(now)
@@ -231,7 +230,7 @@ def _families() -> Iterator[Any]:
 
 
 def _kind(kind: str) -> str:
-    # Samples of a histogram must be told together for every moment; those of a series of no known type need not.
+    # The samples of a histogram must be adjacent for every time; those of a series of unknown type need not.
     return {"counter": "counter", "info": "info"}.get(kind, "gauge" if kind == "gauge" else "unknown")
 
 

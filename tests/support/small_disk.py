@@ -20,5 +20,5 @@ def small_disk(folder: Path, kilobytes: int) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        # Lazily: an assertion that failed may have left a file open.
+        # Unmount lazily: a failed assertion may have left a file open.
         subprocess.run(["umount", "--lazy", str(folder)], check=True)

@@ -1,7 +1,6 @@
-"""Tiny models, tokenizers and text, built in code in seconds: what tests use instead of downloads.
+"""Tiny models, tokenizers and text, built in code in seconds instead of downloaded.
 
-Every builder writes into the folder it is given and returns what lies there. The same arguments give the same
-files, bit for bit.
+Every builder writes into a given folder and returns its path. The same arguments give the same files, bit for bit.
 """
 
 import collections
@@ -75,7 +74,7 @@ ENGLISH: list[str] = [
     "Their house stands at the end of a narrow lane, behind a wall covered with ivy.",
     "Nothing in the letter explained why the money had been sent, or by whom.",
 ]
-"""Varied English sentences, each other than the rest, 12 to 18 words each."""
+"""Distinct English sentences of 12 to 18 words."""
 
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 POSITIONS = 64
@@ -198,7 +197,7 @@ def distilbert(
 
 
 def corpus(folder: Path, documents: int = 200, seed: int = 0) -> Path:
-    """A folder with one JSON-lines file of ``documents`` different texts of 3 to 12 sentences each."""
+    """A folder with one JSON-lines file of ``documents`` distinct texts of 3 to 12 sentences."""
     folder.mkdir(parents=True, exist_ok=True)
     chance = random.Random(seed)
     texts: dict[str, None] = {}

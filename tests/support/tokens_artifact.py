@@ -16,7 +16,7 @@ SEQ_LEN = 32
 
 
 def make(folder: Path, *, documents: int = 1200, heldout: int = 40) -> Path:
-    """A tokens artifact of recombined sentences, and beside it ``teacher``, a BERT of four layers that reads it."""
+    """A tokens artifact of recombined sentences, and next to it ``teacher``, a BERT of four layers."""
     model = tiny.bert_teacher(folder / "bert", layers=4)
     tokens = of_length(folder / "tokens", model, SEQ_LEN, documents, heldout)
     tokenizer = load_tokenizer(model)
@@ -28,7 +28,7 @@ def make(folder: Path, *, documents: int = 1200, heldout: int = 40) -> Path:
 
 
 def of_length(out: Path, model: Path, seq_len: int, documents: int = 1200, heldout: int = 40) -> Path:
-    """Rows of ``seq_len`` tokens in the words of the tokenizer in ``model``."""
+    """Rows of ``seq_len`` tokens, encoded with the tokenizer in ``model``."""
     tokenizer = load_tokenizer(model)
     special = special_ids(tokenizer)
     choice = random.Random(5)

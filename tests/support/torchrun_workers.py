@@ -13,7 +13,7 @@ from train_processes import environment
 
 
 def run_on_workers(workers: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
-    """What ``function(*arguments)`` returns on every worker, by rank. Arguments and results are JSON values.
+    """Results of ``function(*arguments)`` on every worker, by rank. Arguments and results are JSON values.
 
     Every process imports the function's module and takes the function by name, so it must be a top-level function.
     """

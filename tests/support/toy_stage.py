@@ -1,4 +1,4 @@
-"""A stage for tests: its recipe says whether it succeeds, refuses its input, fails with a bug or dies."""
+"""A stage for tests. Its recipe decides whether it succeeds, refuses its input, fails with a bug or dies."""
 
 import os
 import signal
@@ -24,7 +24,7 @@ class Placement(Recipe):
 
 
 class Toy(Recipe):
-    """What the stage does after it has written its text."""
+    """What the stage does after writing its text."""
 
     text: str = "toy"
     share: float = Field(0.5, gt=0, lt=1)
@@ -32,21 +32,21 @@ class Toy(Recipe):
     deaths: int = Field(0, ge=0)
     """The first ``deaths`` attempts kill their process."""
     meeting: str = ""
-    """A named pipe at which it waits for another run that opens the other ``side``."""
+    """A named pipe. The stage waits until another run opens the other ``side``."""
     side: Literal["r", "w"] = "r"
     room: PositiveInt = 8
     """Largest micro-batch, in rows; more raise MemoryError."""
     child: str = ""
-    """A file for the process id of a child that it starts and leaves running."""
+    """File for the process id of a child process that the stage starts and leaves running."""
     gate: str = ""
-    """A file that must exist before it ends."""
+    """A file that the stage waits for before it ends."""
     tally: str = ""
-    """A file to which it appends its text when it succeeds."""
+    """A file to which the stage appends its text when it succeeds."""
     placement: Placement = Placement()
 
 
 def run(recipe: Toy, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
-    """Write ``text.txt``; the facts say how many attempts it took, and when this one began and ended."""
+    """Write ``text.txt``. The facts have the number of attempts, and start and end of this one."""
     started = time.monotonic()
     with (out / "attempts.txt").open("a") as attempts:
         attempts.write("x")

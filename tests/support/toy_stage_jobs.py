@@ -1,4 +1,4 @@
-"""Jobs of the toy stage, and the artifact that is their input."""
+"""Jobs of the toy stage, and their input artifact."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +18,7 @@ def make_corpus(folder: Path) -> Path:
 
 
 def toy_job(corpus: Path, name: str, recipe: Mapping[str, Any] | None = None, **given: Any) -> Job:
-    """A job whose artifact goes next to the corpus, under the job's name."""
+    """A job that writes its artifact next to the corpus, under the job's name."""
     return Job(name, "toy_stage", {"text": name, **(recipe or {})}, {"corpus": corpus}, corpus.with_name(name), **given)
 
 

@@ -1,4 +1,4 @@
-"""Run ``distill.train`` as a user does: as one process, or as several workers under torchrun."""
+"""Run ``distill.train`` from the command line: in one process, or on several workers under torchrun."""
 
 import json
 import os

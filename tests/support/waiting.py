@@ -14,9 +14,9 @@ def wait_until(
     seconds: float = 600,
     what: str = "the condition",
 ) -> Value:
-    """The first true value of ``holds()``.
+    """Poll ``holds()`` until its value is true; returns the value.
 
-    Fails when ``process`` ends first, and after ``seconds``: a bound against hanging, not something to measure.
+    Fails if ``process`` ends first, and after ``seconds``, which only limit a hanging test.
     """
     deadline = time.monotonic() + seconds
     while not (found := holds()):

@@ -1,4 +1,4 @@
-"""The recipe of the image: lint, pins that agree with the project's, and the check that runs inside it."""
+"""The Dockerfile: lint, pins that agree with the project's, and the check that runs during the build."""
 
 import functools
 import re

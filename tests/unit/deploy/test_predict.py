@@ -139,7 +139,7 @@ def test_a_question_needs_a_passage_that_contains_the_answer(tmp_path):
 
 
 def test_the_answer_is_found_in_whichever_window_holds_it(tmp_path):
-    """A passage of six windows; the model is sure of one word of it, wherever it stands."""
+    """The model is certain of one word of a passage of six windows, at any position."""
     tokenizer = tiny.wordpiece(tmp_path)
     target = tokenizer("copper", add_special_tokens=False)["input_ids"][0]
 

@@ -1,4 +1,4 @@
-"""Alert rules: sound, told to people, and each one proven by promtool to fire and to keep quiet."""
+"""Alert rules: valid and documented, and promtool tests show when each one fires and when it does not."""
 
 import importlib.util
 import re
@@ -61,7 +61,7 @@ PANELS = {panel.title for board in generate.BOARDS for panel in board.panels}
 
 
 def _unknown(runbook: str) -> list[str]:
-    """Alerts, panels and modules that a text sends people to, and that are not there."""
+    """Alerts, panels and modules that a text mentions but that do not exist."""
     alerts = set(re.findall(r"Stillhouse[A-Z]\w+", runbook)) - ALERTS.keys()
     panels = set(re.findall(r'panel "([^"]+)"', runbook)) - PANELS
     modules = {name for name in re.findall(r"python -m ([\w.]+)", runbook) if importlib.util.find_spec(name) is None}
@@ -69,7 +69,7 @@ def _unknown(runbook: str) -> list[str]:
 
 
 def test_dead_links_in_a_runbook_are_found() -> None:
-    # In two parts: commands that are mentioned anywhere exist.
+    # In two parts, because another test checks that all mentioned commands exist.
     nowhere = "cluster." + "jbos"
     text = f'See StillhouseLost, the panel "Nothing" and `python -m {nowhere} list`; StillhouseGpuHot, panel "Steps".'
     assert _unknown(text) == ["Nothing", "StillhouseLost", nowhere]

@@ -1,4 +1,4 @@
-"""Dashboards: as committed, complete, and of series that exist."""
+"""Dashboards: up to date, complete, and with existing series."""
 
 import json
 import re
@@ -14,12 +14,12 @@ from k8s.monitoring.source import generate
 from k8s.monitoring.source.grafana import Board
 
 UNITS = {"short", "s", "bytes", "Bps", "percent", "percentunit", "sci", "watt", "celsius", "hertz"}
-"""Of Grafana's units, those in use: a misspelled one would be shown as text behind the number."""
+"""Grafana's units in use: Grafana would show a misspelled unit as text after the number."""
 KINDS = {"timeseries", "stat", "bargauge", "table", "row"}
 
 
 def drawn(board: Board) -> dict[str, Any]:
-    """A dashboard as it is committed."""
+    """A committed dashboard."""
     path = generate.FOLDER / "dashboards" / f"{board.uid.removeprefix('stillhouse-')}.json"
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return found
@@ -82,7 +82,7 @@ def test_every_declared_series_is_queried() -> None:
 
 @pytest.mark.parametrize(("panel", "expr"), [*expressions(), *variable_queries()])
 def test_labels_are_those_of_the_series(panel: str, expr: str) -> None:
-    """A misspelled label matches nothing, and nobody is told."""
+    """A misspelled label matches no series, without an error."""
     known = monitoring_series.declared()
     given = {"cluster", "instance", "node", "namespace", "job"}
     for name, matchers in re.findall(r"(stillhouse_\w+)\{([^}]*)\}", expr):
@@ -93,11 +93,11 @@ def test_labels_are_those_of_the_series(panel: str, expr: str) -> None:
 
 @pytest.mark.parametrize(("panel", "expr"), [*expressions()])
 def test_no_panel_takes_the_maximum_over_different_runtimes(panel: str, expr: str) -> None:
-    """One value of a run is picked over instances; picked over runtimes, only the slowest would be seen."""
+    """A maximum over instances picks one value of a run; a maximum over runtimes would hide all but the slowest."""
     known = monitoring_series.declared()
     for by, name, matchers in re.findall(r"max by \(([^)]*)\) \((stillhouse_\w+)\{([^}]*)\}\)", expr):
         told = {*by.split(", "), *re.findall(r'(\w+)="', matchers)}
-        if name != "stillhouse_oldest_job_age_seconds":  # the oldest of all kinds is what is asked for
+        if name != "stillhouse_oldest_job_age_seconds":  # the query asks for the oldest of all kinds
             assert {*known[name]._labelnames} <= told, f"{panel}: {name}"
 
 

@@ -1,4 +1,4 @@
-"""The picture of the dashboards: nothing written runs out of its panel, nothing drawn is left without a name."""
+"""The picture of the dashboards: text fits into its panel, and every line has a name."""
 
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -26,7 +26,7 @@ def _lines(panel: Panel, names: list[str]) -> list[Line]:
 
 
 def _texts(panel: Panel, names: list[str]) -> tuple[list[Text], Figure]:
-    """What is written into a panel, but for the marks of axes."""
+    """Text of a panel except the axis labels."""
     wide, high = panel.width * COLUMN, HEIGHT[panel.kind] * LINE
     figure = Figure(figsize=(wide, high), dpi=130)
     FigureCanvasAgg(figure)

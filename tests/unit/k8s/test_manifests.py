@@ -1,4 +1,4 @@
-"""Every overlay as a cluster would take it, and planted errors that must be found."""
+"""Every overlay as a cluster would accept it, and planted errors that the rules must find."""
 
 import copy
 import re
@@ -21,11 +21,11 @@ needs_definitions = pytest.mark.skipif(
 )
 
 KUBERNETES = "1.33"
-"""The oldest that the manifests are for: preStop sleep, sidecars and Pod Security of that version."""
+"""The oldest supported version: preStop sleep, sidecars and its Pod Security."""
 RULES = (access_rules, kuberay_rules, kueue_rules, pod_rules, service_rules)
 
 WAITING = {"v100-8": "RayJob/distilbert: train: "}
-"""Runs that are not admitted as an overlay is shipped: the service has its GPUs, which is chosen in one line."""
+"""Runs that Kueue does not admit in the shipped overlays, where one line gives the GPUs to the service."""
 
 
 def _problems(documents: list[Document]) -> list[str]:
@@ -33,7 +33,7 @@ def _problems(documents: list[Document]) -> list[str]:
 
 
 def _core(document: Document) -> list[str]:
-    """What Kubernetes' own schema refuses, unknown fields included."""
+    """Errors by Kubernetes' own schema, including unknown fields."""
     import kubernetes_validate
 
     try:
@@ -103,7 +103,7 @@ def test_a_component_fits_the_service(tmp_path: Path, component: str) -> None:
 
 
 def _set(path: str, value: Any) -> Callable[[Document], None]:
-    """Put a value at a path, ``spec.groups[0].hard[requests.cpu]``; None takes what is there away."""
+    """Set the value at a path like ``spec.groups[0].hard[requests.cpu]``; None deletes it."""
     words = [inner or word for inner, word in re.findall(r"\[([^\]]+)\]|([^.\[\]]+)", path)]
     *steps, last = [int(word) if word.isdigit() else word for word in words]
 
@@ -229,7 +229,7 @@ BY_RULES = [
 
 @pytest.mark.parametrize(("kind", "path", "value", "found"), BY_RULES)
 def test_a_planted_error_is_found(kind: str, path: str, value: Any, found: str) -> None:
-    # Where runs have the GPUs, or quotas would not matter.
+    # Use the variant in which runs have the GPUs: otherwise the quotas have no effect.
     documents = overlay("modern" if kind in ("RayJob", "ClusterQueue", "ResourceFlavor") else "v100-8")
     problems = _problems(changed(documents, kind, _set(path, value)))
     assert [problem for problem in problems if re.search(found, problem)] != [], problems
@@ -291,7 +291,7 @@ def test_an_error_in_one_document_is_found(name: str, path: str, value: Any, fou
 
 
 def test_pods_may_take_variables_from_a_secret() -> None:
-    """As the README says of object stores."""
+    """The variant for object stores that the README describes."""
 
     def add(document: Document) -> None:
         document["spec"]["headGroupSpec"]["template"]["spec"]["containers"][0]["envFrom"].append(

@@ -1,4 +1,4 @@
-"""The pool of actors: every unit once, done again where an actor dies, drawn only as they are needed."""
+"""The actor pool: every unit is done once, repeated if its actor dies, and drawn only when needed."""
 
 import subprocess
 import sys
@@ -86,7 +86,7 @@ def test_units_are_drawn_as_they_are_needed_and_results_come_before_the_next_is(
     for _, result in map_unordered("test", partial(workers.Doubler, tmp_path), units(), Placement(actors=2)):
         results.append(result["number"])
     assert sorted(results) == [2 * number for number in drawn]
-    assert 6 <= len(drawn) <= 6 + 4  # 0 + 2 + 4 + 6 + 8 + 10, and what was in flight or drawn meanwhile
+    assert 6 <= len(drawn) <= 6 + 4  # 0 + 2 + 4 + 6 + 8 + 10, and units drawn or running meanwhile
 
 
 def test_actors_without_a_cpu_are_demand_for_an_autoscaler(tmp_path: Path) -> None:

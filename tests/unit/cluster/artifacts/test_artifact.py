@@ -1,4 +1,4 @@
-"""Artifacts: whole or not there, never overwritten, named by what they are, and damage is refused by name."""
+"""Artifacts: complete or absent, never overwritten, identified by their contents; errors name damaged files."""
 
 import contextlib
 import json
@@ -41,7 +41,7 @@ with artifact.create(sys.argv[1], kind="tokens", inputs={}, recipe={"seed": 1}) 
 
 
 class CrashError(Exception):
-    """What ends an attempt."""
+    """Ends an attempt."""
 
 
 def _make(out: Path, text: str = "rows", facts: dict[str, Any] | None = None, **given: Any) -> Artifact:
@@ -55,7 +55,7 @@ def _make(out: Path, text: str = "rows", facts: dict[str, Any] | None = None, **
 
 
 def _interrupt(out: Path, name: str, **given: Any) -> list[str]:
-    """An attempt that ends with an exception; what it found of earlier attempts."""
+    """Make an attempt that ends with an exception; returns the files that it found."""
     call = {"kind": "tokens", "inputs": {"corpus": "c0"}, "recipe": RECIPE, **given}
     found: list[str] = []
     with contextlib.suppress(CrashError), artifact.create(out, **call) as draft:

@@ -1,4 +1,4 @@
-"""The cache: filled once, checked on the way in and when something has changed, mended by what is wrong alone."""
+"""The cache: filled once, verified when filled and when a file has changed; only damaged files are fetched again."""
 
 import os
 import re
@@ -88,7 +88,7 @@ def test_only_damaged_files_of_the_cache_are_fetched_again(tokens: filesystem.Lo
     with (path / "rows-2.arrow").open("r+b") as file:
         file.truncate(10)
     (path / "rows-3.arrow").rename(tmp_path / "rows-3.arrow")  # not deleted, or the new file may get its inode
-    os.utime(path / "rows-4.arrow")  # changed by its time alone: looked at, found right, kept
+    os.utime(path / "rows-4.arrow")  # only its time has changed: verified and kept
     (path / commit.MANIFEST).write_text("{}")
     assert cache.fetch(tokens) == path
     assert artifact.verify(path, "tokens").manifest == artifact.read(tokens).manifest
@@ -97,7 +97,7 @@ def test_only_damaged_files_of_the_cache_are_fetched_again(tokens: filesystem.Lo
 
 
 def test_an_interrupted_fetch_is_continued(tokens: filesystem.Location) -> None:
-    """What a killed process leaves: files in place, one half of a file, and nothing that says all was verified."""
+    """Leftovers of a killed process: complete files, half of a file, and no record of a verification."""
     path = cache.fetch(tokens)
     (path.parent / ".tokens.verified.json").unlink()
     (path / commit.MANIFEST).unlink()

@@ -1,4 +1,4 @@
-"""Artifacts in an object store: the manifest last, one maker at a time, and what was made is gone on with."""
+"""Artifacts in an object store: the manifest is written last, one process writes at a time, and attempts resume."""
 
 import contextlib
 import itertools
@@ -47,7 +47,7 @@ with artifact.create(sys.argv[1], kind="tokens", inputs={}, recipe={"seed": 1}) 
 
 
 class CrashError(Exception):
-    """What ends an attempt."""
+    """Ends an attempt."""
 
 
 class Clock:
@@ -81,7 +81,7 @@ def _make(out: filesystem.Location, text: str = "rows", **given: Any) -> Artifac
 
 
 def _interrupt(out: UPath, name: str, **given: Any) -> list[str]:
-    """An attempt that ends with an exception; what it found of earlier attempts."""
+    """Make an attempt that ends with an exception; returns the files that it found."""
     found: list[str] = []
     call = {"kind": "tokens", "inputs": {}, "recipe": RECIPE, **given}
     with contextlib.suppress(CrashError), artifact.create(out, **call) as draft:

@@ -1,7 +1,7 @@
-"""Recipes: read strictly, refused with the place and the remedy; and what those that ship resolve to.
+"""Recipes: strict reading, errors with place and remedy, and the resolved values of the shipped ones.
 
-Every shipped recipe has a golden file in ``tests/golden/recipes`` with all its values, defaults included, so a review
-sees what a change of a recipe or of a default really changes. To write them anew after such a change::
+Every shipped recipe has a golden file in ``tests/golden/recipes`` with all its values, including defaults, so that a
+review shows every change. To rewrite them after a change::
 
     STILLHOUSE_GOLDEN=write python -m pytest tests/unit/cluster/artifacts/test_recipe.py
 """
@@ -48,7 +48,7 @@ STAGES = {
     "eval/mobile-proxy": "eval.mobile",
     "eval/provenance": "eval.provenance",
 }
-"""Shipped recipe to its stage; those of ``distill`` are pipelines."""
+"""Stages of the shipped recipes; those of ``distill`` are pipelines."""
 
 SHIPPED = [f"{path.parts[-3]}/{path.stem}" for path in sorted(recipe.ROOT.glob("*/recipes/*.toml"))]
 
@@ -75,13 +75,13 @@ class Loss(Recipe):
 
 
 class Placement(Recipe):
-    """Where it runs."""
+    """The placement."""
 
     workers: int | Literal["auto"] = "auto"
 
 
 class Whole(Recipe):
-    """A recipe with every shape a recipe may have."""
+    """A recipe with every type of field that a recipe may have."""
 
     name: str
     steps: int = 10
@@ -114,7 +114,7 @@ def _refused(values: dict[str, Any]) -> str:
         ),
         ({"placement": {"worker": 1}}, "unknown key placement.worker; did you mean placement.workers?"),
         ({"loss": {"zzz": 1}}, "unknown key loss.zzz; known here: loss.mode, loss.temperature"),
-        # Never a name that only another member of the union has.
+        # Suggests no name that only another member of the union has.
         (
             {"sources": [{"kind": "packed", "pth": "p"}]},
             "unknown key sources.0.pth; known here: sources.0.kind, sources.0.level",
@@ -300,7 +300,7 @@ def _resolved(name: str) -> dict[str, Any]:
 
 
 def _once(stages: dict[str, Any]) -> dict[str, Any]:
-    """Equal recipes only once: the same task is fine-tuned for several models."""
+    """Drop repeated recipes: the same task is fine-tuned for several models."""
     found: dict[str, Any] = {}
     for name, values in stages.items():
         same = next((earlier for earlier, known in found.items() if known == values), None)
@@ -340,11 +340,11 @@ def test_recipes_in_the_docs_are_what_the_code_accepts() -> None:
 
 @pytest.mark.parametrize("name", [name for name in registry.entries() if name.startswith("deploy.")])
 def test_one_value_set_alone_leaves_the_others_as_they_were(name: str) -> None:
-    """A table in a file is read over the defaults of its class: those of the field must be the same ones."""
+    """A table in a file replaces the defaults of its class: those of the field must be equal."""
     found = registry.find(name)
     for table, field in found.recipe.model_fields.items():
         below = field.get_default(call_default_factory=True)
-        # What has no default of its own, a title, is refused by name when it is left out.
+        # A field without a default, like a title, is refused by name when it is missing.
         if isinstance(below, Recipe) and not any(each.is_required() for each in type(below).model_fields.values()):
             for key, value in below.resolved().items():
                 changed = found.recipe.of({table: {key: value}})

@@ -1,4 +1,4 @@
-"""The one command line of every stage: what it prints, how it ends, and what it never destroys."""
+"""The command line of every stage: its output and exit codes, and files it must not destroy."""
 
 import json
 import os
@@ -43,7 +43,7 @@ def _run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 
 
 def _refusal(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
-    """The line of a command that ends with exit code 1."""
+    """Run a command that exits with code 1; returns its error line."""
     with pytest.raises(SystemExit) as ended:
         cli.main(toy_stage.STAGE.name, [*map(str, arguments)])
     assert ended.value.code == 1
@@ -68,7 +68,7 @@ def test_a_stage_prints_where_its_artifact_is_and_does_nothing_the_second_time(c
     assert (out / "text.txt").read_text() == "hello"
     assert before.inputs == {"corpus": artifact.read(corpus).identity}
     assert before.manifest["made"]["paths"] == {"corpus": str(corpus)}
-    # Placement says where, not what.
+    # The placement is not part of the identity.
     again = _run("default", "--corpus", corpus, "--out", out, "--set", "text=hello", "--set", "placement.threads=2")
     assert (again.returncode, again.stdout) == (0, f"{out}\n")
     assert again.stderr == f"{out} is already complete\n"
@@ -312,7 +312,7 @@ def test_a_stage_that_knows_nothing_of_urls_reads_and_writes_them(bucket: s3fs.S
     assert s3_server.SECRET not in told
     assert s3_server.KEY not in told
     assert {path.name for path in tmp_path.iterdir()} == {"cache", "task"}, "nothing but the cache was written here"
-    # The copy made here is an entry of the cache now: it is not fetched back.
+    # The local copy has become an entry of the cache: it is not downloaded.
     kept = cache.fetch(made.location)
     assert artifact.verify(kept).manifest == made.manifest
     assert not any((tmp_path / "cache" / "making").iterdir())
@@ -326,7 +326,7 @@ def test_a_stage_that_knows_nothing_of_urls_reads_and_writes_them(bucket: s3fs.S
 
 
 def _here() -> dict[str, str]:
-    """The environment as the fixtures have set it."""
+    """The environment of the fixtures."""
     return {**ENVIRONMENT, **{key: os.environ[key] for key in os.environ if key.startswith(("AWS_", "STILLHOUSE_"))}}
 
 

@@ -1,4 +1,4 @@
-"""The corpus: every kind of source, cleaning and deduplication with counts, equal shards every time, clear refusals."""
+"""The corpus: every kind of source, cleaning and deduplication with counts, deterministic shards, clear errors."""
 
 import gzip
 import hashlib
@@ -392,7 +392,7 @@ def test_a_hub_source_out_of_reach_ends_in_one_line(tmp_path: Path) -> None:
 def test_real_articles_and_novels_pass_whole(tmp_path: Path) -> None:
     articles = {"kind": "parquet", "path": str(REAL_DATA / "corpus" / "wikipedia_en-00000-of-00008.parquet")}
     novels = {"kind": "parquet", "path": str(REAL_DATA / "corpus" / "novels_en.parquet"), "limit": 3, "name": "novels"}
-    novels["max_bytes"] = 30_000_000  # so little that all fits into one piece, and no cluster is started
+    novels["max_bytes"] = 30_000_000  # so little that one piece holds all, and no cluster is started
     made = _make(tmp_path / "out", {**articles, "limit": 300, "name": "wikipedia"}, novels, shard_bytes=2_000_000)
     assert {label: kept["documents"] for label, kept in made.facts["sources"].items()} == {
         "wikipedia": 300,
@@ -407,7 +407,7 @@ def _small_splits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _rich(path: Path) -> dict[str, Any]:
-    """A recipe that asks for everything, of sources in many splits."""
+    """A recipe with every option, for sources in many pieces."""
     path.mkdir()
     long = [" ".join(tiny.ENGLISH[start : start + 4]) for start in range(40)]
     near = [f"{text} Once more with an ending." for text in long[:10]]
@@ -478,8 +478,8 @@ def test_the_bytes_are_the_same_for_any_number_of_actors_and_nothing_is_read_twi
         os.utime(broken, ns=(found.st_atime_ns, found.st_mtime_ns))
         with pytest.raises(errors.StageError, match="not a readable Parquet file"):
             make("two", 2)
-        wait_until(lambda: not actors(psutil.Process().children(recursive=True)))  # what they were at is written
-        left = len(list((tmp_path / ".two.partial" / "splits").glob("0*.json")))
+        wait_until(lambda: not actors(psutil.Process().children(recursive=True)))  # their unit is recorded
+        left = len(list((tmp_path / ".two.partial" / "pieces").glob("0*.json")))
         broken.write_bytes(whole)
         os.utime(broken, ns=(found.st_atime_ns, found.st_mtime_ns))
         two = make("two", 2)
@@ -492,7 +492,7 @@ def test_the_bytes_are_the_same_for_any_number_of_actors_and_nothing_is_read_twi
 def test_a_changed_source_starts_over_and_a_finished_attempt_is_not_made_again(tmp_path: Path) -> None:
     source = _json_lines(tmp_path / "a.jsonl", tiny.ENGLISH)
     recipe = Corpus.of({"sources": [source], "shard_bytes": 400})
-    (tmp_path / "out" / "documents-00003.parquet").mkdir(parents=True)  # no file can be put there
+    (tmp_path / "out" / "documents-00003.parquet").mkdir(parents=True)  # no file can be written there
     with pytest.raises(IsADirectoryError):
         corpus_stage.run(recipe, {}, tmp_path / "out")
     marker, shard = tmp_path / "out" / "splits" / "00000.json", tmp_path / "out" / "documents-00001.parquet"

@@ -1,4 +1,4 @@
-"""Decontamination: a run of a task's words is found wherever it stands, in every form tasks come in."""
+"""Decontamination: n-grams of a task's words are found at any position, in every file format of tasks."""
 
 import json
 import random
@@ -258,7 +258,7 @@ def test_impossible_recipes_are_refused(values: dict[str, object], message: str)
 @pytest.mark.real_data
 @pytest.mark.skipif(not DATA.is_dir(), reason="no ../shared/data beside the checkout")
 def test_an_article_with_a_paragraph_of_squad_is_found() -> None:
-    """Articles that SQuAD was made of are in none of the files, so they are put there; others overlap in phrases."""
+    """The files contain no article of SQuAD, so the test adds some; other articles share phrases with SQuAD."""
     evaluation = _load(DATA / "squad", DATA / "glue" / "rte", DATA / "glue" / "mrpc")
     table = pq.read_table(DATA / "corpus" / "wikipedia_en-00000-of-00008.parquet", columns=["text"])
     articles = table.column("text").to_pylist()[:300]

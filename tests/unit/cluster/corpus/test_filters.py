@@ -1,4 +1,4 @@
-"""Cleaning: one form of every text, and a reason for every document that is left out."""
+"""Cleaning: a normal form of every text, and a reason for every dropped document."""
 
 import re
 import subprocess
@@ -173,7 +173,7 @@ def test_languages(text: str, language: str) -> None:
 
 
 def test_languages_are_told_without_a_network() -> None:
-    """In a process where asking for any address is an error, and with no place where a model might lie already."""
+    """Run in a process that may not resolve addresses and has no cached models."""
     script = """
 import sys
 def refuse(event, arguments):

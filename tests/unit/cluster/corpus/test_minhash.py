@@ -1,4 +1,4 @@
-"""Near-duplicates: signatures are datasketch's, pairs are found as often as the formula says, groups are exact."""
+"""Near-duplicates: datasketch's signatures, pairs found as often as the formula predicts, and exact groups."""
 
 import random
 from collections.abc import Iterator
@@ -35,7 +35,7 @@ def _similarity(one: str, other: str) -> float:
 
 
 def _pairs(count: int, share: float, choice: random.Random) -> Iterator[tuple[str, str]]:
-    """Texts of random words and copies of them that share about so many of all runs: their tails differ."""
+    """Texts of random words, and copies with other tails that share about this fraction of n-grams."""
     for _ in range(count):
         words = [f"w{choice.randrange(50_000)}" for _ in range(300)]
         kept = round(296 * 2 * share / (1 + share)) + 4

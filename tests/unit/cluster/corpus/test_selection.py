@@ -1,4 +1,4 @@
-"""What a corpus keeps: limits, repeated documents and weights against the same rules written naively."""
+"""Selection of documents: limits, repeated documents and weights against a naive implementation."""
 
 import itertools
 import random
@@ -29,7 +29,7 @@ def test_of_equal_digests_the_first_that_counts_stays() -> None:
 
 
 def _naive_limit(passed: list[bool], sizes: list[int], documents: int | None, num_bytes: int | None) -> int:
-    """Rows that count, one by one."""
+    """Naive selection, row by row."""
     taken = taken_bytes = 0
     for row, (good, size) in enumerate(zip(passed, sizes, strict=True)):
         if not good:

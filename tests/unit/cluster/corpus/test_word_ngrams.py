@@ -1,4 +1,4 @@
-"""Words and runs of words as numbers: the same for the same words, whatever stands between them."""
+"""Words and n-grams as numbers: equal for equal words, whatever the punctuation between them."""
 
 import random
 import re
@@ -73,6 +73,6 @@ def test_runs_at_places_are_those_of_all_runs() -> None:
 
 
 def test_numbers_never_change() -> None:
-    """They lie in the splits of an interrupted corpus: another version of this code must not read them differently."""
+    """Interrupted corpora store these numbers: another version of the code must compute the same ones."""
     found = word_ngrams.words("Numbers of words, for ever: ünïcode 漢字 😀")
     assert [f"{int(number):016x}" for number in word_ngrams.ngrams(found, 8)] == ["13b46ba6f4ec6fd7"]

@@ -1,4 +1,4 @@
-"""What an inspection says: the numbers are the data's, what is wrong comes first, and any reader can take it."""
+"""Inspection: correct numbers, problems first, and output that any terminal or pipe can take."""
 
 import io
 import json
@@ -85,7 +85,7 @@ def _english(count: int, seed: int = 0) -> list[str]:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with tokens and the teacher that reads them."""
+    """A folder with tokens and a teacher for their vocabulary."""
     folder = tmp_path_factory.mktemp("made")
     tokens_artifact.make(folder, documents=300)
     return folder
@@ -93,7 +93,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def teacher(made: Path) -> Path:
-    """A teacher artifact as stages make them, made from the tokens in the same folder."""
+    """A teacher artifact made from the tokens in the same folder."""
     source, found = made / "bert", artifact.read(made / "tokens")
     model, _ = masked_lm.load(source)
     paths = {"tokens": str(found.path)}
@@ -203,7 +203,7 @@ def test_lengths_of_documents_are_found_across_rows_and_record_batches(
     complete = int((table == facts["sep_id"]).sum())
     seen = token_rows.look(artifact.read(path), rows.TRAIN, 1)
     assert (seen.whole, seen.lengths) == (True, lengths[:complete])
-    # Where record batches are left out, documents that run into the gap are not taken for short ones.
+    # If record batches are skipped, documents cut by the gap do not count as short ones.
     monkeypatch.setattr(token_rows, "BUDGET", 3 * 2 * (width + 1))
     part = token_rows.look(artifact.read(path), rows.TRAIN, 1)
     assert not part.whole
@@ -472,7 +472,7 @@ def test_the_name_of_the_module_hides_nothing_of_python() -> None:
 
 
 def test_real_artifacts_have_the_facts_that_inspect_reads(tmp_path: Path) -> None:
-    """A real corpus and real tokens: their facts are the ones read here."""
+    """Real artifacts of corpus and tokens have the facts that the inspection reads."""
     texts, model = tiny.corpus(tmp_path / "texts", documents=400), tmp_path / "model"
     tiny.wordpiece(model)
     recipe = {"sources": [{"kind": "jsonl", "path": str(texts)}], "placement": {"actors": 1}}
@@ -484,7 +484,7 @@ def test_real_artifacts_have_the_facts_that_inspect_reads(tmp_path: Path) -> Non
     assert "400 documents" in _page(_look(tmp_path / "corpus", verify=True))
     found = _look(tmp_path / "tokens", verify=True)
     page = _page(found)
-    # Texts of recombined sentences repeat themselves; nothing else is wrong with them.
+    # The only problem of these texts: they repeat sentences.
     assert [remark for remark in found.remarks if "repeat" not in remark and "as well" not in remark] == []
     assert f"{artifact.read(tmp_path / 'corpus').identity[:12]}: corpus of 400 documents" in page
     lengths = next(panel for panel in found.panels if isinstance(panel, Histogram))

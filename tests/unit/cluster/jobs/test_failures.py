@@ -1,4 +1,4 @@
-"""What the queue does after a failed attempt, and how it finds the cause."""
+"""Decisions of the queue after a failed attempt, and classification of causes."""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""The ledger of the job queue: what was written counts, what was torn or came too late does not."""
+"""The ledger of the job queue: complete lines count, torn lines and late writes do not."""
 
 import errno
 import json
@@ -71,7 +71,7 @@ def test_a_superseded_owner_cannot_write(tmp_path: Path) -> None:
         old.append([_note(1)])
     with pytest.raises(SupersededError):
         old.check()
-    # Not even where it is so slow that it looked before the new one began, and wrote after.
+    # Not even if it checked before the new owner began, and wrote after.
     with (tmp_path / "segment-00001.jsonl").open("a") as file:
         file.write(json.dumps(_note(2)) + "\n")
     new.append([_note(3)])

@@ -1,4 +1,4 @@
-"""What Prometheus is told of the queue: its line, waits, retries, and the numbers that jobs have brought."""
+"""Metrics of the queue: waiting jobs, wait times, retries, and results of jobs."""
 
 import json
 import time
@@ -25,7 +25,7 @@ def value(name: str, **labels: str) -> float | None:
 
 
 class Told:
-    """A state and its metrics, given the same events."""
+    """The state of a queue and its metrics, fed with the same events."""
 
     def __init__(self) -> None:
         self.state = QueueState()
@@ -76,7 +76,7 @@ def test_metrics_show_the_state_of_the_queue(told: Told, ids: list[str]) -> None
 
 
 def test_counters_exist_before_their_first_event(told: Told, ids: list[str]) -> None:
-    """Prometheus sees no increase in a counter that is born with its first event."""
+    """Prometheus sees no increase if a counter appears with its first event."""
     kind = told.state.entries[ids[0]].request.job.kind
     told.metrics.update(told.state)
     assert value("stillhouse_jobs_ended_total", kind=kind, state="failed") == 0
@@ -146,7 +146,7 @@ def test_a_deleted_result_is_ignored(told: Told, ids: list[str]) -> None:
     "facts", [None, {"task": "rte", "score": None}, {"task": ["rte"], "score": 1.0}, {"task": "rte", "score": "high"}]
 )
 def test_a_damaged_result_is_ignored(tmp_path: Path, facts: Any) -> None:
-    """A queue that starts looks at hundreds of them."""
+    """A starting queue reads hundreds of results."""
     corpus, told = make_corpus(tmp_path), Told()
     place = tmp_path / "finetune" / "damaged" / "rte"
     (request,) = make_requests([replace(toy_job(corpus, "damaged"), out=place)])

@@ -1,4 +1,4 @@
-"""What people ask of the job queue: cancel, retry, deadlines, limits, priorities, joining in, the command line."""
+"""Requests to the job queue: cancel, retry, deadlines, limits, priorities, joining, and the command line."""
 
 import json
 import os
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.long
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Queue]:
-    """The queue of a cluster of two CPUs, which does not wait long before it tries again."""
+    """The queue of a cluster of two CPUs, which retries after a tenth of a second."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(paths.SUPPORT), prepend=os.pathsep)
         patch.delenv(ray_cluster.ADDRESS, raising=False)
@@ -44,7 +44,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Queue]:
 
 @pytest.fixture
 def queue(shared: Queue) -> Iterator[Queue]:
-    """It, empty and without limits again afterwards."""
+    """The shared queue, emptied and without limits after each test."""
     yield shared
     shared.drain(False)
     shared.limit({}, {})
@@ -58,7 +58,7 @@ def corpus(tmp_path: Path) -> Path:
 
 
 def _gated(corpus: Path, name: str, text: str = "toy", **given: Any) -> Job:
-    """A job that runs until the file ``gate`` is there."""
+    """A job that runs until the file ``gate`` exists."""
     return toy_job(corpus, name, {"gate": str(corpus.with_name("gate")), "text": text}, **given)
 
 
@@ -71,7 +71,7 @@ def _states(queue: Queue, ids: Sequence[str]) -> list[str]:
 
 
 def _started(corpus: Path, *names: str) -> list[str]:
-    """The names in the order in which the jobs began to work."""
+    """Names of the jobs in the order of their start."""
     return sorted(names, key=lambda name: artifact.read(corpus.with_name(name)).facts["started"])
 
 
@@ -91,7 +91,7 @@ def test_cancelling_a_job_ends_its_children_and_dependent_jobs(corpus: Path, que
     ]
     wait_until(lambda: not started.is_running() and not worker.is_running())
     assert queue.cancel(ids) == ()
-    # It can be had after all, by asking for it again; what was cancelled has left the place to it.
+    # A new submission makes the artifact: the cancelled job no longer claims its path.
     again = queue.submit([toy_job(corpus, "running", {"gate": str(corpus), "child": str(child)})])
     assert queue.wait(again)[0].state == "done"
 
@@ -172,7 +172,7 @@ def test_a_job_submitted_twice_runs_once(corpus: Path, queue: Queue, capsys: pyt
     job = _gated(corpus, "job")
     first = queue.submit([job])
     await_running(corpus, "job")
-    # Where it runs, what it is called and how its place is spelled is not what it makes.
+    # Placement, name and spelling of the path do not change what the job makes.
     place = corpus / ".." / "job"
     same = Job("another-name", "toy_stage", {**job.recipe, "placement": {"rows": 4}}, job.inputs, place, priority=5)
     assert queue.submit([same]) == first
@@ -300,7 +300,7 @@ def test_a_job_waits_while_another_process_makes_its_artifact(corpus: Path, queu
 def test_alone_on_a_node_a_job_has_the_threads_it_asked_for(corpus: Path, queue: Queue) -> None:
     assert queue.wait(queue.submit([toy_job(corpus, "alone", alone=True)]))[0].state == "done"
     assert artifact.read(corpus.with_name("alone")).facts["threads"] == "1"
-    # What ran in a process before would be in the measurement.
+    # Earlier work of a process would affect the measurement.
     pair = [toy_job(corpus, name, alone=True) for name in ("next", "last")]
     one, other = (queue.show(job)["history"] for job in queue.submit(pair) if queue.wait([job]))
     processes = [[what for _, what in history if what.startswith("runs on")] for history in (one, other)]
@@ -362,7 +362,7 @@ def test_jobs_are_metrics(corpus: Path, queue: Queue) -> None:
 
 @pytest.fixture
 def command(queue: Queue, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
-    """Run a command of ``python -m cluster.jobs``: what it prints."""
+    """Run ``python -m cluster.jobs``; returns its output."""
     monkeypatch.setenv(ray_cluster.ADDRESS, "of the cluster this process is connected to")
 
     def run(*words: object) -> str:

@@ -1,4 +1,4 @@
-"""The policy of the job queue: order, promises, what may pass, who is alone; by example and on random queues."""
+"""The scheduler: order, reservations, backfilling and exclusive jobs, by example and on random queues."""
 
 import random
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from cluster.jobs.nodes import unmet_need
 from cluster.jobs.scheduler import Need, Node, Placements, choose_nodes
 
 Case = tuple[str, Need, float]
-"""A job, what it needs, and how long it runs."""
+"""A job: its needs and its duration."""
 
 
 def cpus(count: float, gpus: float = 0, alone: bool = False) -> Need:
@@ -47,9 +47,10 @@ def test_no_job_takes_resources_reserved_for_the_first() -> None:
 @pytest.mark.parametrize(
     ("running", "passing"),
     [
-        # Of four CPUs the head wants three. When the one large job ends there is one to spare, so one may pass.
+        # The first job needs three of four CPUs. When the large job ends, one CPU is left over, so one job may start
+        # now.
         ([2.0], 1),
-        # When the first of two small ones ends it fits just so: none may pass.
+        # When the first of two small jobs ends, the first job fits exactly: no other job may start.
         ([1.0, 1.0], 0),
         ([3.0], 1),
         ([0.5, 0.5, 1.0], 0),
@@ -98,7 +99,7 @@ def test_an_exclusive_job_takes_an_empty_node() -> None:
 
 def test_jobs_without_resources_start_at_once_and_block_no_other() -> None:
     whole = {"CPU": 4.0}
-    # One that waits for jobs of its own, which are behind one that must be alone, would wait for ever.
+    # A job that waits for its own jobs would never end if those waited behind an exclusive job.
     assert started(plan([node(whole, {})], cpus(1, alone=True), cpus(0), cpus(1))) == ["0", "1"]
     assert started(plan([node(whole, whole, exclusive=True)], cpus(0))) == ["0"]
     assert started(plan([node(whole, {"CPU": 1.0}, {})], cpus(4), cpus(0), cpus(3))) == ["1"]
@@ -127,7 +128,7 @@ def test_scheduling_thousands_of_jobs_is_fast() -> None:
 
 
 class Simulation:
-    """Jobs that all wait from the beginning, on nodes of these CPUs and GPUs."""
+    """Run jobs that are all submitted at time 0 on nodes with these CPUs and GPUs."""
 
     def __init__(self, totals: Sequence[Mapping[str, float]], line: Sequence[Case]) -> None:
         self._nodes = {f"n{number}": total for number, total in enumerate(totals)}
@@ -136,11 +137,11 @@ class Simulation:
         self._running: list[tuple[float, str, Mapping[str, float], bool, int]] = []
         self.begins: dict[str, float] = {}
         self.latest: dict[str, float] = {}
-        """When a job that has a reservation must have begun: what ran there, and was before it, has ended."""
+        """Latest start of a job with a reservation: when the earlier jobs on its node have ended."""
         self._reserved: dict[str, str] = {}
 
     def run(self) -> dict[str, float]:
-        """When each job began."""
+        """Start of each job."""
         now = 0.0
         while self._waiting or self._running:
             self._start(now)
@@ -165,7 +166,7 @@ class Simulation:
             assert not found_node.exclusive or len(found_node.running) == 1, "somebody is beside one that is alone"
 
     def _note_promise(self) -> None:
-        """Of the head of the line: those ahead of others may start where these are promised a node."""
+        """The first job starts no later than it would without the later jobs."""
         job = self._waiting[0][0] if self._waiting else ""
         if job in self._reserved and job not in self.latest:
             here = [(end, number) for end, at, *_, number in self._running if at == self._reserved[job]]
@@ -226,7 +227,7 @@ def _compare(totals: Sequence[Mapping[str, float]], line: Sequence[Case]) -> Non
     head = next((number for number, case in enumerate(line) if case[0] not in begun), None)
     if head is None:
         return
-    # Those that began at once ahead of it run in both; in one of them nobody is behind it.
+    # Both queues run the jobs that started at once; one of them has no later jobs.
     alone = Simulation(totals, line[: head + 1]).run()
     crowded = Simulation(totals, line).run()
     assert crowded[str(head)] <= alone[str(head)]
@@ -235,7 +236,7 @@ def _compare(totals: Sequence[Mapping[str, float]], line: Sequence[Case]) -> Non
 def test_benchmark_nodes_run_only_measurements() -> None:
     kept, busy, free = node({"CPU": 4, "benchmark": 1}), node({"CPU": 8}, {"CPU": 1.0}), node({"CPU": 8})
     assert plan([kept, busy, free], cpus(1, alone=True), cpus(1)).starts == [("0", "n0"), ("1", "n2")]
-    # One that measures waits for the kept node although another is empty; what is too large for the others waits, too.
+    # A measurement waits for the benchmark node although another node is empty; so does a job too large for the others.
     measuring = node({"CPU": 4, "benchmark": 1}, {"CPU": 4.0}, exclusive=True)
     assert plan([measuring, free], cpus(1, alone=True)) == Placements([], {"0": "n0"})
     assert plan([kept], cpus(1)) == Placements()

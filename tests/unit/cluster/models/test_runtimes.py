@@ -1,4 +1,4 @@
-"""What runs exports, and what a description of one promises."""
+"""Runtimes of exports, and the descriptions of exports."""
 
 import model_exports
 import models_with_heads

@@ -1,4 +1,4 @@
-"""Sources: every kind of file gives the same documents however it is cut and packed, and says what is wrong with it."""
+"""Sources: every file format gives the same documents for any splits and compression, and errors name the place."""
 
 import bz2
 import gzip
@@ -48,7 +48,7 @@ def _paragraph(path: Path) -> dict[str, Any]:
 
 
 def _wiki(path: Path, as_json: bool = False) -> dict[str, Any]:
-    """As WikiExtractor 3.0.6 writes it: escaped, and pages without text as well."""
+    """Output of WikiExtractor 3.0.6: escaped, and with pages without text."""
     folder = path / "AA"
     folder.mkdir()
     pages = []

@@ -1,4 +1,4 @@
-"""Locations: paths and URLs behave alike, files are whole or not there, and errors are one line without secrets."""
+"""Locations: paths and URLs behave alike, files are complete or absent, errors are one line without secrets."""
 
 import contextlib
 import os
@@ -22,7 +22,7 @@ TREE = ("a/b.jsonl", "a-b.jsonl", "a/c/d.jsonl.gz", "notes.txt", "z.jsonl")
 
 @pytest.fixture(params=["local", "remote"])
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Location:
-    """A folder of this machine, and one of an object store, for what must be the same in both."""
+    """A local folder and one in an object store, for tests that must pass in both."""
     if request.param == "local":
         return tmp_path / "text"
     request.getfixturevalue("bucket")
@@ -79,7 +79,7 @@ def test_invalid_locations_are_refused_in_one_line_without_secrets(text: str | P
 
 
 def test_a_missing_library_is_named_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "gcsfs", None)  # as Python marks what cannot be imported
+    monkeypatch.setitem(sys.modules, "gcsfs", None)  # Python's mark for a module that cannot be imported
     with pytest.raises(StorageError, match=r"gs://barrel/text: .*gcsfs.*: pip install 'stillhouse\[gs\]'"):
         filesystem.location("gs://barrel/text")
 
@@ -207,7 +207,7 @@ LOOK = "import sys; from cluster.storage import filesystem; filesystem.write_jso
 
 
 def _refusal(environment: dict[str, str], url: str) -> str:
-    """What a process that writes to ``url`` says to people, one line."""
+    """Run a process that writes to ``url``; returns its one line of output."""
     code = f"from cluster.artifacts import errors\nwith errors.errors_for_people():\n    {LOOK}"
     clean = {key: value for key, value in os.environ.items() if not key.startswith("AWS_")}
     ended = subprocess.run(
@@ -223,7 +223,7 @@ def _refusal(environment: dict[str, str], url: str) -> str:
 def test_wrong_credentials_and_none_are_one_line(tmp_path: Path) -> None:
     with s3_server.serving(
         tmp_path / "requests.log", INITIAL_NO_AUTH_ACTION_COUNT="0"
-    ) as port:  # a server that looks at credentials
+    ) as port:  # a server that checks credentials
         known = s3_server.environment(port)
         wrong = _refusal(known, "s3://barrel/a")
         absent = _refusal({key: known[key] for key in known if "KEY" not in key}, "s3://barrel/a")
@@ -235,7 +235,7 @@ def test_wrong_credentials_and_none_are_one_line(tmp_path: Path) -> None:
 
 @pytest.mark.long
 def test_a_store_out_of_reach_is_one_line() -> None:
-    with socket.socket() as taken:  # bound, but nobody listens
+    with socket.socket() as taken:  # bound, but not listening
         taken.bind(("127.0.0.1", 0))
         unreachable = _refusal(s3_server.environment(taken.getsockname()[1]), "s3://barrel/a")
     assert "Could not connect" in unreachable

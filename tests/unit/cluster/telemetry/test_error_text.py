@@ -1,4 +1,4 @@
-"""The one-line forms of an exception's message and of a program's output."""
+"""One-line forms of an exception's message."""
 
 import pytest
 

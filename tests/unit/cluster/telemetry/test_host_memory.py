@@ -1,4 +1,4 @@
-"""Memory limits of containers, from control groups as both versions of the kernel show them."""
+"""Memory limits of containers, read from control groups of both versions."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Metrics: named as Prometheus wants, served, step-exact on disk; progress for people on a terminal and in a log."""
+"""Metrics: names by Prometheus's rules, the endpoint, exact steps on disk; progress on a terminal and in a log."""
 
 import json
 import os
@@ -119,7 +119,7 @@ def test_a_new_log_starts_empty_and_every_line_is_there_at_once(tmp_path: Path) 
 def test_a_metric_is_named_as_prometheus_wants(name: str) -> None:
     metric = METRICS[name]
     (family,) = metric.describe()
-    # The library keeps the _total of a counter apart.
+    # The library stores the name of a counter without _total.
     full = f"{family.name}_total" if family.type == "counter" else family.name
     assert re.fullmatch(r"stillhouse(_[a-z]+)+", full)
     assert not NOT_BASE.search(full)
@@ -221,7 +221,7 @@ def test_progress_goes_back_with_the_work(caplog: pytest.LogCaptureFixture, monk
 
 
 def _on_terminal(term: str) -> str:
-    """What the program shows on a terminal."""
+    """Run the program on a terminal; returns what it shows."""
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (24, 80))
     with subprocess.Popen([sys.executable, "-c", SHOWING], stderr=theirs, env={**os.environ, "TERM": term}) as program:
@@ -232,7 +232,7 @@ def _on_terminal(term: str) -> str:
                 while chunk := screen.read(4096):
                     shown += chunk
             except OSError:
-                pass  # how Linux ends a terminal nobody writes to any more
+                pass  # Linux reports the end of a terminal as an error
     assert program.returncode == 0
     return shown.decode()
 

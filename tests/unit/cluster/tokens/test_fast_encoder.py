@@ -1,4 +1,4 @@
-"""Words remembered or not, the ids are the tokenizer's own."""
+"""The fast encoder gives the tokenizer's ids, for cached and uncached words."""
 
 import json
 import random
@@ -16,7 +16,7 @@ from cluster.tokens.fast_encoder import Encoder, load_encoder
 
 DATA = paths.DATA
 
-# What real text is made of and what breaks word splitters: marks, scripts, joiners, spaces of every kind, controls.
+# Characters of real text, and those that break word splitters: marks, scripts, joiners, blanks, controls.
 _CHARACTERS = [
     *"abcXYZ0159", *" " * 12, *"\n\n\t\r\x0b\x1c\x85\xa0\u2003\u2028\u3000\u200b\u200d\ufeff\x00\x07\x7f\ufffd",
     *".,;:!?'\"()[]{}-_/\\@#$%^&*+=<>|~`", *"éÉßİıΣσςñ\u0301\u0327\u030a", *"中文日本語한국어", *"“”‘’—…•¿", *"🙂👩‍👧",
@@ -69,7 +69,7 @@ def _with_an_added_phrase(folder: Path) -> Tokenizer:
 
 def _with_an_added_accent(folder: Path) -> Tokenizer:
     found = _word_level(folder)
-    found.add_tokens(["´"])  # normalized, it is a space and a mark: so are two words of some texts
+    found.add_tokens(["´"])  # normalized, it is a blank and a mark, like two words of some texts
     return found
 
 
@@ -112,7 +112,7 @@ def test_ids_are_those_of_the_tokenizer(
     expected = [encoded.ids for encoded in tokenizer.encode_batch(texts, add_special_tokens=False)]
     encoder = Encoder(Tokenizer.from_str(tokenizer.to_str()), vocab_size)
     assert (None if encoder._words is None else encoder._words.split.__name__) == split
-    for _ in range(2):  # the second time from memory
+    for _ in range(2):  # the second time from the cache
         found = encoder.encode(texts)
         for text, ids, wanted in zip(texts, found, expected, strict=True):
             assert ids is not None

@@ -1,4 +1,4 @@
-"""The Arrow row format: what is written is what is read, without copies, and damage is refused by name."""
+"""The Arrow row format: rows are read back without copies, and errors name damaged files."""
 
 import os
 import resource
@@ -84,7 +84,7 @@ def test_reading_maps_the_file_and_allocates_only_what_is_taken(tmp_path: Path) 
 
 @contextmanager
 def _open_files(more: int) -> Iterator[None]:
-    """Lets this process open at most so many more files."""
+    """Limits how many more files this process may open."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     lowest = os.open(os.devnull, os.O_RDONLY)
     os.close(lowest)

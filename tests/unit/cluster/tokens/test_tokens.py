@@ -1,4 +1,4 @@
-"""Token rows: packed as the definition says, the same on any number of actors, resumed, and refused with a reason."""
+"""Token rows: packed as defined, the same on any number of actors, resumable; errors name the reason."""
 
 import json
 import subprocess
@@ -76,7 +76,7 @@ def _contents(made: artifact.Artifact) -> dict[str, str]:
 
 
 def _streams(texts: Path, folder: Path, part: str) -> list[list[int]]:
-    """The tokens of one part, shard by shard, each document followed by [SEP], which is 3."""
+    """Tokens of one part by shard; [SEP], which is 3, follows each document."""
     encoder = Tokenizer.from_file(str(folder / "tokenizer.json"))
     encoder.encode_special_tokens = True
     encoder.no_truncation()
@@ -92,7 +92,7 @@ def _streams(texts: Path, folder: Path, part: str) -> list[list[int]]:
 
 
 def _naive(texts: Path, folder: Path, part: str) -> list[list[int]]:
-    """The rows of one part as the definition has it, a token at a time; [CLS] is 2."""
+    """Rows of one part by the definition, token by token; [CLS] is 2."""
     found: list[list[int]] = []
     for stream in _streams(texts, folder, part):
         row = [2]
@@ -296,7 +296,7 @@ def test_a_folder_without_a_corpus_is_refused(tmp_path: Path, bert: Path) -> Non
 
 
 def _failing(folder: Path) -> Path:
-    """A tokenizer that has no token for unknown words, and fails on them."""
+    """A tokenizer without a token for unknown words, which fails on them."""
     words = {word for line in tiny.ENGLISH for word in line.split()}
     names = {"cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
     known = {word: number for number, word in enumerate([*names.values(), *sorted(words)])}

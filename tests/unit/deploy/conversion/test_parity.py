@@ -145,7 +145,7 @@ def test_parity_json_is_true(tmp_path):
             scale = max(scale, float(np.abs(wanted)[kept].max()))
             agreed += [np.argmax(w[k]) == np.argmax(f[k]) for w, f, k in zip(wanted, found, kept, strict=True)]
         numbers = said["outputs"][name]
-        # The reference of the export is eager attention, this one is the library's default: equal to rounding.
+        # The export's reference uses eager attention, this one the library's default: equal up to rounding.
         assert numbers["max_abs"] == pytest.approx(largest, abs=2e-6)
         assert numbers["scale"] == pytest.approx(scale, rel=1e-5)
         assert numbers["relative"] == numbers["max_abs"] / numbers["scale"]

@@ -1,4 +1,4 @@
-"""Exports to the runtimes of servers and phones: each is the model it was made from, in its own runtime."""
+"""Exports for servers and phones: each gives the outputs of its model in its own runtime."""
 
 import importlib.metadata
 import json
@@ -45,7 +45,7 @@ def onnx_of_a_model(tmp_path_factory):
 
 
 def outputs(folder, model, head, length):
-    """Of an export in its runtime and of the model in plain transformers, on a row of its own with padding."""
+    """Outputs of an export in its runtime and of the model in transformers, on one padded row."""
     ids = np.random.default_rng(length).integers(5, 100, (2, length))
     mask = np.ones_like(ids)
     mask[1, length - length // 3 :] = 0
@@ -154,7 +154,7 @@ def test_ort_mobile_answers_as_the_export_does(tmp_path):
 
 @pytest.mark.parametrize("module", ["browser_layout", "ort_mobile", "quantize", "sensitivity"])
 def test_a_changed_export_is_not_converted(onnx_of_a_model, tmp_path, module):
-    """One byte of an embedding: far within the tolerance of any parity."""
+    """Changes one byte of an embedding, far within the tolerance of the parity check."""
     model, whole = onnx_of_a_model
     damaged = Path(shutil.copytree(whole, tmp_path / "onnx"))
     contents = bytearray((damaged / "model.onnx").read_bytes())

@@ -18,7 +18,7 @@ from deploy.targets import onnx_export
 from deploy.targets.onnx_export import STAGE, Export
 
 SHORT = Probe(lengths=(8, 24), rows=2)
-# Seconds each: here those that a pipeline makes, in the long run every other family with every other head.
+# Each takes seconds: the default tests cover the exports of a pipeline, the long tests all other combinations.
 USUAL = [
     ("distilbert", "masked-words"),
     ("distilbert", "classification"),
@@ -42,7 +42,7 @@ def export(model: Path, out: Path, **changes) -> artifact.Artifact:
 def both_outputs(
     model: Path, exported: Path, head: str, batch: int, length: int
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Outputs of the folder in plain transformers and of the export in plain ONNX Runtime, on ids of our own."""
+    """Outputs of the model in transformers and of the export in ONNX Runtime, on fixed ids."""
     loaded = models_with_heads.load(model, head)
     generator = torch.Generator().manual_seed(batch * 1000 + length)
     feed = {"input_ids": torch.randint(5, 100, (batch, length), generator=generator)}

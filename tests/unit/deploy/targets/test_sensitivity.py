@@ -16,7 +16,7 @@ from deploy.targets import calibration_rows, quantize
 def folders(tmp_path_factory):
     root = tmp_path_factory.mktemp("sensitivity")
     model = models_with_heads.model_folder(root / "model", "bert", "classification")
-    # One layer whose rounding is far worse than the others': an outlier in every row stretches the scale.
+    # One layer has a far larger rounding error than the others: an outlier in every row stretches the scale.
     loaded = models_with_heads.load(model, "classification")
     with torch.no_grad():
         loaded.bert.encoder.layer[0].output.dense.weight[:, 0] *= 300

@@ -17,7 +17,7 @@ from deploy.web_page.stage import WebPage
 
 @pytest.fixture(scope="module")
 def libraries(tmp_path_factory) -> Path:
-    """As vendored, with a few bytes in the place of each file."""
+    """Vendored libraries with a few bytes for each file."""
     folder = tmp_path_factory.mktemp("vendored") / "libraries"
     folder.mkdir()
     for names in FILES.values():
@@ -29,7 +29,7 @@ def libraries(tmp_path_factory) -> Path:
 
 
 def an_export(folder: Path, head: str = "question-answering", runtime: str = "onnxruntime") -> Path:
-    """An export with the tokenizer of a tiny model and 50,000 bytes for its weights."""
+    """An export with a tiny model's tokenizer and 50,000 bytes of weights."""
     described = {
         "format": "int8", "runtime": runtime, "files": {"any": "model.onnx"}, "head": head, "positions": 64, "pad": 0,
         "inputs": ["input_ids", "attention_mask"], "outputs": {"start_logits": "positions", "end_logits": "positions"},
@@ -58,7 +58,7 @@ def test_a_page_contains_and_lists_all_its_files(libraries, tmp_path):
         assert whole == (export / "model.onnx").read_bytes()
         assert all(filesystem.file_sha256(made.path / part["path"]) == part["sha256"] for part in model["parts"])
         assert (made.path / model["tokenizer"]).is_file()
-    # Equal parts are one file, whichever model they are of.
+    # Equal parts of several models are one file.
     assert len([*made.path.glob("models/*.part")]) == len({part["sha256"] for part in described["models"][0]["parts"]})
     assert described["version"] == made.facts["version"]
 
@@ -138,7 +138,7 @@ def test_every_package_is_pinned_and_its_license_is_named():
 
 
 def test_the_page_loads_nothing_from_other_hosts():
-    """No address of another machine in what a browser runs, but for the name of a namespace."""
+    """The browser's files contain no address of another host except the name of an XML namespace."""
     found = {
         (path.name, address)
         for path in BROWSER.iterdir()

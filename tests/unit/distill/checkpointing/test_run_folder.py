@@ -1,4 +1,4 @@
-"""Checkpoints on disk: atomic, set aside when damaged, pruned by policy, also when a process dies or a disk is full."""
+"""Checkpoints on disk: atomic, set aside when damaged, and pruned, even if a process dies or a disk is full."""
 
 import errno
 import itertools
@@ -187,11 +187,11 @@ def die_at(name: str, call: int) -> None:
 @pytest.mark.parametrize(
     ("name", "call", "left"),
     [
-        ("fsync", 1, [1, 2]),  # the weights are written
-        ("fsync", 3, [1, 2]),  # and the moments; the facts are being written
-        ("fsync", 4, [1, 2]),  # all files are there, the folder has no name yet
+        ("fsync", 1, [1, 2]),  # after the weights
+        ("fsync", 3, [1, 2]),  # after the moments, while the facts are written
+        ("fsync", 4, [1, 2]),  # all files exist, but the folder is not renamed yet
         ("fsync", 5, [1, 2, 3]),
-        ("rmdir", 1, [2, 3]),  # the oldest is empty already
+        ("rmdir", 1, [2, 3]),  # the oldest checkpoint is already empty
     ],
 )
 def test_a_kill_while_writing_leaves_sound_checkpoints(tmp_path: Path, name: str, call: int, left: list[int]) -> None:

@@ -1,4 +1,4 @@
-"""Order and masks as arithmetic: each row once an epoch, the same rows and masks on any layout, the right chances."""
+"""Order and masks: every row once per epoch, the same rows and masks on any layout, correct probabilities."""
 
 import numpy as np
 import pytest
@@ -47,10 +47,10 @@ def test_rows_in_blocks_come_from_few_places_at_a_time_and_from_everywhere_in_th
     size, block = 1_000_000, 1000
     order = shuffled_in_blocks(np.arange(size), size, block, SEED, 0)
     window = order[: block * WINDOW_BLOCKS]
-    # Blocks are cut anywhere, so each touches two thousands of rows.
+    # Blocks may begin anywhere, so each touches two ranges of a thousand rows.
     assert len(np.unique(window // block)) <= 2 * WINDOW_BLOCKS
     assert len(np.unique(order[:: block * WINDOW_BLOCKS] // (size // 10))) > 5
-    # A step's worth already has rows of nearly every block of its window, in no particular order.
+    # One step already has rows of nearly every block of its window, in random order.
     assert len(np.unique(order[:200] // block)) > WINDOW_BLOCKS
     assert abs(np.corrcoef(np.arange(len(window)), window)[0, 1]) < 0.05
     other = shuffled_in_blocks(np.arange(size), size, block, SEED, 1)
@@ -58,7 +58,7 @@ def test_rows_in_blocks_come_from_few_places_at_a_time_and_from_everywhere_in_th
 
 
 def test_a_run_in_blocks_resumes_from_its_step_alone(tokens: TokenSet) -> None:
-    """Its order is that of the formula, whole or in parts, across the borders of epochs."""
+    """The order follows the formula, in whole or in parts, across epochs."""
     blocks = training(50, order="blocks")
     batches = Batches(tokens.train, Masker(tokens, blocks), blocks)
     size, block = len(tokens.train), BLOCK_BYTES // tokens.train.row_bytes
@@ -129,7 +129,7 @@ def test_chosen_words_are_shown_as_mask_random_word_or_themselves(tokens: TokenS
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.7])
 def test_words_are_chosen_as_often_as_by_the_naive_draw(tokens: TokenSet, smoothing: float) -> None:
-    """Against ``torch.multinomial`` on the chances of the original code, drawn row by row."""
+    """Compare with ``torch.multinomial`` on the probabilities of the original code, row by row."""
     row = tokens.train.take(np.array([3]))
     draws = 20_000
     masker = Masker(tokens, training(loss=WORDS, masking=Masking(smoothing=smoothing)))
@@ -158,7 +158,7 @@ def test_other_seeds_give_other_masks_and_orders(tokens: TokenSet) -> None:
 
 @pytest.mark.parametrize("seq_len", [32])
 def test_soft_targets_are_compared_where_the_recipe_says(tokens: TokenSet, seq_len: int) -> None:
-    """Labels first, then all other positions, none, or a sample; every row the same number, none twice."""
+    """Labels come first, then all other positions, none, or a sample: the same number in every row, without repeats."""
     labels = round(0.15 * seq_len)
     rows = np.arange(200)
     wanted = {"all": seq_len - labels, "masked": 0, "sampled": round(0.25 * (seq_len - labels))}

@@ -1,6 +1,6 @@
-"""Every patch of DeepSpeed is still needed: the installed version, unpatched, does what the patch prevents.
+"""Every patch of DeepSpeed is still needed: without it, the installed version shows the problem.
 
-A test that fails after an upgrade names a patch to delete.
+If a test fails after an upgrade, delete the patch it names.
 """
 
 import contextlib
@@ -43,7 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def imported(**environment: str) -> str:
-    """Output of a process that imports DeepSpeed alone."""
+    """Output of a process that imports only DeepSpeed."""
     ours = ("DS_ACCELERATOR", "DS_SKIP_CUDA_CHECK")
     clean = {name: value for name, value in os.environ.items() if name not in ours}
     run = subprocess.run(
@@ -150,7 +150,7 @@ def test_the_shared_memory_op_would_be_compiled(monkeypatch: pytest.MonkeyPatch)
 
 
 class Reads(TorchDispatchMode):
-    """Counts numbers that are read from tensors."""
+    """Counts reads of numbers from tensors."""
 
     count = 0
 
@@ -160,7 +160,7 @@ class Reads(TorchDispatchMode):
 
 
 def reads_of_a_step(folder: Path, workers: Workers) -> int:
-    """Numbers that DeepSpeed reads in the third optimizer step of a run with ZeRO-3."""
+    """Number of reads by DeepSpeed in the third optimizer step of a run with ZeRO-3."""
     made = started(folder, training(zero_stage=3, rows_per_device=8), workers)
     for seed in range(2):
         one_step(made, seed)

@@ -111,7 +111,7 @@ def test_a_state_comes_back_as_it_was_given(folder: Path, workers: Workers, zero
 
 
 def quarter() -> int:
-    """Rows of a micro-batch of which every worker takes four in a step."""
+    """Rows of a micro-batch; every worker takes four in a step."""
     return ROWS // process_group.join(1).world_size // 4
 
 
@@ -121,7 +121,7 @@ def overflowing(loss: Tensor) -> Tensor:
 
 SPOILS: dict[str, Spoil] = {
     "loss": lambda loss: loss * float("nan"),
-    # The same loss, with a gradient that is no number.
+    # The same loss, with a gradient that is not finite.
     "gradient": lambda loss: loss + (loss - loss).sqrt(),
 }
 
@@ -140,9 +140,9 @@ def overflow_for_ever(made: Engine) -> None:
 
 
 def overflows(folder: str, zero_stage: int) -> dict[str, Any]:
-    """A run in fp16: a good step, two that overflow, a good one, and then overflows to the end.
+    """Train in fp16: a good step, two that overflow, a good one, then only overflows.
 
-    A CPU has fp16, slowly; only DeepSpeed's capability check denies it.
+    CPUs have slow fp16; only DeepSpeed's capability check refuses it.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(deepspeed_engine.deepspeed.accelerator.get_accelerator(), "is_fp16_supported", lambda: True)
@@ -169,7 +169,7 @@ def overflows(folder: str, zero_stage: int) -> dict[str, Any]:
 
 
 def losses_lost(folder: str, precision: str, zero_stage: int, what: str) -> list[bool]:
-    """Whether a good step changes the state, then one whose loss or gradient is no number, then a good one."""
+    """Whether three steps change the state; in the second one the loss or a gradient is not finite."""
     made = started(Path(folder), training(precision, zero_stage, rows_per_device=quarter()), process_group.join(1))
     states = [made.state(keep=True)]
     for seed, spoil in enumerate((None, SPOILS[what], None)):
@@ -192,7 +192,7 @@ def all_spoiled(folder: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module", params=[1, pytest.param(2, marks=pytest.mark.long)])
 def spoiled(request: pytest.FixtureRequest, folder: Path) -> list[dict[str, Any]]:
-    """What came of every case, on one worker and on two of which the second alone has a bad micro-batch."""
+    """Results of every case on one worker, and on two workers of which only the second has a bad micro-batch."""
     if request.param == 1:
         return [all_spoiled(str(folder))]
     return torchrun_workers.run_on_workers(request.param, all_spoiled, str(folder))

@@ -1,4 +1,4 @@
-"""Gradients cross the network once per optimizer step, whatever the accumulation: counted where torch sends them."""
+"""Gradients cross the network once per optimizer step for any accumulation, counted where torch sends them."""
 
 import contextlib
 from collections.abc import Mapping, Sequence
@@ -16,16 +16,16 @@ from distill.engine import process_group
 
 WORKERS, ACCUMULATION = 2, 4
 LAYOUTS = [("fp32", 0), *((precision, zero_stage) for precision in ("fp32", "bf16") for zero_stage in (1, 2, 3))]
-# What one number of a gradient takes on the network.
+# Bytes of one number of a gradient on the network.
 BYTES = {"fp32": 4, "bf16": 2}
 
 _C10D = torch.ops.c10d
-# Where each reduction has the tensors it sends.
+# Index of the argument with the tensors of each reduction.
 _SENT = {_C10D.allreduce_: 0, _C10D.reduce_: 0, _C10D.reduce_scatter_: 1, _C10D._reduce_scatter_base_: 1}
 
 
 class Traffic(TorchDispatchMode):
-    """Bytes this worker gives to reductions inside the block."""
+    """Counts the bytes that this worker sends to reductions inside the block."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, float]]
 def test_a_step_of_four_micro_batches_reduces_one_gradient(
     measured: list[dict[str, float]], precision: str, zero_stage: int
 ) -> None:
-    """Beside the gradient there is its norm and a flag: a few bytes."""
+    """Besides the gradient, a step reduces its norm and a flag: a few bytes."""
     for worker in measured:
         assert 1 <= worker[f"{precision} {zero_stage}"] / BYTES[precision] < 1.01
 
@@ -79,6 +79,6 @@ def test_a_step_of_four_micro_batches_reduces_one_gradient(
 def test_without_coalescing_every_micro_batch_would_be_reduced(
     measured: list[dict[str, float]], zero_stage: int
 ) -> None:
-    """The control: the same count sees DeepSpeed's usual way."""
+    """A control: the same counter sees DeepSpeed's usual reductions."""
     for worker in measured:
         assert worker[f"control {zero_stage}"] / BYTES["fp32"] == pytest.approx(ACCUMULATION, rel=0.01)

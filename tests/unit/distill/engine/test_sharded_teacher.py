@@ -16,13 +16,13 @@ from distill.modeling.masked_lm import MaskedLM, Outputs
 
 KINDS = ("sharded", "offloaded")
 WORKERS = 2
-# Wide enough for matrices above 100,000 numbers: DeepSpeed keeps smaller ones whole once it has gathered them.
+# Wide enough for matrices above 100,000 numbers: DeepSpeed does not release smaller ones after gathering them.
 HIDDEN = 320
 TOLERANCE = {"fp32": 1e-6, "bf16": 4e-3}
 
 
 def outputs_of(folder: str, precision: str, kind: str) -> tuple[TeacherEngine, Outputs]:
-    """A teacher and its outputs for rows that only this worker has."""
+    """A teacher and its outputs for this worker's rows."""
     workers = process_group.join(1)
     placement = Placement(teacher=kind)
     teacher, _ = masked_lm.load(folder)
@@ -65,7 +65,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 def test_a_sharded_teacher_computes_the_outputs_of_a_replica(
     found: list[dict[str, Any]], kind: str, precision: str
 ) -> None:
-    """Up to rounding, which depends on where the weights are in memory: up to 6e-7 in fp32, 0 in bf16."""
+    """Equal up to rounding, which depends on the addresses of the weights: up to 6e-7 in fp32, 0 in bf16."""
     for worker in found:
         assert worker[f"{kind} {precision}"]["difference"] < TOLERANCE[precision]
 
@@ -76,12 +76,12 @@ def test_every_worker_keeps_only_its_partition(found: list[dict[str, Any]], kind
         case = worker[f"{kind} fp32"]
         assert case["kept"] == pytest.approx(case["numbers"] / WORKERS, rel=0.01)
         assert case["numbers"] > 1_000_000
-        # Gathered and kept: biases and the like.
+        # Small parameters like biases stay gathered.
         assert sum(case["whole"]) < 0.05 * case["numbers"]
 
 
 def test_an_offloaded_teacher_stays_in_cpu_memory(found: list[dict[str, Any]]) -> None:
-    """Checked without a GPU: DeepSpeed's settings ask for it, and the partitions are in its memory."""
+    """Checked without a GPU: DeepSpeed's settings offload it, and the partitions are in CPU memory."""
     for worker in found:
         assert worker["offloaded fp32"]["kept by processor"].endswith("cpu")
         assert worker["offloaded fp32"]["where"] == ["cpu"]

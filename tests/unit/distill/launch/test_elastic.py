@@ -1,4 +1,4 @@
-"""How many workers there may be: ranges, rows that must divide, and clusters without room."""
+"""The number of workers: ranges, divisors of the rows, and clusters without room."""
 
 from typing import Any
 

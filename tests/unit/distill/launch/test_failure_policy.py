@@ -1,4 +1,4 @@
-"""After a failed attempt to train: which failures restart the run, and which error the user sees."""
+"""Failed attempts to train: which failures restart the run, and which error the user sees."""
 
 import json
 from pathlib import Path
@@ -60,7 +60,7 @@ def test_an_error_that_the_user_must_fix_ends_the_run_at_once(failures: FailureT
 
 @pytest.mark.parametrize("dead", [DEAD, RuntimeError("peer is gone")])
 def test_a_lost_connection_is_not_an_error_of_the_user(failures: FailureTracker, dead: Exception) -> None:
-    """It is an OSError, as is a full disk, which the user must fix."""
+    """The error is an OSError, like that of a full disk, which the user must fix."""
     failures.add(WorkerGroupError("", {0: ConnectionResetError("peer is gone"), 1: dead}))
     assert failures.count == 1
 

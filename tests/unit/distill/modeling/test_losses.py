@@ -1,4 +1,4 @@
-"""The triple loss, fused and as the reference, against a naive version written here: values and gradients."""
+"""The fused triple loss and the reference against a naive version in this file: values and gradients."""
 
 import math
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ WEIGHTS = [(5.0, 2.0), (1.0, 0.0), (0.0, 1.0), (0.3, 0.3)]
 
 
 def word_by_word(student: Tensor, teacher: Tensor, labels: Tensor, loss: Loss) -> Tensor:
-    """Soft and masked-word losses as the formulas read."""
+    """Soft and masked-word losses by their formulas."""
     t = loss.temperature
     soft = torch.zeros(())
     for ours, theirs in zip(student, teacher, strict=True):
@@ -34,7 +34,7 @@ def word_by_word(student: Tensor, teacher: Tensor, labels: Tensor, loss: Loss) -
 
 
 class Case:
-    """A head of a student and one of a teacher, of other widths, and what they see."""
+    """Heads of a student and a teacher of different widths, and their inputs."""
 
     def __init__(self, dtype: torch.dtype = torch.float32, positions: int = POSITIONS, vocab: int = VOCAB) -> None:
         torch.manual_seed(3)
@@ -98,7 +98,7 @@ def test_terms_are_reported_unweighted_and_only_their_sum_has_a_gradient() -> No
 
 
 class Largest(TorchDispatchMode):
-    """The largest tensor that any operation inside makes, in elements."""
+    """Number of elements of the largest tensor created inside the block."""
 
     elements = 0
 
@@ -135,7 +135,7 @@ def test_a_chunk_is_chosen_from_memory() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_gradients_survive_the_number_of_positions(dtype: torch.dtype) -> None:
-    """Divided by 4,096 positions before the loss scale comes, fp16 would flush most of them to zero."""
+    """If gradients were divided by 4,096 positions before loss scaling, fp16 would flush most of them to zero."""
     found: list[Iterator[Tensor]] = []
     for kind in (dtype, torch.float32):
         half = Case(dtype, positions=4096)
@@ -156,7 +156,7 @@ def parts_of(taught: DistillationTargets) -> tuple[Tensor, Tensor]:
 
 
 def test_fp16_sums_over_many_positions_do_not_overflow() -> None:
-    """4,096 labels of one word: its gradient, not yet divided, is far above 65,504."""
+    """4,096 labels of one word: before the division, its gradient is far above 65,504."""
     torch.manual_seed(1)
     features = torch.full((4096, HIDDEN), 8.0).half().requires_grad_()
     projection = Projection(torch.zeros(VOCAB, HIDDEN).half().requires_grad_(), torch.zeros(VOCAB).half())

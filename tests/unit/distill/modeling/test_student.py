@@ -1,4 +1,4 @@
-"""A student starts from its teacher: exactly, where it takes every layer."""
+"""A student starts from its teacher's layers; with all layers, it equals the teacher."""
 
 from pathlib import Path
 

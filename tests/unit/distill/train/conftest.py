@@ -1,4 +1,4 @@
-"""The folder that the tests of training take their inputs from."""
+"""Inputs for the tests of training."""
 
 from pathlib import Path
 
@@ -7,5 +7,5 @@ import pytest
 
 @pytest.fixture(scope="module")
 def folder(training_folder: Path) -> Path:
-    """With the artifacts ``tokens`` and ``teacher``, and ``bert``, the teacher's model folder."""
+    """A folder with the artifacts ``tokens`` and ``teacher``, and the teacher's model folder ``bert``."""
     return training_folder

@@ -1,4 +1,4 @@
-"""Requests to stop: SIGTERM ends a run after the same step on every worker, with a checkpoint to go on from."""
+"""Requests to stop: SIGTERM ends a run after the same step on every worker, with a checkpoint to resume from."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""The search for the micro-batch size: which sizes it tries, which it chooses; and a real measurement."""
+"""The search for the micro-batch size: tried and chosen sizes, and a real measurement."""
 
 from pathlib import Path
 
@@ -29,7 +29,7 @@ def workers() -> Workers:
 
 
 def device(fixed_seconds: float, seconds_per_row: float, bytes_per_row: int, tried: list[int]):  # type: ignore[no-untyped-def]
-    """A device on which a micro-batch takes this long and this much."""
+    """A device with a given time and memory per micro-batch."""
 
     def attempt(rows: int) -> Trial:
         tried.append(rows)
@@ -77,7 +77,7 @@ def test_memory_that_a_trial_does_not_give_back_counts(workers: Workers) -> None
             kept.append(torch.ones(2**24))
 
     held = in_use(workers)
-    # Not all of it: what tests before this one left may be given back meanwhile.
+    # Not all of it: memory of earlier tests may be freed meanwhile.
     assert run_trial(once, 1, held, workers).peak >= 0.8 * 2**26
     assert run_trial(once, 2, held, workers).peak >= 1.8 * 2**26
 

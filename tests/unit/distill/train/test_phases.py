@@ -1,4 +1,4 @@
-"""Runs over rows of several lengths: what each phase reads, one curve across the border, and what is refused."""
+"""Training phases with rows of several lengths: rows of each phase, one curve across phases, and refused recipes."""
 
 import shutil
 import subprocess
@@ -43,7 +43,7 @@ VALUES: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def folder(training_folder: Path) -> Path:
-    """With rows of several lengths."""
+    """A folder with rows of several lengths."""
     found = training_folder
     tokens_artifact.of_length(found / "short", found / "bert", SHORT)
     for name, length in (("again", LONG), ("longer", 24), ("wide", 128)):
@@ -300,7 +300,7 @@ def test_a_pipeline_makes_the_rows_its_phases_read(tmp_path: Path) -> None:
     assert made.rows_of(alone) == {"tokens": out / "tokens-16"}
     plain = PipelinePlan(Pipeline.of(tiny_pipeline.values(tmp_path)), out)
     assert [job.name for job in plain.text()] == ["corpus", "tokens"]
-    assert [job.cpus for job in plain.text()] == [0, 0]  # what holds a CPU keeps it from its own actors
+    assert [job.cpus for job in plain.text()] == [0, 0]  # a process that holds a CPU takes it from its own actors
     assert plain.rows_of(plain.distillation("student")) == {"tokens": out / "tokens"}
 
 
@@ -324,7 +324,7 @@ def test_a_pipeline_in_phases_runs_from_text_to_report_and_is_complete_then(tmp_
 
 
 def test_a_plan_counts_the_hours_of_every_phase(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """As two runs of one length each, laid out alike, validations included."""
+    """Equal to two runs of one length each with the same layout, including validations."""
     path = tmp_path / "recipe.toml"
     phases = [{"seq_len": 128, "epochs": 2.0}, {"seq_len": 512, "steps": 500, "rows_per_step": 1024}]
     path.write_text(toml({"precision": "fp16", "phases": phases}), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The checks of a worker before training: on described machines, and in a started training."""
+"""Checks of a worker before training, on described machines and in a started training."""
 
 import shutil
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""What a run keeps while things break: a slow or full disk, damaged checkpoints, death while writing, lost numbers."""
+"""Runs with faults: a slow or full disk, damaged checkpoints, death while writing, and losses that are not finite."""
 
 import contextlib
 import os
@@ -43,7 +43,7 @@ def execute(folder: Path, out: Path, teacher: str = "teacher", **changes: Any) -
 
 
 def started(capsys: pytest.CaptureFixture[str], given: list[str]) -> tuple[int, str]:
-    """Exit code and error output of a training command; without torchrun in this process, which is quicker."""
+    """Exit code and error output of a training command, run in this process without torchrun, which is faster."""
     if "torch.distributed.run" in given:
         done = subprocess.run(given, env=environment(), capture_output=True, text=True, check=False)
         return done.returncode, done.stderr
@@ -66,7 +66,7 @@ def train_lines(run: Run) -> list[dict[str, Any]]:
 def test_training_continues_while_a_checkpoint_is_written(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The disk takes a checkpoint's files only after the next step was made; the last one at once."""
+    """The disk accepts a checkpoint's files only after the next step; those of the last one at once."""
     run, real, awaited = Run(tmp_path / "run"), os.fsync, []
 
     def slow(descriptor: int) -> None:
@@ -104,7 +104,7 @@ def test_a_bug_in_the_writing_thread_ends_the_run_as_a_bug(
 
 
 class Full:
-    """A training process on a small disk that is full from when ``file`` appears on it until it is emptied."""
+    """A training process on a small disk that becomes full when ``file`` appears, until a test frees space."""
 
     def __init__(self, disk: Path, given: list[str], file: Path) -> None:
         self._ballast = disk / "ballast"
@@ -118,7 +118,7 @@ class Full:
         self._ballast.unlink()
 
     def next_line(self, words: str) -> str:
-        """The next line of its output with these words."""
+        """Wait for a line of output with these words."""
         assert self.process.stderr is not None
         return next(line for line in self.process.stderr if words in line)
 
@@ -128,7 +128,7 @@ class Full:
 
 @pytest.mark.long
 def test_a_disk_that_is_full_for_a_while_costs_only_checkpoints(folder: Path, tmp_path: Path) -> None:
-    """Metrics, too, find no room meanwhile: their lines wait."""
+    """The metrics log has no room meanwhile either: its lines wait."""
     with small_disk.small_disk(tmp_path / "disk", 20_000) as disk:
         run = Run(disk / "run")
         settings = ("steps=60", "placement.log_every=1", "placement.save_every=20", "placement.validate_every=60")
@@ -209,7 +209,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_refused(
 def test_a_worker_that_sees_an_older_folder_waits_for_the_checkpoint_the_first_one_saw(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Storage shows a folder to one worker later than to another; here it shows up under the waiting worker's eyes."""
+    """A folder becomes visible to one worker later than to another, while the worker waits."""
     execute(folder, tmp_path / "run", steps=2)
     run = Run(tmp_path / "run")
     whole, hidden = run.checkpoint(2), run.path / "elsewhere"
@@ -256,7 +256,7 @@ def test_a_run_killed_while_it_writes_resumes_from_the_one_before(
 def test_a_collapsing_loss_scale_leaves_the_lines_of_the_steps_before(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A CPU has fp16, slowly; only DeepSpeed's capability check denies it."""
+    """CPUs have slow fp16; only DeepSpeed's capability check refuses it."""
     monkeypatch.setattr(deepspeed.accelerator.get_accelerator(), "is_fp16_supported", lambda: True)
     values = {"precision": "fp16", "steps": 60, "loss": {"soft": 0.0, "cosine": 0.0, "masked": 1e9}}
     placement = {"rows_per_device": 8, "log_every": 60, "save_every": 60, "validate_every": 60}
@@ -276,7 +276,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run(folder: Path, tmp_path: Pat
     assert not steps(Run(tmp_path / "run"))
 
 
-# A teacher that cannot read one word, which is hidden or left as it is but never put in by chance.
+# A teacher that fails on one word, which may be masked or unchanged but is never drawn as a random replacement.
 BLIND = {
     "loss": {"soft": 0.0, "masked": 1.0, "cosine": 1.0},
     "masking": {"mask": 1.0, "random": 0.0},

@@ -1,4 +1,4 @@
-"""Prometheus metrics of a run: parts of a step, shares of a peak, and a port that is taken."""
+"""Prometheus metrics of a run: parts of a step, utilisation, and a port in use."""
 
 import socket
 import time
@@ -30,7 +30,7 @@ def value(name: str, **labels: str) -> float | None:
 
 
 class Clock:
-    """Stands in for the module ``time``; a test moves it."""
+    """Replaces the module ``time``; tests move its clock."""
 
     def __init__(self) -> None:
         self._now = 100.0
@@ -56,7 +56,7 @@ def test_a_stopwatch_attributes_time_to_parts_of_a_step(monkeypatch: pytest.Monk
         watch.begin("")
         clock.pass_time(5)  # a validation
         with watch.within("communication"):
-            clock.pass_time(5)  # belongs to no step
+            clock.pass_time(5)  # not part of a step
     seconds = watch.read()
     assert tuple(seconds) == PARTS
     wanted = {"data": 4, "communication": 8, "backward": 2}
@@ -65,7 +65,7 @@ def test_a_stopwatch_attributes_time_to_parts_of_a_step(monkeypatch: pytest.Monk
 
 
 def test_a_stopwatch_costs_next_to_nothing() -> None:
-    """Five marks a micro-batch, which takes milliseconds at least."""
+    """Five marks per micro-batch, which takes milliseconds at least."""
     watch = StepTimer(CPU)
     started = time.process_time()
     for _ in range(10_000):
@@ -86,7 +86,7 @@ def test_the_peak_is_that_of_the_card_the_driver_names() -> None:
 
 
 class Card(Workers):
-    """Two GPUs of a kind that is not here."""
+    """Two GPUs that this machine does not have."""
 
     device_name = "Tesla V100-SXM2-16GB"  # type: ignore[assignment]
     memory = 16_935_682_048  # type: ignore[assignment]

@@ -1,4 +1,4 @@
-"""Teachers: taken as they are, given a head, trained from scratch, or refused in one line."""
+"""Teachers: unchanged, with a new head, trained from scratch, or refused in one line."""
 
 import shutil
 from pathlib import Path
@@ -70,7 +70,7 @@ def test_a_new_head_is_drawn_from_the_seed(folder: Path, tmp_path: Path) -> None
     source = headless(folder, tmp_path)
     heads = []
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        torch.rand(1)  # the head must not depend on what was drawn before
+        torch.rand(1)  # the head must not depend on earlier random draws
         recipe = {"source": str(source), "train": {**TRAINING, "steps": 1, "seed": seed}, "trains": "head"}
         made = make(recipe, tmp_path / name, folder / "tokens")
         heads.append(AutoModelForMaskedLM.from_pretrained(made.path).cls.predictions.transform.dense.weight)

@@ -1,4 +1,4 @@
-"""``python -m distill.train`` and ``distill.export``: what a run leaves, what it refuses, what it becomes."""
+"""``python -m distill.train`` and ``distill.export``: files of a run, refused inputs, and exported students."""
 
 import json
 import re
@@ -60,7 +60,7 @@ def test_a_run_leaves_every_step_and_a_validation(run: Path) -> None:
 
 @torch.no_grad()
 def test_validation_is_what_transformers_alone_measures(folder: Path, run: Path, tmp_path: Path) -> None:
-    """On the same 13 held-out rows and masks: teacher's loss and accuracy, and the student's agreement with it."""
+    """Recompute the teacher's loss and accuracy, and the student's agreement, on the same 13 rows and masks."""
     stage.execute(export.STAGE, export.Export(), {"run": run}, tmp_path / "student")
     tokens = open_tokens(folder / "tokens")
     rows = np.arange(13)
@@ -212,7 +212,7 @@ def test_an_out_that_cannot_be_written_is_refused(
 
 
 def check_refused(capfd: pytest.CaptureFixture[str], folder: Path, arguments: list[str], line: str, out: Path) -> None:
-    """The command, in this process: a process of its own takes seconds to import what it needs."""
+    """Run the command in this process: a new process takes seconds for its imports."""
     capfd.readouterr()
     with pytest.raises(SystemExit) as ended:
         cli.main("distill.train", [*arguments_of(folder, arguments), "--out", str(out)])

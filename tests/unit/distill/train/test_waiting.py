@@ -1,12 +1,12 @@
-"""Nothing in an optimizer step waits for the device: no number is read from it, and none is brought to it in passing.
+"""No operation of an optimizer step waits for the device: none reads a number from it or copies one to it.
 
-On a GPU torch reports what waits. On a CPU nothing waits, but the same operations are called:
-training takes the same road through this code, through torch and through DeepSpeed, and they are watched for.
+On a GPU torch reports operations that wait. A CPU run calls the same operations in our code, torch and DeepSpeed, and
+the test watches for those that would wait.
 
-Watching begins after the second step: in the first ones ZeRO-3 finds out in which order weights are needed, and makes
-sure that all workers found the same.
+Watching begins after the second step: in the first ones ZeRO-3 records in which order weights are needed, and checks
+that all workers agree.
 
-Neither sees an explicit ``synchronize``. DeepSpeed 0.19.8 has some on a GPU, under ZeRO-3 alone: after the last
+Neither method sees an explicit ``synchronize``. DeepSpeed 0.19.8 calls it on a GPU, only under ZeRO-3: after the last
 backward pass of a step, and where it gathers its small parameters after the update.
 """
 
@@ -36,17 +36,17 @@ CUDA = torch.cuda.is_available()
 
 _ATEN = torch.ops.aten
 _WAITING = {
-    # Read a number.
+    # These read a number.
     *(_ATEN._local_scalar_dense, _ATEN.equal, _ATEN.is_nonzero),
-    # Have a result whose shape depends on numbers.
+    # The shape of their result depends on values.
     *(_ATEN.nonzero, _ATEN.masked_select, _ATEN._unique2, _ATEN.unique_dim),
-    # Copy numbers of the program to the device: torch.tensor(...).
+    # These copy numbers to the device: torch.tensor(...).
     _ATEN.lift_fresh,
 }
 
 
 class Watch(TorchDispatchMode):
-    """Notes the operations that would wait for a GPU."""
+    """Records operations that would wait for a GPU."""
 
     def __init__(self, waits: list[str]) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ def _by_mask(indices: Sequence[torch.Tensor | None]) -> bool:
 
 
 def _caller() -> str:
-    """Innermost line that is not torch's own."""
+    """Innermost line outside of torch."""
     own = str(Path(torch.__file__).parent)
     frame = next(frame for frame in reversed(traceback.extract_stack()[:-2]) if not frame.filename.startswith(own))
     return f"{Path(frame.filename).name}:{frame.lineno}"
@@ -74,7 +74,7 @@ def _caller() -> str:
 
 @contextlib.contextmanager
 def watched(waits: list[str]) -> Iterator[None]:
-    """Adds to ``waits`` what waits for the GPU in this block, or would if there were one."""
+    """Adds to ``waits`` the operations in this block that wait for a GPU, or would wait for one."""
     if not CUDA:
         with Watch(waits):
             yield
@@ -99,7 +99,7 @@ class Loop:
         patch.setattr(RunLogger, "end_step", self._begins(RunLogger.end_step))
         may_wait: list[tuple[type, str]] = [
             (RunLogger, "drain"),
-            # These are busy with tensors of the processor, which only a CPU's run has no way to tell from the device's.
+            # These work on CPU tensors, which a CPU run cannot distinguish from device tensors.
             *([] if CUDA else [(Batches, "take"), (GracefulStop, "agreed")]),
         ]
         for owner, name in may_wait:
@@ -126,7 +126,7 @@ class Loop:
 
 
 def waits_of(folder: Path, out: Path, patch: pytest.MonkeyPatch, precision: str, **placement: Any) -> list[str]:
-    """What the watched steps of a run, of four micro-batches each, wait for."""
+    """Operations that wait in the watched steps of a run with four micro-batches per step."""
     rare = {"log_every": STEPS, "save_every": STEPS, "validate_every": STEPS}
     changes = {"steps": STEPS, "precision": precision, "placement": {"rows_per_device": 2, **rare, **placement}}
     inputs = {"tokens": folder / "tokens", "teacher": folder / "teacher"}
@@ -150,7 +150,7 @@ def test_no_step_waits_for_the_device(
 def test_a_step_in_fp16_reads_one_flag(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zero_stage: int
 ) -> None:
-    """Whether a gradient overflowed decides, in DeepSpeed, whether there is an update at all."""
+    """DeepSpeed reads whether a gradient overflowed to decide whether to update."""
     monkeypatch.setattr(deepspeed_engine.deepspeed.accelerator.get_accelerator(), "is_fp16_supported", lambda: True)
     waits = waits_of(folder, tmp_path / "run", monkeypatch, "fp16", zero_stage=zero_stage)
     assert len(waits) == STEPS - UNWATCHED

@@ -1,4 +1,4 @@
-"""Which models are timed on what, with which head and tokenizer, and what is refused before anything is measured."""
+"""Models to time: their workloads, heads and tokenizers, and those refused before any measurement."""
 
 import shutil
 from pathlib import Path
@@ -46,7 +46,7 @@ def without_weights(folder: Path, source: Path) -> Path:
 
 
 def export_of(model: Path, out: Path, form: str, head: str, **changes: Any) -> Path:
-    """An export without a model in it: all that is known of one before it runs."""
+    """An export with a description but without a model."""
     known: dict[str, Any] = {
         "format": form, "runtime": "onnxruntime", "files": {"any": "model.onnx"}, "head": head,
         "inputs": ("input_ids", "attention_mask"), "outputs": {"logits": "classes"}, "positions": 64, "pad": 0,
@@ -130,7 +130,7 @@ def test_a_model_has_the_head_of_the_workload(folders: dict[str, Path], tmp_path
             row = each.encoded.rows[1]
             outputs = runners.PyTorchRunner(each.folder)(**row)
             assert [output.shape[0] for output in outputs] == [1] * len(outputs)
-    # The teacher's own encoder is under the new head; an architecture without weights has random ones.
+    # The new head gets the teacher's encoder; an architecture without weights gets random ones.
     body = load_file(folders["teacher"] / "model.safetensors")["bert.embeddings.word_embeddings.weight"]
     named = [load_file(each["teacher"].folder / "model.safetensors") for each in (pairs, questions)]
     assert all(torch.equal(each["bert.embeddings.word_embeddings.weight"], body) for each in named)

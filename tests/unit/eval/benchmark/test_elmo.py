@@ -1,4 +1,4 @@
-"""ELMo: its published size, its parts against plain references, and what its words know of one another."""
+"""ELMo: its published size, its parts against plain references, and the context of its word vectors."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What is said of the machine, holding work to cores, and whether the machine was quiet."""
+"""The description of the machine, pinning to cores, and whether the machine was quiet."""
 
 import importlib.metadata
 import os
@@ -50,7 +50,7 @@ def test_instructions_are_read_from_the_processors_own_list(tmp_path: Path) -> N
     ("changes", "reason"),
     [
         ({}, None),
-        ({"load_average": (3.0, 3.0)}, None),  # looks back a minute, at what had ended
+        ({"load_average": (3.0, 3.0)}, None),  # looks back a minute, including processes that have ended
         ({"others_share_of_pinned_cores": 0.06}, "other processes took 6.0% of the pinned cores"),
         ({"others_share_of_machine": 0.12}, "other processes took 12.0% of the machine"),
         ({"others_share_of_pinned_cores": None}, None),
@@ -107,7 +107,7 @@ def test_usage_is_read_from_the_systems_own_counts(tmp_path: Path) -> None:
 @pytest.mark.skipif(not host.STAT.is_file(), reason="this system does not say who took the processor")
 def test_another_program_on_the_pinned_core_is_seen() -> None:
     with host.pinned(1) as cores:
-        # Pinned as its parent is.
+        # Pinned like its parent.
         other = subprocess.Popen(
             [sys.executable, "-c", "print(flush=True)\nwhile True: pass"], stdout=subprocess.PIPE, text=True
         )

@@ -1,4 +1,4 @@
-"""The benchmark of the processor: turns, rows, ratios, conditions; and real models of every kind side by side."""
+"""The CPU benchmark: turns, rows, ratios and conditions, and real models of every kind."""
 
 import json
 import os
@@ -53,7 +53,7 @@ def squad(folder: Path) -> Path:
 
 @dataclass
 class Noting:
-    """Notes its calls as a model's process would be asked for them."""
+    """Records its calls in place of a model's process."""
 
     name: str
     calls: list[tuple[str, Any]]
@@ -140,7 +140,7 @@ def test_workloads_follow_from_what_is_given(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A teacher, a student, and the student's exports, made as anybody would: through the command line's stages."""
+    """A teacher, a student and the student's exports, made by the stages."""
     root = tmp_path_factory.mktemp("models")
     found = {
         "teacher": models_with_heads.model_folder(root / "teacher", "bert", "classification", layers=4),

@@ -1,4 +1,4 @@
-"""Models in processes of their own: timed inside, measured alone, and named when they fail."""
+"""Models in separate processes: timed inside, their memory measured alone, and named in errors."""
 
 import json
 import subprocess
@@ -26,7 +26,7 @@ def inputs(path: Path, rows: int, length: int = 8) -> Path:
 
 @pytest.fixture(scope="module")
 def export(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A real ONNX file of 1 MB that looks its ids up and takes their mean, made in a moment."""
+    """An ONNX file of 1 MB that averages embeddings of its ids."""
     folder = tmp_path_factory.mktemp("export")
     table = np.random.default_rng(0).normal(size=(100, 2500)).astype(np.float32)
     ids, mask = (helper.make_tensor_value_info(name, TensorProto.INT64, ["rows", "length"]) for name in NAMES)

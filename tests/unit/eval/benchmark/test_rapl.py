@@ -1,4 +1,4 @@
-"""Energy counters: a folder that looks like the kernel's, read, added up, started again, and hidden."""
+"""Energy counters: reading, adding up, wrap-around and missing permissions, on a copy of the kernel's folder."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from eval.benchmark.rapl import Meter
 
 @pytest.fixture
 def counters(tmp_path: Path) -> dict[str, Path]:
-    """Two sockets with their parts, and the platform, which has all of it once more."""
+    """Two sockets with their parts, and the platform, which counts all of it again."""
     named = {
         "intel-rapl:0": "package-0",
         "intel-rapl:0:0": "core",
@@ -47,7 +47,7 @@ def test_without_counters_it_says_why(
     assert none.joules(none.read(), none.read()) is None
 
     def refused(path: Path, **_: object) -> str:
-        # As the kernel does to everybody but root; the tests may be root themselves.
+        # As the kernel does for users other than root; tests may run as root.
         if path.name == "energy_uj":
             raise PermissionError(13, "Permission denied", str(path))
         return whole(path, encoding="ascii")

@@ -1,4 +1,4 @@
-"""Answers found in passages: windows lose nothing, text comes back exactly, the loss sees no padding."""
+"""Answer spans in passages: windows cover all tokens, texts are recovered exactly, the loss ignores padding."""
 
 import itertools
 import random
@@ -25,7 +25,7 @@ BUILDERS = pytest.mark.parametrize("build", [tiny.wordpiece, tiny.byte_level], i
 
 
 def questions(count: int) -> list[Question]:
-    """About words in passages with what tokenizers stumble over: accents, other scripts, signs, odd blanks."""
+    """Questions about words in passages with accents, other scripts, symbols and unusual blanks."""
     chance = random.Random(4)
     pieces = [word for line in tiny.ENGLISH[:12] for word in line.split()]
     pieces += ["Café", "24–10", "東京", "(U.S.)", "naïve", "$5.00", "don't", "\u00a0two", "🙂", "ﬁne"]
@@ -72,14 +72,14 @@ def test_a_model_that_knows_gives_the_answer_exactly(build: Any, tmp_path: Path)
     for number, question in enumerate(asked):
         spans = decode(question, told(found, number, asked)).spans
         assert spans[0].text == question.context[spans[0].begin : spans[0].end]
-        # A token may reach further than the answer ("(U.S.)" begins with a bracket), never less far.
+        # A token may extend beyond the answer ("(U.S.)" begins with a bracket), but must cover it.
         assert question.answers[0] in spans[0].text
         assert len({span.text for span in spans}) == len(spans) <= 20
         assert sum(probabilities(spans)) == pytest.approx(1.0)
 
 
 def told(found: Windows, number: int, asked: list[Question]) -> list[tuple[Any, Any]]:
-    """The windows of a question, with logits that point at the given answer wherever it is whole."""
+    """Windows of a question, with logits that point at the answer in every window that contains all of it."""
     places = targets(found, asked)
     seen = []
     for row, window in enumerate(found.windows):
@@ -100,7 +100,7 @@ def test_spans_are_ordered_short_enough_and_inside_the_passage(tmp_path: Path) -
     logits[1, window.offset + 1] = 9.0
     logits[1, window.offset + 2 + SPAN_TOKENS] = 8.0
     logits[1, window.offset + 4] = 3.0
-    # Logits outside the passage are no answers; those of [CLS] say how likely none is.
+    # Logits outside the passage are not answers; those of [CLS] are for "no answer".
     logits[:, 1] = 50.0
     logits[:, 0] = 3.5
     best = decode(question, [(window, logits)])
@@ -148,7 +148,7 @@ def test_the_loss_does_not_see_padding() -> None:
 @pytest.mark.real_data
 @pytest.mark.skipif(not DATA.is_dir(), reason="no ../shared/data beside the checkout")
 def test_real_squad_answers_come_back_from_their_tokens() -> None:
-    """All answers of 200 questions of the real development set, found by their tokens alone."""
+    """All answers of 200 questions of the real dev set are recovered from their tokens."""
     data = questions_from_folder(TASKS["squad"], DATA / "squad")
     assert (len(data.train), len(data.dev[0])) == (10711, 10570)
     assert (data.train.is_subset, data.dev[0].is_subset) == (True, False)

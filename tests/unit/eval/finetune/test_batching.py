@@ -1,4 +1,4 @@
-"""Encoded rows: what the tokenizer says, gathered into batches padded to their own longest row, in seeded order."""
+"""Encoded rows: equal to the tokenizer's, in batches padded to their longest row, in a seeded order."""
 
 from pathlib import Path
 from typing import Any

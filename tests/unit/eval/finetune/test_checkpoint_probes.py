@@ -1,4 +1,4 @@
-"""Which checkpoints of a growing run are fine-tuned."""
+"""Fine-tuning of the checkpoints of a running training."""
 
 import json
 import os
@@ -77,7 +77,7 @@ def test_probing_fails_when_the_run_is_silent(tmp_path: Path) -> None:
 def test_probing_scores_copies_of_deleted_checkpoints(tmp_path: Path) -> None:
     run, out = _run(tmp_path / "run"), tmp_path / ".probes.partial"
     tiny.distilbert(out / "step-00000005" / "student")
-    (out / "step-00000010" / "student").mkdir(parents=True)  # scored, and left there by somebody who was killed
+    (out / "step-00000010" / "student").mkdir(parents=True)  # scored by a process that was killed before the clean-up
     point = {"step": 10, "task": "sst2", "metric": "accuracy", "score": 50.0, "low": 50.0, "high": 50.0, "seeds": 1}
     (run / "probes.jsonl").write_text(json.dumps(point) + "\n")
     folder = sentiment(tmp_path / "data", 40)

@@ -1,4 +1,4 @@
-"""Fine-tuning tiny teachers and students with the real stage: they learn, repeat themselves, and go on."""
+"""Fine-tune tiny teachers and students with the real stage: learning, reproducibility and resuming."""
 
 import contextlib
 import json
@@ -96,7 +96,7 @@ def test_an_interrupted_job_keeps_its_finished_seeds(tmp_path: Path) -> None:
     model, data = tiny.distilbert(tmp_path / "model"), sentiment(tmp_path / "data")
     recipe = Finetune.of({**QUICK, "task": "sst2", "epochs": 1, "learning_rate": 3e-4, "seeds": [1, 2, 3]})
     inputs, out = {"model": model, "data": data}, tmp_path / "out"
-    # The second seed cannot write its result where a directory is.
+    # The second seed fails: a directory is at the path of its result.
     obstacle = tmp_path / ".out.partial" / "seeds" / "2.json"
     with (
         contextlib.suppress(KeyboardInterrupt),
@@ -143,7 +143,7 @@ def test_an_attempt_interrupted_while_it_clears_up_is_complete(tmp_path: Path) -
         for path in (tmp_path / "first").iterdir():
             if path.name != commit.MANIFEST:
                 (made.path / path.name).write_bytes(path.read_bytes())
-        # The folder of the median seed is gone, the word that it is finished is not.
+        # The folder of the median seed is deleted, but its mark of completion exists.
         (made.path / "seeds").mkdir()
         (made.path / "seeds" / "1.json").write_text(json.dumps(first["seeds"][0]))
         raise KeyboardInterrupt
@@ -172,7 +172,7 @@ def test_limits_take_fewer_and_say_subset(tmp_path: Path) -> None:
 
 
 def without_dropout(model: Path) -> Path:
-    """Dropout draws other numbers for other micro-batches: without it they can be compared."""
+    """Without dropout, which draws different numbers for different micro-batches, runs are comparable."""
     config = json.loads((model / "config.json").read_text())
     config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     (model / "config.json").write_text(json.dumps(config))
@@ -227,7 +227,7 @@ def test_every_job_sets_its_own_threads(tmp_path: Path, monkeypatch: pytest.Monk
 def test_early_stopping_ends_and_keeps_the_best_epoch(tmp_path: Path) -> None:
     model = tiny.distilbert(tmp_path / "model")
     chance = random.Random(1)
-    # Labels by chance: the longer the training, the worse on what was not seen.
+    # Random labels: longer training makes the held-out loss worse.
     rows = [{"sentence": " ".join(chance.choices(GOOD + BAD, k=6)), "label": chance.randrange(2)} for _ in range(160)]
     write_rows(tmp_path / "data" / "train.jsonl", rows)
     write_rows(tmp_path / "data" / "dev.jsonl", rows[:4])
@@ -257,7 +257,7 @@ def test_fp16_is_for_gpus(tmp_path: Path) -> None:
 def test_scores_say_below_majority(tmp_path: Path) -> None:
     data = sentiment(tmp_path / "data")
     rows = [json.loads(line) for line in (data / "train.jsonl").read_text().splitlines()]
-    # WNLI's trap made plain: what was learned is wrong on the development set.
+    # Like WNLI: the training labels are wrong on the dev set.
     turned = [{"sentence1": row["sentence"], "sentence2": "the mill", "label": 1 - row["label"]} for row in rows]
     write_rows(tmp_path / "trap" / "dev.jsonl", turned[:60])
     write_rows(tmp_path / "trap" / "train.jsonl", [{**row, "label": 1 - row["label"]} for row in turned])
@@ -343,6 +343,6 @@ def test_the_command_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> 
     printed = capfd.readouterr()
     assert printed.out.strip() == str(out)
     assert "answers: 60 rows in" in printed.err
-    # No report of newly initialized weights, no bars of loading and writing.
+    # No messages about newly initialised weights, no progress bars of loading and writing.
     assert "classifier" not in printed.err
     assert "%|" not in printed.err

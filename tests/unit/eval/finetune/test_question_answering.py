@@ -1,4 +1,4 @@
-"""Questions about passages, through the real stage: tiny models learn to find answers, and when there is none."""
+"""Question answering with the real stage: tiny models learn to find answers, and to recognize that there is none."""
 
 import json
 from pathlib import Path
@@ -82,7 +82,7 @@ def test_a_student_learns_answer_spans_from_its_teacher(tmp_path: Path) -> None:
     folder = data(tmp_path / "data")
     teacher = tmp_path / "teacher"
     finetune(tiny.bert_teacher(tmp_path / "bert", layers=2), folder, teacher, **LEARNS)
-    # What the student itself is told is always the first word.
+    # The student's own labels are always the first word.
     wrong = [{**each, "answers": [(each["context"].split()[0], 0)]} for each in colours(200)]
     write_squad(tmp_path / "wrong" / "train-v1.1.json", wrong)
     (tmp_path / "wrong" / "dev-v1.1.json").write_text((folder / "dev-v1.1.json").read_text())
@@ -107,7 +107,7 @@ def test_micro_batches_of_windows_change_nothing(tmp_path: Path) -> None:
         values = {**LEARNS, "epochs": 1, "learning_rate": 1e-3, "placement": {"micro_batch": micro_batch}}
         finetune(model, folder, tmp_path / name, **values)
     whole, parts = (safetensors.torch.load_file(tmp_path / name / "model.safetensors") for name in ("whole", "parts"))
-    # A bias common to all positions changes no softmax: its gradient is rounding, which AdamW blows up.
+    # A bias common to all positions changes no softmax: its gradient is rounding noise, which AdamW amplifies.
     for name in whole.keys() - {"qa_outputs.bias"}:
         torch.testing.assert_close(whole[name], parts[name], atol=2e-4, rtol=0.0)
 
@@ -132,7 +132,7 @@ def test_a_teacher_gets_token_types_that_the_student_does_not_take(tmp_path: Pat
     asked = questions_from_folder(TASKS["squad"], folder)
     teaching = Teaching(TaskDistillation(), open_source(teacher), 8)
     said = []
-    # As DistilBERT's own tokenizer on the hub, and as a student made here.
+    # Like DistilBERT's tokenizer on the Hub, and like our students.
     for names in (["input_ids", "attention_mask"], ["input_ids", "token_type_ids", "attention_mask"]):
         config = json.loads((student / "tokenizer_config.json").read_text())
         (student / "tokenizer_config.json").write_text(json.dumps({**config, "model_input_names": names}))

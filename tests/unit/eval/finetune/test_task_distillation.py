@@ -1,4 +1,4 @@
-"""The second step of distillation: its losses by hand, and students taught by fine-tuned teachers."""
+"""The second step of distillation: losses computed by hand, and students of fine-tuned teachers."""
 
 import json
 from pathlib import Path
@@ -51,9 +51,9 @@ def run(folder: Path, model: Path, data: Path, teacher: Path | None = None, **va
 def test_a_student_learns_from_its_teacher_alone(tmp_path: Path) -> None:
     teacher_data = sentiment(tmp_path / "data")
     teacher = tmp_path / "teacher"
-    # Another architecture with another tokenizer: only outputs cross.
+    # Another architecture with another tokenizer: the student sees only outputs.
     run(teacher, tiny.roberta_teacher(tmp_path / "roberta", layers=2), teacher_data)
-    # The student's own labels are all one class, and weigh nothing: what it knows is the teacher's.
+    # The student's own labels are all one class and have weight 0: it learns only from the teacher.
     rows = [json.loads(line) for line in (teacher_data / "train.jsonl").read_text().splitlines()]
     write_rows(tmp_path / "wrong" / "train.jsonl", [{**row, "label": 0} for row in rows])
     (tmp_path / "wrong" / "dev.jsonl").write_text((teacher_data / "dev.jsonl").read_text())

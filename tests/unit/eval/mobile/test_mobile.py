@@ -19,7 +19,7 @@ from eval.report.phone_tables import table
 from eval.results.collect import collect
 from eval.results.comparison import compare
 
-# What a phone prints, from the programs themselves: benchmark_model's numbers are in microseconds.
+# Real output of the programs on a phone; benchmark_model prints microseconds.
 LITERT = """INFO: Initialized session in 92.318ms.
 INFO: count=2 first=235158 curr=200386 min=199462 max=235158 avg=211669 std=16613 p5=199462 median=200386 p95=235158
 INFO: count=10 first=187533 curr=140990 min=140071 max=195121 avg=145528 std=13583 p5=140545 median=141253 p95=187533
@@ -60,7 +60,7 @@ def phone(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def binary(tmp_path: Path) -> Path:
-    """A folder with a benchmark program whose time is the size of its model, and a library."""
+    """A folder with a library and a benchmark program that reports the size of its model as the time."""
     folder = tmp_path / "binary"
     folder.mkdir()
     (folder / "libruntime.so").write_text("")

@@ -154,7 +154,7 @@ def test_the_server_accepts_one_result(served):
 
 
 def test_results_of_another_job_are_refused(served, page):
-    """A phone may still hold some; and it gives every cookie to every port of this host."""
+    """A phone may have unsent results of another job, and it sends its cookies to every port of this host."""
     inbox, port = served
     right = json.dumps({"answer": 42}).encode()
     for path in ("/result", "/result?job=", f"/result?job={link_id('another')}", f"/result?job={inbox.id}&job=x"):
@@ -172,7 +172,7 @@ def test_results_of_another_job_are_refused(served, page):
     ("length", "status"), [(str(MAX_RESULT_BYTES + 1), 413), ("-1", 400), ("many", 400), (None, 411), ("²", 400)]
 )
 def test_a_body_has_a_length_and_a_limit(served, length, status):
-    """The refusal comes at once: nothing of the body was sent, and a large one must not be waited for."""
+    """The server refuses at once, without waiting for the body."""
     inbox, port = served
     said = f"Content-Length: {length}\r\n" if length else ""
     request = (
@@ -181,7 +181,7 @@ def test_a_body_has_a_length_and_a_limit(served, length, status):
     )
     with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
         connection.sendall(request.encode("latin-1"))
-        answer = connection.makefile("rb").read()  # to its end: the connection is closed
+        answer = connection.makefile("rb").read()  # until the server closes the connection
     assert answer.split()[1] == str(status).encode()
 
 

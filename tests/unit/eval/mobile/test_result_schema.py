@@ -22,7 +22,7 @@ PAGE = {
 
 
 def posted() -> dict[str, Any]:
-    """What a page posts: two models on one thread, the teacher three and a half times as slow."""
+    """A posted result: two models on one thread, the teacher three and a half times as slow."""
     times = {"student": [10.0, 20.0, 12.0], "teacher": [40.0, 42.0, 70.0]}
     way = {"backend": "wasm", "threads": 1, "length": 48, "load_seconds": 1, "first_ms": 30.0}
     device = {
@@ -124,7 +124,7 @@ def test_anything_may_be_posted_and_nothing_breaks(value):
 
 
 def test_infinite_times_are_refused():
-    """Python reads it from JSON, which has no such number."""
+    """Python reads it from JSON although the standard does not have it."""
     changed = posted()
     changed["rows"][0]["neural_ms"] = [1.0, 2.0, float("inf")]
     with pytest.raises(ResultError):

@@ -1,4 +1,4 @@
-"""The model card: filled from a real report, read back by the library that the Hub itself uses."""
+"""The model card: filled from a real report, and read back by the Hub's own library."""
 
 import json
 import shutil
@@ -74,7 +74,7 @@ def test_the_hub_s_library_reads_every_score(out: Path, student: Path) -> None:
     assert data.model_name == "student"
     assert (data.library_name, data.pipeline_tag, data.language) == ("transformers", "fill-mask", ["en"])
     assert data.metrics == ["accuracy", "exact_match", "f1"]
-    # The same once more, without the library that wrote it.
+    # Again, without the library that wrote it.
     front = yaml.safe_load((student / CARD).read_text().split("---\n")[1])
     assert len(front["model-index"][0]["results"]) == 11
 
@@ -128,7 +128,7 @@ def test_filling_the_card_keeps_the_artifact_valid(out: Path, student: Path) -> 
     fill(out / "report", student, CardFacts())
     assert artifact.verify(student).identity == before
     assert CARD not in artifact.read(student).files
-    # And the report is still of these results.
+    # The report still belongs to these results.
     reported(out)
 
 

@@ -1,4 +1,4 @@
-"""The report's part on phones: both ways of telling the gain, the paper's phone, proxies, and links that wait."""
+"""Phone tables of the report: speed-ups, the paper's phone, proxies, and links of waiting jobs."""
 
 import json
 import re
@@ -23,7 +23,7 @@ ROOT = paths.ROOT
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Everything that can be measured."""
+    """Results with every measurement."""
     return suite(tmp_path_factory.mktemp("whole") / "out")
 
 
@@ -82,7 +82,7 @@ def test_a_student_that_is_slower_takes_more_time(tmp_path):
 
 
 def test_the_report_shows_the_link_while_its_job_waits(tmp_path):
-    """The program that stands for adb makes a report when the phone is told to open the link, and then fails."""
+    """The fake adb makes a report when it should open the link on the phone, and then fails."""
     out = tmp_path / "out"
     with artifact.create(tmp_path / "page", kind="export", inputs={}, recipe={}) as draft:
         draft.facts.update({"format": "page", "version": "v1", "models": [{"role": "student", "positions": 512}]})

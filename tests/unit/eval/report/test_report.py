@@ -50,7 +50,7 @@ def values(made: Path) -> dict[str, Any]:
 
 
 class Page(HTMLParser):
-    """Checks that every element is closed, and collects what a browser would load and what a reader would see."""
+    """Checks that every element is closed, and collects the URLs a browser would load and the visible text."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -242,7 +242,7 @@ def test_the_markdown_report_has_its_charts(small_report: Path) -> None:
     assert len(pictures) == 9
     inline = (small_report / "report.html").read_text()
     assert inline.count('<svg role="img"') == 9
-    # Ids that two pictures share would cut one at the other's frame.
+    # A repeated id would clip one chart at the frame of another.
     ids = re.findall(r'<clipPath id="([^"]+)"', inline)
     assert len(ids) == len(set(ids)) > 0
 

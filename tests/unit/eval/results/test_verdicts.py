@@ -74,7 +74,7 @@ def test_a_mean_with_a_teacher_at_chance_is_unclear(complete_results: Path) -> N
         found: dict[str, str] = row_of(compared(complete_results)["tables"]["1"]["means"], "nine")["verdict"]
         return found
 
-    assert verdict()["state"] == "missed"  # although nobody learns WNLI
+    assert verdict()["state"] == "missed"  # although no model learns WNLI
     place = complete_results / "finetune/teacher/cola"
     shutil.rmtree(place)
     told = scores("cola", seeds_around(0.0), majority=0.0, below_majority=True)

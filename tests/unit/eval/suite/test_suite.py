@@ -1,4 +1,4 @@
-"""A suite as a table of jobs: what follows from its recipe and the models that are there, and what is refused."""
+"""A suite as a table of jobs: the jobs for a recipe and the available models, and refused recipes."""
 
 import importlib.metadata
 import json
@@ -33,7 +33,7 @@ def data(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def out(tmp_path: Path) -> Path:
-    """What a pipeline with a sweep leaves for the suite."""
+    """Artifacts of a pipeline with a sweep."""
     out = tmp_path / "out"
     for name in (
         "teacher",
@@ -233,7 +233,7 @@ def test_phones_measure_the_exports_of_answers(data: Path, out: Path) -> None:
     write_json(data / "browser" / "libraries.json", {"packages": {"tokenizers": "0.0.1"}, "files": {}})
     with pytest.raises(StageError, match=r"other versions than .*package\.json"):
         _plan(data, out, tasks={"stsb": {}, "squad": {}}, exports=asked).jobs()
-    # Speed on servers is of the formats that were asked for alone.
+    # Latency on servers is measured only for the requested formats.
     assert not [name for name in found["latency"].inputs if "int8" in name]
 
 

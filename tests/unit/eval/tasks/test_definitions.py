@@ -1,4 +1,4 @@
-"""The table of tasks against the papers' conventions and the data's label codes."""
+"""The table of tasks agrees with the papers' conventions and the data's label codes."""
 
 import pytest
 
@@ -33,7 +33,7 @@ def test_headlines_follow_the_paper(name: str, metric: str) -> None:
 
 
 def test_label_codes_are_the_usual_ones() -> None:
-    # WNLI is coded the other way round than RTE and QNLI: a copy and paste here would go unseen at chance level.
+    # WNLI's labels are opposite to those of RTE and QNLI: scores near chance would hide a mix-up.
     assert TASKS["rte"].label_names == TASKS["qnli"].label_names == ("entailment", "not_entailment")
     assert TASKS["wnli"].label_names == ("not_entailment", "entailment")
     assert TASKS["mnli"].label_names == ("entailment", "neutral", "contradiction")

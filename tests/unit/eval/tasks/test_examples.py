@@ -16,7 +16,7 @@ from eval.tasks.file_readers import ExamplesError
 
 DATA = ROOT.parent / "shared" / "data"
 
-# For each task: the header of GLUE's own TSV, a row, and the texts and label it means.
+# For each task: the header of GLUE's TSV, a row, and its texts and label.
 GLUE_TSV = {
     "cola": (None, "gj04\t1\t\tThe book fell.", ("The book fell.",), 1),
     "sst2": ("sentence\tlabel", "a fine film \t1", ("a fine film ",), 1),
@@ -211,7 +211,7 @@ def test_samples_are_deterministic(tmp_path: Path) -> None:
     assert train.sample(40) is train
 
 
-# Rows of train and each development set, as the README beside the data states them; whether a file is a subset.
+# Rows of train and each dev set according to the data's README, and whether a file is a subset.
 REAL = {
     "cola": (8551, [1043], False),
     "sst2": (67349, [872], False),

@@ -1,4 +1,4 @@
-"""The usual layouts of data, each written as it is published: all of them say the same."""
+"""The usual layouts of published data: all give the same examples."""
 
 import json
 import logging
@@ -67,7 +67,7 @@ def test_what_datasets_saved_to_disk(tmp_path: Path) -> None:
         idx=datasets.Value("int32"),
     )
     part = datasets.Dataset.from_list(rows, features=features)
-    # A selection is saved as the rows that it leaves, in its order.
+    # A selection is saved as its selected rows, in order.
     saved = datasets.DatasetDict(train=part.select([1, 0]), validation=part)
     saved.save_to_disk(str(tmp_path / "saved"))
     found = from_folder(TASKS["sst2"], tmp_path / "saved")

@@ -1,4 +1,4 @@
-"""Metrics against values worked out by hand, and the scores of models that learned nothing."""
+"""Metrics against values computed by hand, and scores of models at chance."""
 
 import warnings
 

@@ -1,4 +1,4 @@
-"""The task made out of a corpus: balanced, split by document, free of names, the same every time."""
+"""The provenance task made from a corpus: balanced, split by document, without names, deterministic."""
 
 import json
 import random
@@ -36,7 +36,7 @@ def corpus(folder: Path, documents: Sequence[tuple[str, str]]) -> Path:
 
 
 def packages(counts: Mapping[str, int], words: int = 60) -> list[tuple[str, str]]:
-    """Documents whose words tell source and document: every passage can be traced to where it is from."""
+    """Documents whose words encode source and document, so that every passage can be traced."""
     chance = random.Random(1)
     found = []
     for source, count in counts.items():

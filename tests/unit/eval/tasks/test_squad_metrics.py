@@ -1,4 +1,4 @@
-"""SQuAD's scores against worked examples, and against the official programs' text put down again here."""
+"""SQuAD's scores against worked examples, and against a copy of the official program."""
 
 import random
 import re
@@ -83,7 +83,7 @@ def test_no_answer_is_judged_as_the_official_program_does() -> None:
             for part, chosen in (("answerable", True), ("unanswerable", False)):
                 of_part = [s for s, e in zip(final, asked, strict=True) if bool(e.gold) is chosen]
                 assert found[f"{part}_{name}"] == pytest.approx(100.0 * sum(of_part) / len(of_part))
-            # The best threshold by trying every one.
+            # The best threshold, found by trying all.
             tried = [
                 sum(s if e.null_difference <= t else float(not e.gold) for s, e in zip(raw, asked, strict=True))
                 for t in [-1e9, *(e.null_difference for e in asked)]
