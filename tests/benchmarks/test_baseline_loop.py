@@ -97,7 +97,7 @@ def test_masks_hide_a_seventh_of_the_words_and_no_padding() -> None:
     hidden = given.labels != IGNORED
     assert hidden.sum().item() == int(np.ceil(0.15 * batch.tokens))
     assert not (hidden & ~given.attention_mask).any()
-    assert (given.labels[hidden] >= 5).all(), "special tokens are never hidden"
+    assert (given.labels[hidden] >= 5).all(), "special tokens are never masked"
     assert (given.labels[hidden] == batch.input_ids[hidden]).all()
     assert (given.input_ids[~hidden] == batch.input_ids[~hidden]).all()
     assert (given.input_ids[hidden] == MASK).float().mean() > 0.5
@@ -121,7 +121,7 @@ def test_batches_hold_every_word_once_and_little_padding() -> None:
     real = sum(batch.tokens for batch in made)
     table = sum(batch.input_ids.numel() for batch in made)
     words = sum(int((batch.input_ids > MASK).sum()) for batch in made)
-    assert real / table > 0.95, "lengths of a batch are alike"
+    assert real / table > 0.95, "lengths of a batch are similar"
     assert 0.98 * sum(map(len, documents)) < words <= sum(map(len, documents))
     assert all((batch.input_ids != PAD).sum() == batch.tokens for batch in made)
 

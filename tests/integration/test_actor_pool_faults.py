@@ -52,7 +52,7 @@ def _driver(folder: Path, out: Path, environment: dict[str, str]) -> StageProces
 
 def _await_shards(driver: StageProcess, count: int) -> None:
     driver.await_that(lambda: len(driver.done()) >= count)
-    assert len(driver.done()) < SHARDS, "too late for anything to happen"
+    assert len(driver.done()) < SHARDS, "the run ended before the fault"
 
 
 def _contents(path: Path) -> dict[str, str]:
@@ -129,7 +129,7 @@ def test_a_driver_that_is_stopped_and_started_again(
         written = {name: (_rows(tmp_path, name).stat().st_mtime_ns) for name in before}
         said = again.finish()
         rewritten = [name for name in before if _rows(tmp_path, name).stat().st_mtime_ns != written[name]]
-    assert rewritten == [], "shards that were finished are not done again"
+    assert rewritten == [], "finished shards are not repeated"
     assert f"{SHARDS} shards" in said
     assert _contents(tmp_path / "tokens") == whole
 

@@ -104,7 +104,7 @@ def test_a_job_waits_for_a_phone_and_gets_its_numbers(tab, page, tmp_path, caplo
         assert row["ratio_to_teacher"] > 0
     assert made.facts["device"]["isolated"]
     assert made.facts["device"]["screen"] == "390 × 844 at 3"
-    assert not {"link.svg", "link.json"} & {*made.files}, "the link is spent"
+    assert not {"link.svg", "link.json"} & {*made.files}, "the artifact must not contain the link"
     shown = text(tab, "results")
     assert "48 tokens · 2 threads" in shown
     assert " × as fast, " in shown
@@ -245,7 +245,7 @@ def test_caching_the_page_shows_its_progress(tab, page):
     assert numbers == sorted(numbers)
     assert {found[2] for found in said} == {f"{total / 1e6:.0f}"}
     assert len(news) > 10
-    assert news[-1] == total, "every byte is counted, and none twice"
+    assert news[-1] == total, "every byte is counted once"
     steps = [after - before for before, after in itertools.pairwise([0, *news])]
     assert min(steps[:-1]) >= 2**18, "no more messages than a person can see"
     assert tab.run("document.getElementById('state').getAttribute('aria-live')") == "polite"

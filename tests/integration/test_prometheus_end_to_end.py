@@ -201,7 +201,7 @@ def test_a_real_run_fills_what_training_declares(seen: Seen) -> None:
 
 def test_an_alert_is_sent_and_resolved(seen: Seen) -> None:
     who = {"run": simulated_service.RUN, "cluster": SCRIPTED}
-    assert seen.webhook.states(STALLED) == [], "nothing had stalled"
+    assert seen.webhook.states(STALLED) == [], "no run had stalled"
     seen.script.stalls.set()
     wait_until(lambda: "firing" in seen.webhook.states(STALLED, **who), seconds=60)
     notification = next(one for one in seen.webhook.received if one["labels"]["alertname"] == STALLED)
@@ -217,7 +217,7 @@ def test_a_quiet_service_has_no_other_alerts(seen: Seen) -> None:
 
 
 def test_both_dashboards_are_drawn(seen: Seen, tmp_path: Path) -> None:
-    assert dashboards_picture.draw(seen.source, _window(), tmp_path / "both.png") == 0, "panels with nothing to show"
+    assert dashboards_picture.draw(seen.source, _window(), tmp_path / "both.png") == 0, "panels without data"
     assert (tmp_path / "both.png").stat().st_size > 100_000
 
 

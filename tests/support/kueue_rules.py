@@ -23,7 +23,7 @@ def problems(documents: Iterable[Document]) -> Iterator[str]:
             yield f"{label(document)}: there is no ClusterQueue {document['spec']['clusterQueue']}"
     for document in of_kind(known, "RayJob") if of_kind(known, "LocalQueue") else ():
         if QUEUE not in document["metadata"].get("labels", {}):
-            yield f"{label(document)}: without {QUEUE} it starts beside the queue"
+            yield f"{label(document)}: without {QUEUE} it starts outside the queue"
     for document in of_kind(known, "RayJob", "RayCluster"):
         if QUEUE in document["metadata"].get("labels", {}):
             yield from (f"{label(document)}: {problem}" for problem in _managed(document, known))

@@ -44,8 +44,10 @@ def test_an_alert_says_what_it_is_and_what_to_do(name: str) -> None:
     rule = ALERTS[name]
     assert rule["labels"]["severity"] in ("critical", "warning")
     summary, runbook = rule["annotations"]["summary"], rule["annotations"]["runbook"]
-    assert re.search(r"\{\{ \$(value|labels\.\w+)", summary) or "queue" in summary, "which one?"
-    assert len(runbook.split()) > 25, "what to look at, and what to do?"
+    assert re.search(r"\{\{ \$(value|labels\.\w+)", summary) or "queue" in summary, (
+        "the summary must show a value or a label"
+    )
+    assert len(runbook.split()) > 25, "the runbook must say what to check and what to do"
     assert _unknown(runbook) == []
 
 

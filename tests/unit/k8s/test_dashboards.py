@@ -59,7 +59,7 @@ def test_the_committed_dashboards_are_up_to_date() -> None:
     stale = [name for name, text in generated.items() if (generate.FOLDER / name).read_text(encoding="utf-8") != text]
     assert stale == [], "run python -m k8s.monitoring.source.generate"
     kept = {path.relative_to(generate.FOLDER).as_posix() for path in (generate.FOLDER / "dashboards").iterdir()}
-    assert kept <= {*generated}, "dashboards that nothing makes"
+    assert kept <= {*generated}, "dashboards that no script generates"
 
 
 def test_names_are_found_in_an_expression() -> None:
@@ -105,7 +105,9 @@ def test_no_panel_takes_the_maximum_over_different_runtimes(panel: str, expr: st
 def test_a_dashboard_is_complete(board: Board) -> None:
     found = drawn(board)
     assert found["uid"] == board.uid
-    assert all(row["title"].endswith("?") for row in found["panels"] if row["type"] == "row"), "a row is a question"
+    assert all(row["title"].endswith("?") for row in found["panels"] if row["type"] == "row"), (
+        "the title of a row must be a question"
+    )
     ids = Counter(panel["id"] for panel in found["panels"])
     assert max(ids.values()) == 1
     names = [variable["name"] for variable in found["templating"]["list"]]
@@ -133,7 +135,7 @@ def test_no_two_panels_overlap_and_no_row_has_a_gap(board: Board) -> None:
             taken.update((x, y) for x in range(place["x"], place["x"] + place["w"]))
     assert max(taken.values()) == 1
     bottom = max(y for _, y in taken)
-    assert len(taken) == 24 * (bottom + 1), "a line that panels do not fill"
+    assert len(taken) == 24 * (bottom + 1), "a row of panels with a gap"
 
 
 def test_the_dashboards_link_to_each_other_and_to_ray() -> None:

@@ -17,7 +17,7 @@ import service_rules
 from manifests import K8S, OVERLAYS, Document, all_pods, build, changed, label, of_kind, overlay
 
 needs_definitions = pytest.mark.skipif(
-    not crds.SCHEMAS.is_dir(), reason="the definitions of custom resources are not beside the checkout"
+    not crds.SCHEMAS.is_dir(), reason="the definitions of custom resources are not next to the checkout"
 )
 
 KUBERNETES = "1.33"
@@ -131,7 +131,7 @@ BY_RULES = [
     ("RayJob", "spec.ttlSecondsAfterFinished", 3600, "hold the nodes 3600 s longer than the quota"),
     ("RayJob", "spec.submitterPodTemplate.spec.restartPolicy", "Always", "submitter: restartPolicy must be Never"),
     ("RayJob", f"{RUN_TRAIN}.tolerations", None, "train: asks for nvidia.com/gpu and does not tolerate"),
-    ("RayJob", "metadata.labels[kueue.x-k8s.io/queue-name]", None, "starts beside the queue"),
+    ("RayJob", "metadata.labels[kueue.x-k8s.io/queue-name]", None, "starts outside the queue"),
     ("RayJob", "spec.submitterConfig", {"backoffLimit": 2}, "connections that break end the run"),
     ("RayJob", "spec.submitterPodTemplate.spec.affinity", None, "submitter: must stay off nodes with GPUs"),
     ("RayJob", "spec.deletionStrategy", {"deletionRules": [{"policy": "DeleteSelf"}]}, "exclude each other"),

@@ -61,7 +61,7 @@ def test_a_cached_artifact_equals_the_one_in_the_store(tokens: filesystem.Locati
     before = _inodes(path)
     assert cache.fetch(tokens) == path
     assert _inodes(path) == before, "nothing is fetched twice"
-    assert cache.fetch(tmp_path) == tmp_path, "a path is its own"
+    assert cache.fetch(tmp_path) == tmp_path, "a local path is returned unchanged"
 
 
 def test_two_processes_fill_an_entry_once(tokens: filesystem.Location, s3_requests: Path) -> None:

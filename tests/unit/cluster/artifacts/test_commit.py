@@ -222,7 +222,7 @@ def test_publishing_resumes_after_an_interruption(out: UPath, bucket: s3fs.S3Fil
         publish(made)
     assert artifact.verify(out).manifest == made.manifest
     assert len(versions.object_version_info((out / "rows.json").path)) == 1, "copied once"
-    assert len(versions.object_version_info((out / "shards" / "0.json").path)) == 2, "what was wrong, again"
+    assert len(versions.object_version_info((out / "shards" / "0.json").path)) == 2, "the damaged file is copied again"
 
 
 def test_a_copy_that_fails_leaves_no_manifest(out: UPath, tmp_path: Path) -> None:

@@ -388,7 +388,7 @@ def test_a_hub_source_out_of_reach_ends_in_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.real_data
-@pytest.mark.skipif(not REAL_DATA.exists(), reason="real text is not beside the checkout")
+@pytest.mark.skipif(not REAL_DATA.exists(), reason="real text is not next to the checkout")
 def test_real_articles_and_novels_pass_whole(tmp_path: Path) -> None:
     articles = {"kind": "parquet", "path": str(REAL_DATA / "corpus" / "wikipedia_en-00000-of-00008.parquet")}
     novels = {"kind": "parquet", "path": str(REAL_DATA / "corpus" / "novels_en.parquet"), "limit": 3, "name": "novels"}

@@ -78,7 +78,7 @@ def test_overlaps_are_those_of_a_naive_search(tmp_path: Path, seed: int) -> None
         any(tuple(words[start : start + len(run)]) == run for run in runs for start in range(len(words)))
         for words in (document.split() for document in documents)
     ]
-    assert 0 < sum(expected) < len(expected), "all or none: it proves nothing"
+    assert 0 < sum(expected) < len(expected), "the test needs some overlaps, but not all"
     assert [evaluation.overlap(document) is not None for document in documents] == expected
 
 
@@ -256,7 +256,7 @@ def test_impossible_recipes_are_refused(values: dict[str, object], message: str)
 
 
 @pytest.mark.real_data
-@pytest.mark.skipif(not DATA.is_dir(), reason="no ../shared/data beside the checkout")
+@pytest.mark.skipif(not DATA.is_dir(), reason="no ../shared/data next to the checkout")
 def test_an_article_with_a_paragraph_of_squad_is_found() -> None:
     """The files contain no article of SQuAD, so the test adds some; other articles share phrases with SQuAD."""
     evaluation = _load(DATA / "squad", DATA / "glue" / "rte", DATA / "glue" / "mrpc")

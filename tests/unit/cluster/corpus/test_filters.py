@@ -62,7 +62,7 @@ def test_every_ascii_character_is_kept_or_not_as_everywhere_else() -> None:
     for code in range(128):
         text = f"a{chr(code)}b"
         assert clean(text) == _naive(text), code
-        assert clean(text + "é") == clean(text) + "é", "the quick way for ASCII must do what the other does"
+        assert clean(text + "é") == clean(text) + "é", "the fast path for ASCII must equal the general one"
 
 
 @pytest.mark.parametrize(
@@ -205,7 +205,7 @@ def test_impossible_recipes_are_refused(values: dict[str, object], message: str)
 
 
 @pytest.mark.real_data
-@pytest.mark.skipif(not DATA.is_dir(), reason="no ../shared/data beside the checkout")
+@pytest.mark.skipif(not DATA.is_dir(), reason="no ../shared/data next to the checkout")
 def test_encyclopedia_articles_pass_the_rules_made_for_good_text() -> None:
     table = pq.read_table(DATA / "corpus" / "wikipedia_en-00002-of-00008.parquet", columns=["text"])
     cleaner = Filter(Cleaning.of({"languages": ["en"], "gopher": {}, "min_words": 50, "max_words": 100_000}))

@@ -139,7 +139,7 @@ def test_only_the_processes_of_a_dead_worker_are_killed() -> None:
         assert clear(about) is None, "the kernel killed no process"
         assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
         ours: WorkerProcess = {"host": "here", "process": os.getpid(), "created": 0.0, "memory_kills": None}
-        assert clear(ours) is None, "its number was given to this process, which lives"
+        assert clear(ours) is None, "a live process has the same process id"
         kills = memory_kills()
         if kills is not None:
             assert "GiB are free on the node" in str(clear({**about, "memory_kills": kills - 1}))

@@ -94,7 +94,7 @@ def test_waits_retries_and_endings_are_counted(told: Told, ids: list[str]) -> No
     assert value("stillhouse_job_attempts_total", kind=kind) == 2
     assert value("stillhouse_job_retries_total", kind=kind, cause="node") == 1
     assert value("stillhouse_jobs_ended_total", kind=kind, state="failed") == 1
-    assert value("stillhouse_job_wait_seconds_count", kind=kind) == 1, "the first attempt ends a wait, no other"
+    assert value("stillhouse_job_wait_seconds_count", kind=kind) == 1, "only the first attempt ends a wait"
     assert value("stillhouse_job_wait_seconds_sum", kind=kind) == pytest.approx(30)
     assert value("stillhouse_job_seconds_sum", kind=kind) == 100
 

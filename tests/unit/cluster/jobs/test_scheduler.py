@@ -145,7 +145,7 @@ class Simulation:
         now = 0.0
         while self._waiting or self._running:
             self._start(now)
-            assert self._running, "jobs wait, and nothing runs"
+            assert self._running, "jobs wait although no job runs"
             now = min(end for end, *_ in self._running)
             self._running = [one for one in self._running if one[0] > now]
         return self.begins
@@ -162,8 +162,8 @@ class Simulation:
             self.begins[name] = now
         self._note_promise()
         for name, found_node in self._look().items():
-            assert min(found_node.free.values()) >= -1e-9, f"more runs on {name} than it has"
-            assert not found_node.exclusive or len(found_node.running) == 1, "somebody is beside one that is alone"
+            assert min(found_node.free.values()) >= -1e-9, f"{name} is overcommitted"
+            assert not found_node.exclusive or len(found_node.running) == 1, "an exclusive job shares its node"
 
     def _note_promise(self) -> None:
         """The first job starts no later than it would without the later jobs."""

@@ -32,7 +32,7 @@ def test_a_description_survives_its_file_in_order(tmp_path):
     written.write(tmp_path)
     found = export_spec.read(tmp_path)
     assert found == written
-    assert list(found.outputs) == ["start_logits", "end_logits"], "ExecuTorch knows outputs by their order alone"
+    assert list(found.outputs) == ["start_logits", "end_logits"], "ExecuTorch identifies outputs by their order"
     assert found.lengths == (8, 16)
     assert description(files={"any": "model.onnx"}).lengths is None
     with pytest.raises(errors.StageError, match=r"it has no runtime\.json"):

@@ -158,7 +158,7 @@ def test_recorded_values_are_served() -> None:
             'stillhouse_run_info{precision="fp16",run="served"}': "1.0",
         }.items()
     )
-    assert not [name for name in lines if "_created" in name], "series that nobody has declared"
+    assert not [name for name in lines if "_created" in name], "undeclared series"
     with pytest.raises(OSError, match="in use"):
         exporter.serve(port)
 
@@ -167,7 +167,7 @@ def test_a_run_is_called_after_its_pipeline_too() -> None:
     assert metrics.run_name(Path("/shared/distilbert/runs/student")) == "distilbert/student"
     assert metrics.run_name(Path("/shared/alone")) == "alone"
     made = commit.staging(Path("/shared/distilbert/teacher")) / teacher.RUN
-    assert metrics.run_name(made) == "distilbert/teacher", "not every teacher is called run"
+    assert metrics.run_name(made) == "distilbert/teacher", "the name of a teacher contains its pipeline"
 
 
 def test_the_newest_line_is_found_however_long_the_file_is(tmp_path: Path) -> None:

@@ -172,7 +172,7 @@ def test_names_of_special_tokens_are_text_and_nothing_is_cut(tmp_path: Path) -> 
 
 
 @pytest.mark.real_data
-@pytest.mark.skipif(not DATA.exists(), reason="no real data beside the checkout")
+@pytest.mark.skipif(not DATA.exists(), reason="no real data next to the checkout")
 def test_real_articles_have_the_ids_of_berts_tokenizer() -> None:
     import pyarrow.parquet as pq
 

@@ -94,7 +94,7 @@ def test_a_regression_student_is_named_and_known_again(tmp_path):
     graph = onnx.load(exported.path / "model.onnx")
     assert graph.opset_import[0].version == exported.facts["opset"] == 18
     everything = (exported.path / "model.onnx").read_bytes()
-    assert str(Path(onnx_export.__file__).parent).encode() not in everything, "paths of this machine lie in the graph"
+    assert str(Path(onnx_export.__file__).parent).encode() not in everything, "the graph contains local paths"
 
 
 def test_an_export_further_than_the_tolerance_is_refused_and_leaves_nothing(tmp_path):

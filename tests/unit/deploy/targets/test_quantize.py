@@ -112,7 +112,7 @@ def test_the_wrong_model_or_export_is_refused(model, exported, tmp_path):
 
 @pytest.mark.long
 @pytest.mark.real_data
-@pytest.mark.skipif(not REAL.is_dir(), reason="no ../shared/data/models/minilm-l6-mlm beside the checkout")
+@pytest.mark.skipif(not REAL.is_dir(), reason="no ../shared/data/models/minilm-l6-mlm next to the checkout")
 def test_a_trained_model_keeps_its_words_in_int8(tmp_path):
     recipe = onnx_export.Export(probe=Probe(lengths=(8, 30), rows=2))
     exported = stage.execute(onnx_export.STAGE, recipe, {"model": REAL}, tmp_path / "onnx")

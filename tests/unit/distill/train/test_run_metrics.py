@@ -61,7 +61,7 @@ def test_a_stopwatch_attributes_time_to_parts_of_a_step(monkeypatch: pytest.Monk
     assert tuple(seconds) == PARTS
     wanted = {"data": 4, "communication": 8, "backward": 2}
     assert seconds == pytest.approx({part: wanted.get(part, 0) for part in PARTS})
-    assert not any(watch.read().values()), "what was read is not read again"
+    assert not any(watch.read().values()), "values are read once"
 
 
 def test_a_stopwatch_costs_next_to_nothing() -> None:
@@ -117,7 +117,7 @@ def test_what_was_logged_is_shown(schedule: Schedule) -> None:
     live.begin(10)
     live.show_steps([line(11, schedule, gradient_norm=70.0), line(12, schedule, gradient_norm=float("inf"))])
     assert value("stillhouse_step", run="shown") == 12
-    assert value("stillhouse_gradient_norm", run="shown") == 70, "the largest that is a number"
+    assert value("stillhouse_gradient_norm", run="shown") == 70, "the largest finite value"
     assert value("stillhouse_loss_scale", run="shown") == 64
     assert value("stillhouse_rows_total", run="shown") == 16
     assert value("stillhouse_tokens_total", run="shown") == 2 * schedule.first.tokens_per_step

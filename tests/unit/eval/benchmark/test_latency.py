@@ -262,7 +262,7 @@ def test_the_shipped_recipe_is_the_documented_one() -> None:
 
 @pytest.mark.long
 @pytest.mark.real_data
-@pytest.mark.skipif(not DATA.is_dir(), reason="no ../shared/data beside the checkout")
+@pytest.mark.skipif(not DATA.is_dir(), reason="no ../shared/data next to the checkout")
 def test_the_papers_table_at_full_size_on_a_few_real_pairs(tmp_path: Path) -> None:
     inputs = {"pairs": DATA / "glue/stsb", "bert_base": DATA / "models/bert-base-uncased"}
     recipe = load(BenchmarkRecipe, "baselines", ["pairs.limit=4", "turn=2", "warmup=0"])

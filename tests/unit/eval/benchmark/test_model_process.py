@@ -66,7 +66,7 @@ def test_an_export_is_timed_by_itself(export: Path, tmp_path: Path) -> None:
         turn = process.turn(2, 6)
         assert len(turn.ms) == 4
         assert min(turn.ms) > 0
-        assert turn.joules == 0, "the counter stood still, and was there"
+        assert turn.joules == 0, "the counter exists and did not move"
         with pytest.raises(ModelProcessError, match=r"student onnx: IndexError: list index out of range"):
             process.turn(6, 9)
 
@@ -98,7 +98,7 @@ def test_a_runtime_brings_its_operators_into_a_new_process(tmp_path: Path) -> No
     )
     with ModelProcess(Opening("student executorch-int8", "export", made.path, 1)) as process:
         process.take(inputs(tmp_path / "inputs.npz", 1))
-        assert process.first() > 0, "embeddings of 8 bits are in a library of their own"
+        assert process.first() > 0, "8-bit embeddings are in a separate library"
 
 
 def test_a_process_that_dies_is_named(export: Path) -> None:

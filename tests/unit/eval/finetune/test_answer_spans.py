@@ -146,7 +146,7 @@ def test_the_loss_does_not_see_padding() -> None:
 
 
 @pytest.mark.real_data
-@pytest.mark.skipif(not DATA.is_dir(), reason="no ../shared/data beside the checkout")
+@pytest.mark.skipif(not DATA.is_dir(), reason="no ../shared/data next to the checkout")
 def test_real_squad_answers_come_back_from_their_tokens() -> None:
     """All answers of 200 questions of the real dev set are recovered from their tokens."""
     data = questions_from_folder(TASKS["squad"], DATA / "squad")

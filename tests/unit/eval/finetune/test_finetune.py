@@ -203,7 +203,9 @@ def test_a_halved_recipe_makes_the_same_thing() -> None:
     assert sizes == [8, 4, 2, 1]
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="on a CPU long examples go through the model by ones and twos")
+@pytest.mark.skipif(
+    torch.cuda.is_available(), reason="on a CPU the micro-batches of long examples have one or two rows"
+)
 def test_half_is_half_of_what_the_longest_examples_have() -> None:
     assert STAGE.halved is not None
     half = STAGE.halved(Finetune.of({"task": "rte", "batch": 32, "max_length": 256}))
@@ -323,7 +325,7 @@ def test_a_diverging_run_stops(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rows", "says"), [(40, "the held-out loss is nan after epoch 1"), (2, "at least two training examples")]
 )
-def test_early_stopping_without_a_finite_score_is_refused(rows: int, says: str, tmp_path: Path) -> None:
+def test_early_stopping_needs_a_finite_held_out_loss(rows: int, says: str, tmp_path: Path) -> None:
     model, data = tiny.distilbert(tmp_path / "model"), sentiment(tmp_path / "data", rows)
     weights = safetensors.torch.load_file(model / "model.safetensors")
     weights["distilbert.embeddings.LayerNorm.weight"].fill_(float("inf"))

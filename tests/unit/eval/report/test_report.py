@@ -233,7 +233,7 @@ def test_markdown_tables_are_whole(small_report: Path) -> None:
     text = (small_report / "report.md").read_text()
     assert "\n\n\n" not in text
     for before, line in itertools.pairwise(lines):
-        assert not line.startswith("#") or before == "", f"{line} stands alone"
+        assert not line.startswith("#") or before == "", f"no empty line before {line}"
 
 
 def test_the_markdown_report_has_its_charts(small_report: Path) -> None:
@@ -370,7 +370,7 @@ def test_exports_without_a_score_are_drawn_at_their_model_s_score(complete_resul
     scale = score_charts._scale(report, None)
     assert scale is not None
     points = {(row["model"], row["form"]): score_charts._point(row, scale) for row in report["latency"]["first"]}
-    assert points.pop(("bert_base", "pytorch")) is None, "nobody scored it"
+    assert points.pop(("bert_base", "pytorch")) is None, "it has no score"
     student = {form: point for (model, form), point in points.items() if model == "student" and point is not None}
     assert len(points) == 14
     assert student["openvino-int8"].score == pytest.approx(student["pytorch"].score - 0.9)

@@ -226,7 +226,7 @@ REAL = {
 
 
 @pytest.mark.real_data
-@pytest.mark.skipif(not DATA.is_dir(), reason="no ../shared/data beside the checkout")
+@pytest.mark.skipif(not DATA.is_dir(), reason="no ../shared/data next to the checkout")
 @pytest.mark.parametrize("name", REAL)
 def test_every_real_glue_task_is_read_whole(name: str) -> None:
     found = from_folder(TASKS[name], DATA / "glue" / name)
@@ -240,7 +240,7 @@ def test_every_real_glue_task_is_read_whole(name: str) -> None:
 
 
 @pytest.mark.real_data
-@pytest.mark.skipif(not DATA.is_dir(), reason="no ../shared/data beside the checkout")
+@pytest.mark.skipif(not DATA.is_dir(), reason="no ../shared/data next to the checkout")
 def test_real_imdb_is_read_whole() -> None:
     found = from_folder(TASKS["imdb"], DATA / "imdb")
     assert (len(found.train), len(found.dev[0])) == (25000, 25000)
