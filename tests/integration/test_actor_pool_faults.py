@@ -61,13 +61,13 @@ def _contents(path: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def whole(folder: Path) -> dict[str, str]:
+def uninterrupted_files(folder: Path) -> dict[str, str]:
     """Files of an uninterrupted run."""
     _driver(folder, folder / "whole", tiny_pipeline.environment()).finish()
     return _contents(folder / "whole")
 
 
-def test_an_actor_that_is_killed(folder: Path, tmp_path: Path, whole: dict[str, str]) -> None:
+def test_an_actor_that_is_killed(folder: Path, tmp_path: Path, uninterrupted_files: dict[str, str]) -> None:
     driver = _driver(folder, tmp_path / "tokens", tiny_pipeline.environment())
     _await_shards(driver, 4)
     family = psutil.Process(driver.process.pid)
@@ -75,12 +75,12 @@ def test_an_actor_that_is_killed(folder: Path, tmp_path: Path, whole: dict[str, 
     ray_clusters.actors(family.children(recursive=True))[0].kill()
     said = driver.finish()
     assert said.count(" died: its unit is replaced") == 1
-    assert _contents(tmp_path / "tokens") == whole
+    assert _contents(tmp_path / "tokens") == uninterrupted_files
 
 
 @SHARED
 @pytest.mark.parametrize("how", ["killed", pytest.param("cut off", marks=pytest.mark.rare)])
-def test_a_node_that_is_lost(folder: Path, tmp_path: Path, whole: dict[str, str], how: str) -> None:
+def test_a_node_that_is_lost(folder: Path, tmp_path: Path, uninterrupted_files: dict[str, str], how: str) -> None:
     with ray_clusters.running_cluster(tmp_path, nodes=2, isolated=True) as cluster:
         driver = _driver(folder, tmp_path / "tokens", cluster.environment)
         _await_shards(driver, 4)
@@ -92,19 +92,21 @@ def test_a_node_that_is_lost(folder: Path, tmp_path: Path, whole: dict[str, str]
             lost.cut()
         said = driver.finish()
     assert "the node of a worker at documents-" in said
-    assert _contents(tmp_path / "tokens") == whole
+    assert _contents(tmp_path / "tokens") == uninterrupted_files
 
 
 @pytest.mark.rare
 @SHARED
-def test_a_node_that_comes_later_is_put_to_work(folder: Path, tmp_path: Path, whole: dict[str, str]) -> None:
+def test_a_node_that_comes_later_is_put_to_work(
+    folder: Path, tmp_path: Path, uninterrupted_files: dict[str, str]
+) -> None:
     with ray_clusters.running_cluster(tmp_path, nodes=1, isolated=True) as cluster:
         driver = _driver(folder, tmp_path / "tokens", cluster.environment)
         _await_shards(driver, 2)
         late = cluster.add()
         driver.await_that(lambda: bool(ray_clusters.actors(late.processes())))
         driver.finish()
-    assert _contents(tmp_path / "tokens") == whole
+    assert _contents(tmp_path / "tokens") == uninterrupted_files
 
 
 @pytest.mark.rare
@@ -112,7 +114,7 @@ def test_a_node_that_comes_later_is_put_to_work(folder: Path, tmp_path: Path, wh
     "number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM], ids=["killed", "interrupted", "terminated"]
 )
 def test_a_driver_that_is_stopped_and_started_again(
-    folder: Path, tmp_path: Path, whole: dict[str, str], number: signal.Signals
+    folder: Path, tmp_path: Path, uninterrupted_files: dict[str, str], number: signal.Signals
 ) -> None:
     with ray_clusters.running_cluster(tmp_path, nodes=2, isolated=ray_clusters.namespaces_work()) as cluster:
         driver = _driver(folder, tmp_path / "tokens", cluster.environment)
@@ -131,7 +133,7 @@ def test_a_driver_that_is_stopped_and_started_again(
         rewritten = [name for name in before if _rows(tmp_path, name).stat().st_mtime_ns != written[name]]
     assert rewritten == [], "finished shards are not repeated"
     assert f"{SHARDS} shards" in said
-    assert _contents(tmp_path / "tokens") == whole
+    assert _contents(tmp_path / "tokens") == uninterrupted_files
 
 
 def _rows(folder: Path, done: str) -> Path:

@@ -55,7 +55,7 @@ def tab(browser) -> Iterator[chromium.Tab]:
 
 
 @contextlib.contextmanager
-def opened(tab: chromium.Tab, page: artifact.Artifact) -> Iterator[tuple[ResultInbox, int]]:
+def open_page(tab: chromium.Tab, page: artifact.Artifact) -> Iterator[tuple[ResultInbox, int]]:
     """The page, loaded in the tab, and its server."""
     inbox = phone_setup.result_inbox(page)
     with serving(inbox, "127.0.0.1", 0) as port:
@@ -115,13 +115,13 @@ def test_a_job_waits_for_a_phone_and_gets_its_numbers(tab, page, tmp_path, caplo
 
 
 def wait_for_link(caplog) -> str:
-    found = wait_until(lambda: re.search(r"http://127\.0\.0\.1:\d+/\?t=\S+", caplog.text), seconds=60, what="the link")
+    found = wait_until(lambda: re.search(r"http://127\.0\.0\.1:\d+/\?t=\S+", caplog.text), what="the link")
     return found[0]
 
 
 def test_a_typed_question_is_answered_as_the_models_do(tab, page, exports):
     passage = "A train leaves the station every morning."
-    with opened(tab, page):
+    with open_page(tab, page):
         ask(tab, passage, QUESTION)
         for role, export in exports.items():
             scores = span_scores(export, passage)
@@ -173,7 +173,7 @@ def span_scores(export: Path, passage: str) -> dict[tuple[int, int], float]:
 )
 def test_javascript_tokenizes_like_the_tokenizer(tab, page, exports, odd):
     """Pieces with their offsets, and the ids that the model was trained with."""
-    with opened(tab, page):
+    with open_page(tab, page):
         script = (
             "(async () => { const { Tokenizer } = await import('./libraries/tokenizers.min.mjs');"
             "const { piecesOf } = await import('./words.js');"
@@ -231,7 +231,7 @@ PAGES_KEPT = """
 
 def test_caching_the_page_shows_its_progress(tab, page):
     tab("addScriptToEvaluateOnNewDocument", "Page", source=RECORD_STATES)
-    with opened(tab, page):
+    with open_page(tab, page):
         states = tab.run("window.states")
         kept, news = tab.run(PAGES_KEPT), tab.run("window.news")
         assert tab.complaints() == []
@@ -267,7 +267,7 @@ def test_an_incomplete_download_is_not_cached(tab, page, monkeypatch, fault):
         return response
 
     monkeypatch.setattr(page_server._Server, "_file", spoilt)
-    with opened(tab, page):
+    with open_page(tab, page):
         assert "does not work offline" in text(tab, "state")
         assert tab.run("document.getElementById('offline').hidden")
         assert tab.run(PAGES_KEPT) == 0
@@ -328,7 +328,7 @@ def test_results_of_one_job_are_never_sent_to_another(tab, page):
 
 
 def test_the_page_shows_why_no_backend_works(tab, page):
-    with opened(tab, page):
+    with open_page(tab, page):
         script = (
             "(async () => { const { measureAll } = await import('./measuring.js');"
             "const { models } = await (await fetch('page.json')).json();"
@@ -340,7 +340,7 @@ def test_the_page_shows_why_no_backend_works(tab, page):
 
 
 def test_licenses_open_from_the_cached_page(tab, page):
-    with opened(tab, page):
+    with open_page(tab, page):
         tab.wait("navigator.serviceWorker.controller !== null")
         tab.run("document.querySelector('details').open = true; document.querySelector('details a').click()")
         tab.wait("location.pathname.endsWith('LICENCES.md') && document.readyState === 'complete'")
@@ -355,7 +355,7 @@ def test_without_the_token_the_server_shows_a_refusal(tab, page):
 
 
 def test_the_page_still_answers_after_stopping(tab, page):
-    with opened(tab, page) as (inbox, _):
+    with open_page(tab, page) as (inbox, _):
         tab.run("document.getElementById('measure').click()")
         tab.wait("document.getElementById('stop').hidden === false")
         tab.run("document.getElementById('stop').click()")
@@ -404,7 +404,7 @@ NAMELESS = """
 @pytest.fixture
 def measured(tab, page) -> Iterator[chromium.Tab]:
     """A page that shows everything it can."""
-    with opened(tab, page) as (inbox, _):
+    with open_page(tab, page) as (inbox, _):
         tab.run("document.getElementById('ask').requestSubmit()")
         tab.wait("document.querySelectorAll('.answer').length === 2")
         tab.wait(READY)

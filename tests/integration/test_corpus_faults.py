@@ -62,7 +62,7 @@ def _environment() -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def whole(recipe: Path) -> artifact.Artifact:
+def uninterrupted_corpus(recipe: Path) -> artifact.Artifact:
     """The corpus of an uninterrupted run."""
     _driver(recipe, recipe.parent / "whole", _environment()).finish()
     found = artifact.verify(recipe.parent / "whole", "corpus")
@@ -71,14 +71,14 @@ def whole(recipe: Path) -> artifact.Artifact:
     return found
 
 
-def _same(path: Path, whole: artifact.Artifact) -> None:
+def _check_same(path: Path, uninterrupted_corpus: artifact.Artifact) -> None:
     found = artifact.verify(path, "corpus")
-    assert found.facts == whole.facts
-    assert found.files == whole.files
+    assert found.facts == uninterrupted_corpus.facts
+    assert found.files == uninterrupted_corpus.files
 
 
 @pytest.mark.rare
-def test_an_actor_that_is_killed(recipe: Path, tmp_path: Path, whole: artifact.Artifact) -> None:
+def test_an_actor_that_is_killed(recipe: Path, tmp_path: Path, uninterrupted_corpus: artifact.Artifact) -> None:
     driver = _driver(recipe, tmp_path / "corpus", _environment())
     driver.await_that(lambda: len(driver.done()) >= 10)
     family = psutil.Process(driver.process.pid)
@@ -86,13 +86,13 @@ def test_an_actor_that_is_killed(recipe: Path, tmp_path: Path, whole: artifact.A
     ray_clusters.actors(family.children(recursive=True))[0].kill()
     said = driver.finish()
     assert said.count(" died: its unit is replaced") == 1
-    _same(tmp_path / "corpus", whole)
+    _check_same(tmp_path / "corpus", uninterrupted_corpus)
 
 
 @pytest.mark.rare
 @pytest.mark.skipif(not ray_clusters.namespaces_work(), reason="only root can give nodes networks of their own")
 @pytest.mark.parametrize("how", ["killed", "cut off"])
-def test_a_node_that_is_lost(recipe: Path, tmp_path: Path, whole: artifact.Artifact, how: str) -> None:
+def test_a_node_that_is_lost(recipe: Path, tmp_path: Path, uninterrupted_corpus: artifact.Artifact, how: str) -> None:
     with ray_clusters.running_cluster(tmp_path, isolated=True) as cluster:
         cluster.environment["PYTHONPATH"] = _environment()["PYTHONPATH"]
         for _ in range(2):
@@ -106,10 +106,12 @@ def test_a_node_that_is_lost(recipe: Path, tmp_path: Path, whole: artifact.Artif
             cluster.nodes[2].cut()
         said = driver.finish()
     assert "the node of a worker at " in said
-    _same(tmp_path / "corpus", whole)
+    _check_same(tmp_path / "corpus", uninterrupted_corpus)
 
 
-def test_a_driver_that_is_killed_and_started_again(recipe: Path, tmp_path: Path, whole: artifact.Artifact) -> None:
+def test_a_driver_that_is_killed_and_started_again(
+    recipe: Path, tmp_path: Path, uninterrupted_corpus: artifact.Artifact
+) -> None:
     driver = _driver(recipe, tmp_path / "corpus", _environment())
     driver.await_that(lambda: len(driver.done()) >= 10)
     family = psutil.Process(driver.process.pid).children(recursive=True)
@@ -123,4 +125,4 @@ def test_a_driver_that_is_killed_and_started_again(recipe: Path, tmp_path: Path,
     again.await_that(lambda: len(again.done()) > len(before) + 5)
     assert {name: when for name, when in again.done().items() if name in before} == before
     again.finish()
-    _same(tmp_path / "corpus", whole)
+    _check_same(tmp_path / "corpus", uninterrupted_corpus)

@@ -166,7 +166,7 @@ def folder(training_folder: Path) -> Path:
     return training_folder
 
 
-def call(folder: Path, out: Path, **changes: object) -> tuple[Call, Distillation]:
+def make_call(folder: Path, out: Path, **changes: object) -> tuple[Call, Distillation]:
     placement = {"workers": 2, "rows_per_device": 2, "log_every": 1, "save_every": 5, "validate_every": 20}
     values = {**RECIPE, "steps": 40, "placement": placement, **changes}
     inputs = {"tokens": folder / "tokens", "teacher": folder / "teacher"}
@@ -182,7 +182,7 @@ def test_a_killed_worker_ends_in_a_finished_run_with_the_same_curve(
     killed: list[int] = []
     killer = threading.Thread(target=kill_a_worker_at, args=(run, 10, killed))
     killer.start()
-    asked, training = call(folder, run.path)
+    asked, training = make_call(folder, run.path)
     on_workers(asked, training, run)
     killer.join()
     assert killed
@@ -207,13 +207,13 @@ def kill_a_worker_at(run: Run, step: int, killed: list[int]) -> None:
 
 @pytest.mark.long
 def test_user_errors_are_one_line_and_not_retried(folder: Path, tmp_path: Path, ray_of_three_cpus: None) -> None:
-    asked, training = call(folder, tmp_path / "run", student={"layers": [0, 9]})
+    asked, training = make_call(folder, tmp_path / "run", student={"layers": [0, 9]})
     with pytest.raises(LaunchError, match=r"student.layers \[0, 9\] does not fit a teacher of 4 layers"):
         on_workers(asked, training, Run(tmp_path / "run"))
 
 
 def test_more_workers_than_the_cluster_has_are_refused(folder: Path, tmp_path: Path, ray_of_three_cpus: None) -> None:
-    asked, training = call(folder, tmp_path / "run", placement={"workers": 64})
+    asked, training = make_call(folder, tmp_path / "run", placement={"workers": 64})
     with pytest.raises(LaunchError, match="asks for 64 workers, the cluster has room for 3"):
         on_workers(asked, training, Run(tmp_path / "run"))
 

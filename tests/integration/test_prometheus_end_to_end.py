@@ -56,7 +56,7 @@ class Seen:
 
 
 class Ticking(threading.Thread):
-    """Advances the script every half second; its training stops while ``stuck`` is set."""
+    """Advances the script every half second; its training stops while ``stalls`` is set."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
@@ -76,7 +76,7 @@ class Ticking(threading.Thread):
 
 
 @pytest.fixture(scope="module")
-def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
+def observed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
     folder = tmp_path_factory.mktemp("seen")
     tokens_artifact.make(folder)
     ours, foreign, real = free_port(), free_port(), free_port()
@@ -88,14 +88,14 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
     with (
         webhook.listening(),
         servers.alertmanager(folder, webhook) as alerts_to,
-        servers.prometheus(folder, targets, _hasty(folder / "rules"), alerts_to) as source,
+        servers.prometheus(folder, targets, _shorten_durations(folder / "rules"), alerts_to) as source,
     ):
         _train(folder, real)
         yield Seen(source, webhook, folder / "run", script)
     script.stop()
 
 
-def _hasty(folder: Path) -> Path:
+def _shorten_durations(folder: Path) -> Path:
     """The shipped rules with a second in place of every ``for`` duration."""
     folder.mkdir()
     for path in (generate.FOLDER / "rules").glob("*.yaml"):
@@ -128,24 +128,24 @@ def _window() -> Window:
 
 
 @pytest.mark.parametrize("panel", _panels())
-def test_a_panel_has_something_to_show(seen: Seen, panel: Panel) -> None:
+def test_a_panel_has_something_to_show(observed: Seen, panel: Panel) -> None:
     def every_query_is_answered() -> bool:
-        answers = [seen.source.lines(replace(panel, queries=(query,)), _window()) for query in panel.queries]
+        answers = [observed.source.lines(replace(panel, queries=(query,)), _window()) for query in panel.queries]
         return all(any(math.isfinite(value) for line in lines for value in line.values) for lines in answers)
 
-    wait_until(every_query_is_answered, seconds=60, what=panel.title)
+    wait_until(every_query_is_answered, what=panel.title)
 
 
 @pytest.mark.parametrize("board", generate.BOARDS, ids=lambda board: board.uid)
-def test_the_choices_of_a_dashboard_have_values(seen: Seen, board: Board) -> None:
+def test_the_choices_of_a_dashboard_have_values(observed: Seen, board: Board) -> None:
     for variable, query in zip(board.variables, picture_data.variables(board), strict=True):
-        found = seen.source.get("query", {"query": picture_data.filled(query.expr, _window())})["result"]
+        found = observed.source.get("query", {"query": picture_data.filled(query.expr, _window())})["result"]
         label = variable.query.rpartition(", ")[2].rstrip(")")
         assert {one["metric"].get(label, "") for one in found} - {""}, variable.name
 
 
-def test_every_declared_series_is_in_prometheus(seen: Seen) -> None:
-    names = set(seen.source.get("label/__name__/values", {}))
+def test_every_declared_series_is_in_prometheus(observed: Seen) -> None:
+    names = set(observed.source.get("label/__name__/values", {}))
     wanted = {f"{name}_count" if _is_histogram(name) else name for name in monitoring_series.declared()}
     assert sorted(wanted - names) == []
     assert sorted(monitoring_series.recorded() - names) == []
@@ -156,13 +156,13 @@ def _is_histogram(name: str) -> bool:
     return bool(family.type == "histogram")
 
 
-def test_prometheus_agrees_with_the_log_of_a_real_run(seen: Seen) -> None:
+def test_prometheus_agrees_with_the_log_of_a_real_run(observed: Seen) -> None:
     """Compares values of the last scraped step; the log may have later ones."""
-    steps = [line for line in read_metrics(seen.run / "metrics.jsonl") if line["kind"] == "train"]
+    steps = [line for line in read_metrics(observed.run / "metrics.jsonl") if line["kind"] == "train"]
     assert steps[-1]["step"] == STEPS
 
     def last(name: str, more: str = "") -> float | None:
-        return seen.value(f'last_over_time({name}{{cluster="{REAL}", run="run"{more}}}[10m])')
+        return observed.value(f'last_over_time({name}{{cluster="{REAL}", run="run"{more}}}[10m])')
 
     assert last("stillhouse_steps") == STEPS
     step = int(last("stillhouse_step") or 0)
@@ -173,12 +173,12 @@ def test_prometheus_agrees_with_the_log_of_a_real_run(seen: Seen) -> None:
     assert last("stillhouse_workers") == last("stillhouse_node_workers") == 2
 
 
-def test_a_real_step_is_the_sum_of_its_parts(seen: Seen) -> None:
+def test_a_real_step_is_the_sum_of_its_parts(observed: Seen) -> None:
     """The measured parts of a step of both workers add up to nearly the whole step."""
     of = f'cluster="{REAL}", run="run"'
     parts = {
         one["metric"]["part"]: float(one["value"][1])
-        for one in seen.source.get(
+        for one in observed.source.get(
             "query", {"query": f'last_over_time(stillhouse_step_part_seconds{{{of}, worker="mean"}}[10m])'}
         )["result"]
     }
@@ -186,38 +186,38 @@ def test_a_real_step_is_the_sum_of_its_parts(seen: Seen) -> None:
     assert all(seconds > 0 for seconds in parts.values())
     slowest = f'last_over_time(stillhouse_step_part_seconds{{{of}, worker="slowest"}}[10m])'
     mean = f'last_over_time(stillhouse_step_part_seconds{{{of}, worker="mean"}}[10m])'
-    assert (seen.value(f"min({slowest} / on (part) {mean})") or 0.0) >= 1
-    step = max(line["step_seconds"] for line in read_metrics(seen.run / "metrics.jsonl") if line["kind"] == "train")
+    assert (observed.value(f"min({slowest} / on (part) {mean})") or 0.0) >= 1
+    step = max(line["step_seconds"] for line in read_metrics(observed.run / "metrics.jsonl") if line["kind"] == "train")
     assert sum(parts.values()) < 1.5 * step
 
 
-def test_a_real_run_fills_what_training_declares(seen: Seen) -> None:
-    found = seen.source.get("series", {"match[]": f'{{__name__=~"stillhouse.*", cluster="{REAL}", run="run"}}'})
+def test_a_real_run_fills_what_training_declares(observed: Seen) -> None:
+    found = observed.source.get("series", {"match[]": f'{{__name__=~"stillhouse.*", cluster="{REAL}", run="run"}}'})
     filled = {one["__name__"] for one in found}
     of_runs = {name for name, metric in monitoring_series.declared().items() if "run" in metric._labelnames}
     missing = {name for name in of_runs - filled if not name.startswith(tuple(OF_OTHERS))}
     assert sorted(missing) == []
 
 
-def test_an_alert_is_sent_and_resolved(seen: Seen) -> None:
+def test_an_alert_is_sent_and_resolved(observed: Seen) -> None:
     who = {"run": simulated_service.RUN, "cluster": SCRIPTED}
-    assert seen.webhook.states(STALLED) == [], "no run had stalled"
-    seen.script.stalls.set()
-    wait_until(lambda: "firing" in seen.webhook.states(STALLED, **who), seconds=60)
-    notification = next(one for one in seen.webhook.received if one["labels"]["alertname"] == STALLED)
+    assert observed.webhook.states(STALLED) == [], "no run had stalled"
+    observed.script.stalls.set()
+    wait_until(lambda: "firing" in observed.webhook.states(STALLED, **who))
+    notification = next(one for one in observed.webhook.received if one["labels"]["alertname"] == STALLED)
     assert notification["labels"]["severity"] == "critical"
     assert re.match(rf"{simulated_service.RUN} .* no step for 1h 0m", notification["annotations"]["summary"])
-    seen.script.stalls.clear()
-    wait_until(lambda: seen.webhook.states(STALLED, **who)[-1:] == ["resolved"], seconds=60)
+    observed.script.stalls.clear()
+    wait_until(lambda: observed.webhook.states(STALLED, **who)[-1:] == ["resolved"])
 
 
-def test_a_quiet_service_has_no_other_alerts(seen: Seen) -> None:
-    firing = seen.source.get("query", {"query": f'ALERTS{{alertstate="firing", alertname!="{STALLED}"}}'})["result"]
+def test_a_quiet_service_has_no_other_alerts(observed: Seen) -> None:
+    firing = observed.source.get("query", {"query": f'ALERTS{{alertstate="firing", alertname!="{STALLED}"}}'})["result"]
     assert [one["metric"]["alertname"] for one in firing if one["metric"].get("cluster") != REAL] == []
 
 
-def test_both_dashboards_are_drawn(seen: Seen, tmp_path: Path) -> None:
-    assert dashboards_picture.draw(seen.source, _window(), tmp_path / "both.png") == 0, "panels without data"
+def test_both_dashboards_are_drawn(observed: Seen, tmp_path: Path) -> None:
+    assert dashboards_picture.draw(observed.source, _window(), tmp_path / "both.png") == 0, "panels without data"
     assert (tmp_path / "both.png").stat().st_size > 100_000
 
 

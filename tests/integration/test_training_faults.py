@@ -51,7 +51,7 @@ def folder(training_folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def whole(folder: Path) -> list[float]:
+def uninterrupted_curve(folder: Path) -> list[float]:
     """The curve of an uninterrupted run on one worker without Ray."""
     settings = ["steps=160", "rows_per_step=32", "validation_rows=8"]
     settings += [f"placement.{key}={value}" for key, value in PLACEMENT.items()]
@@ -99,7 +99,7 @@ def last_step(run: Run) -> int:
 @pytest.mark.parametrize(
     "victim", [0, pytest.param(1, marks=pytest.mark.rare)], ids=["the-first-worker", "another-worker"]
 )
-def test_a_worker_that_is_killed(folder: Path, tmp_path: Path, whole: list[float], victim: int) -> None:
+def test_a_worker_that_is_killed(folder: Path, tmp_path: Path, uninterrupted_curve: list[float], victim: int) -> None:
     driver = TrainingDriver(folder, tmp_path / "run", tiny_pipeline.environment(), workers=2)
     driver.await_step(20)
     found = training_workers(psutil.Process(driver.process.pid).children(recursive=True))
@@ -111,12 +111,14 @@ def test_a_worker_that_is_killed(folder: Path, tmp_path: Path, whole: list[float
     output = driver.finish()
     assert driver.process.returncode == 0, output
     assert "a worker died; starting again from the newest checkpoint" in output
-    assert curve(driver.run.path) == pytest.approx(whole, rel=1e-6)
+    assert curve(driver.run.path) == pytest.approx(uninterrupted_curve, rel=1e-6)
 
 
 @pytest.mark.rare
 @NETWORKS
-def test_a_node_that_is_killed_and_replaced(folder: Path, tmp_path: Path, whole: list[float], isolated: bool) -> None:
+def test_a_node_that_is_killed_and_replaced(
+    folder: Path, tmp_path: Path, uninterrupted_curve: list[float], isolated: bool
+) -> None:
     """Two workers on two nodes, then one, then two again."""
     with ray_clusters.running_cluster(tmp_path, nodes=2, isolated=isolated) as cluster:
         elastic = {"workers": {"min": 1, "max": 2}, "replace_seconds": 2.0}
@@ -135,11 +137,11 @@ def test_a_node_that_is_killed_and_replaced(folder: Path, tmp_path: Path, whole:
     assert driver.process.returncode == 0, output
     assert "room for 1 of 2 workers: continuing with 1" in output
     assert "there is room for more workers; stopped at step" in output
-    assert curve(driver.run.path) == pytest.approx(whole, rel=1e-6)
+    assert curve(driver.run.path) == pytest.approx(uninterrupted_curve, rel=1e-6)
 
 
 @NETWORKS
-def test_a_node_that_is_drained(folder: Path, tmp_path: Path, whole: list[float], isolated: bool) -> None:
+def test_a_node_that_is_drained(folder: Path, tmp_path: Path, uninterrupted_curve: list[float], isolated: bool) -> None:
     """The run saves a checkpoint before the deadline although none was due, and another node resumes from it."""
     with ray_clusters.running_cluster(tmp_path, nodes=2, isolated=isolated) as cluster:
         # No checkpoint is due before the end, and no death is tolerated.
@@ -160,11 +162,13 @@ def test_a_node_that_is_drained(folder: Path, tmp_path: Path, whole: list[float]
         output = driver.finish()
     assert driver.process.returncode == 0, output
     assert f"a node is about to leave; stopped at step {newest.step}, starting again from there" in output
-    assert curve(driver.run.path) == pytest.approx(whole, rel=1e-6)
+    assert curve(driver.run.path) == pytest.approx(uninterrupted_curve, rel=1e-6)
 
 
 @pytest.mark.rare
-def test_a_driver_that_is_terminated_ends_with_a_checkpoint(folder: Path, tmp_path: Path, whole: list[float]) -> None:
+def test_a_driver_that_is_terminated_ends_with_a_checkpoint(
+    folder: Path, tmp_path: Path, uninterrupted_curve: list[float]
+) -> None:
     # No checkpoint is due before the end.
     driver = TrainingDriver(folder, tmp_path / "run", tiny_pipeline.environment(), workers=2, save_every=1000)
     driver.await_that(lambda: last_step(driver.run) >= 10)
@@ -179,7 +183,7 @@ def test_a_driver_that_is_terminated_ends_with_a_checkpoint(folder: Path, tmp_pa
     again = TrainingDriver(folder, tmp_path / "run", tiny_pipeline.environment(), workers=2, save_every=1000)
     output = again.finish()
     assert again.process.returncode == 0, output
-    assert curve(driver.run.path) == pytest.approx(whole, rel=1e-6)
+    assert curve(driver.run.path) == pytest.approx(uninterrupted_curve, rel=1e-6)
 
 
 def hosts(cluster: Cluster) -> ray_clusters.Node:

@@ -112,7 +112,7 @@ def prometheus(
 def _running(command: list[str], log: Path, ready: str) -> Iterator[None]:
     with log.open("wb") as output, subprocess.Popen(command, stdout=output, stderr=output) as program:
         try:
-            wait_until(lambda: program.poll() is not None or _answers(ready), seconds=60, what=f"{log}: ready")
+            wait_until(lambda: program.poll() is not None or _answers(ready), what=f"{log}: ready")
             assert program.poll() is None, log.read_text(encoding="utf-8")
             yield
         finally:

@@ -22,7 +22,7 @@ def classifier(tmp_path_factory):
     return model, model_exports.onnx(model, root / "onnx")
 
 
-def described(head: str, **changes) -> export_spec.Exported:
+def export_description(head: str, **changes) -> export_spec.Exported:
     values = {
         "format": "onnx",
         "runtime": "onnxruntime",
@@ -151,9 +151,9 @@ def test_the_answer_is_found_in_whichever_window_holds_it(tmp_path):
     for place in (0, 31, 77, 142, 199):
         passage = " ".join([*words[:place], "copper", *words[place:]])
         ((best, probability),) = span_decoding.best_answers(
-            sure, described("question-answering"), tokenizer, "what", passage, 1
+            sure, export_description("question-answering"), tokenizer, "what", passage, 1
         )
         assert (best.text, best.begin) == ("copper", passage.index("copper"))
         assert probability > 0.99
     with pytest.raises(errors.StageError, match="fills all 64 tokens"):
-        span_decoding.best_answers(sure, described("question-answering"), tokenizer, "what " * 80, "copper", 1)
+        span_decoding.best_answers(sure, export_description("question-answering"), tokenizer, "what " * 80, "copper", 1)

@@ -18,7 +18,7 @@ UNITS = {"short", "s", "bytes", "Bps", "percent", "percentunit", "sci", "watt", 
 KINDS = {"timeseries", "stat", "bargauge", "table", "row"}
 
 
-def drawn(board: Board) -> dict[str, Any]:
+def read_dashboard(board: Board) -> dict[str, Any]:
     """A committed dashboard."""
     path = generate.FOLDER / "dashboards" / f"{board.uid.removeprefix('stillhouse-')}.json"
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -26,7 +26,7 @@ def drawn(board: Board) -> dict[str, Any]:
 
 
 def panels(board: Board) -> list[dict[str, Any]]:
-    return [panel for panel in drawn(board)["panels"] if panel["type"] != "row"]
+    return [panel for panel in read_dashboard(board)["panels"] if panel["type"] != "row"]
 
 
 def expressions() -> Iterator[tuple[str, str]]:
@@ -39,14 +39,14 @@ def expressions() -> Iterator[tuple[str, str]]:
 
 def variable_queries() -> Iterator[tuple[str, str]]:
     for board in generate.BOARDS:
-        for variable in drawn(board)["templating"]["list"]:
+        for variable in read_dashboard(board)["templating"]["list"]:
             if variable["type"] == "query":
                 found = re.fullmatch(r"label_values\((.*), (\w+)\)", variable["query"])
                 assert found, variable["query"]
                 yield f"{board.title}: ${variable['name']}", found[1]
 
 
-def asked() -> set[str]:
+def queried_series() -> set[str]:
     """Our series in dashboards and rules."""
     rules = [rule["expr"] for group in generate.groups() for rule in group["rules"]]
     queries = [expr for _, expr in (*expressions(), *variable_queries())]
@@ -72,12 +72,12 @@ def test_names_are_found_in_an_expression() -> None:
 
 def test_every_queried_series_exists() -> None:
     known = {*monitoring_series.declared(), *monitoring_series.recorded(), *monitoring_series.FOREIGN}
-    assert sorted(asked() - known) == []
+    assert sorted(queried_series() - known) == []
 
 
 def test_every_declared_series_is_queried() -> None:
-    assert sorted({*monitoring_series.declared(), *monitoring_series.recorded()} - asked()) == []
-    assert sorted(monitoring_series.FOREIGN - asked()) == []
+    assert sorted({*monitoring_series.declared(), *monitoring_series.recorded()} - queried_series()) == []
+    assert sorted(monitoring_series.FOREIGN - queried_series()) == []
 
 
 @pytest.mark.parametrize(("panel", "expr"), [*expressions(), *variable_queries()])
@@ -103,7 +103,7 @@ def test_no_panel_takes_the_maximum_over_different_runtimes(panel: str, expr: st
 
 @pytest.mark.parametrize("board", generate.BOARDS, ids=lambda board: board.uid)
 def test_a_dashboard_is_complete(board: Board) -> None:
-    found = drawn(board)
+    found = read_dashboard(board)
     assert found["uid"] == board.uid
     assert all(row["title"].endswith("?") for row in found["panels"] if row["type"] == "row"), (
         "the title of a row must be a question"
@@ -129,7 +129,7 @@ def test_a_dashboard_is_complete(board: Board) -> None:
 @pytest.mark.parametrize("board", generate.BOARDS, ids=lambda board: board.uid)
 def test_no_two_panels_overlap_and_no_row_has_a_gap(board: Board) -> None:
     taken: Counter[tuple[int, int]] = Counter()
-    for panel in drawn(board)["panels"]:
+    for panel in read_dashboard(board)["panels"]:
         place = panel["gridPos"]
         for y in range(place["y"], place["y"] + place["h"]):
             taken.update((x, y) for x in range(place["x"], place["x"] + place["w"]))
@@ -147,5 +147,5 @@ def test_the_dashboards_link_to_each_other_and_to_ray() -> None:
     for module in (data, default, train):
         there |= {value.default_uid for value in vars(module).values() if hasattr(value, "default_uid")}
     for board in generate.BOARDS:
-        assert {link["url"].removeprefix("/d/") for link in drawn(board)["links"]} <= there
+        assert {link["url"].removeprefix("/d/") for link in read_dashboard(board)["links"]} <= there
         assert len(board.links) >= 3

@@ -97,7 +97,7 @@ def test_actors_without_a_cpu_are_demand_for_an_autoscaler(tmp_path: Path) -> No
     def ray_status() -> str:
         return subprocess.run([*status, ray.get_runtime_context().gcs_address], capture_output=True, text=True).stdout
 
-    wait_until(lambda: "{'CPU': 1.0}: 2+ pending tasks/actors" in ray_status(), seconds=60)
+    wait_until(lambda: "{'CPU': 1.0}: 2+ pending tasks/actors" in ray_status())
     assert len(list(found)) == 39
 
 
@@ -133,4 +133,4 @@ def test_actors_are_gone_when_the_work_is_done_or_left(tmp_path: Path) -> None:
     _run(tmp_path, workers.Doubler, _units(3))
     with pytest.raises(StageError):
         _run(tmp_path, workers.Refusing, _units(4))
-    wait_until(lambda: ray.available_resources().get("CPU") == ray.cluster_resources()["CPU"], seconds=60)
+    wait_until(lambda: ray.available_resources().get("CPU") == ray.cluster_resources()["CPU"])

@@ -406,7 +406,7 @@ def _small_splits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(splits, "SPLIT_BYTES", 2_000)
 
 
-def _rich(path: Path) -> dict[str, Any]:
+def _recipe_with_every_option(path: Path) -> dict[str, Any]:
     """A recipe with every option, for sources in many pieces."""
     path.mkdir()
     long = [" ".join(tiny.ENGLISH[start : start + 4]) for start in range(40)]
@@ -428,7 +428,7 @@ def _rich(path: Path) -> dict[str, Any]:
 
 
 def test_filters_across_documents_are_counted_by_reason(tmp_path: Path) -> None:
-    made = stage.execute(STAGE, Corpus.of(_rich(tmp_path / "in")), {}, tmp_path / "out")
+    made = stage.execute(STAGE, Corpus.of(_recipe_with_every_option(tmp_path / "in")), {}, tmp_path / "out")
     assert made is not None
     dropped = made.facts["dropped"]
     assert made.facts["duplicates"] == {
@@ -458,7 +458,7 @@ def test_filters_across_documents_are_counted_by_reason(tmp_path: Path) -> None:
 @pytest.mark.long
 @pytest.mark.usefixtures("_small_splits")
 def test_the_bytes_are_the_same_for_any_number_of_actors_and_nothing_is_read_twice(tmp_path: Path) -> None:
-    recipe = _rich(tmp_path / "in")
+    recipe = _recipe_with_every_option(tmp_path / "in")
     broken = _parquet(tmp_path / "in" / "c.parquet", [text[::-1] for text in tiny.ENGLISH])
     recipe["sources"].append({"kind": "parquet", "path": str(broken), "weight": 1.0})
     del recipe["sources"][1]["limit"]  # so that every attempt needs every piece
@@ -535,7 +535,7 @@ def test_more_than_a_set_share_of_bad_documents_stops_the_run_with_examples(tmp_
 @pytest.mark.long
 @pytest.mark.usefixtures("_small_splits")
 def test_sources_and_corpus_may_be_in_an_object_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    local = _rich(tmp_path / "in")
+    local = _recipe_with_every_option(tmp_path / "in")
     with s3_server.serving(tmp_path / "requests.log") as port:
         store = s3_server.use(port, monkeypatch)
         store.put(f"{tmp_path}/in/", f"{s3_server.BUCKET}/in/", recursive=True)

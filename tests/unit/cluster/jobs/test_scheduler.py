@@ -182,7 +182,7 @@ class Simulation:
         return found
 
 
-def _draw(seed: int, nodes: int) -> tuple[list[Mapping[str, float]], list[Case]]:
+def _random_queue(seed: int, nodes: int) -> tuple[list[Mapping[str, float]], list[Case]]:
     draw = random.Random(seed)
     totals = [{"CPU": float(draw.randint(2, 8)), "GPU": float(draw.randint(0, 2))} for _ in range(nodes)]
     line = []
@@ -200,20 +200,20 @@ def _draw(seed: int, nodes: int) -> tuple[list[Mapping[str, float]], list[Case]]
 @pytest.mark.parametrize("nodes", [1, 2, 3])
 def test_random_queues_end_and_never_overcommit_a_node(nodes: int) -> None:
     for seed in range(100):
-        totals, line = _draw(seed, nodes)
+        totals, line = _random_queue(seed, nodes)
         assert len(Simulation(totals, line).run()) == len(line), seed
 
 
 def test_later_jobs_never_delay_the_first() -> None:
     for seed in range(300):
-        _compare(*_draw(seed, nodes=1))
+        _check_first_is_not_delayed(*_random_queue(seed, nodes=1))
 
 
 @pytest.mark.parametrize("nodes", [1, 2, 3])
 def test_jobs_on_the_reserved_node_bound_the_wait(nodes: int) -> None:
     promises = 0
     for seed in range(150):
-        found = Simulation(*_draw(seed, nodes))
+        found = Simulation(*_random_queue(seed, nodes))
         begins = found.run()
         promises += len(found.latest)
         late = {job: latest for job, latest in found.latest.items() if begins[job] > latest}
@@ -221,7 +221,7 @@ def test_jobs_on_the_reserved_node_bound_the_wait(nodes: int) -> None:
     assert promises > 150
 
 
-def _compare(totals: Sequence[Mapping[str, float]], line: Sequence[Case]) -> None:
+def _check_first_is_not_delayed(totals: Sequence[Mapping[str, float]], line: Sequence[Case]) -> None:
     first = plan([node(totals[0])], *[need for _, need, _ in line])
     begun = {str(job) for job in started(first)}
     head = next((number for number, case in enumerate(line) if case[0] not in begun), None)

@@ -67,7 +67,7 @@ def _make(out: Path, texts: Path, given: Path | None = None, **settings: Any) ->
     return made
 
 
-def _whole(found: rows.Rows) -> Any:
+def _all_rows(found: rows.Rows) -> Any:
     return found.take(np.arange(len(found)))
 
 
@@ -109,14 +109,14 @@ def test_rows_are_those_of_the_definition(made: artifact.Artifact, texts: Path, 
     found = rows.open_tokens(made.path)
     expected = _naive(texts, bert, part)
     assert len(expected) > 20
-    np.testing.assert_array_equal(_whole(getattr(found, part)), expected)
+    np.testing.assert_array_equal(_all_rows(getattr(found, part)), expected)
     assert made.facts[f"{part}_rows"] == len(expected)
 
 
 def test_rows_are_full_begin_with_cls_and_know_no_mask(made: artifact.Artifact) -> None:
     found = rows.open_tokens(made.path)
     for part in (found.train, found.heldout):
-        whole = _whole(part)
+        whole = _all_rows(part)
         assert whole.shape[1] == found.seq_len == SEQ_LEN
         assert (whole[:, 0] == made.facts["cls_id"]).all()
         assert not np.isin(whole[:, 1:], [made.facts["cls_id"], made.facts["mask_id"], made.facts["pad_id"]]).any()
@@ -126,7 +126,7 @@ def test_rows_are_full_begin_with_cls_and_know_no_mask(made: artifact.Artifact) 
 def test_facts_and_counts_describe_the_rows(made: artifact.Artifact, texts: Path) -> None:
     found, facts = rows.open_tokens(made.path), made.facts
     np.testing.assert_array_equal(
-        found.counts, np.bincount(_whole(found.train).reshape(-1), minlength=facts["vocab_size"])
+        found.counts, np.bincount(_all_rows(found.train).reshape(-1), minlength=facts["vocab_size"])
     )
     assert found.counts.dtype == np.int64
     assert facts["tokens"] == (len(found.train) + len(found.heldout)) * SEQ_LEN
@@ -187,7 +187,7 @@ def test_roberta_tokenizers_bring_their_own_special_tokens(tmp_path: Path, texts
     assert found.facts["sep_id"] == tokenizer.convert_tokens_to_ids("</s>")
     assert found.facts["mask_id"] == tokenizer.convert_tokens_to_ids("<mask>")
     assert found.facts["vocabulary"] == vocabulary_digest(tokenizer)
-    train = _whole(rows.open_tokens(found.path).train)
+    train = _all_rows(rows.open_tokens(found.path).train)
     assert (train[:, 0] == 0).all()
     assert tiny.ENGLISH[0].split()[1] in tokenizer.decode(train.reshape(-1))
 

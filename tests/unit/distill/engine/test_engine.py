@@ -110,7 +110,7 @@ def test_a_state_comes_back_as_it_was_given(folder: Path, workers: Workers, zero
     assert one_step(made, seed=1) == pytest.approx(one_step(fresh, seed=1), rel=1e-6)
 
 
-def quarter() -> int:
+def quarter_of_the_rows() -> int:
     """Rows of a micro-batch; every worker takes four in a step."""
     return ROWS // process_group.join(1).world_size // 4
 
@@ -134,7 +134,7 @@ def same(one: TrainingState, other: TrainingState) -> bool:
     )
 
 
-def overflow_for_ever(made: Engine) -> None:
+def overflow_until_the_end(made: Engine) -> None:
     for _ in range(20):
         one_step(made, spoil=overflowing)
 
@@ -146,7 +146,9 @@ def overflows(folder: str, zero_stage: int) -> dict[str, Any]:
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(deepspeed_engine.deepspeed.accelerator.get_accelerator(), "is_fp16_supported", lambda: True)
-        made = started(Path(folder), training("fp16", zero_stage, rows_per_device=quarter()), process_group.join(1))
+        made = started(
+            Path(folder), training("fp16", zero_stage, rows_per_device=quarter_of_the_rows()), process_group.join(1)
+        )
     one_step(made)
     before, scales = made.state(keep=True), [made.loss_scale]
     for _ in range(2):
@@ -156,7 +158,7 @@ def overflows(folder: str, zero_stage: int) -> dict[str, Any]:
     one_step(made, seed=2)
     after, skipped = made.state(keep=True), made.skipped_steps
     with pytest.raises(EngineError, match="loss scale cannot fall"):
-        overflow_for_ever(made)
+        overflow_until_the_end(made)
     return {
         "accumulation": made.accumulation,
         "scales": scales,
@@ -168,9 +170,11 @@ def overflows(folder: str, zero_stage: int) -> dict[str, Any]:
     }
 
 
-def losses_lost(folder: str, precision: str, zero_stage: int, what: str) -> list[bool]:
+def run_spoiled_steps(folder: str, precision: str, zero_stage: int, what: str) -> list[bool]:
     """Whether three steps change the state; in the second one the loss or a gradient is not finite."""
-    made = started(Path(folder), training(precision, zero_stage, rows_per_device=quarter()), process_group.join(1))
+    made = started(
+        Path(folder), training(precision, zero_stage, rows_per_device=quarter_of_the_rows()), process_group.join(1)
+    )
     states = [made.state(keep=True)]
     for seed, spoil in enumerate((None, SPOILS[what], None)):
         one_step(made, seed, spoil)
@@ -181,28 +185,28 @@ def losses_lost(folder: str, precision: str, zero_stage: int, what: str) -> list
 LOST = [("fp32", 0), *((precision, zero_stage) for precision in ("fp32", "bf16") for zero_stage in (1, 2, 3))]
 
 
-def all_spoiled(folder: str) -> dict[str, Any]:
+def run_all_spoiled_steps(folder: str) -> dict[str, Any]:
     """Every case, by name."""
     found: dict[str, Any] = {f"fp16 {zero_stage}": overflows(folder, zero_stage) for zero_stage in (1, 2, 3)}
     for precision, zero_stage in LOST:
         for what in SPOILS:
-            found[f"{what} {precision} {zero_stage}"] = losses_lost(folder, precision, zero_stage, what)
+            found[f"{what} {precision} {zero_stage}"] = run_spoiled_steps(folder, precision, zero_stage, what)
     return found
 
 
 @pytest.fixture(scope="module", params=[1, pytest.param(2, marks=pytest.mark.long)])
-def spoiled(request: pytest.FixtureRequest, folder: Path) -> list[dict[str, Any]]:
+def spoiled_steps(request: pytest.FixtureRequest, folder: Path) -> list[dict[str, Any]]:
     """Results of every case on one worker, and on two workers of which only the second has a bad micro-batch."""
     if request.param == 1:
-        return [all_spoiled(str(folder))]
-    return torchrun_workers.run_on_workers(request.param, all_spoiled, str(folder))
+        return [run_all_spoiled_steps(str(folder))]
+    return torchrun_workers.run_on_workers(request.param, run_all_spoiled_steps, str(folder))
 
 
 @pytest.mark.parametrize("zero_stage", [1, 2, 3])
 def test_an_fp16_overflow_of_one_micro_batch_skips_the_step_halves_the_scale_and_recovers(
-    spoiled: list[dict[str, Any]], zero_stage: int
+    spoiled_steps: list[dict[str, Any]], zero_stage: int
 ) -> None:
-    for case in spoiled:
+    for case in spoiled_steps:
         assert case[f"fp16 {zero_stage}"] == {
             "accumulation": 4,
             # Hysteresis is two: the first overflow only skips, the second halves the scale as well.
@@ -218,9 +222,9 @@ def test_an_fp16_overflow_of_one_micro_batch_skips_the_step_halves_the_scale_and
 @pytest.mark.parametrize("what", SPOILS)
 @pytest.mark.parametrize(("precision", "zero_stage"), LOST)
 def test_weights_stay_unchanged_after_a_loss_that_is_not_finite(
-    spoiled: list[dict[str, Any]], precision: str, zero_stage: int, what: str
+    spoiled_steps: list[dict[str, Any]], precision: str, zero_stage: int, what: str
 ) -> None:
-    for case in spoiled:
+    for case in spoiled_steps:
         assert case[f"{what} {precision} {zero_stage}"] == [True, False, False]
 
 

@@ -53,7 +53,7 @@ def traffic(folder: str, precision: str, zero_stage: int, coalesced: bool) -> fl
     return counted.bytes / parameters
 
 
-def all_traffic(folder: str) -> dict[str, float]:
+def measure_all_traffic(folder: str) -> dict[str, float]:
     found = {
         f"{precision} {zero_stage}": traffic(folder, precision, zero_stage, True) for precision, zero_stage in LAYOUTS
     }
@@ -63,7 +63,7 @@ def all_traffic(folder: str) -> dict[str, float]:
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, float]]:
     folder = tiny.bert_teacher(tmp_path_factory.mktemp("reductions"), layers=2)
-    return torchrun_workers.run_on_workers(WORKERS, all_traffic, str(folder))
+    return torchrun_workers.run_on_workers(WORKERS, measure_all_traffic, str(folder))
 
 
 @pytest.mark.parametrize(("precision", "zero_stage"), LAYOUTS)

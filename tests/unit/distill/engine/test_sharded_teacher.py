@@ -33,7 +33,7 @@ def outputs_of(folder: str, precision: str, kind: str) -> tuple[TeacherEngine, O
     return teacher_engine, teacher_engine(Batch(rows, torch.arange(12), rows.flatten()[:12]))
 
 
-def compared(folder: str, precision: str, kind: str) -> dict[str, Any]:
+def compare_with_replica(folder: str, precision: str, kind: str) -> dict[str, Any]:
     _, wanted = outputs_of(folder, precision, "replica")
     teacher_engine, found = outputs_of(folder, precision, kind)
     pairs = [(found.hidden, wanted.hidden), (found.features, wanted.features)]
@@ -48,16 +48,18 @@ def compared(folder: str, precision: str, kind: str) -> dict[str, Any]:
     }
 
 
-def all_compared(folder: str) -> dict[str, Any]:
+def compare_all_with_replicas(folder: str) -> dict[str, Any]:
     return {
-        f"{kind} {precision}": compared(folder, precision, kind) for kind in KINDS for precision in ("fp32", "bf16")
+        f"{kind} {precision}": compare_with_replica(folder, precision, kind)
+        for kind in KINDS
+        for precision in ("fp32", "bf16")
     }
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder = tiny.bert_teacher(tmp_path_factory.mktemp("teacher"), layers=1, hidden=HIDDEN)
-    return torchrun_workers.run_on_workers(WORKERS, all_compared, str(folder))
+    return torchrun_workers.run_on_workers(WORKERS, compare_all_with_replicas, str(folder))
 
 
 @pytest.mark.parametrize("kind", KINDS)

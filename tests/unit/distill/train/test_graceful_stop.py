@@ -24,7 +24,7 @@ SETTINGS = ("steps=150", "placement.log_every=1", "placement.save_every=100", "p
 
 
 @pytest.fixture(scope="module")
-def whole(folder: Path) -> list[float]:
+def uninterrupted_curve(folder: Path) -> list[float]:
     """The curve of an uninterrupted run."""
     done = train(folder, folder / "whole", 1, *SETTINGS)
     assert done.returncode == 0, done.stderr
@@ -84,7 +84,7 @@ def test_a_stopped_run_has_a_checkpoint_and_resumes(folder: Path, tmp_path: Path
 @pytest.mark.long
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_run_that_got_sigterm_resumes_to_the_same_curve(
-    folder: Path, tmp_path: Path, whole: list[float], workers: int
+    folder: Path, tmp_path: Path, uninterrupted_curve: list[float], workers: int
 ) -> None:
     run = Run(tmp_path / "run")
     started = command(folder, run.path, workers, *SETTINGS)
@@ -99,4 +99,4 @@ def test_a_run_that_got_sigterm_resumes_to_the_same_curve(
     assert f"error: stopped after step {newest.step} (SIGTERM), checkpoint written" in errors
     again = train(folder, run.path, 1, *SETTINGS)
     assert again.returncode == 0, again.stderr
-    assert curve(run.path) == pytest.approx(whole, rel=1e-6)
+    assert curve(run.path) == pytest.approx(uninterrupted_curve, rel=1e-6)

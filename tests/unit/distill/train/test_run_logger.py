@@ -42,7 +42,7 @@ def execute(folder: Path, out: Path, teacher: str = "teacher", **changes: Any) -
     stage.execute(TRAIN, recipe, {"tokens": folder / "tokens", "teacher": folder / teacher}, out)
 
 
-def started(capsys: pytest.CaptureFixture[str], given: list[str]) -> tuple[int, str]:
+def run_command(capsys: pytest.CaptureFixture[str], given: list[str]) -> tuple[int, str]:
     """Exit code and error output of a training command, run in this process without torchrun, which is faster."""
     if "torch.distributed.run" in given:
         done = subprocess.run(given, env=environment(), capture_output=True, text=True, check=False)
@@ -181,10 +181,10 @@ def test_a_damaged_newest_checkpoint_costs_its_steps_and_nothing_else(
     folder: Path, curve_of_forty_steps: list[float], tmp_path: Path, workers: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = command(folder, tmp_path / "run", workers, *LONGER)
-    assert started(capsys, given)[0] == 0
+    assert run_command(capsys, given)[0] == 0
     newest = tmp_path / "run" / "checkpoints" / "step_00000040"
     (newest / CHECKPOINT).write_bytes((newest / CHECKPOINT).read_bytes()[:-30])
-    code, output = started(capsys, given)
+    code, output = run_command(capsys, given)
     assert code == 0, output
     assert (
         "checkpoint.json was truncated or changed: set aside as .damaged-step_00000040, resuming from step 30" in output
@@ -199,7 +199,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_refused(
 ) -> None:
     execute(folder, tmp_path / "run", steps=2)
     (tmp_path / "run" / "checkpoints" / "step_00000002" / WEIGHTS).write_bytes(b"nothing")
-    code, output = started(capsys, command(folder, tmp_path / "run", 1, "steps=2"))
+    code, output = run_command(capsys, command(folder, tmp_path / "run", 1, "steps=2"))
     assert code == 1
     assert output.count("\n") == 1
     assert "every checkpoint of" in output
@@ -315,7 +315,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_update_and_names_the_rows(
     (tmp_path / "recipe.toml").write_text(toml({**RECIPE, **BLIND, "placement": EVERY_ROW}))
     swaps = {folder / "recipe.toml": tmp_path / "recipe.toml", folder / "teacher": folder / f"blind-{word}"}
     given = {str(old): str(new) for old, new in swaps.items()}
-    code, output = started(capsys, [given.get(part, part) for part in command(folder, tmp_path / "blind", workers)])
+    code, output = run_command(capsys, [given.get(part, part) for part in command(folder, tmp_path / "blind", workers)])
     assert code == 1
     error = next(line for line in output.splitlines() if line.startswith("error: "))
     found = re.search(r"loss of step (\d+) is not finite \(cosine, at training rows ([\d, ]+)", error)

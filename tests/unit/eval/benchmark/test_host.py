@@ -115,7 +115,7 @@ def test_another_program_on_the_pinned_core_is_seen() -> None:
             assert other.stdout is not None
             other.stdout.readline()
             watch = host.InterferenceMonitor(1, cores)
-            wait_until(lambda: "of the pinned cores" in (watch.conditions().unfit or ""), other, seconds=60)
+            wait_until(lambda: "of the pinned cores" in (watch.conditions().unfit or ""), other)
         finally:
             other.kill()
             other.communicate()

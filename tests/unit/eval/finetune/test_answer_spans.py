@@ -70,7 +70,7 @@ def test_a_model_that_knows_gives_the_answer_exactly(build: Any, tmp_path: Path)
     asked = questions(60)
     found = encode_questions(build(tmp_path / "model"), asked, max_length=64, stride=20)
     for number, question in enumerate(asked):
-        spans = decode(question, told(found, number, asked)).spans
+        spans = decode(question, windows_with_answer(found, number, asked)).spans
         assert spans[0].text == question.context[spans[0].begin : spans[0].end]
         # A token may extend beyond the answer ("(U.S.)" begins with a bracket), but must cover it.
         assert question.answers[0] in spans[0].text
@@ -78,7 +78,7 @@ def test_a_model_that_knows_gives_the_answer_exactly(build: Any, tmp_path: Path)
         assert sum(probabilities(spans)) == pytest.approx(1.0)
 
 
-def told(found: Windows, number: int, asked: list[Question]) -> list[tuple[Any, Any]]:
+def windows_with_answer(found: Windows, number: int, asked: list[Question]) -> list[tuple[Any, Any]]:
     """Windows of a question, with logits that point at the answer in every window that contains all of it."""
     places = targets(found, asked)
     seen = []
@@ -154,6 +154,9 @@ def test_real_squad_answers_come_back_from_their_tokens() -> None:
     assert (data.train.is_subset, data.dev[0].is_subset) == (True, False)
     asked = list(data.dev[0].sample(200).items)
     found = encode_questions(AutoTokenizer.from_pretrained(DATA / "models" / "bert-base-uncased"), asked, 384, 128)
-    exactly = sum(decode(each, told(found, n, asked)).spans[0].text == each.answers[0] for n, each in enumerate(asked))
+    exactly = sum(
+        decode(each, windows_with_answer(found, n, asked)).spans[0].text == each.answers[0]
+        for n, each in enumerate(asked)
+    )
     # A few answers are parts of tokens ("1990" of "1990s").
     assert exactly >= 197

@@ -87,7 +87,7 @@ def test_probing_scores_copies_of_deleted_checkpoints(tmp_path: Path) -> None:
         queue = client.start(tmp_path / "queue")
         watch.resume(queue)
         assert watch.begun == {5, 10}
-        wait_until(lambda: watch.look(queue) or watch.is_over, seconds=120)
+        wait_until(lambda: watch.look(queue) or watch.is_over)
     assert sorted(point["step"] for point in metrics_log.read_metrics(run / "probes.jsonl")) == [5, 10]
     left = sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
     assert left == ["step-00000005/sst2/manifest.json", "step-00000005/sst2/scores.json"]

@@ -22,13 +22,13 @@ ROOT = paths.ROOT
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shared_results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Results with every measurement."""
     return suite(tmp_path_factory.mktemp("whole") / "out")
 
 
-def test_phone_table_shows_speedup_and_time_saved(whole):
-    found = table(compare(collect(whole)))
+def test_phone_table_shows_speedup_and_time_saved(shared_results):
+    found = table(compare(collect(shared_results)))
     told = found.only("On", "Model", "p50 ms", "×", "% less time", "Size")
     rows = [[cell.text for cell in row.cells] for row in told.rows]
     assert rows[:4] == [
@@ -49,8 +49,8 @@ def test_phone_table_shows_speedup_and_time_saved(whole):
     assert found.rows[0].cells[0].source == "mobile/in-the-hand"
 
 
-def test_a_proxy_is_labelled_in_rows_finding_and_note(whole):
-    found = table(compare(collect(whole)))
+def test_a_proxy_is_labelled_in_rows_finding_and_note(shared_results):
+    found = table(compare(collect(shared_results)))
     assert [row.cells[0].text for row in found.rows[4:6]] == ["proxy, no phone"] * 2
     finding = next(line for line in found.findings if line.startswith("this-host (proxy, no phone)"))
     assert "122.0 ms on 1 thread, 1.97× as fast as the teacher in the same runtime: 49 % less time" in finding
@@ -65,8 +65,8 @@ def test_a_desktop_browser_is_labelled(tmp_path):
     assert found.rows[0].cells[0].detail == "X11; Linux, in a browser that is no phone"
 
 
-def test_findings_list_failed_and_unfit_measurements(whole):
-    findings = table(compare(collect(whole))).findings
+def test_findings_list_failed_and_unfit_measurements(shared_results):
+    findings = table(compare(collect(shared_results))).findings
     assert "in-the-hand, backend webgpu, threads 1: not measured, no adapter." in findings
     assert "this-host, model teacher, length 384, threads 4: not measured, does not fit into 1024 MB." in findings
     assert any(line.startswith("on-a-cable is unfit: the phone reached thermal status 3") for line in findings)
