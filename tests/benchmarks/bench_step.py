@@ -1,4 +1,4 @@
-"""One distillation step of ours and of the usual loop: speed, memory, utilisation, and the plan's predictions.
+"""One distillation step of ours and of the usual loop: speed, memory, utilization, and the plan's predictions.
 
 BERT-base with random weights to six of its layers, 30,522 words; the same documents, packed into full rows for ours
 and padded in batches of like lengths for the usual loop; only tokens that are not padding count.

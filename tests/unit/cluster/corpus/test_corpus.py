@@ -479,7 +479,7 @@ def test_the_bytes_are_the_same_for_any_number_of_actors_and_nothing_is_read_twi
         with pytest.raises(errors.StageError, match="not a readable Parquet file"):
             make("two", 2)
         wait_until(lambda: not actors(psutil.Process().children(recursive=True)))  # their unit is recorded
-        left = len(list((tmp_path / ".two.partial" / "pieces").glob("0*.json")))
+        left = len(list((tmp_path / ".two.partial" / "splits").glob("0*.json")))
         broken.write_bytes(whole)
         os.utime(broken, ns=(found.st_atime_ns, found.st_mtime_ns))
         two = make("two", 2)

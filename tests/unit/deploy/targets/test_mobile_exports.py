@@ -84,7 +84,7 @@ def test_openvino_calibrates_on_corpus_rows(tmp_path, family):
     values = {"probe": model_exports.PROBE, "tolerance": LOOSE, "calibration": {"rows": 8, "lengths": [8, 16]}}
     made = model_exports.make("deploy.openvino_export", tmp_path / "int8", inputs, **values)
     check(made, model, "question-answering", 0.2)
-    assert made.facts["parity"]["relative"] > 1e-5, "without a difference, nothing was quantised"
+    assert made.facts["parity"]["relative"] > 1e-5, "without a difference, nothing was quantized"
     if family == "distilbert":
         kept = model_exports.make(
             "deploy.openvino_export", tmp_path / "kept", inputs, **values, keep=["*.layer.*", "qa_outputs"]

@@ -48,7 +48,7 @@ def test_int8_is_smaller_and_still_the_model_at_any_length(model, exported, tmp_
     assert facts["format"] == "int8"
     assert facts["bytes"] == (made.path / "model.onnx").stat().st_size < 0.5 * facts["onnx_bytes"]
     assert facts["onnx_bytes"] == (exported / "model.onnx").stat().st_size
-    # Without a difference, nothing was quantised.
+    # Without a difference, nothing was quantized.
     assert 1e-4 < facts["parity"]["relative"] <= 0.3
     loaded, session = (
         models_with_heads.load(model, "classification"),

@@ -1,4 +1,4 @@
-"""Prometheus metrics of a run: parts of a step, utilisation, and a port in use."""
+"""Prometheus metrics of a run: parts of a step, utilization, and a port in use."""
 
 import socket
 import time
