@@ -17,7 +17,7 @@ _stillhouse() {{
     local current=${{COMP_WORDS[COMP_CWORD]}} previous=${{COMP_WORDS[COMP_CWORD-1]}} words="" count
     for count in 3 2 1 0; do
         [[ $count -lt $COMP_CWORD ]] || continue
-        case "${{COMP_WORDS[*]:1:count}}" in
+        case "${{COMP_WORDS[*]:1:$count}}" in
 {cases}
             *) continue ;;
         esac

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -227,6 +228,52 @@ def test_zsh_and_fish_have_the_same_words(capsys: pytest.CaptureFixture[str]) ->
     (listed,) = [line for line in fish if "from jobs; and __fish_seen_subcommand_from list'" in line]
     assert "--user" in listed
     assert capsys.readouterr().out == ""
+
+
+ZSH = """
+autoload -U +X compinit && compinit -u
+source {script}
+words=({words}) CURRENT={count}
+COMP_WORDS=({words}) COMP_CWORD=$((CURRENT - 1))
+compgen -F _stillhouse -- {last}
+"""
+"""As zsh's bashcompinit calls the function; zsh itself then selects by the prefix."""
+
+
+@pytest.mark.usefixtures("few")
+@pytest.mark.skipif(shutil.which("zsh") is None, reason="zsh is not installed")
+def test_zsh_completes(tmp_path: Path) -> None:
+    script = tmp_path / "_stillhouse"
+    script.write_text(completion.script("zsh"), encoding="utf-8")
+
+    def offered(*words: str) -> list[str]:
+        code = ZSH.format(script=script, words=" ".join(words), count=len(words), last=words[-1])
+        done = subprocess.run(["zsh", "-f", "-c", code], capture_output=True, text=True, check=True)
+        assert done.stderr == ""
+        return done.stdout.split()
+
+    assert "provenance" in offered("stillhouse", "pro")
+    assert "submit" in offered("stillhouse", "jobs", "su")
+    assert offered("stillhouse", "jobs", "list", "--") == ["--ledger", "--all", "--user", "--json", "--help"]
+    assert "--corpus" in offered("stillhouse", "jobs", "submit", "provenance", "--co")
+    assert offered("stillhouse", "corpus", "installed-docs", "--out", "in") == []
+
+
+@pytest.mark.usefixtures("few")
+@pytest.mark.skipif(shutil.which("fish") is None, reason="fish is not installed")
+def test_fish_completes(tmp_path: Path) -> None:
+    script = tmp_path / "stillhouse.fish"
+    script.write_text(completion.script("fish"), encoding="utf-8")
+
+    def offered(line: str) -> list[str]:
+        code = f"source {script}; complete -C'{line}'"
+        done = subprocess.run(["fish", "-N", "-c", code], capture_output=True, text=True, check=True)
+        return [found.partition("\t")[0] for found in done.stdout.splitlines()]
+
+    assert offered("stillhouse pro") == ["provenance"]
+    assert offered("stillhouse jobs su") == ["submit"]
+    assert "--user" in offered("stillhouse jobs list --")
+    assert offered("stillhouse jobs submit provenance --co") == ["--corpus"]
 
 
 def test_the_script_has_every_command() -> None:
