@@ -263,7 +263,7 @@ def test_every_command_that_is_mentioned_exists() -> None:
     assert {name for name, _ in mentioned} >= {"cluster.corpus", "distill.launch", "distill.train"}
     assert sorted(where for where in mentioned if importlib.util.find_spec(where[0]) is None) == []
     known = {entry.word for _, group in cli.groups() for entry in group} | {*cli.installed()}
-    no_commands = {"lists", "installs", "service", "trian"}
+    no_commands = {"lists", "installs", "pro", "service", "trian"}
     word = re.compile(r"(?<![\w./-])stillhouse ([a-z][\w.-]*)")
     typed = {(name.rstrip("."), _name(path)) for path, text in _texts() for name in word.findall(text)}
     assert sorted(where for where in typed if where[0] not in known | no_commands) == []
