@@ -153,7 +153,8 @@ def folder_identity(path: Path) -> str:
     """
     if not path.exists():
         raise ArtifactError(f"{path} does not exist: expected a folder or file there")
-    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    below = (file for folder in filesystem.folders(path, hidden=True) for file in folder.iterdir() if file.is_file())
+    files = [path] if path.is_file() else sorted(below)
     return digest([[str(file.relative_to(path)), file.stat().st_size, file_sha256(file)] for file in files])
 
 

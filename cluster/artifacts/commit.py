@@ -48,6 +48,13 @@ def staging(out: Location) -> Location:
     return out.with_name(f".{out.name}.partial") if isinstance(out, Path) else out
 
 
+def destination(staged: Location) -> Location:
+    """The artifact that :func:`staging` stands for."""
+    if isinstance(staged, Path):
+        return staged.with_name(staged.name.removeprefix(".").removesuffix(".partial"))
+    return staged
+
+
 def present(out: Location) -> bool:
     """Whether ``out`` is an artifact, or anything else but an attempt at one, which must not be overwritten."""
     if isinstance(out, Path):
@@ -66,9 +73,21 @@ def parse(path: Location) -> dict[str, Any]:
         parsed = filesystem.read_json(path)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ArtifactError(f"{path} cannot be read ({error}): delete {path.parent} and make it again") from None
-    if not isinstance(parsed, dict) or not parsed.keys() >= {"kind", "inputs", "recipe"}:
+    if not _describes(parsed):
         raise ArtifactError(f"{path} is not a manifest: delete {path.parent} and make it again")
     return parsed
+
+
+def is_manifest(path: Location) -> bool:
+    """Whether a file of this name, which other programs write as well, is the manifest of an artifact."""
+    try:
+        return _describes(filesystem.read_json(path))
+    except ValueError:
+        return False
+
+
+def _describes(value: Any) -> bool:
+    return isinstance(value, dict) and value.keys() >= {"kind", "inputs", "recipe"}
 
 
 @contextlib.contextmanager

@@ -77,6 +77,16 @@ def find(name: str) -> Path:
     raise RecipeError(f"recipe {name} is neither a file nor one that ships: {hint}")
 
 
+def split(reference: str) -> tuple[str, str]:
+    """File and table of ``FILE#table``; a file whose name has a ``#`` in it comes first."""
+    cuts = [number for number, letter in enumerate(reference) if letter == "#"]
+    for cut in reversed([*cuts, len(reference)]):
+        if Path(reference[:cut]).is_file():
+            return reference[:cut], reference[cut + 1 :]
+    name, _, table = reference.partition("#")
+    return name, table
+
+
 def read_values(reference: str, settings: Sequence[str] = ()) -> dict[str, Any]:
     """Values of ``FILE``, of one table of it (``FILE#table.path``), or of ``default`` (defaults only), with settings
     ``key=value`` applied, later ones over earlier ones.
@@ -90,7 +100,7 @@ def read_values(reference: str, settings: Sequence[str] = ()) -> dict[str, Any]:
 def _read(reference: str) -> dict[str, Any]:
     if reference == "default":
         return {}
-    name, _, table = reference.partition("#")
+    name, table = split(reference)
     path = find(name)
     try:
         values: Any = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -110,7 +120,7 @@ def load(cls: type[R], reference: str, settings: Sequence[str] = ()) -> R:
     Raises:
         RecipeError: as :meth:`Recipe.of` and :func:`read_values`.
     """
-    return cls.of(read_values(reference, settings), reference.partition("#")[0])
+    return cls.of(read_values(reference, settings), split(reference)[0])
 
 
 def override(values: Mapping[str, Any], setting: str) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from upath import UPath
 
 from cluster.artifacts import artifact, cache, commit
 from cluster.artifacts.errors import StageError, logger
-from cluster.artifacts.recipe import PLACEMENT, Recipe, RecipeError, read_values
+from cluster.artifacts.recipe import PLACEMENT, Recipe, RecipeError, read_values, split
 from cluster.storage import filesystem
 from cluster.storage.filesystem import Location
 
@@ -149,7 +149,7 @@ class Stage(Generic[R]):
         Raises:
             RecipeError: as :meth:`read` and :func:`~cluster.artifacts.recipe.read_values`.
         """
-        return self.read(read_values(reference, settings), reference.partition("#")[0])
+        return self.read(read_values(reference, settings), split(reference)[0])
 
 
 def identities(stage: Stage[R], inputs: Mapping[str, Location]) -> dict[str, str]:

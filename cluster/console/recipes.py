@@ -64,7 +64,7 @@ def reader(reference: str, command: str | None = None) -> str:
         StageError: a file, or a table of another name, without ``command``; a shipped recipe of another command.
         RecipeError: neither a file nor a shipped recipe.
     """
-    file, _, table = reference.partition("#")
+    file, table = recipe.split(reference)
     words = [entry.word for entry in catalogue.ENTRIES.values()]
     owner = next((entry.name for entry in catalogue.ENTRIES.values() if file in entry.recipes), None)
     if not (command or table) and owner:

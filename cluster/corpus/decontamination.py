@@ -18,7 +18,6 @@ import json
 import re
 from collections import Counter
 from dataclasses import dataclass
-from glob import has_magic
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Self, TypeAlias
 
@@ -31,7 +30,7 @@ from cluster.artifacts.recipe import Recipe
 from cluster.corpus import evaluation_texts, word_ngrams
 from cluster.corpus.document_table import I64, Mask
 from cluster.corpus.word_ngrams import U64
-from cluster.storage import filesystem
+from cluster.storage import filesystem, patterns
 
 U16 = npt.NDArray[np.uint16]
 Word: TypeAlias = Annotated[str, Field(pattern="^[a-z]+$")]
@@ -186,15 +185,16 @@ def evaluation_files(recipe: Decontamination) -> list[tuple[str, filesystem.File
 
 
 def _files(text: str, splits: tuple[str, ...]) -> list[tuple[str, filesystem.FileInfo]]:
-    place = filesystem.location(text)
-    if has_magic(text) or filesystem.is_file(place):
-        found = [(info.location.parent.name, info) for info in filesystem.files(text)]
+    pattern = patterns.pattern(text)
+    place = pattern.folder
+    if pattern.glob or filesystem.is_file(place):
+        found = [(info.location.parent.name, info) for info in pattern.files()]
         if not found:
-            raise StageError(f"decontamination task {text}: nothing matches this glob")
+            raise StageError(f"decontamination task {text}: no such file or folder, and nothing matches it as a glob")
         return found
     if not filesystem.exists(place):
         raise StageError(f"decontamination task {text}: no such file or folder; relative paths start at {Path.cwd()}")
-    below = {PurePosixPath(name): info for name, info in filesystem.listing(place).items()}
+    below = {PurePosixPath(filesystem.relative(info.location, place) or ""): info for info in filesystem.files(place)}
     readable = {name: info for name, info in below.items() if name.suffix in evaluation_texts.SUFFIXES}
     chosen = [(_task(place.name, name, splits), info) for name, info in readable.items() if _is_split(name, splits)]
     if not chosen:

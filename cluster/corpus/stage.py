@@ -23,7 +23,7 @@ import numpy as np
 from pydantic import Field, PositiveInt, model_validator
 
 from cluster.actors import actor_pool, ray_cluster
-from cluster.artifacts import artifact, errors, stage
+from cluster.artifacts import artifact, commit, errors, stage
 from cluster.artifacts.recipe import Recipe
 from cluster.corpus import selection, shard_writer
 from cluster.corpus.decontamination import Decontamination, EvaluationIndex
@@ -82,6 +82,7 @@ def run(recipe: Corpus, inputs: Mapping[str, Location], out: Location) -> dict[s
     Raises:
         StageError: a source cannot be read, too many documents are bad, or no document is left.
     """
+    splits.refuse_inside(recipe.sources, commit.destination(out), shard_writer.SHARDS.replace("*", "00000"))
     all_splits = splits.make_splits(recipe.sources)
     evaluation = EvaluationIndex.load(recipe.decontamination) if recipe.decontamination else None
     listing = {"splits": [split.to_json() for split in all_splits], "evaluation": evaluation and evaluation.fingerprint}

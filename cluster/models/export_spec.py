@@ -63,7 +63,7 @@ class Exported:
     def bytes(self, folder: Path) -> int:
         """Bytes of all files of the model, including external data and OpenVINO's ``.bin``."""
         stems = {(folder / name).with_suffix("") for name in self.files.values()}
-        found = {path for stem in stems for path in stem.parent.glob(f"{stem.name}.*")}
+        found = {path for stem in stems for path in stem.parent.iterdir() if path.name.startswith(f"{stem.name}.")}
         inside = (each for path in found if path.is_dir() for each in path.rglob("*") if each.is_file())
         return sum(path.stat().st_size for path in (*inside, *(path for path in found if path.is_file())))
 

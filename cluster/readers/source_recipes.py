@@ -4,14 +4,12 @@ Paths are local files, folders or globs, or URLs (``s3://bucket/text/*.parquet``
 (``.gz``, ``.bz2``, ``.zst``).
 """
 
-from glob import has_magic
 from pathlib import PurePosixPath
 from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from cluster.artifacts.recipe import Recipe
-from cluster.storage import filesystem
 
 CODECS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
 """Suffixes of compressed line files."""
@@ -114,20 +112,12 @@ AnyFiles: TypeAlias = Parquet | Arrow | JsonLines | Text | WikiExtractor
 AnySource: TypeAlias = Annotated[AnyFiles | Hub | InstalledDocs, Field(discriminator="kind")]
 
 
-def label(source: AnyFiles | Hub) -> str:
-    """The label of a source's documents."""
+def label(source: AnyFiles | Hub, place: str) -> str:
+    """The label of a source's documents; ``place`` is the file or folder that its path means."""
     if source.name:
         return source.name
     if isinstance(source, Hub):
         return source.dataset
-    place = PurePosixPath(filesystem.location(fixed_part(source.path)).as_posix())
-    suffixes = place.suffixes[-2:] if place.suffix in CODECS else place.suffixes[-1:]
-    return place.name.removesuffix("".join(suffixes)) or place.name
-
-
-def fixed_part(path: str) -> str:
-    """The path or URL of the deepest folder above the first wildcard."""
-    while has_magic(path):
-        parent = path.rpartition("/")[0]
-        path = parent or ("/" if path.startswith("/") else ".")
-    return path
+    found = PurePosixPath(place)
+    suffixes = found.suffixes[-2:] if found.suffix in CODECS else found.suffixes[-1:]
+    return found.name.removesuffix("".join(suffixes)) or found.name

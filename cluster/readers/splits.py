@@ -6,9 +6,10 @@ opens no file and gives the same splits in every attempt.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeVar
 
+from cluster.artifacts import commit
 from cluster.artifacts.errors import StageError
 from cluster.readers import docstrings, hub_datasets
 from cluster.readers.source_recipes import (
@@ -21,10 +22,11 @@ from cluster.readers.source_recipes import (
     Parquet,
     Text,
     WikiExtractor,
-    fixed_part,
+    label,
 )
-from cluster.storage import filesystem
-from cluster.storage.filesystem import FileInfo
+from cluster.storage import filesystem, patterns
+from cluster.storage.filesystem import FileInfo, Location
+from cluster.storage.patterns import Pattern
 
 SPLIT_BYTES = 2**26
 """Approximate bytes of text per split, which an actor processes in seconds to minutes."""
@@ -52,6 +54,8 @@ class SourceSpan:
     """Changes with the contents; for a hub source the commit."""
     size: int
     """Bytes of the whole file; 0 for other sources."""
+    label: str = ""
+    """Label of the documents; empty for installed docs, which have that of their package."""
 
 
 @dataclass(frozen=True)
@@ -78,10 +82,24 @@ def make_splits(sources: Sequence[AnySource]) -> list[Split]:
     """The splits of all sources, in order.
 
     Raises:
-        StageError: nothing at a path, an unknown package, or a data set that cannot be found.
+        StageError: nothing at a path, an artifact in a source's folder, an unknown package, or a data set that cannot
+            be found.
     """
     spans = (span for number, source in enumerate(sources) for span in _spans(number, source))
     return [Split(number, group) for number, (group, _) in enumerate(group_by_size(spans))]
+
+
+def refuse_inside(sources: Sequence[AnySource], out: Location, name: str) -> None:
+    """Refuse to write a Parquet file ``name`` to a folder ``out`` where a source would read it, now or the next time.
+
+    Raises:
+        StageError: ``out`` is inside a source.
+    """
+    for source in sources:
+        if isinstance(source, Parquet) and patterns.pattern(source.path).covers(out / name, _suffixes(source)):
+            raise StageError(
+                f"--out {out} is inside the source {source.path}, which would read it as text: choose a folder outside"
+            )
 
 
 def group_by_size(items: Iterable[tuple[T, int]]) -> Iterator[tuple[tuple[T, ...], int]]:
@@ -106,13 +124,15 @@ def _spans(number: int, source: AnySource) -> Iterator[tuple[SourceSpan, int]]:
         found = hub_datasets.resolve(source)
         for shard in range(found.shards):
             name = f"{source.split} {shard + 1} of {found.shards}"
-            yield SourceSpan(number, found.place, name, shard, shard + 1, found.stamp, 0), SPLIT_BYTES
+            span = SourceSpan(number, found.place, name, shard, shard + 1, found.stamp, 0, label(source, found.place))
+            yield span, SPLIT_BYTES
     else:
-        name_start = len(filesystem.location(fixed_part(source.path)).as_posix().rstrip("/")) + 1
-        for info in _files(source):
-            name = info.location.as_posix()[name_start:] or info.location.name
+        pattern = _pattern(source)
+        shared = label(source, pattern.folder.as_posix())
+        for info in _files(source, pattern):
+            name = filesystem.relative(info.location, pattern.folder) or info.location.name
             for start, end, text_bytes in _ranges(source, info):
-                span = SourceSpan(number, str(info.location), name, start, end, info.stamp, info.bytes)
+                span = SourceSpan(number, str(info.location), name, start, end, info.stamp, info.bytes, shared)
                 yield span, min(text_bytes, source.max_bytes or text_bytes)
 
 
@@ -128,21 +148,56 @@ def _ranges(source: AnyFiles, info: FileInfo) -> Iterator[tuple[int, int, int]]:
         yield start, end, (end - start) * ratio
 
 
-def _files(source: AnyFiles) -> list[FileInfo]:
+def _pattern(source: AnyFiles) -> Pattern:
+    """What the source's path means; files of WikiExtractor have no suffix: AA/wiki_00, AA/wiki_01.bz2."""
+    found = patterns.pattern(source.path)
+    if isinstance(source, WikiExtractor) and not found.glob and not filesystem.is_file(found.folder):
+        return replace(found, glob="**/wiki_*")
+    return found
+
+
+def _suffixes(source: AnyFiles) -> tuple[str, ...]:
+    if isinstance(source, WikiExtractor):
+        return ("",)
+    suffix = ".txt" if isinstance(source, Text) else f".{source.kind}"
+    return (suffix, *(f"{suffix}{codec}" for codec in (() if isinstance(source, Parquet | Arrow) else CODECS)))
+
+
+def _files(source: AnyFiles, pattern: Pattern) -> list[FileInfo]:
     """The file, the matching files below the folder, or the matches of the glob; sorted by name."""
-    if isinstance(source, WikiExtractor):  # its files have no suffix: AA/wiki_00, AA/wiki_01.bz2
-        is_one = fixed_part(source.path) != source.path or filesystem.is_file(filesystem.location(source.path))
-        files = filesystem.files(source.path if is_one else f"{source.path.rstrip('/')}/**/wiki_*")
-        pattern = "wiki_*"
+    suffixes = _suffixes(source)
+    if pattern.glob:
+        files = pattern.files()
     else:
-        suffix = ".txt" if isinstance(source, Text) else f".{source.kind}"
-        codecs = () if isinstance(source, Parquet | Arrow) else CODECS
-        files = filesystem.files(source.path, (suffix, *(f"{suffix}{codec}" for codec in codecs)))
-        pattern = f"*{suffix}"
+        listed = pattern.files((*suffixes, commit.MANIFEST))
+        files = [info for info in listed if info.location == pattern.folder or info.location.name.endswith(suffixes)]
+        _refuse_artifacts(source, pattern.folder, listed, files)
     if not files:
-        place = filesystem.location(source.path)
-        exists = filesystem.exists(place)
-        reason = f"no {pattern} file below the folder" if exists else "no such file, and as a glob no match"
-        hint = f"; relative paths start at {filesystem.location('.')}" if filesystem.is_local(place) else ""
+        names = "wiki_*" if isinstance(source, WikiExtractor) else f"*{suffixes[0]}"
+        reason = (
+            f"no {names} file below the folder (names with a leading dot do not count)"
+            if _is_folder(source)
+            else "no such file, and as a glob no match"
+        )
+        hint = f"; relative paths start at {filesystem.location('.')}" if filesystem.is_local(pattern.folder) else ""
         raise StageError(f"source path {source.path}: {reason}{hint}")
     return files
+
+
+def _is_folder(source: AnyFiles) -> bool:
+    return filesystem.exists(filesystem.location(source.path))
+
+
+def _refuse_artifacts(source: AnyFiles, folder: Location, listed: list[FileInfo], files: list[FileInfo]) -> None:
+    """Raise StageError if files of the source are those of an artifact further down, which nobody meant by the folder.
+
+    An artifact that is named itself is read.
+    """
+    homes = {info.location.parent for info in files} - {folder}
+    for info in listed:
+        place = info.location
+        if place.name == commit.MANIFEST and place.parent in homes and commit.is_manifest(place):
+            raise StageError(
+                f"{place.parent} is an artifact inside the source {source.path} and would be read as text: move it "
+                "elsewhere, or write a glob of the files you mean"
+            )

@@ -51,8 +51,7 @@ def read(source: AnySource, span: SourceSpan) -> Iterator[tuple[str, list[Docume
         for package, pairs in itertools.groupby(found, key=lambda pair: pair[0]):
             yield package, [document for _, document in pairs]
         return
-    label = source_recipes.label(source)
-    yield from ((label, batch) for batch in _batches(source, span))
+    yield from ((span.label, batch) for batch in _batches(source, span))
 
 
 def _batches(source: source_recipes.AnyFiles | source_recipes.Hub, span: SourceSpan) -> Iterator[list[Document]]:

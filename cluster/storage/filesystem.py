@@ -6,7 +6,6 @@ Listings are never cached.
 
 import contextlib
 import errno
-import glob
 import hashlib
 import json
 import os
@@ -21,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
-import fsspec
+import fsspec.asyn
 from upath import UPath
 
 from cluster.telemetry import progress
@@ -40,6 +39,8 @@ _LIBRARIES = {"aiobotocore", "aiohttp", "botocore", "gcsfs", "google", "requests
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _SHA256 = "sha256"
 """Key of an object's metadata."""
+_BULK = 1000
+"""Most objects that S3 deletes in one request."""
 
 
 class StorageError(ValueError):
@@ -147,28 +148,81 @@ def is_file(place: Location) -> bool:
         return place.is_file()
 
 
-def files(text: str | Location, suffixes: tuple[str, ...] = ("",)) -> list[FileInfo]:
-    """The file, the files with these suffixes below the folder, or the matches of the glob, sorted by name.
+def files(place: Location, suffixes: tuple[str, ...] = ("",)) -> list[FileInfo]:
+    """The file, or the files with these suffixes below the folder, sorted by name; empty if nothing is there.
 
-    Nothing there gives an empty list.
+    Names are taken literally (:mod:`cluster.storage.patterns` knows patterns). Links are followed. Hidden files and
+    folders, whose names begin with a dot, are left out: systems and other programs keep theirs there.
     """
-    place = location(text)
-    if isinstance(place, Path):
-        found = _local_files(place, suffixes)
-        return [_local_info(path) for path in sorted(found)]
-    with storage_errors(place):
-        entries = _remote_files(place, suffixes)
-        return [_remote_info(place, name, entries[name]) for name in sorted(entries, key=_parts)]
+
+    def fits(name: str) -> bool:
+        return name.endswith(suffixes) and not _is_hidden(name)
+
+    if not isinstance(place, Path):
+        return [each for name, each in objects_below(place).items() if not name or fits(name)]
+    if place.is_file():
+        return [info(place)]
+    within = folders(place) if place.is_dir() else ()
+    found = (path for folder in within for path in folder.iterdir() if fits(path.name) and is_readable(path))
+    return [info(path) for path in sorted(found)]
 
 
 def listing(folder: Location) -> dict[str, FileInfo]:
-    """Every file below a folder by its relative name, sorted; empty if the folder does not exist."""
+    """Every file below a folder by its relative name, sorted; empty if the folder does not exist.
+
+    Unlike :func:`files`, it has the hidden ones, and does not follow links to other folders: whatever is listed is
+    below the folder, and may be removed with it.
+    """
     if isinstance(folder, Path):
-        return {path.relative_to(folder).as_posix(): _local_info(path) for path in sorted(_below(folder, ("",)))}
+        found = sorted(path for path in folder.rglob("*") if path.is_file())
+        return {path.relative_to(folder).as_posix(): info(path) for path in found}
+    return objects_below(folder)
+
+
+def folders(folder: Path, *, hidden: bool = False, above: tuple[tuple[int, int], ...] = ()) -> Iterator[Path]:
+    """The folder and all folders below it; follows links, but not back to a folder ``above``."""
+    found = folder.stat()
+    here = (found.st_dev, found.st_ino)
+    if here in above:
+        return
+    yield folder
+    with os.scandir(folder) as entries:
+        below = sorted(entry.name for entry in entries if entry.is_dir() and (hidden or not _is_hidden(entry.name)))
+    for name in below:
+        yield from folders(folder / name, hidden=hidden, above=(*above, here))
+
+
+def is_readable(path: Path) -> bool:
+    """Whether a path is a file, or a link to a missing one, which nobody may take for no file."""
+    return path.is_file() or (path.is_symlink() and not path.exists())
+
+
+def objects_below(folder: UPath, depth: int | None = None, prefix: str = "") -> dict[str, FileInfo]:
+    """Objects below a folder of an object store, by their relative names, sorted; the name of an object is "" in itself.
+
+    Args:
+        depth: most parts of a name; unlimited by default.
+        prefix: beginning of the first part.
+    """
+    wanted: dict[str, Any] = {"prefix": prefix} if prefix else {}
     with storage_errors(folder):
-        entries = _objects_below(folder, ("",))
+        entries = folder.fs.find(folder.path, maxdepth=depth, detail=True, **wanted)
     start = len(folder.path.rstrip("/")) + 1
-    return {name[start:]: _remote_info(folder, name, entries[name]) for name in sorted(entries, key=_parts)}
+    # Some programs mark a folder with an object whose name ends in a slash.
+    names = sorted((name for name, entry in entries.items() if entry and not name.endswith("/")), key=_parts)
+    return {name[start:]: _remote_info(folder, name, entries[name]) for name in names}
+
+
+def relative(place: Location, folder: Location) -> str | None:
+    """Name of a file below a folder; None if it is elsewhere."""
+    start = f"{folder.as_posix().rstrip('/')}/"
+    name = place.as_posix()
+    return name.removeprefix(start) if name.startswith(start) else None
+
+
+def sibling(place: UPath, path: str) -> UPath:
+    """Another path in the same object store."""
+    return UPath(f"{place.protocol}://{path.lstrip('/')}", **place.storage_options)
 
 
 def info(place: Location) -> FileInfo:
@@ -178,7 +232,8 @@ def info(place: Location) -> FileInfo:
         FileNotFoundError: it is not there.
     """
     if isinstance(place, Path):
-        return _local_info(place)
+        found = place.stat()
+        return FileInfo(place, found.st_size, str(found.st_mtime_ns))
     with storage_errors(place):
         return _remote_info(place, place.path, place.fs.info(place.path))
 
@@ -285,16 +340,26 @@ def read_json(place: Location) -> Any:
     Raises:
         ValueError: it is not JSON in UTF-8.
     """
+    return json.loads(read_bytes(place).decode("utf-8"))
+
+
+def read_bytes(place: Location) -> bytes:
+    """The contents of a small file, of one version even while other processes replace it."""
+    if isinstance(place, Path):
+        return place.read_bytes()
+    # One request: a file object first asks for the size, and fails if another process writes in between.
+    one: dict[str, Any] = {"max_concurrency": 1} if place.protocol in ("s3", "s3a") else {}
     with storage_errors(place):
-        # One request: a file object first asks for the size, and fails if another process writes in between.
-        content = place.read_bytes() if isinstance(place, Path) else place.fs.cat_file(place.path)
-        return json.loads(content.decode("utf-8"))
+        return bytes(place.fs.cat_file(place.path, **one))
 
 
 def remove(place: Location) -> None:
     """Remove a file, if it exists."""
     with storage_errors(place), contextlib.suppress(FileNotFoundError):
-        place.unlink()
+        if isinstance(place, Path):
+            place.unlink()
+        else:
+            place.fs.rm_file(place.path)
 
 
 def remove_tree(folder: Location) -> None:
@@ -303,7 +368,7 @@ def remove_tree(folder: Location) -> None:
         if isinstance(folder, Path):
             shutil.rmtree(folder)
         else:
-            folder.fs.rm(folder.path, recursive=True)
+            _remove_objects(folder, folder.fs.find(folder.path))
 
 
 def file_sha256(place: Location) -> str:
@@ -339,42 +404,25 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _local_files(place: Path, suffixes: tuple[str, ...]) -> list[Path]:
-    if place.is_file():
-        return [place]
-    if place.is_dir():
-        return _below(place, suffixes)
-    return [Path(name) for name in glob.glob(str(place), recursive=True) if Path(name).is_file()]
+def _remove_objects(folder: UPath, keys: list[str]) -> None:
+    """Remove objects by their exact keys: ``fs.rm`` takes them for patterns."""
+    if (bulk := getattr(folder.fs, "_bulk_delete", None)) is None:
+        with ThreadPoolExecutor(TRANSFERS) as removals:
+            list(removals.map(folder.fs.rm_file, keys))
+        return
+    for start in range(0, len(keys), _BULK):
+        fsspec.asyn.sync(folder.fs.loop, bulk, keys[start : start + _BULK])
 
 
-def _below(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
-    return [path for path in folder.rglob("*") if path.name.endswith(suffixes) and path.is_file()]
-
-
-def _local_info(path: Path) -> FileInfo:
-    found = path.stat()
-    return FileInfo(path, found.st_size, str(found.st_mtime_ns))
-
-
-def _remote_files(place: UPath, suffixes: tuple[str, ...]) -> dict[str, Mapping[str, Any]]:
-    if glob.has_magic(place.path):
-        matches = place.fs.glob(place.path, detail=True)
-        return {name: entry for name, entry in matches.items() if entry["type"] == "file"}
-    return _objects_below(place, suffixes)
-
-
-def _objects_below(place: UPath, suffixes: tuple[str, ...]) -> dict[str, Mapping[str, Any]]:
-    """Objects below a folder by their full names, or the object itself."""
-    entries = place.fs.find(place.path, detail=True)
-    if [*entries] == [place.path]:
-        return dict(entries)
-    return {name: entry for name, entry in entries.items() if name.endswith(suffixes) and not name.endswith("/")}
+def _is_hidden(name: str) -> bool:
+    """Whether a part of a relative name begins with a dot."""
+    return name.startswith(".") or "/." in name
 
 
 def _remote_info(place: UPath, name: str, entry: Mapping[str, Any]) -> FileInfo:
     found = (entry.get(key) for key in ("ETag", "etag", "LastModified", "updated", "mtime", "created"))
     stamp = next((str(value).strip('"') for value in found if value), "")
-    return FileInfo(UPath(f"{place.protocol}://{name.lstrip('/')}", **place.storage_options), int(entry["size"]), stamp)
+    return FileInfo(sibling(place, name), int(entry["size"]), stamp)
 
 
 def _carried(place: UPath, sha256: str) -> dict[str, Any]:

@@ -14,6 +14,7 @@ output on shared storage, in a folder or on ``s3://``. Documents on which the to
 counted.
 """
 
+import fnmatch
 import shutil
 import tempfile
 from collections import Counter
@@ -93,7 +94,7 @@ def run(recipe: Tokens, inputs: Mapping[str, Location], out: Location) -> dict[s
             little text for one row of each part.
     """
     texts = artifact.read(inputs["corpus"], "corpus")
-    sources = [found.location for found in filesystem.files(texts.location / shard_writer.SHARDS)]
+    sources = [texts.location / name for name in sorted(fnmatch.filter(texts.files, shard_writer.SHARDS))]
     tokenizer = _tokenizer(recipe, sources, inputs.get("tokenizer"), out)
     special, vocab_size = special_ids(tokenizer), vocabulary_size(tokenizer)
     packing = Packing(recipe.seq_len, vocab_size, special.cls, special.sep, special.all)
@@ -200,9 +201,11 @@ def _load(folder: Location) -> Any:
     if isinstance(folder, Path):
         return load_tokenizer(folder)
     with tempfile.TemporaryDirectory(prefix="stillhouse-") as copy:
-        for found in filesystem.files(folder, _TOKENIZER_FILES):
-            with filesystem.local(found.location) as path:
-                shutil.copy(path, copy)
+        # Models in folders further down, such as checkpoints, have tokenizers of their own.
+        for name in filesystem.listing(folder):
+            if "/" not in name and name.endswith(_TOKENIZER_FILES):
+                with filesystem.local(folder / name) as path:
+                    shutil.copy(path, copy)
         return load_tokenizer(copy)
 
 

@@ -56,7 +56,7 @@ def fill(report: Location, student: Location, stated: CardFacts) -> Location:
     values = filesystem.read_json(found.location / "report.json")
     name = _name(values, student)
     place = student / CARD
-    earlier = place.read_text(encoding="utf-8") if filesystem.is_file(place) else ""
+    earlier = filesystem.read_bytes(place).decode("utf-8") if filesystem.is_file(place) else ""
     card = ModelCard(earlier or NO_DATA, ignore_metadata_errors=True)
     data = _data(values, name, student.name, dict(card.data.to_dict()), stated)  # type: ignore[no-untyped-call]
     results = model_card_text.results(values, name, found.identity)

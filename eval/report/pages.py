@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import jinja2
 from markupsafe import Markup
@@ -62,7 +63,7 @@ class Page:
         """Link to the manifest of an artifact, or to its entry on this page."""
         if source is None:
             return ""
-        return f"#{anchor(source)}" if self.results is None else f"{self.results}/{source}/{MANIFEST}"
+        return f"#{anchor(source)}" if self.results is None else quote(f"{self.results}/{source}/{MANIFEST}")
 
     def line(self, row: Row) -> str:
         """A row of a Markdown table; the main rows are bold."""
@@ -166,7 +167,7 @@ def _exported_score(headline: Mapping[str, Any]) -> str:
 
 def anchor(source: str) -> str:
     """Anchor of an artifact's entry on the page."""
-    return source.replace("/", "-")
+    return re.sub(r"[^\w.-]", lambda found: f"_{ord(found[0]):x}", source.replace("/", "-"))
 
 
 def _unbroken(value: Any) -> Any:

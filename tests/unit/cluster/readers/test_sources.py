@@ -19,6 +19,7 @@ from cluster.artifacts.errors import StageError
 from cluster.corpus.stage import Corpus
 from cluster.readers import columnar_files, source_recipes, splits, text_files
 from cluster.readers.bad_documents import BadDocument, Document
+from cluster.storage import patterns
 
 TEXTS = ["One.", "Two is ä longer öne.", "", "Three, 三つ, in a few words.", "Four\nhas two lines.", "Five."]
 SINGLE = [text for text in TEXTS if text and "\n" not in text]
@@ -210,10 +211,11 @@ def test_paragraphs_and_pages_have_a_largest_size(tmp_path: Path, monkeypatch: p
         ("texts/a.jsonl.gz", "a"),
         ("texts/*.jsonl", "texts"),
         ("texts/**/x-*.jsonl", "texts"),
-        ("s3://bucket/wiki/part-*.parquet", "wiki"),
+        ("memory://bucket/wiki/part-*.parquet", "wiki"),
         ("/data/books.v2/", "books"),
     ],
 )
 def test_a_label_is_the_name_of_the_file_or_folder(path: str, label: str) -> None:
     source = Corpus.of({"sources": [{"kind": "jsonl", "path": path}]}).sources[0]
-    assert source_recipes.label(source) == label  # type: ignore[arg-type]
+    found = patterns.pattern(path).folder
+    assert source_recipes.label(source, found.as_posix()) == label  # type: ignore[arg-type]

@@ -14,7 +14,7 @@ import s3fs
 from upath import UPath
 
 from cluster.artifacts import errors
-from cluster.storage import filesystem
+from cluster.storage import filesystem, patterns
 from cluster.storage.filesystem import Location, StorageError
 
 TREE = ("a/b.jsonl", "a-b.jsonl", "a/c/d.jsonl.gz", "notes.txt", "z.jsonl")
@@ -95,8 +95,8 @@ def test_files_are_found_alike_in_folders_and_object_stores(folder: Location) ->
     ]
     suffixes = (".jsonl", ".jsonl.gz")
     assert _names(folder, filesystem.files(folder, suffixes)) == ["a/b.jsonl", "a/c/d.jsonl.gz", "a-b.jsonl", "z.jsonl"]
-    assert _names(folder, filesystem.files(f"{folder}/*.jsonl")) == ["a-b.jsonl", "z.jsonl"]
-    assert _names(folder, filesystem.files(f"{folder}/**/*.jsonl")) == ["a/b.jsonl", "a-b.jsonl", "z.jsonl"]
+    assert _names(folder, patterns.pattern(f"{folder}/*.jsonl").files()) == ["a-b.jsonl", "z.jsonl"]
+    assert _names(folder, patterns.pattern(f"{folder}/**/*.jsonl").files()) == ["a/b.jsonl", "a-b.jsonl", "z.jsonl"]
     assert _names(folder, filesystem.files(folder / "notes.txt", suffixes)) == ["notes.txt"]
     assert filesystem.files(folder / "nowhere") == []
     listed = filesystem.listing(folder)
