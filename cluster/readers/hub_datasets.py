@@ -19,6 +19,7 @@ BATCH = 64
 """Documents per batch; small, because a novel has a million characters."""
 
 _COMMIT = re.compile("[0-9a-f]{40}")
+_PATTERN = re.compile(r"[*?[]|::")
 
 
 @dataclass(frozen=True)
@@ -36,9 +37,16 @@ def resolve(source: Hub) -> HubSnapshot:
     """The current version of a data set.
 
     Raises:
-        StageError: the data set cannot be loaded.
+        StageError: the data set cannot be loaded, or is in a folder whose name `datasets` takes for a pattern.
     """
-    place = str(Path(source.dataset).absolute()) if Path(source.dataset).is_dir() else source.dataset
+    place = source.dataset
+    if Path(source.dataset).is_dir():
+        place = str(Path(source.dataset).absolute())
+        if found := _PATTERN.search(place):
+            raise StageError(
+                f"dataset {place}: the library takes {found[0]} in a folder's name for a pattern: rename the folder, "
+                "or read its files with kind jsonl, parquet, arrow or text"
+            )
     with _hub_errors(source):
         import datasets  # takes seconds to import, and only this source needs it
 

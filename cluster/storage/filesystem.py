@@ -71,7 +71,7 @@ def location(text: str | Path | UPath) -> Location:
         advice = f"pip install 'stillhouse[{extra}]'" if extra else "use a path, s3:// or gs://"
         raise StorageError(f"{text}: {one_line(error)}: {advice}") from None
     # Listings are never remembered: other processes and machines write to the same places.
-    return UPath(f"{scheme}://{rest}", use_listings_cache=False)
+    return _in_store(scheme, rest, {"use_listings_cache": False})
 
 
 def is_local(place: Location) -> bool:
@@ -104,6 +104,8 @@ def storage_errors(place: Location) -> Iterator[None]:
     except Exception as error:
         if is_local(place) or (isinstance(error, OSError) and error.errno in _FULL):
             raise
+        if type(error).__name__ == "FileExpired":  # of s3fs: the second request found another version than the first
+            raise StorageError(f"{place} was changed while it was read: run the same command again") from None
         if (line := explain_storage_error(error)) is None and not isinstance(error, OSError):
             raise
         raise StorageError(f"{place}: {line or one_line(error)}: {_advice(place)}") from None
@@ -159,12 +161,13 @@ def files(place: Location, suffixes: tuple[str, ...] = ("",)) -> list[FileInfo]:
         return name.endswith(suffixes) and not _is_hidden(name)
 
     if not isinstance(place, Path):
-        return [each for name, each in objects_below(place).items() if not name or fits(name)]
+        found = [each for name, each in objects_below(place).items() if not name or fits(name)]
+        return found or ([info(place)] if is_file(place) else [])
     if place.is_file():
         return [info(place)]
     within = folders(place) if place.is_dir() else ()
-    found = (path for folder in within for path in folder.iterdir() if fits(path.name) and is_readable(path))
-    return [info(path) for path in sorted(found)]
+    paths = (path for folder in within for path in folder.iterdir() if fits(path.name) and is_readable(path))
+    return [info(path) for path in sorted(paths)]
 
 
 def listing(folder: Location) -> dict[str, FileInfo]:
@@ -198,7 +201,7 @@ def is_readable(path: Path) -> bool:
 
 
 def objects_below(folder: UPath, depth: int | None = None, prefix: str = "") -> dict[str, FileInfo]:
-    """Objects below a folder of an object store, by their relative names, sorted; the name of an object is "" in itself.
+    """Objects below a folder of an object store by their relative names, sorted; a lone object has the name "".
 
     Args:
         depth: most parts of a name; unlimited by default.
@@ -209,7 +212,7 @@ def objects_below(folder: UPath, depth: int | None = None, prefix: str = "") -> 
         entries = folder.fs.find(folder.path, maxdepth=depth, detail=True, **wanted)
     start = len(folder.path.rstrip("/")) + 1
     # Some programs mark a folder with an object whose name ends in a slash.
-    names = sorted((name for name, entry in entries.items() if entry and not name.endswith("/")), key=_parts)
+    names = sorted((name for name in entries if entries[name].get("type") == "file" and name[-1:] != "/"), key=_parts)
     return {name[start:]: _remote_info(folder, name, entries[name]) for name in names}
 
 
@@ -222,7 +225,14 @@ def relative(place: Location, folder: Location) -> str | None:
 
 def sibling(place: UPath, path: str) -> UPath:
     """Another path in the same object store."""
-    return UPath(f"{place.protocol}://{path.lstrip('/')}", **place.storage_options)
+    return _in_store(place.protocol, path.lstrip("/"), place.storage_options)
+
+
+def _in_store(scheme: str, path: str, options: Mapping[str, Any]) -> UPath:
+    for mark in ("::", "?versionId="):
+        if mark in path:
+            raise StorageError(f"{scheme}://{path}: the store's library reads {mark} as an instruction: rename it")
+    return UPath(f"{scheme}://{path}", **options)
 
 
 def info(place: Location) -> FileInfo:

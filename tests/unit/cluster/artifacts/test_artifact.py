@@ -282,3 +282,14 @@ def test_temporary_files_of_an_attempt_are_removed(tmp_path: Path) -> None:
         (draft.path / "rows").write_text("rows")
         (draft.path / ".rows.77.tmp").write_text("ro")
     assert sorted(path.name for path in (tmp_path / "made").iterdir()) == ["manifest.json", "rows"]
+
+
+def test_the_identity_of_a_folder_has_the_files_of_linked_folders(tmp_path: Path) -> None:
+    (tmp_path / "task").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "task" / "dev.tsv").write_text("one")
+    alone = artifact.folder_identity(tmp_path / "task")
+    (tmp_path / "task" / "more").symlink_to(tmp_path / "elsewhere")
+    assert artifact.folder_identity(tmp_path / "task") == alone
+    (tmp_path / "elsewhere" / "test.tsv").write_text("two")
+    assert artifact.folder_identity(tmp_path / "task") != alone

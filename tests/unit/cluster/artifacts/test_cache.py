@@ -14,6 +14,7 @@ import s3fs
 import tokens_artifact
 import train_processes
 from train_processes import curve, train
+from upath import UPath
 
 from cluster.artifacts import artifact, cache, commit
 from cluster.artifacts.commit import ArtifactError
@@ -182,3 +183,25 @@ def test_training_on_two_workers_reads_rows_and_teacher_by_their_urls(
     assert curve(tmp_path / "remote") == curve(tmp_path / "local")
     told = ended.stdout + ended.stderr + (tmp_path / "remote" / "recipe.json").read_text()
     assert s3_server.SECRET not in told
+
+
+def test_a_folder_that_changes_while_it_is_fetched_is_not_taken(
+    bucket: s3fs.S3FileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a [1]/x", "a [1]/.hidden.tmp", "a [1]/y", "a 1/z"):
+        bucket.pipe_file(f"barrel/{name}", b"old")
+    place = filesystem.location("s3://barrel/a [1]")
+    download = filesystem.download
+
+    def changing(source: UPath, path: Path) -> None:
+        bucket.pipe_file("barrel/a [1]/y", b"new")
+        download(source, path)
+
+    with monkeypatch.context() as patch, pytest.raises(ArtifactError, match="changed while"):
+        patch.setattr(filesystem, "download", changing)
+        cache.fetch(place)
+    fetched = cache.fetch(place)
+    assert {path.name: path.read_bytes() for path in fetched.iterdir()} == {
+        "x": b"old", ".hidden.tmp": b"old", "y": b"new"
+    }  # fmt: skip
+    assert cache.fetch(place) == fetched

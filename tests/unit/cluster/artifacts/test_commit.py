@@ -46,6 +46,17 @@ with artifact.create(sys.argv[1], kind="tokens", inputs={}, recipe={"seed": 1}) 
 """
 
 
+RENEWED = """
+import itertools, sys
+from cluster.storage import filesystem
+
+place = filesystem.location(sys.argv[1])
+for beat in itertools.count():
+    filesystem.write_json(place, {"host": "other" * (beat % 50), "beat": beat})
+    print(beat, flush=True)
+"""
+
+
 class CrashError(Exception):
     """Ends an attempt."""
 
@@ -112,6 +123,30 @@ def test_an_interrupted_attempt_is_continued_and_another_one_clears_it(out: UPat
     assert _interrupt(out, "second.json") == ["first.json"]
     assert _interrupt(out, "third.json", recipe={"seed": 2}) == []
     assert sorted(_make(out, recipe={"seed": 2}).files) == ["rows.json", "shards/0.json", "third.json"]
+
+
+def test_clearing_an_attempt_leaves_what_its_name_matches_as_a_pattern(out: UPath) -> None:
+    for ours, theirs in (("run[v1]", "runv"), ("a*", "ab"), ("q?", "qq")):
+        neighbor = _make(out.parent / theirs, "theirs")
+        assert _interrupt(out.parent / ours, "first.json") == []
+        made = _make(out.parent / ours, "ours", recipe={"seed": 2})
+        assert artifact.verify(out.parent / theirs) == neighbor
+        assert sorted(artifact.verify(out.parent / ours).files) == ["rows.json", "shards/0.json"]
+        assert [*filesystem.listing(made.location)] == ["manifest.json", "rows.json", "shards/0.json"]
+
+
+def test_a_lease_is_read_while_its_holder_renews_it(out: UPath) -> None:
+    held = lease.Lease(out)
+    # As a holder on another machine does, only faster.
+    with subprocess.Popen([sys.executable, "-c", RENEWED, f"{out}/.lease-00001"], stdout=subprocess.PIPE) as holder:
+        assert holder.stdout
+        holder.stdout.readline()
+        try:
+            beats = {lease._content(out / ".lease-00001")["beat"] for _ in range(200)}  # type: ignore[index]
+            assert len(beats) > 10
+        finally:
+            holder.kill()
+    held.release()
 
 
 def test_existing_artifacts_are_never_overwritten(out: UPath, bucket: s3fs.S3FileSystem) -> None:

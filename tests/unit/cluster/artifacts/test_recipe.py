@@ -233,6 +233,15 @@ def test_one_table_of_a_file_is_a_recipe(tmp_path: Path) -> None:
         recipe.load(Loss, f"{path}#name")
 
 
+def test_a_file_with_a_number_sign_in_its_name_comes_before_a_table(tmp_path: Path) -> None:
+    (tmp_path / "run#1").write_text("temperature = 1.0\n[a]\ntemperature = 2.0\n", encoding="utf-8")
+    (tmp_path / "run").write_text("[1]\ntemperature = 3.0\n[2]\ntemperature = 4.0\n", encoding="utf-8")
+    for reference, temperature in (("run#1", 1.0), ("run#1#a", 2.0), ("run#2", 4.0)):
+        assert recipe.read_values(f"{tmp_path}/{reference}")["temperature"] == temperature
+    with pytest.raises(RecipeError, match=r"run#1: unknown key a"):
+        recipe.load(Loss, f"{tmp_path}/run#1")
+
+
 def test_default_is_nothing_but_defaults() -> None:
     assert recipe.load(Loss, "default") == Loss()
     assert recipe.load(Loss, "default", ["mode=masked"]) == Loss(mode="masked")

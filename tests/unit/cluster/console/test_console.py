@@ -122,6 +122,9 @@ def test_show_needs_to_know_the_command(tmp_path: Path, capsys: pytest.CaptureFi
         recipes.reader(str(tmp_path / "mine.toml"))
     cli.main(["show", str(tmp_path / "mine.toml"), "provenance"])
     assert "labels = 3" in capsys.readouterr().out
+    (tmp_path / "mine#2.toml").write_text("labels = 4\n", encoding="utf-8")
+    cli.main(["show", str(tmp_path / "mine#2.toml"), "provenance"])
+    assert "labels = 4" in capsys.readouterr().out
     cli.main(["show", "default", "provenance"])
     assert "passages_per_label = " in capsys.readouterr().out
     with pytest.raises(StageError, match="no recipe"):

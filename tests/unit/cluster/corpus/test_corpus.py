@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -378,6 +379,88 @@ def test_a_hub_source_reads_a_local_folder(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert (tmp_path / done.stdout.strip()).samefile(tmp_path / "out")
     assert _documents(artifact.read(tmp_path / "out", "corpus")) == [("local", line) for line in tiny.ENGLISH[:40]]
+
+
+def test_a_hub_source_in_a_folder_that_its_library_takes_for_a_pattern_is_refused(tmp_path: Path) -> None:
+    for name in ("my [data]", "my d*", "a::b"):
+        _parquet(tmp_path / name / "train.parquet", tiny.ENGLISH)
+        with pytest.raises(errors.StageError, match="rename the folder"):
+            _make(tmp_path / "out", {"kind": "hub", "dataset": str(tmp_path / name)})
+
+
+def test_sources_with_brackets_keep_their_labels_and_names(tmp_path: Path) -> None:
+    sources: list[dict[str, Any]] = []
+    for language in ("en", "de"):
+        (tmp_path / f"wiki [{language}]").mkdir()
+        _json_lines(tmp_path / f"wiki [{language}]" / "a.jsonl", [f"Text in {language}."])
+        sources.append({"kind": "jsonl", "path": str(tmp_path / f"wiki [{language}]")})
+    sources[1]["path"] += "/*.jsonl"
+    (tmp_path / "wiki e").mkdir()
+    _json_lines(tmp_path / "wiki e" / "a.jsonl", ["Another text."])
+    made = _make(tmp_path / "out", *sources)
+    assert _documents(made) == [("wiki [en]", "Text in en."), ("wiki [de]", "Text in de.")]
+    assert [entry["name"] for entry in made.facts["files"]] == ["a.jsonl", "a.jsonl"]
+
+
+def test_linked_folders_are_read_by_every_way_to_write_a_source(tmp_path: Path) -> None:
+    for folder in ("in/part0", "disk/part1"):
+        (tmp_path / folder).mkdir(parents=True)
+        _json_lines(tmp_path / folder / "a.jsonl", [f"Text in {folder}."])
+    (tmp_path / "in" / "part1").symlink_to(tmp_path / "disk" / "part1")
+    (tmp_path / "in" / "part1" / "back").symlink_to(tmp_path / "in")
+    for number, path in enumerate(("in", "in/**/*.jsonl", "in/*/*.jsonl")):
+        made = _make(tmp_path / f"out{number}", {"kind": "jsonl", "path": str(tmp_path / path)})
+        assert _texts(made) == ["Text in in/part0.", "Text in disk/part1."]
+        assert (made.facts["read"], made.facts["dropped"]) == (2, {})
+
+
+def test_hidden_files_of_other_systems_are_left_out_of_a_folder_and_read_by_name(tmp_path: Path) -> None:
+    _parquet(tmp_path / "in" / "x.parquet", ["Text."])
+    (tmp_path / "in" / "._x.parquet").write_bytes(b"\0\5\x16\7 of another system")
+    _parquet(tmp_path / "in" / ".ipynb_checkpoints" / "x-checkpoint.parquet", ["An old text."])
+    for number, path in enumerate(("in", "in/*.parquet", "in/**/*.parquet")):
+        assert _texts(_make(tmp_path / f"out{number}", {"kind": "parquet", "path": str(tmp_path / path)})) == ["Text."]
+    named = {"kind": "parquet", "path": str(tmp_path / "in" / ".ipynb_checkpoints")}
+    assert _texts(_make(tmp_path / "named", named)) == ["An old text."]
+
+
+def test_an_output_that_the_source_would_read_is_refused(tmp_path: Path) -> None:
+    _parquet(tmp_path / "in" / "a.parquet", ["Text."])
+    (tmp_path / "link").symlink_to(tmp_path / "in")
+    for path in ("in", "in/**/*.parquet", "in/*/documents-*", "link"):
+        for out in ("in/corpus", "link/corpus"):
+            with pytest.raises(errors.StageError, match=f"{out} is inside the source"):
+                _make(tmp_path / out, {"kind": "parquet", "path": str(tmp_path / path)})
+            assert not (tmp_path / out).exists()
+    for number, path in enumerate(("in", "in/a.parquet", "in/*.parquet")):
+        out = tmp_path / ("in" if path.endswith("parquet") else ".") / f"out{number}"
+        assert _texts(_make(out, {"kind": "parquet", "path": str(tmp_path / path)})) == ["Text."]
+
+
+def test_an_interrupted_attempt_in_a_source_folder_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    texts = _json_lines(tmp_path / "in" / "a.jsonl", [f"Text {number}." for number in range(20)])
+    many = _json_lines(tmp_path / "in" / "b.jsonl", ["x"] * 200 + ["Last."] * 100)
+    sources = {"kind": "jsonl", "path": str(tmp_path / "in")}
+    with pytest.raises(errors.StageError, match="longer"):
+        _make(tmp_path / "in" / "corpus", sources, {**many, "column": "longer"})
+    assert (tmp_path / "in" / ".corpus.partial").is_dir()
+    assert _make(tmp_path / "in" / "corpus", sources).facts["read"] == 320
+    assert _make(tmp_path / "corpus", {"kind": "parquet", "path": str(tmp_path / "in")}, texts).facts["read"] == 1
+
+
+def test_an_artifact_inside_a_source_folder_is_read_only_where_it_is_named(tmp_path: Path) -> None:
+    finished = _make(tmp_path / "in" / "deep" / "corpus", _json_lines(tmp_path / "a.jsonl", ["Made before."]))
+    _parquet(tmp_path / "in" / "b.parquet", ["Text."])
+    _parquet(tmp_path / "in" / "crawl" / "c.parquet", ["Crawled."])
+    (tmp_path / "in" / "crawl" / "manifest.json").write_text("[]")
+    with pytest.raises(errors.StageError, match="deep/corpus is an artifact inside the source .*/in "):
+        _make(tmp_path / "out", {"kind": "parquet", "path": str(tmp_path / "in")})
+    named = {"kind": "parquet", "path": str(finished.path), "name": "earlier"}
+    globbed = {"kind": "parquet", "path": f"{tmp_path}/in/*.parquet"}
+    assert _texts(_make(tmp_path / "out", named, globbed)) == ["Made before.", "Text."]
+    shutil.rmtree(tmp_path / "in" / "deep")
+    assert _texts(_make(tmp_path / "out2", {"kind": "parquet", "path": str(tmp_path / "in")})) == ["Text.", "Crawled."]
 
 
 def test_a_hub_source_out_of_reach_ends_in_one_line(tmp_path: Path) -> None:

@@ -44,6 +44,28 @@ def test_thirteen_words_in_a_row_are_an_overlap_and_twelve_are_none(tmp_path: Pa
     assert evaluation.overlap("") is None
 
 
+def test_a_folder_with_brackets_in_its_name_is_a_folder(tmp_path: Path) -> None:
+    folder = _task(tmp_path / "glue [v1]" / "rte", LONG)
+    _task(folder, SHORT, name="train.jsonl")
+    _task(tmp_path / "glue v" / "rte", "wrong", name="dev.jsonl")
+    (folder / "README.md").touch()
+    found = evaluation_files(Decontamination.of({"tasks": [str(folder)]}))
+    assert [(task, info.location) for task, info in found] == [("rte", folder / "dev.jsonl")]
+    globbed = evaluation_files(Decontamination.of({"tasks": [f"{folder}/*.jsonl"]}))
+    assert [info.location.name for _, info in globbed] == ["dev.jsonl", "train.jsonl"]
+    with pytest.raises(StageError, match="no such file"):
+        evaluation_files(Decontamination.of({"tasks": [str(tmp_path / "glue [v2]")]}))
+
+
+def test_linked_folders_are_read_and_hidden_files_are_not(tmp_path: Path) -> None:
+    task = _task(tmp_path / "task", LONG)
+    (task / "more").symlink_to(_task(tmp_path / "elsewhere", SHORT))
+    (task / "._dev.jsonl").write_bytes(b"\0\5\x16\7")
+    (task / ".ipynb_checkpoints").mkdir()
+    (task / ".ipynb_checkpoints" / "dev-checkpoint.jsonl").write_bytes(b"{")
+    assert {name: counts["texts"] for name, counts in _load(task).counts.items()} == {"task": 1, "task/more": 1}
+
+
 def test_case_punctuation_and_line_breaks_hide_nothing(tmp_path: Path) -> None:
     evaluation = _load(_task(tmp_path / "whisky", LONG))
     assert evaluation.overlap("«" + LONG.upper().replace(" ", ",\n") + "»") == "whisky"

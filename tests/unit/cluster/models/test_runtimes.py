@@ -43,6 +43,9 @@ def test_bytes_are_those_of_the_model_with_what_belongs_to_it(tmp_path):
     for name, size in (("model.xml", 3), ("model.bin", 40), ("config.json", 500)):
         (tmp_path / name).write_bytes(b"x" * size)
     assert description(files={"any": "model.xml"}).bytes(tmp_path) == 43
+    for name, size in (("model[1].xml", 5), ("model[1].bin", 60), ("model1.bin", 700)):
+        (tmp_path / name).write_bytes(b"x" * size)
+    assert description(files={"any": "model[1].xml"}).bytes(tmp_path) == 65
     (tmp_path / "package.mlpackage" / "weights").mkdir(parents=True)
     (tmp_path / "package.mlpackage" / "weights" / "weight.bin").write_bytes(b"x" * 70)
     assert description(files={"any": "package.mlpackage"}).bytes(tmp_path) == 70

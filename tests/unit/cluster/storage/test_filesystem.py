@@ -164,6 +164,63 @@ def test_trees_and_files_are_removed_and_their_neighbors_are_not(folder: Locatio
     assert [*filesystem.listing(folder.parent / "text-2")] == ["other.jsonl"]
 
 
+def test_only_what_has_the_exact_name_is_removed(folder: Location) -> None:
+    for name in ("run[v1]", "runv", "run1", "a*", "ab", "q?", "qq"):
+        filesystem.write_json(folder / name / "deep" / "x*.json", name)
+        filesystem.write_json(folder / name / "deep" / "xyz.json", name)
+    filesystem.remove(folder / "run[v1]" / "deep" / "x*.json")
+    assert [*filesystem.listing(folder / "run[v1]")] == ["deep/xyz.json"]
+    for name in ("run[v1]", "a*", "q?"):
+        filesystem.remove_tree(folder / name)
+    assert {name.split("/")[0] for name in filesystem.listing(folder)} == {"ab", "qq", "run1", "runv"}
+    assert len(filesystem.listing(folder)) == 8
+
+
+def test_more_objects_than_one_request_deletes_are_removed(
+    bucket: s3fs.S3FileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(filesystem, "_BULK", 3)
+    for number in range(8):
+        bucket.pipe_file(f"barrel/many/{number}", b"x")
+    filesystem.remove_tree(filesystem.location("s3://barrel/many"))
+    assert bucket.find("barrel") == []
+
+
+WRITER = """
+import itertools, sys
+from cluster.storage import filesystem
+
+place = filesystem.location(sys.argv[1])
+for version in itertools.count():
+    filesystem.write_json(place, {"version": version, "filling": str(version % 7) * (version % 7 * 5000)})
+    print(version, flush=True)
+"""
+
+
+def test_a_file_that_another_process_replaces_is_read_whole_and_never_missing(folder: Location) -> None:
+    place = folder / "lease.json"
+    with subprocess.Popen([sys.executable, "-c", WRITER, str(place)], stdout=subprocess.PIPE, text=True) as writer:
+        assert writer.stdout
+        try:
+            assert next(writer.stdout) == "0\n"
+            seen = set()
+            while len(seen) < 30:
+                found = filesystem.read_json(place)
+                seen.add(found["version"])
+                assert found["filling"] == str(found["version"] % 7) * (found["version"] % 7 * 5000)
+        finally:
+            writer.kill()
+
+
+def test_names_that_the_store_s_library_reads_as_instructions_are_refused(bucket: s3fs.S3FileSystem) -> None:
+    for name in ("a::b", "a?versionId=b"):
+        with pytest.raises(StorageError, match="rename"):
+            filesystem.location(f"s3://barrel/{name}/c")
+    bucket.pipe_file("barrel/text/a::b.jsonl", b"x")
+    with pytest.raises(StorageError, match="rename"):
+        filesystem.files(filesystem.location("s3://barrel/text"))
+
+
 def test_objects_carry_their_hash_and_those_of_others_are_read(bucket: s3fs.S3FileSystem) -> None:
     ours, theirs = filesystem.location("s3://barrel/ours"), filesystem.location("s3://barrel/theirs")
     with filesystem.writing(ours) as temporary:

@@ -9,6 +9,7 @@ import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import pytest
 from result_folders import JOBS, baselines, compared, make, make_model, pipeline, row_of, scores, seeds_around, suite
@@ -108,6 +109,18 @@ def test_every_number_links_to_its_manifest(complete_report: Path, name: str) ->
     assert {"finetune", "students", "baselines", "latency", "exports"} <= {link.split("/")[1] for link in links}
     assert [link for link in links if not (complete_report / link).is_file()] == []
     assert "../finetune/student-second-step/squad/manifest.json" in links
+
+
+def test_links_name_any_artifact() -> None:
+    report: Any = None
+    page, outside = pages.Page(report, [], "../my results (2) #1"), pages.Page(report, [], None)
+    source = 'finetune/50% <b>"[v1]#2?/rte'
+    link = page.link(source)
+    assert unquote(urlsplit(link).path) == f"../my results (2) #1/{source}/manifest.json"
+    assert not set(link) & set('()<>[]# "?')
+    assert outside.link(source) == f"#{pages.anchor(source)}"
+    assert re.fullmatch(r"[\w.-]+", pages.anchor(source))
+    assert pages.anchor("finetune/student/rte") == "finetune-student-rte"
 
 
 def test_a_report_outside_the_results_links_only_to_its_own_anchors(small_results: Path, tmp_path: Path) -> None:
