@@ -454,7 +454,7 @@ def test_an_artifact_inside_a_source_folder_is_read_only_where_it_is_named(tmp_p
     _parquet(tmp_path / "in" / "b.parquet", ["Text."])
     _parquet(tmp_path / "in" / "crawl" / "c.parquet", ["Crawled."])
     (tmp_path / "in" / "crawl" / "manifest.json").write_text("[]")
-    with pytest.raises(errors.StageError, match="deep/corpus is an artifact inside the source .*/in "):
+    with pytest.raises(errors.StageError, match=r"deep/corpus is an artifact inside the source .*/in "):
         _make(tmp_path / "out", {"kind": "parquet", "path": str(tmp_path / "in")})
     named = {"kind": "parquet", "path": str(finished.path), "name": "earlier"}
     globbed = {"kind": "parquet", "path": f"{tmp_path}/in/*.parquet"}

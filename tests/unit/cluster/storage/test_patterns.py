@@ -70,7 +70,8 @@ def test_wildcards_mean_what_glob_means(root: Location, tmp_path: Path, seed: in
     for _ in range(40):
         pattern = "/".join(choice.choices(parts, k=choice.randint(1, 4)))
         found = glob.glob(pattern, root_dir=tmp_path / "copy", recursive=True)
-        files = {str(Path(name)) for name in found if (tmp_path / "copy" / name).is_file()}
+        # For ``a/**``, glob also gives a file ``a``, as "a/".
+        files = {name for name in found if not name.endswith("/") and (tmp_path / "copy" / name).is_file()}
         if not (tmp_path / "copy" / pattern).is_dir():
             assert set(_matches(root, pattern)) == files, pattern
 

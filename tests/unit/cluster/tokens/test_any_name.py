@@ -50,8 +50,8 @@ def write(folder: Location, name: str, texts: Sequence[str]) -> None:
         temporary.write_text(lines, encoding="utf-8")
 
 
-def make_corpus(path: str, out: Location, **cleaning: Any) -> Artifact:
-    recipe = corpus_stage.Corpus.of({"sources": [{"kind": "jsonl", "path": path}], "cleaning": cleaning})
+def make_corpus(path: str, out: Location, **settings: Any) -> Artifact:
+    recipe = corpus_stage.Corpus.of({"sources": [{"kind": "jsonl", "path": path}], **settings})
     made = stage.execute(corpus_stage.STAGE, recipe, {}, out)
     assert made is not None
     return artifact.verify(out, "corpus")
@@ -124,11 +124,30 @@ def test_names_that_are_patterns_are_names(root: Location, tokenizer: Path, righ
     check(root, HARD[0], tokenizer, right)
 
 
+def test_any_name_is_a_name_in_a_folder(tmp_path: Path, tokenizer: Path, right: dict[str, str]) -> None:
+    for name in [*HARD, *drawn(0, 20)]:
+        check(tmp_path / "any", name, tokenizer, right)
+
+
 @pytest.mark.long
-@pytest.mark.parametrize("seed", range(2))
-def test_any_name_is_a_name(root: Location, tokenizer: Path, right: dict[str, str], seed: int) -> None:
-    for name in [*HARD[seed::2], *drawn(seed, 6)]:
-        check(root, name, tokenizer, right)
+@pytest.mark.usefixtures("bucket")
+def test_any_name_is_a_name_in_a_store(tokenizer: Path, right: dict[str, str]) -> None:
+    for name in [*HARD[1::2], *drawn(1, 4)]:
+        check(filesystem.location("s3://barrel/any"), name, tokenizer, right)
+
+
+@pytest.mark.usefixtures("ray_of_three_cpus")
+def test_actors_read_and_write_below_any_name(tmp_path: Path, tokenizer: Path) -> None:
+    """With several units of work, other processes open the files."""
+    made: list[dict[str, str]] = []
+    for name, texts in (("run v", ["A wrong text."]), ("plain", TEXTS), ("run [v1]*?", TEXTS)):
+        folder = tmp_path / name
+        write(folder / "in", "a.jsonl", texts)
+        make_corpus(str(folder / "in" / "*.jsonl"), folder / "corpus", shard_bytes=3000)
+        if texts is TEXTS:
+            made.append(contents(make_tokens(folder / "corpus", tokenizer, folder / "tokens")))
+    assert made[0] == made[1]
+    assert len(made[0]) > 6
 
 
 def test_another_recipe_after_an_interruption_leaves_the_neighbor_alone(root: Location) -> None:
@@ -144,7 +163,7 @@ def test_another_recipe_after_an_interruption_leaves_the_neighbor_alone(root: Lo
         out.rename(out.with_name(".corpus.partial"))
     draft = {"kind": "corpus", "inputs": {}, "recipe": {**neighbor.recipe, "shard_bytes": 1}}
     filesystem.write_json((out.with_name(".corpus.partial") if isinstance(out, Path) else out) / ".draft.json", draft)
-    made = make_corpus(path, out, min_characters=60)
+    made = make_corpus(path, out, cleaning={"min_characters": 60})
     assert made.facts["documents"] == sum(len(text) >= 60 for text in texts)
     assert [*filesystem.listing(out)] == ["documents-00000.parquet", "manifest.json"]
     assert artifact.verify(root / "runv" / "corpus") == neighbor
