@@ -196,8 +196,14 @@ def folders(folder: Path, *, hidden: bool = False, above: tuple[tuple[int, int],
 
 
 def is_readable(path: Path) -> bool:
-    """Whether a path is a file, or a link to a missing one, which nobody may take for no file."""
-    return path.is_file() or (path.is_symlink() and not path.exists())
+    """Whether a path is a file.
+
+    Raises:
+        StorageError: it is a link to a missing file, which nobody may take for no file.
+    """
+    if path.is_symlink() and not path.exists():
+        raise StorageError(f"{path} is a link to {os.readlink(path)}, which is missing: restore it, or remove the link")
+    return path.is_file()
 
 
 def objects_below(folder: UPath, depth: int | None = None, prefix: str = "") -> dict[str, FileInfo]:

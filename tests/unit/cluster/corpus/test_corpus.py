@@ -439,14 +439,15 @@ def test_an_output_that_the_source_would_read_is_refused(tmp_path: Path) -> None
 
 def test_an_interrupted_attempt_in_a_source_folder_is_not_read(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
-    texts = _json_lines(tmp_path / "in" / "a.jsonl", [f"Text {number}." for number in range(20)])
-    many = _json_lines(tmp_path / "in" / "b.jsonl", ["x"] * 200 + ["Last."] * 100)
-    sources = {"kind": "jsonl", "path": str(tmp_path / "in")}
-    with pytest.raises(errors.StageError, match="longer"):
-        _make(tmp_path / "in" / "corpus", sources, {**many, "column": "longer"})
-    assert (tmp_path / "in" / ".corpus.partial").is_dir()
-    assert _make(tmp_path / "in" / "corpus", sources).facts["read"] == 320
-    assert _make(tmp_path / "corpus", {"kind": "parquet", "path": str(tmp_path / "in")}, texts).facts["read"] == 1
+    _json_lines(tmp_path / "in" / "a.jsonl", [f"Text {number}." for number in range(20)])
+    _parquet(tmp_path / "in" / "b.parquet", ["Of a file."])
+    lines = {"kind": "jsonl", "path": str(tmp_path / "in")}
+    with pytest.raises(errors.StageError, match="20 no column"):
+        _make(tmp_path / "in" / "corpus", {**lines, "column": "other"})
+    assert [*(tmp_path / "in" / ".corpus.partial").rglob("*.parquet")]
+    files = {"kind": "parquet", "path": str(tmp_path / "in")}
+    assert _texts(_make(tmp_path / "out", files)) == ["Of a file."]
+    assert _make(tmp_path / "in" / "corpus", lines).facts["read"] == 20
 
 
 def test_an_artifact_inside_a_source_folder_is_read_only_where_it_is_named(tmp_path: Path) -> None:
