@@ -75,7 +75,7 @@ def parse(path: Location) -> dict[str, Any]:
         raise ArtifactError(f"{path} cannot be read ({error}): delete {path.parent} and make it again") from None
     if not _describes(parsed):
         raise ArtifactError(f"{path} is not a manifest: delete {path.parent} and make it again")
-    return parsed
+    return dict(parsed)
 
 
 def is_manifest(path: Location) -> bool:

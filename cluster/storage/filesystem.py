@@ -238,7 +238,8 @@ def _in_store(scheme: str, path: str, options: Mapping[str, Any]) -> UPath:
     for mark in ("::", "?versionId="):
         if mark in path:
             raise StorageError(f"{scheme}://{path}: the store's library reads {mark} as an instruction: rename it")
-    return UPath(f"{scheme}://{path}", **options)
+    place: UPath = UPath(f"{scheme}://{path}", **options)
+    return place
 
 
 def info(place: Location) -> FileInfo:

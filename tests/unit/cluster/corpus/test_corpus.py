@@ -433,8 +433,8 @@ def test_an_output_that_the_source_would_read_is_refused(tmp_path: Path) -> None
                 _make(tmp_path / out, {"kind": "parquet", "path": str(tmp_path / path)})
             assert not (tmp_path / out).exists()
     for number, path in enumerate(("in", "in/a.parquet", "in/*.parquet")):
-        out = tmp_path / ("in" if path.endswith("parquet") else ".") / f"out{number}"
-        assert _texts(_make(out, {"kind": "parquet", "path": str(tmp_path / path)})) == ["Text."]
+        beside = tmp_path / ("in" if path.endswith("parquet") else ".") / f"out{number}"
+        assert _texts(_make(beside, {"kind": "parquet", "path": str(tmp_path / path)})) == ["Text."]
 
 
 def test_an_interrupted_attempt_in_a_source_folder_is_not_read(tmp_path: Path) -> None:

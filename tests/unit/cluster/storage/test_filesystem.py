@@ -203,7 +203,7 @@ def test_a_file_that_another_process_replaces_is_read_whole_and_never_missing(fo
         assert writer.stdout
         try:
             assert next(writer.stdout) == "0\n"
-            seen = set()
+            seen = set[int]()
             while len(seen) < 30:
                 found = filesystem.read_json(place)
                 seen.add(found["version"])
