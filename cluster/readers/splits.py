@@ -170,7 +170,11 @@ def _files(source: AnyFiles, pattern: Pattern) -> list[FileInfo]:
         files = pattern.files()
     else:
         listed = pattern.files((*suffixes, commit.MANIFEST))
-        files = [info for info in listed if info.location == pattern.folder or info.location.name.endswith(suffixes)]
+        files = [
+            info
+            for info in listed
+            if info.location.name.endswith(suffixes) or str(info.location) == str(pattern.folder)
+        ]
         _refuse_artifacts(source, pattern.folder, listed, files)
     if not files:
         names = "wiki_*" if isinstance(source, WikiExtractor) else f"*{suffixes[0]}"
@@ -181,7 +185,14 @@ def _files(source: AnyFiles, pattern: Pattern) -> list[FileInfo]:
         )
         hint = f"; relative paths start at {filesystem.location('.')}" if filesystem.is_local(pattern.folder) else ""
         raise StageError(f"source path {source.path}: {reason}{hint}")
+    if bad := [place for info in files if not _is_unicode(place := str(info.location))]:
+        raise StageError(f"source path {source.path}: the name of the file {bad[0]!a} is not UTF-8: rename it")
     return files
+
+
+def _is_unicode(name: str) -> bool:
+    """Whether a name can be written to a manifest; Python keeps other bytes as surrogates."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in name)
 
 
 def _is_folder(source: AnyFiles) -> bool:

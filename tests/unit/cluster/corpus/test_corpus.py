@@ -388,6 +388,13 @@ def test_a_hub_source_in_a_folder_that_its_library_takes_for_a_pattern_is_refuse
             _make(tmp_path / "out", {"kind": "hub", "dataset": str(tmp_path / name)})
 
 
+def test_a_file_whose_name_is_not_utf_8_is_named(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    _json_lines(tmp_path / "in" / os.fsdecode(b"a\xff.jsonl"), ["Text."])
+    with pytest.raises(errors.StageError, match=r"udcff.*rename"):
+        _make(tmp_path / "out", {"kind": "jsonl", "path": str(tmp_path / "in")})
+
+
 def test_sources_with_brackets_keep_their_labels_and_names(tmp_path: Path) -> None:
     sources: list[dict[str, Any]] = []
     for language in ("en", "de"):
