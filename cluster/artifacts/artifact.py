@@ -145,8 +145,11 @@ def verify(path: Location | str, kind: str | None = None) -> Artifact:
     return artifact
 
 
-def folder_identity(path: Path) -> str:
+def folder_identity(path: Path, without: Iterable[str] = ()) -> str:
     """Identity of a directory or file that is no artifact: SHA-256 of relative names, sizes and contents.
+
+    Args:
+        without: relative names of folders that do not count.
 
     Raises:
         ArtifactError: ``path`` does not exist.
@@ -154,8 +157,10 @@ def folder_identity(path: Path) -> str:
     if not path.exists():
         raise ArtifactError(f"{path} does not exist: expected a folder or file there")
     below = (file for folder in filesystem.folders(path, hidden=True) for file in folder.iterdir() if file.is_file())
-    files = [path] if path.is_file() else sorted(below)
-    return digest([[str(file.relative_to(path)), file.stat().st_size, file_sha256(file)] for file in files])
+    files = {str(file.relative_to(path)): file for file in ([path] if path.is_file() else sorted(below))}
+    left_out = tuple(f"{name}/" for name in without)
+    counted = {name: file for name, file in files.items() if not name.startswith(left_out)}
+    return digest([[name, file.stat().st_size, file_sha256(file)] for name, file in counted.items()])
 
 
 @contextlib.contextmanager

@@ -152,8 +152,8 @@ class Stage(Generic[R]):
         return self.read(read_values(reference, settings), split(reference)[0])
 
 
-def identities(stage: Stage[R], inputs: Mapping[str, Location]) -> dict[str, str]:
-    """Role to identity of the inputs.
+def identities(stage: Stage[R], inputs: Mapping[str, Location], out: Location | None = None) -> dict[str, str]:
+    """Role to identity of the inputs; what is made at ``out`` is no part of an input, even inside its folder.
 
     Raises:
         StageError: a role the stage does not have, or a required one that is absent.
@@ -164,7 +164,7 @@ def identities(stage: Stage[R], inputs: Mapping[str, Location]) -> dict[str, str
         given = inputs_of(role, inputs) if accepts.keyed_by else {name: inputs[name] for name in inputs if name == role}
         if not given and not accepts.optional:
             raise StageError(f"{stage.name} needs --{role} DIR ({' or '.join(accepts.kinds)})")
-        found |= {name: _identity(role, place, accepts) for name, place in given.items()}
+        found |= {name: _identity(role, place, accepts, out) for name, place in given.items()}
     if unknown := [name for name in inputs if name not in found]:
         raise StageError(f"{stage.name} has no input {unknown[0]}: it takes {', '.join(stage.inputs) or 'none'}")
     return found
@@ -214,7 +214,7 @@ def execute(stage: Stage[R], recipe: R, inputs: Mapping[str, Location], out: Loc
     """
     inputs = {role: filesystem.location(place) for role, place in inputs.items()}
     out = filesystem.location(out)
-    given = identities(stage, inputs)
+    given = identities(stage, inputs, out)
     if stage.grows:
         if not isinstance(out, Path):
             raise StageError(
@@ -269,7 +269,7 @@ def _local(inputs: Mapping[str, Location]) -> dict[str, Path]:
     return {role: cache.fetch(place) for role, place in inputs.items()}
 
 
-def _identity(role: str, path: Location, accepts: Role) -> str:
+def _identity(role: str, path: Location, accepts: Role, out: Location | None) -> str:
     if accepts.identify is not None:
         return accepts.identify(cache.fetch(path))
     if filesystem.is_file(path / commit.MANIFEST) or FOLDER not in accepts.kinds:
@@ -283,7 +283,8 @@ def _identity(role: str, path: Location, accepts: Role) -> str:
         raise commit.ArtifactError(
             f"{path} does not exist: --{role} takes {' or '.join(accepts.kinds)}; correct the path, or make it first"
         )
-    return artifact.folder_identity(cache.fetch(path))
+    ours = () if out is None else (filesystem.relative(place, path) for place in (out, commit.staging(out)))
+    return artifact.folder_identity(cache.fetch(path), [name for name in ours if name is not None])
 
 
 def _existing(stage: Stage[R], recipe: R, given: Mapping[str, str], out: Location) -> artifact.Artifact:

@@ -224,6 +224,22 @@ def test_a_folder_is_known_by_its_contents_and_an_artifact_by_its_identity(corpu
     assert given["folder"] == artifact.read(corpus).identity
 
 
+def test_what_is_made_inside_an_input_folder_is_no_part_of_the_input(corpus: Path) -> None:
+    folder = corpus.with_name("folder")
+    folder.mkdir()
+    (folder / "dev.tsv").write_text("1")
+    inputs, out = {"corpus": corpus, "folder": folder}, folder / "deep" / "made"
+    with pytest.raises(StageError):
+        stage.execute(toy_stage.STAGE, Toy(behavior="refuse"), inputs, out)
+    given = artifact.read(corpus).identity, artifact.folder_identity(folder, ["deep"])
+    draft = json.loads((folder / "deep" / ".made.partial" / ".draft.json").read_text())
+    assert (draft["inputs"]["corpus"], draft["inputs"]["folder"]) == given
+    made = stage.execute(toy_stage.STAGE, Toy(), inputs, out)
+    assert made
+    assert (made.inputs["corpus"], made.inputs["folder"]) == given
+    assert stage.execute(toy_stage.STAGE, Toy(), inputs, out) == made
+
+
 def test_a_role_may_identify_itself_and_a_growing_stage_makes_no_artifact(corpus: Path) -> None:
     def grow(recipe: Toy, inputs: Mapping[str, Path], out: Path) -> dict[str, str]:
         out.mkdir(exist_ok=True)
