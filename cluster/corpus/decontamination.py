@@ -190,7 +190,7 @@ def _files(text: str, splits: tuple[str, ...]) -> list[tuple[str, filesystem.Fil
     if pattern.glob or filesystem.is_file(place):
         found = [(info.location.parent.name, info) for info in pattern.files()]
         if not found:
-            raise StageError(f"decontamination task {text}: no such file or folder, and nothing matches it as a glob")
+            raise StageError(f"decontamination task {text}: no such file or folder, and nothing matches this glob")
         return found
     if not filesystem.exists(place):
         raise StageError(f"decontamination task {text}: no such file or folder; relative paths start at {Path.cwd()}")

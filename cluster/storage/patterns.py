@@ -33,7 +33,7 @@ class Pattern:
         if not self.glob:
             return filesystem.files(self.folder, suffixes)
         if isinstance(self.folder, Path):
-            found = sorted(set(_expanded(self.folder, self._parts)))
+            found = sorted(set(_expanded(self.folder, self._parts))) if self.folder.is_dir() else []
             return [filesystem.info(path) for path in found if filesystem.is_readable(path)]
         first, *_ = self._parts
         prefix = first[: next(number for number, letter in enumerate(first) if letter in "*?[")]

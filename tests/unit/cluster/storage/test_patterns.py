@@ -43,6 +43,8 @@ def test_what_exists_under_the_exact_name_comes_first(root: Location) -> None:
     assert _matches(root, "q?.txt") == ["q?.txt"]
     assert _matches(root, "s*/y") == ["s*/y"]
     assert _matches(root, "s?/*") == ["s*/y", "sz/y"]
+    for text in ("absent", "absent/*.txt", "absent/**/*.txt", "q?.txt/*"):
+        assert _matches(root, text) == [], text
 
 
 def test_hidden_files_are_found_only_where_their_dot_is_written(root: Location) -> None:

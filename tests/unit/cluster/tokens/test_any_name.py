@@ -136,20 +136,6 @@ def test_any_name_is_a_name_in_a_store(tokenizer: Path, right: dict[str, str]) -
         check(filesystem.location("s3://barrel/any"), name, tokenizer, right)
 
 
-@pytest.mark.usefixtures("ray_of_three_cpus")
-def test_actors_read_and_write_below_any_name(tmp_path: Path, tokenizer: Path) -> None:
-    """With several units of work, other processes open the files."""
-    made: list[dict[str, str]] = []
-    for name, texts in (("run v", ["A wrong text."]), ("plain", TEXTS), ("run [v1]*?", TEXTS)):
-        folder = tmp_path / name
-        write(folder / "in", "a.jsonl", texts)
-        make_corpus(str(folder / "in" / "*.jsonl"), folder / "corpus", shard_bytes=3000)
-        if texts is TEXTS:
-            made.append(contents(make_tokens(folder / "corpus", tokenizer, folder / "tokens")))
-    assert made[0] == made[1]
-    assert len(made[0]) > 6
-
-
 def test_another_recipe_after_an_interruption_leaves_the_neighbor_alone(root: Location) -> None:
     texts = [f"Text {number} {'x' * number}" for number in range(100)]
     for name in ("runv", "run[v1]"):

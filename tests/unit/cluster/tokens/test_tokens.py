@@ -346,3 +346,13 @@ def test_a_document_that_kills_the_process_is_counted_and_the_others_are_not_tou
     assert found.facts["failed"]["examples"][0]["text"] == "kill the encoder"
     assert _contents(found) == _contents(expected)
     assert "a worker at documents-" in done.stderr
+
+
+def test_actors_read_and_write_in_folders_with_the_names_of_patterns(tmp_path: Path, texts: Path, bert: Path) -> None:
+    expected = _contents(_make(tmp_path / "tokens", texts, bert))
+    (tmp_path / "run v").mkdir()
+    (tmp_path / "run [v1]*?").mkdir()
+    _corpus(tmp_path / "run v", ["A wrong text."])
+    lines = [f"{number} {line} [SEP] and [MASK] are words." for number in range(8) for line in tiny.ENGLISH]
+    ours = _corpus(tmp_path / "run [v1]*?", lines, shard_bytes=9_000)
+    assert _contents(_make(ours.parent / "tokens", ours, bert)) == expected
