@@ -176,10 +176,13 @@ def listing(folder: Location) -> dict[str, FileInfo]:
     Unlike :func:`files`, it has the hidden ones, and does not follow links to other folders: whatever is listed is
     below the folder, and may be removed with it.
     """
-    if isinstance(folder, Path):
-        found = sorted(path for path in folder.rglob("*") if path.is_file())
-        return {path.relative_to(folder).as_posix(): info(path) for path in found}
-    return objects_below(folder)
+    if not isinstance(folder, Path):
+        return objects_below(folder)
+    found: dict[str, FileInfo] = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        with contextlib.suppress(FileNotFoundError):  # another process's temporary file, in place by now
+            found[path.relative_to(folder).as_posix()] = info(path)
+    return found
 
 
 def folders(folder: Path, *, hidden: bool = False, above: tuple[tuple[int, int], ...] = ()) -> Iterator[Path]:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 import s3_server
@@ -204,12 +205,31 @@ def test_a_file_that_another_process_replaces_is_read_whole_and_never_missing(fo
         try:
             assert next(writer.stdout) == "0\n"
             seen = set[int]()
-            while len(seen) < 30:
+            while len(seen) < 40:
                 found = filesystem.read_json(place)
+                assert "lease.json" in filesystem.listing(folder)
+                assert [info.location.name for info in filesystem.files(folder)] == ["lease.json"]
                 seen.add(found["version"])
                 assert found["filling"] == str(found["version"] % 7) * (found["version"] % 7 * 5000)
         finally:
             writer.kill()
+
+
+def test_an_object_that_is_replaced_between_two_requests_is_named_without_wrong_advice(
+    bucket: s3fs.S3FileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, opened = filesystem.location("s3://barrel/a.parquet"), filesystem.open_read
+    bucket.pipe_file("barrel/a.parquet", b"old")
+
+    def replaced(place: Location) -> BinaryIO:
+        file = opened(place)
+        bucket.pipe_file("barrel/a.parquet", b"new")
+        return file
+
+    monkeypatch.setattr(filesystem, "open_read", replaced)
+    with pytest.raises(StorageError, match=r"s3://barrel/a\.parquet was changed while") as refused:
+        filesystem.file_sha256(place)
+    assert "network" not in str(refused.value)
 
 
 def test_names_that_the_store_s_library_reads_as_instructions_are_refused(bucket: s3fs.S3FileSystem) -> None:
