@@ -3,6 +3,10 @@
 Workers write their results to shared storage atomically, and a marker last, so that a later attempt skips finished
 units. Each actor has one unit in flight. When an actor or its node dies, another actor runs its unit. Two actors may
 run the same unit: both write the same bytes.
+
+A pool in a job of the queue works in the job's reservation first: as many actors as the job holds CPUs, at least one,
+take no others. So a job never waits for a CPU that it holds itself, or that jobs like it hold. Further actors reserve a
+CPU each, where the cluster has one.
 """
 
 import functools
@@ -37,7 +41,7 @@ class Placement(Recipe):
 
     actors: AnyActors = "auto"
     """``auto``: one per CPU of the cluster, as it grows and shrinks. A number: that many; an autoscaler of the cluster
-    sees those without a CPU as demand."""
+    sees those without a CPU as demand. The first ones take the CPUs of their job."""
     metrics_port: Annotated[int, Field(ge=0, le=65535)] | None = None
     """Port of this machine on which Prometheus reads progress, rates and deaths."""
 
@@ -103,8 +107,10 @@ def map_unordered(
 class _Actor:
     """The handle of an actor, and its unit."""
 
-    def __init__(self, handle: Any) -> None:
+    def __init__(self, handle: Any, is_lent: bool) -> None:
         self.handle = handle
+        self.is_lent = is_lent
+        """It works on a CPU of this process's reservation."""
         self.node = ""
         """Empty until the actor runs."""
         self.unit: Unit | None = None
@@ -124,6 +130,11 @@ class _Pool:
         for counter in (metrics.UNITS, metrics.UNIT_BYTES, metrics.LOST_UNITS, metrics.ACTOR_DEATHS):
             counter.labels(task)
         self._logged_at = self._grown_at = time.monotonic()
+        from cluster.actors import ray_state  # imports Ray, which is slow
+
+        reserved = ray_state.reserved_cpus()
+        self._lent = 0 if reserved is None else max(1, int(reserved))
+        """Actors that work in the reservation of this process."""
 
     def finished(self, units: Iterator[Unit]) -> Iterator[tuple[Unit, dict[str, Any]]]:
         import ray
@@ -161,10 +172,22 @@ class _Pool:
 
         self._grown_at = time.monotonic()
         wanted = self._actors if self._actors != "auto" else max(1, int(ray.cluster_resources().get("CPU", 1)))
-        remote: Any = ray.remote(num_cpus=1, max_restarts=0, scheduling_strategy="SPREAD")(_Host)
-        for _ in range(wanted - len(self._busy) - len(self._idle)):
-            actor = _Actor(remote.remote(self._worker))
+        actors = [*self._busy.values(), *self._idle]
+        lent = min(self._lent, wanted) - sum(actor.is_lent for actor in actors)
+        for number in range(wanted - len(actors)):
+            actor = self._start(is_lent=number < lent)
             self._busy[actor.handle.node.remote()] = actor
+
+    def _start(self, is_lent: bool) -> _Actor:
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        from cluster.actors import ray_state
+
+        here = NodeAffinitySchedulingStrategy(ray_state.this_node(), soft=False)
+        where = {"num_cpus": 0, "scheduling_strategy": here} if is_lent else {"num_cpus": 1}
+        remote: Any = ray.remote(max_restarts=0, **{"scheduling_strategy": "SPREAD", **where})(_Host)
+        return _Actor(remote.remote(self._worker), is_lent)
 
     def _release(self) -> None:
         """Stop the actors without work, also those that still wait for a CPU."""
@@ -238,10 +261,18 @@ class _Pool:
         metrics.ACTORS.labels(self._task).set(running)
 
     def _log_waiting(self) -> None:
+        import ray
+
         is_running = any(actor.node for actor in self._busy.values())
         if not is_running and time.monotonic() - self._logged_at >= LOG_SECONDS:
             self._logged_at = time.monotonic()
-            logger.info("%s: waiting for a free CPU", self._task)
+            total = ray.cluster_resources().get("CPU", 0)
+            why = (
+                f"the {total:g} CPUs of the cluster are reserved, `ray status` shows by what"
+                if total >= 1
+                else ("no node of the cluster has a CPU: start one that does")
+            )
+            logger.info("%s: waits for a CPU: %s", self._task, why)
 
 
 class _Host:

@@ -19,6 +19,17 @@ def free_resources() -> dict[str, Mapping[str, float]]:
     return dict(state.available_resources_per_node())
 
 
+def reserved_cpus() -> float | None:
+    """CPUs that Ray has reserved for this process if it is an actor, as that of a job in the queue; None for others."""
+    context = ray.get_runtime_context()
+    return None if context.get_actor_id() is None else float(context.get_assigned_resources().get("CPU", 0))
+
+
+def this_node() -> str:
+    """The node on which this process runs."""
+    return str(ray.get_runtime_context().get_node_id())
+
+
 def draining_nodes() -> set[str]:
     """Nodes that are being drained."""
     return set(state.state.get_draining_nodes())

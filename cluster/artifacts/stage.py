@@ -77,7 +77,6 @@ class SideJob:
     out: Path
     after: tuple[str, ...] = ()
     """Names of jobs that must be done first."""
-    cpus: float = 1
 
 
 def _nothing(*_: object) -> None:
@@ -115,6 +114,10 @@ class Stage(Generic[R]):
     """It reads inputs and writes ``out`` where they are: it gets locations, which may be in an object store."""
     job_kind: str = ""
     """What the queue's limits count its jobs as, where that is not ``produces``."""
+    alone: bool = False
+    """It measures time: by default its jobs have a node to themselves."""
+    starts_jobs: bool = False
+    """It submits jobs and waits for them: its own job reserves nothing, because it would take that from them."""
     validate: Callable[[R], None] = _nothing
     """Raises a ValueError where tables of the recipe contradict each other, or where a table is the recipe of another
     stage that refuses it. :meth:`read` calls it; rules for one table belong in its class."""
@@ -129,6 +132,11 @@ class Stage(Generic[R]):
     halved: Callable[[R], R | None] = _nothing
     """The recipe with half the micro-batch, changed in its placement alone, or None where one cannot halve it. The
     queue tries it once after memory ran out."""
+
+    @property
+    def cpus(self) -> float:
+        """CPUs that one of its jobs reserves by default. A pool of actors works in the reservation of its job."""
+        return 0 if self.starts_jobs else 1
 
     def read(self, values: Mapping[str, Any], source: str = "recipe") -> R:
         """The recipe that plain values describe; ``source`` names them in errors.

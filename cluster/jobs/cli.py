@@ -126,7 +126,7 @@ def _submit_parser(name: str, prog: str) -> argparse.ArgumentParser:
     add = parser.add_argument_group("job").add_argument
     add("--name", help="name in lists and messages (default: the last part of --out); example: rte-seed-2")
     add("--after", action="append", default=[], metavar="ID", help="job to be done first, repeatable (default: none)")
-    add("--cpus", type=float, default=1, metavar="N", help="CPUs on one node (default: %(default)s); example: 4")
+    add("--cpus", type=float, metavar="N", help=f"CPUs on one node (default: {called.cpus:g}); example: 4")
     add("--gpus", type=float, default=0, metavar="N", help="GPUs, or a share of one (default: 0); example: 0.25")
     add(
         "--resource",
@@ -136,7 +136,8 @@ def _submit_parser(name: str, prog: str) -> argparse.ArgumentParser:
         metavar="NAME=N",
         help="custom resource of Ray's nodes, repeatable (default: none); example: benchmark=1",
     )
-    add("--alone", action="store_true", help="no other job on its node, for time measurements (default: share it)")
+    alone = f"no other job on its node, for time measurements (default: {'alone' if called.alone else 'share it'})"
+    add("--alone", action=argparse.BooleanOptionalAction, help=alone)
     add("--priority", type=int, default=0, metavar="N", help="higher ones start first (default: 0); example: 5")
     add("--deadline", type=_seconds, metavar="TIME", help="cancel it after this time (default: never); example: 2h")
     add("--kind", default="", help="kind for --limit-kind (default: that of the stage); example: nightly")
@@ -292,7 +293,8 @@ def job_table(jobs: Sequence[Mapping[str, Any]], now: float, expand: bool) -> Ta
     table.columns[-1].ratio = 1
     for job in jobs:
         age, ran = duration(now - job["submitted"]), duration(job["seconds"]) if job["started"] else "-"
-        why = job["error"] or (job["why"] if job["state"] == "waiting" else "")
+        has_worker = job["state"] != "waiting" and job["host"]
+        why = job["error"] or ("" if has_worker or job["state"] not in OPEN else job["why"])
         cells = [*(str(job[name]) for name in _SHOWN), age, ran, job["host"] or "-", why]
         row = [Text(terminal.safe(cell)) for cell in cells]
         row[2].stylize(_COLOURS.get(job["state"], ""))

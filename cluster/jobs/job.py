@@ -4,6 +4,7 @@ The id of a job is a digest of what it makes: stage, identity of the recipe, inp
 people who submit the same call get the same job.
 """
 
+import contextlib
 import getpass
 import os
 from collections.abc import Mapping, Sequence
@@ -11,7 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from cluster.artifacts import artifact, errors, registry
+from cluster.artifacts import artifact, errors, registry, stage
 from cluster.jobs.scheduler import SMALLEST, Need
 from cluster.storage import filesystem
 
@@ -48,12 +49,13 @@ class Job:
     out: Path
     after: tuple[str, ...] = ()
     """Jobs that must be done first: names from the same submission, or ids the queue knows."""
-    cpus: float = 1
+    cpus: float | None = None
+    """By default what the stage declares, like ``alone``."""
     gpus: float = 0
     """Below 1: a share of one GPU."""
     resources: Mapping[str, float] = field(default_factory=dict)
     """Ray's custom resources by name."""
-    alone: bool = False
+    alone: bool | None = None
     """Runs on a node with no other job of the queue: for time measurements."""
     priority: int = 0
     """Higher priorities start first."""
@@ -67,9 +69,9 @@ class Job:
 
     @property
     def need(self) -> Need:
-        """Resources by Ray's names."""
+        """Resources by Ray's names, of a job whose defaults are filled in."""
         amounts = {"CPU": self.cpus, "GPU": self.gpus, **self.resources}
-        return Need({name: float(amount) for name, amount in amounts.items() if amount}, self.alone)
+        return Need({name: float(amount) for name, amount in amounts.items() if amount}, bool(self.alone))
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,6 @@ def make_requests(jobs: Sequence[Job]) -> list[Request]:
     ids: dict[str, str] = {}
     found: list[Request] = []
     for job in jobs:
-        _check(job)
         if job.name in ids:
             raise errors.StageError(f"two jobs are called {job.name}: give every job its own name")
         request = _request(job, ids)
@@ -134,7 +135,7 @@ def make_requests(jobs: Sequence[Job]) -> list[Request]:
 
 
 def _check(job: Job) -> None:
-    for name, amount in {"CPU": job.cpus, "GPU": job.gpus, **job.resources}.items():
+    for name, amount in {"CPU": job.cpus or 0, "GPU": job.gpus, **job.resources}.items():
         if not 0 <= amount < float("inf"):
             raise errors.StageError(f"job {job.name} needs {amount:g} {name}: write a number that is not negative")
         if 0 < amount < SMALLEST:
@@ -155,26 +156,48 @@ def _check(job: Job) -> None:
 
 
 def _request(job: Job, ids: Mapping[str, str]) -> Request:
-    kind, identity = _kind_and_identity(job)
+    called = _called(job)
+    job = _with_defaults(job, called)
+    _check(job)
+    if called is not None and called.starts_jobs and not job.need.needs_nothing:
+        raise errors.StageError(
+            f"job {job.name}: {job.stage} waits for jobs that it starts, and would hold what these need: leave out "
+            "cpus, gpus, resources and alone"
+        )
     cwd = Path(job.cwd).absolute()
     inputs = {role: _absolute(place, cwd) for role, place in job.inputs.items()}
-    makes = {"stage": job.stage, "recipe": identity, "inputs": inputs, "out": _absolute(job.out, cwd)}
+    makes = {"stage": job.stage, "recipe": _identity(job, called), "inputs": inputs, "out": _absolute(job.out, cwd)}
     after = tuple(dict.fromkeys(ids.get(name, name) for name in job.after))
-    recipe, resources = dict(job.recipe), dict(job.resources)
-    complete = replace(job, recipe=recipe, resources=resources, after=after, kind=job.kind or kind, cwd=cwd)
+    complete = replace(job, recipe=dict(job.recipe), resources=dict(job.resources), after=after, cwd=cwd)
     return Request(artifact.digest(makes)[:_ID_LETTERS], makes, complete)
 
 
-def _kind_and_identity(job: Job) -> tuple[str, Mapping[str, Any]]:
-    """Job kind of the stage, and identity of the recipe.
-
-    An unknown stage or invalid recipe is no error here: the worker reports it when it runs the job.
-    """
+def _called(job: Job) -> stage.Stage[Any] | None:
+    """The job's stage; an unknown one is no error here, because the worker reports it when it runs the job."""
     try:
-        called = registry.find(job.stage)
-        return called.job_kind or called.produces, called.read(job.recipe, job.name).identity()
+        return registry.find(job.stage)
     except (ValueError, ImportError):
-        return job.stage, dict(job.recipe)
+        return None
+
+
+def _with_defaults(job: Job, called: stage.Stage[Any] | None) -> Job:
+    """The job with what its stage declares in the place of what its submitter left open."""
+    if called is None:
+        return replace(job, cpus=1 if job.cpus is None else job.cpus, alone=bool(job.alone), kind=job.kind or job.stage)
+    return replace(
+        job,
+        cpus=called.cpus if job.cpus is None else job.cpus,
+        alone=called.alone if job.alone is None else job.alone,
+        kind=job.kind or called.job_kind or called.produces,
+    )
+
+
+def _identity(job: Job, called: stage.Stage[Any] | None) -> Mapping[str, Any]:
+    """Identity of the recipe; the worker reports an invalid one when it runs the job."""
+    with contextlib.suppress(ValueError, ImportError):
+        if called is not None:
+            return called.read(job.recipe, job.name).identity()
+    return dict(job.recipe)
 
 
 def _absolute(place: Path, cwd: Path) -> str:

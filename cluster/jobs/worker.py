@@ -94,7 +94,7 @@ def _set_environment(call: Call) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # if unset, a job without a GPU would use one
     if call.job.alone:
         # The worker holds all CPUs of its node, so Ray sets this to all of them instead of what the job asked for.
-        os.environ["OMP_NUM_THREADS"] = str(max(1, int(call.job.cpus)))
+        os.environ["OMP_NUM_THREADS"] = str(max(1, int(call.job.cpus or 0)))
 
 
 def attempt(call: Call) -> CallResult:

@@ -98,12 +98,10 @@ class PipelinePlan:
 
     def text(self) -> list[Job]:
         """Corpus, tokens, rows of other lengths for the phases that read them, and the side jobs without a training."""
-        # The actors of corpus and tokens reserve the CPUs, not the jobs.
-        corpus = Job("corpus", "cluster.corpus", self.pipeline.corpus, {}, self.out / "corpus", cpus=0)
+        corpus = Job("corpus", "cluster.corpus", self.pipeline.corpus, {}, self.out / "corpus")
         inputs = {"corpus": corpus.out}
-        tokens = Job(
-            "tokens", "cluster.tokens", self.pipeline.token_values(), inputs, self.out / "tokens", ("corpus",), cpus=0
-        )
+        values = self.pipeline.token_values()
+        tokens = Job("tokens", "cluster.tokens", values, inputs, self.out / "tokens", ("corpus",))
         teacher = self.pipeline.teacher_training()
         trainings = [*map(self.distillation, self.pipeline.students()), *([teacher] if teacher else [])]
         lengths = sorted({phase.seq_len for training in trainings for phase in training.phases} - {self._seq_len})
@@ -114,7 +112,7 @@ class PipelinePlan:
         recipe = {key: value for key, value in tokens.recipe.items() if key != "tokenizer"} | {"seq_len": seq_len}
         inputs = {**tokens.inputs, "tokenizer": tokens.out}
         out = self._rows(seq_len)
-        return Job(out.name, tokens.stage, recipe, inputs, out, (*tokens.after, tokens.name), cpus=0)
+        return Job(out.name, tokens.stage, recipe, inputs, out, (*tokens.after, tokens.name))
 
     def rows_of(self, training: Training) -> dict[str, Path]:
         """Inputs of a training: the tokens of every length it reads."""
@@ -147,7 +145,7 @@ class PipelinePlan:
         """The suite's jobs that accompany a training run; without one, those that prepare data for them."""
         suite = registry.find(SUITE)
         found = suite.side_jobs(suite.read(self.pipeline.suite, "[suite]"), self._context(training))
-        return [Job(job.name, job.stage, job.recipe, job.inputs, job.out, job.after, job.cpus) for job in found]
+        return [Job(job.name, job.stage, job.recipe, job.inputs, job.out, job.after) for job in found]
 
     def _context(self, training: TrainingRun | None = None) -> StageContext:
         return StageContext(self.out, models=("teacher", *self.pipeline.students()), training=training)

@@ -296,4 +296,5 @@ STAGE = stage.Stage(
         **dict.fromkeys((*CONFIGURATIONS, "pairs", "questions"), FOLDER),
     },
     produces="benchmark",
+    alone=True,
 )

@@ -228,4 +228,5 @@ STAGE = stage.Stage(
     recipe=Probing,
     inputs={"run": stage.Role((stage.FOLDER,), identify=identity)},
     produces="probes",
+    starts_jobs=True,
 )

@@ -90,7 +90,7 @@ def side_jobs(suite: Suite, context: StageContext) -> list[SideJob]:
         placement["metrics_port"] = probes.metrics_port
     values = {"tasks": tasks, "steps": run.steps, "every": probes.every, "placement": placement}
     name, given = f"probes/{run.name}", {"run": out / "runs" / run.name}
-    return [SideJob(name, "eval.probes", values, given, out / name, cpus=0)]  # its fine-tuning jobs hold the CPUs
+    return [SideJob(name, "eval.probes", values, given, out / name)]
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,7 @@ class SuitePlan:
         inputs |= self._texts(exports.tasks) | self._architectures(exports.latency)
         names = [job.name for job in made.values()]
         timed = self._job("latency", "eval.latency", exports.latency, inputs, after=names)
-        return [*made.values(), replace(timed, alone=True), *self._phones(exports, made)]
+        return [*made.values(), timed, *self._phones(exports, made)]
 
     def _phones(self, exports: Exports, made: Mapping[tuple[str, str, Format], Job]) -> Iterator[Job]:
         """Measurements on phones, each browser's after its page."""
@@ -239,8 +239,7 @@ class SuitePlan:
         inputs = {"pairs": pairs, **{name: self._tuned(name, PAIRS) for name in known}}
         inputs |= self._architectures(baselines.values)
         after = [f"finetune/{name}/{PAIRS}" for name in known]
-        timed = self._job("baselines", "eval.latency", baselines.values, inputs, after=after)
-        yield replace(timed, alone=True)
+        yield self._job("baselines", "eval.latency", baselines.values, inputs, after=after)
 
     def _tuned(self, model: str, task: str) -> Path:
         return self.out / "finetune" / model / task

@@ -126,6 +126,7 @@ STAGE = stage.Stage(
     },
     produces="suite",
     grows=True,
+    starts_jobs=True,
     validate=checks.validate,
     check=checks.check,
     side_jobs=side_jobs,

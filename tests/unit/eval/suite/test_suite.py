@@ -9,6 +9,7 @@ import model_exports
 import pytest
 from result_folders import make, make_model
 
+from cluster.artifacts import registry
 from cluster.artifacts.errors import StageError
 from cluster.artifacts.recipe import RecipeError, load
 from cluster.artifacts.stage import StageContext, TrainingRun
@@ -119,7 +120,7 @@ def test_a_sweep_of_models_that_are_named_measures_each_of_them_once(data: Path,
 
 def test_timed_jobs_run_alone(data: Path, out: Path) -> None:
     found = _jobs(_plan(data, out, exports={"task": "stsb"}, baselines={}))
-    assert [name for name, job in found.items() if job.alone] == ["latency", "baselines"]
+    assert [name for name, job in found.items() if registry.find(job.stage).alone] == ["latency", "baselines"]
     exported = [f"export-{model}-stsb-{form}" for model in ("teacher", "student") for form in ("onnx", "int8")]
     assert set(found["latency"].inputs) == {"teacher", "student", "pairs", *exported}
     assert found["exports/student/int8"].after == ("exports/student/onnx",)
