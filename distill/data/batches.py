@@ -26,7 +26,7 @@ I64 = npt.NDArray[np.int64]
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _FEISTEL_ROUNDS = 6
 _CHOICE, _SHOWN, _RANDOM, _OTHERS = np.uint64(1), np.uint64(2), np.uint64(3), np.uint64(4)
-_TURN, _WINDOW = np.uint64(5), np.uint64(6)
+_TURN, _WINDOW, _DROPOUT = np.uint64(5), np.uint64(6), np.uint64(7)
 
 BLOCK_BYTES = 2**21
 """Bytes of a block of consecutive rows, enough for a disk to stream it."""
@@ -184,6 +184,10 @@ class Batches:
             else:
                 rows[now] = shuffled_in_blocks(within[now], len(self._rows), self._block, self._seed, epoch)
         return rows, epochs
+
+    def dropout_seed(self, step: int, first: int) -> int:
+        """Seed of the dropout in the micro-batch that starts at row ``first`` of optimizer step ``step``."""
+        return int(hashed(self._seed, _DROPOUT, step, first) >> np.uint64(1))
 
     def take(self, step: int, first: int, count: int) -> Batch:
         """The masked rows ``first`` to ``first + count`` of optimizer step ``step``."""

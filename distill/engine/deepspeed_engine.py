@@ -5,6 +5,7 @@ sharding. The engine accumulates gradients in fp32, clips them, and checks that 
 """
 
 import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +26,7 @@ from distill.engine.deepspeed_patches import (
 from distill.engine.process_group import Workers, check_device
 from distill.engine.step_timer import StepTimer
 from distill.modeling import fused_head
-from distill.modeling.masked_lm import MaskedLM
+from distill.modeling.masked_lm import MaskedLM, set_dropout
 
 _SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
@@ -95,8 +96,8 @@ class Engine:
     def __init__(self, module: MaskedLM, training: Training, workers: Workers) -> None:
         check_device(training.precision, workers.device)
         configuration = settings(training, workers.world_size)
-        # No dropout: teacher and student compare the same network, and the loss does not depend on the placement.
-        module = module.eval().to(workers.device)
+        module = module.to(workers.device)
+        set_dropout(module, training.dropout)
         if training.placement.compiles(workers.device.type):
             compile_layers(module)
         self._optimizer = torch.optim.AdamW(
@@ -109,6 +110,7 @@ class Engine:
         self._optimizer.register_step_pre_hook(self._clip)
         self._stage: int = training.placement.zero_stage
         self._fp16 = training.precision == "fp16"
+        self._drops = training.dropout > 0
         self._largest_norm = training.optimizer.clip
         with suppressed_warnings():
             self._engine, *_ = deepspeed.initialize(model=module, optimizer=self._optimizer, config=configuration)
@@ -133,6 +135,20 @@ class Engine:
 
     def __call__(self, *inputs: Any) -> Any:
         return self._engine(*inputs)
+
+    def seed_dropout(self, seed: int) -> None:
+        """Seed the next forward pass. Nothing but dropout draws random numbers in training."""
+        if self._drops:
+            torch.manual_seed(seed)
+
+    @contextlib.contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Inside the block forward passes have no dropout."""
+        self._engine.module.eval()
+        try:
+            yield
+        finally:
+            self._engine.module.train(self._drops)
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of a micro-batch; after the last one of a step, reduce them over the workers."""

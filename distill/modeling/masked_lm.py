@@ -142,6 +142,17 @@ def choose_attention(model: Any, device: str, seq_len: int) -> None:
     model.set_attn_implementation("eager" if device == "cpu" and seq_len <= _CACHED_SCORES else "sdpa")
 
 
+def set_dropout(model: nn.Module, probability: float) -> None:
+    """Make ``model`` train with this probability at every dropout; with 0, compute the same in training as later.
+
+    Its configuration stays: it says what people fine-tune with.
+    """
+    for part in model.modules():
+        if isinstance(part, nn.Dropout):
+            part.p = probability
+    model.train(probability > 0)
+
+
 def facts(model: Any) -> dict[str, Any]:
     """Facts about a model for a manifest."""
     return {

@@ -18,6 +18,7 @@ from cluster.telemetry.formatting import amount
 from cluster.tokens.tokenizer import load_tokenizer, quiet_tokenizer
 from distill.checkpointing.run_folder import Run, RunError
 from distill.modeling import masked_lm
+from distill.train import paper_differences
 from distill.train.validation import NAMES
 
 _CARD = """---
@@ -31,7 +32,7 @@ tags:
 # {architecture}, {layers} layers
 
 A student of {layers} layers and {parameters:,} parameters, distilled with Stillhouse by the recipe of DistilBERT
-(Sanh et al. 2019, arXiv 1910.01108){weights}.
+(Sanh et al. 2019, arXiv 1910.01108) with the differences listed below{weights}.
 
 ```python
 from transformers import AutoModelForMaskedLM, AutoTokenizer
@@ -51,6 +52,14 @@ tokenizer = AutoTokenizer.from_pretrained("this folder")
 | device hours of training steps | {device_hours:.3g} |
 | teacher | identity `{teacher}` |
 | token rows | identity `{token_rows}` |
+
+## What differs from the paper
+
+| | paper, or its authors' code | here |
+|---|---|---|
+{differences}
+
+`config.json` has the dropout of the teacher's configuration, for fine-tuning.
 
 ## Held-out rows
 
@@ -99,6 +108,7 @@ def run(recipe: Export, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]
         "validation": dict.fromkeys(("total", *NAMES)) | checkpoint.facts["validation"],
         "lineage": described["inputs"],
     }
+    facts["differences"] = paper_differences.differences(described["recipe"], facts)
     (out / CARD).write_text(_card(facts, described["recipe"]), encoding="utf-8")
     return facts
 
@@ -125,6 +135,7 @@ def _card(facts: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
         rows=", then ".join(rows) or f"{recipe['rows_per_step']:,} rows",
         of_length=f", of {validated_length:,} tokens" if validated_length else "",
         weights=f"; loss {terms}, temperature {loss['temperature']:g}",
+        differences="\n".join(f"| {one['what']} | {one['paper']} | {one['here']} |" for one in facts["differences"]),
         world_size=facts["world_size"],
         device_hours=facts["device_hours"],
         teacher=facts["lineage"]["teacher"][:12],

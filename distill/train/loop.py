@@ -109,6 +109,7 @@ def fit(
                 timer.begin("teacher")
                 targets = teacher(batch) if teacher else None
                 timer.begin("student_forward")
+                engine.seed_dropout(phase.batches.dropout_seed(step, first))
                 losses = engine(batch, targets, projection).losses
                 timer.begin("backward")
                 engine.backward(losses.total)

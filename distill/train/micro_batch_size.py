@@ -23,6 +23,7 @@ from distill.data.schedule import OpenPhase
 from distill.engine.deepspeed_engine import compile_layers
 from distill.engine.process_group import Workers
 from distill.engine.teacher_engine import TeacherEngine
+from distill.modeling.masked_lm import set_dropout
 from distill.train.student_objective import StudentObjective
 
 # Share of memory that stays free: the prediction is a line through few points, and fragmentation takes memory too.
@@ -68,6 +69,7 @@ def measure(
     sizes = candidates(training.rows_per_step // workers.world_size)
     # A copy, because DeepSpeed needs the original weights in fp32.
     probe = copy.deepcopy(objective).to(device=workers.device, dtype=dtype_of(training.precision))
+    set_dropout(probe, training.dropout)
     if training.placement.compiles(workers.device.type):
         compile_layers(probe)
     reserve = _training_state_bytes(probe, training, workers)

@@ -43,10 +43,11 @@ class Validation:
         ``teacher_masked`` and ``teacher_accuracy`` measure the teacher. Values that need one are None without it.
         """
         sums = torch.zeros(len(NAMES), dtype=torch.float64, device=self._workers.device)
-        for batch, weight in self._shares(engine.micro_rows):
-            targets = self._teacher(batch) if self._teacher is not None else None
-            projection = self._teacher.projection if self._teacher is not None else None
-            sums += weight * self._measured(engine(batch, targets, projection), targets, batch)
+        with engine.evaluating():
+            for batch, weight in self._shares(engine.micro_rows):
+                targets = self._teacher(batch) if self._teacher is not None else None
+                projection = self._teacher.projection if self._teacher is not None else None
+                sums += weight * self._measured(engine(batch, targets, projection), targets, batch)
         torch.distributed.all_reduce(sums)
         values: dict[str, float | None] = dict(zip(NAMES, (sums / self._count).tolist(), strict=True))
         if self._teacher is None:

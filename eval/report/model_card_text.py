@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cluster.telemetry.formatting import amount, millions, percent
-from eval.report import measured_tables
+from eval.report import measured_tables, paper_tables
 from eval.report.pages import Page
 from eval.report.table import Row, Table, cells
 from eval.results.paper import GLUE, key
@@ -44,11 +44,17 @@ _TITLES |= {"imdb": "IMDb", "squad": "SQuAD 1.1", "squad2": "SQuAD 2.0"}
 def opening(report: Mapping[str, Any], name: str) -> str:
     """The opening of a new card."""
     model = next(model for model in report["models"] if model["name"] == name)
-    return (
+    text = (
         f"# {model['architecture'] or name}\n\n"
-        f"A student of {model['layers'] or '?'} layers and {millions(model['parameters'])} parameters, distilled by "
-        f"the recipe of DistilBERT ({report['paper']['source']})."
+        f"A student of {model['layers'] or '?'} layers and {millions(model['parameters'])} parameters"
     )
+    # Only the manifest of a student that was distilled here says how.
+    if not (found := model.get("differences")):
+        return f"{text}."
+    distilled = (
+        f"distilled by the recipe of DistilBERT ({report['paper']['source']}) with the differences listed below."
+    )
+    return f"{text}, {distilled}\n\n## What differs from the paper\n\n{_lines(paper_tables.differences_of(found))}"
 
 
 def results(report: Mapping[str, Any], name: str, identity: str) -> str:

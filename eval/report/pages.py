@@ -27,6 +27,7 @@ TABLES: Mapping[str, Callable[[Report], Table]] = {
     "latency": measured_tables.latency,
     "cost": measured_tables.cost,
     "jobs": measured_tables.jobs,
+    "differences": paper_tables.differences,
     "claims": paper_tables.claims,
     "glue": paper_tables.glue,
     "downstream": paper_tables.downstream,

@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cluster.telemetry.formatting import NOT_MEASURED, NOTHING, amount, megabytes, millions, percent, ratio, signed
-from eval.report.table import Cell, Row, Table
+from eval.report.table import Cell, Row, Table, cells
 from eval.results.paper import PARAMETERS_SAVED
+from eval.results.schema import STUDENT
 
 Report = Mapping[str, Any]
 
@@ -13,6 +14,7 @@ _SCORES = (
     "Task", "Teacher", "Student", "Student (D)", "Kept", "Verdict", "ELMo (paper)", "BERT-base (paper)",
     "DistilBERT (paper)", "Kept (paper)", "Difference", "Majority", "Examples",
 )  # fmt: skip
+_DIFFERENCES = ("What", "Paper, or its authors' code", "Here")
 _WORDS = frozenset({"Task", "Verdict", "Claim", "Model", "Training", "Weights"})
 _CLAIMS = {
     "glue": ("Score kept on GLUE", "{:.1f} %"),
@@ -32,6 +34,18 @@ def verdict(found: Mapping[str, str] | None) -> Cell:
     if found["state"] == NOT_MEASURED:
         return Cell(NOT_MEASURED)
     return Cell(found["state"], found["reason"], tone=found["state"])
+
+
+def differences(report: Report) -> Table:
+    """What the training of the main student does otherwise than the paper's; its manifest lists it."""
+    found = (model["differences"] for model in report["models"] if model["name"] == STUDENT)
+    return differences_of(next(found, []))
+
+
+def differences_of(found: Sequence[Mapping[str, str]]) -> Table:
+    """The differences in the manifest of a student."""
+    rows = tuple(Row(cells((one["what"], one["paper"], one["here"]))) for one in found)
+    return Table(_DIFFERENCES, rows, frozenset(_DIFFERENCES))
 
 
 def claims(report: Report) -> Table:

@@ -66,6 +66,7 @@ def _model(model: ResultModel) -> dict[str, Any]:
     names = ("architecture", "layers", "hidden", "parameters", "steps", "tokens", "device_hours", "device")
     return {
         **{key: facts.get(key) for key in names},
+        "differences": facts.get("differences", []),
         "origin": facts.get("source"),
         "workers": facts.get("world_size"),
         "weight_bytes": model.weight_bytes,
