@@ -246,8 +246,8 @@ class _Pool:
                 self._deaths[unit] += 1
             if self._deaths[unit] >= MAX_DEATHS:
                 raise StageError(
-                    f"{unit.name}: workers died on it {MAX_DEATHS} times ({reason}): look for memory running out, "
-                    "and run the same command again to continue"
+                    f"{unit.name}: workers died on it {MAX_DEATHS} times ({reason}): if memory ran out on "
+                    "their nodes, write fewer placement.actors; the same command then continues"
                 ) from None
             metrics.LOST_UNITS.labels(self._task).inc()
             self._retries.append(unit)

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator
 
 from cluster.artifacts.errors import StageError
-from cluster.telemetry.error_text import first_line
+from cluster.telemetry.error_text import first_line, one_line
 
 ADDRESS = "RAY_ADDRESS"
 PROBE_SECONDS = 10.0
@@ -84,6 +84,11 @@ def _join(address: str) -> None:
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        if "version" in str(error).lower():
+            raise StageError(
+                f"the Ray cluster at {ADDRESS}={address} runs other versions than this command: install those of the "
+                f"cluster here ({one_line(error)})"
+            ) from None
         raise StageError(
             f"the Ray cluster at {ADDRESS}={address} cannot be joined ({first_line(error)}): check the address, and "
             "RAY_AUTH_MODE and the token if it needs one"

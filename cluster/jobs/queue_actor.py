@@ -192,7 +192,8 @@ class JobQueue:
         if len(found) == 1:
             return found[0]
         known = f"; it fits {', '.join(entry.id for entry in found)}: write one of these" if found else ""
-        raise errors.StageError(f"{text} is not the id of one job of the queue{known}")
+        hint = known or ": stillhouse jobs list --all shows them"
+        raise errors.StageError(f"{text} is not the id of one job of the queue{hint}")
 
     def _check(self, requests: Sequence[Request]) -> None:
         """Refuse new jobs that could never run or that conflict with other jobs."""
@@ -205,7 +206,7 @@ class JobQueue:
                 if name not in known:
                     raise errors.StageError(
                         f"job {job.name} comes after {name}, which is neither an earlier job of this submission nor an "
-                        "id that the queue knows"
+                        "id that the queue knows: stillhouse jobs list --all shows these"
                     )
             new[request.id] = request
             if state.has_cycle(request, new):

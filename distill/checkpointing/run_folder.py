@@ -55,7 +55,10 @@ class Run:
         try:
             found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise RunError(f"{path} cannot be read ({error}): it is damaged, delete {path.parent}") from None
+            raise RunError(
+                f"{path} cannot be read ({error}): it is damaged; put back a copy of it, or train into another --out, "
+                "because the checkpoints beside it cannot be used without it"
+            ) from None
         return found
 
     def claim(self, recipe: Mapping[str, Any], inputs: Mapping[str, str]) -> None:

@@ -75,8 +75,8 @@ class WorkerSlots:
                 logged = True
             time.sleep(POLL_SECONDS)
         if count is None:
-            waited = f" for {seconds:g} s (placement.replace_seconds); run the same command again to continue"
-            raise LaunchError(self._refusal(room) + waited)
+            waited = f", and this run waited for {seconds:g} s (placement.replace_seconds)"
+            raise LaunchError(f"{self._refusal(room, waited)}; run the same command again to continue")
         if count < wanted:
             say(f"room for {count} of {wanted} workers: continuing with {count}")
         return count
@@ -85,14 +85,20 @@ class WorkerSlots:
         need = self.resources.items()
         return sum(int(min(node.get(name, 0) // amount for name, amount in need)) for node in _staying(nodes))
 
-    def _refusal(self, room: int) -> str:
-        workers = self.training.placement.workers
-        wanted = f"at least {workers.min}" if isinstance(workers, WorkerRange) else f"{self.fixed}"
-        unit = f"{self.training.placement.threads} CPUs" + (" and a GPU" if self.gpu else "")
+    def _refusal(self, room: int, waited: str = "") -> str:
+        placement, workers = self.training.placement, self.training.placement.workers
+        asked = f"at least {workers.min}" if isinstance(workers, WorkerRange) else f"{self.fixed or 'some'}"
+        unit = f"{placement.threads} CPUs" + (" and a GPU" if self.gpu else "")
+        remedies = {
+            "fewer placement.workers, or { min = 1, max = … } to use the room there is": workers != "auto",
+            "fewer placement.threads": placement.threads > 1,
+            'placement.device = "cpu"': self.gpu,
+        }
+        written = ", or ".join(remedy for remedy, helps in remedies.items() if helps)
+        write = f"write {written}, or " if written else ""
         return (
-            f"placement asks for {wanted} workers, the cluster has room for {room} (a worker takes {unit}): write "
-            "fewer placement.workers, or { min = 1, max = … } to use the room there is, or placement.device = "
-            '"cpu", or start a larger cluster'
+            f"placement asks for {asked} workers, the cluster has room for {room} (a worker takes {unit}){waited}: "
+            f"{write}start a larger cluster, or wait for the work that holds the rest"
         )
 
 

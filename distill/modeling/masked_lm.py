@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoConfig, AutoModelForMaskedLM
@@ -99,7 +100,7 @@ def load(source: str | Path, seed: int = 0) -> tuple[Any, frozenset[str]]:
     Missing weights (usually a head) are drawn from ``seed``. Reads only safetensors, never pickle.
 
     Raises:
-        ModelError: not found, unreadable, or of an unsupported architecture.
+        ModelError: not found, unreadable, of an unsupported architecture, or with weights that are not finite.
     """
     try:
         config = AutoConfig.from_pretrained(source)
@@ -108,11 +109,26 @@ def load(source: str | Path, seed: int = 0) -> tuple[Any, frozenset[str]]:
             model, report = AutoModelForMaskedLM.from_pretrained(
                 source, dtype=torch.float32, use_safetensors=True, output_loading_info=True
             )
+    except SafetensorError as error:
+        raise ModelError(f"the weights of {source} are cut or damaged ({one_line(error)}): fetch them again") from None
     except (OSError, ValueError) as error:
-        raise ModelError(f"no model can be loaded from {source}: {one_line(error)}") from None
+        raise ModelError(f"no model can be loaded from {source}: {_advice(Path(source)) or one_line(error)}") from None
     if type(model).__name__ not in ARCHITECTURES:
         raise ModelError(f"{source} is a {config.model_type} model: use one of {', '.join(ARCHITECTURES)}")
+    if (name := next((name for name, one in model.named_parameters() if not one.isfinite().all()), None)) is not None:
+        raise ModelError(f"{source} has weights that are not finite ({name}): nothing can be learned from it")
     return model, frozenset(report["missing_keys"])
+
+
+def _advice(folder: Path) -> str | None:
+    """What to do about a folder whose weights are pickled."""
+    if not any(folder.glob("pytorch_model*.bin")) or any(folder.glob("*.safetensors")):
+        return None
+    convert = f"AutoModelForMaskedLM.from_pretrained('{folder}').save_pretrained('NEW-FOLDER')"
+    return (
+        "it has pickled weights alone, which can run code and are not read: convert a copy that you trust with "
+        f'python -c "from transformers import AutoModelForMaskedLM; {convert}", and copy the tokenizer\'s files too'
+    )
 
 
 def save_shape(model: Any, tokenizer: Path, folder: Path) -> None:

@@ -66,7 +66,10 @@ def check_reads(teacher: Any, vocabulary: str, source: str | Path, tokens: Token
             f"--tokenizer {source}"
         )
     if tokens.seq_len > (longest := positions(teacher.config)):
-        raise ModelError(f"rows of {tokens.seq_len} tokens, but the teacher reads {longest}")
+        raise ModelError(
+            f"rows of {tokens.seq_len} tokens, but the teacher reads {longest}: make tokens of seq_len = {longest} "
+            f"or less instead of {tokens.path}"
+        )
 
 
 def fit(

@@ -95,7 +95,8 @@ def run(recipe: Teacher, inputs: Mapping[str, Path], out: Path) -> dict[str, Any
     tokenizer = load_tokenizer(tokenizer_folder)
     if len(tokenizer) > model.config.vocab_size:
         raise ModelError(
-            f"{tokenizer_folder} has {len(tokenizer)} words for {model.config.vocab_size} embeddings: they do not fit"
+            f"{tokenizer_folder} has {len(tokenizer)} words for {model.config.vocab_size} embeddings: they do not fit, "
+            "put the model's own tokenizer there"
         )
     vocabulary = vocabulary_digest(tokenizer)
     for rows in given:

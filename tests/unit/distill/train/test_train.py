@@ -137,6 +137,8 @@ def test_an_exported_student_loads_with_transformers_alone(folder: Path, run: Pa
     card = (made.path / "README.md").read_text()
     assert f"{made.facts['validation']['accuracy']:.4f}" in card
     assert "AutoModelForMaskedLM" in card
+    for difference in made.facts["differences"]:
+        assert f"| {difference['what']} | {difference['paper']} | {difference['here']} |" in card
 
 
 def test_a_student_of_an_earlier_step(run: Path, tmp_path: Path) -> None:

@@ -88,6 +88,12 @@ def test_scores_at_thresholds_tuned_on_the_dev_set_are_left_out() -> None:
     assert [(each.metric_type, each.metric_value) for each in found] == [("f1", 70.5)]
 
 
+def test_a_new_card_lists_what_differs_from_the_paper(out: Path, student: Path) -> None:
+    (student / CARD).unlink()
+    fill(out / "report", student, CardFacts())
+    assert "| student.dropout | 0.1 | 0 |" in (student / CARD).read_text(encoding="utf-8")
+
+
 def test_text_and_metadata_of_the_user_are_kept(out: Path, student: Path) -> None:
     fill(out / "report", student, CardFacts())
     card = ModelCard.load(student / CARD)

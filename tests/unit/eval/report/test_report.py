@@ -123,6 +123,13 @@ def test_links_name_any_artifact() -> None:
     assert pages.anchor("finetune/student/rte") == "finetune-student-rte"
 
 
+def test_the_pages_list_what_the_student_s_training_did_otherwise_than_the_paper(complete_report: Path) -> None:
+    for page in ("report.html", "report.md"):
+        text = (complete_report / page).read_text(encoding="utf-8")
+        assert "differs from the paper" in text
+        assert "student.dropout" in text
+
+
 def test_a_report_outside_the_results_links_only_to_its_own_anchors(small_results: Path, tmp_path: Path) -> None:
     made = stage.execute(STAGE, Report(), {"results": small_results}, tmp_path / "elsewhere")
     assert made is not None
