@@ -45,3 +45,20 @@ def test_a_run_waits_for_lost_workers_and_then_continues_without(ray_of_three_cp
 def test_too_small_a_cluster_is_refused_at_once(ray_of_three_cpus: None) -> None:
     with pytest.raises(LaunchError, match="asks for at least 4 workers, the cluster has room for 3"):
         WorkerSlots.of(training({"min": 4, "max": 6})).await_workers(None)
+
+
+@pytest.mark.parametrize(
+    ("placed", "helps", "does_not"),
+    [
+        ({"workers": "auto", "threads": 8}, "placement.threads", "placement.workers"),
+        ({"workers": 9}, "placement.workers", "placement.device"),
+        ({"workers": 9}, "larger cluster", "placement.threads"),
+    ],
+)
+def test_a_refusal_names_only_what_helps_on_this_cluster(
+    ray_of_three_cpus: None, placed: dict[str, Any], helps: str, does_not: str
+) -> None:
+    with pytest.raises(LaunchError) as refused:
+        WorkerSlots.of(training(**placed)).await_workers(None)
+    assert helps in str(refused.value)
+    assert does_not not in str(refused.value)

@@ -1,11 +1,13 @@
 """Teachers: unchanged, with a new head, trained from scratch, or refused in one line."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import tiny
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
 from cluster.artifacts import artifact, stage
@@ -134,3 +136,30 @@ def test_models_that_cannot_be_teachers_are_refused(folder: Path, tmp_path: Path
     short = {**ARCHITECTURE, "positions": 16}
     with pytest.raises(ModelError, match="rows of 32 tokens, but the teacher reads 16"):
         make({"architecture": short, "train": TRAINING}, tmp_path / "e", folder / "tokens")
+
+
+def _pickle(folder: Path) -> None:
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+
+
+def _cut(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+
+
+def _spoil(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    weights["bert.embeddings.word_embeddings.weight"][7, 3] = torch.nan
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [(_pickle, "convert"), (_cut, "cut or damaged .* fetch"), (_spoil, "not finite .*word_embeddings")],
+)
+def test_unusable_weights_are_named_with_what_helps(tmp_path: Path, change: Callable[[Path], None], word: str) -> None:
+    source = tiny.bert_teacher(tmp_path / "source")
+    change(source)
+    with pytest.raises(ModelError, match=word):
+        make({"source": str(source)}, tmp_path / "teacher")

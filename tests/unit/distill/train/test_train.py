@@ -309,8 +309,9 @@ def test_two_processes_do_not_train_in_one_folder(folder: Path, tmp_path: Path) 
 def test_a_cut_recipe_of_a_run_is_named(folder: Path, tmp_path: Path) -> None:
     execute(folder, tmp_path / "run", steps=2)
     (tmp_path / "run" / "recipe.json").write_text('{"recipe": {')
-    with pytest.raises(RunError, match=r"recipe.json cannot be read"):
+    with pytest.raises(RunError, match=r"recipe.json cannot be read") as refused:
         execute(folder, tmp_path / "run", steps=2)
+    assert "delete" not in str(refused.value)  # the checkpoints are there
 
 
 def test_a_roberta_teacher_gives_a_roberta_student(tmp_path: Path) -> None:
