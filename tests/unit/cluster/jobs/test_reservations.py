@@ -60,7 +60,8 @@ def test_as_many_pools_as_cpus_end(sources: dict[str, Any], tmp_path: Path) -> N
 
 @pytest.mark.parametrize("cpus", [0.5, 2])
 def test_a_pool_ends_whatever_its_job_reserves(sources: dict[str, Any], tmp_path: Path, cpus: float) -> None:
-    _run([_corpus(sources, tmp_path / "corpus", cpus=cpus)], tmp_path / "ledger")
+    more = {**sources, "placement": {"actors": 8}}  # than the cluster has CPUs
+    _run([_corpus(more, tmp_path / "corpus", cpus=cpus)], tmp_path / "ledger")
 
 
 def test_a_pool_ends_on_the_only_cpu_that_others_leave(sources: dict[str, Any], tmp_path: Path) -> None:
