@@ -28,7 +28,7 @@ from eval.finetune.answer_spans import STRIDE, encode_questions
 from eval.finetune.batching import Features, Rows, encode, scoring_batches
 from eval.finetune.classification import measured, predictions
 from eval.finetune.question_answering import decode_batches, scored
-from eval.finetune.task_model import TaskSource, check_labels, max_length
+from eval.finetune.task_model import TaskSource, label_order, max_length
 from eval.tasks.definitions import TASKS, Task, TaskName
 from eval.tasks.examples import dev_from_folder
 from eval.tasks.metrics import headline
@@ -98,13 +98,13 @@ def _score_classes(
     if recipe.stride is not None:
         raise errors.StageError(f"stride is for questions about passages, not for {task.name}: leave it out")
     task, dev = dev_from_folder(task, data)
-    check_labels(source, task)
+    order = label_order(source, task)
     dev = [examples.sample(recipe.limit) for examples in dev]
     predicted = []
     for examples in dev:
         logits = np.empty((len(examples), task.outputs), dtype=np.float32)
         for rows, (of_rows,) in _outputs(runner, encode(source.tokenizer, examples.texts, longest), recipe.batch):
-            logits[rows] = of_rows
+            logits[rows] = of_rows[:, order]
         predicted.append(predictions(task, logits))
     return {
         "metrics": measured(task, dev, predicted),
@@ -117,6 +117,7 @@ def _score_classes(
 def _score_questions(
     recipe: ScoreRecipe, task: Task, source: TaskSource, runner: Runner, longest: int, data: Path
 ) -> dict[str, Any]:
+    label_order(source, task)
     dev = dev_questions_from_folder(task, data).sample(recipe.limit)
     encoded = encode_questions(source.tokenizer, dev.items, longest, recipe.stride or STRIDE)
     batches = (

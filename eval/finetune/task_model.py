@@ -12,6 +12,7 @@ from cluster.models import model_folder
 from cluster.tokens.tokenizer import quiet_tokenizer
 from eval.finetune.batching import Inputs
 from eval.tasks.definitions import Task
+from eval.tasks.label_matching import classes_named, unnamed
 
 # Weights that a masked-language model may lack; a model that lacks others is damaged.
 HEAD = ("qa_outputs.", "classifier.", "pre_classifier.", "pooler.", "bert.pooler.")
@@ -84,24 +85,52 @@ def load_trained(source: TaskSource, task: Task) -> Any:
     Raises:
         ModelError: the model lacks weights, or has other labels.
     """
-    check_labels(source, task)
+    label_order(source, task)
     model, absent = _load(source, task, seed=0)
     if absent:
         raise ModelError(f"{source.path} lacks {len(absent)} weights, {min(absent)} first: make it again")
     return model.eval()
 
 
-def check_labels(source: TaskSource, task: Task) -> None:
-    """
+def label_order(source: TaskSource, task: Task) -> list[int]:
+    """The model's output for each output of the task, matched by the names of their labels.
+
     Raises:
-        ModelError: the labels of the model are not the task's.
+        ModelError: the model has another head, other labels, or does not name them.
     """
-    expected = list(task.label_names) or (["score"] if task.answers is None else [])
-    if (labels := [source.config.id2label.get(number) for number in range(len(expected))]) != expected:
+    if (head := model_folder.head(source.config)) != (wanted := _head(task)):
+        raise ModelError(f"{source.path} has a head for {head}, {task.name} needs one for {wanted}: fine-tune it first")
+    if (order := _matched(source, task)) is not None:
+        return order
+    names, ours = _names(source), ", ".join(task.label_names)
+    if len(names) == task.outputs and all(unnamed(name) is not None for name in names):
         raise ModelError(
-            f"{source.path} has the labels {', '.join(map(str, labels))}, the data of {task.name} has "
-            f"{', '.join(expected)}: give a model that was fine-tuned on the same data"
+            f"{source.path} does not name its labels ({', '.join(names)}), and models of {task.name} differ in their "
+            f"order: write the names {ours} as id2label of its config.json, in the order of its outputs"
         )
+    raise ModelError(
+        f"{source.path} has the labels {', '.join(names)}, the data of {task.name} has {ours}: give a model that was "
+        "fine-tuned on the same data"
+    )
+
+
+def _matched(source: TaskSource, task: Task) -> list[int] | None:
+    """The model's output for each output of the task; None where its labels are not the task's."""
+    if _head(task) != "classification":
+        return list(range(task.outputs))
+    classes = classes_named(task, _names(source))
+    return None if classes is None else [classes.index(number) for number in range(task.outputs)]
+
+
+def _names(source: TaskSource) -> list[str]:
+    """Names of the model's labels, in the order of its outputs."""
+    return [str(source.config.id2label.get(number, number)) for number in range(source.config.num_labels)]
+
+
+def _head(task: Task) -> str:
+    if task.answers is not None:
+        return "question-answering"
+    return "regression" if task.label_range is not None else "classification"
 
 
 def save(model: Any, source: TaskSource, folder: Path) -> None:
@@ -141,7 +170,19 @@ def _load(source: TaskSource, task: Task, seed: int) -> tuple[Any, set[str]]:
             output_loading_info=True,
         )
     absent = {*loaded["missing_keys"], *(key for key, *_ in loaded["mismatched_keys"])}
+    _reorder(model, source, task)
     return model.to(device()), absent
+
+
+def _reorder(model: Any, source: TaskSource, task: Task) -> None:
+    """Put the outputs of a head of ``source`` into the order of the task's labels."""
+    order = _matched(source, task)
+    if order is None or order == sorted(order) or model_folder.head(source.config) != "classification":
+        return
+    last = getattr(model.classifier, "out_proj", model.classifier)
+    with torch.no_grad():
+        for values in last.parameters():
+            values.copy_(values[order].clone())
 
 
 def _labels(task: Task) -> dict[str, Any]:

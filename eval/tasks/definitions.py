@@ -41,7 +41,7 @@ class Task:
     text_folders: tuple[str, ...] = ()
     """Folder of each label, where it is published as one file per text."""
     train: tuple[str, ...] = ("train",)
-    dev: tuple[tuple[str, ...], ...] = (("dev", "validation"),)
+    dev: tuple[tuple[str, ...], ...] = (("dev", "validation", "valid", "val"),)
     """For each development set the possible names of its split; the first set gives the headline."""
     metrics: tuple[Metric, ...] = ("accuracy",)
     headline: tuple[Metric, ...] = ("accuracy",)
@@ -96,7 +96,7 @@ ALL_TASKS = (
         name="mrpc",
         hub="nyu-mll/glue:mrpc",
         folders=("MRPC",),
-        columns=(("sentence1", "#1 String"), ("sentence2", "#2 String")),
+        columns=(("sentence1", "#1 String", "text1"), ("sentence2", "#2 String", "text2")),
         label_names=("not_equivalent", "equivalent"),
         label_columns=("label", "Quality"),
         metrics=("accuracy", "f1"),
@@ -107,7 +107,7 @@ ALL_TASKS = (
         name="stsb",
         hub="nyu-mll/glue:stsb",
         folders=("STS-B",),
-        columns=(("sentence1",), ("sentence2",)),
+        columns=(("sentence1", "text1"), ("sentence2", "text2")),
         label_range=(0.0, 5.0),
         label_columns=("label", "score"),
         metrics=("pearson", "spearman"),
@@ -119,7 +119,7 @@ ALL_TASKS = (
         hub="nyu-mll/glue:qqp",
         folders=("QQP",),
         broken_lines=True,
-        columns=(("question1",), ("question2",)),
+        columns=(("question1", "text1"), ("question2", "text2")),
         label_names=("not_duplicate", "duplicate"),
         label_columns=("label", "is_duplicate"),
         metrics=("accuracy", "f1"),
@@ -129,23 +129,26 @@ ALL_TASKS = (
         name="mnli",
         hub="nyu-mll/glue:mnli",
         folders=("MNLI",),
-        columns=(("premise", "sentence1"), ("hypothesis", "sentence2")),
+        columns=(("premise", "sentence1", "text1"), ("hypothesis", "sentence2", "text2")),
         label_names=("entailment", "neutral", "contradiction"),
         label_columns=("label", "gold_label"),
-        dev=(("dev_matched", "validation_matched"), ("dev_mismatched", "validation_mismatched")),
+        dev=(
+            ("dev_matched", "validation_matched", "valid_matched", "val_matched"),
+            ("dev_mismatched", "validation_mismatched", "valid_mismatched", "val_mismatched"),
+        ),
     ),
     Task(
         name="qnli",
         hub="nyu-mll/glue:qnli",
         folders=("QNLI",),
-        columns=(("question",), ("sentence",)),
+        columns=(("question", "text1"), ("sentence", "text2")),
         label_names=("entailment", "not_entailment"),
     ),
     Task(
         name="rte",
         hub="nyu-mll/glue:rte",
         folders=("RTE",),
-        columns=(("sentence1", "premise"), ("sentence2", "hypothesis")),
+        columns=(("sentence1", "premise", "text1"), ("sentence2", "hypothesis", "text2")),
         label_names=("entailment", "not_entailment"),
         epochs=SMALL_SET_EPOCHS,
     ),
@@ -153,7 +156,7 @@ ALL_TASKS = (
         name="wnli",
         hub="nyu-mll/glue:wnli",
         folders=("WNLI",),
-        columns=(("sentence1",), ("sentence2",)),
+        columns=(("sentence1", "premise", "text1"), ("sentence2", "hypothesis", "text2")),
         label_names=("not_entailment", "entailment"),
         epochs=SMALL_SET_EPOCHS,
         note="The training set has the development sentences with the opposite label: a model that learns something "

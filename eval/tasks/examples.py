@@ -2,9 +2,8 @@
 
 import abc
 import dataclasses
-import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Self, TypeVar
@@ -14,9 +13,8 @@ import numpy.typing as npt
 
 from eval.tasks.definitions import Task
 from eval.tasks.file_readers import ExamplesError, SourceTable
-from eval.tasks.layouts import SUBSET, Splits, hub, local
-
-LABEL_NAMES = "labels.json"
+from eval.tasks.label_matching import class_named, classes_named, unnamed
+from eval.tasks.layouts import LABEL_NAMES, SUBSET, Splits, hub, label_names, local
 
 
 @dataclass(frozen=True)
@@ -112,12 +110,9 @@ def _named(task: Task, folder: Path) -> Task:
     """The task with the label names of its data, where the task has none."""
     if task.label_names or task.label_range is not None:
         return task
-    path = folder / LABEL_NAMES
-    if not path.is_file():
+    names = label_names(folder)
+    if names is None:
         raise ExamplesError(f"{folder} has no {LABEL_NAMES}: make the {task.name} data with stillhouse provenance")
-    names = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(names, list) or len(names) < 2 or not all(isinstance(name, str) for name in names):
-        raise ExamplesError(f"{path} is not a list of two or more label names: make it again")
     return dataclasses.replace(task, label_names=tuple(names))
 
 
@@ -150,30 +145,57 @@ def _texts(table: SourceTable, column: str) -> Iterable[str]:
 
 
 def _labels(task: Task, table: SourceTable, column: str) -> Iterable[float]:
+    numbers = _numbering(task, table, column)
     for row, value in enumerate(table.columns[column]):
         try:
-            yield _label(task, value)
+            yield _label(task, value, numbers)
         except ExamplesError as error:
             raise ExamplesError(f"{table.place(row)}: {column} is {error}") from None
 
 
-def _label(task: Task, value: Any) -> float:
-    """The class number or score of a label.
+def _numbering(task: Task, table: SourceTable, column: str) -> Mapping[int, float] | None:
+    """The class or score that each number of a column means; None where the data does not name its numbers.
+
+    Raises:
+        ExamplesError: the names are not the task's.
+    """
+    names = table.label_names.get(column)
+    if names is None:
+        return None
+    plain = [unnamed(name) for name in names]
+    found = classes_named(task, names)
+    if found is None and None not in plain:
+        # datasets names the classes of a column of numbers by these numbers: 0 of the names "3", "5" means 3.
+        low, high = task.label_range or (0, len(task.label_names) - 1)
+        return {number: float(name) for number, name in enumerate(plain) if name is not None and low <= name <= high}
+    if found is None:
+        ours = ", ".join(task.label_names) or _expected(task)
+        raise ExamplesError(
+            f"{table.where}: {column} has the classes {', '.join(names)}, {task.name} has {ours}: "
+            f"rename them, or give data of {task.name}"
+        )
+    return dict(enumerate(found))
+
+
+def _label(task: Task, value: Any, numbers: Mapping[int, float] | None) -> float:
+    """The class number or score of a label; ``numbers`` is what the data means by its own numbers.
 
     Raises:
         ExamplesError: the value is no label of the task; the message continues "column is".
     """
     if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
         raise ExamplesError(f"missing: write {_expected(task)}, or drop the row")
-    if isinstance(value, str) and value in task.label_names:
-        return task.label_names.index(value)
-    number = _number(value)
+    if isinstance(value, str | bool) and (named := class_named(task, str(value))) is not None:
+        return named
+    number = None if isinstance(value, bool) else _number(value)
     if number == -1:
         raise ExamplesError("-1, a hidden test label: use the dev or validation split, whose labels are known")
     low, high = task.label_range or (0, len(task.label_names) - 1)
     if number is None or (task.label_range is None and number != int(number)):
         raise ExamplesError(f"{value!r}, which is no label of {task.name}: write {_expected(task)}")
-    if not low <= number <= high:
+    if numbers is not None and number in numbers:
+        return numbers[int(number)]
+    if not low <= number <= high or numbers is not None:
         raise ExamplesError(f"{value}, out of range: write {_expected(task)}")
     return number
 

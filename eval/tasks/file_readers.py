@@ -6,10 +6,11 @@ import json
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -35,6 +36,8 @@ class SourceTable:
     unit: str = "row"
     first: int = 1
     """Number of the first row in error messages, counted in ``unit``."""
+    label_names: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """For each column of numbered classes the names of its numbers, where the data has them."""
 
     def place(self, row: int) -> str:
         return f"{self.where}: {self.unit} {self.first + row}"
@@ -45,7 +48,25 @@ def read_parquet(path: Path, task: Task) -> SourceTable:
         table = pq.read_table(path)
     except pa.ArrowInvalid as error:
         raise ExamplesError(f"{path} is no readable Parquet file ({first_line(error)}): get it again") from None
-    return SourceTable(path.name, str(path), {name: table.column(name).to_pylist() for name in table.column_names})
+    columns = {name: table.column(name).to_pylist() for name in table.column_names}
+    return SourceTable(path.name, str(path), columns, label_names=_class_names(path, table.schema))
+
+
+def class_names(features: Mapping[str, Any]) -> dict[str, Sequence[str]]:
+    """Names of the classes of each ``ClassLabel`` column of a data set."""
+    return {name: feature.names for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)}
+
+
+def _class_names(path: Path, schema: pa.Schema) -> dict[str, Sequence[str]]:
+    """The same from the metadata that ``datasets`` writes into Parquet files."""
+    if b"huggingface" not in (schema.metadata or {}):
+        return {}
+    try:
+        return class_names(datasets.Features.from_arrow_schema(schema))
+    except (ValueError, KeyError, TypeError) as error:
+        raise ExamplesError(
+            f"{path}: its metadata of datasets cannot be read ({first_line(error)}): write the file without it"
+        ) from None
 
 
 def read_jsonl(path: Path, task: Task) -> SourceTable:
