@@ -7,7 +7,8 @@
 Takes any export that runs on this machine, and any model folder (in PyTorch). The head decides about the input:
 
 - classification and regression: a text, and the second text of a pair in ``--second``;
-- question answering: a question, and the passage that holds the answer;
+- question answering: a question, and the passage that holds the answer. A model of SQuAD 2.0 may find that there is no
+  answer: its logit exceeds that of the best span;
 - masked words: a text with [MASK] in it.
 
 From Python::
@@ -18,9 +19,11 @@ From Python::
 
 import argparse
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import overload
 
 import numpy as np
 import numpy.typing as npt
@@ -43,7 +46,7 @@ class Prediction:
     """One prediction of a model."""
 
     text: str
-    """A label, a number, an answer, or a word."""
+    """A label, a number, an answer (empty: no answer), or a word."""
     probability: float | None
     """None for a score."""
     begin: int | None = None
@@ -51,6 +54,39 @@ class Prediction:
     end: int | None = None
     mask: int | None = None
     """For a word: the number of the mask that it fills, from 1."""
+
+
+@dataclass(frozen=True)
+class NoAnswer:
+    """Whether a passage holds no answer, according to a model of SQuAD 2.0."""
+
+    chosen: bool
+    margin: float | None
+    """Logit of no answer minus that of the best span; None if the passage has no span."""
+    threshold: float
+    """Margin above which there is no answer."""
+
+
+@dataclass(frozen=True)
+class Predictions(Sequence[Prediction]):
+    """The predictions for one input, the likeliest first, and how much of the input the model read."""
+
+    predictions: tuple[Prediction, ...]
+    tokens: int
+    """Tokens of the input, with special tokens. A passage is always read to its end."""
+    tokens_read: int
+    no_answer: NoAnswer | None = None
+    """None for a model that always gives an answer."""
+
+    @overload
+    def __getitem__(self, index: int) -> Prediction: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Prediction, ...]: ...
+    def __getitem__(self, index: int | slice) -> Prediction | tuple[Prediction, ...]:
+        return self.predictions[index]
+
+    def __len__(self) -> int:
+        return len(self.predictions)
 
 
 @dataclass(frozen=True)
@@ -62,41 +98,79 @@ class LoadedModel:
     labels: Mapping[int, str]
     call: runtimes.Call
 
-    def __call__(self, text: str, second: str | None = None, top: int = 5) -> list[Prediction]:
+    def __call__(self, text: str, second: str | None = None, top: int = 5) -> Predictions:
         """Predictions, the likeliest first; ``second`` is the second text of a pair, or the passage.
 
         Raises:
-            StageError: a question without a passage; for masked words, a second text or no mask.
+            StageError: an input that the model cannot use: no text, one text instead of two, a question without a
+                passage, no mask.
         """
         if self.described.head == "question-answering":
-            if second is None:
-                raise StageError("this model answers questions about a passage: give one with --passage")
-            found = span_decoding.best_answers(self.call, self.described, self.tokenizer, text, second, top)
-            return [Prediction(span.text, share, span.begin, span.end) for span, share in found]
+            return self._answers(text, second, top)
         if self.described.head == "masked-words":
             return self._words(text, second, top)
-        logits = self.call(self._feed(text, second))["logits"][0]
+        self._check_pair(second)
+        feed, tokens = self._feed(text, second)
+        logits = self.call(feed)["logits"][0]
         if self.described.head == "regression":
-            return [Prediction(f"{logits[0]:.3f}", None)]
-        return [Prediction(self.labels[place], share) for place, share in _likeliest(logits, top)]
+            found = [Prediction(f"{logits[0]:.3f}", None)]
+        else:
+            found = [Prediction(self.labels[place], share) for place, share in _likeliest(logits, top)]
+        return Predictions(tuple(found), tokens, feed["input_ids"].shape[1])
 
-    def _words(self, text: str, second: str | None, top: int) -> list[Prediction]:
+    def _answers(self, question: str, passage: str | None, top: int) -> Predictions:
+        if passage is None:
+            raise StageError("this model answers questions about a passage: give one with --passage")
+        tokens = self._tokens(question, "question") + self._tokens(passage, "passage", empty=True)
+        found = span_decoding.answer(self.call, self.described, self.tokenizer, question, passage)
+        nullable = self.described.no_answer
+        best = [
+            Prediction(span.text, share, span.begin, span.end) if span.text else Prediction("", share)
+            for span, share in found.ranked(nullable)
+        ]
+        margin = found.null_difference if found.spans else None
+        no_answer = NoAnswer(found.is_null, margin, span_decoding.NULL_THRESHOLD) if nullable else None
+        return Predictions(tuple(best[:top]), tokens, tokens, no_answer)
+
+    def _words(self, text: str, second: str | None, top: int) -> Predictions:
+        mask = self.tokenizer.mask_token
+        if mask is None:
+            raise StageError("the tokenizer of this model has no mask token, so there is nothing to fill")
         if second is not None:
             raise StageError("this model fills a mask in one text: leave the second one out")
-        text = text.replace(MASK, str(self.tokenizer.mask_token))
-        feed = self._feed(text, None)
+        feed, tokens = self._feed(text.replace(MASK, str(mask)) if isinstance(text, str) else text, None)
         masked = np.flatnonzero(feed["input_ids"][0] == self.tokenizer.mask_token_id)
         if len(masked) == 0:
-            if str(self.tokenizer.mask_token) in text:
+            if MASK in text or str(mask) in text:
                 read = self.described.positions
                 raise StageError(f"{MASK} comes after the {read} tokens that the model reads: shorten the text")
             raise StageError(f"nothing to fill: write {MASK} in the text for the missing word")
         logits = self.call(feed)["logits"][0]
         found = [(number, *each) for number, place in enumerate(masked, 1) for each in _likeliest(logits[place], top)]
-        return [Prediction(self.tokenizer.decode([word]).strip(), share, mask=mask) for mask, word, share in found]
+        words = [Prediction(self.tokenizer.decode([word]).strip(), share, mask=place) for place, word, share in found]
+        return Predictions(tuple(words), tokens, feed["input_ids"].shape[1])
 
-    def _feed(self, text: str, second: str | None) -> parity.Feed:
-        """Inputs ``[1, length]``, cut to the model's positions."""
+    def _check_pair(self, second: str | None) -> None:
+        if self.described.texts == 1 and second is not None:
+            raise StageError("this model was fine-tuned on single texts: leave the second one out")
+        if self.described.texts == 2 and second is None:
+            raise StageError("this model was fine-tuned on pairs of texts: give the second one with --second")
+
+    def _tokens(self, text: str, name: str, empty: bool = False) -> int:
+        """Tokens of a text without special tokens.
+
+        Raises:
+            StageError: it is no text, or ``empty`` is false and it has no words.
+        """
+        check_text(text, name)
+        count = len(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+        if not (count or empty):
+            raise StageError(f"the {name} has no words: write some")
+        return count
+
+    def _feed(self, text: str, second: str | None) -> tuple[parity.Feed, int]:
+        """Inputs ``[1, length]``, cut to the model's positions, and the tokens before the cut."""
+        tokens = self._tokens(text, "text") + (0 if second is None else self._tokens(second, "second text"))
         encoded = self.tokenizer(
             text,
             second,
@@ -104,7 +178,24 @@ class LoadedModel:
             max_length=self.described.positions,
             return_token_type_ids="token_type_ids" in self.described.inputs,
         )
-        return {name: np.array([encoded[name]], dtype=np.int64) for name in self.described.inputs}
+        feed = {name: np.array([encoded[name]], dtype=np.int64) for name in self.described.inputs}
+        return feed, tokens + self.tokenizer.num_special_tokens_to_add(pair=second is not None)
+
+
+def check_text(text: str, name: str) -> None:
+    """Refuse what is no text; ``name`` says what it is for.
+
+    Raises:
+        StageError: not a string, not UTF-8, or with a NUL character.
+    """
+    if not isinstance(text, str):
+        raise StageError(f"the {name} is {text!r}, not text: give a string")
+    if (place := text.find("\0")) >= 0:
+        raise StageError(f"the {name} has a NUL character at {place}, so it is no plain text: convert it first")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise StageError(f"the {name} is not UTF-8 at character {error.start}: convert it first") from None
 
 
 def load(folder: Path, threads: int = 1) -> LoadedModel:
@@ -151,9 +242,9 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m deploy.p
 
 def _text_of(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise StageError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from None
+        raise StageError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}; convert it first") from None
 
 
 def _parser(prog: str) -> argparse.ArgumentParser:
@@ -176,14 +267,23 @@ def _positive(text: str) -> int:
     return int(text)
 
 
-def _print(text: str, found: Sequence[Prediction], as_json: bool) -> None:
+def _print(text: str, found: Predictions, as_json: bool) -> None:
     if as_json:
-        print(json.dumps({"input": text, "predictions": [asdict(each) for each in found]}, ensure_ascii=False))
+        print(json.dumps({"input": text, **asdict(found)}, ensure_ascii=False))
         return
-    for each in found or [Prediction("(nothing found)", None)]:
+    for each in found:
         share = "" if each.probability is None else f"  {each.probability:6.1%}"
         which = f"{MASK} {each.mask}: " if each.mask is not None and found[-1].mask != 1 else ""
-        print(f"{which}{each.text}{share}")
+        print(f"{which}{each.text if each.text or found.no_answer is None else '(no answer)'}{share}")
+    if not found:
+        print("(nothing found)")
+    if found.no_answer is not None and found.no_answer.margin is not None:
+        verdict = "no answer" if found.no_answer.chosen else "an answer"
+        margin, threshold = found.no_answer.margin, found.no_answer.threshold
+        print(f"{verdict}: no answer minus best span is {margin:+.2f} logits, the threshold is {threshold:g}")
+    if found.tokens_read < found.tokens:
+        note = f"read {found.tokens_read} of {found.tokens} tokens, the rest has no effect: shorten the text"
+        print(note, file=sys.stderr)
 
 
 if __name__ == "__main__":

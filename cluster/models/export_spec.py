@@ -4,7 +4,8 @@ In addition to the files of the model and the tokenizer, an export has ``runtime
 
     {"format": "int8", "runtime": "onnxruntime", "files": {"any": "model.onnx"}, "head": "classification",
      "inputs": ["input_ids", "attention_mask"], "outputs": [["logits", "classes"]],
-     "positions": 512, "pad": 0, "vocab_size": 30522, "parameters": 66955010, "rows": "any"}
+     "positions": 512, "pad": 0, "vocab_size": 30522, "parameters": 66955010, "rows": "any",
+     "texts": 1, "no_answer": false}
 
 ``files`` names a file for any length, or one per length: ``{"64": "model_64.tflite", …}``.
 """
@@ -50,6 +51,10 @@ class Exported:
     parameters: int
     rows: Literal["any", "one"] = "any"
     """Whether it takes batches, or one row at a time."""
+    texts: Literal[1, 2] | None = None
+    """Texts of an input of a classifier: one or a pair; None where the model does not say."""
+    no_answer: bool = False
+    """Whether it learned that a passage may hold no answer (SQuAD 2.0)."""
 
     def write(self, folder: Path) -> None:
         # A list, because write_json sorts keys, and some runtimes know outputs only by their order.

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from safetensors import safe_open
 
@@ -24,6 +24,10 @@ _HEADS: Mapping[str, Head] = {
     "ForSequenceClassification": "classification",
     "ForQuestionAnswering": "question-answering",
 }
+
+
+NO_ANSWER_TASKS = {"squad2", "squad_v2"}
+"""SQuAD 2.0 as this project and the Hub call it."""
 
 
 def configuration(folder: Path) -> "PretrainedConfig":
@@ -54,6 +58,24 @@ def head(config: "PretrainedConfig") -> Head | None:
     architecture = (config.architectures or [""])[0]
     found = next((head for ending, head in _HEADS.items() if architecture.endswith(ending)), None)
     return "regression" if found == "classification" and config.num_labels == 1 else found
+
+
+def has_no_answer(folder: Path, config: "PretrainedConfig") -> bool:
+    """Whether the model learned that a passage may hold no answer.
+
+    The task in its manifest says so, or ``finetuning_task`` in ``config.json``, where people may write it.
+    """
+    return bool({_facts(folder).get("task"), getattr(config, "finetuning_task", None)} & NO_ANSWER_TASKS)
+
+
+def texts(folder: Path) -> Literal[1, 2] | None:
+    """Texts of an input of the task that the model was fine-tuned on, by its manifest; None without it."""
+    found: Literal[1, 2] | None = _facts(folder).get("texts")
+    return found
+
+
+def _facts(folder: Path) -> Mapping[str, Any]:
+    return artifact.read(folder).facts if (folder / commit.MANIFEST).is_file() else {}
 
 
 def identity(folder: Path) -> str:

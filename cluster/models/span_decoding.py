@@ -1,10 +1,12 @@
 """Answers questions about passages: splits a passage into windows, and finds the best spans in the logits of a model.
 
 Windows overlap; each is ``[CLS] question [SEP] part [SEP]``. The score of a span, of at most 30 tokens, is the sum of
-the logits of its first and last token (Devlin et al. 2019).
+the logits of its first and last token (Devlin et al. 2019); that of no answer is the sum of both logits of [CLS], the
+lowest of all windows (SQuAD 2.0). The page in ``deploy/browser`` does the same in JavaScript.
 """
 
 import functools
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,10 +20,14 @@ from cluster.models.export_spec import Exported
 from cluster.models.runtimes import Call
 
 OVERLAP = 128
-"""Most tokens that two neighboring windows of :func:`best_answers` share."""
+"""Most tokens that two neighboring windows of :func:`answer` share."""
 SPAN_TOKENS = 30
 BEST_OF = 20
 """First tokens, last tokens and spans to consider per window."""
+NULL_THRESHOLD = 0.0
+"""Logits by which no answer must exceed the best span to be the answer, as in the score of SQuAD 2.0."""
+NO_SPAN = -1e9
+"""Logit of the best span where there is none; finite, for JSON."""
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
@@ -60,6 +66,30 @@ class Span:
     end: int
 
 
+@dataclass(frozen=True)
+class AnswerCandidates:
+    """Spans of one question with different texts, the best first, and the logit of no answer."""
+
+    spans: tuple[Span, ...]
+    null: float
+
+    @property
+    def null_difference(self) -> float:
+        """Logit of no answer minus that of the best span."""
+        return self.null - self.spans[0].logit if self.spans else -NO_SPAN
+
+    @property
+    def is_null(self) -> bool:
+        """Whether no answer is the answer, for a model of SQuAD 2.0."""
+        return self.null_difference > NULL_THRESHOLD
+
+    def ranked(self, nullable: bool) -> list[tuple[Span, float]]:
+        """The candidates, the best first, with their probabilities; where ``nullable``, no answer is an empty one."""
+        no_answer = [Span("", self.null, -1, -1)] if nullable else []
+        best = sorted([*self.spans, *no_answer], key=lambda span: -span.logit)
+        return list(zip(best, _probabilities(best), strict=True))
+
+
 def encode_windows(
     tokenizer: Any,
     questions: Sequence[str],
@@ -73,9 +103,13 @@ def encode_windows(
     Windows begin ``stride`` tokens apart, or less if a window holds fewer. Questions are cut to ``question_tokens``.
 
     Raises:
-        StageError: a question leaves no room for its passage.
+        StageError: a question leaves no room for its passage, or the tokenizer writes no [CLS].
     """
     before, between, after = _special_tokens(tokenizer)
+    if not before:
+        raise StageError(
+            "the tokenizer puts no [CLS] before a question, which stands for no answer: use the model's own"
+        )
     # Not verbose: transformers would warn about long passages, which the windows solve.
     plain = functools.partial(tokenizer, add_special_tokens=False, return_attention_mask=False, verbose=False)
     tokens = _tokenize_once(plain, passages)
@@ -113,18 +147,26 @@ def best_spans(passage: str, scored: Iterable[tuple[Window, Floats]]) -> list[Sp
     return [Span(passage[begin:end], logit, begin, end) for (begin, end), logit in ordered]
 
 
-def probabilities(spans: Sequence[Span]) -> list[float]:
+def candidates(passage: str, scored: Iterable[tuple[Window, Floats]]) -> AnswerCandidates:
+    """The best spans of a question with different texts, and no answer, from the logits of all its windows."""
+    scored = list(scored)
+    null = min((float(logits[:, 0].sum()) for _, logits in scored), default=-NO_SPAN)
+    by_text: dict[str, Span] = {}
+    for span in best_spans(passage, scored):
+        by_text.setdefault(span.text, span)
+    return AnswerCandidates(tuple(itertools.islice(by_text.values(), BEST_OF)), null)
+
+
+def _probabilities(spans: Sequence[Span]) -> list[float]:
     """Softmax over the logits of these spans."""
     weights = np.exp(np.array([span.logit for span in spans]) - max((span.logit for span in spans), default=0.0))
     return [float(weight) for weight in weights / weights.sum()]
 
 
-def best_answers(
-    call: Call, exported: Exported, tokenizer: PreTrainedTokenizerBase, question: str, passage: str, top: int
-) -> list[tuple[Span, float]]:
-    """The ``top`` best answers of an export, best first, and their probabilities among the candidates of all windows.
-
-    An empty passage has no answers.
+def answer(
+    call: Call, exported: Exported, tokenizer: PreTrainedTokenizerBase, question: str, passage: str
+) -> AnswerCandidates:
+    """The answers of an export to a question, over all windows of the passage; an empty passage has no spans.
 
     Raises:
         StageError: the question leaves no room for a passage.
@@ -142,8 +184,7 @@ def best_answers(
 
     stride = room - min(OVERLAP, room // 3)
     windows = encode_windows(tokenizer, [question], [passage], exported.positions, stride)
-    best = best_spans(passage, ((each.window, logits_of(each)) for each in windows))[:BEST_OF]
-    return list(zip(best, probabilities(best), strict=True))[:top]
+    return candidates(passage, ((each.window, logits_of(each)) for each in windows))
 
 
 def _special_tokens(tokenizer: Any) -> tuple[list[int], list[int], list[int]]:

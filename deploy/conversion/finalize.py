@@ -101,6 +101,8 @@ def describe(source: SourceModel, form: str, runtime: str, file: str, **changes:
         "pad": int(source.tokenizer.pad_token_id),
         "vocab_size": int(source.config.vocab_size),
         "parameters": source.model.num_parameters(),
+        "texts": model_folder.texts(source.folder),
+        "no_answer": model_folder.has_no_answer(source.folder, source.config),
     }
     return Exported(**{**known, **changes})
 

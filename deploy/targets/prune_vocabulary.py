@@ -190,7 +190,7 @@ def _facts(source: SourceModel, pruned: PreTrainedModel, out: Path, kept: Ids) -
     known = {}
     if (source.folder / commit.MANIFEST).is_file():
         before = artifact.read(source.folder).facts
-        known = {name: before[name] for name in ("task", "settings") if name in before}
+        known = {name: before[name] for name in ("task", "texts", "settings") if name in before}
     return {
         "format": FORMAT,
         "runtime": f"PyTorch {torch.__version__}",

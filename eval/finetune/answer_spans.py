@@ -1,12 +1,11 @@
-"""Answers as spans of a passage: encoded windows, training targets, the loss, and the best spans of a question.
+"""Answers as spans of a passage: encoded windows, training targets and the loss.
 
 As Devlin et al. 2019 did for SQuAD: a question is cut at 64 tokens, and each window begins ``stride`` tokens after the
 one before it. A model gives each token a logit to be the first of the answer and one to be the last; [CLS] stands for
 no answer.
 """
 
-import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from cluster.models.span_decoding import BEST_OF, Floats, Ints, Span, Window, best_spans, encode_windows
+from cluster.models.span_decoding import Ints, Window, encode_windows
 from eval.finetune.batching import Features, Rows
 from eval.finetune.task_distillation import TaskDistillation, soft_targets
 from eval.tasks.questions import Question
@@ -38,19 +37,6 @@ class Windows:
     def questions(self) -> Rows:
         """``[rows]``: index of the question of each row."""
         return np.array([window.question for window in self.windows])
-
-
-@dataclass(frozen=True)
-class AnswerCandidates:
-    """Spans of one question with different texts, the best first, and the logit of no answer."""
-
-    spans: tuple[Span, ...]
-    null: float
-
-    @property
-    def null_difference(self) -> float:
-        """Logit of no answer minus that of the best span."""
-        return self.null - self.spans[0].logit if self.spans else -NEVER
 
 
 @dataclass(frozen=True)
@@ -113,13 +99,3 @@ def _target(window: Window, begin: int, end: int) -> tuple[int, int]:
     last = int(np.searchsorted(window.characters[:, 0], end, side="left")) - 1
     # An answer between two tokens is white space: no token stands for it.
     return (window.offset + first, window.offset + last) if first <= last else (0, 0)
-
-
-def decode(question: Question, scored: Iterable[tuple[Window, Floats]]) -> AnswerCandidates:
-    """The best spans of a question; ``scored`` has each of its windows with its logits ``[2, tokens]``."""
-    scored = list(scored)
-    null = min((float(logits[:, 0].sum()) for _, logits in scored), default=-NEVER)
-    by_text: dict[str, Span] = {}
-    for span in best_spans(question.context, scored):
-        by_text.setdefault(span.text, span)
-    return AnswerCandidates(tuple(itertools.islice(by_text.values(), BEST_OF)), null)

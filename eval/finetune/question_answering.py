@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cluster.models.span_decoding import Floats, Span, Window, probabilities
+from cluster.models.span_decoding import NULL_THRESHOLD, AnswerCandidates, Floats, Window, candidates
 from cluster.storage.filesystem import write_json
 from cluster.tokens.tokenizer import vocabulary_digest
-from eval.finetune.answer_spans import AnswerCandidates, SpanLoss, Windows, decode, encode_questions, targets
+from eval.finetune.answer_spans import SpanLoss, Windows, encode_questions, targets
 from eval.finetune.batching import Features, Inputs, Rows
 from eval.finetune.task_distillation import Teaching
 from eval.finetune.task_model import ModelError, TaskSource, device, load_trained, span_logits, start
@@ -64,17 +64,17 @@ class Answering:
         return span_logits(model, inputs)
 
     def measure(self, model: Any, micro_batch: int, folder: Path) -> dict[str, float]:
-        candidates = answer(model, self.dev, self.questions, micro_batch)
-        answers = _predictions(self.questions, candidates)
+        found = answer(model, self.dev, self.questions, micro_batch)
+        answers = _predictions(self.questions, found)
         ids = [question.id for question in self.questions.items]
         nullable = self.task.answers == "sometimes"
-        texts = ["" if nullable and each.null_difference > 0.0 else each.best for each in answers]
+        texts = ["" if nullable and each.null_difference > NULL_THRESHOLD else each.best for each in answers]
         write_json(folder / PREDICTIONS, dict(zip(ids, texts, strict=True)))
-        write_json(folder / NBEST, {name: _listed(each, nullable) for name, each in zip(ids, candidates, strict=True)})
+        write_json(folder / NBEST, {name: _listed(each, nullable) for name, each in zip(ids, found, strict=True)})
         if nullable:
             odds = {name: each.null_difference for name, each in zip(ids, answers, strict=True)}
             write_json(folder / NULL_ODDS, odds)
-        return scored(self.task, self.questions, candidates)
+        return scored(self.task, self.questions, found)
 
     def majority(self) -> float:
         # The constant prediction is no answer.
@@ -110,23 +110,23 @@ def decode_batches(
     encoded: Windows, questions: Questions, batches: Iterable[tuple[Rows, Tensor]]
 ) -> list[AnswerCandidates]:
     """Candidates for each question, from batches of rows with their logits ``[rows, 2, longest]``."""
-    scored: list[list[tuple[Window, Floats]]] = [[] for _ in questions.items]
+    windows: list[list[tuple[Window, Floats]]] = [[] for _ in questions.items]
     for rows, logits in batches:
         for row, of_row in zip(rows, logits.cpu().numpy(), strict=True):
             window = encoded.windows[row]
-            scored[window.question].append((window, of_row))
-    return [decode(question, of_question) for question, of_question in zip(questions.items, scored, strict=True)]
+            windows[window.question].append((window, of_row))
+    return [candidates(question.context, each) for question, each in zip(questions.items, windows, strict=True)]
 
 
-def scored(task: Task, questions: Questions, candidates: Sequence[AnswerCandidates]) -> dict[str, float]:
+def scored(task: Task, questions: Questions, found: Sequence[AnswerCandidates]) -> dict[str, float]:
     """All metrics in percent."""
-    return (scores_sometimes if task.answers == "sometimes" else scores_always)(_predictions(questions, candidates))
+    return (scores_sometimes if task.answers == "sometimes" else scores_always)(_predictions(questions, found))
 
 
-def _predictions(questions: Questions, candidates: Sequence[AnswerCandidates]) -> list[AnswerPrediction]:
+def _predictions(questions: Questions, found: Sequence[AnswerCandidates]) -> list[AnswerPrediction]:
     return [
         AnswerPrediction(each.spans[0].text if each.spans else "", each.null_difference, question.answers)
-        for question, each in zip(questions.items, candidates, strict=True)
+        for question, each in zip(questions.items, found, strict=True)
     ]
 
 
@@ -171,11 +171,9 @@ def _encode(source: TaskSource, questions: Questions, max_length: int, stride: i
     return Windows(encoded.features.to(device()), encoded.windows)
 
 
-def _listed(candidates: AnswerCandidates, nullable: bool) -> list[dict[str, Any]]:
+def _listed(found: AnswerCandidates, nullable: bool) -> list[dict[str, Any]]:
     """The candidates, the best first; where ``nullable``, no answer is one of them, with an empty text."""
-    no_answer = [Span("", candidates.null, -1, -1)] if nullable else []
-    best = sorted([*candidates.spans, *no_answer], key=lambda span: -span.logit)
     return [
         {"text": span.text, "probability": probability, "logit": span.logit, "begin": span.begin if span.text else None}
-        for span, probability in zip(best, probabilities(best), strict=True)
+        for span, probability in found.ranked(nullable)
     ]

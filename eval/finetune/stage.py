@@ -277,6 +277,7 @@ def _facts(prepared: Prepared, results: Sequence[Mapping[str, Any]], median: Map
     return {
         "task": task.name,
         "task_version": task.version,
+        "texts": len(task.columns),
         "metric": task.metric,
         "score": score["median"],
         "low": score["low"],

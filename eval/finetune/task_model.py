@@ -171,6 +171,8 @@ def _load(source: TaskSource, task: Task, seed: int) -> tuple[Any, set[str]]:
         )
     absent = {*loaded["missing_keys"], *(key for key, *_ in loaded["mismatched_keys"])}
     _reorder(model, source, task)
+    # A copy of the folder without its manifest still says what it is for.
+    model.config.finetuning_task = task.name
     return model.to(device()), absent
 
 

@@ -2,6 +2,7 @@ import json
 import shutil
 from pathlib import Path
 
+import finetune_tasks
 import model_exports
 import models_with_heads
 import numpy as np
@@ -135,7 +136,10 @@ def test_a_question_needs_a_passage_that_contains_the_answer(tmp_path):
     assert len(found) == 4
     assert [each.probability for each in found] == sorted((each.probability for each in found), reverse=True)
     assert all(passage[each.begin : each.end] == each.text for each in found)
-    assert model("What?", "") == []
+    assert list(model("What?", "")) == []
+    assert found.no_answer is None
+    long = " ".join(tiny.ENGLISH[:12] * 20)
+    assert model("What?", long).tokens_read == model("What?", long).tokens > 64, "windows cover the passage"
 
 
 def test_the_answer_is_found_in_whichever_window_holds_it(tmp_path):
@@ -150,10 +154,125 @@ def test_the_answer_is_found_in_whichever_window_holds_it(tmp_path):
     words = ["river"] * 200
     for place in (0, 31, 77, 142, 199):
         passage = " ".join([*words[:place], "copper", *words[place:]])
-        ((best, probability),) = span_decoding.best_answers(
-            sure, export_description("question-answering"), tokenizer, "what", passage, 1
-        )
+        found = span_decoding.answer(sure, export_description("question-answering"), tokenizer, "what", passage)
+        best, probability = found.ranked(nullable=True)[0]
         assert (best.text, best.begin) == ("copper", passage.index("copper"))
         assert probability > 0.99
     with pytest.raises(errors.StageError, match="fills all 64 tokens"):
-        span_decoding.best_answers(sure, export_description("question-answering"), tokenizer, "what " * 80, "copper", 1)
+        span_decoding.answer(sure, export_description("question-answering"), tokenizer, "what " * 80, "copper")
+
+
+@pytest.fixture(scope="module")
+def silent(tmp_path_factory):
+    """A model of SQuAD 2.0 that learned that no passage holds an answer, its data, its scores, and its ONNX export."""
+    root = tmp_path_factory.mktemp("silent")
+    asked = [{**question, "answers": []} for question in finetune_tasks.colours(60)]
+    for split in ("train", "dev"):
+        finetune_tasks.write_squad(root / "data" / f"{split}-v2.0.json", asked)
+    tiny.bert_teacher(root / "teacher", layers=1)
+    finetune_tasks.finetune(root / "teacher", root / "data", root / "model", task="squad2")
+    odds = json.loads((root / "model" / "null_odds.json").read_text())
+    return root / "model", model_exports.onnx(root / "model", root / "onnx"), asked, odds
+
+
+def test_a_model_of_squad_2_says_that_there_is_no_answer(silent, capsys, tmp_path):
+    model, export, asked, odds = silent
+    plain = Path(shutil.copytree(model, tmp_path / "plain"))
+    (plain / "manifest.json").unlink()
+    for folder in (model, export, plain):
+        predictor = predict.load(folder)
+        for question in asked[:3]:
+            found = predictor(question["question"], question["context"])
+            assert found[0].text == ""
+            assert found[0].begin is None
+            assert found.no_answer.chosen
+            assert found.no_answer.margin == pytest.approx(odds[question["id"]], abs=1e-3)
+            assert found.no_answer.threshold == 0.0
+            assert sum(each.probability for each in predictor(question["question"], question["context"], top=99)) == (
+                pytest.approx(1.0)
+            )
+    arguments = [str(export), asked[0]["question"], "--passage", asked[0]["context"], "--top", "1"]
+    predict.main(arguments)
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith("(no answer)")
+    assert f"{odds['q0']:+.2f} logits" in second
+    predict.main([*arguments, "--json"])
+    said = json.loads(capsys.readouterr().out)
+    assert said["no_answer"] == {"chosen": True, "margin": pytest.approx(odds["q0"], abs=1e-3), "threshold": 0.0}
+    predict.main([str(export), "what is it?", "--passage", ""])
+    assert capsys.readouterr().out.startswith("(no answer)"), "an empty passage has none"
+
+
+def test_no_answer_is_one_only_for_a_model_that_learned_it(silent, tmp_path):
+    """The same weights, said to be of SQuAD 1.1, or of no task, give the best span."""
+    model, _, asked, _ = silent
+    plain = Path(shutil.copytree(model, tmp_path / "plain"))
+    (plain / "manifest.json").unlink()
+    config = json.loads((plain / "config.json").read_text())
+    for task, nullable in (("squad", False), (None, False), ("squad_v2", True)):
+        (plain / "config.json").write_text(json.dumps({**config, "finetuning_task": task}))
+        found = predict.load(plain)(asked[0]["question"], asked[0]["context"])
+        assert (found.no_answer is not None) == nullable
+        assert (found[0].text == "") == nullable
+
+
+def test_predict_says_when_it_cut_the_input(classifier, capsys):
+    for folder in classifier:
+        model = predict.load(folder)
+        found = model("mill " * 200)
+        assert found.tokens > 200
+        assert found.tokens_read == 64
+        assert model("The mill").tokens_read == model("The mill").tokens
+    predict.main([str(classifier[1]), "mill " * 200])
+    printed = capsys.readouterr()
+    assert f"read 64 of {found.tokens} tokens" in printed.err
+    assert "tokens" not in printed.out
+    predict.main([str(classifier[1]), "mill " * 200, "--json"])
+    said = json.loads(capsys.readouterr().out)
+    assert (said["tokens"], said["tokens_read"]) == (found.tokens, 64)
+
+
+@pytest.mark.parametrize(
+    ("texts", "says"),
+    [
+        (("",), "no words"),
+        (("  \n\t ",), "no words"),
+        (("\u200b\x01",), "no words"),
+        (("mill", ""), "second text has no words"),
+        (("mill\0race",), "NUL"),
+        (("mill", "ra\0ce"), "NUL"),
+        (("mill \udcff",), "UTF-8"),
+        ((5,), "not text"),
+    ],
+)
+def test_a_text_that_a_model_cannot_use_is_refused(classifier, texts, says):
+    for folder in classifier:
+        with pytest.raises(errors.StageError, match=says):
+            predict.load(folder)(*texts)
+
+
+def test_a_question_without_words_is_refused(silent):
+    for folder in silent[:2]:
+        model = predict.load(folder)
+        with pytest.raises(errors.StageError, match="question has no words"):
+            model(" ", "The mill.")
+        with pytest.raises(errors.StageError, match="passage has a NUL"):
+            model("What?", "The \0 mill.")
+        with pytest.raises(errors.StageError, match="fills all 64 tokens"):
+            model("what " * 80, "The mill.")
+
+
+@pytest.mark.parametrize(("task", "texts"), [("sst2", 1), ("rte", 2)])
+def test_single_texts_and_pairs_are_told_apart(tmp_path, task, texts):
+    columns = ["sentence"] if texts == 1 else ["sentence1", "sentence2"]
+    rows = [{**dict.fromkeys(columns, word), "label": place % 2} for place, word in enumerate(tiny.ENGLISH[:8])]
+    for split in ("train", "dev"):
+        finetune_tasks.write_rows(tmp_path / "data" / f"{split}.jsonl", rows)
+    tiny.bert_teacher(tmp_path / "teacher", layers=1)
+    finetune_tasks.finetune(tmp_path / "teacher", tmp_path / "data", tmp_path / "model", task=task, epochs=1)
+    for folder in (tmp_path / "model", model_exports.onnx(tmp_path / "model", tmp_path / "onnx")):
+        model = predict.load(folder)
+        given = ("mill", "river")
+        assert len(model(*given[:texts])) == 2
+        with pytest.raises(errors.StageError, match="single texts" if texts == 1 else "pairs"):
+            model(*given[: 3 - texts])

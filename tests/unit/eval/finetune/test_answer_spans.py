@@ -13,8 +13,8 @@ from transformers import AutoTokenizer
 
 from cluster.artifacts.errors import StageError
 from cluster.artifacts.recipe import ROOT
-from cluster.models.span_decoding import SPAN_TOKENS, probabilities
-from eval.finetune.answer_spans import QUERY_TOKENS, SpanLoss, Windows, decode, encode_questions, targets
+from cluster.models.span_decoding import SPAN_TOKENS, candidates
+from eval.finetune.answer_spans import QUERY_TOKENS, SpanLoss, Windows, encode_questions, targets
 from eval.finetune.batching import Features
 from eval.finetune.task_distillation import TaskDistillation
 from eval.tasks.definitions import TASKS
@@ -70,12 +70,13 @@ def test_a_model_that_knows_gives_the_answer_exactly(build: Any, tmp_path: Path)
     asked = questions(60)
     found = encode_questions(build(tmp_path / "model"), asked, max_length=64, stride=20)
     for number, question in enumerate(asked):
-        spans = decode(question, windows_with_answer(found, number, asked)).spans
+        best = candidates(question.context, windows_with_answer(found, number, asked))
+        spans = best.spans
         assert spans[0].text == question.context[spans[0].begin : spans[0].end]
         # A token may extend beyond the answer ("(U.S.)" begins with a bracket), but must cover it.
         assert question.answers[0] in spans[0].text
         assert len({span.text for span in spans}) == len(spans) <= 20
-        assert sum(probabilities(spans)) == pytest.approx(1.0)
+        assert sum(share for _, share in best.ranked(nullable=True)) == pytest.approx(1.0)
 
 
 def windows_with_answer(found: Windows, number: int, asked: list[Question]) -> list[tuple[Any, Any]]:
@@ -103,7 +104,7 @@ def test_spans_are_ordered_short_enough_and_inside_the_passage(tmp_path: Path) -
     # Logits outside the passage are not answers; those of [CLS] are for "no answer".
     logits[:, 1] = 50.0
     logits[:, 0] = 3.5
-    best = decode(question, [(window, logits)])
+    best = candidates(question.context, [(window, logits)])
     assert (best.spans[0].text, best.spans[0].logit) == ("the the the", 8.0)
     assert best.null_difference == pytest.approx(7.0 - 8.0)
 
@@ -155,7 +156,7 @@ def test_real_squad_answers_come_back_from_their_tokens() -> None:
     asked = list(data.dev[0].sample(200).items)
     found = encode_questions(AutoTokenizer.from_pretrained(DATA / "models" / "bert-base-uncased"), asked, 384, 128)
     exactly = sum(
-        decode(each, windows_with_answer(found, n, asked)).spans[0].text == each.answers[0]
+        candidates(each.context, windows_with_answer(found, n, asked)).spans[0].text == each.answers[0]
         for n, each in enumerate(asked)
     )
     # A few answers are parts of tokens ("1990" of "1990s").

@@ -160,7 +160,7 @@ def test_columns_are_matched_by_known_names(first: str, second: str, tmp_path: P
 
 def test_columns_of_other_names_are_refused_by_name(tmp_path: Path) -> None:
     part = nli(MNLI, left=list("abc"), right=list("def"))
-    with pytest.raises(ExamplesError, match="no column premise or sentence1 .*left, right, label"):
+    with pytest.raises(ExamplesError, match=r"no column premise or sentence1 .*left, right, label"):
         from_folder(TASKS["mnli"], saved(tmp_path / "data", part))
 
 
