@@ -1,9 +1,9 @@
 // Show answers: a line for each model, and their places in the passage.
 
 import { $, h } from "./elements.js";
-import { milliseconds, plural } from "./numbers.js";
+import { counted, milliseconds, plural } from "./numbers.js";
 
-// found: [{ model, span, tokenizeMs, neuralMs, tokens, windows }]
+// found: [{ model, span, margin, none, tokenizeMs, neuralMs, tokens, windows, read, of }]
 export function showAnswers(passage, found) {
   $("answers").replaceChildren(...found.map((answer) => line(passage, answer)));
   highlight(passage, found.filter((answer) => answer.span !== null));
@@ -14,17 +14,36 @@ export function clearAnswers(passage) {
   $("passage").textContent = passage;
 }
 
-function line(passage, { model, span, tokenizeMs, neuralMs, tokens, windows }) {
-  const text = span === null ? "The passage is empty" : passage.slice(span.start, span.end);
+// Why there is no answer to look for, in place of the answers.
+export function showRefusal(passage, reason) {
+  clearAnswers(passage);
+  $("answers").append(h("p", { class: "refused" }, reason));
+}
+
+function line(passage, answer) {
+  const { model, span, none, tokenizeMs, neuralMs, tokens, windows } = answer;
+  const text = span === null ? (none ? "No answer in this passage" : "Nothing found") : passage.slice(span.start, span.end);
   const extent = windows > 1 ? `${tokens} tokens in ${plural(windows, "window")}` : plural(tokens, "token");
   return h(
     "div",
     { class: `answer ${model.role}` },
     h("p", { class: "who" }, model.title),
-    h("p", { class: "said" }, text),
+    h("p", { class: span === null ? "said none" : "said" }, text),
+    ...remarks(answer).map(([remark, kind]) => h("p", { class: kind }, remark)),
     h("p", { class: "note" }, `${milliseconds(neuralMs)} model + ${milliseconds(tokenizeMs)} tokenizing · ${extent}`),
-    ...(model.weights === "random" ? [h("p", { class: "note warn" }, "Random weights: the time is valid, the answer is not.")] : []),
   );
+}
+
+// What a reader must know about an answer: [text, class] each.
+function remarks({ model, margin, none, read, of }) {
+  const found = [];
+  const size = margin === null ? "" : Math.abs(margin).toFixed(2);
+  if (model.no_answer && margin !== null)
+    found.push([none ? `No answer beats the best span by ${size} logits.` : `The answer beats no answer by ${size} logits.`, "note"]);
+  if (read < of)
+    found.push([`Read the first ${counted(read)} of ${counted(of)} tokens of the passage. The rest was cut: shorten it.`, "note warn"]);
+  if (model.weights === "random") found.push(["Random weights: the time is valid, the answer is not.", "note warn"]);
+  return found;
 }
 
 // The passage with the answers marked; each part has the classes of the models whose answer contains it.

@@ -25,3 +25,7 @@ export function millions(count) {
 export function plural(count, word) {
   return `${count} ${word}${count === 1 ? "" : "s"}`;
 }
+
+export function counted(count) {
+  return count.toLocaleString("en");
+}

@@ -1,6 +1,6 @@
 // The page: opens the models, answers questions, measures, and sends the result to the waiting job.
 
-import { clearAnswers, showAnswers } from "./answers.js";
+import { clearAnswers, showAnswers, showRefusal } from "./answers.js";
 import { deliver, keepResult, lastResult, waitingJob } from "./delivery.js";
 import { forgetOthers } from "./downloads.js";
 import { $, h, say, show } from "./elements.js";
@@ -151,7 +151,9 @@ async function ask(event) {
   try {
     const found = [];
     for (const model of page.models.filter(({ role }) => page.ready.has(role))) {
-      found.push({ model, ...(await page.engine.call("answer", { role: model.role, question, passage, limit: 384 })) });
+      const answer = await page.engine.call("answer", { role: model.role, question, passage });
+      if (answer.refused !== undefined) return showRefusal(passage, answer.refused);
+      found.push({ model, ...answer });
       showAnswers(passage, found);
     }
   } catch (error) {

@@ -4,7 +4,7 @@
 
 import { Tokenizer } from "./libraries/tokenizers.min.mjs";
 import { downloadParts } from "./downloads.js";
-import { bestSpan, windowsOf } from "./words.js";
+import { Refusal, bestSpan, better, nullScore, windowsOf } from "./words.js";
 
 let ort = null;
 let configuration = null;
@@ -38,7 +38,7 @@ async function open({ model }, tell) {
     logSeverityLevel: 3,
   });
   const seconds = (performance.now() - began) / 1000;
-  const marks = { cls: tokenizer.token_to_id("[CLS]"), sep: tokenizer.token_to_id("[SEP]") };
+  const marks = { cls: tokenizer.token_to_id(model.marks.cls), sep: tokenizer.token_to_id(model.marks.sep) };
   opened.set(model.role, { model, tokenizer, session, marks, seconds });
   return { seconds };
 }
@@ -50,21 +50,38 @@ async function openTokenizer(model) {
   return new Tokenizer(vocabulary, settings);
 }
 
-async function answer({ role, question, passage, limit }) {
+const THRESHOLD = 0; // of SQuAD 2.0: by how much no answer must exceed the best span
+
+// { span, margin, none, … }: `margin` is the score of no answer minus that of the span, and `none` says that there is no
+// answer; or { refused } in words.
+async function answer({ role, question, passage }) {
   const ready = opened.get(role);
   const began = performance.now();
-  const windows = windowsOf(ready.tokenizer, ready.marks, question, passage, Math.min(limit, ready.model.positions));
+  const cut = splitOrRefuse(ready, question, passage);
+  if (cut.refused !== undefined) return { role, refused: cut.refused };
   const tokenizeMs = performance.now() - began;
-  let best = null;
-  let neuralMs = 0;
-  for (const window of windows) {
+  let [span, none, neuralMs] = [null, Infinity, 0];
+  for (const window of cut.windows) {
     const outputs = await infer(ready, window);
     neuralMs += outputs.ms;
-    const found = bestSpan(window, outputs.start_logits.data, outputs.end_logits.data);
-    if (found !== null && (best === null || found.score > best.score)) best = found;
+    const [starts, ends] = [outputs.start_logits.data, outputs.end_logits.data];
+    span = better(span, bestSpan(window, starts, ends));
+    none = Math.min(none, nullScore(starts, ends));
   }
-  const tokens = windows.reduce((sum, window) => sum + window.ids.length, 0);
-  return { role, span: best, tokenizeMs, neuralMs, tokens, windows: windows.length };
+  const margin = span === null ? null : none - span.score;
+  const silent = ready.model.no_answer && (margin === null || margin > THRESHOLD);
+  const tokens = cut.windows.reduce((sum, window) => sum + window.ids.length, 0);
+  const extent = { tokens, windows: cut.windows.length, read: cut.read, of: cut.tokens };
+  return { role, span: silent ? null : span, margin, none: silent, tokenizeMs, neuralMs, ...extent };
+}
+
+function splitOrRefuse(ready, question, passage) {
+  try {
+    return windowsOf(ready.tokenizer, ready.marks, question, passage, ready.model.positions);
+  } catch (error) {
+    if (error instanceof Refusal) return { refused: error.message };
+    throw error;
+  }
 }
 
 async function infer({ model, session }, window) {
@@ -107,16 +124,21 @@ function note(times, round, warmup, found) {
 
 async function timed(ready, question, passage, length) {
   const began = performance.now();
-  const [window] = windowsOf(ready.tokenizer, ready.marks, question, passage, length);
+  const { windows: [window] } = splitToMeasure(ready, question, passage, length);
   const tokenizeMs = performance.now() - began;
   if (window.ids.length !== length) throw new Error(`the text to measure with has ${window.ids.length} tokens, not ${length}`);
   return { tokenizeMs, neuralMs: (await infer(ready, window)).ms };
 }
 
+// As for an answer; a question that is long for this length is cut.
+function splitToMeasure({ tokenizer, marks }, question, passage, length) {
+  return windowsOf(tokenizer, marks, question, passage, length, Math.floor(length / 3));
+}
+
 // The passage, repeated until it fills exactly `length` tokens, so that no time is spent on text that is cut.
 function textOfLength(ready, question, passage, length) {
   let text = passage;
-  while (windowsOf(ready.tokenizer, ready.marks, question, text, length).length === 1) text += ` ${passage}`;
-  const [window] = windowsOf(ready.tokenizer, ready.marks, question, text, length);
+  while (splitToMeasure(ready, question, text, length).windows.length === 1) text += ` ${passage}`;
+  const { windows: [window] } = splitToMeasure(ready, question, text, length);
   return text.slice(0, window.places.at(-1)[1]);
 }

@@ -34,6 +34,7 @@ from cluster.artifacts.recipe import Recipe
 from cluster.models import export_spec
 from cluster.storage import filesystem
 from cluster.telemetry import progress
+from cluster.tokens.tokenizer import load_tokenizer
 from deploy.web_page import libraries
 
 PAGE = "page.json"
@@ -92,7 +93,7 @@ def add_model(role: str, shown: Shown, folder: Path, out: Path, part_bytes: int)
     kept.mkdir(parents=True, exist_ok=True)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copyfile(export.path / name, kept / name)
-    _check_tokenizer(role, kept / "tokenizer.json")
+    marks = _marks(role, export.path)
     return {
         "role": role,
         **shown.resolved(),
@@ -102,6 +103,8 @@ def add_model(role: str, shown: Shown, folder: Path, out: Path, part_bytes: int)
         "bytes": path.stat().st_size,
         "positions": known.positions,
         "inputs": list(known.inputs),
+        "no_answer": known.no_answer,
+        "marks": marks,
         "tokenizer": f"models/{role}/tokenizer.json",
         "tokenizer_config": f"models/{role}/tokenizer_config.json",
         "parts": _cut(path, out, part_bytes),
@@ -119,13 +122,20 @@ def _model_file(folder: Path, known: export_spec.Exported) -> Path:
     return folder / known.files[export_spec.ANY]
 
 
-def _check_tokenizer(role: str, path: Path) -> None:
-    """Raise StageError unless the tokenizer is BERT's: the page needs the place of every word piece in the text."""
-    model = json.loads(path.read_text(encoding="utf-8"))["model"]
-    if model["type"] != "WordPiece" or not {"[CLS]", "[SEP]"} <= set(model["vocab"]):
+def _marks(role: str, folder: Path) -> dict[str, str | None]:
+    """The tokens that begin an input and end a text.
+
+    Raises:
+        StageError: the tokenizer is not BERT's: the page needs the place of every word piece in the text.
+    """
+    model = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]
+    tokenizer = load_tokenizer(folder)
+    marks = {"cls": tokenizer.cls_token, "sep": tokenizer.sep_token}
+    if model["type"] != "WordPiece" or not {*marks.values()} <= set(model["vocab"]):
         raise errors.StageError(
             f"{role}: its tokenizer is {model['type']}: it needs WordPiece with [CLS] and [SEP] (BERT, DistilBERT)"
         )
+    return marks
 
 
 def _cut(path: Path, out: Path, part_bytes: int) -> list[dict[str, Any]]:
