@@ -1,6 +1,5 @@
 """The measuring page in a real headless Chromium with a phone's screen and a slowed processor."""
 
-import contextlib
 import itertools
 import json
 import re
@@ -14,25 +13,19 @@ import numpy as np
 import phone_setup
 import pytest
 from aiohttp import web
+from page_driver import READY, ask, open_page, text
 from transformers import AutoTokenizer
 from waiting import wait_until
 
 from cluster.artifacts import artifact, stage
 from cluster.models import runtimes
 from eval.mobile import page_server
-from eval.mobile.page_server import ResultInbox, serving
+from eval.mobile.page_server import serving
 from eval.mobile.stage import STAGE, Mobile
 
 pytestmark = [phone_setup.needs_libraries, phone_setup.needs_chromium, pytest.mark.long]
 
-READY = "document.getElementById('measure').disabled === false"
 QUESTION = "When did the train leave?"
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory) -> Iterator[chromium.Browser]:
-    with chromium.open_browser(tmp_path_factory.mktemp("profile")) as found:
-        yield found
 
 
 @pytest.fixture(scope="module")
@@ -43,41 +36,6 @@ def exports(tmp_path_factory) -> dict[str, Path]:
 @pytest.fixture(scope="module")
 def page(exports, tmp_path_factory) -> artifact.Artifact:
     return phone_setup.page(tmp_path_factory.mktemp("pages"), exports)
-
-
-@pytest.fixture
-def tab(browser) -> Iterator[chromium.Tab]:
-    browser.events.clear()
-    found = chromium.Tab(browser)
-    found.phone()
-    yield found
-    found.close()
-
-
-@contextlib.contextmanager
-def open_page(tab: chromium.Tab, page: artifact.Artifact) -> Iterator[tuple[ResultInbox, int]]:
-    """The page, loaded in the tab, and its server."""
-    inbox = phone_setup.result_inbox(page)
-    with serving(inbox, "127.0.0.1", 0) as port:
-        tab.go(f"http://127.0.0.1:{port}/?t={inbox.token}")
-        tab.wait(READY)
-        yield inbox, port
-
-
-def text(tab: chromium.Tab, name: str) -> str:
-    return str(tab.run(f"document.getElementById('{name}').innerText")).replace("\u00a0", " ")
-
-
-def ask(tab: chromium.Tab, passage: str, question: str) -> None:
-    """Select a custom text, type the text and the question, press Enter."""
-    tab.run("document.getElementById('text').value = 'own'")
-    tab.run("document.getElementById('text').dispatchEvent(new Event('change'))")
-    tab.run("document.getElementById('draft').focus()")
-    tab.type(passage)
-    tab.run("document.getElementById('question').focus(); document.getElementById('question').select()")
-    tab.type(question)
-    tab.key("Enter", "\r")
-    tab.wait("document.querySelectorAll('.answer').length === 2")
 
 
 def test_a_job_waits_for_a_phone_and_gets_its_numbers(tab, page, tmp_path, caplog):
