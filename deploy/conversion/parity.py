@@ -92,7 +92,8 @@ def fixed_inputs(probe: Probe, tokenizer: PreTrainedTokenizerBase, names: Sequen
     marks = (tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id)
     if None in marks:
         raise StageError(
-            f"{tokenizer.name_or_path}: the tokenizer lacks a [CLS], [SEP] or padding token: name all three"
+            f"{tokenizer.name_or_path}: the tokenizer lacks a [CLS], [SEP] or padding token: name all three in "
+            "tokenizer_config.json"
         )
     ordinary = np.setdiff1d(np.arange(len(tokenizer)), tokenizer.all_special_ids)
     chance = np.random.default_rng(probe.seed)

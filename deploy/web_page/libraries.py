@@ -104,8 +104,9 @@ def _install(work: Path) -> None:
     except FileNotFoundError:
         raise errors.StageError("npm is not installed: install it (on Debian: apt-get install npm)") from None
     if done.returncode != 0:
-        lines = done.stderr.strip().splitlines()
-        raise errors.StageError(f"npm could not fetch the packages: {lines[0] if lines else 'it gave no reason'}")
+        lines = [line.removeprefix("npm error ") for line in done.stderr.strip().splitlines()[:2]]
+        reason = "; ".join(lines) or "it gave no reason"
+        raise errors.StageError(f"npm could not fetch the packages ({reason}): check npm's registry and the network")
 
 
 def main() -> None:

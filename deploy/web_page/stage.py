@@ -118,7 +118,10 @@ def _model_file(folder: Path, known: export_spec.Exported) -> Path:
             "on SQuAD"
         )
     if known.runtime != "onnxruntime" or export_spec.ANY not in known.files:
-        raise errors.StageError(f"{folder} is {known.format}, which browsers do not run: give the int8 ONNX export")
+        raise errors.StageError(
+            f"{folder} is {known.format}, which browsers do not run: give the int8 ONNX export, "
+            "which stillhouse quantize makes"
+        )
     return folder / known.files[export_spec.ANY]
 
 

@@ -15,6 +15,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from cluster.artifacts.errors import StageError
+
 Rows: TypeAlias = npt.NDArray[np.int64]
 Inputs: TypeAlias = dict[str, Tensor]
 
@@ -81,7 +83,15 @@ class Features:
 
 
 def encode(tokenizer: Any, texts: Sequence[Sequence[str]], max_length: int) -> Features:
-    """Encode examples of one or two texts; a pair that is too long loses tokens of its longer text first."""
+    """Encode examples of one or two texts; a pair that is too long loses tokens of its longer text first.
+
+    Raises:
+        StageError: the tokenizer has no padding token.
+    """
+    if tokenizer.pad_token_id is None:
+        raise StageError(
+            f"{tokenizer.name_or_path}: its tokenizer has no padding token: name it in tokenizer_config.json"
+        )
     encoded = tokenizer(
         *map(list, texts), truncation="longest_first", max_length=max_length, return_attention_mask=False
     )

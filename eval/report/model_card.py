@@ -10,10 +10,12 @@ change, because the card is not part of its artifact.
 """
 
 import argparse
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from cluster.artifacts import artifact, commit, errors
@@ -31,6 +33,8 @@ UNKNOWN = "unknown"
 """The Hub's word for a license that is not stated."""
 BEST = "best_"
 NO_DATA = "---\n\n---\n"
+_OPENED = re.compile(r"\s*---\s*\n\w+:")
+"""The beginning of metadata, which the library takes for text where no line ends it."""
 
 
 class CardFacts(Recipe):
@@ -50,14 +54,13 @@ def fill(report: Location, student: Location, stated: CardFacts) -> Location:
     """Fill the student's card from the report; returns the card's path.
 
     Raises:
-        ArtifactError: no report or no student there, or the report is not of this student.
+        ArtifactError: no report or no student there, the report is not of this student, or the card cannot be read.
     """
     found = artifact.read(report, "report")
     values = filesystem.read_json(found.location / "report.json")
     name = _name(values, student)
     place = student / CARD
-    earlier = filesystem.read_bytes(place).decode("utf-8") if filesystem.is_file(place) else ""
-    card = ModelCard(earlier or NO_DATA, ignore_metadata_errors=True)
+    card = _earlier(place)
     data = _data(values, name, student.name, dict(card.data.to_dict()), stated)  # type: ignore[no-untyped-call]
     results = model_card_text.results(values, name, found.identity)
     body = model_card_text.with_section(
@@ -68,6 +71,29 @@ def fill(report: Location, student: Location, stated: CardFacts) -> Location:
     for missing in _missing(values, data):
         progress.say(f"{place}: {missing}")
     return place
+
+
+def _earlier(place: Location) -> ModelCard:
+    """The card that is there, or an empty one.
+
+    Raises:
+        ArtifactError: it is no text, or its metadata is not what YAML allows.
+    """
+    remedy = "correct it, or delete the file for a new card"
+    try:
+        text = filesystem.read_bytes(place).decode("utf-8") if filesystem.is_file(place) else ""
+        card = ModelCard(text or NO_DATA, ignore_metadata_errors=True)
+    except UnicodeDecodeError as error:
+        raise ArtifactError(f"{place} is not UTF-8 ({error.reason} at byte {error.start}): {remedy}") from None
+    except yaml.MarkedYAMLError as error:
+        # Its first line comes after the opening ---.
+        line = error.problem_mark.line + 2 if error.problem_mark else 1
+        raise ArtifactError(f"{place}: line {line}: the metadata is not YAML ({error.problem}): {remedy}") from None
+    except (yaml.YAMLError, ValueError, TypeError) as error:
+        raise ArtifactError(f"{place}: the metadata is not a list of names and values ({error}): {remedy}") from None
+    if _OPENED.match(card.text):
+        raise ArtifactError(f"{place}: no line --- ends the metadata: add it, or delete the file for a new card")
+    return card
 
 
 def _name(report: Mapping[str, Any], student: Location) -> str:

@@ -132,7 +132,7 @@ def _column(table: SourceTable, names: Sequence[str]) -> str:
         if name in table.columns:
             return name
     if not table.columns:
-        raise ExamplesError(f"{table.where} is empty: get it again")
+        raise ExamplesError(f"{table.where} is empty: give a file with rows")
     columns = ", ".join(table.columns)
     raise ExamplesError(f"{table.where}: no column {' or '.join(names)} among {columns}: rename the right one")
 
@@ -192,7 +192,7 @@ def _label(task: Task, value: Any, numbers: Mapping[int, float] | None) -> float
         raise ExamplesError("-1, a hidden test label: use the dev or validation split, whose labels are known")
     low, high = task.label_range or (0, len(task.label_names) - 1)
     if number is None or (task.label_range is None and number != int(number)):
-        raise ExamplesError(f"{value!r}, which is no label of {task.name}: write {_expected(task)}")
+        raise ExamplesError(f"{value!r}, which is no label of {task.name}: write {_expected(task)}, or drop the row")
     if numbers is not None and number in numbers:
         return numbers[int(number)]
     if not low <= number <= high or numbers is not None:

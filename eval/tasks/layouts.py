@@ -105,11 +105,19 @@ def hub(task: Task, name: str) -> Splits:
     try:
         found = datasets.load_dataset(path, configuration or None)
     except (OSError, ValueError) as error:
-        raise ExamplesError(
-            f"data set {name} cannot be fetched ({first_line(error)}): check its name ({task.name} is {task.hub}) and "
-            "the network, or give local files with --data DIR"
-        ) from None
+        raise ExamplesError(f"data set {name} {_why_not(task, path, error)}") from None
     return _of_data_set(found, name, name)
+
+
+def _why_not(task: Task, path: str, error: Exception) -> str:
+    """Why a data set was not loaded, and what to do: the cause is its name, the network, or the data."""
+    reason = first_line(error)
+    if Path(path).is_dir():
+        return f"is a local folder that cannot be loaded by this name ({reason}): give it with --data DIR"
+    if isinstance(error, OSError):
+        advice = f"check its name ({task.name} is {task.hub}) and the network, or give local files with --data DIR"
+        return f"cannot be fetched ({reason}): {advice}"
+    return f"cannot be read ({reason}): name its configuration as in {task.hub}, or give local files with --data DIR"
 
 
 def _of_data_set(found: Mapping[str, Any], name: str, where: str) -> Splits:
@@ -131,7 +139,10 @@ def _saved(folder: Path) -> Any:
     try:
         return datasets.load_from_disk(folder)
     except (OSError, ValueError) as error:
-        raise ExamplesError(f"{folder} is no readable data set ({first_line(error)}): save it again") from None
+        raise ExamplesError(
+            f"{folder} cannot be loaded by datasets {datasets.__version__} ({first_line(error)}): "
+            "save it with this version, or as Parquet files"
+        ) from None
 
 
 def _home(task: Task, folder: Path) -> Path:

@@ -5,6 +5,7 @@ Rajpurkar et al. 2016 and 2018. An answer is a part of its passage; in SQuAD 2.0
 
 import dataclasses
 import itertools
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,15 +72,16 @@ def _questions(task: Task, tables: Sequence[SourceTable]) -> Questions:
     items = tuple(question for table in tables for question in _rows(task, table))
     if not items:
         raise ExamplesError(f"{tables[0].where} has no questions: give a file with questions")
-    if len({question.id for question in items}) != len(items):
-        raise ExamplesError(f"{tables[0].where} has an id twice: give every question its own id")
+    name, count = Counter(question.id for question in items).most_common(1)[0]
+    if count > 1:
+        raise ExamplesError(f"{tables[0].where} has an id twice, {name}: give every question its own id")
     return Questions(tuple(table.name for table in tables), items)
 
 
 def _rows(task: Task, table: SourceTable) -> Iterator[Question]:
     names = ("id", "question", "context", "answers")
     if not table.columns:
-        raise ExamplesError(f"{table.where} is empty: get it again")
+        raise ExamplesError(f"{table.where} is empty: give a file with rows")
     if lacking := [name for name in names if name not in table.columns]:
         raise ExamplesError(f"{table.where}: no column {lacking[0]} among {', '.join(table.columns)}: add it")
     contexts: dict[str, str] = {}

@@ -185,6 +185,35 @@ def test_a_report_of_another_student_is_refused(out: Path, student: Path, tmp_pa
         fill(student, student, CardFacts())
 
 
+@pytest.mark.parametrize(
+    ("card", "says"),
+    [
+        ("---\nlicense: mit\nmodel-index:\n- name: a\n  results: x: y\n---\n\nMine.\n", "line 5: .*YAML"),
+        ("---\nlicense: [mit\n---\n\nMine.\n", "line [23]: .*YAML"),
+        ("---\n- mit\n---\n\nMine.\n", "metadata"),
+        ("---\n2: 3\n---\n\nMine.\n", "metadata"),
+        ("---\nlicense: mit\n\n# No end\n", "no line --- ends"),
+        (b"---\nlicense: mit\n---\n\ncaf\xe9\n", "UTF-8"),
+    ],
+)
+def test_a_card_that_cannot_be_read_is_refused_and_kept(out: Path, student: Path, card: str | bytes, says: str) -> None:
+    content = card if isinstance(card, bytes) else card.encode()
+    (student / CARD).write_bytes(content)
+    with pytest.raises(ArtifactError, match=says) as refused:
+        fill(out / "report", student, CardFacts())
+    assert str(refused.value).startswith(str(student / CARD))
+    assert "\n" not in str(refused.value)
+    assert (student / CARD).read_bytes() == content
+
+
+def test_a_wrong_model_index_is_replaced(out: Path, student: Path) -> None:
+    (student / CARD).write_text("---\nlicense: mit\nmodel-index: 5\n---\n\nMine.\n")
+    fill(out / "report", student, CardFacts())
+    data = ModelCard.load(student / CARD).data
+    assert data.license == "mit"
+    assert len(data.eval_results) == 11
+
+
 def test_command_line(out: Path, student: Path, tmp_path: Path) -> None:
     copied = tmp_path / "copied"
     shutil.copytree(student, copied)

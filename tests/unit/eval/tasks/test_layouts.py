@@ -171,7 +171,7 @@ def test_texts_with_only_one_label_are_refused(tmp_path: Path) -> None:
 def test_an_empty_file_is_called_empty(ending: str, tmp_path: Path) -> None:
     write(tmp_path / f"train.{ending}", "")
     for task, read in (("sst2", from_folder), ("squad", questions_from_folder)):
-        with pytest.raises(ExamplesError, match=rf"train\.{ending} is empty: get it again"):
+        with pytest.raises(ExamplesError, match=rf"train\.{ending} is empty: give a file with rows"):
             read(TASKS[task], tmp_path)
 
 
