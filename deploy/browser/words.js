@@ -7,7 +7,7 @@ const CUTS_ALONE =
 // BERT splits at white space and around punctuation marks and CJK characters, nowhere else, and drops control characters.
 const SPACE = "\\t\\n\\r\\p{Z}";
 const WORD = new RegExp(`${CUTS_ALONE}|(?:(?!${CUTS_ALONE})[^${SPACE}])+`, "gu");
-const CONTROL = /\p{C}/gu;
+const CONTROL = /[\p{Cc}\p{Cf}\p{Co}]/gu;
 const ASCII = /^[!-~]*$/;
 
 // What the page cannot answer, in words for a person.
@@ -18,27 +18,30 @@ export function piecesOf(tokenizer, text) {
   const ids = [];
   const places = [];
   for (const match of text.matchAll(WORD)) {
-    const word = match[0].replace(CONTROL, "");
+    const { word, letters } = normalized(tokenizer, match[0], match.index);
     if (word === "") continue;
     const found = tokenizer.encode(word, { add_special_tokens: false });
     ids.push(...found.ids);
-    places.push(...placesOf(found.tokens, lettersOf(tokenizer, match[0], match.index)));
+    places.push(...placesOf(found.tokens, letters));
   }
   return { ids, places };
 }
 
-// The place in the text of each character that the tokenizer makes of a word: it drops accents, and changes case.
-function lettersOf(tokenizer, word, start) {
-  if (ASCII.test(word)) return [...word].map((_, index) => [start + index, start + index + 1]);
+// A word as the tokenizer sees it, without accents and in lower case, and the place in the text of each of its letters.
+// Letter by letter: JavaScript has another lower case for a sigma at the end of a word.
+function normalized(tokenizer, word, start) {
+  if (ASCII.test(word)) return { word, letters: [...word].map((_, index) => [start + index, start + index + 1]) };
   const letters = [];
+  let made = "";
+  let begin = start;
   for (const letter of word) {
-    const end = start + letter.length;
     const plain = letter.replace(CONTROL, "");
-    const made = tokenizer.normalizer === null ? plain : tokenizer.normalizer(plain).trim();
-    for (const _ of made) letters.push([start, end]);
-    start = end;
+    const next = plain === "" || tokenizer.normalizer === null ? plain : tokenizer.normalizer(plain).trim();
+    for (const _ of next) letters.push([begin, begin + letter.length]);
+    made += next;
+    begin += letter.length;
   }
-  return letters;
+  return { word: made, letters };
 }
 
 function placesOf(tokens, letters) {
