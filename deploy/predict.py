@@ -23,70 +23,22 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import overload
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from transformers import AutoConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerBase
 
 from cluster.artifacts import artifact, cache, commit
 from cluster.artifacts.errors import StageError, errors_for_people
 from cluster.models import export_spec, runtimes, span_decoding
 from cluster.models.export_spec import Exported
+from cluster.models.predictions import NoAnswer, Prediction, Predictions, check_text
 from cluster.storage import filesystem
 from deploy.conversion import finalize, parity, source_model
 
 MASK = "[MASK]"
 """Stands for the mask token of any tokenizer, such as RoBERTa's ``<mask>``."""
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """One prediction of a model."""
-
-    text: str
-    """A label, a number, an answer (empty: no answer), or a word."""
-    probability: float | None
-    """None for a score."""
-    begin: int | None = None
-    """For an answer: first and end character in the passage."""
-    end: int | None = None
-    mask: int | None = None
-    """For a word: the number of the mask that it fills, from 1."""
-
-
-@dataclass(frozen=True)
-class NoAnswer:
-    """Whether a passage holds no answer, according to a model of SQuAD 2.0."""
-
-    chosen: bool
-    margin: float | None
-    """Logit of no answer minus that of the best span; None if the passage has no span."""
-    threshold: float
-    """Margin above which there is no answer."""
-
-
-@dataclass(frozen=True)
-class Predictions(Sequence[Prediction]):
-    """The predictions for one input, the likeliest first, and how much of the input the model read."""
-
-    predictions: tuple[Prediction, ...]
-    tokens: int
-    """Tokens of the input, with special tokens. A passage is always read to its end."""
-    tokens_read: int
-    no_answer: NoAnswer | None = None
-    """None for a model that always gives an answer."""
-
-    @overload
-    def __getitem__(self, index: int) -> Prediction: ...
-    @overload
-    def __getitem__(self, index: slice) -> tuple[Prediction, ...]: ...
-    def __getitem__(self, index: int | slice) -> Prediction | tuple[Prediction, ...]:
-        return self.predictions[index]
-
-    def __len__(self) -> int:
-        return len(self.predictions)
 
 
 @dataclass(frozen=True)
@@ -97,6 +49,8 @@ class LoadedModel:
     tokenizer: PreTrainedTokenizerBase
     labels: Mapping[int, str]
     call: runtimes.Call
+    multi_label: bool = False
+    """Whether several labels can be true at once, each with a probability of its own."""
 
     def __call__(self, text: str, second: str | None = None, top: int = 5) -> Predictions:
         """Predictions, the likeliest first; ``second`` is the second text of a pair, or the passage.
@@ -115,7 +69,8 @@ class LoadedModel:
         if self.described.head == "regression":
             found = [Prediction(f"{logits[0]:.3f}", None)]
         else:
-            found = [Prediction(self.labels[place], share) for place, share in _likeliest(logits, top)]
+            likeliest = _most_probable if self.multi_label else _likeliest
+            found = [Prediction(self.labels[place], share) for place, share in likeliest(logits, top)]
         return Predictions(tuple(found), tokens, feed["input_ids"].shape[1])
 
     def _answers(self, question: str, passage: str | None, top: int) -> Predictions:
@@ -182,22 +137,6 @@ class LoadedModel:
         return feed, tokens + self.tokenizer.num_special_tokens_to_add(pair=second is not None)
 
 
-def check_text(text: str, name: str) -> None:
-    """Refuse what is no text; ``name`` says what it is for.
-
-    Raises:
-        StageError: not a string, not UTF-8, or with a NUL character.
-    """
-    if not isinstance(text, str):
-        raise StageError(f"the {name} is {text!r}, not text: give a string")
-    if (place := text.find("\0")) >= 0:
-        raise StageError(f"the {name} has a NUL character at {place}, so it is no plain text: convert it first")
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise StageError(f"the {name} is not UTF-8 at character {error.start}: convert it first") from None
-
-
 def load(folder: Path, threads: int = 1) -> LoadedModel:
     """Open an export, or a model folder.
 
@@ -211,14 +150,18 @@ def load(folder: Path, threads: int = 1) -> LoadedModel:
     if export_spec.is_export(folder):
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
         tokenizer = source_model.tokenizer_of(folder, config)
-        return LoadedModel(export_spec.read(folder), tokenizer, config.id2label, runtimes.open_export(folder, threads))
+        described, call = export_spec.read(folder), runtimes.open_export(folder, threads)
+        return LoadedModel(described, tokenizer, config.id2label, call, _is_multi_label(config))
     # PyTorch sets this for the whole process.
     torch.set_num_threads(threads)
     opened = source_model.open_source_model(folder)
     described = finalize.describe(opened, "pytorch", "pytorch", "model.safetensors")
-    return LoadedModel(
-        described, opened.tokenizer, opened.config.id2label, parity.torch_outputs(opened.model, opened.outputs)
-    )
+    call = parity.torch_outputs(opened.model, opened.outputs)
+    return LoadedModel(described, opened.tokenizer, opened.config.id2label, call, _is_multi_label(opened.config))
+
+
+def _is_multi_label(config: PretrainedConfig) -> bool:
+    return bool(config.problem_type == "multi_label_classification")
 
 
 def _likeliest(logits: npt.NDArray[np.float32], top: int) -> list[tuple[int, float]]:
@@ -226,6 +169,12 @@ def _likeliest(logits: npt.NDArray[np.float32], top: int) -> list[tuple[int, flo
     weights = np.exp(logits - logits.max(), dtype=np.float64)
     best = np.argsort(-logits, kind="stable")[:top]
     return [(int(place), float(weights[place] / weights.sum())) for place in best]
+
+
+def _most_probable(logits: npt.NDArray[np.float32], top: int) -> list[tuple[int, float]]:
+    """Places of the largest logits ``[labels]`` and the probability of each label by itself."""
+    best = np.argsort(-logits, kind="stable")[:top]
+    return [(int(place), float(1.0 / (1.0 + np.exp(-logits[place], dtype=np.float64)))) for place in best]
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = "python -m deploy.predict") -> None:

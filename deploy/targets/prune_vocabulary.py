@@ -98,7 +98,9 @@ def prune_model(source: SourceModel, kept: Ids) -> PreTrainedModel:
     new = {int(old): place for place, old in enumerate(kept)}
     for name in ("pad_token_id", "cls_token_id", "sep_token_id", "mask_token_id", "bos_token_id", "eos_token_id"):
         if getattr(config, name, None) is not None:
-            setattr(config, name, new[getattr(config, name)])
+            # By the tokenizer's name for it: the number in the config may be that of another tokenizer.
+            own = getattr(source.tokenizer, name, None)
+            setattr(config, name, None if own is None else new[own])
     before, config.vocab_size = config.vocab_size, len(kept)
     model = type(source.model)(config)
     wanted = model.state_dict()

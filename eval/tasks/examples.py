@@ -16,6 +16,9 @@ from eval.tasks.file_readers import ExamplesError, SourceTable
 from eval.tasks.label_matching import class_named, classes_named, unnamed
 from eval.tasks.layouts import LABEL_NAMES, SUBSET, Splits, hub, label_names, local
 
+LABEL_TEXT = "label_text"
+"""Column with the name of each row's class."""
+
 
 @dataclass(frozen=True)
 class TaskSplit(abc.ABC):
@@ -120,7 +123,11 @@ def _examples(task: Task, tables: Sequence[SourceTable]) -> Examples:
     texts = tuple(
         tuple(text for table in tables for text in _texts(table, _column(table, names))) for names in task.columns
     )
-    labels = [label for table in tables for label in _labels(task, table, _column(table, task.label_columns))]
+    # Data sets that number their classes in their own way often have the names beside the numbers.
+    named = () if task.label_range is not None else (LABEL_TEXT,)
+    labels = [
+        label for table in tables for label in _labels(task, table, _column(table, (*named, *task.label_columns)))
+    ]
     if not labels:
         raise ExamplesError(f"{tables[0].where} has no examples: give a file with rows")
     kind = np.int64 if task.label_range is None else np.float32
@@ -134,6 +141,7 @@ def _column(table: SourceTable, names: Sequence[str]) -> str:
     if not table.columns:
         raise ExamplesError(f"{table.where} is empty: give a file with rows")
     columns = ", ".join(table.columns)
+    names = [name for name in names if name != LABEL_TEXT]
     raise ExamplesError(f"{table.where}: no column {' or '.join(names)} among {columns}: rename the right one")
 
 

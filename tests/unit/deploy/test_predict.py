@@ -216,6 +216,19 @@ def test_no_answer_is_one_only_for_a_model_that_learned_it(silent, tmp_path):
         assert (found[0].text == "") == nullable
 
 
+def test_several_labels_have_probabilities_of_their_own(classifier, tmp_path):
+    folders = [Path(shutil.copytree(classifier[0], tmp_path / "model"))]
+    config = json.loads((folders[0] / "config.json").read_text())
+    (folders[0] / "config.json").write_text(json.dumps({**config, "problem_type": "multi_label_classification"}))
+    folders.append(model_exports.onnx(folders[0], tmp_path / "onnx"))
+    loaded, tokenizer = models_with_heads.load(folders[0], "classification"), AutoTokenizer.from_pretrained(folders[0])
+    with torch.no_grad():
+        shares = loaded(**tokenizer("The mill", return_tensors="pt")).logits.sigmoid()[0]
+    for folder in folders:
+        found = {each.text: each.probability for each in predict.load(folder)("The mill")}
+        assert found == pytest.approx({"bad": float(shares[0]), "good": float(shares[1])}, abs=1e-5)
+
+
 def test_predict_says_when_it_cut_the_input(classifier, capsys):
     for folder in classifier:
         model = predict.load(folder)

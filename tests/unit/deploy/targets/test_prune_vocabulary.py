@@ -51,6 +51,19 @@ def test_remaining_words_give_the_same_outputs_and_the_rest_is_removed(tmp_path,
     assert compared >= 3
 
 
+def test_special_tokens_are_those_of_the_tokenizer(tmp_path):
+    """The config of the source numbers them as another tokenizer does."""
+    model = models_with_heads.model_folder(tmp_path / "model", "bert", "classification")
+    tokens = tokens_artifact.of_length(tmp_path / "tokens", model, 32, 30, 4)
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "mask_token_id": 400, "cls_token_id": 401}))
+    inputs = {"model": model, "tokens": tokens}
+    made = model_exports.make("deploy.prune_vocabulary", tmp_path / "pruned", inputs, **FEW)
+    written = json.loads((made.path / "config.json").read_text())
+    tokenizer = AutoTokenizer.from_pretrained(made.path)
+    assert (written["mask_token_id"], written["cls_token_id"]) == (tokenizer.mask_token_id, tokenizer.cls_token_id)
+
+
 def test_any_text_can_still_be_read_and_specials_keep_their_meaning(tmp_path):
     made, _ = pruned(tmp_path, "bert", "classification", min_count=3)
     tokenizer = AutoTokenizer.from_pretrained(made.path)

@@ -125,6 +125,13 @@ def test_words_are_matched_by_name(task: str, value: Any, wanted: int, tmp_path:
     assert from_folder(TASKS[task], tmp_path).train.labels.tolist() == [wanted]
 
 
+def test_names_in_a_column_beside_the_numbers_count(tmp_path: Path) -> None:
+    rows = [{"text1": "a", "text2": "b", "label": place, "label_text": name} for place, name in enumerate(REORDERED)]
+    for split in ("train", "dev_matched", "dev_mismatched"):
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert from_folder(TASKS["mnli"], tmp_path).train.labels.tolist() == [2, 0, 1]
+
+
 def test_true_is_no_label_where_its_meaning_is_open(tmp_path: Path) -> None:
     """Class 1 of RTE is *not* entailment, so ``true`` read as 1 is the opposite of what it says."""
     row = {"sentence1": "a", "sentence2": "b", "label": True}
