@@ -11,7 +11,7 @@ from cluster.artifacts import artifact, commit, registry
 from cluster.artifacts.errors import StageError
 from cluster.artifacts.recipe import load
 from cluster.storage import filesystem
-from deploy.web_page.libraries import BROWSER, FILES, LIBRARIES, LICENSES, versions
+from deploy.web_page.libraries import BROWSER, FILES, LIBRARIES, LICENSES, vendor, versions
 from deploy.web_page.stage import WebPage
 
 
@@ -122,6 +122,30 @@ def test_libraries_that_were_changed_are_refused(libraries, tmp_path):
     (changed / LIBRARIES).write_text(json.dumps({"packages": {"onnxruntime-web": "1.0.0"}, "files": {}}))
     with pytest.raises(StageError, match="has other versions than"):
         phone_setup.page(tmp_path, {"student": export}, changed)
+
+
+def test_a_failure_of_npm_names_its_reason(tmp_path, monkeypatch):
+    program = tmp_path / "npm"
+    program.write_text("#!/bin/sh\necho 'npm error code E404\nnpm error 404 no such package' >&2\nexit 1\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    with pytest.raises(StageError, match="code E404; 404 no such package"):
+        vendor(tmp_path / "libraries")
+
+
+def test_a_page_marks_inputs_with_the_tokenizer_s_own_tokens(libraries, tmp_path):
+    """Its vocabulary also has a [CLS] that means nothing to the model."""
+    export = an_export(tmp_path / "student")
+    folder = tmp_path / "other"
+    with artifact.create(folder, kind="export", inputs={}, recipe={}) as draft:
+        for path in export.iterdir():
+            if path.name != commit.MANIFEST:
+                shutil.copyfile(path, draft.path / path.name)
+        settings = json.loads((draft.path / "tokenizer_config.json").read_text())
+        word = next(iter(json.loads((draft.path / "tokenizer.json").read_text())["model"]["vocab"].keys() - {"[CLS]"}))
+        filesystem.write_json(draft.path / "tokenizer_config.json", {**settings, "cls_token": word})
+    described = json.loads((phone_setup.page(tmp_path, {"student": folder}, libraries).path / "page.json").read_text())
+    assert described["models"][0]["marks"] == {"cls": word, "sep": "[SEP]"}
 
 
 def test_every_package_is_pinned_and_its_license_is_named():

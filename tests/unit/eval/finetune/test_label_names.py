@@ -75,7 +75,7 @@ def score(model: Path, data: Path, out: Path) -> dict[str, float]:
 def test_data_sets_that_number_their_classes_differently_give_the_same_score(trained, tmp_path) -> None:
     scores = [score(trained["model"], trained[name], tmp_path / name) for name in ("lab_std", "lab_reo")]
     assert scores[0] == scores[1]
-    assert scores[0]["accuracy"] > 95.0
+    assert scores[0]["accuracy"] > 90.0
     for name, words in WORDS.items():
         assert predict.load(trained["model"])("the and a", " ".join(words[:4]))[0].text == name
 

@@ -10,7 +10,7 @@ import pytest
 from finetune_tasks import colours, write_squad
 
 from eval.tasks.definitions import TASKS
-from eval.tasks.examples import from_folder
+from eval.tasks.examples import from_folder, from_hub
 from eval.tasks.file_readers import ExamplesError
 from eval.tasks.questions import questions_from_folder
 
@@ -79,6 +79,26 @@ def test_what_datasets_saved_to_disk(tmp_path: Path) -> None:
         from_folder(TASKS["sst2"], tmp_path / "hidden")
 
 
+def test_a_local_folder_is_not_blamed_on_the_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    folder = tmp_path / "my [data]"
+    write(folder / "train.csv", "sentence,label\ngood,1\n")
+    with pytest.raises(ExamplesError, match=r"local folder .*--data") as refused:
+        from_hub(TASKS["sst2"], str(folder))
+    assert "network" not in str(refused.value)
+    write(folder / "dev.csv", "sentence,label\ngood,1\n")
+    assert len(from_folder(TASKS["sst2"], folder).train) == 1, "the advice works"
+
+
+def test_a_saved_data_set_of_another_version_is_not_called_damaged(tmp_path: Path) -> None:
+    part = datasets.Dataset.from_dict({"sentence": ["good"], "label": [1]})
+    datasets.DatasetDict(train=part, dev=part).save_to_disk(str(tmp_path / "saved"))
+    info = tmp_path / "saved" / "train" / "dataset_info.json"
+    info.write_text(info.read_text().replace('"Value"', '"Hologram"'))
+    with pytest.raises(ExamplesError, match=f"datasets {datasets.__version__}"):
+        from_folder(TASKS["sst2"], tmp_path / "saved")
+
+
 def flat(question: dict[str, Any]) -> dict[str, Any]:
     texts, starts = (list(side) for side in zip(*question["answers"], strict=True)) if question["answers"] else ([], [])
     answers = {"text": texts, "answer_start": starts}
@@ -125,7 +145,7 @@ def test_squad_takes_the_version_of_its_task_and_names_subsets(tmp_path: Path) -
     [
         ({"answers": [("gold", 0)]}, r"question 2 \(q1\): the answer 'gold' is not at 0"),
         ({"answers": []}, r"question 2 \(q1\): has no answer, as only SQuAD 2.0 allows: set task = \"squad2\""),
-        ({"id": "q0", "answers": [("warm", 0)]}, "has an id twice"),
+        ({"id": "q0", "answers": [("warm", 0)]}, "has an id twice, q0"),
         ({"context": None}, r"question 2 \(q1\): context is None|None, not text"),
     ],
 )
