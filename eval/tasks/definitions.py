@@ -41,8 +41,8 @@ class Task:
     text_folders: tuple[str, ...] = ()
     """Folder of each label, where it is published as one file per text."""
     train: tuple[str, ...] = ("train",)
-    dev: tuple[tuple[str, ...], ...] = (("dev", "validation", "valid", "val"),)
-    """For each development set the possible names of its split; the first set gives the headline."""
+    dev: tuple[tuple[str, ...], ...] = (("dev", "valid", "val", "validation"),)
+    """For each development set the possible names of its split, the Hub's last; the first set gives the headline."""
     metrics: tuple[Metric, ...] = ("accuracy",)
     headline: tuple[Metric, ...] = ("accuracy",)
     """The metrics whose mean is the task's score."""
@@ -133,8 +133,8 @@ ALL_TASKS = (
         label_names=("entailment", "neutral", "contradiction"),
         label_columns=("label", "gold_label"),
         dev=(
-            ("dev_matched", "validation_matched", "valid_matched", "val_matched"),
-            ("dev_mismatched", "validation_mismatched", "valid_mismatched", "val_mismatched"),
+            ("dev_matched", "valid_matched", "val_matched", "validation_matched"),
+            ("dev_mismatched", "valid_mismatched", "val_mismatched", "validation_mismatched"),
         ),
     ),
     Task(

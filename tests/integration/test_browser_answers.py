@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import chromium
+import finetune_tasks
 import model_exports
 import models_with_heads
 import page_driver
@@ -21,6 +22,9 @@ CASES = [
     ("what was ground?", "The mill by the river has ground barley."),
     ("when?", "Übermorgen, café\u0301 naïveté's\u200b end; 北京 10°C €5\x0bx \ufeff y."),
     ("who", "a"),
+    ("what is it?", "of the and in the was"),
+    ("what is it?", "was in the honey the of and"),
+    ("ΣΑΣ?", "ΟΔΥΣΣΕΥΣ, Ǆ \u0378 honey"),
     ("what did she pour into the copper still?", WORDS[:400]),
     ("what did she pour into the copper still?", WORDS[300:2000]),
     ("what " * 40, WORDS[:700]),
@@ -48,16 +52,16 @@ ASK = """
 
 @pytest.fixture(scope="module")
 def exports(tmp_path_factory) -> dict[str, Path]:
-    """A student of SQuAD 2.0 and a teacher of 1.1, in fp32, so that both runtimes compute the same."""
+    """A student of SQuAD 2.0 that learned it, and a random teacher, in fp32, so that both runtimes compute the same."""
     root = tmp_path_factory.mktemp("exports")
-    found = {}
-    for role, family in (("student", "distilbert"), ("teacher", "bert")):
-        model = models_with_heads.model_folder(root / f"{role}-model", family, "question-answering")
-        config = json.loads((model / "config.json").read_text())
-        config["finetuning_task"] = "squad2" if role == "student" else "squad"
-        (model / "config.json").write_text(json.dumps(config))
-        found[role] = model_exports.onnx(model, root / role)
-    return found
+    asked = finetune_tasks.colours(240, silent=True)
+    finetune_tasks.write_squad(root / "data" / "train-v2.0.json", asked[:200])
+    finetune_tasks.write_squad(root / "data" / "dev-v2.0.json", asked[200:])
+    tiny.distilbert(root / "start", layers=2)
+    values = {"task": "squad2", "epochs": 6, "max_length": 48, "stride": 16}
+    finetune_tasks.finetune(root / "start", root / "data", root / "student-model", **values)
+    models_with_heads.model_folder(root / "teacher-model", "bert", "question-answering")
+    return {role: model_exports.onnx(root / f"{role}-model", root / role) for role in ("student", "teacher")}
 
 
 @pytest.fixture(scope="module")

@@ -211,7 +211,7 @@ def test_a_wrong_model_index_is_replaced(out: Path, student: Path) -> None:
     fill(out / "report", student, CardFacts())
     data = ModelCard.load(student / CARD).data
     assert data.license == "mit"
-    assert len(data.eval_results) == 11
+    assert len(data.eval_results) == 12
 
 
 def test_command_line(out: Path, student: Path, tmp_path: Path) -> None:
