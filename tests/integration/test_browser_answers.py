@@ -58,7 +58,7 @@ def exports(tmp_path_factory) -> dict[str, Path]:
     finetune_tasks.write_squad(root / "data" / "train-v2.0.json", asked[:200])
     finetune_tasks.write_squad(root / "data" / "dev-v2.0.json", asked[200:])
     tiny.distilbert(root / "start", layers=2)
-    values = {"task": "squad2", "epochs": 6, "max_length": 48, "stride": 16}
+    values = {"task": "squad2", "epochs": 8, "learning_rate": 4e-3, "batch": 16, "max_length": 40}
     finetune_tasks.finetune(root / "start", root / "data", root / "student-model", **values)
     models_with_heads.model_folder(root / "teacher-model", "bert", "question-answering")
     return {role: model_exports.onnx(root / f"{role}-model", root / role) for role in ("student", "teacher")}
