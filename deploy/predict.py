@@ -161,7 +161,7 @@ def load(folder: Path, threads: int = 1) -> LoadedModel:
 
 
 def _is_multi_label(config: PretrainedConfig) -> bool:
-    return bool(config.problem_type == "multi_label_classification")
+    return getattr(config, "problem_type", None) == "multi_label_classification"
 
 
 def _likeliest(logits: npt.NDArray[np.float32], top: int) -> list[tuple[int, float]]:
