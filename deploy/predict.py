@@ -29,9 +29,9 @@ import numpy.typing as npt
 import torch
 from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerBase
 
-from cluster.artifacts import artifact, cache, commit
+from cluster.artifacts import cache
 from cluster.artifacts.errors import StageError, errors_for_people
-from cluster.models import export_spec, runtimes, span_decoding
+from cluster.models import export_spec, model_check, model_tokenizer, runtimes, span_decoding
 from cluster.models.export_spec import Exported
 from cluster.models.predictions import NoAnswer, Prediction, Predictions, check_text
 from cluster.storage import filesystem
@@ -144,12 +144,11 @@ def load(folder: Path, threads: int = 1) -> LoadedModel:
         ArtifactError: it was changed after it was made.
         StageError: neither, it does not run on this machine, or its runtime is not installed.
     """
-    if (folder / commit.MANIFEST).is_file():
-        # The runtimes report a cut file unclearly, and predict from a changed one.
-        artifact.verify(folder)
+    # The runtimes report a cut file unclearly, and predict from a changed one.
+    model_check.check(folder)
     if export_spec.is_export(folder):
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
-        tokenizer = source_model.tokenizer_of(folder, config)
+        tokenizer = model_tokenizer.open_tokenizer(folder, config)
         described, call = export_spec.read(folder), runtimes.open_export(folder, threads)
         return LoadedModel(described, tokenizer, config.id2label, call, _is_multi_label(config))
     # PyTorch sets this for the whole process.

@@ -22,6 +22,7 @@ from cluster.artifacts.errors import errors_for_people
 from cluster.inspect import corpus, models, picture, results, runs, terminal, tokens
 from cluster.inspect.findings import Findings, InspectError, Pairs, Section, Table, flat
 from cluster.inspect.lineage import headline, inputs_of, made_from
+from cluster.models import model_check
 from cluster.storage import filesystem
 from cluster.storage.filesystem import Location
 from cluster.telemetry.formatting import duration, file_size, plural
@@ -60,8 +61,10 @@ def look(place: Location, num_samples: int, verify: bool) -> Findings:
 def _artifact(found: Artifact, num_samples: int, verified: bool) -> Findings:
     if (view := VIEWS.get(found.kind)) is None:
         raise InspectError(f"{found.location} is {artifact.named(found.kind)}, which this version does not know")
-    # A view of a model reads all its files, the others a part of theirs.
-    here = artifact.read(cache.fetch(found.location)) if view is models.inspect else found
+    here = found
+    if view is models.inspect:
+        # A view of a model reads all its files, the others a part of theirs.
+        here, verified = model_check.unchanged(cache.fetch(found.location)), True
     seen, learning = view(here, num_samples), list[Section]()
     if (metrics := here.files.get(runs.METRICS)) and metrics["bytes"]:
         learning.append(Section("LEARNING", runs.curves(here.path / runs.METRICS)))

@@ -1,5 +1,6 @@
 """Models: their parts, the spread of their weights, values that are not finite, and scores."""
 
+import itertools
 import re
 import statistics
 from collections import Counter, defaultdict
@@ -13,11 +14,12 @@ from safetensors import SafetensorError, safe_open
 
 from cluster.artifacts.artifact import Artifact
 from cluster.inspect.findings import Bars, Block, Findings, InspectError, Pairs, Section, Table, flat
+from cluster.models import model_folder
 from cluster.storage import filesystem
 from cluster.telemetry import progress
 from cluster.telemetry.formatting import count, plain, share
 
-WEIGHTS, ONNX = "model.safetensors", "model.onnx"
+ONNX = "model.onnx"
 _LAYER = re.compile(r"\blayers?\.(\d+)\.")
 _CONFIG = ("vocab_size", "max_position_embeddings", "hidden_act", "num_attention_heads", "n_heads", "num_labels")
 
@@ -41,8 +43,8 @@ class Tensor:
 def inspect(found: Artifact, num_samples: int) -> Findings:
     """View of a teacher, a student, a fine-tuned model or an export."""
     sections, remarks = [_facts(found)], list[str]()
-    if WEIGHTS in found.files:
-        section, remarks = _weights(found.path / WEIGHTS)
+    if model_folder.has_weights(found.path):
+        section, remarks = _weights(model_folder.weights(found.path))
         sections.append(section)
     if ONNX in found.files:
         sections.append(_graph(found.path / ONNX))
@@ -77,10 +79,10 @@ def read(path: Path) -> Iterator[Tensor]:
         raise InspectError(f"{path} is not a weights file ({error}): make the artifact again") from None
 
 
-def _weights(path: Path) -> tuple[Section, list[str]]:
+def _weights(paths: Sequence[Path]) -> tuple[Section, list[str]]:
     parts: dict[str, list[Tensor]] = defaultdict(list)
     types, remarks = Counter[str](), list[str]()
-    for tensor in progress.progress(read(path), "weights", 0, "tensors"):
+    for tensor in progress.progress(itertools.chain(*map(read, paths)), "weights", 0, "tensors"):
         parts[tensor.part].append(tensor)
         types[tensor.dtype] += tensor.values.size
         remarks += _problems(tensor)
@@ -98,8 +100,9 @@ def _weights(path: Path) -> tuple[Section, list[str]]:
         Bars("Parameters by part", "parameters", numbers, count),
         Bars("Spread of the weights by part", "standard deviation", deviations),
     ]
+    names = paths[0].name if len(paths) == 1 else f"{len(paths)} files"
     kinds = ", ".join(f"{count(number)} {dtype}" for dtype, number in types.most_common())
-    return Section("WEIGHTS", blocks, f"{count(total)} numbers in {path.name} ({kinds})."), remarks
+    return Section("WEIGHTS", blocks, f"{count(total)} numbers in {names} ({kinds})."), remarks
 
 
 def _problems(tensor: Tensor) -> list[str]:

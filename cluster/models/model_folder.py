@@ -6,18 +6,32 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from cluster.artifacts import artifact, commit
 from cluster.artifacts.commit import ArtifactError
 from cluster.artifacts.errors import StageError
 from cluster.models.export_spec import Head
 from cluster.storage import filesystem
+from cluster.telemetry.error_text import first_line
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 CONFIG = "config.json"
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+"""The weights in one file, or the list of their files."""
+
+FAMILIES = {
+    "bert": False,
+    "distilbert": False,
+    "electra": False,
+    "albert": False,
+    "roberta": True,
+    "xlm-roberta": True,
+    "camembert": True,
+}
+"""Architectures whose inputs are known: whether one counts its positions from the padding id + 1."""
 
 _HEADS: Mapping[str, Head] = {
     "ForMaskedLM": "masked-words",
@@ -33,24 +47,46 @@ NO_ANSWER_TASKS = {"squad2", "squad_v2"}
 def configuration(folder: Path) -> "PretrainedConfig":
     """
     Raises:
-        StageError: the folder has no ``config.json``.
+        StageError: the folder has no ``config.json``, or one that transformers cannot read.
     """
     # Imported here: reports read folders without transformers.
     from transformers import AutoConfig
 
     if not (folder / CONFIG).is_file():
         raise StageError(f"{folder} is not a model folder: it has no {CONFIG}; name the folder transformers would load")
-    return AutoConfig.from_pretrained(folder, local_files_only=True)
+    try:
+        return AutoConfig.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise StageError(f"{folder / CONFIG} cannot be used ({first_line(error)}): get the model again") from None
 
 
 def positions(config: "PretrainedConfig") -> int:
-    """Longest input in tokens."""
+    """Longest input in tokens.
+
+    Raises:
+        StageError: the family is not known here.
+    """
     return int(config.max_position_embeddings) - position_offset(config.model_type, config.pad_token_id)
 
 
-def position_offset(model_type: str, pad_token_id: int = 1) -> int:
-    """Position embeddings that no token uses: RoBERTa numbers its positions from the padding id + 1."""
-    return pad_token_id + 1 if model_type == "roberta" else 0
+def position_offset(family: str, pad_token_id: int | None = 1) -> int:
+    """Position embeddings that no token uses: RoBERTa numbers its positions from the padding id + 1.
+
+    Raises:
+        StageError: the family is not known here, or needs a padding id.
+    """
+    if family not in FAMILIES:
+        raise StageError(f"how many tokens a {family} model reads is not known here: use one of {', '.join(FAMILIES)}")
+    if not FAMILIES[family]:
+        return 0
+    if pad_token_id is None:
+        raise StageError(f"a {family} model counts its positions from the padding id: write pad_token_id in {CONFIG}")
+    return pad_token_id + 1
+
+
+def has_token_types(config: "PretrainedConfig") -> bool:
+    """Whether the model distinguishes the two texts of a pair, and so takes ``token_type_ids``."""
+    return config.model_type != "distilbert" and getattr(config, "type_vocab_size", 0) > 1
 
 
 def head(config: "PretrainedConfig") -> Head | None:
@@ -91,7 +127,7 @@ def weights_identity(folder: Path) -> str:
     Raises:
         ArtifactError: the folder has no safetensors.
     """
-    files = [folder / CONFIG, *_weights(folder)]
+    files = [folder / CONFIG, *weights(folder)]
     return artifact.digest([[path.name, filesystem.file_sha256(path)] for path in files])
 
 
@@ -101,31 +137,65 @@ def facts(folder: Path) -> dict[str, Any]:
     Raises:
         ArtifactError: the folder has no ``config.json`` or no safetensors.
     """
-    path = folder / CONFIG
-    if not path.is_file():
-        raise ArtifactError(f"{folder} is not a model folder: it has no {CONFIG}")
-    config = json.loads(path.read_text(encoding="utf-8"))
+    config = raw_configuration(folder)
     return {
         "architecture": next(iter(config.get("architectures") or ()), config.get("model_type")),
         "layers": config.get("num_hidden_layers", config.get("n_layers")),
         "hidden": config.get("hidden_size", config.get("dim")),
-        "parameters": sum(_parameters(path) for path in _weights(folder)),
+        "parameters": sum(map(prod, shapes(folder).values())),
         "source": folder.name,
     }
 
 
+def raw_configuration(folder: Path) -> dict[str, Any]:
+    """The values that ``config.json`` writes down; transformers knows the defaults of the others.
+
+    Raises:
+        ArtifactError: there is none.
+    """
+    path = folder / CONFIG
+    if not path.is_file():
+        raise ArtifactError(f"{folder} is not a model folder: it has no {CONFIG}")
+    return dict(json.loads(path.read_text(encoding="utf-8")))
+
+
+def has_weights(folder: Path) -> bool:
+    return (folder / WEIGHTS).is_file() or (folder / INDEX).is_file()
+
+
 def weight_bytes(folder: Path) -> int:
     """Bytes of the weight files; 0 without any."""
-    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    return sum(path.stat().st_size for path in weights(folder)) if has_weights(folder) else 0
 
 
-def _weights(folder: Path) -> list[Path]:
-    found = sorted(folder.glob("*.safetensors"))
-    if not found:
+def weights(folder: Path) -> list[Path]:
+    """The files of weights that transformers loads, by name.
+
+    Raises:
+        ArtifactError: there are none, or the index names one that is not there.
+    """
+    if (folder / WEIGHTS).is_file():
+        return [folder / WEIGHTS]
+    if not (folder / INDEX).is_file():
         raise ArtifactError(f"{folder} has no weights in safetensors: convert them, or name another folder")
+    listed = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
+    found = [folder / name for name in sorted(set(listed.values()))]
+    if absent := [path.name for path in found if not path.is_file()]:
+        raise ArtifactError(f"{folder} lacks {absent[0]}, which its {INDEX} names: get the model again")
     return found
 
 
-def _parameters(path: Path) -> int:
-    with safe_open(path, framework="numpy") as tensors:
-        return sum(prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
+def shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Name to shape of all weights, from the heads of the files.
+
+    Raises:
+        ArtifactError: there are none, or a file is cut.
+    """
+    found: dict[str, tuple[int, ...]] = {}
+    for path in weights(folder):
+        try:
+            with safe_open(path, framework="numpy") as tensors:
+                found |= {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+        except SafetensorError as error:
+            raise ArtifactError(f"{path} is not a whole file of weights ({error}): get the model again") from None
+    return found

@@ -14,8 +14,7 @@ import torch
 import transformers
 
 from cluster.artifacts.errors import StageError
-from cluster.models import export_spec, model_folder, runtimes
-from cluster.tokens.tokenizer import quiet_tokenizer
+from cluster.models import export_spec, model_check, model_folder, model_loading, runtimes
 
 Ids: TypeAlias = npt.NDArray[np.int64]
 Outputs: TypeAlias = tuple[npt.NDArray[np.float32], ...]
@@ -47,8 +46,10 @@ def runner_for(folder: Path, threads: int = 1) -> Runner:
     """The runner for a folder: the runtime of an export, otherwise PyTorch.
 
     Raises:
+        ArtifactError: it was changed after it was made.
         StageError: neither an export nor a model folder, it cannot be loaded, or its runtime is not installed.
     """
+    model_check.check(folder)
     return ExportRunner(folder, threads) if export_spec.is_export(folder) else PyTorchRunner(folder, threads)
 
 
@@ -58,7 +59,7 @@ class PyTorchRunner:
     Sets the number of threads of the whole process.
 
     Raises:
-        StageError: no config, an unknown architecture, or incomplete weights.
+        StageError: no config, an unknown architecture, or weights that do not fit it.
     """
 
     def __init__(self, folder: Path, threads: int = 1) -> None:
@@ -70,19 +71,11 @@ class PyTorchRunner:
             raise StageError(f"{folder}/config.json: architectures names {name}, which transformers does not have")
         torch.set_num_threads(threads)
         started = time.perf_counter()
-        with quiet_tokenizer():
-            model, loading = model_class.from_pretrained(
-                folder, dtype=torch.float32, local_files_only=True, use_safetensors=True, output_loading_info=True
-            )
+        self._model = model_loading.load_whole(model_class, folder)
         seconds = time.perf_counter() - started
-        if loading["missing_keys"]:
-            raise StageError(
-                f"{folder}: the weights lack {sorted(loading['missing_keys'])[0]}: save the whole model there"
-            )
-        self._model = model.eval()
         self.loaded = Loaded(
             runtime=f"PyTorch {torch.__version__}",
-            parameters=model.num_parameters(),
+            parameters=self._model.num_parameters(),
             bytes=model_folder.weight_bytes(folder),
             load_seconds=seconds,
             vocab_size=config.vocab_size,

@@ -38,7 +38,14 @@ from cluster.telemetry import metrics, progress
 from cluster.tokens import rows
 from cluster.tokens.packing import Packing
 from cluster.tokens.shard_tokenizer import ShardTask, ShardTokenizer, is_heldout, read_texts, save_array
-from cluster.tokens.tokenizer import load_tokenizer, special_ids, train_wordpiece, vocabulary_digest, vocabulary_size
+from cluster.tokens.tokenizer import (
+    load_tokenizer,
+    save_tokenizer,
+    special_ids,
+    train_wordpiece,
+    vocabulary_digest,
+    vocabulary_size,
+)
 
 WORK = "shards"
 """Folder for the facts of finished shards, inside the unfinished artifact."""
@@ -211,7 +218,7 @@ def _load(folder: Location) -> Any:
 
 def _save(tokenizer: Any, out: Location) -> None:
     with tempfile.TemporaryDirectory(prefix="stillhouse-") as folder:
-        tokenizer.save_pretrained(folder)
+        save_tokenizer(tokenizer, Path(folder))
         for path in sorted(Path(folder).iterdir()):
             with filesystem.writing(out / path.name) as temporary:
                 temporary.write_bytes(path.read_bytes())

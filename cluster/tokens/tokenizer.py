@@ -2,8 +2,9 @@
 
 import contextlib
 import itertools
+import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from transformers import AutoTokenizer, BertTokenizerFast
 
 from cluster.artifacts import artifact
 from cluster.artifacts.errors import StageError
+from cluster.storage.filesystem import write_json
 from cluster.telemetry.error_text import first_line
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -25,6 +27,13 @@ MAX_ALPHABET = 1000
 """Characters in the vocabulary of a trained tokenizer; rarer ones become [UNK]."""
 MAX_LENGTH = 512
 """Longest input that a trained tokenizer does not cut: the positions of BERT."""
+
+TOKENIZER_CONFIG = "tokenizer_config.json"
+
+_OF_A_CALL = ("max_length", "padding", "pad_to_multiple_of", "stride", "truncation", "truncation_strategy")
+"""Values that transformers 5 takes over from the truncation and padding of the loaded file."""
+_CLASSES = {"TokenizersBackend": "PreTrainedTokenizerFast"}
+"""Class of transformers 5 to its name in transformers 4, which 5 knows too."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +65,29 @@ def load_tokenizer(name: Path | str) -> Any:
     if not tokenizer.is_fast:
         raise StageError(f"{name} has no fast tokenizer: convert it to a folder with tokenizer.json first")
     return tokenizer
+
+
+def save_tokenizer(
+    tokenizer: Any, folder: Path, inputs: Sequence[str] | None = None, longest: int | None = None
+) -> None:
+    """Save a tokenizer so that transformers 4.57 and 5, and the library ``tokenizers``, make the same of any text.
+
+    With a model's ``inputs`` and its ``longest`` input in tokens, the tokenizer makes no others, and says so.
+    """
+    # The state of the last call; users of tokenizer.json alone would be cut and padded as that was.
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.backend_tokenizer.no_padding()
+    with quiet_tokenizer():
+        tokenizer.save_pretrained(folder)
+    path = folder / TOKENIZER_CONFIG
+    values = json.loads(path.read_text(encoding="utf-8"))
+    values = {name: value for name, value in values.items() if name not in _OF_A_CALL}
+    values["tokenizer_class"] = _CLASSES.get(values["tokenizer_class"], values["tokenizer_class"])
+    if inputs is not None:
+        values["model_input_names"] = list(inputs)
+    if longest is not None:
+        values["model_max_length"] = min(longest, tokenizer.model_max_length)
+    write_json(path, values)
 
 
 def special_ids(tokenizer: Any) -> SpecialIds:

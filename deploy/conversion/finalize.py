@@ -16,6 +16,7 @@ from cluster.models import model_folder, runtimes
 from cluster.models.export_spec import ANY, Exported
 from cluster.storage import filesystem
 from cluster.telemetry import progress
+from cluster.tokens.tokenizer import save_tokenizer
 from deploy.conversion import parity, task_score
 from deploy.conversion.source_model import SourceModel
 
@@ -161,7 +162,7 @@ def add_description(source: SourceModel, made: Exported, out: Path) -> None:
     """Write description, configuration and tokenizer next to a model's files."""
     made.write(out)
     shutil.copyfile(source.folder / "config.json", out / "config.json")
-    source.tokenizer.save_pretrained(out)
+    save_tokenizer(source.tokenizer, out, made.inputs, made.positions)
 
 
 def facts(source: SourceModel, made: Exported, out: Path) -> dict[str, Any]:

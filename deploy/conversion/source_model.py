@@ -4,7 +4,7 @@ import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,22 +13,19 @@ from transformers import (
     AutoModelForMaskedLM,
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
-    AutoTokenizer,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
 from cluster.artifacts import errors
-from cluster.models import model_folder
+from cluster.models import model_check, model_folder, model_loading, model_tokenizer
 from cluster.models.export_spec import Head, Layout
-from cluster.tokens.tokenizer import quiet_tokenizer
 
 MASKED_SCORE = -1e9
 """Added to the attention scores of padding; finite, and large enough in every precision that the compilers use."""
 
 FAMILIES = ("bert", "distilbert", "roberta")
-VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json")
 
 _HEADS: Mapping[Head, tuple[Any, Mapping[str, Layout]]] = {
     "masked-words": (AutoModelForMaskedLM, {"logits": "words"}),
@@ -59,8 +56,7 @@ class SourceModel:
     @property
     def inputs(self) -> tuple[str, ...]:
         """Input names in order; token types only if the model distinguishes several."""
-        types = ("token_type_ids",) if getattr(self.config, "type_vocab_size", 0) > 1 else ()
-        return ("input_ids", "attention_mask", *types)
+        return model_tokenizer.input_names(self.tokenizer, self.config)
 
     @property
     def positions(self) -> int:
@@ -76,9 +72,11 @@ def open_source_model(folder: Path) -> SourceModel:
     """Open a model folder.
 
     Raises:
-        StageError: not a model folder, an unsupported family or head, missing weights, or a tokenizer that does not
-            fit the model.
+        ArtifactError: it was changed after it was made.
+        StageError: not a model folder, an unsupported family or head, weights that do not fit the configuration, or a
+            tokenizer that does not fit the model.
     """
+    model_check.check(folder)
     config = model_folder.configuration(folder)
     head = model_folder.head(config)
     if head is None or config.model_type not in FAMILIES:
@@ -87,39 +85,9 @@ def open_source_model(folder: Path) -> SourceModel:
             f"{folder}: cannot export architecture {architecture} ({config.model_type}): it takes "
             f"{', '.join(FAMILIES)} with a head for {', '.join(_HEADS)}"
         )
-    with quiet_tokenizer():
-        model, loading = _HEADS[head][0].from_pretrained(
-            folder,
-            config=config,
-            # Plain attention exports to the operators that every runtime executes fastest.
-            attn_implementation="eager",
-            dtype=torch.float32,
-            local_files_only=True,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
-    if loading["missing_keys"]:
-        missing = ", ".join(sorted(loading["missing_keys"])[:3])
-        raise errors.StageError(f"{folder}: its weights lack {missing}: export the folder that holds the trained head")
-    return SourceModel(folder, config, head, model.eval(), tokenizer_of(folder, config))
-
-
-def tokenizer_of(folder: Path, config: PretrainedConfig) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model folder.
-
-    Raises:
-        StageError: the folder has none, or it has more entries than the model.
-    """
-    # Without files transformers silently makes an empty tokenizer.
-    if not any((folder / name).is_file() for name in VOCABULARIES):
-        raise errors.StageError(f"{folder} has no tokenizer: save the model's tokenizer.json there")
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    if len(tokenizer) > config.vocab_size:
-        raise errors.StageError(
-            f"{folder}: its tokenizer has {len(tokenizer)} entries, its model {config.vocab_size}: "
-            "save the tokenizer that the model was trained with"
-        )
-    return cast(PreTrainedTokenizerBase, tokenizer)
+    # Plain attention exports to the operators that every runtime executes fastest.
+    model = model_loading.load_whole(_HEADS[head][0], folder, config=config, attn_implementation="eager")
+    return SourceModel(folder, config, head, model, model_tokenizer.open_tokenizer(folder, config))
 
 
 class PositionalModel(nn.Module):

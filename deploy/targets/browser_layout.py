@@ -20,9 +20,9 @@ from typing import Any
 from cluster.artifacts import stage
 from cluster.artifacts.recipe import Recipe
 from cluster.models import export_spec
-from cluster.models.export_spec import ANY
+from cluster.models.export_spec import ANY, Exported
 from cluster.storage.filesystem import write_json
-from cluster.tokens.tokenizer import load_tokenizer
+from cluster.tokens.tokenizer import TOKENIZER_CONFIG, load_tokenizer, save_tokenizer
 from deploy.conversion import finalize, parity
 
 FOLDER = "onnx"
@@ -39,23 +39,24 @@ def run(recipe: BrowserLayout, inputs: Mapping[str, Path], out: Path) -> dict[st
     name = f"{FOLDER}/{NAMES[source.facts['format']]}"
     (out / FOLDER).mkdir(exist_ok=True)
     shutil.copyfile(source.path / finalize.ONNX, out / name)
-    for file in ("config.json", "tokenizer.json", "tokenizer_config.json", parity.FILE):
+    for file in ("config.json", parity.FILE):
         shutil.copyfile(source.path / file, out / file)
-    _complete_tokenizer(source.path, out)
     described = replace(export_spec.read(source.path), files={ANY: name})
+    _save_tokenizer(source.path, described, out)
     described.write(out)
     return {**source.facts, "bytes": described.bytes(out), "layout": "transformers.js"}
 
 
-def _complete_tokenizer(folder: Path, out: Path) -> None:
+def _save_tokenizer(folder: Path, described: Exported, out: Path) -> None:
     """Name every special token and the tokenizer's class: transformers.js has no defaults for them."""
     tokenizer = load_tokenizer(folder)
-    config = json.loads((out / "tokenizer_config.json").read_text(encoding="utf-8"))
+    save_tokenizer(tokenizer, out, described.inputs, described.positions)
+    config = json.loads((out / TOKENIZER_CONFIG).read_text(encoding="utf-8"))
     specials = {name: str(token) for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
     pieces = json.loads((out / "tokenizer.json").read_text(encoding="utf-8"))["model"]
     kind = {"WordPiece": "BertTokenizer", "BPE": "RobertaTokenizer"}.get(pieces["type"], "PreTrainedTokenizer")
-    config |= specials | {"tokenizer_class": kind, "model_max_length": tokenizer.model_max_length}
-    write_json(out / "tokenizer_config.json", config)
+    config |= specials | {"tokenizer_class": kind}
+    write_json(out / TOKENIZER_CONFIG, config)
     write_json(out / "special_tokens_map.json", specials)
 
 

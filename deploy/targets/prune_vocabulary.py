@@ -23,10 +23,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedModel
 
 from cluster.artifacts import artifact, commit, errors, stage
-from cluster.models import model_folder, runtimes
+from cluster.models import model_folder, model_tokenizer, runtimes
 from cluster.storage.filesystem import write_json
 from cluster.tokens.rows import open_tokens
 from cluster.tokens.tokenizer import quiet_tokenizer
@@ -75,7 +75,6 @@ def prune_tokenizer(tokenizer: dict[str, Any], kept: Ids) -> dict[str, Any]:
     """The contents of ``tokenizer.json`` with only the kept pieces, under their new ids."""
     new = {int(old): place for place, old in enumerate(kept)}
     pieces = {piece: new[number] for piece, number in tokenizer["model"]["vocab"].items() if number in new}
-    padding = tokenizer.get("padding")
     added = [{**token, "id": new[token["id"]]} for token in tokenizer["added_tokens"]]
     after = json.loads(json.dumps(tokenizer["post_processor"]))
     for token in (after or {}).get("special_tokens", {}).values():
@@ -88,7 +87,8 @@ def prune_tokenizer(tokenizer: dict[str, Any], kept: Ids) -> dict[str, Any]:
         "model": {**tokenizer["model"], "vocab": pieces},
         "added_tokens": added,
         "post_processor": after,
-        "padding": {**padding, "pad_id": new[padding["pad_id"]]} if padding else padding,
+        "truncation": None,
+        "padding": None,
     }
 
 
@@ -126,7 +126,7 @@ def run(recipe: Pruning, inputs: Mapping[str, Path], out: Path) -> dict[str, Any
     pruned = prune_model(source, kept)
     with quiet_tokenizer():
         pruned.save_pretrained(out)
-        source.tokenizer.save_pretrained(out)
+    model_tokenizer.save_beside(source.tokenizer, pruned.config, out)
     (out / TOKENIZER).write_text(json.dumps(prune_tokenizer(written, kept), ensure_ascii=False), encoding="utf-8")
     proof, differences = _prove(source, pruned, out, kept, feeds)
     parity.check(differences, recipe.tolerance, "the pruned model")
@@ -158,7 +158,7 @@ def _prove(
     inside = [feed for feed in feeds if np.isin(feed["input_ids"], kept).all()]
     if not inside:
         raise errors.StageError("no row has only kept pieces, so the models cannot be compared: lower min_count")
-    tokenizer = AutoTokenizer.from_pretrained(out, local_files_only=True)
+    tokenizer = model_tokenizer.open_tokenizer(out, pruned.config)
     alike = sum(_same_pieces(source, tokenizer, kept, feed["input_ids"][0]) for feed in inside)
     answer = parity.torch_outputs(pruned, source.outputs)
 

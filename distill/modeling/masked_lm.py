@@ -12,13 +12,12 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoConfig, AutoModelForMaskedLM
 
-from cluster.telemetry.error_text import one_line
-from cluster.tokens.tokenizer import load_tokenizer, quiet_tokenizer
+from cluster.models import model_check, model_loading, model_tokenizer
+from cluster.tokens.tokenizer import load_tokenizer
 
 ARCHITECTURES = ("BertForMaskedLM", "RobertaForMaskedLM", "DistilBertForMaskedLM")
 
@@ -97,45 +96,30 @@ class MaskedLM(nn.Module):
 def load(source: str | Path, seed: int = 0) -> tuple[Any, frozenset[str]]:
     """Load a masked language model in fp32 from a folder or hub id; also returns the names of missing weights.
 
-    Missing weights (usually a head) are drawn from ``seed``. Reads only safetensors, never pickle.
+    Only a head may lack weights, which are drawn from ``seed``.
 
     Raises:
-        ModelError: not found, unreadable, of an unsupported architecture, or with weights that are not finite.
+        ArtifactError: a file of the artifact in the folder was changed.
+        StageError: not found, unreadable, or weights that do not fit the configuration.
+        ModelError: an unsupported architecture, or weights that are not finite.
     """
-    try:
-        config = AutoConfig.from_pretrained(source)
-        with quiet_tokenizer(), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            model, report = AutoModelForMaskedLM.from_pretrained(
-                source, dtype=torch.float32, use_safetensors=True, output_loading_info=True
-            )
-    except SafetensorError as error:
-        raise ModelError(f"the weights of {source} are cut or damaged ({one_line(error)}): fetch them again") from None
-    except (OSError, ValueError) as error:
-        raise ModelError(f"no model can be loaded from {source}: {_advice(Path(source)) or one_line(error)}") from None
+    if Path(source).is_dir():
+        model_check.check(Path(source))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model, missing = model_loading.load(AutoModelForMaskedLM, source)
     if type(model).__name__ not in ARCHITECTURES:
-        raise ModelError(f"{source} is a {config.model_type} model: use one of {', '.join(ARCHITECTURES)}")
+        raise ModelError(f"{source} is a {model.config.model_type} model: use one of {', '.join(ARCHITECTURES)}")
     if (name := next((name for name, one in model.named_parameters() if not one.isfinite().all()), None)) is not None:
         raise ModelError(f"{source} has weights that are not finite ({name}): nothing can be learned from it")
-    return model, frozenset(report["missing_keys"])
-
-
-def _advice(folder: Path) -> str | None:
-    """What to do about a folder whose weights are pickled."""
-    if not any(folder.glob("pytorch_model*.bin")) or any(folder.glob("*.safetensors")):
-        return None
-    convert = f"AutoModelForMaskedLM.from_pretrained('{folder}').save_pretrained('NEW-FOLDER')"
-    return (
-        "it has pickled weights alone, which can run code and are not read: convert a copy that you trust with "
-        f'python -c "from transformers import AutoModelForMaskedLM; {convert}", and copy the tokenizer\'s files too'
-    )
+    return model, missing
 
 
 def save_shape(model: Any, tokenizer: Path, folder: Path) -> None:
     """Write a model's configuration and tokenizer, without weights."""
     model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(folder)
-    load_tokenizer(tokenizer).save_pretrained(folder)
+    model_tokenizer.save_beside(load_tokenizer(tokenizer), model.config, folder)
 
 
 def load_trained(folder: Path, weights: dict[str, Tensor]) -> Any:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from cluster.models.model_folder import position_offset
+from cluster.models import model_check, model_folder
 
 Family = Literal["bert", "roberta", "distilbert"]
 
@@ -23,11 +23,13 @@ class ModelShape:
     heads: int
     vocabulary: int
     positions: int = 512
+    padding: int = 1
+    """Padding id, from which a RoBERTa counts its positions."""
 
     @property
     def longest_row(self) -> int:
         """Most tokens in a row."""
-        return self.positions - position_offset(self.family)
+        return self.positions - model_folder.position_offset(self.family, self.padding)
 
     @property
     def parameters(self) -> int:
@@ -80,11 +82,15 @@ def find(source: str) -> ModelShape:
 
 
 def of_folder(folder: Path) -> ModelShape:
-    """The shape in the ``config.json`` of a folder.
+    """The shape in the ``config.json`` of a folder, which may have no weights.
 
     Raises:
+        ArtifactError: a file of the artifact in the folder was changed.
+        StageError: its weights do not fit its configuration.
         ShapeError: unreadable, incomplete, or of another architecture.
     """
+    if model_folder.has_weights(folder):
+        model_check.check(folder)
     try:
         values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -108,4 +114,5 @@ def of_config(values: Mapping[str, Any], name: str) -> ModelShape:
     except KeyError as error:
         raise ShapeError(f"the configuration of {name} has no {error.args[0]}") from None
     known: Family = family
-    return ModelShape(name, known, *numbers)
+    padding = values.get("pad_token_id")
+    return ModelShape(name, known, *numbers, padding=1 if padding is None else int(padding))

@@ -14,6 +14,7 @@ from cluster.artifacts import stage
 from cluster.artifacts.artifact import digest
 from cluster.artifacts.commit import CARD
 from cluster.artifacts.recipe import Recipe
+from cluster.models import model_tokenizer
 from cluster.telemetry.formatting import amount
 from cluster.tokens.tokenizer import load_tokenizer, quiet_tokenizer
 from distill.checkpointing.run_folder import Run, RunError
@@ -98,7 +99,7 @@ def run(recipe: Export, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]
     with quiet_tokenizer():
         model = masked_lm.load_trained(source.path, checkpoint.load().weights)
         model.save_pretrained(out)
-        load_tokenizer(source.path).save_pretrained(out)
+    model_tokenizer.save_beside(load_tokenizer(source.path), model.config, out)
     facts = masked_lm.facts(model) | {
         "steps": checkpoint.step,
         "tokens": checkpoint.facts["tokens"],

@@ -15,6 +15,7 @@ from transformers import BertConfig, BertForMaskedLM
 
 from cluster.artifacts import artifact, errors, stage
 from cluster.artifacts.recipe import Recipe
+from cluster.models import model_tokenizer
 from cluster.tokens.rows import TokenSet, open_tokens
 from cluster.tokens.tokenizer import load_tokenizer, quiet_tokenizer, vocabulary_digest
 from distill.checkpointing.run_folder import Run
@@ -28,8 +29,6 @@ from distill.train.loop import check_reads, fit
 
 RUN = "run"
 """Folder of the training run inside the unfinished artifact."""
-
-_HEADS = ("cls.", "lm_head.")
 
 
 class Architecture(Recipe):
@@ -93,11 +92,7 @@ def run(recipe: Teacher, inputs: Mapping[str, Path], out: Path) -> dict[str, Any
     tokens = given[0] if given else None
     model, tokenizer_folder = _untrained(recipe, tokens)
     tokenizer = load_tokenizer(tokenizer_folder)
-    if len(tokenizer) > model.config.vocab_size:
-        raise ModelError(
-            f"{tokenizer_folder} has {len(tokenizer)} words for {model.config.vocab_size} embeddings: they do not fit, "
-            "put the model's own tokenizer there"
-        )
+    model_tokenizer.check_tokenizer(tokenizer, model.config, tokenizer_folder)
     vocabulary = vocabulary_digest(tokenizer)
     for rows in given:
         check_reads(model, vocabulary, tokenizer_folder, rows)
@@ -113,7 +108,7 @@ def run(recipe: Teacher, inputs: Mapping[str, Path], out: Path) -> dict[str, Any
         model, facts["validation"] = _trained(recipe, tokens, out / RUN)
     with quiet_tokenizer():
         model.save_pretrained(out)
-        tokenizer.save_pretrained(out)
+    model_tokenizer.save_beside(tokenizer, model.config, out)
     if (out / RUN).exists():
         (out / RUN / "metrics.jsonl").replace(out / "metrics.jsonl")
         shutil.rmtree(out / RUN)
@@ -126,9 +121,6 @@ def _untrained(recipe: Teacher, tokens: TokenSet | None) -> tuple[Any, str | Pat
         model, missing = masked_lm.load(recipe.source, recipe.train.seed if recipe.train else 0)
         if type(model).__name__ not in ("BertForMaskedLM", "RobertaForMaskedLM"):
             raise ModelError(f"{recipe.source} is a {type(model).__name__}: a teacher is a BERT or a RoBERTa")
-        lost = sorted(name for name in missing if not name.startswith(_HEADS))
-        if lost:
-            raise ModelError(f"{recipe.source} lacks weights of its encoder ({lost[0]}): it is incomplete")
         if missing and recipe.train is None:
             raise ModelError(f"{recipe.source} has no masked-word head: add a table [train] to the recipe to train one")
         return model, recipe.source

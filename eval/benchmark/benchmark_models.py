@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from cluster.artifacts import artifact, stage
 from cluster.artifacts.errors import StageError
-from cluster.models import export_spec, model_folder
+from cluster.models import export_spec, model_check, model_folder, model_tokenizer
 from cluster.models.export_spec import Exported
 from cluster.tokens.tokenizer import load_tokenizer
 from eval.benchmark import reference_models, workloads
@@ -90,8 +90,9 @@ def gather(models: Sequence[str], inputs: Mapping[str, Path]) -> list[BenchmarkM
     """Every model and export among the inputs, and the architectures in ``models``.
 
     Raises:
-        StageError: no models, an export in place of a model, an export of none of the models, or a folder of an
-            architecture that is not in ``models``.
+        ArtifactError: a model or export was changed after it was made.
+        StageError: no models, an export in place of a model, an export of none of the models, a model whose weights do
+            not fit its configuration, or a folder of an architecture that is not in ``models``.
     """
     folders = {who: list(stage.inputs_of(who, inputs).values()) for who in OWN}
     folders |= {name: [inputs[name]] for name in CONFIGURATIONS if name in inputs}
@@ -100,7 +101,7 @@ def gather(models: Sequence[str], inputs: Mapping[str, Path]) -> list[BenchmarkM
     found = [each for who in OWN for each in _eager(who, folders[who], "own")]
     for name in models:
         given = folders.get(name, [])
-        random = not given or not reference_models.has_weights(given[0])
+        random = not given or not model_folder.has_weights(given[0])
         found += _eager(name, given or [None], "random" if random else "given")
     if not found:
         raise StageError("nothing to measure: give --student or --teacher, or name architectures in models")
@@ -115,8 +116,8 @@ def _eager(who: str, places: Sequence[Path | None], weights: Weights) -> Iterato
             raise StageError(
                 f"--{who} {place} is an export: give the model folder it was made from, and the export as --export"
             )
-        if place is not None and weights == "own" and not reference_models.has_weights(place):
-            raise StageError(f"{place} has no weights (*.safetensors): save the whole model there")
+        if place is not None and weights != "random":
+            model_check.check(place)
         yield BenchmarkModel(who, PYTORCH, weights, place)
 
 
@@ -130,6 +131,7 @@ def _exports(places: Sequence[Path], models: Sequence[BenchmarkModel]) -> Iterat
                 f"--export {place} was not exported from any of the given models: pass its source model, "
                 f"{made.facts['model_name']}, as --student, --teacher or an architecture"
             )
+        model_check.check(place)
         described = export_spec.read(place)
         yield BenchmarkModel(of.who, described.format, of.weights, place, described, of.folder)
 
@@ -189,7 +191,7 @@ class Preparation:
         return PreparedModel(model, PYTORCH, self._model(model, workload), reader.of, encoded)
 
     def _model(self, model: BenchmarkModel, workload: Workload) -> Path:
-        if model.folder is not None and reference_models.has_weights(model.folder):
+        if model.folder is not None and model_folder.has_weights(model.folder):
             place = self._folder / f"{model.who}-{workload.head}"
             return reference_models.with_head(model.folder, workload.head, place, self._seed)
         key = (model.who, "answers" if workload.head == "answers" else "score")
@@ -206,6 +208,8 @@ class Preparation:
                 f"{model.who} has no tokenizer here: give a folder with config.json and tokenizer.json as "
                 f"--{model.who} (or as --{REFERENCE}, whose tokenizer then stands in)"
             )
+        if own is not None:
+            return Reader(model_tokenizer.open_tokenizer(own, model.config), whose)
         reader = Reader(load_tokenizer(folder), whose)
         reference_models.check_reads(model.config, reader)
         return reader
@@ -215,6 +219,6 @@ class Preparation:
         key = (model.of or model.folder or model.who, workload.name)
         if key not in self._encoded:
             config = model.config
-            types = getattr(config, "type_vocab_size", 1) > 1
+            types = model_folder.has_token_types(config)
             self._encoded[key] = workloads.read(workload, reader, model_folder.positions(config), types)
         return self._encoded[key]

@@ -5,7 +5,6 @@ weights: size and time do not depend on their values. A folder may have configur
 here are saved in fp32, so that all load alike.
 """
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ import transformers
 from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClassification
 
 from cluster.artifacts.errors import StageError
-from cluster.models import model_folder
+from cluster.models import model_folder, model_loading
 from cluster.tokens.tokenizer import quiet_tokenizer, vocabulary_size
 from eval.benchmark.elmo import ElmoPairs, ElmoSizes
 
@@ -47,10 +46,11 @@ TITLES = {
     "student": "student",
 }
 
-_CLASSES: dict[Head, Callable[..., Any]] = {
-    "score": functools.partial(AutoModelForSequenceClassification.from_pretrained, num_labels=1),
-    "answers": functools.partial(AutoModelForQuestionAnswering.from_pretrained, num_labels=2),
+_CLASSES: dict[Head, tuple[Any, int]] = {
+    "score": (AutoModelForSequenceClassification, 1),
+    "answers": (AutoModelForQuestionAnswering, 2),
 }
+"""Head to the class that loads it, and its outputs."""
 _ENDINGS: dict[Head, str] = {"score": "ForSequenceClassification", "answers": "ForQuestionAnswering", "any": ""}
 
 
@@ -62,10 +62,6 @@ class Reader:
     of: str
 
 
-def has_weights(folder: Path) -> bool:
-    return next(folder.glob("*.safetensors"), None) is not None
-
-
 def fits(config: Any, head: Head) -> bool:
     """Whether a model has the head already."""
     return str((config.architectures or [""])[0]).endswith(_ENDINGS[head])
@@ -75,25 +71,14 @@ def with_head(folder: Path, head: Head, out: Path, seed: int) -> Path:
     """The folder of a model with this head: ``folder`` where it has the head, else ``out`` with a random one.
 
     Raises:
-        StageError: the encoder lacks weights.
+        StageError: the weights do not fit the configuration.
     """
     if fits(model_folder.configuration(folder), head):
         return folder
-    with torch.random.fork_rng(devices=[]), quiet_tokenizer():
+    kind, outputs = _CLASSES[head]
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model, loaded = _CLASSES[head](
-            folder,
-            dtype=torch.float32,
-            local_files_only=True,
-            use_safetensors=True,
-            # Draws a new head where the model has another task's; other mismatches are refused below.
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-        )
-    absent = {*loaded["missing_keys"], *(key for key, *_ in loaded["mismatched_keys"])}
-    encoder = f"{model.base_model_prefix}."
-    if damaged := sorted(key for key in absent if key.startswith(encoder) and ".pooler." not in key):
-        raise StageError(f"{folder}: its weights lack {damaged[0]}: save the whole model there")
+        model, _ = model_loading.load(kind, folder, num_labels=outputs)
     return _saved(model, out)
 
 
@@ -116,15 +101,15 @@ def random_elmo(sizes: ElmoSizes, out: Path, seed: int) -> Path:
 
 
 def check_reads(config: Any, reader: Reader) -> None:
-    """
+    """Check a tokenizer that stands in for that of a model.
+
     Raises:
-        StageError: the tokenizer has more ids than the model.
+        StageError: it has more ids than the model.
     """
     if (ids := vocabulary_size(reader.tokenizer)) > config.vocab_size:
-        whose = "its own tokenizer" if reader.of == "own" else f"the tokenizer of {reader.of}, which stands in,"
         raise StageError(
-            f"{whose} has {ids} ids, the {config.model_type} model {config.vocab_size}: give the "
-            "model's folder with the tokenizer that belongs to it"
+            f"the tokenizer of {reader.of}, which stands in, has {ids} ids, the {config.model_type} model "
+            f"{config.vocab_size}: give the model's folder with the tokenizer that belongs to it"
         )
 
 

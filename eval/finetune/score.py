@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor
-from transformers import AutoConfig, AutoTokenizer
 
 from cluster.artifacts import errors, stage
 from cluster.artifacts.recipe import Recipe
@@ -28,7 +27,7 @@ from eval.finetune.answer_spans import STRIDE, encode_questions
 from eval.finetune.batching import Features, Rows, encode, scoring_batches
 from eval.finetune.classification import measured, predictions
 from eval.finetune.question_answering import decode_batches, scored
-from eval.finetune.task_model import TaskSource, label_order, max_length
+from eval.finetune.task_model import TaskSource, label_order, max_length, opened
 from eval.tasks.definitions import TASKS, Task, TaskName
 from eval.tasks.examples import dev_from_folder
 from eval.tasks.metrics import headline
@@ -63,6 +62,7 @@ def run(recipe: ScoreRecipe, inputs: Mapping[str, Path], out: Path) -> dict[str,
     """
     Raises:
         ExamplesError: the data is not what the task needs.
+        ArtifactError: the model was changed after it was made.
         ModelError: the model has other labels, or reads less than ``max_length``.
         StageError: the model does not load, or its runtime is not installed.
     """
@@ -70,8 +70,7 @@ def run(recipe: ScoreRecipe, inputs: Mapping[str, Path], out: Path) -> dict[str,
     threads = torch.get_num_threads()
     try:
         runner = runner_for(folder, recipe.placement.threads)
-        config, tokenizer = (kind.from_pretrained(folder) for kind in (AutoConfig, AutoTokenizer))
-        source = TaskSource(folder, config, tokenizer)
+        source = opened(folder)
         longest = max_length(recipe.max_length, task, runner.loaded.positions)
         score = _score_questions if task.answers is not None else _score_classes
         facts = score(recipe, task, source, runner, longest, inputs["data"])

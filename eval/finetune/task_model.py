@@ -8,18 +8,15 @@ import torch
 import transformers
 from torch import Tensor
 
-from cluster.models import model_folder
+from cluster.models import model_check, model_folder, model_loading, model_tokenizer
 from cluster.tokens.tokenizer import quiet_tokenizer
 from eval.finetune.batching import Inputs
 from eval.tasks.definitions import Task
 from eval.tasks.label_matching import classes_named, unnamed
 
-# Weights that a masked-language model may lack; a model that lacks others is damaged.
-HEAD = ("qa_outputs.", "classifier.", "pre_classifier.", "pooler.", "bert.pooler.")
-
 
 class ModelError(ValueError):
-    """A model cannot be fine-tuned: files or weights are missing, or training diverged."""
+    """A model cannot be fine-tuned on this task, or training diverged."""
 
 
 @dataclass(frozen=True)
@@ -40,13 +37,21 @@ def open_source(path: Path) -> TaskSource:
     """Open a model folder.
 
     Raises:
-        ModelError: the folder lacks configuration, weights or tokenizer.
+        ArtifactError: the folder lacks configuration or weights, or was changed after it was made.
+        StageError: configuration, weights and tokenizer do not fit one another, or are of an unknown family.
     """
-    for name in ("config.json", "model.safetensors", "tokenizer.json"):
-        if not (path / name).is_file():
-            raise ModelError(f"{path} has no {name}: give a teacher or student artifact, or a Hugging Face folder")
-    config = transformers.AutoConfig.from_pretrained(path)
-    return TaskSource(path, config, transformers.AutoTokenizer.from_pretrained(path))
+    model_check.check(path)
+    return opened(path)
+
+
+def opened(path: Path) -> TaskSource:
+    """A folder of a model or an export, which was checked before.
+
+    Raises:
+        StageError: its tokenizer does not fit its configuration, or they are of an unknown family.
+    """
+    config = model_folder.configuration(path)
+    return TaskSource(path, config, model_tokenizer.open_tokenizer(path, config))
 
 
 def max_length(requested: int | None, task: Task, positions: int) -> int:
@@ -68,14 +73,9 @@ def start(source: TaskSource, task: Task, seed: int) -> Any:
     """The model of ``source`` with its own head where that fits ``task``, else with a head drawn from ``seed``.
 
     Raises:
-        ModelError: the encoder lacks weights.
+        StageError: its weights do not fit its configuration.
     """
-    model, absent = _load(source, task, seed)
-    if damaged := sorted(name for name in absent if not name.startswith(HEAD)):
-        raise ModelError(
-            f"{source.path} lacks {len(damaged)} weights of its encoder, {damaged[0]} first: it is damaged, or its "
-            "config.json names another architecture; make or get it again"
-        )
+    model, _ = _load(source, task, seed)
     return model
 
 
@@ -137,7 +137,7 @@ def save(model: Any, source: TaskSource, folder: Path) -> None:
     """Write model and tokenizer in Hugging Face layout."""
     with quiet_tokenizer():
         model.save_pretrained(folder)
-        source.tokenizer.save_pretrained(folder)
+    model_tokenizer.save_beside(source.tokenizer, source.config, folder)
 
 
 def logits(model: Any, inputs: Inputs) -> Tensor:
@@ -152,24 +152,13 @@ def span_logits(model: Any, inputs: Inputs) -> Tensor:
     return torch.stack((outputs.start_logits, outputs.end_logits), dim=1)
 
 
-def _load(source: TaskSource, task: Task, seed: int) -> tuple[Any, set[str]]:
+def _load(source: TaskSource, task: Task, seed: int) -> tuple[Any, frozenset[str]]:
     """The model on its device, and the names of weights that the file lacks or has in another size."""
     torch.manual_seed(seed)
     kind = transformers.AutoModelForSequenceClassification
     if task.answers is not None:
         kind = transformers.AutoModelForQuestionAnswering
-    with quiet_tokenizer():
-        model, loaded = kind.from_pretrained(
-            source.path,
-            **_labels(task),
-            # Training is in fp32, also from half-precision files, as teachers usually have.
-            dtype=torch.float32,
-            use_safetensors=True,
-            # Allows a model fine-tuned on another task, whose head is then replaced.
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-        )
-    absent = {*loaded["missing_keys"], *(key for key, *_ in loaded["mismatched_keys"])}
+    model, absent = model_loading.load(kind, source.path, **_labels(task))
     _reorder(model, source, task)
     # A copy of the folder without its manifest still says what it is for.
     model.config.finetuning_task = task.name

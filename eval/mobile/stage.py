@@ -25,9 +25,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from cluster.artifacts import artifact, errors, stage
+from cluster.artifacts import errors, stage
 from cluster.artifacts.recipe import Recipe
-from cluster.models import export_spec
+from cluster.models import export_spec, model_check
 from cluster.storage import filesystem
 from eval.mobile import adb_benchmark, android_device, browser_benchmark, host_proxy
 from eval.mobile.adb_benchmark import Adb
@@ -71,9 +71,9 @@ def _measure(recipe: Mobile, inputs: Mapping[str, Path], out: Path) -> dict[str,
         plan = {name: recipe.resolved()[name] for name in Measurement.model_fields}
         # Artifacts in the making are folders .NAME.partial.
         job = out.name.removeprefix(".").removesuffix(".partial")
-        return browser_benchmark.measure(artifact.read(inputs["page"], "export"), plan, place, job, out)
+        return browser_benchmark.measure(model_check.unchanged(inputs["page"]), plan, place, job, out)
     models = [
-        MeasuredExport(role, inputs[role], export_spec.read(inputs[role]), artifact.read(inputs[role]).identity)
+        MeasuredExport(role, inputs[role], export_spec.read(inputs[role]), model_check.unchanged(inputs[role]).identity)
         for role in ROLES
         if role in inputs
     ]

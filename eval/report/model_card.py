@@ -21,7 +21,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from cluster.artifacts import artifact, commit, errors
 from cluster.artifacts.commit import CARD, ArtifactError
 from cluster.artifacts.recipe import Recipe
-from cluster.models import model_folder
+from cluster.models import model_check, model_folder
 from cluster.storage import filesystem
 from cluster.storage.filesystem import Location
 from cluster.telemetry import progress
@@ -99,8 +99,10 @@ def _earlier(place: Location) -> ModelCard:
 def _name(report: Mapping[str, Any], student: Location) -> str:
     """Name of this student in the report."""
     if filesystem.is_file(student / commit.MANIFEST):
-        identity = artifact.read(student).identity
+        made = model_check.unchanged(student) if isinstance(student, Path) else artifact.read(student)
+        identity = made.identity
     elif isinstance(student, Path):
+        model_check.check(student)
         identity = model_folder.weights_identity(student)
     else:
         raise ArtifactError(f"{student} has no {commit.MANIFEST}: name a student artifact, or a folder of this machine")

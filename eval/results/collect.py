@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 from cluster.artifacts import artifact, commit
 from cluster.artifacts.artifact import Artifact
 from cluster.artifacts.commit import ArtifactError
-from cluster.models import model_folder
+from cluster.models import model_check, model_folder
 from cluster.storage import filesystem
 from cluster.telemetry import metrics_log
 from eval.results.schema import (
@@ -209,6 +209,7 @@ def _models(folder: Path, suite: SuiteResult, artifacts: Mapping[str, Artifact])
         elif (path / commit.MANIFEST).is_file():
             found[name] = _made(artifact.read(path), None)
         else:
+            model_check.check(path)
             found[name] = ResultModel(
                 model_folder.facts(path), model_folder.weight_bytes(path), model_folder.weights_identity(path), None
             )
@@ -216,6 +217,7 @@ def _models(folder: Path, suite: SuiteResult, artifacts: Mapping[str, Artifact])
 
 
 def _made(found: Artifact, source: str | None) -> ResultModel:
+    model_check.unchanged(found.path)
     sizes = [int(entry["bytes"]) for name, entry in found.files.items() if name.endswith(WEIGHTS)]
     return ResultModel(found.facts, sum(sizes) if sizes else None, found.identity, source)
 

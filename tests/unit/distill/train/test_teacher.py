@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
 from cluster.artifacts import artifact, stage
+from cluster.artifacts.commit import ArtifactError
 from cluster.artifacts.errors import StageError
 from cluster.artifacts.recipe import RecipeError
 from distill.modeling.masked_lm import ModelError
@@ -85,7 +86,7 @@ def test_weights_in_pickle_are_not_read(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder / "bert", source)
     torch.save(AutoModelForMaskedLM.from_pretrained(source).state_dict(), source / "pytorch_model.bin")
     (source / "model.safetensors").unlink()
-    with pytest.raises(ModelError, match="no model can be loaded from"):
+    with pytest.raises(ArtifactError, match="no weights in safetensors"):
         make({"source": str(source)}, tmp_path / "teacher")
 
 
@@ -123,7 +124,7 @@ def test_invalid_teacher_recipes_are_refused(recipe: dict[str, object], line: st
 
 
 def test_models_that_cannot_be_teachers_are_refused(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="no model can be loaded from"):
+    with pytest.raises(StageError, match="no model can be loaded from"):
         make({"source": str(tmp_path / "nothing")}, tmp_path / "a")
     student = tiny.distilbert(tmp_path / "distilbert")
     with pytest.raises(ModelError, match="is a DistilBertForMaskedLM"):

@@ -1,0 +1,74 @@
+"""Checks that a model folder or export is what its files say, before it is trained on, scored, exported or described.
+
+A model artifact is unchanged: its files have the hashes of the manifest. Weights, in any folder, fit ``config.json``.
+"""
+
+import functools
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from cluster.artifacts import artifact, commit
+from cluster.artifacts.errors import StageError
+from cluster.models import export_spec, model_folder
+from cluster.storage import filesystem
+from cluster.storage.filesystem import Location
+
+_LAYER = re.compile(r"(?:^|\.)layers?\.(\d+)\.")
+_ROWS = {
+    "vocab_size": re.compile(r"(?:^|\.)embeddings\.word_embeddings\.weight$"),
+    "max_position_embeddings": re.compile(r"(?:^|\.)embeddings\.position_embeddings\.weight$"),
+}
+"""Configuration value to the weight that has so many rows."""
+
+
+def check(folder: Path) -> None:
+    """Check a model folder, an export, or an artifact of either. Hashes a file once per process.
+
+    Raises:
+        ArtifactError: a file of the artifact was changed, or the folder has no configuration or weights.
+        StageError: its weights have more or fewer layers, words or positions than its configuration.
+    """
+    if (folder / commit.MANIFEST).is_file():
+        unchanged(folder)
+    if not export_spec.is_export(folder):
+        _check_fits(folder, model_folder.shapes(folder))
+
+
+def unchanged(folder: Path) -> artifact.Artifact:
+    """The artifact in a folder, whose files have the hashes of the manifest.
+
+    Raises:
+        ArtifactError: it is none, or was changed.
+    """
+    return artifact.verify(folder, sha256=_sha256)
+
+
+def _sha256(place: Location) -> str:
+    if not isinstance(place, Path):
+        return filesystem.file_sha256(place)
+    found = place.stat()
+    return _sha256_of(place, found.st_size, found.st_mtime_ns, found.st_ino)
+
+
+@functools.cache
+def _sha256_of(path: Path, *stamp: int) -> str:
+    """SHA-256 of a file, whose stamp is another one when it has changed."""
+    return filesystem.file_sha256(path)
+
+
+def _check_fits(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    config = model_folder.raw_configuration(folder)
+    layers = {int(found[1]) for name in shapes if (found := _LAYER.search(name))}
+    said = config.get("num_hidden_layers", config.get("n_layers"))
+    if layers and said is not None and layers != set(range(said)):
+        raise misfit(folder, f"config.json has {said} layers, the weights have {len(layers)}")
+    for key, pattern in _ROWS.items():
+        rows = {shape[0] for name, shape in shapes.items() if pattern.search(name)}
+        if rows and key in config and rows != {config[key]}:
+            raise misfit(folder, f"config.json has {key} {config[key]}, the weights have {max(rows)}")
+
+
+def misfit(folder: Path | str, problem: str) -> StageError:
+    """The error about a ``config.json`` that does not fit its weights."""
+    return StageError(f"{folder}: {problem}: get the model again, or correct config.json")
