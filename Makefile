@@ -13,7 +13,7 @@ READY := .venv/.ready
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test test-long test-ci test-all toolchains test-toolchains bench browser check format install clean help
+.PHONY: demo test test-long test-ci test-all toolchains consumers test-toolchains bench browser check format install clean help
 
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
@@ -47,8 +47,17 @@ toolchains: $(READY)
 	$(PIP) --constraint requirements.lock --editable '.[dev,openvino,executorch,litert,coreml]'
 	$(PIP) --no-deps --requirement deploy/litert_converter.txt
 
-## make test-toolchains  these, and the tests that need them
-test-toolchains: toolchains
+## make consumers  install other versions of the libraries that people load models with into build/consumers
+CONSUMERS := $(patsubst tests/support/consumers/%.txt,build/consumers/%/.ready,$(wildcard tests/support/consumers/*.txt))
+consumers: $(CONSUMERS)
+
+build/consumers/%/.ready: tests/support/consumers/%.txt $(READY)
+	rm -rf $(@D)
+	$(PIP) --no-deps --target $(@D) --requirement $<
+	@touch $@
+
+## make test-toolchains  all of these, and the tests that need them
+test-toolchains: toolchains consumers
 	$(PYTEST) -m toolchain
 
 ## make bench      speed and memory, measured here: a table and build/bench.json (BENCH="step data" for some of it)

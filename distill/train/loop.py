@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from cluster.artifacts import artifact, stage
+from cluster.models import model_check
 from cluster.models.model_folder import positions
 from cluster.telemetry import metrics
 from cluster.tokens.rows import TokenSet, open_tokens
@@ -37,7 +38,7 @@ from distill.train.validation import Validation
 def run(recipe: Distillation, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
     """Train a student from a teacher into the run folder ``out``."""
     schedule = Schedule(recipe, map(open_tokens, stage.inputs_of("tokens", inputs).values()))
-    source = artifact.read(inputs["teacher"], "teacher")
+    source = model_check.unchanged(inputs["teacher"])
     identities = {role: artifact.read(path).identity for role, path in inputs.items()}
     workers = join(recipe.placement.threads)
     teacher, _ = masked_lm.load(source.path)

@@ -68,6 +68,7 @@ def pairs(folder: Path, rows: int = 24) -> Path:
     return folder
 
 
-def mrpc_model(folder: Path, family: str = "distilbert") -> Path:
+def mrpc_model(folder: Path, family: str = "distilbert", *, layers: int = 1) -> Path:
     """A random classifier with the labels of MRPC."""
-    return models_with_heads.model_folder(folder, family, "classification", labels=("not_equivalent", "equivalent"))
+    labels = ("not_equivalent", "equivalent")
+    return models_with_heads.model_folder(folder, family, "classification", layers=layers, labels=labels)
