@@ -7,6 +7,7 @@ import functools
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from cluster.artifacts import artifact, commit
 from cluster.artifacts.errors import StageError
@@ -26,13 +27,13 @@ def check(folder: Path) -> None:
     """Check a model folder, an export, or an artifact of either. Hashes a file once per process.
 
     Raises:
-        ArtifactError: a file of the artifact was changed, or the folder has no configuration or weights.
-        StageError: its weights have more or fewer layers, words or positions than its configuration.
+        ArtifactError: a file of the artifact was changed.
+        StageError: the folder has no configuration or weights, or they differ in layers, words or positions.
     """
     if (folder / commit.MANIFEST).is_file():
         unchanged(folder)
     if not export_spec.is_export(folder):
-        _check_fits(folder, model_folder.shapes(folder))
+        _check_fits(folder, model_folder.raw_configuration(folder), model_folder.shapes(folder))
 
 
 def unchanged(folder: Path) -> artifact.Artifact:
@@ -57,8 +58,7 @@ def _sha256_of(path: Path, *stamp: int) -> str:
     return filesystem.file_sha256(path)
 
 
-def _check_fits(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    config = model_folder.raw_configuration(folder)
+def _check_fits(folder: Path, config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> None:
     layers = {int(found[1]) for name in shapes if (found := _LAYER.search(name))}
     said = config.get("num_hidden_layers", config.get("n_layers"))
     if layers and said is not None and layers != set(range(said)):

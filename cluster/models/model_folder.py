@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from safetensors import SafetensorError, safe_open
 
 from cluster.artifacts import artifact, commit
-from cluster.artifacts.commit import ArtifactError
 from cluster.artifacts.errors import StageError
 from cluster.models.export_spec import Head
 from cluster.storage import filesystem
@@ -52,8 +51,7 @@ def configuration(folder: Path) -> "PretrainedConfig":
     # Imported here: reports read folders without transformers.
     from transformers import AutoConfig
 
-    if not (folder / CONFIG).is_file():
-        raise StageError(f"{folder} is not a model folder: it has no {CONFIG}; name the folder transformers would load")
+    _require_configuration(folder)
     try:
         return AutoConfig.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
@@ -125,7 +123,7 @@ def weights_identity(folder: Path) -> str:
     """SHA-256 over configuration and weights. Other files, such as a README, do not change it.
 
     Raises:
-        ArtifactError: the folder has no safetensors.
+        StageError: the folder has no safetensors.
     """
     files = [folder / CONFIG, *weights(folder)]
     return artifact.digest([[path.name, filesystem.file_sha256(path)] for path in files])
@@ -135,7 +133,7 @@ def facts(folder: Path) -> dict[str, Any]:
     """Architecture, layers, width and number of parameters, named as in the facts of a model artifact.
 
     Raises:
-        ArtifactError: the folder has no ``config.json`` or no safetensors.
+        StageError: the folder has no ``config.json`` or no safetensors.
     """
     config = raw_configuration(folder)
     return {
@@ -151,12 +149,15 @@ def raw_configuration(folder: Path) -> dict[str, Any]:
     """The values that ``config.json`` writes down; transformers knows the defaults of the others.
 
     Raises:
-        ArtifactError: there is none.
+        StageError: there is none.
     """
-    path = folder / CONFIG
-    if not path.is_file():
-        raise ArtifactError(f"{folder} is not a model folder: it has no {CONFIG}")
-    return dict(json.loads(path.read_text(encoding="utf-8")))
+    _require_configuration(folder)
+    return dict(json.loads((folder / CONFIG).read_text(encoding="utf-8")))
+
+
+def _require_configuration(folder: Path) -> None:
+    if not (folder / CONFIG).is_file():
+        raise StageError(f"{folder} is not a model folder: it has no {CONFIG}; name the folder transformers would load")
 
 
 def has_weights(folder: Path) -> bool:
@@ -172,16 +173,16 @@ def weights(folder: Path) -> list[Path]:
     """The files of weights that transformers loads, by name.
 
     Raises:
-        ArtifactError: there are none, or the index names one that is not there.
+        StageError: there are none, or the index names one that is not there.
     """
     if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS]
     if not (folder / INDEX).is_file():
-        raise ArtifactError(f"{folder} has no weights in safetensors: convert them, or name another folder")
+        raise StageError(f"{folder} has no weights in safetensors: convert them, or name another folder")
     listed = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
     found = [folder / name for name in sorted(set(listed.values()))]
     if absent := [path.name for path in found if not path.is_file()]:
-        raise ArtifactError(f"{folder} lacks {absent[0]}, which its {INDEX} names: get the model again")
+        raise StageError(f"{folder} lacks {absent[0]}, which its {INDEX} names: get the model again")
     return found
 
 
@@ -189,7 +190,7 @@ def shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     """Name to shape of all weights, from the heads of the files.
 
     Raises:
-        ArtifactError: there are none, or a file is cut.
+        StageError: there are none, or a file is cut.
     """
     found: dict[str, tuple[int, ...]] = {}
     for path in weights(folder):
@@ -197,5 +198,5 @@ def shapes(folder: Path) -> dict[str, tuple[int, ...]]:
             with safe_open(path, framework="numpy") as tensors:
                 found |= {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
         except SafetensorError as error:
-            raise ArtifactError(f"{path} is not a whole file of weights ({error}): get the model again") from None
+            raise StageError(f"{path} is not a whole file of weights ({error}): get the model again") from None
     return found

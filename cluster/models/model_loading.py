@@ -1,7 +1,7 @@
 """Loads the model of a Hugging Face folder, and refuses one whose encoder is not the whole encoder of its files."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,13 +41,14 @@ def load(kind: Any, source: Path | str, **changes: Any) -> tuple[Any, frozenset[
             )
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise StageError(f"no model can be loaded from {source}: {one_line(error)}") from None
-    absent = frozenset((*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])))
+    unlike = {key for key, *_ in report["mismatched_keys"]}
+    absent = frozenset(unlike | {*report["missing_keys"]})
     if lost := _of_encoder(model, absent):
-        raise misfit(source, f"the weights lack {len(lost)} of the encoder in config.json, {lost[0]} first")
+        raise misfit(source, f"the weights lack {_and_more(lost)} of the encoder in config.json")
     if left := _of_encoder(model, report["unexpected_keys"]):
-        raise misfit(source, f"config.json leaves out {len(left)} weights of the encoder, {left[0]} first")
+        raise misfit(source, f"config.json leaves out {_and_more(left)} of the encoder in the weights")
     _check_tied(model, source)
-    if dropped := sorted(key for key in report["unexpected_keys"] if key.startswith(_TASK_HEADS)):
+    if dropped := sorted(key for key in unlike | {*report["unexpected_keys"]} if key.startswith(_TASK_HEADS)):
         logger.info("%s: leaving out the head of another task, %s", source, dropped[0].partition(".")[0])
     return model, absent
 
@@ -61,8 +62,8 @@ def load_whole(kind: Any, folder: Path, **changes: Any) -> Any:
     model, absent = load(kind, folder, **changes)
     if absent:
         raise StageError(
-            f"{folder}: its weights lack {len(absent)} of its head, {min(absent)} first: name the folder that holds "
-            "the trained head"
+            f"{folder}: the weights lack {_and_more(sorted(absent))} of the head: name the folder that holds the "
+            "trained head"
         )
     return model.eval()
 
@@ -76,10 +77,16 @@ def _of_encoder(model: Any, names: Iterable[str]) -> list[str]:
     )
 
 
+def _and_more(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
+
+
 def _check_tied(model: Any, source: Path | str) -> None:
     """Refuse output embeddings of their own where the configuration shares them: versions of transformers differ."""
     last = model.get_output_embeddings()
     if last is None or not getattr(model.config, "tie_word_embeddings", True):
         return
     if last.weight is not model.get_input_embeddings().weight:
-        raise misfit(source, "config.json shares output and word embeddings (tie_word_embeddings), the weights have two")
+        raise misfit(
+            source, "config.json shares output and word embeddings (tie_word_embeddings), the weights have two"
+        )

@@ -36,9 +36,7 @@ def check_tokenizer(tokenizer: Any, config: "PretrainedConfig", source: Path | s
     """
     remedy = "save the tokenizer that the model was trained with"
     if (ids := vocabulary_size(tokenizer)) > config.vocab_size:
-        raise StageError(
-            f"{source}: its tokenizer has {ids} entries, its {config.model_type} model {config.vocab_size}: {remedy}"
-        )
+        raise StageError(f"{source}: its tokenizer has {ids} entries, its model {config.vocab_size}: {remedy}")
     counts = model_folder.FAMILIES.get(config.model_type, False)
     if counts and tokenizer.pad_token_id != config.pad_token_id:
         raise StageError(

@@ -21,6 +21,7 @@ from cluster.artifacts import stage
 from cluster.artifacts.recipe import Recipe
 from cluster.models import export_spec
 from cluster.models.export_spec import ANY, Exported
+from cluster.models.model_tokenizer import TYPES
 from cluster.storage.filesystem import write_json
 from cluster.tokens.tokenizer import TOKENIZER_CONFIG, load_tokenizer, save_tokenizer
 from deploy.conversion import finalize, parity
@@ -53,8 +54,8 @@ def _save_tokenizer(folder: Path, described: Exported, out: Path) -> None:
     save_tokenizer(tokenizer, out, described.inputs, described.positions)
     config = json.loads((out / TOKENIZER_CONFIG).read_text(encoding="utf-8"))
     specials = {name: str(token) for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
-    pieces = json.loads((out / "tokenizer.json").read_text(encoding="utf-8"))["model"]
-    kind = {"WordPiece": "BertTokenizer", "BPE": "RobertaTokenizer"}.get(pieces["type"], "PreTrainedTokenizer")
+    # BertTokenizer makes token types, the other nothing but what is in tokenizer.json.
+    kind = "BertTokenizer" if TYPES in described.inputs else "PreTrainedTokenizerFast"
     config |= specials | {"tokenizer_class": kind}
     write_json(out / TOKENIZER_CONFIG, config)
     write_json(out / "special_tokens_map.json", specials)

@@ -37,8 +37,8 @@ def open_source(path: Path) -> TaskSource:
     """Open a model folder.
 
     Raises:
-        ArtifactError: the folder lacks configuration or weights, or was changed after it was made.
-        StageError: configuration, weights and tokenizer do not fit one another, or are of an unknown family.
+        ArtifactError: it was changed after it was made.
+        StageError: configuration, weights or tokenizer are absent or do not fit one another.
     """
     model_check.check(path)
     return opened(path)
@@ -48,7 +48,7 @@ def opened(path: Path) -> TaskSource:
     """A folder of a model or an export, which was checked before.
 
     Raises:
-        StageError: its tokenizer does not fit its configuration, or they are of an unknown family.
+        StageError: it has no tokenizer, or one that does not fit its configuration.
     """
     config = model_folder.configuration(path)
     return TaskSource(path, config, model_tokenizer.open_tokenizer(path, config))

@@ -118,7 +118,7 @@ def test_layers_are_counted_over_all_shards(sharded: Path, tmp_path: Path) -> No
     lost = shutil.copytree(sharded, tmp_path / "lost")
     last = sorted(lost.glob("*.safetensors"))[-1]
     last.unlink()
-    with pytest.raises(ArtifactError, match=last.name):
+    with pytest.raises(StageError, match=last.name):
         check(lost)
 
 
@@ -186,7 +186,7 @@ def test_cut_weights_are_named(folders: dict[str, Path], tmp_path: Path) -> None
     cut = shutil.copytree(folders["bert"], tmp_path / "cut")
     path = cut / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(ArtifactError, match="not a whole file"):
+    with pytest.raises(StageError, match="not a whole file"):
         check(cut)
 
 

@@ -11,7 +11,6 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
 from cluster.artifacts import artifact, stage
-from cluster.artifacts.commit import ArtifactError
 from cluster.artifacts.errors import StageError
 from cluster.artifacts.recipe import RecipeError
 from distill.modeling.masked_lm import ModelError
@@ -86,7 +85,7 @@ def test_weights_in_pickle_are_not_read(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder / "bert", source)
     torch.save(AutoModelForMaskedLM.from_pretrained(source).state_dict(), source / "pytorch_model.bin")
     (source / "model.safetensors").unlink()
-    with pytest.raises(ArtifactError, match="no weights in safetensors"):
+    with pytest.raises(StageError, match="no weights in safetensors"):
         make({"source": str(source)}, tmp_path / "teacher")
 
 

@@ -275,7 +275,7 @@ def test_missing_encoder_weights_are_an_error(tmp_path: Path) -> None:
     safetensors.torch.save_file(
         {name: each for name, each in weights.items() if name != lost}, model / "model.safetensors"
     )
-    with pytest.raises(ValueError, match=rf"lack 1 of the encoder .* {lost}"):
+    with pytest.raises(ValueError, match=f"lack {lost} of the encoder"):
         finetune(model, sentiment(tmp_path / "data"), tmp_path / "out", task="sst2")
 
 
