@@ -42,15 +42,16 @@ def load(kind: Any, source: Path | str, **changes: Any) -> tuple[Any, frozenset[
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise StageError(f"no model can be loaded from {source}: {one_line(error)}") from None
     unlike = {key for key, *_ in report["mismatched_keys"]}
-    absent = frozenset(unlike | {*report["missing_keys"]})
-    if lost := _of_encoder(model, absent):
+    if wrong := _of_encoder(model, unlike):
+        raise misfit(source, f"config.json and the weights differ in the size of {_and_more(wrong)}")
+    if lost := _of_encoder(model, report["missing_keys"]):
         raise misfit(source, f"the weights lack {_and_more(lost)} of the encoder in config.json")
     if left := _of_encoder(model, report["unexpected_keys"]):
         raise misfit(source, f"config.json leaves out {_and_more(left)} of the encoder in the weights")
     _check_tied(model, source)
     if dropped := sorted(key for key in unlike | {*report["unexpected_keys"]} if key.startswith(_TASK_HEADS)):
         logger.info("%s: leaving out the head of another task, %s", source, dropped[0].partition(".")[0])
-    return model, absent
+    return model, frozenset(unlike | {*report["missing_keys"]})
 
 
 def load_whole(kind: Any, folder: Path, **changes: Any) -> Any:
