@@ -83,6 +83,9 @@ def save_tokenizer(
     values = json.loads(path.read_text(encoding="utf-8"))
     values = {name: value for name, value in values.items() if name not in _OF_A_CALL}
     values["tokenizer_class"] = _CLASSES.get(values["tokenizer_class"], values["tokenizer_class"])
+    if isinstance(values.get("extra_special_tokens"), list):
+        # transformers 4 has a mapping under this name; both read the list under its old one.
+        values["additional_special_tokens"] = values.pop("extra_special_tokens")
     if inputs is not None:
         values["model_input_names"] = list(inputs)
     if longest is not None:

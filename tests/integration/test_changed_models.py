@@ -1,5 +1,6 @@
 """Every stage that reads a model refuses one that was changed after it was made, or whose files do not fit."""
 
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,13 +9,16 @@ from typing import Any
 import altered_models
 import model_exports
 import pytest
+import result_folders
 
-from cluster.artifacts import registry
+from cluster.artifacts import registry, stage
 from cluster.artifacts.commit import ArtifactError
 from cluster.artifacts.errors import StageError
 from cluster.inspect.cli import look
 from deploy import predict
 from distill.modeling import model_shape
+from eval.report import model_card
+from eval.report import stage as report
 
 
 @dataclass(frozen=True)
@@ -95,6 +99,18 @@ def test_a_configuration_with_fewer_layers_is_refused(made: Made, tmp_path: Path
     changed = altered_models.with_config(deeper, tmp_path / "changed", n_layers=1)
     with pytest.raises(StageError, match=r"changed: config\.json has 1 layers, the weights have 2"):
         WAYS[way](changed, made, tmp_path / "out")
+
+
+def test_a_changed_student_gets_no_card_and_no_report(tmp_path: Path) -> None:
+    out = result_folders.suite(tmp_path / "out")
+    stage.execute(report.STAGE, report.Report(), {"results": out}, tmp_path / "report")
+    changed = altered_models.damaged(out / "students/student", tmp_path / "changed")
+    with pytest.raises(ArtifactError, match=r"changed/model\.safetensors was changed"):
+        model_card.fill(tmp_path / "report", changed, model_card.CardFacts())
+    shutil.rmtree(out / "students/student")
+    shutil.copytree(changed, out / "students/student")
+    with pytest.raises(ArtifactError, match=r"student/model\.safetensors was changed"):
+        stage.execute(report.STAGE, report.Report(), {"results": out}, tmp_path / "again")
 
 
 def test_a_changed_teacher_trains_no_student(training_folder: Path, tmp_path: Path) -> None:

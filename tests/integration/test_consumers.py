@@ -60,6 +60,7 @@ def _teacher(root: Path) -> Path:
     """From a model whose tokenizer reads more than the model and pads every text, as in sentence-transformers."""
     source = tiny.bert_teacher(root / "source", layers=2)
     tokenizer = BertTokenizerFast(vocab=load_tokenizer(source).get_vocab(), model_max_length=512)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["river"]})
     tokenizer.backend_tokenizer.enable_padding(length=48)
     tokenizer.backend_tokenizer.enable_truncation(48)
     tokenizer.save_pretrained(source)

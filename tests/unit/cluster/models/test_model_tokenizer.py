@@ -87,6 +87,15 @@ def test_the_class_is_one_that_transformers_4_knows(tmp_path: Path) -> None:
     assert before("The mill's émigré")["input_ids"] == after("The mill's émigré")["input_ids"]
 
 
+def test_special_tokens_of_ones_own_have_the_name_that_transformers_4_knows(tmp_path: Path) -> None:
+    tokenizer = trained()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["[NEW]"]})
+    save_beside(tokenizer, BertConfig(), tmp_path)
+    assert written(tmp_path)["additional_special_tokens"] == ["[NEW]"]
+    assert "extra_special_tokens" not in written(tmp_path)
+    assert load_tokenizer(tmp_path).all_special_tokens[-1] == "[NEW]"
+
+
 def test_more_words_than_embeddings_are_refused(tmp_path: Path) -> None:
     trained().save_pretrained(tmp_path)
     with pytest.raises(StageError, match="299"):

@@ -12,9 +12,15 @@ import safetensors.torch
 import tiny
 import torch
 from finetune_tasks import BAD, GOOD, QUICK, finetune, sentiment, write_rows
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    XLMRobertaConfig,
+    XLMRobertaForMaskedLM,
+)
 
 from cluster.artifacts import artifact, cli, commit, stage
+from cluster.artifacts.errors import StageError
 from eval.finetune.early_stopping import divide
 from eval.finetune.stage import STAGE, Finetune
 
@@ -266,6 +272,27 @@ def test_scores_say_below_majority(tmp_path: Path) -> None:
     scores = finetune(tiny.distilbert(tmp_path / "model"), tmp_path / "trap", tmp_path / "out", task="wnli")
     assert scores["score"] < 20.0 < scores["majority"]
     assert scores["below_majority"] is True
+
+
+def test_xlm_roberta_counts_its_positions_from_the_padding_id(tmp_path: Path) -> None:
+    tokenizer = tiny.byte_level(tmp_path / "model")
+    sizes = {"num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 16}
+    config = XLMRobertaConfig(vocab_size=len(tokenizer), max_position_embeddings=14, pad_token_id=1, **sizes)
+    XLMRobertaForMaskedLM(config).save_pretrained(tmp_path / "model")
+    data = sentiment(tmp_path / "data", 40)
+    with pytest.raises(ValueError, match="max_length = 13, but the model reads 12"):
+        finetune(tmp_path / "model", data, tmp_path / "longer", task="sst2", max_length=13)
+    finetune(tmp_path / "model", data, tmp_path / "out", task="sst2", epochs=1, max_length=12)
+    assert AutoTokenizer.from_pretrained(tmp_path / "out").model_max_length == 12
+
+
+def test_more_words_than_embeddings_are_refused(tmp_path: Path) -> None:
+    model = tiny.distilbert(tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.add_tokens(["codec"])
+    tokenizer.save_pretrained(model)
+    with pytest.raises(StageError, match="tokenizer has .* entries"):
+        finetune(model, sentiment(tmp_path / "data", 40), tmp_path / "out", task="sst2")
 
 
 def test_missing_encoder_weights_are_an_error(tmp_path: Path) -> None:
