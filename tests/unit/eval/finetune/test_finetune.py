@@ -291,7 +291,7 @@ def test_more_words_than_embeddings_are_refused(tmp_path: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(model)
     tokenizer.add_tokens(["codec"])
     tokenizer.save_pretrained(model)
-    with pytest.raises(StageError, match="tokenizer has .* entries"):
+    with pytest.raises(StageError, match="its tokenizer has"):
         finetune(model, sentiment(tmp_path / "data", 40), tmp_path / "out", task="sst2")
 
 
