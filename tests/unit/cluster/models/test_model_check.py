@@ -174,7 +174,8 @@ def test_a_second_output_embedding_is_refused_where_the_configuration_shares_one
     """transformers 4 would take the word embeddings, and 5 the other one."""
 
     def two(weights: Weights) -> Weights:
-        return weights | {"cls.predictions.decoder.weight": weights["bert.embeddings.word_embeddings.weight"] + 1}
+        words, bias = weights["bert.embeddings.word_embeddings.weight"], weights["cls.predictions.bias"]
+        return weights | {"cls.predictions.decoder.weight": words + 1, "cls.predictions.decoder.bias": bias.clone()}
 
     changed = with_weights(folders["bert"], tmp_path / "two", two)
     with pytest.raises(StageError, match="tie_word_embeddings"):
