@@ -178,12 +178,23 @@ def weights(folder: Path) -> list[Path]:
     if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS]
     if not (folder / INDEX).is_file():
-        raise StageError(f"{folder} has no weights in safetensors: convert them, or name another folder")
+        raise StageError(f"{folder} has no weights in safetensors: {_remedy(folder)}")
     listed = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
     found = [folder / name for name in sorted(set(listed.values()))]
     if absent := [path.name for path in found if not path.is_file()]:
         raise StageError(f"{folder} lacks {absent[0]}, which its {INDEX} names: get the model again")
     return found
+
+
+def _remedy(folder: Path) -> str:
+    if not any(folder.glob("pytorch_model*.bin")):
+        return "name the folder of a model"
+    kind = next(iter(raw_configuration(folder).get("architectures") or ()), "AutoModelForMaskedLM")
+    convert = f"transformers.{kind}.from_pretrained('{folder}').save_pretrained('NEW-FOLDER')"
+    return (
+        "it has pickled ones, which can run code and are not read; convert a copy that you trust with "
+        f'python -c "import transformers; {convert}", and copy the files of the tokenizer'
+    )
 
 
 def shapes(folder: Path) -> dict[str, tuple[int, ...]]:
