@@ -8,6 +8,8 @@ GPT-3 ignores n-grams that more than ten documents have. Here they count, becaus
 eleven times would pass. This also drops documents with stock phrases: 2.4 % of 13,130 Wikipedia articles that are no
 source of SQuAD's development set share an n-gram with it.
 
+Evaluation texts are cleaned as documents are, so that neither Unicode's forms nor control characters hide a text.
+
 A task is a folder, a glob or a file. In a folder, files count whose path contains a word such as ``dev``, ``test`` or
 ``validation``. Every string in them is text of the task, whatever its column; labels are numbers, or too short.
 """
@@ -27,9 +29,11 @@ from pydantic import Field, PositiveInt, model_validator
 
 from cluster.artifacts.errors import StageError
 from cluster.artifacts.recipe import Recipe
-from cluster.corpus import evaluation_texts, word_ngrams
+from cluster.corpus import evaluation_texts, filters, word_ngrams
 from cluster.corpus.document_table import I64, Mask
+from cluster.corpus.filters import Cleaning, Filter
 from cluster.corpus.word_ngrams import U64
+from cluster.readers import read_errors
 from cluster.storage import filesystem, patterns
 
 U16 = npt.NDArray[np.uint16]
@@ -75,16 +79,20 @@ class EvaluationIndex:
     """For each task: files, texts (distinct), ignored (too short), runs (n-grams)."""
 
     @classmethod
-    def load(cls, recipe: Decontamination) -> Self:
-        """Read the evaluation data.
+    def load(cls, recipe: Decontamination, cleaning: Cleaning | None = None) -> Self:
+        """Read the evaluation data, and clean it as the documents with which it is compared.
 
         Raises:
             StageError: nothing at a path, no evaluation file in a folder, or a file that cannot be read.
         """
         texts: dict[str, set[str]] = {}
         files = Counter[str]()
+        cleaner = Filter(cleaning or Cleaning())
         for task, file in evaluation_files(recipe):
-            texts.setdefault(task, set()).update(evaluation_texts.read(file.location))
+            with read_errors.unchanged(file):
+                for text in evaluation_texts.read(file.location):
+                    # Whole, and as it stays in a document that holds it.
+                    texts.setdefault(task, set()).update((filters.clean(text), cleaner.clean(text)))
             files[task] += 1
         found = {task: [_TextNgrams.of(text, recipe) for text in texts[task]] for task in texts}
         numbers = {task: _distinct([text.ngrams for text in found[task]]) for task in found}

@@ -53,6 +53,11 @@ class ScannedSplit:
         return zip(self.split.spans, self.facts, strict=True)
 
 
+def spans(scanned: Sequence[ScannedSplit]) -> Iterator[tuple[SourceSpan, dict[str, Any]]]:
+    """The spans of all splits, in order, and the facts of each."""
+    return (pair for split in scanned for pair in split.spans())
+
+
 @dataclass(slots=True)
 class DocumentRow:
     """The result of scanning one document."""

@@ -3,18 +3,12 @@
 Parquet, Arrow, JSON (one value, or one per line), TSV as GLUE writes it (quotation marks have no meaning), CSV, lines.
 """
 
-import csv
-import io
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from cluster.artifacts.errors import StageError
-from cluster.readers import columnar_files, text_files
+from cluster.readers import whole_files
 from cluster.storage import filesystem
-from cluster.telemetry.error_text import first_line
-
-_BATCH = 1024
 
 
 def read(place: filesystem.Location) -> Iterator[str]:
@@ -23,69 +17,33 @@ def read(place: filesystem.Location) -> Iterator[str]:
     Raises:
         StageError: an unsupported or damaged file.
     """
-    if place.suffix not in SUFFIXES:
-        raise StageError(f"{place}: evaluation data is read from {', '.join(SUFFIXES)}: leave this file out")
-    try:
-        if place.suffix in _PARSERS:
-            with text_files.open_text(str(place)) as stream:
-                content = stream.read().decode("utf-8" if "json" in place.suffix else "utf-8-sig")
-            yield from _strings(_PARSERS[place.suffix](content))
-        else:
-            for values in _columnar(place):
-                yield from _strings(values)
-    except StageError:
-        raise
-    except (ValueError, csv.Error) as error:
+    parse = _PARSERS.get(whole_files.form(place.name))
+    if parse is None:
         raise StageError(
-            f"{place}: not readable as {place.suffix} ({first_line(error)}): fetch it again, or leave it out"
-        ) from None
-
-
-def _columnar(place: filesystem.Location) -> Iterator[list[Any]]:
-    if place.suffix == ".parquet":
-        with columnar_files.open_parquet(str(place)) as file:
-            yield from (batch.to_pylist() for batch in file.iter_batches(_BATCH))
-    else:
-        with columnar_files.open_arrow(str(place)) as (_, batches):
-            yield from (batch.to_pylist() for batch in batches)
-
-
-def _json(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        if error.msg != "Extra data":
-            raise
-        return [json.loads(line) for line in text.splitlines() if line.strip()]
-
-
-def _json_lines(text: str) -> list[Any]:
-    return [json.loads(line) for line in text.split("\n") if line.strip()]
-
-
-def _tsv(text: str) -> list[list[str]]:
-    return [line.rstrip("\r").split("\t") for line in text.split("\n")]
-
-
-def _csv(text: str) -> list[list[str]]:
-    csv.field_size_limit(2**31 - 1)
-    return list(csv.reader(io.StringIO(text, newline=""), strict=True))
+            f"{place}: evaluation data is read from {', '.join(SUFFIXES)}: convert this file, or leave it out"
+        )
+    yield from _strings(parse(str(place)))
 
 
 def _strings(value: Any) -> Iterator[str]:
     """The strings inside lists and objects, without the names of members."""
     if isinstance(value, str):
         yield value
-    elif isinstance(value, dict | list):
-        for member in value.values() if isinstance(value, dict) else value:
+    elif isinstance(value, dict):
+        for member in value.values():
+            yield from _strings(member)
+    elif isinstance(value, Iterable) and not isinstance(value, bytes):
+        for member in value:
             yield from _strings(member)
 
 
 _PARSERS: dict[str, Callable[[str], Any]] = {
-    ".json": _json,
-    ".jsonl": _json_lines,
-    ".tsv": _tsv,
-    ".csv": _csv,
-    ".txt": lambda text: text.split("\n"),
+    ".parquet": whole_files.batches,
+    ".arrow": whole_files.batches,
+    ".json": whole_files.json_values,
+    ".jsonl": whole_files.json_values,
+    ".tsv": whole_files.tsv,
+    ".csv": whole_files.csv_rows,
+    ".txt": whole_files.lines,
 }
-SUFFIXES = (".parquet", ".arrow", *_PARSERS)
+SUFFIXES = tuple(_PARSERS)

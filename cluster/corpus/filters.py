@@ -1,7 +1,8 @@
 """Cleans one text and applies the filters of the recipe, each with its own reason in the manifest.
 
-Every text becomes NFC with Unix line endings, spaces for tabs, and no control characters. All other rules are off
-unless the recipe sets them: lengths, languages, and the rules of C4 and Gopher for text from the web.
+Every text becomes NFC with Unix line endings, spaces for tabs and for control characters that separate words, and no
+other control characters. All other rules are off unless the recipe sets them: lengths, languages, and the rules of C4
+and Gopher for text from the web.
 """
 
 import difflib
@@ -11,7 +12,15 @@ import unicodedata
 from dataclasses import dataclass
 from typing import Annotated, Any, Self, TypeAlias
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, field_validator, model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from cluster.artifacts.recipe import Recipe
 
@@ -24,6 +33,8 @@ English; the first 1,000 miss 5 % of the novels. Single sentences are harder: 5 
 
 # Control characters (newline stays), lone surrogates, which UTF-8 cannot hold, and the byte order mark.
 _UNWANTED = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufeff]")
+# Of these, white space: vertical tab, form feed, the four separators, next line.
+_SEPARATORS = frozenset("\x09\x0b\x0c\x1c\x1d\x1e\x1f\x85")
 _ASCII_UNWANTED = bytes({*range(0x20), 0x7F} - {0x0A})
 # Ends of a line of running text, closing quotation marks included.
 _LINE_END = (".", "!", "?", '"', "”", "’")
@@ -42,11 +53,22 @@ class C4(Recipe):
     min_line_words: NonNegativeInt = 5
     """Drops lines with fewer words, and lines that do not end in . ! ? or a quote."""
     cut_lines: tuple[str, ...] = ("javascript", "terms of use", "privacy policy", "cookie policy", "use of cookies")
-    """Drops lines that contain one of these in any case; write them in lower case."""
+    """Drops lines that contain one of these, in any case."""
     min_sentences: NonNegativeInt = 3
     """Fewest sentences in the remaining lines ("c4: few sentences")."""
     forbidden: tuple[str, ...] = ("lorem ipsum", "{")
-    """Drops documents that contain one of these ("c4: forbidden") in any case; write them in lower case."""
+    """Drops documents that contain one of these ("c4: forbidden"), in any case."""
+
+    @field_validator("cut_lines", "forbidden")
+    @classmethod
+    def _as_compared(cls, phrases: tuple[str, ...], field: ValidationInfo) -> tuple[str, ...]:
+        """Phrases as they are in clean text in lower case, with which they are compared."""
+        found = tuple(normalized(phrase).lower() for phrase in phrases)
+        if "" in found:
+            raise ValueError("an empty phrase is in every text: leave it out")
+        if field.field_name == "cut_lines" and "\n" in "".join(found):
+            raise ValueError("no line contains a phrase of several lines: write one phrase for each line")
+        return found
 
 
 class Gopher(Recipe):
@@ -130,11 +152,16 @@ class Filter:
 
     def apply(self, text: str) -> FilterResult:
         """The clean text and the first reason to drop it; cheap rules run first."""
+        text = self.clean(text)
+        return FilterResult(text, self._reason(text))
+
+    def clean(self, text: str) -> str:
+        """The part of a text that stays in a document, clean."""
         text = clean(text)
         if text and self._recipe.c4 is not None:
             # C4's first, fourth and sixth rule: only lines of running text stay.
             text = "\n".join(line for line in text.split("\n") if _is_prose(line, self._recipe.c4))
-        return FilterResult(text, self._reason(text))
+        return text
 
     def _reason(self, text: str) -> str | None:
         recipe = self._recipe
@@ -167,8 +194,17 @@ def clean(text: str) -> str:
         raw = text.encode()
         if len(raw.translate(None, _ASCII_UNWANTED)) == len(raw):
             return text.strip()
+    return normalized(text).strip()
+
+
+def normalized(text: str) -> str:
+    """The text in the characters of clean text, with its outer white space."""
     text = text.replace("\r\n", "\n").replace("\r", "\n").replace("\t", " ")
-    return unicodedata.normalize("NFC", _UNWANTED.sub("", text)).strip()
+    return unicodedata.normalize("NFC", _UNWANTED.sub(_replacement, text))
+
+
+def _replacement(unwanted: re.Match[str]) -> str:
+    return " " if unwanted[0] in _SEPARATORS else ""
 
 
 def language_of(text: str) -> tuple[str, float]:

@@ -3,25 +3,25 @@
 The scan decides everything that depends on one document alone; :mod:`cluster.corpus.selection` decides the rest.
 """
 
+import contextlib
 import functools
 import hashlib
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from cluster.actors.actor_pool import Attempt
-from cluster.artifacts.errors import StageError
 from cluster.corpus import minhash
 from cluster.corpus.decontamination import EvaluationIndex
 from cluster.corpus.document_table import OVERLAP, DocumentRow, DocumentTableWriter, facts_path, table_path
 from cluster.corpus.filters import Cleaning, Filter
 from cluster.corpus.minhash import NearDuplicates
 from cluster.corpus.source_limits import SourceLimit, limits_of
-from cluster.readers import bad_documents, text_files
+from cluster.readers import bad_documents, read_errors, text_files
 from cluster.readers.bad_documents import BadDocument, Document
 from cluster.readers.source_recipes import AnyFiles, AnySource
 from cluster.readers.splits import SourceSpan, Split
 from cluster.storage import filesystem
-from cluster.storage.filesystem import Location
+from cluster.storage.filesystem import FileInfo, Location
 
 
 @dataclass
@@ -32,9 +32,12 @@ class SpanFacts:
     """Documents read, dropped ones included."""
     passed: int = 0
     passed_bytes: int = 0
-    bad: dict[str, int] = field(default_factory=dict)
+    dropped: dict[str, int] = field(default_factory=dict)
+    """Number of documents by reason, bad ones included."""
     examples: list[dict[str, Any]] = field(default_factory=list)
     """Bad documents: place, where, reason, text."""
+    whole: bool = True
+    """Whether it was read to its end: its source had not reached its limit in this split."""
     fingerprint: str = ""
     """Digest over the documents."""
 
@@ -82,9 +85,12 @@ class Scanner:
     def _scan(self, span: SourceSpan, limit: SourceLimit, table: DocumentTableWriter) -> SpanFacts:
         facts, digest = SpanFacts(), hashlib.sha256()
         source = self._config.sources[span.source]
-        for label, documents in text_files.read(source, span):
-            for document in documents:
+        listed = FileInfo(filesystem.location(span.place), span.size, span.stamp)
+        with read_errors.unchanged(listed) if isinstance(source, AnyFiles) else contextlib.nullcontext():
+            found = text_files.read(source, span)
+            for label, document in ((label, document) for label, batch in found for document in batch):
                 if limit.reached:
+                    facts.whole = False
                     break
                 row = self._row(label, document)
                 _count(facts, span, document, row)
@@ -92,10 +98,6 @@ class Scanner:
                 if row.text is not None:
                     limit.take(1, row.size)
                 table.add(row)
-            if limit.reached:
-                break
-        if isinstance(source, AnyFiles):
-            _check_unchanged(span)
         facts.fingerprint = digest.hexdigest()
         return facts
 
@@ -118,24 +120,11 @@ def _count(facts: SpanFacts, span: SourceSpan, document: Document, row: Document
     if row.text is not None:
         facts.passed += 1
         facts.passed_bytes += row.size
-    elif row.reason in bad_documents.ADVICE:
-        facts.bad[row.reason] = facts.bad.get(row.reason, 0) + 1
-        if len(facts.examples) < bad_documents.EXAMPLES:
+    else:
+        facts.dropped[row.reason] = facts.dropped.get(row.reason, 0) + 1
+        if row.reason in bad_documents.ADVICE and len(facts.examples) < bad_documents.EXAMPLES:
             facts.examples.append(_example(facts.rows, span, document, row.reason))
     facts.rows += 1
-
-
-def _check_unchanged(span: SourceSpan) -> None:
-    """Raise StageError if the file has changed: a corpus must not mix two versions of a file."""
-    try:
-        now = filesystem.info(filesystem.location(span.place))
-    except FileNotFoundError:
-        now = None
-    if now is None or (now.bytes, now.stamp) != (span.size, span.stamp):
-        raise StageError(
-            f"{span.place} was {'changed' if now else 'removed'} while the corpus was made from it: leave the file "
-            "alone, and run the same command again, which starts over"
-        )
 
 
 def _example(row: int, span: SourceSpan, document: Document, reason: str) -> dict[str, Any]:

@@ -6,7 +6,7 @@ the order of the sources in the recipe; of equal documents the first stays.
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -38,15 +38,29 @@ class Selection:
     """Source and label, by code."""
     codes: npt.NDArray[np.int32]
     """Code of each document's label, ``[documents]``."""
-    read: int
-    """Documents read, without those after a source's limit."""
-    dropped: Counter[str] = field(default_factory=Counter)
-    """Number of documents by reason."""
+    span_starts: I64
+    """``[spans + 1]``: the number of the first document of each span, over all splits."""
+    read: I64
+    """``[spans]``: documents read, without those after a source's limit."""
+    dropped_of: list[Counter[str]]
+    """``[spans]``: number of documents by reason."""
+
+    @property
+    def dropped(self) -> Counter[str]:
+        """Number of documents by reason."""
+        total: Counter[str] = Counter()
+        for dropped in self.dropped_of:
+            total.update(dropped)
+        return total
 
     def drop(self, mask: Mask, reason: str) -> None:
-        if count := int(mask.sum()):
-            self.dropped[reason] += count
-            self.kept &= ~mask
+        self.kept &= ~mask
+        self.count(reason, _per_span(mask, self.span_starts))
+
+    def count(self, reason: str, numbers: I64, first_span: int = 0) -> None:
+        """Count dropped documents of consecutive spans, ``[spans]``."""
+        for span in np.flatnonzero(numbers).tolist():
+            self.dropped_of[first_span + span][reason] += int(numbers[span])
 
 
 def select(
@@ -132,9 +146,13 @@ def _gather(
     total = int(starts[-1])
     high, low = np.empty(total, np.uint64), np.empty(total, np.uint64)
     kept, sizes, codes = np.zeros(total, np.bool_), np.empty(total, np.uint32), np.empty(total, np.int32)
-    selection = Selection(starts, kept, sizes, [], codes, 0)
+    rows_of = [facts["rows"] for split in scanned for facts in split.facts]
+    span_starts = np.concatenate([[0], np.cumsum(rows_of, dtype=np.int64)]).astype(np.int64)
+    read = np.zeros(len(rows_of), np.int64)
+    selection = Selection(starts, kept, sizes, [], codes, span_starts, read, [Counter() for _ in rows_of])
     code_of: dict[tuple[int, str], int] = {}
     limits = limits_of(sources)
+    first_span = 0
     for split, start in zip(scanned, starts[:-1], strict=True):
         table = document_table.read_columns(folder, split, [SOURCE, REASON, BYTES, HIGH, LOW])
         rows = slice(int(start), int(start) + split.rows)
@@ -147,11 +165,27 @@ def _gather(
             at = np.flatnonzero(owners == owner)
             within[at[: limits[owner].take_rows(passed[at], sizes[rows][at])]] = True
         kept[rows] = passed & within
-        selection.read += int(within.sum())
-        reasons = table[REASON].filter(pa.array(within & ~passed)).value_counts()
-        selection.dropped.update({str(entry["values"]): int(entry["counts"]) for entry in reasons.to_pylist()})
+        borders = span_starts[first_span : first_span + len(split.facts) + 1] - start
+        read[first_span : first_span + len(split.facts)] = _per_span(within, borders)
+        for reason, mask in _reasons(table[REASON]):
+            selection.count(reason, _per_span(mask & within, borders), first_span)
+        first_span += len(split.facts)
     selection.labels = list(code_of)
     return selection, high, low
+
+
+def _per_span(mask: Mask, starts: I64) -> I64:
+    """How many documents of each span are in a mask, ``[spans]``; ``starts`` are those of the spans, and the end."""
+    found: I64 = np.diff(np.searchsorted(np.flatnonzero(mask), starts))
+    return found
+
+
+def _reasons(column: pa.ChunkedArray) -> Iterator[tuple[str, Mask]]:
+    """Each reason of a split, and which documents were dropped for it."""
+    encoded = column.combine_chunks().dictionary_encode()
+    codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
+    for code, reason in enumerate(encoded.dictionary.to_pylist()):
+        yield reason, codes == code
 
 
 def _label_codes(owners: I64, labels: pa.ChunkedArray, code_of: dict[tuple[int, str], int]) -> npt.NDArray[np.int32]:

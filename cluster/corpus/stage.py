@@ -15,17 +15,16 @@ and writes only what is missing; if a source has changed, it starts over.
 import contextlib
 import functools
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from hashlib import sha256
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Self
 
 import numpy as np
 from pydantic import Field, PositiveInt, model_validator
 
 from cluster.actors import actor_pool, ray_cluster
-from cluster.artifacts import artifact, commit, errors, stage
+from cluster.artifacts import artifact, commit, stage
 from cluster.artifacts.recipe import Recipe
-from cluster.corpus import selection, shard_writer
+from cluster.corpus import document_table, file_counts, selection, shard_writer
 from cluster.corpus.decontamination import Decontamination, EvaluationIndex
 from cluster.corpus.document_table import ScannedSplit, facts_path
 from cluster.corpus.filters import Cleaning
@@ -36,7 +35,7 @@ from cluster.corpus.shard_writer import ShardWriter
 from cluster.corpus.source_limits import ScanProgress
 from cluster.readers import bad_documents, splits
 from cluster.readers.source_recipes import AnySource
-from cluster.readers.splits import SourceSpan, Split
+from cluster.readers.splits import Split
 from cluster.storage import filesystem
 from cluster.storage.filesystem import Location
 from cluster.telemetry import metrics, progress
@@ -80,11 +79,11 @@ def run(recipe: Corpus, inputs: Mapping[str, Location], out: Location) -> dict[s
     """Write the shards; the facts count documents and bytes by label, and dropped documents by reason.
 
     Raises:
-        StageError: a source cannot be read, too many documents are bad, or no document is left.
+        StageError: a source cannot be read, too many documents are bad, or no document of a source is left.
     """
     splits.refuse_inside(recipe.sources, commit.destination(out), shard_writer.SHARDS.replace("*", "00000"))
     all_splits = splits.make_splits(recipe.sources)
-    evaluation = EvaluationIndex.load(recipe.decontamination) if recipe.decontamination else None
+    evaluation = recipe.decontamination and EvaluationIndex.load(recipe.decontamination, recipe.cleaning)
     listing = {"splits": [split.to_json() for split in all_splits], "evaluation": evaluation and evaluation.fingerprint}
     if (facts := _resume(listing, out)) is not None:
         return facts
@@ -95,9 +94,10 @@ def run(recipe: Corpus, inputs: Mapping[str, Location], out: Location) -> dict[s
     with ray_cluster.connect(cpus) if len(all_splits) > 1 else contextlib.nullcontext():
         scanned = _scan(recipe, all_splits, out)
         selected = selection.select(scanned, recipe.sources, recipe.near_duplicates, out / WORK)
-        _check_not_empty(scanned, selected)
+        files = file_counts.count(scanned, selected)
+        file_counts.check_sources(files, recipe.sources)
         num_shards = _write(recipe, scanned, selected, out)
-    facts = _facts(recipe, scanned, selected) | {"shards": num_shards}
+    facts = _facts(recipe, scanned, selected) | {"shards": num_shards, "files": [file.to_json() for file in files]}
     if evaluation is not None:
         facts["evaluation"] = evaluation.counts
     filesystem.write_json(out / FINISHED, {"listing": artifact.digest(listing), "facts": facts})
@@ -155,13 +155,6 @@ def _scan(recipe: Corpus, all_splits: Sequence[Split], out: Location) -> Sequenc
     return scan.used
 
 
-def _check_not_empty(scanned: Sequence[ScannedSplit], selected: Selection) -> None:
-    if not selected.kept.any():
-        examples = [example for _, facts in _spans(scanned) for example in facts["examples"]]
-        dropped = f"{bad_documents.format_counts(selected.dropped)}{bad_documents.format_examples(examples)}"
-        raise errors.StageError(f"the corpus is empty (dropped: {dropped}): give sources with text")
-
-
 def _write(recipe: Corpus, scanned: Sequence[ScannedSplit], selected: Selection, out: Location) -> int:
     """Write the files that no earlier attempt has written; returns the number of all files."""
     there = filesystem.listing(out)
@@ -174,10 +167,6 @@ def _write(recipe: Corpus, scanned: Sequence[ScannedSplit], selected: Selection,
         for _, result in actor_pool.map_unordered("corpus", worker, units, recipe.placement):
             bar.advance(result["shards"])
     return len(planned)
-
-
-def _spans(scanned: Sequence[ScannedSplit]) -> Iterator[tuple[SourceSpan, dict[str, Any]]]:
-    return (pair for split in scanned for pair in split.spans())
 
 
 def _facts(recipe: Corpus, scanned: Sequence[ScannedSplit], selected: Selection) -> dict[str, Any]:
@@ -196,19 +185,19 @@ def _facts(recipe: Corpus, scanned: Sequence[ScannedSplit], selected: Selection)
                 entry["weight"] = source.weight and entry["weight"] + source.weight
             entry["bytes"] += int(size)
             entry["licence"] = "; ".join(sorted({entry["licence"], source.licence} - {""}))
+    dropped = selected.dropped
     return {
         "documents": int(documents.sum()),
         "bytes": int(sizes.sum(dtype=np.int64)),
-        "read": selected.read,
+        "read": int(selected.read.sum()),
         "sources": by_label,
-        "dropped": dict(selected.dropped),
+        "dropped": dict(dropped),
         "duplicates": {
-            "exact": selected.dropped[selection.REPEATED],
-            "near": selected.dropped[selection.NEAR],
-            "overlap": selection.overlaps(selected.dropped),
+            "exact": dropped[selection.REPEATED],
+            "near": dropped[selection.NEAR],
+            "overlap": selection.overlaps(dropped),
         },
         "examples": _examples(scanned),
-        "files": _fingerprints(scanned),
     }
 
 
@@ -216,20 +205,9 @@ def _examples(scanned: Sequence[ScannedSplit]) -> list[dict[str, str]]:
     """The first bad documents, with file names relative to the source, so that its folder does not matter."""
     return [
         {"file": span.name, **{key: example[key] for key in ("where", "reason", "text")}}
-        for span, facts in _spans(scanned)
+        for span, facts in document_table.spans(scanned)
         for example in facts["examples"]
     ][: bad_documents.EXAMPLES]
-
-
-def _fingerprints(scanned: Sequence[ScannedSplit]) -> list[dict[str, Any]]:
-    """Each file that was read, and a digest of its documents."""
-    digests: dict[tuple[int, str], list[str]] = {}
-    for span, facts in _spans(scanned):
-        digests.setdefault((span.source, span.name), []).append(facts["fingerprint"])
-    return [
-        {"source": source, "name": name, "sha256": sha256("".join(found).encode()).hexdigest()}
-        for (source, name), found in digests.items()
-    ]
 
 
 STAGE = stage.Stage(name="cluster.corpus", run=run, recipe=Corpus, produces="corpus", remote=True)

@@ -1,8 +1,9 @@
 """Words and word n-grams of a text as 64-bit numbers, for near-duplicates and decontamination.
 
 A word is a run of letters, marks, digits and characters beyond the basic plane of Unicode (rare scripts, emoji), in
-lower case. So ``It's``, ``it 's`` and ``(IT) S`` are the same two words. Languages without separators have one word per
-clause: for them only equal clauses match.
+lower case. So ``It's``, ``it 's`` and ``(IT) S`` are the same two words. Invisible characters inside words (soft
+hyphens, word joiners, marks of direction) do not count. Languages without separators have one word per clause: for them
+only equal clauses match.
 
 The numbers depend on the text alone, not on machine, process or library version, because actors compare them, also
 after a restart. The code is array arithmetic, without loops over characters or words.
@@ -86,6 +87,8 @@ def _words(part: str) -> U64:
     """Words as polynomials in their characters, from differences of one running sum over the whole part."""
     # In UTF-16 a character beyond the basic plane is two units, and the table counts both as part of a word.
     units = np.frombuffer(part.encode("utf-16-le", "surrogatepass"), np.uint16)
+    if not part.isascii():
+        units = units[~_invisible()[units]]
     values = np.zeros(len(units) + 2, np.uint64)
     values[1:-1] = _characters()[units]
     inside = values != 0
@@ -105,6 +108,12 @@ def _characters() -> U64:
     codes = np.array(lower, np.uint64)
     values: U64 = np.where(codes != 0, splitmix64(codes * np.uint64(_CHARACTER_BASE)), np.uint64(0))
     return values
+
+
+@functools.cache
+def _invisible() -> npt.NDArray[np.bool_]:
+    """Whether a UTF-16 unit is a format character; the zero-width space separates words."""
+    return np.array([unicodedata.category(chr(unit)) == "Cf" and unit != 0x200B for unit in range(2**16)])
 
 
 @functools.cache

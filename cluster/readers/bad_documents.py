@@ -17,6 +17,7 @@ ADVICE = {
     "no column": "set column to the name of the member that holds the text",
     "no string": "set column to one that holds strings",
     "unfinished": "check whether the file was cut: it ends inside a document",
+    "outside of <doc>": "check whether WikiExtractor wrote these files: it writes pages from <doc …> to </doc>",
     "missing": "set column to one that is filled",
     "empty": "check whether column names the right one",
     "oversize": "cut the documents; for plain text, set documents to 'paragraph' or 'line'",

@@ -112,6 +112,13 @@ AnyFiles: TypeAlias = Parquet | Arrow | JsonLines | Text | WikiExtractor
 AnySource: TypeAlias = Annotated[AnyFiles | Hub | InstalledDocs, Field(discriminator="kind")]
 
 
+def describe(source: AnySource) -> str:
+    """A source in a message: its path, its data set, or its kind."""
+    if isinstance(source, InstalledDocs):
+        return source.kind
+    return source.dataset if isinstance(source, Hub) else source.path
+
+
 def label(source: AnyFiles | Hub, place: str) -> str:
     """The label of a source's documents; ``place`` is the file or folder that its path means."""
     if source.name:

@@ -1,25 +1,19 @@
-"""Reads files of examples as columns: Parquet, JSON lines, TSV, CSV, SQuAD's JSON."""
+"""Reads files of examples as columns: Parquet, Arrow, JSON lines, TSV, CSV, SQuAD's JSON."""
 
-import csv
-import io
-import json
 import logging
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import datasets
-import pyarrow as pa
-import pyarrow.parquet as pq
 
+from cluster.artifacts.errors import StageError
+from cluster.readers import whole_files
 from cluster.telemetry.error_text import first_line
 from eval.tasks.definitions import Task
 
 logger = logging.getLogger("stillhouse")
-
-_SQUAD = re.compile(rb'\s*\{\s*("data"|"version"|$)')
 
 
 class ExamplesError(ValueError):
@@ -43,13 +37,16 @@ class SourceTable:
         return f"{self.where}: {self.unit} {self.first + row}"
 
 
-def read_parquet(path: Path, task: Task) -> SourceTable:
+def read(path: Path, task: Task) -> SourceTable:
+    """The examples in a file of one of the forms of :data:`READERS`.
+
+    Raises:
+        ExamplesError: the file cannot be read, or has not the form that its ending says.
+    """
     try:
-        table = pq.read_table(path)
-    except pa.ArrowInvalid as error:
-        raise ExamplesError(f"{path} is no readable Parquet file ({first_line(error)}): get it again") from None
-    columns = {name: table.column(name).to_pylist() for name in table.column_names}
-    return SourceTable(path.name, str(path), columns, label_names=_class_names(path, table.schema))
+        return READERS[whole_files.form(path.name)](path, task)
+    except StageError as error:
+        raise ExamplesError(str(error)) from None
 
 
 def class_names(features: Mapping[str, Any]) -> dict[str, Sequence[str]]:
@@ -57,8 +54,9 @@ def class_names(features: Mapping[str, Any]) -> dict[str, Sequence[str]]:
     return {name: feature.names for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)}
 
 
-def _class_names(path: Path, schema: pa.Schema) -> dict[str, Sequence[str]]:
+def _class_names(path: Path) -> dict[str, Sequence[str]]:
     """The same from the metadata that ``datasets`` writes into Parquet files."""
+    schema = whole_files.schema(str(path))
     if b"huggingface" not in (schema.metadata or {}):
         return {}
     try:
@@ -69,38 +67,40 @@ def _class_names(path: Path, schema: pa.Schema) -> dict[str, Sequence[str]]:
         ) from None
 
 
-def read_jsonl(path: Path, task: Task) -> SourceTable:
-    rows: list[dict[str, Any]] = []
-    for number, line in enumerate(_lines(path), start=1):
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ExamplesError(f"{path}: line {number} is not JSON ({error.msg}): write one object a line") from None
+def _columnar(path: Path, task: Task) -> SourceTable:
+    columns: dict[str, list[Any]] = {}
+    for batch in whole_files.batches(str(path)):
+        for name, values in batch.items():
+            columns.setdefault(name, []).extend(values)
+    return SourceTable(path.name, str(path), columns, label_names=_class_names(path))
+
+
+def _json(path: Path, task: Task) -> SourceTable:
+    """SQuAD's own form, one object per line, or one array of objects."""
+    found = whole_files.json_values(str(path))
+    if len(found) == 1 and isinstance(value := found[0][1], dict) and "data" in value:
+        return _squad(path, value)
+    unit = "line"
+    if len(found) == 1 and isinstance(value, list):
+        found, unit = list(enumerate(value, start=1)), "object"
+    for number, row in found:
         if not isinstance(row, dict):
-            raise ExamplesError(f"{path}: line {number} is not a JSON object: write one object a line")
-        rows.append(row)
-    names = dict.fromkeys(name for row in rows for name in row)
-    return SourceTable(path.name, str(path), {name: [row.get(name) for row in rows] for name in names}, "line")
+            raise ExamplesError(f"{path}: {unit} {number} is not a JSON object: write one object a line")
+    names = dict.fromkeys(name for _, row in found for name in row)
+    columns = {name: [row.get(name) for _, row in found] for name in names}
+    return SourceTable(path.name, str(path), columns, unit)
 
 
-def read_json(path: Path, task: Task) -> SourceTable:
-    """SQuAD's own form, or one object per line."""
-    with path.open("rb") as file:
-        first = file.read(200).split(b"\n", 1)[0]
-    return read_squad(path) if _SQUAD.match(first) else read_jsonl(path, task)
-
-
-def read_squad(path: Path) -> SourceTable:
+def _squad(path: Path, value: dict[str, Any]) -> SourceTable:
     """One row per question, with the hub's columns: ``id``, ``question``, ``context``, ``answers``."""
     try:
-        articles = json.loads(path.read_text(encoding="utf-8"))["data"]
         rows = [
             (question["id"], question["question"], passage["context"], _answers(question))
-            for article in articles
+            for article in value["data"]
             for passage in article["paragraphs"]
             for question in passage["qas"]
         ]
-    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise ExamplesError(
             f"{path} is not a SQuAD file ({type(error).__name__}: {error}): it holds data, paragraphs, qas as published"
         ) from None
@@ -118,14 +118,17 @@ def read_text_folders(folder: Path, labels: Sequence[str]) -> SourceTable:
         paths = sorted((folder / label).glob("*.txt"))
         if not paths:
             raise ExamplesError(f"{folder / label} has no texts (*.txt): unpack the data set again, all of it")
-        texts += map(_text, paths)
+        try:
+            texts += [whole_files.text(str(path)) for path in paths]
+        except StageError as error:
+            raise ExamplesError(str(error)) from None
         numbers += [number] * len(paths)
     return SourceTable(folder.name, str(folder), {"text": texts, "label": numbers}, "file")
 
 
-def read_tsv(path: Path, task: Task) -> SourceTable:
+def _tsv(path: Path, task: Task) -> SourceTable:
     """GLUE's own files, in which quotation marks do not quote."""
-    rows = [line.split("\t") for line in _lines(path)]
+    rows = whole_files.tsv(str(path))
     if task.headerless and not {"label", "sentence"} <= set(rows[0] if rows else ()):
         return _table(path, list(task.headerless), rows, "line", first=1)
     header, body = (rows[0], rows[1:]) if rows else ([], [])
@@ -135,22 +138,18 @@ def read_tsv(path: Path, task: Task) -> SourceTable:
     return _table(path, header, body, "line", first=2)
 
 
-def read_csv(path: Path, task: Task) -> SourceTable:
-    try:
-        rows = list(csv.reader(io.StringIO(_text(path), newline=""), strict=True))
-    except csv.Error as error:
-        raise ExamplesError(
-            f"{path} is not CSV ({error}): correct its quotation marks, or save it as JSON lines"
-        ) from None
+def _csv(path: Path, task: Task) -> SourceTable:
+    rows = whole_files.csv_rows(str(path))
     return _table(path, rows[0] if rows else [], rows[1:], "row", first=1)
 
 
 READERS: dict[str, Callable[[Path, Task], SourceTable]] = {
-    ".parquet": read_parquet,
-    ".jsonl": read_jsonl,
-    ".json": read_json,
-    ".tsv": read_tsv,
-    ".csv": read_csv,
+    ".parquet": _columnar,
+    ".arrow": _columnar,
+    ".jsonl": _json,
+    ".json": _json,
+    ".tsv": _tsv,
+    ".csv": _csv,
 }
 """By file ending."""
 
@@ -170,16 +169,3 @@ def _answers(question: dict[str, Any]) -> dict[str, list[Any]]:
     # SQuAD 2.0 lists plausible wrong answers under another key.
     answers = question.get("answers", [])
     return {key: [answer[key] for answer in answers] for key in ("text", "answer_start")}
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ExamplesError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}): convert it") from None
-
-
-def _lines(path: Path) -> list[str]:
-    """Lines of a text file, split at line feeds only: texts contain other characters at which Python would split."""
-    text = _text(path)
-    return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")] if text else []

@@ -24,7 +24,7 @@ from datasets.info import DatasetInfosDict
 
 from cluster.telemetry.error_text import first_line
 from eval.tasks.definitions import Task
-from eval.tasks.file_readers import READERS, ExamplesError, SourceTable, class_names, read_text_folders
+from eval.tasks.file_readers import READERS, ExamplesError, SourceTable, class_names, read, read_text_folders
 
 Splits: TypeAlias = Callable[[Sequence[str]], list[SourceTable]]
 """``splits(names)``: the tables of the first split with one of these names."""
@@ -48,7 +48,7 @@ def local(task: Task, folder: Path) -> Splits:
     declared = _declared(task, folder)
 
     def tables(names: Sequence[str]) -> list[SourceTable]:
-        found = [READERS[path.suffix](path, task) for path in _files(task, folder, names)]
+        found = [read(path, task) for path in _files(task, folder, names)]
         return [replace(table, label_names={**declared, **table.label_names}) for table in found]
 
     return tables

@@ -87,7 +87,11 @@ def _splits(*owners: tuple[int, ...]) -> list[Split]:
 def _facts(passed: int, bad: int = 0) -> dict[str, Any]:
     example = {"place": "in.txt", "where": "line 1", "reason": "not UTF-8", "text": "x"}
     spans = {"rows": passed + bad, "passed": passed, "passed_bytes": 10 * passed, "fingerprint": ""}
-    return {**spans, "bad": {"not UTF-8": bad} if bad else {}, "examples": [example] * min(bad, bad_documents.EXAMPLES)}
+    return {
+        **spans,
+        "dropped": {"not UTF-8": bad} if bad else {},
+        "examples": [example] * min(bad, bad_documents.EXAMPLES),
+    }
 
 
 def _sources(*limits: int | None) -> Any:

@@ -17,7 +17,7 @@ import tiny
 
 from cluster.artifacts.errors import StageError
 from cluster.corpus.stage import Corpus
-from cluster.readers import columnar_files, source_recipes, splits, text_files
+from cluster.readers import columnar_files, source_recipes, splits, text_files, text_lines
 from cluster.readers.bad_documents import BadDocument, Document
 from cluster.storage import patterns
 
@@ -102,7 +102,7 @@ def test_documents_are_the_same_wherever_the_files_are_cut(
     sizes = (1, 2, 3, 7, 20, 64, 100, 300, 2**26)
     for size in sizes:
         monkeypatch.setattr(splits, "SPLIT_BYTES", max(size, splits.COMPRESSION))
-        monkeypatch.setattr(text_files, "BLOCK", max(1, size // 2))
+        monkeypatch.setattr(text_lines, "BLOCK", max(1, size // 2))
         monkeypatch.setattr(columnar_files, "BATCH_BYTES", size)
         found = [text.strip() if write is _wiki and isinstance(text, str) else text for text in _read(source)]
         assert found == expected, size
@@ -152,8 +152,8 @@ def test_errors_name_the_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     bad += [b"[" * 7_000, b"9" * 5_000, b'{"text": "' + b"x" * 9_000 + b'"}']
     fine = b'{"text": "Fine."}'
     (tmp_path / "a.jsonl").write_bytes(b"\n".join(line for pair in zip([fine] * 9, bad, strict=True) for line in pair))
-    monkeypatch.setattr(text_files, "MAX_BYTES", 2**13)
-    monkeypatch.setattr(text_files, "BLOCK", 2**9)
+    monkeypatch.setattr(text_lines, "MAX_BYTES", 2**13)
+    monkeypatch.setattr(text_lines, "BLOCK", 2**9)
     source = {"kind": "jsonl", "path": str(tmp_path / "a.jsonl")}
     found = _read(source)
     faults = [document for document in found if isinstance(document, BadDocument)]
@@ -193,8 +193,8 @@ def test_a_page_that_is_cut_is_a_fault_and_so_is_one_with_other_bytes(tmp_path: 
 
 
 def test_paragraphs_and_pages_have_a_largest_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(text_files, "MAX_BYTES", 200)
-    monkeypatch.setattr(text_files, "BLOCK", 64)
+    monkeypatch.setattr(text_lines, "MAX_BYTES", 200)
+    monkeypatch.setattr(text_lines, "BLOCK", 64)
     (tmp_path / "a.txt").write_text("Short.\n\n" + "\n".join(tiny.ENGLISH) + "\n\nEnd.", encoding="utf-8")
     source = {"kind": "text", "path": str(tmp_path / "a.txt")}
     first, second, third = _read({**source, "documents": "paragraph"})
