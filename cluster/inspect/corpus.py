@@ -5,6 +5,7 @@ spread over the files.
 """
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -24,6 +25,7 @@ from cluster.inspect.findings import (
     with_share,
 )
 from cluster.inspect.text_stats import TextStats, describe, samples
+from cluster.readers.bad_documents import format_counts
 from cluster.storage import filesystem
 from cluster.telemetry import progress
 from cluster.telemetry.error_text import first_line
@@ -113,7 +115,20 @@ def _cleaning(found: Artifact) -> Section:
     if examples := fact(found, "examples"):
         rows = [(one["reason"], f"{one['file']}: {one['where']}", one["text"]) for one in examples]
         blocks.append(Table(("not usable", "where", "begins"), rows, texts=3))
+    if empty := _without_documents(found):
+        blocks.append(
+            Table(
+                (f"{plural(len(empty), 'file')} without documents", "dropped", "read"),
+                [(one["name"], format_counts(one.get("dropped", {})), f"{one['read']:,}") for one in empty[:_SOURCES]],
+                texts=2,
+            )
+        )
     return Section("CLEANING", blocks)
+
+
+def _without_documents(found: Artifact) -> list[Mapping[str, Any]]:
+    """Files that give the corpus nothing; corpora of older versions do not count by file."""
+    return [file for file in fact(found, "files") if file.get("kept") == 0]
 
 
 def _duplicates(found: Artifact) -> list[tuple[str, str]]:

@@ -74,11 +74,18 @@ def _start(stream: Any, size: int) -> bytes:
     return found
 
 
-def _codec(place: str, head: bytes) -> str | None:
-    """The compression that the first bytes show; None for a plain file."""
+def codec_of(head: bytes) -> str | None:
+    """The compression that the first bytes of a file show."""
     for magic, codec in _MAGIC:
         if head.startswith(magic) and (codec != "bz2" or head[4:10] in _BZIP2):
             return codec
+    return None
+
+
+def _codec(place: str, head: bytes) -> str | None:
+    """The compression of a text file; None for a plain one."""
+    if (found := codec_of(head)) is not None:
+        return found
     if head[1:4] == _SKIPPABLE and place.endswith(_suffix("zstd")):
         return "zstd"
     named = next((codec for suffix, codec in CODECS.items() if place.endswith(suffix)), None)

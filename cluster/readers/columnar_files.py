@@ -22,6 +22,9 @@ BATCH_BYTES = 2**22
 """Approximate bytes of text per batch."""
 BATCH_ROWS = 4096
 
+_SIGNATURE_BYTES = 28
+"""A nonce and a tag, which follow the metadata in the footer of a Parquet file with encrypted columns."""
+
 _SHOWN = 20
 """Names in a message."""
 
@@ -59,6 +62,7 @@ def open_parquet(place: str) -> Iterator[pq.ParquetFile]:
     """Open a Parquet file; one that cannot be read raises StageError, also while it is read."""
     # Row groups are read through a small buffer, so that memory does not depend on their size.
     with _opened(place, b"PAR1") as file, pq.ParquetFile(file, pre_buffer=False, buffer_size=2**20) as parquet_file:
+        _refuse_encrypted(place, file, parquet_file)
         yield parquet_file
 
 
@@ -94,13 +98,23 @@ def _opened(text: str, magic: bytes) -> Iterator[Any]:
 
 
 def _refuse_other_form(place: str, magic: bytes) -> None:
-    """Raise StageError if the file is whole and no Parquet or Arrow file."""
+    """Raise StageError if a file that cannot be read is no Parquet or Arrow file, rather than a damaged one."""
     with byte_streams.opened(filesystem.location(place)) as raw:
         head = raw.read(read_errors.HEAD_BYTES)
     read_errors.refuse_other_form(place, head, magic)
+    kind = "Parquet" if magic == b"PAR1" else "Arrow"
+    if codec := byte_streams.codec_of(head):
+        raise StageError(f"{place} is no {kind} file, but compressed with {codec}: unpack it")
     if head and read_errors.reads_as_text(head):
-        kind = "Parquet" if magic == b"PAR1" else "Arrow"
         raise StageError(f"{place} is text, no {kind} file: read it with a source of another kind, or leave it out")
+
+
+def _refuse_encrypted(place: str, file: Any, parquet_file: pq.ParquetFile) -> None:
+    """Raise StageError if columns are encrypted and the footer is not: asking pyarrow for them ends the process."""
+    file.seek(file.size() - 8)
+    footer_bytes = int.from_bytes(file.read(4), "little")
+    if footer_bytes == parquet_file.metadata.serialized_size + _SIGNATURE_BYTES:
+        raise StageError(f"{place} {read_errors.ENCRYPTED}")
 
 
 def _offset(group: Any) -> int:

@@ -19,12 +19,14 @@ from cluster.telemetry.error_text import first_line
 
 DAMAGED = "it is cut or damaged, fetch it again"
 
+ENCRYPTED = "is encrypted: let its owner write it again without encryption"
+
 HEAD_BYTES = 512
 """Bytes at the start of a file that show its form."""
 
 _FORMS = (
     (b"PAR1", 'a Parquet file: read it with kind = "parquet", or end its name in .parquet'),
-    (b"PARE", "an encrypted Parquet file: write it again without encryption, with the keys of its owner"),
+    (b"PARE", "an encrypted Parquet file: let its owner write it again without encryption"),
     (b"ARROW1", 'an Arrow file: read it with kind = "arrow", or end its name in .arrow'),
     (b"FEA1", "a Feather file of version 1: write it again with pandas.read_feather(…).to_parquet(…)"),
     (b"PK\x03\x04", "a zip archive: unpack it with unzip {name}"),
@@ -47,8 +49,8 @@ _FORMS = (
 _TAR_AT, _TAR = 257, b"ustar"
 
 _LACKING = (
-    ("encrypt", "is encrypted: write it again without encryption, with the keys of its owner"),
-    ("decrypt", "is encrypted: write it again without encryption, with the keys of its owner"),
+    ("encrypt", ENCRYPTED),
+    ("decrypt", ENCRYPTED),
     (
         "too much memory",
         "is compressed with a window of more than 128 MB: pack it anew with zstd -dc --long=31 {name} | zstd > NEW, or "
@@ -96,7 +98,7 @@ def _reason(error: BaseException, place: str) -> str:
 
 
 def refuse_other_form(place: str, head: bytes, expected: bytes = b"", unpacked: bool = False) -> None:
-    """Raise StageError if the first bytes, perhaps of the unpacked file, are those of another form than ``expected``."""
+    """Raise StageError if a file, perhaps the unpacked one, begins like another form than ``expected``."""
     if reads_as_text(head):
         return
     name = quoted(place.rpartition(".")[0] if unpacked else place)

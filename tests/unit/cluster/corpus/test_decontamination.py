@@ -2,6 +2,7 @@
 
 import json
 import random
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 from cluster.artifacts.errors import StageError
 from cluster.artifacts.recipe import RecipeError
 from cluster.corpus.decontamination import Decontamination, EvaluationIndex, evaluation_files
+from cluster.corpus.filters import Cleaning, Filter, clean
 
 DATA = paths.DATA
 
@@ -69,6 +71,37 @@ def test_linked_folders_are_read_and_hidden_files_are_not(tmp_path: Path) -> Non
 def test_case_punctuation_and_line_breaks_hide_nothing(tmp_path: Path) -> None:
     evaluation = _load(_task(tmp_path / "whisky", LONG))
     assert evaluation.overlap("«" + LONG.upper().replace(" ", ",\n") + "»") == "whisky"
+
+
+@pytest.mark.parametrize(
+    "hide",
+    [
+        lambda text: unicodedata.normalize("NFD", text),
+        lambda text: text.replace("ti", "t\x07i"),
+        lambda text: text.replace("dis", "\ufeffd\ufeffis"),
+        lambda text: text.replace("distilleries", "distil\u2060leries"),
+        lambda text: text.replace("padlocked", "pad\xadlocked"),
+        lambda text: text.replace(" ", "\x0b"),
+        lambda text: text.replace(" ", "\x85"),
+        lambda text: text.replace(" ", "\u200b "),
+    ],
+)
+def test_other_forms_of_the_same_text_hide_nothing_on_either_side(tmp_path: Path, hide: Callable[[str], str]) -> None:
+    """The texts of a task are cleaned as documents are; documents are clean when they are compared."""
+    text = LONG.replace("malt", "mált")
+    assert hide(text) != text
+    assert _load(_task(tmp_path / "hidden", hide(text))).overlap(clean(text)) == "hidden"
+    assert _load(_task(tmp_path / "plain", text)).overlap(clean(hide(text))) == "plain"
+
+
+def test_texts_are_compared_as_the_rules_for_lines_leave_them(tmp_path: Path) -> None:
+    lines = [f"{LONG.rsplit(' ', 8)[0]}.", "Terms of use and privacy policy.", "It is made of brass and of glass."]
+    task = _task(tmp_path / "pages", "\n".join(lines))
+    cleaning = Cleaning.of({"c4": {"min_sentences": 0}})
+    kept = Filter(cleaning).apply("\n".join(lines)).text
+    assert kept == f"{lines[0]}\n{lines[2]}"
+    index = EvaluationIndex.load(Decontamination.of({"tasks": [str(task)]}), cleaning)
+    assert index.overlap(kept) == index.overlap("\n".join(lines)) == "pages"
 
 
 def test_shorter_texts_count_whole_and_the_shortest_not_at_all(tmp_path: Path) -> None:
@@ -150,6 +183,24 @@ def _csv(path: Path) -> None:
     path.write_text(f'index,sentence\n0,"First, a line.\n{LONG}"\n', encoding="utf-8")
 
 
+def _one_value_a_line(path: Path) -> None:
+    """Separators inside strings: U+2028, next line; and a byte order mark before all."""
+    lines = [
+        json.dumps({"sentence": f"First\u2028and\x85second: {LONG}"}, ensure_ascii=False),
+        json.dumps({"label": 1}),
+    ]
+    path.write_text("\ufeff" + "\n".join(lines), encoding="utf-8")
+
+
+def _array(path: Path) -> None:
+    path.write_text(json.dumps([{"sentence": "one"}, {"sentence": LONG}], indent=1), encoding="utf-8")
+
+
+def _bytes(path: Path) -> None:
+    table = {"text": pa.array([LONG.encode(), b"\x89PNG\r\n\xff"], pa.binary()), "none": pa.nulls(2)}
+    pq.write_table(pa.table(table), path)
+
+
 def _lines(path: Path) -> None:
     path.write_text(f"\n = Title = \n{LONG}\n", encoding="utf-8")
 
@@ -163,6 +214,10 @@ def _lines(path: Path) -> None:
         ("dev-v1.1.json", _squad),
         ("dev.json", _json_lines),
         ("dev_matched.jsonl", _json_lines),
+        ("dev.json", _one_value_a_line),
+        ("dev.jsonl", _one_value_a_line),
+        ("dev.json", _array),
+        ("dev.parquet", _bytes),
         ("dev.tsv", _tsv),
         ("TEST.csv", _csv),
         ("valid.txt", _lines),
@@ -252,9 +307,9 @@ def _other_kind(folder: Path) -> Path:
         (_nothing, "nowhere.*no such file or folder"),
         (_no_match, "nothing matches this glob"),
         (_train_only, r"no file .* dev, test, valid.*there is train.jsonl.*decontamination.files"),
-        (_broken, r"dev.jsonl: not readable as .jsonl"),
-        (_truncated, r"dev.parquet is not a readable Parquet file"),
-        (_latin, r"test.txt: not readable as .txt .*utf-8"),
+        (_broken, r"dev.jsonl: line 1 is not JSON .*fetch it again"),
+        (_truncated, r"dev.parquet cannot be read .*damaged"),
+        (_latin, r"test.txt: line 1 is not UTF-8.*iconv"),
         (_all_short, "no text of sst2 has 8 words: lower min_words"),
         (_other_kind, "dev.xml: evaluation data is read from .parquet"),
     ],

@@ -32,9 +32,10 @@ def _judge(text: str, **values: Any) -> str | None:
 
 def _naive(text: str) -> str:
     kept = []
-    for character in text.replace("\r\n", "\n").replace("\r", "\n").replace("\t", " "):
+    for character in text.replace("\r\n", "\n").replace("\r", "\n"):
         unwanted = unicodedata.category(character) in ("Cc", "Cs") and character != "\n"
-        kept.append("" if unwanted or character == "\ufeff" else character)
+        separates = unwanted and character.isspace()
+        kept.append(" " if separates else "" if unwanted or character == "\ufeff" else character)
     return unicodedata.normalize("NFC", "".join(kept)).strip()
 
 
@@ -49,6 +50,10 @@ def _naive(text: str) -> str:
         "\ufeffmark, c1\x85 control\x9f",
         "lone \ud800 surrogate \udfff",
         "\x1c\x1f",
+        "First line\x0bSecond line",
+        "page one ends\x0cPage two",
+        "a title\x85its text",
+        "a\x1cb\x1dc\x1ed\x1fe",
         "",
     ],
 )
@@ -211,3 +216,31 @@ def test_encyclopedia_articles_pass_the_rules_made_for_good_text() -> None:
     cleaner = Filter(Cleaning.of({"languages": ["en"], "gopher": {}, "min_words": 50, "max_words": 100_000}))
     reasons = [cleaner.apply(text).reason for text in table.column("text").to_pylist()[:300]]
     assert reasons.count(None) >= 295, reasons
+
+
+def test_control_characters_that_separate_words_leave_a_blank() -> None:
+    separators = "\t\x0b\x0c\x1c\x1d\x1e\x1f\x85"
+    assert clean("é".join(f"one{character}two" for character in separators)).split("é") == ["one two"] * len(separators)
+
+
+@pytest.mark.parametrize("phrase", ["Privacy Policy", "PRIVACY\tPOLICY", "pri\x07vacy policy"])
+def test_phrases_of_c4_match_in_any_case_and_form(phrase: str) -> None:
+    page = f"{PROSE}\nHere is our privacy policy and some more of it."
+    assert _judge(page, c4={"forbidden": [phrase]}) is None, "the line is cut before"
+    assert _judge(page, c4={"forbidden": [phrase], "cut_lines": []}) == "c4: forbidden"
+    kept = Filter(Cleaning.of({"c4": {"cut_lines": [phrase]}})).apply(page).text
+    assert kept == PROSE
+
+
+def test_phrases_are_compared_in_the_form_of_clean_text() -> None:
+    decomposed = unicodedata.normalize("NFD", "CRÈME BRÛLÉE")
+    assert _judge(f"{PROSE} A crème brûlée is none.", c4={"forbidden": [decomposed]}) == "c4: forbidden"
+
+
+@pytest.mark.parametrize(
+    ("rules", "says"),
+    [({"forbidden": [""]}, "empty"), ({"cut_lines": ["\x07"]}, "empty"), ({"cut_lines": ["a\nb"]}, "lines")],
+)
+def test_phrases_that_match_everything_or_nothing_are_refused(rules: dict[str, list[str]], says: str) -> None:
+    with pytest.raises(RecipeError, match=says):
+        Cleaning.of({"c4": rules})

@@ -156,7 +156,7 @@ def test_files_that_are_absent_double_or_damaged_are_refused(tmp_path: Path) -> 
         from_folder(TASKS["sst2"], tmp_path)
     (tmp_path / "train_subset.tsv").unlink()
     (tmp_path / "train.tsv").rename(tmp_path / "train.parquet")
-    with pytest.raises(ExamplesError, match=r"train\.parquet is no readable Parquet file"):
+    with pytest.raises(ExamplesError, match=r"train\.parquet is text, no Parquet file"):
         from_folder(TASKS["sst2"], tmp_path)
     (tmp_path / "train.parquet").rename(tmp_path / "train.jsonl")
     with pytest.raises(ExamplesError, match="line 1 is not JSON"):
