@@ -203,7 +203,7 @@ def _files(text: str, splits: tuple[str, ...]) -> list[tuple[str, filesystem.Fil
     if not filesystem.exists(place):
         raise StageError(f"decontamination task {text}: no such file or folder; relative paths start at {Path.cwd()}")
     below = {PurePosixPath(filesystem.relative(info.location, place) or ""): info for info in filesystem.files(place)}
-    readable = {name: info for name, info in below.items() if name.suffix in evaluation_texts.SUFFIXES}
+    readable = {name: info for name, info in below.items() if evaluation_texts.is_readable(name)}
     chosen = [(_task(place.name, name, splits), info) for name, info in readable.items() if _is_split(name, splits)]
     if not chosen:
         there = ", ".join(sorted({name.name for name in below})[:5]) or "nothing"

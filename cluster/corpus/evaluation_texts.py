@@ -4,11 +4,17 @@ Parquet, Arrow, JSON (one value, or one per line), TSV as GLUE writes it (quotat
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import PurePosixPath
 from typing import Any
 
 from cluster.artifacts.errors import StageError
 from cluster.readers import whole_files
 from cluster.storage import filesystem
+
+
+def is_readable(name: PurePosixPath) -> bool:
+    """Whether a file has one of the forms that are read, compressed ones included."""
+    return whole_files.form(name.name) in SUFFIXES
 
 
 def read(place: filesystem.Location) -> Iterator[str]:

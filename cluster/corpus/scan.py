@@ -85,8 +85,7 @@ class Scanner:
     def _scan(self, span: SourceSpan, limit: SourceLimit, table: DocumentTableWriter) -> SpanFacts:
         facts, digest = SpanFacts(), hashlib.sha256()
         source = self._config.sources[span.source]
-        listed = FileInfo(filesystem.location(span.place), span.size, span.stamp)
-        with read_errors.unchanged(listed) if isinstance(source, AnyFiles) else contextlib.nullcontext():
+        with _unchanged(span) if isinstance(source, AnyFiles) else contextlib.nullcontext():
             found = text_files.read(source, span)
             for label, document in ((label, document) for label, batch in found for document in batch):
                 if limit.reached:
@@ -114,6 +113,10 @@ class Scanner:
         near = self._config.near_duplicates
         signature = minhash.signature(result.text, near) if near is not None else None
         return DocumentRow(label, result.text, "", len(encoded), digest, signature)
+
+
+def _unchanged(span: SourceSpan) -> contextlib.AbstractContextManager[None]:
+    return read_errors.unchanged(FileInfo(filesystem.location(span.place), span.size, span.stamp))
 
 
 def _count(facts: SpanFacts, span: SourceSpan, document: Document, row: DocumentRow) -> None:

@@ -78,6 +78,8 @@ def _documents(found: Artifact, name: str, budget: int, stats: TextStats) -> Ite
                 table = file.read_row_group(number, columns=columns)
                 yield from zip(*(table[column].to_pylist() for column in columns), strict=True)
     except (pa.ArrowException, KeyError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the disk, its server or the permissions, not the contents
         raise InspectError(
             f"{found.location / name} cannot be read ({first_line(error)}): make the corpus again"
         ) from None

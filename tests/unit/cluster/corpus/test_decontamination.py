@@ -1,5 +1,6 @@
 """Decontamination: n-grams of a task's words are found at any position, in every file format of tasks."""
 
+import gzip
 import json
 import random
 import unicodedata
@@ -218,6 +219,7 @@ def _lines(path: Path) -> None:
         ("dev.jsonl", _one_value_a_line),
         ("dev.json", _array),
         ("dev.parquet", _bytes),
+        ("dev.jsonl.gz", lambda path: path.write_bytes(gzip.compress(json.dumps({"text": LONG}).encode()))),
         ("dev.tsv", _tsv),
         ("TEST.csv", _csv),
         ("valid.txt", _lines),

@@ -180,7 +180,7 @@ def test_wiki_pages_in_an_unknown_form_are_no_success(tmp_path: Path) -> None:
     good = _json_lines(tmp_path / "a.jsonl", GOOD)
     (tmp_path / "wiki").mkdir()
     (tmp_path / "wiki" / "wiki_00").write_text("[[Page]]\nIts text.\n", encoding="utf-8")
-    with pytest.raises(StageError, match="outside of <doc>.*WikiExtractor"):
+    with pytest.raises(StageError, match=r"outside of <doc>.*WikiExtractor"):
         _make(tmp_path / "out", {"kind": "wikiextractor", "path": str(tmp_path / "wiki")}, good)
 
 

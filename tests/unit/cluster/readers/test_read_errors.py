@@ -149,8 +149,12 @@ def test_missing_unreadable_and_changed_files_are_no_damage(tmp_path: Path) -> N
     with pytest.raises(StageError, match="changed while it was read"), read_errors.unchanged(listed):
         path.write_bytes(LINES[:100])
     with pytest.raises(StageError, match="removed while it was read"), read_errors.unchanged(filesystem.info(path)):
-        path.unlink()
-        whole_files.text(str(path))
+        _read_removed(path)
+
+
+def _read_removed(path: Path) -> None:
+    path.unlink()
+    whole_files.text(str(path))
 
 
 def test_a_network_failure_while_an_object_is_read_is_no_damage(
@@ -166,11 +170,12 @@ def test_a_network_failure_while_an_object_is_read_is_no_damage(
 
     for name, data in (("a.parquet", _parquet_bytes(row_group_size=50)), ("a.jsonl.gz", gzip.compress(LINES, 0))):
         monkeypatch.setattr(filesystem, "open_read", lambda place, data=data: _Broken(data))
+        read = _read_parquet if name.endswith("parquet") else whole_files.text
         with pytest.raises(filesystem.StorageError, match="check the address, the network") as error:
-            place = f"memory://bucket/{name}"
-            if name.endswith("parquet"):
-                with columnar_files.open_parquet(place) as file:
-                    file.read()
-            else:
-                whole_files.text(place)
+            read(f"memory://bucket/{name}")
         assert "damaged" not in str(error.value)
+
+
+def _read_parquet(place: str) -> None:
+    with columnar_files.open_parquet(place) as file:
+        file.read()
