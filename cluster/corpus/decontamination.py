@@ -29,7 +29,8 @@ from pydantic import Field, PositiveInt, model_validator
 
 from cluster.artifacts.errors import StageError
 from cluster.artifacts.recipe import Recipe
-from cluster.corpus import evaluation_texts, filters, word_ngrams
+from cluster.corpus import evaluation_texts, word_ngrams
+from cluster.corpus.clean_text import clean
 from cluster.corpus.document_table import I64, Mask
 from cluster.corpus.filters import Cleaning, Filter
 from cluster.corpus.word_ngrams import U64
@@ -92,7 +93,7 @@ class EvaluationIndex:
             with read_errors.unchanged(file):
                 for text in evaluation_texts.read(file.location):
                     # Whole, and as it stays in a document that holds it.
-                    texts.setdefault(task, set()).update((filters.clean(text), cleaner.clean(text)))
+                    texts.setdefault(task, set()).update((clean(text), cleaner.clean(text)))
             files[task] += 1
         found = {task: [_TextNgrams.of(text, recipe) for text in texts[task]] for task in texts}
         numbers = {task: _distinct([text.ngrams for text in found[task]]) for task in found}

@@ -1,14 +1,12 @@
 """Cleans one text and applies the filters of the recipe, each with its own reason in the manifest.
 
-Every text becomes NFC with Unix line endings, spaces for tabs and for control characters that separate words, and no
-other control characters. All other rules are off unless the recipe sets them: lengths, languages, and the rules of C4
-and Gopher for text from the web.
+Every text is cleaned (``clean_text``). All other rules are off unless the recipe sets them: lengths, languages, and the
+rules of C4 and Gopher for text from the web.
 """
 
 import difflib
 import functools
 import re
-import unicodedata
 from dataclasses import dataclass
 from typing import Annotated, Any, Self, TypeAlias
 
@@ -23,6 +21,7 @@ from pydantic import (
 )
 
 from cluster.artifacts.recipe import Recipe
+from cluster.corpus.clean_text import clean, normalized
 
 LANGUAGE_CHARACTERS = 1000
 """Characters from the middle of a text that decide its language; a title page or navigation would mislead.
@@ -31,11 +30,6 @@ On 1,612 Wikipedia articles, 92 novels and 3,000 film reviews, the middle 1,000 
 English; the first 1,000 miss 5 % of the novels. Single sentences are harder: 5 % of SST-2 score lower.
 """
 
-# Control characters (newline stays), lone surrogates, which UTF-8 cannot hold, and the byte order mark.
-_UNWANTED = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufeff]")
-# Of these, white space: vertical tab, form feed, the four separators, next line.
-_SEPARATORS = frozenset("\x09\x0b\x0c\x1c\x1d\x1e\x1f\x85")
-_ASCII_UNWANTED = bytes({*range(0x20), 0x7F} - {0x0A})
 # Ends of a line of running text, closing quotation marks included.
 _LINE_END = (".", "!", "?", '"', "”", "’")
 _SENTENCE_END = re.compile(r"[.!?][\"”’')\]]*(?=\s|$)")
@@ -186,25 +180,6 @@ class Filter:
         if recipe.gopher is not None:
             return _words_reason(text, recipe.gopher) or _lines_reason(text, recipe.gopher)
         return None
-
-
-def clean(text: str) -> str:
-    """The text in NFC, with Unix line endings, spaces for tabs, and no control characters or outer white space."""
-    if text.isascii():
-        raw = text.encode()
-        if len(raw.translate(None, _ASCII_UNWANTED)) == len(raw):
-            return text.strip()
-    return normalized(text).strip()
-
-
-def normalized(text: str) -> str:
-    """The text in the characters of clean text, with its outer white space."""
-    text = text.replace("\r\n", "\n").replace("\r", "\n").replace("\t", " ")
-    return unicodedata.normalize("NFC", _UNWANTED.sub(_replacement, text))
-
-
-def _replacement(unwanted: re.Match[str]) -> str:
-    return " " if unwanted[0] in _SEPARATORS else ""
 
 
 def language_of(text: str) -> tuple[str, float]:

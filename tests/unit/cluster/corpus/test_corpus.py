@@ -25,7 +25,7 @@ from waiting import wait_until
 
 from cluster.actors.ray_cluster import connect
 from cluster.artifacts import artifact, cli, errors, stage
-from cluster.corpus import filters, shard_writer
+from cluster.corpus import clean_text, filters, shard_writer
 from cluster.corpus import stage as corpus_stage
 from cluster.corpus.stage import STAGE, Corpus
 from cluster.readers import docstrings, splits
@@ -489,7 +489,7 @@ def test_real_articles_and_novels_pass_whole(tmp_path: Path) -> None:
         "wikipedia": 300,
         "novels": 3,
     }
-    assert all(text == filters.clean(text) for text in _texts(made))
+    assert all(text == clean_text.clean(text) for text in _texts(made))
 
 
 @pytest.fixture

@@ -15,8 +15,9 @@ import pytest
 
 from cluster.artifacts.errors import StageError
 from cluster.artifacts.recipe import RecipeError
+from cluster.corpus.clean_text import clean
 from cluster.corpus.decontamination import Decontamination, EvaluationIndex, evaluation_files
-from cluster.corpus.filters import Cleaning, Filter, clean
+from cluster.corpus.filters import Cleaning, Filter
 
 DATA = paths.DATA
 

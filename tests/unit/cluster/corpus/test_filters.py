@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from cluster.artifacts.recipe import RecipeError
-from cluster.corpus.filters import Cleaning, Filter, clean, language_of
+from cluster.corpus.clean_text import clean
+from cluster.corpus.filters import Cleaning, Filter, language_of
 
 DATA = paths.DATA
 

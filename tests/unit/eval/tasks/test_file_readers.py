@@ -79,10 +79,10 @@ def test_errors_name_row_and_cause(tmp_path: Path) -> None:
     with pytest.raises(ExamplesError, match=r"line 3 is not UTF-8.*iconv"):
         _read(tmp_path / "train.tsv")
     (tmp_path / "train.jsonl").write_text('{"sentence": "fine"}\n{"sentence": fine}\n{"a": 1}\n', encoding="utf-8")
-    with pytest.raises(ExamplesError, match="line 2 is not JSON.*correct it"):
+    with pytest.raises(ExamplesError, match=r"line 2 is not JSON.*correct it"):
         _read(tmp_path / "train.jsonl")
     (tmp_path / "train.jsonl").write_text('{"sentence": "fine"}\n{"sentence": "cu', encoding="utf-8")
-    with pytest.raises(ExamplesError, match="line 2 is not JSON.*fetch it again"):
+    with pytest.raises(ExamplesError, match=r"line 2 is not JSON.*fetch it again"):
         _read(tmp_path / "train.jsonl")
     (tmp_path / "train.jsonl").write_bytes(gzip.compress(b'{"sentence": "fine"}\n'))
     assert _read(tmp_path / "train.jsonl").columns == {"sentence": ["fine"]}
