@@ -150,12 +150,16 @@ def _arrow(place: str) -> Iterator[Any]:
 
 def _column(place: str, name: str, values: Any, first_row: int) -> Sequence[Any]:
     found = columnar_files.decoded(values, first_row)
-    if found is not None and not any(isinstance(value, BadDocument) for value in found):
+    bad = [value.where for value in found or () if isinstance(value, BadDocument)]
+    if found is not None and not bad:
         return found
     try:
-        return values.to_pylist()  # type: ignore[no-any-return]
+        plain: list[Any] = values.to_pylist()
     except UnicodeDecodeError as error:
-        wrong = next((value.where for value in found or () if isinstance(value, BadDocument)), "a row")
         raise StageError(
-            f"{place}: {wrong}: column {name} is not UTF-8 ({error.reason}): write the file again from text in UTF-8"
+            f"{place}: {next(iter(bad), 'a row')}: column {name} is not UTF-8 ({error.reason}): write the file again "
+            "from text in UTF-8"
         ) from None
+    if found is None:
+        return plain
+    return [raw if isinstance(value, BadDocument) else value for value, raw in zip(found, plain, strict=True)]

@@ -64,7 +64,7 @@ class _Pages:
         for line in text_lines.of_span(self._span, past_end=True):
             text = self._builder.decode(line)
             is_start = line[1].startswith(_BEGINNINGS) and _PAGE_START.fullmatch(line[1].removeprefix(text_lines.BOM))
-            if self._page is None and self._end is not None and line[0] >= self._end:
+            if (is_start or self._page is None) and self._end is not None and line[0] >= self._end:
                 break
             if is_start or line[1].rstrip() == _PAGE_END:
                 yield from self._border(line if is_start else None)
