@@ -184,14 +184,22 @@ def texts(batch: pa.RecordBatch, column: str, place: str, first_row: int) -> lis
     Raises:
         StageError: there is no such column, or it holds something else than text.
     """
-    found = decoded(_values(batch, field_path(column, batch.schema, place)), first_row)
-    if found is None:
-        kind = _values(batch, field_path(column, batch.schema, place)).type
-        raise StageError(f"{place}: column {column} holds {kind}, expected strings: name another column")
+    values = _values(batch, field_path(column, batch.schema, place))
+    if (found := decoded(values, first_row)) is None:
+        raise StageError(
+            f"{place}: column {column} holds {values.type}, expected strings: {_advice(column, values.type)}"
+        )
     if None in found:
         rows = enumerate(found, first_row)
         return [BadDocument("missing", f"row {row}", "") if value is None else value for row, value in rows]
     return found  # type: ignore[return-value]
+
+
+def _advice(column: str, kind: pa.DataType) -> str:
+    """What to do about a column that holds something else than text."""
+    if pa.types.is_struct(kind) and kind.num_fields:
+        return f"name a field of it, such as {column}.{kind.field(0).name}"
+    return "write a row for each text" if pa.types.is_nested(kind) else "name another column"
 
 
 def decoded(values: pa.Array, first_row: int) -> list[Document | None] | None:

@@ -5,7 +5,6 @@ feature that this project lacks, is changed by another process, or cannot be rea
 """
 
 import contextlib
-import errno
 import shlex
 from collections.abc import Iterator
 from pathlib import PurePosixPath
@@ -150,8 +149,3 @@ def _check_unchanged(found: FileInfo) -> None:
             f"{found.location} was {'changed' if now else 'removed'} while it was read: leave the file alone, and run "
             "the same command again, which starts over"
         )
-
-
-def changed_object(error: OSError) -> bool:
-    """Whether an object store refused to go on because the object is another one now."""
-    return error.errno == errno.EBUSY

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from cluster.artifacts.errors import StageError
 from cluster.corpus.stage import Corpus
 from cluster.readers import splits, text_files
 from cluster.readers.bad_documents import BadDocument, Document
@@ -148,6 +149,16 @@ def test_a_column_may_be_a_field_of_a_struct(tmp_path: Path, kind: str) -> None:
     _nested(tmp_path)
     found = _read(kind, tmp_path, column="text.value")
     assert [one if isinstance(one, str) else one.reason for one in found] == ["One.", "missing", "missing", "Two."]
+
+
+@pytest.mark.parametrize(
+    ("column", "advice"), [("text", r"text\.value"), ("list", "a row for each"), ("number", "another column")]
+)
+def test_other_types_are_refused_by_name(tmp_path: Path, column: str, advice: str) -> None:
+    table = pa.table({"text": [{"value": "One."}], "list": [["One."]], "number": [1]})
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(StageError, match=f"column {column} holds .*{advice}"):
+        _read("parquet", tmp_path, column=column)
 
 
 @pytest.mark.parametrize("kind", ["parquet", "arrow", "jsonl"])
