@@ -17,6 +17,7 @@ A task is a folder, a glob or a file. In a folder, files count whose path contai
 import functools
 import hashlib
 import json
+import logging
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -39,6 +40,8 @@ from cluster.storage import filesystem, patterns
 
 U16 = npt.NDArray[np.uint16]
 Word: TypeAlias = Annotated[str, Field(pattern="^[a-z]+$")]
+
+logger = logging.getLogger("stillhouse")
 
 # Bits of the bitmap per n-gram of the evaluation data: at most one lookup in sixteen needs the exact search.
 _BITS_PER_NGRAM = 16
@@ -90,10 +93,7 @@ class EvaluationIndex:
         files = Counter[str]()
         cleaner = Filter(cleaning or Cleaning())
         for task, file in evaluation_files(recipe):
-            with read_errors.unchanged(file):
-                for text in evaluation_texts.read(file.location):
-                    # Whole, and as it stays in a document that holds it.
-                    texts.setdefault(task, set()).update((clean(text), cleaner.clean(text)))
+            texts.setdefault(task, set()).update(_texts(file, cleaner))
             files[task] += 1
         found = {task: [_TextNgrams.of(text, recipe) for text in texts[task]] for task in texts}
         numbers = {task: _distinct([text.ngrams for text in found[task]]) for task in found}
@@ -182,6 +182,15 @@ class _TextNgrams:
 
     def heads(self, length: int) -> U64:
         return word_ngrams.ngrams(self.words, length)[: len(self.ngrams)]
+
+
+def _texts(file: filesystem.FileInfo, cleaner: Filter) -> set[str]:
+    """The texts of a file, each whole and as it stays in a document that holds it."""
+    with read_errors.unchanged(file):
+        read = [*evaluation_texts.read(file.location)]
+    if not any(read):
+        logger.warning("decontamination: no text in %s", file.location)
+    return {cleaned for text in read for cleaned in (clean(text), cleaner.clean(text))}
 
 
 def evaluation_files(recipe: Decontamination) -> list[tuple[str, filesystem.FileInfo]]:

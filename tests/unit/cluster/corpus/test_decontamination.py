@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import logging
 import random
 import unicodedata
 from collections.abc import Callable
@@ -253,6 +254,16 @@ def test_files_and_globs_are_taken_as_they_are_named(tmp_path: Path) -> None:
     assert _load(tmp_path / "rte" / "heldout.jsonl").tasks == ("rte",)
     assert _load(f"{tmp_path}/*/held*.jsonl").tasks == ("cola", "rte")
     assert _load(tmp_path / "rte", files=["heldout"]).overlap(LONG) == "rte"
+
+
+def test_a_file_without_texts_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    _task(tmp_path / "rte", LONG)
+    (tmp_path / "rte" / "test.jsonl").touch()
+    with caplog.at_level(logging.INFO, "stillhouse"):
+        assert _load(tmp_path / "rte").counts["rte"]["files"] == 2
+    assert [record.getMessage() for record in caplog.records] == [
+        f"decontamination: no text in {tmp_path}/rte/test.jsonl"
+    ]
 
 
 def test_other_processes_open_the_saved_index(tmp_path: Path) -> None:
