@@ -83,8 +83,10 @@ def main() -> None:
             head = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))["architectures"][0]
             by_head = {"MaskedLM": (fill_mask, sentences), "Classification": (classes,), "Answering": (answer,)}
             ways += [tensors, *next(ways for ending, ways in by_head.items() if head.endswith(ending))]
-        if importlib.util.find_spec("sentence_transformers") is None and sentences in ways:
-            ways.remove(sentences)
+        absent = [] if importlib.util.find_spec("sentence_transformers") else [sentences]
+        # transformers 5 has no pipeline for questions.
+        absent += [] if transformers.__version__.startswith("4.") else [answer]
+        ways = [way for way in ways if way not in absent]
         found[folder] = {way.__name__: way(folder, texts) for way in ways}
         found[folder]["reads"] = {"names": tokenizer.model_input_names, "longest": tokenizer.model_max_length}
     print(json.dumps({"version": transformers.__version__, "found": found}))
