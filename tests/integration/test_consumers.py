@@ -119,7 +119,7 @@ def flat(values: Any) -> list[float]:
 def test_others_answer_as_we_do(
     models: dict[str, Path], texts: Path, ours: dict[str, dict[str, Any]], environment: str
 ) -> None:
-    if not (paths.ROOT / "build" / "consumers" / environment).is_dir():
+    if not (paths.ROOT / "build" / "consumers" / environment / ".ready").is_file():
         pytest.skip(f"{environment} is not installed: make consumers installs it")
     theirs = ask([*models.values()], texts, environment)
     for name in models:
