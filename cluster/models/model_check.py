@@ -14,6 +14,7 @@ from cluster.artifacts.errors import StageError
 from cluster.models import export_spec, model_folder
 from cluster.storage import filesystem
 from cluster.storage.filesystem import Location
+from cluster.telemetry.formatting import plural
 
 _LAYER = re.compile(r"(?:^|\.)layers?\.(\d+)\.")
 _ROWS = {
@@ -62,7 +63,7 @@ def _check_fits(folder: Path, config: Mapping[str, Any], shapes: Mapping[str, tu
     layers = {int(found[1]) for name in shapes if (found := _LAYER.search(name))}
     said = config.get("num_hidden_layers", config.get("n_layers"))
     if layers and said is not None and layers != set(range(said)):
-        raise misfit(folder, f"config.json has {said} layers, the weights have {len(layers)}")
+        raise misfit(folder, f"config.json has {plural(said, 'layer')}, the weights have {len(layers)}")
     for key, pattern in _ROWS.items():
         rows = {shape[0] for name, shape in shapes.items() if pattern.search(name)}
         if rows and key in config and rows != {config[key]}:

@@ -97,7 +97,7 @@ def test_a_changed_bit_of_an_export_is_refused(made: Made, tmp_path: Path, way: 
 def test_a_configuration_with_fewer_layers_is_refused(made: Made, tmp_path: Path, way: str) -> None:
     deeper = model_exports.mrpc_model(tmp_path / "two", layers=2)
     changed = altered_models.with_config(deeper, tmp_path / "changed", n_layers=1)
-    with pytest.raises(StageError, match=r"changed: config\.json has 1 layers, the weights have 2"):
+    with pytest.raises(StageError, match=r"changed: config\.json has 1 layer, the weights have 2"):
         WAYS[way](changed, made, tmp_path / "out")
 
 

@@ -93,7 +93,7 @@ def test_a_configuration_of_other_layers_is_refused(
     folders: dict[str, Path], tmp_path: Path, family: str, layers: int
 ) -> None:
     changed = with_config(folders[family], tmp_path / "changed", **{LAYERS[family]: layers})
-    with pytest.raises(StageError, match=f"{changed}: config.json has {layers} layers, the weights have 2"):
+    with pytest.raises(StageError, match=f"{changed}: config.json has {layers} layers?, the weights have 2"):
         check(changed)
     for kind in (AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoModel):
         with pytest.raises(StageError, match=r"layer\.[12]\."):
@@ -113,7 +113,7 @@ def test_a_configuration_of_other_embeddings_is_refused(
 
 def test_layers_are_counted_over_all_shards(sharded: Path, tmp_path: Path) -> None:
     check(sharded)
-    with pytest.raises(StageError, match="has 1 layers, the weights have 2"):
+    with pytest.raises(StageError, match="has 1 layer, the weights have 2"):
         check(with_config(sharded, tmp_path / "changed", num_hidden_layers=1))
     lost = shutil.copytree(sharded, tmp_path / "lost")
     last = sorted(lost.glob("*.safetensors"))[-1]
