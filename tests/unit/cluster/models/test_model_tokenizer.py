@@ -63,7 +63,8 @@ def test_truncation_and_padding_of_a_call_are_not_saved(tmp_path: Path) -> None:
     save_beside(tokenizer, DistilBertConfig(), tmp_path)
     plain = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     assert (plain.truncation, plain.padding) == (None, None)
-    assert len(plain.encode(LONG).ids) == 1 + 4 * 600 + 1 == len(tokenizer(LONG)["input_ids"])
+    assert len(plain.encode(LONG).ids) > 600
+    assert plain.encode(LONG).ids == tokenizer(LONG)["input_ids"]
     assert len(plain.encode("a").ids) == 3
 
 
