@@ -115,4 +115,5 @@ def of_config(values: Mapping[str, Any], name: str) -> ModelShape:
         raise ShapeError(f"the configuration of {name} has no {error.args[0]}") from None
     known: Family = family
     padding = values.get("pad_token_id")
-    return ModelShape(name, known, *numbers, padding=1 if padding is None else int(padding))
+    numbers.append(1 if padding is None else int(padding))
+    return ModelShape(name, known, *numbers)

@@ -37,3 +37,9 @@ def test_shapes_come_from_folders_and_names(tmp_path: Path) -> None:
     (tmp_path / "gpt" / "config.json").write_text('{"model_type": "gpt2"}', encoding="utf-8")
     with pytest.raises(ShapeError, match="use a BERT or a RoBERTa"):
         model_shape.find(str(tmp_path / "gpt"))
+
+
+def test_a_roberta_reads_what_its_padding_id_leaves() -> None:
+    for padding, longest in ((0, 31), (1, 30), (4, 27)):
+        config = RobertaConfig(max_position_embeddings=32, pad_token_id=padding)
+        assert model_shape.of_config(config.to_dict(), "teacher").longest_row == longest
