@@ -83,7 +83,8 @@ def run(recipe: Corpus, inputs: Mapping[str, Location], out: Location) -> dict[s
     """
     splits.refuse_inside(recipe.sources, commit.destination(out), shard_writer.SHARDS.replace("*", "00000"))
     all_splits = splits.make_splits(recipe.sources)
-    evaluation = recipe.decontamination and EvaluationIndex.load(recipe.decontamination, recipe.cleaning)
+    rules = recipe.decontamination
+    evaluation = None if rules is None else EvaluationIndex.load(rules, recipe.cleaning)
     listing = {"splits": [split.to_json() for split in all_splits], "evaluation": evaluation and evaluation.fingerprint}
     if (facts := _resume(listing, out)) is not None:
         return facts
