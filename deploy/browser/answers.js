@@ -23,7 +23,7 @@ export function showRefusal(passage, reason) {
 function line(passage, answer) {
   const { model, span, none, tokenizeMs, neuralMs, tokens, windows } = answer;
   const text = span === null ? (none ? "No answer in this passage" : "Nothing found") : passage.slice(span.start, span.end);
-  const extent = windows > 1 ? `${tokens} tokens in ${plural(windows, "window")}` : plural(tokens, "token");
+  const extent = windows > 1 ? `${counted(tokens)} tokens in ${plural(windows, "window")}` : plural(tokens, "token");
   return h(
     "div",
     { class: `answer ${model.role}` },
@@ -39,7 +39,7 @@ function remarks({ model, margin, none, read, of }) {
   const found = [];
   const size = margin === null ? "" : Math.abs(margin).toFixed(2);
   if (model.no_answer && margin !== null)
-    found.push([none ? `No answer beats the best span by ${size} logits.` : `The answer beats no answer by ${size} logits.`, "note"]);
+    found.push([none ? `“No answer” scores ${size} logits above the best span.` : `Scores ${size} logits above “no answer”.`, "note"]);
   if (read < of)
     found.push([`Read the first ${counted(read)} of ${counted(of)} tokens of the passage. The rest was cut: shorten it.`, "note warn"]);
   if (model.weights === "random") found.push(["Random weights: the time is valid, the answer is not.", "note warn"]);
@@ -55,5 +55,9 @@ function highlight(passage, found) {
     const text = passage.slice(from, to);
     return roles.length === 0 ? text : h("mark", { class: roles.join(" ") }, text);
   });
-  $("passage").replaceChildren(...parts);
+  const place = $("passage");
+  place.replaceChildren(...parts);
+  // A long passage scrolls in its box: show the first answer, with a line above it.
+  const first = place.querySelector("mark");
+  place.scrollTop = first === null ? 0 : first.offsetTop - place.offsetTop - 40;
 }

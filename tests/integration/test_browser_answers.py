@@ -98,13 +98,13 @@ def test_the_page_says_no_answer_with_its_margin(tab, page, exports):
     with page_driver.open_page(tab, page):
         page_driver.ask(tab, passage, question)
         assert "No answer in this passage" in shown(tab, "student")
-        assert f"by {margin:.2f} logits" in shown(tab, "student")
+        assert f"{margin:.2f} logits above the best span" in shown(tab, "student")
         assert tab.run("document.querySelectorAll('mark.student').length") == 0
         assert "logits" not in shown(tab, "teacher")
         question, passage = next(case for case in CASES if not student(*case).no_answer.chosen)
         page_driver.ask(tab, passage, question)
         tab.wait("document.querySelectorAll('mark.student').length > 0")
-        assert "beats no answer by" in shown(tab, "student")
+        assert "logits above “no answer”" in shown(tab, "student")
         assert tab.complaints() == []
 
 
@@ -113,6 +113,7 @@ def test_the_page_says_when_it_cut_a_passage(tab, page):
         page_driver.ask(tab, "mill river " * 2500, "What was ground?")
         for role in ("student", "teacher"):
             assert "Read the first 4,096 of 5,000 tokens" in shown(tab, role)
+        assert tab.run("document.getElementById('passage').offsetHeight") < 500, "the answers stay in reach"
         page_driver.ask(tab, "mill river", "What was ground?")
         tab.wait("!document.getElementById('answers').innerText.includes('Read the first')")
 

@@ -105,13 +105,12 @@ def span_scores(export: Path, passage: str) -> dict[tuple[int, int], float]:
         name: encoded[name].astype(np.int64) for name in json.loads((export / "runtime.json").read_text())["inputs"]
     }
     found = runtimes.open_export(export)(feed)
-    words = encoded.word_ids(0)
+    characters = encoded["offset_mapping"][0].tolist()
     places = [place for place, part in enumerate(encoded.sequence_ids(0)) if part == 1]
-    whole = {word: encoded.word_to_chars(0, word, 1) for word in {words[place] for place in places}}
     scores: dict[tuple[int, int], float] = {}
     for first in places:
         for last in places[places.index(first) : places.index(first) + 30]:
-            span = (whole[words[first]].start, whole[words[last]].end)
+            span = (characters[first][0], characters[last][1])
             score = float(found["start_logits"][0, first] + found["end_logits"][0, last])
             scores[span] = max(score, scores.get(span, score))
     return scores
