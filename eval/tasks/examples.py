@@ -11,10 +11,11 @@ from typing import Any, Generic, Self, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from eval.tasks.declared_names import LABEL_NAMES, label_names
 from eval.tasks.definitions import Task
 from eval.tasks.file_readers import ExamplesError, SourceTable
 from eval.tasks.label_matching import class_named, classes_named, unnamed
-from eval.tasks.layouts import LABEL_NAMES, SUBSET, Splits, hub, label_names, local
+from eval.tasks.layouts import SUBSET, Splits, hub, local
 
 LABEL_TEXT = "label_text"
 """Column with the name of each row's class."""

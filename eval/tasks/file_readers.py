@@ -6,11 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import datasets
-
 from cluster.artifacts.errors import StageError
 from cluster.readers import whole_files
-from cluster.telemetry.error_text import first_line
 from eval.tasks.definitions import Task
 
 logger = logging.getLogger("stillhouse")
@@ -49,30 +46,12 @@ def read(path: Path, task: Task) -> SourceTable:
         raise ExamplesError(str(error)) from None
 
 
-def class_names(features: Mapping[str, Any]) -> dict[str, Sequence[str]]:
-    """Names of the classes of each ``ClassLabel`` column of a data set."""
-    return {name: feature.names for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)}
-
-
-def _class_names(path: Path) -> dict[str, Sequence[str]]:
-    """The same from the metadata that ``datasets`` writes into Parquet files."""
-    schema = whole_files.schema(str(path))
-    if b"huggingface" not in (schema.metadata or {}):
-        return {}
-    try:
-        return class_names(datasets.Features.from_arrow_schema(schema))
-    except (ValueError, KeyError, TypeError) as error:
-        raise ExamplesError(
-            f"{path}: its metadata of datasets cannot be read ({first_line(error)}): write the file without it"
-        ) from None
-
-
 def _columnar(path: Path, task: Task) -> SourceTable:
     columns: dict[str, list[Any]] = {}
     for batch in whole_files.batches(str(path)):
         for name, values in batch.items():
             columns.setdefault(name, []).extend(values)
-    return SourceTable(path.name, str(path), columns, label_names=_class_names(path))
+    return SourceTable(path.name, str(path), columns)
 
 
 def _json(path: Path, task: Task) -> SourceTable:

@@ -11,7 +11,6 @@
     rte/dataset_dict.json train/ …      written by save_to_disk of datasets
 """
 
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -19,18 +18,16 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import datasets
-import yaml
-from datasets.info import DatasetInfosDict
 
 from cluster.telemetry.error_text import first_line
+from eval.tasks import declared_names
 from eval.tasks.definitions import Task
-from eval.tasks.file_readers import READERS, ExamplesError, SourceTable, class_names, read, read_text_folders
+from eval.tasks.file_readers import READERS, ExamplesError, SourceTable, read, read_text_folders
 
 Splits: TypeAlias = Callable[[Sequence[str]], list[SourceTable]]
 """``splits(names)``: the tables of the first split with one of these names."""
 
 SUBSET = re.compile(r"[-_]subset(?![a-z])")
-LABEL_NAMES = "labels.json"
 SHARD = re.compile(r"-of-(\d+)$")
 
 
@@ -45,52 +42,12 @@ def local(task: Task, folder: Path) -> Splits:
         return _of_data_set(_saved(folder), folder.name, str(folder))
     if task.text_folders and (folder / task.dev[0][0]).is_dir():
         return lambda names: [read_text_folders(folder / names[0], task.text_folders)]
-    declared = _declared(task, folder)
+    declared = declared_names.beside(task, folder)
 
-    def tables(names: Sequence[str]) -> list[SourceTable]:
-        found = [read(path, task) for path in _files(task, folder, names)]
-        return [replace(table, label_names={**declared, **table.label_names}) for table in found]
+    def table(path: Path) -> SourceTable:
+        return replace(read(path, task), label_names={**declared, **declared_names.inside(path)})
 
-    return tables
-
-
-def _declared(task: Task, folder: Path) -> Mapping[str, Sequence[str]]:
-    """Names of numbered labels in the folder's ``labels.json``, or its card (``dataset_info`` in README.md).
-
-    Raises:
-        ExamplesError: one of them is malformed.
-    """
-    if (names := label_names(folder)) is not None:
-        return dict.fromkeys(task.label_columns, names)
-    card = folder / "README.md"
-    if card.is_file() and not card.read_bytes().lstrip().startswith(b"---"):
-        return {}
-    try:
-        infos = DatasetInfosDict.from_directory(folder)
-    except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError) as error:
-        raise ExamplesError(
-            f"{card}: its metadata cannot be read ({first_line(error)}): correct it, or drop the file"
-        ) from None
-    chosen = infos.get(task.name) or (next(iter(infos.values())) if len(infos) == 1 else None)
-    return class_names(chosen.features or {}) if chosen else {}
-
-
-def label_names(folder: Path) -> list[str] | None:
-    """The names in the folder's ``labels.json``, in the order of their numbers; None without the file.
-
-    Raises:
-        ExamplesError: it is no list of names.
-    """
-    path = folder / LABEL_NAMES
-    if not path.is_file():
-        return None
-    try:
-        names = json.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError:
-        names = None
-    if not isinstance(names, list) or len(names) < 2 or not all(isinstance(name, str) for name in names):
-        raise ExamplesError(f'{path} is not a list of two or more label names: write it as ["first", "second"]')
-    return names
+    return lambda names: [table(path) for path in _files(task, folder, names)]
 
 
 def hub(task: Task, name: str) -> Splits:
@@ -130,7 +87,7 @@ def _of_data_set(found: Mapping[str, Any], name: str, where: str) -> Splits:
             raise ExamplesError(f"data set {where} has the splits {' and '.join(present)}: keep one of them")
         split = found[present[0]]
         place = f"{where} {present[0]}"
-        return [SourceTable(f"{name} {present[0]}", place, split[:], label_names=class_names(split.features))]
+        return [SourceTable(f"{name} {present[0]}", place, split[:], label_names=declared_names.of(split.features))]
 
     return tables
 

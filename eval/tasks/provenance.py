@@ -28,7 +28,7 @@ from cluster.artifacts import errors, stage
 from cluster.artifacts.recipe import Recipe
 from cluster.storage.filesystem import write_json
 from cluster.telemetry.progress import progress
-from eval.tasks.layouts import LABEL_NAMES
+from eval.tasks.declared_names import LABEL_NAMES
 
 MASK = "it"
 

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from eval.tasks.declared_names import inside
 from eval.tasks.definitions import TASKS
 from eval.tasks.examples import from_folder, from_hub
 from eval.tasks.file_readers import ExamplesError
@@ -45,6 +46,13 @@ def test_classes_are_those_of_their_names(store: Any, names: list[str], tmp_path
     found = from_folder(TASKS["mnli"], store(tmp_path / "data", nli(names)))
     for part in (found.train, *found.dev):
         assert part.labels.tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("form", [pa.ipc.new_stream, pa.ipc.new_file])
+def test_arrow_files_name_their_classes(form: Any, tmp_path: Path) -> None:
+    with pa.OSFile(str(tmp_path / "train.arrow"), "wb") as file, form(file, nli(REORDERED).features.arrow_schema):
+        pass
+    assert inside(tmp_path / "train.arrow") == {"label": REORDERED}
 
 
 def test_classes_of_a_hub_data_set_are_those_of_their_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
