@@ -58,12 +58,13 @@ def test_as_many_pools_as_cpus_end(sources: dict[str, Any], tmp_path: Path) -> N
     _run([Job(**{**vars(job), "deadline": DEADLINE}) for job in tokens], tmp_path / "ledger")
 
 
-@pytest.mark.parametrize("cpus", [0.5, 2])
+@pytest.mark.parametrize("cpus", [2, pytest.param(0.5, marks=pytest.mark.long)])
 def test_a_pool_ends_whatever_its_job_reserves(sources: dict[str, Any], tmp_path: Path, cpus: float) -> None:
     more = {**sources, "placement": {"actors": 8}}  # than the cluster has CPUs
     _run([_corpus(more, tmp_path / "corpus", cpus=cpus)], tmp_path / "ledger")
 
 
+@pytest.mark.long
 def test_a_pool_ends_on_the_only_cpu_that_others_leave(sources: dict[str, Any], tmp_path: Path) -> None:
     other: Any = ray.remote(num_cpus=1)(_Other).remote()
     ray.get(other.here.remote())
