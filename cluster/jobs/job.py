@@ -196,7 +196,8 @@ def _identity(job: Job, called: stage.Stage[Any] | None) -> Mapping[str, Any]:
     """Identity of the recipe; the worker reports an invalid one when it runs the job."""
     with contextlib.suppress(ValueError, ImportError):
         if called is not None:
-            return called.read(job.recipe, job.name).identity()
+            found: Mapping[str, Any] = called.read(job.recipe, job.name).identity()
+            return found
     return dict(job.recipe)
 
 
