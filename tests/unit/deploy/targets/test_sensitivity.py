@@ -37,9 +37,14 @@ def measured(folders):
 
 
 def test_the_most_sensitive_layer_is_found_and_keeping_it_helps(folders, measured, tmp_path):
-    assert measured.facts["keep"] == ["bert.encoder.layer.0.output.dense"]
-    assert measured.facts["layers"][0]["bytes_saved"] == 3 * 128 * 32
-    assert {row["layer"] for row in measured.facts["layers"]} >= {"classifier", "bert.pooler.dense"}
+    rows = measured.facts["layers"]
+    assert measured.facts["keep"] == [rows[0]["layer"]]
+    assert {row["layer"] for row in rows} >= {"classifier", "bert.pooler.dense"}
+    # Without VNNI, the sums of ONNX Runtime saturate, which may harm the classifier more than any rounding.
+    outlier, *others = [row for row in rows if ".encoder." in row["layer"]]
+    assert outlier["layer"] == "bert.encoder.layer.0.output.dense"
+    assert outlier["bytes_saved"] == 3 * 128 * 32
+    assert outlier["relative"] > 5 * others[0]["relative"]
     inputs = given(folders, "model", "export")
     plain = artifact.read(model_exports.int8(inputs["export"], inputs["model"], tmp_path / "plain"))
     kept = artifact.read(
