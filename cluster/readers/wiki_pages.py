@@ -20,6 +20,7 @@ NO_TEXT = "page without text"
 _PAGE_START = re.compile(rb"<doc\s+[\w:.-]+\s*=.*>\s*")
 _BEGINNINGS = (b"<doc", text_lines.BOM + b"<doc")
 _PAGE_END = b"</doc>"
+_BORDERS = (*_BEGINNINGS, _PAGE_END)
 
 
 def documents(span: SourceSpan) -> Iterator[Document]:
@@ -63,6 +64,9 @@ class _Pages:
     def read(self) -> Iterator[Document]:
         for line in text_lines.of_span(self._span, past_end=True):
             text = self._builder.decode(line)
+            if self._page is not None and not line[1].startswith(_BORDERS):
+                self._builder.add(text)
+                continue
             is_start = line[1].startswith(_BEGINNINGS) and _PAGE_START.fullmatch(line[1].removeprefix(text_lines.BOM))
             if (is_start or self._page is None) and self._end is not None and line[0] >= self._end:
                 break
