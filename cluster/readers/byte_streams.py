@@ -9,11 +9,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
+from backports import zstd
 
 from cluster.artifacts.errors import StageError
 from cluster.readers import read_errors
 from cluster.readers.source_recipes import CODECS
-from cluster.storage import filesystem, zstd_windows
+from cluster.storage import filesystem
 from cluster.storage.filesystem import Location
 
 _MAGIC = ((b"\x1f\x8b\x08", "gzip"), (b"BZh", "bz2"), (b"\x28\xb5\x2f\xfd", "zstd"))
@@ -21,6 +22,9 @@ _BZIP2 = (b"1AY&SY", b"\x17\x72\x45\x38\x50\x90")
 """What follows the fourth byte of a bzip2 file; the first three alone may be text."""
 _SKIPPABLE = b"\x2a\x4d\x18"
 """Bytes 1 to 3 of a skippable Zstandard frame, with which some programs begin."""
+
+
+_LARGEST_WINDOW_LOG = 31
 
 
 @contextlib.contextmanager
@@ -48,10 +52,10 @@ def open_text(place: str, start: int = 0, cut: bool = False) -> Iterator[Any]:
             return
         if cut:
             raise StageError(f"{place} is compressed with {codec}: end its name in {_suffix(codec)}")
-        probe = _decompressed(raw, codec, head)  # stays until the end, because it closes the file when it goes
+        probe = _decompressed(raw, codec)  # stays until the end, because it closes the file when it goes
         read_errors.refuse_other_form(place, _start(probe, read_errors.HEAD_BYTES), unpacked=True)
         raw.seek(0)
-        yield _decompressed(raw, codec, head)
+        yield _decompressed(raw, codec)
 
 
 @contextlib.contextmanager
@@ -96,9 +100,9 @@ def _codec(place: str, head: bytes) -> str | None:
     return None
 
 
-def _decompressed(raw: Any, codec: str, head: bytes) -> Any:
-    if codec == "zstd" and zstd_windows.is_long(head) and zstd_windows.available():
-        return zstd_windows.LongWindowStream(raw)
+def _decompressed(raw: Any, codec: str) -> Any:
+    if codec == "zstd":  # pyarrow refuses windows above 128 MB, as zstd --long=31 makes them
+        return zstd.ZstdFile(raw, options={zstd.DecompressionParameter.window_log_max: _LARGEST_WINDOW_LOG})
     return pa.CompressedInputStream(pa.PythonFile(raw, "r"), codec)
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 
 import pyarrow as pa
+from backports import zstd
 
 from cluster.artifacts.errors import StageError
 from cluster.storage import filesystem
@@ -50,11 +51,6 @@ _TAR_AT, _TAR = 257, b"ustar"
 _LACKING = (
     ("encrypt", ENCRYPTED),
     ("decrypt", ENCRYPTED),
-    (
-        "too much memory",
-        "is compressed with a window of more than 128 MB: pack it anew with zstd -dc --long=31 {name} | zstd > NEW, or "
-        "install the library libzstd",
-    ),
     ("not supported", "uses a feature that pyarrow lacks ({error}): write it again with compression zstd"),
     ("unsupported", "uses a feature that pyarrow lacks ({error}): write it again with compression zstd"),
     ("not implemented", "uses a feature that pyarrow lacks ({error}): write it again with compression zstd"),
@@ -75,7 +71,7 @@ def reading(place: str) -> Iterator[None]:
         yield
     except (StageError, filesystem.StorageError):
         raise
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, EOFError, zstd.ZstdError, pa.ArrowException) as error:
         raise StageError(f"{place} {_reason(error, place)}") from None
 
 
