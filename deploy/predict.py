@@ -20,18 +20,18 @@ From Python::
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from cluster.artifacts import cache
 from cluster.artifacts.errors import StageError, errors_for_people
-from cluster.models import export_spec, model_check, model_tokenizer, runtimes, span_decoding
+from cluster.models import export_spec, model_check, model_folder, model_tokenizer, runtimes, span_decoding
 from cluster.models.export_spec import Exported
 from cluster.models.predictions import NoAnswer, Prediction, Predictions, check_text
 from cluster.storage import filesystem
@@ -47,7 +47,8 @@ class LoadedModel:
 
     described: Exported
     tokenizer: PreTrainedTokenizerBase
-    labels: Mapping[int, str]
+    labels: Sequence[str]
+    """Names in the order of the outputs."""
     call: runtimes.Call
     multi_label: bool = False
     """Whether several labels can be true at once, each with a probability of its own."""
@@ -147,16 +148,17 @@ def load(folder: Path, threads: int = 1) -> LoadedModel:
     # The runtimes report a cut file unclearly, and predict from a changed one.
     model_check.check(folder)
     if export_spec.is_export(folder):
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        config = model_folder.configuration(folder)
         tokenizer = model_tokenizer.open_tokenizer(folder, config)
         described, call = export_spec.read(folder), runtimes.open_export(folder, threads)
-        return LoadedModel(described, tokenizer, config.id2label, call, _is_multi_label(config))
+        return LoadedModel(described, tokenizer, model_folder.labels(config), call, _is_multi_label(config))
     # PyTorch sets this for the whole process.
     torch.set_num_threads(threads)
     opened = source_model.open_source_model(folder)
     described = finalize.describe(opened, "pytorch", "pytorch", "model.safetensors")
     call = parity.torch_outputs(opened.model, opened.outputs)
-    return LoadedModel(described, opened.tokenizer, opened.config.id2label, call, _is_multi_label(opened.config))
+    labels = model_folder.labels(opened.config)
+    return LoadedModel(described, opened.tokenizer, labels, call, _is_multi_label(opened.config))
 
 
 def _is_multi_label(config: PretrainedConfig) -> bool:

@@ -54,8 +54,11 @@ def configuration(folder: Path) -> "PretrainedConfig":
     _require_configuration(folder)
     try:
         return AutoConfig.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise StageError(f"{folder / CONFIG} cannot be used ({first_line(error)}): get the model again") from None
+    # Values of another type, such as a list of label names, fail inside transformers.
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise StageError(
+            f"{folder / CONFIG} cannot be used ({first_line(error)}): correct it, or get the model again"
+        ) from None
 
 
 def positions(config: "PretrainedConfig") -> int:
@@ -92,6 +95,11 @@ def head(config: "PretrainedConfig") -> Head | None:
     architecture = (config.architectures or [""])[0]
     found = next((head for ending, head in _HEADS.items() if architecture.endswith(ending)), None)
     return "regression" if found == "classification" and config.num_labels == 1 else found
+
+
+def labels(config: "PretrainedConfig") -> list[str]:
+    """Names of a classifier's labels, in the order of its outputs; ``LABEL_1`` for a second one without a name."""
+    return [str(config.id2label.get(number, f"LABEL_{number}")) for number in range(config.num_labels)]
 
 
 def has_no_answer(folder: Path, config: "PretrainedConfig") -> bool:

@@ -9,8 +9,10 @@ import torch
 from safetensors import SafetensorError
 
 from cluster.artifacts.errors import StageError, logger
+from cluster.models import model_folder
 from cluster.models.model_check import misfit
 from cluster.telemetry.error_text import one_line
+from cluster.telemetry.formatting import plural
 from cluster.tokens.tokenizer import quiet_tokenizer
 
 _BUFFERS = ("position_ids", "token_type_ids")
@@ -58,9 +60,12 @@ def load_whole(kind: Any, folder: Path, **changes: Any) -> Any:
     """:func:`load` in evaluation mode, with the head in the files.
 
     Raises:
-        StageError: as :func:`load`, or the head lacks weights.
+        StageError: as :func:`load`, or the head lacks weights or has them in another size.
     """
     model, absent = load(kind, folder, **changes)
+    if unlike := sorted(absent & model_folder.shapes(folder).keys()):
+        said = plural(model.config.num_labels, "label")
+        raise misfit(folder, f"config.json, with {said}, and the weights differ in the size of {_and_more(unlike)}")
     if absent:
         raise StageError(
             f"{folder}: the weights lack {_and_more(sorted(absent))} of the head: name the folder that holds the "

@@ -15,7 +15,7 @@ TYPES = "token_type_ids"
 
 
 def open_tokenizer(folder: Path, config: "PretrainedConfig") -> Any:
-    """The tokenizer of a model folder, which fits a model of this configuration.
+    """The tokenizer of a model folder, which fits a model of this configuration and makes what that takes.
 
     Raises:
         StageError: the folder has none, or it does not fit.
@@ -25,6 +25,8 @@ def open_tokenizer(folder: Path, config: "PretrainedConfig") -> Any:
         raise StageError(f"{folder} has no tokenizer: save the model's tokenizer.json there")
     tokenizer = load_tokenizer(folder)
     check_tokenizer(tokenizer, config, folder)
+    # Its files may name others: generic tokenizers of transformers 4 make token types for any model.
+    tokenizer.model_input_names = list(input_names(tokenizer, config))
     return tokenizer
 
 

@@ -102,7 +102,7 @@ def label_order(source: TaskSource, task: Task) -> list[int]:
         raise ModelError(f"{source.path} has a head for {head}, {task.name} needs one for {wanted}: fine-tune it first")
     if (order := _matched(source, task)) is not None:
         return order
-    names, ours = _names(source), ", ".join(task.label_names)
+    names, ours = model_folder.labels(source.config), ", ".join(task.label_names)
     if len(names) == task.outputs and all(unnamed(name) is not None for name in names):
         raise ModelError(
             f"{source.path} does not name its labels ({', '.join(names)}), and models of {task.name} differ in their "
@@ -118,13 +118,8 @@ def _matched(source: TaskSource, task: Task) -> list[int] | None:
     """The model's output for each output of the task; None where its labels are not the task's."""
     if _head(task) != "classification":
         return list(range(task.outputs))
-    classes = classes_named(task, _names(source))
+    classes = classes_named(task, model_folder.labels(source.config))
     return None if classes is None else [classes.index(number) for number in range(task.outputs)]
-
-
-def _names(source: TaskSource) -> list[str]:
-    """Names of the model's labels, in the order of its outputs."""
-    return [str(source.config.id2label.get(number, number)) for number in range(source.config.num_labels)]
 
 
 def _head(task: Task) -> str:

@@ -2,6 +2,7 @@ import json
 import shutil
 from pathlib import Path
 
+import altered_models
 import finetune_tasks
 import model_exports
 import models_with_heads
@@ -289,3 +290,19 @@ def test_single_texts_and_pairs_are_told_apart(tmp_path, task, texts):
         assert len(model(*given[:texts])) == 2
         with pytest.raises(errors.StageError, match="single texts" if texts == 1 else "pairs"):
             model(*given[: 3 - texts])
+
+
+def test_labels_without_a_name_have_a_number(tmp_path):
+    source = models_with_heads.model_folder(tmp_path / "source", "bert", "classification", labels=("a", "b", "c"))
+    names = {"0": 2019, "2": "later", "5": "never"}
+    model = altered_models.with_config(source, tmp_path / "model", id2label=names, label2id=None)
+    for folder in (model, model_exports.onnx(model, tmp_path / "onnx")):
+        assert {each.text for each in predict.load(folder)("a mill")} == {"2019", "LABEL_1", "later"}
+
+
+@pytest.mark.parametrize("names", [["a", "b", "c"], {"a": 0}])
+def test_labels_in_a_form_that_transformers_cannot_read_are_refused(tmp_path, names):
+    source = models_with_heads.model_folder(tmp_path / "source", "bert", "classification")
+    model = altered_models.with_config(source, tmp_path / "model", id2label=names)
+    with pytest.raises(errors.StageError, match=r"config\.json cannot be used.*correct it"):
+        predict.load(model)

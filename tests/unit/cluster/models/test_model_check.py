@@ -155,6 +155,15 @@ def test_a_dropped_head_of_a_task_is_named(tmp_path: Path, caplog: pytest.LogCap
     assert "qa_outputs" in caplog.text
 
 
+@pytest.mark.parametrize("labels", [["a", "b"], list("abcd"), None])
+def test_a_head_of_another_size_is_no_lack_of_weights(tmp_path: Path, labels: list[str] | None) -> None:
+    source = models_with_heads.model_folder(tmp_path / "three", "bert", "classification", labels=("a", "b", "c"))
+    names = labels and dict(enumerate(labels))
+    changed = with_config(source, tmp_path / "changed", id2label=names, label2id=None)
+    with pytest.raises(StageError, match=rf"{len(labels or 'ab')} labels.* size of classifier\.bias.*correct config"):
+        load_whole(AutoModelForSequenceClassification, changed)
+
+
 @pytest.mark.parametrize("name", ["embeddings.word_embeddings.weight", "encoder.layer.0.output.dense.bias"])
 def test_missing_weights_of_an_encoder_without_a_prefix_are_named(
     folders: dict[str, Path], tmp_path: Path, name: str

@@ -122,3 +122,13 @@ def test_another_padding_id_is_refused_where_positions_are_counted_from_it() -> 
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StageError, match="no tokenizer"):
         open_tokenizer(tmp_path, BertConfig())
+
+
+def test_an_opened_tokenizer_makes_only_what_its_model_takes(tmp_path: Path) -> None:
+    """The RoBERTa has one token type; as transformers 4 saves generic tokenizers, the files name token types."""
+    folder = tiny.roberta_teacher(tmp_path, layers=1)
+    values = {**written(folder), "model_input_names": ["input_ids", "token_type_ids", "attention_mask"]}
+    (folder / "tokenizer_config.json").write_text(json.dumps(values))
+    assert "token_type_ids" in load_tokenizer(folder)("a", "b")
+    tokenizer = open_tokenizer(folder, AutoConfig.from_pretrained(folder))
+    assert set(tokenizer("a", "b")) == {"input_ids", "attention_mask"}
