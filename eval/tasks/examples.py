@@ -136,14 +136,24 @@ def _examples(task: Task, tables: Sequence[SourceTable]) -> Examples:
 
 
 def _column(table: SourceTable, names: Sequence[str]) -> str:
-    for name in names:
-        if name in table.columns:
-            return name
+    present = [name for name in names if name in table.columns]
+    if present:
+        _check_alike(table, [name for name in present if name != LABEL_TEXT])
+        return present[0]
     if not table.columns:
         raise ExamplesError(f"{table.where} is empty: give a file with rows")
     columns = ", ".join(table.columns)
     names = [name for name in names if name != LABEL_TEXT]
     raise ExamplesError(f"{table.where}: no column {' or '.join(names)} among {columns}: rename the right one")
+
+
+def _check_alike(table: SourceTable, names: Sequence[str]) -> None:
+    """Refuse two columns that may both be meant, unless they have the same values."""
+    for other in names[1:]:
+        if list(table.columns[other]) != list(table.columns[names[0]]):
+            raise ExamplesError(
+                f"{table.where}: the columns {names[0]} and {other} differ, and either may be meant: drop one of them"
+            )
 
 
 def _texts(table: SourceTable, column: str) -> Iterable[str]:

@@ -11,6 +11,7 @@
     rte/dataset_dict.json train/ …      written by save_to_disk of datasets
 """
 
+import contextlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -19,6 +20,7 @@ from typing import Any, TypeAlias
 
 import datasets
 
+from cluster.artifacts.errors import StageError
 from cluster.telemetry.error_text import first_line
 from eval.tasks import declared_names
 from eval.tasks.definitions import Task
@@ -42,12 +44,25 @@ def local(task: Task, folder: Path) -> Splits:
         return _of_data_set(_saved(folder), folder.name, str(folder))
     if task.text_folders and (folder / task.dev[0][0]).is_dir():
         return lambda names: [read_text_folders(folder / names[0], task.text_folders)]
-    declared = declared_names.beside(task, folder)
+    declared = {**_named_inside(task, folder), **declared_names.beside(task, folder)}
 
     def table(path: Path) -> SourceTable:
         return replace(read(path, task), label_names={**declared, **declared_names.inside(path)})
 
     return lambda names: [table(path) for path in _files(task, folder, names)]
+
+
+def _named_inside(task: Task, folder: Path) -> declared_names.Names:
+    """Label names inside any file of the task: its splits number their classes alike, though some may not say so.
+
+    Reading a split reports what is wrong with its files.
+    """
+    found: dict[str, Sequence[str]] = {}
+    for names in (task.train, *task.dev):
+        with contextlib.suppress(ExamplesError, StageError):
+            for path in _files(task, folder, names):
+                found |= declared_names.inside(path)
+    return found
 
 
 def hub(task: Task, name: str) -> Splits:

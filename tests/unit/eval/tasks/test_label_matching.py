@@ -11,7 +11,7 @@ import pytest
 
 from eval.tasks.declared_names import inside
 from eval.tasks.definitions import TASKS
-from eval.tasks.examples import from_folder, from_hub
+from eval.tasks.examples import dev_from_folder, from_folder, from_hub
 from eval.tasks.file_readers import ExamplesError
 from eval.tasks.label_matching import class_named, classes_named, unnamed
 
@@ -138,6 +138,29 @@ def test_names_in_a_column_beside_the_numbers_count(tmp_path: Path) -> None:
     for split in ("train", "dev_matched", "dev_mismatched"):
         (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert from_folder(TASKS["mnli"], tmp_path).train.labels.tolist() == [2, 0, 1]
+
+
+def test_splits_without_names_have_the_numbers_of_those_with_names(tmp_path: Path) -> None:
+    label = datasets.ClassLabel(names=["positive", "negative"])
+    features = datasets.Features(sentence=datasets.Value("string"), label=label)
+    part = datasets.Dataset.from_dict({"sentence": ["good", "bad"], "label": [0, 1]}, features)
+    part.to_parquet(tmp_path / "train.parquet")
+    (tmp_path / "dev.jsonl").write_text('{"sentence": "good", "label": 0}\n{"sentence": "bad", "label": "negative"}\n')
+    found = from_folder(TASKS["sst2"], tmp_path)
+    assert found.train.labels.tolist() == found.dev[0].labels.tolist() == [1, 0]
+    _, (dev,) = dev_from_folder(TASKS["sst2"], tmp_path)
+    assert dev.labels.tolist() == [1, 0]
+
+
+def test_two_columns_that_may_both_be_meant_are_refused(tmp_path: Path) -> None:
+    row = {"sentence1": "a", "sentence2": "b", "score": 4.8, "label": 1}
+    for split in ("train", "dev"):
+        (tmp_path / f"{split}.jsonl").write_text(json.dumps(row))
+    with pytest.raises(ExamplesError, match="columns label and score differ"):
+        from_folder(TASKS["stsb"], tmp_path)
+    (tmp_path / "train.jsonl").write_text(json.dumps({**row, "label": 4.8}))
+    (tmp_path / "dev.jsonl").write_text(json.dumps({**row, "label": 4.8}))
+    assert from_folder(TASKS["stsb"], tmp_path).train.labels.tolist() == pytest.approx([4.8])
 
 
 def test_true_is_no_label_where_its_meaning_is_open(tmp_path: Path) -> None:
