@@ -118,3 +118,11 @@ def test_a_changed_teacher_trains_no_student(training_folder: Path, tmp_path: Pa
     inputs = {"tokens": training_folder / "tokens", "teacher": changed}
     with pytest.raises(ArtifactError, match=r"changed/model\.safetensors was changed"):
         run("distill.train", inputs, tmp_path / "out", steps=1, rows_per_step=1)
+
+
+def test_a_changed_tokenizer_of_rows_gets_no_student(training_folder: Path, tmp_path: Path) -> None:
+    """The student is saved with the tokenizer of its rows."""
+    changed = altered_models.damaged(training_folder / "tokens", tmp_path / "changed", "tokenizer.json")
+    inputs = {"tokens": changed, "teacher": training_folder / "teacher"}
+    with pytest.raises(ArtifactError, match=r"changed/tokenizer\.json was changed"):
+        run("distill.train", inputs, tmp_path / "out", steps=1, rows_per_step=1)
