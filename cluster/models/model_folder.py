@@ -1,6 +1,7 @@
 """Reads facts about the model in a Hugging Face folder, without loading its weights."""
 
 import json
+import re
 from collections.abc import Mapping
 from math import prod
 from pathlib import Path
@@ -39,8 +40,8 @@ _HEADS: Mapping[str, Head] = {
 }
 
 
-NO_ANSWER_TASKS = {"squad2", "squad_v2"}
-"""SQuAD 2.0 as this project and the Hub call it."""
+_NO_ANSWER_TASK = re.compile(r"(?:[^/]+/)?squad(?:[ _-]?v?2(?:[._]0)?)", re.IGNORECASE)
+"""SQuAD 2.0 as this project, its authors and the Hub call it: squad2, SQuAD2.0, rajpurkar/squad_v2."""
 
 
 def configuration(folder: Path) -> "PretrainedConfig":
@@ -107,7 +108,8 @@ def has_no_answer(folder: Path, config: "PretrainedConfig") -> bool:
 
     The task in its manifest says so, or ``finetuning_task`` in ``config.json``, where people may write it.
     """
-    return bool({_facts(folder).get("task"), getattr(config, "finetuning_task", None)} & NO_ANSWER_TASKS)
+    said = (_facts(folder).get("task"), getattr(config, "finetuning_task", None))
+    return any(isinstance(name, str) and _NO_ANSWER_TASK.fullmatch(name.strip()) for name in said)
 
 
 def texts(folder: Path) -> Literal[1, 2] | None:

@@ -1,5 +1,6 @@
 """Loads BERT, DistilBERT or RoBERTa for a task: the tokenizer, and the encoder with the task's head."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import torch
 import transformers
 from torch import Tensor
 
+from cluster.artifacts.errors import logger
 from cluster.models import model_check, model_folder, model_loading, model_tokenizer
 from cluster.tokens.tokenizer import quiet_tokenizer
 from eval.finetune.batching import Inputs
@@ -154,16 +156,21 @@ def _load(source: TaskSource, task: Task, seed: int) -> tuple[Any, frozenset[str
     if task.answers is not None:
         kind = transformers.AutoModelForQuestionAnswering
     model, absent = model_loading.load(kind, source.path, **_labels(task))
-    _reorder(model, source, task)
+    _reorder(model, source, task, absent)
     # A copy of the folder without its manifest still says what it is for.
     model.config.finetuning_task = task.name
     return model.to(device()), absent
 
 
-def _reorder(model: Any, source: TaskSource, task: Task) -> None:
-    """Put the outputs of a head of ``source`` into the order of the task's labels."""
+def _reorder(model: Any, source: TaskSource, task: Task, absent: Collection[str]) -> None:
+    """Put the outputs of a head of ``source`` into the order of the task's labels; say where these cannot be known."""
+    if model_folder.head(source.config) != "classification" or any("classifier" in name for name in absent):
+        return
     order = _matched(source, task)
-    if order is None or order == sorted(order) or model_folder.head(source.config) != "classification":
+    if order is None:
+        names, ours = model_folder.labels(source.config), ", ".join(task.label_names)
+        logger.info("%s: its head, which has the labels %s, starts to learn %s", source.path, ", ".join(names), ours)
+    if order is None or order == sorted(order):
         return
     last = getattr(model.classifier, "out_proj", model.classifier)
     with torch.no_grad():

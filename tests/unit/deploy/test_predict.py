@@ -306,3 +306,13 @@ def test_labels_in_a_form_that_transformers_cannot_read_are_refused(tmp_path, na
     model = altered_models.with_config(source, tmp_path / "model", id2label=names)
     with pytest.raises(errors.StageError, match=r"config\.json cannot be used.*correct it"):
         predict.load(model)
+
+
+@pytest.mark.parametrize(
+    ("task", "nullable"),
+    [("squad_v2", True), ("rajpurkar/squad_v2", True), ("SQuAD2.0", True), ("squad", False), ("squad_it", False)],
+)
+def test_a_model_from_elsewhere_says_that_it_learned_squad_2(tmp_path, task, nullable):
+    source = models_with_heads.model_folder(tmp_path / "source", "bert", "question-answering")
+    model = altered_models.with_config(source, tmp_path / "model", finetuning_task=task)
+    assert (predict.load(model)("what is it?", "a mill").no_answer is not None) == nullable

@@ -101,6 +101,16 @@ def test_a_head_in_another_order_is_loaded_in_the_order_of_the_task(trained, tmp
         assert list(model.config.id2label.values()) == list(MNLI)
 
 
+def test_a_start_from_a_head_of_other_labels_is_said(trained, tmp_path, caplog) -> None:
+    unnamed = open_source(reordered(trained["model"], tmp_path / "unnamed", MNLI, named=False))
+    with caplog.at_level("INFO", logger="stillhouse"):
+        start(open_source(trained["model"]), TASKS["mnli"], seed=1)
+    assert "LABEL" not in caplog.text
+    with caplog.at_level("INFO", logger="stillhouse"):
+        start(unnamed, TASKS["mnli"], seed=1)
+    assert "LABEL_0, LABEL_1, LABEL_2" in caplog.text
+
+
 def test_labels_without_names_are_refused(trained, tmp_path) -> None:
     """Published MNLI models number their labels in different orders."""
     unnamed = reordered(trained["model"], tmp_path / "unnamed", MNLI, named=False)
