@@ -123,13 +123,18 @@ def save_shape(model: Any, tokenizer: Path, folder: Path) -> None:
 
 
 def load_trained(folder: Path, weights: dict[str, Tensor]) -> Any:
-    """The model of the configuration in ``folder``, with weights from a checkpoint of :class:`MaskedLM`."""
+    """The model of the configuration in ``folder``, with weights from a checkpoint of :class:`MaskedLM`.
+
+    Raises:
+        ModelError: the checkpoint is of another configuration.
+    """
     config = AutoConfig.from_pretrained(folder)
     model = MaskedLM(AutoModelForMaskedLM.from_config(config, dtype=torch.float32))
     model.load_state_dict(weights, strict=False)
-    missing = {name for name, _ in model.named_parameters()} - weights.keys()
-    if missing:
-        raise ModelError(f"the checkpoint lacks {sorted(missing)[0]}: it is of another model than {folder}")
+    if missing := {name for name, _ in model.named_parameters()} - weights.keys():
+        raise ModelError(f"the checkpoint lacks {min(missing)}: it is of another model than {folder}")
+    if left := weights.keys() - model.state_dict().keys():
+        raise ModelError(f"{folder / 'config.json'} leaves out {min(left)} of the checkpoint: it was changed")
     return model.model
 
 
