@@ -62,6 +62,12 @@ def _sha256_of(path: Path, *stamp: int) -> str:
 def _check_fits(folder: Path, config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> None:
     layers = {int(found[1]) for name in shapes if (found := _LAYER.search(name))}
     said = config.get("num_hidden_layers", config.get("n_layers"))
+    pad, words = config.get("pad_token_id"), config.get("vocab_size")
+    for name, value in (("layers", said), ("pad_token_id", pad), ("vocab_size", words)):
+        if value is not None and not isinstance(value, int):
+            raise misfit(folder, f"config.json has {name} {value!r}, which is no whole number")
+    if pad is not None and words is not None and not pad < words:
+        raise misfit(folder, f"config.json has pad_token_id {pad}, which none of its {words} words has")
     if layers and said is not None and layers != set(range(said)):
         raise misfit(folder, f"config.json has {plural(said, 'layer')}, the weights have {len(layers)}")
     for key, pattern in _ROWS.items():

@@ -159,10 +159,20 @@ def raw_configuration(folder: Path) -> dict[str, Any]:
     """The values that ``config.json`` writes down; transformers knows the defaults of the others.
 
     Raises:
-        StageError: there is none.
+        StageError: there is none, or it is no JSON object.
     """
     _require_configuration(folder)
-    return dict(json.loads((folder / CONFIG).read_text(encoding="utf-8")))
+    return _json_object(folder / CONFIG)
+
+
+def _json_object(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise StageError(f"{path} is not JSON ({first_line(error)}): get the model again") from None
+    if not isinstance(found, dict):
+        raise StageError(f"{path} is no JSON object: get the model again")
+    return found
 
 
 def _require_configuration(folder: Path) -> None:
@@ -189,7 +199,9 @@ def weights(folder: Path) -> list[Path]:
         return [folder / WEIGHTS]
     if not (folder / INDEX).is_file():
         raise StageError(f"{folder} has no weights in safetensors: {_remedy(folder)}")
-    listed = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
+    listed = _json_object(folder / INDEX).get("weight_map", {})
+    if not listed:
+        raise StageError(f"{folder / INDEX} names no weights: get the model again")
     found = [folder / name for name in sorted(set(listed.values()))]
     if absent := [path.name for path in found if not path.is_file()]:
         raise StageError(f"{folder} lacks {absent[0]}, which its {INDEX} names: get the model again")

@@ -111,6 +111,26 @@ def test_a_configuration_of_other_embeddings_is_refused(
         load(AutoModelForMaskedLM, changed)
 
 
+@pytest.mark.parametrize(("key", "value"), [("num_hidden_layers", "2"), ("vocab_size", 4.5), ("pad_token_id", 99999)])
+def test_numbers_that_no_model_can_have_are_refused(
+    folders: dict[str, Path], tmp_path: Path, key: str, value: object
+) -> None:
+    changed = with_config(folders["bert"], tmp_path / "changed", **{key: value})
+    with pytest.raises(StageError, match=str(value)):
+        check(changed)
+
+
+@pytest.mark.parametrize("contents", ["", "{", "[1]", "\x00"])
+def test_files_that_are_not_json_are_named(
+    folders: dict[str, Path], sharded: Path, tmp_path: Path, contents: str
+) -> None:
+    for source, name in ((folders["bert"], "config.json"), (sharded, "model.safetensors.index.json")):
+        changed = shutil.copytree(source, tmp_path / name)
+        (changed / name).write_text(contents)
+        with pytest.raises(StageError, match=f"{name} is no"):
+            check(changed)
+
+
 def test_layers_are_counted_over_all_shards(sharded: Path, tmp_path: Path) -> None:
     check(sharded)
     with pytest.raises(StageError, match="has 1 layer, the weights have 2"):
