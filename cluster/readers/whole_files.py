@@ -19,14 +19,24 @@ from cluster.readers.bad_documents import BadDocument
 from cluster.readers.source_recipes import CODECS
 from cluster.storage import filesystem
 
+_BOM = "\ufeff"
 _BATCH = 1024
 _LONGEST_FIELD = 2**31 - 1
 
 
 def form(name: str) -> str:
-    """The ending that tells the form of a file: ``.jsonl`` of ``dev.jsonl.gz``."""
+    """The ending that tells the form of a file: ``.jsonl`` of ``dev.jsonl.gz`` and ``DEV.JSONL``."""
+    return PurePosixPath(_unpacked(name)).suffix.lower()
+
+
+def stem(name: str) -> str:
+    """The name of a file without the endings that tell its form: ``dev`` of ``dev.jsonl.gz``."""
+    return PurePosixPath(_unpacked(name)).stem
+
+
+def _unpacked(name: str) -> str:
     path = PurePosixPath(name)
-    return PurePosixPath(path.stem).suffix if path.suffix in CODECS else path.suffix
+    return path.stem if path.suffix.lower() in CODECS else name
 
 
 def text(place: str) -> str:
@@ -50,9 +60,18 @@ def text(place: str) -> str:
 
 
 def lines(place: str) -> list[str]:
-    """Lines, which end at line feeds alone: texts contain other characters at which Python would split."""
+    """Lines, which end at line feeds: texts contain other characters at which Python would split.
+
+    In a file without any they end at carriage returns, as old programs write them. Byte order marks that begin a line,
+    as in files that were put together, are left out.
+    """
     found = text(place)
-    return [line.removesuffix("\r") for line in found.removesuffix("\n").split("\n")] if found else []
+    return [line.removesuffix("\r").removeprefix(_BOM) for line in _split(found)] if found else []
+
+
+def _split(content: str) -> list[str]:
+    end = "\n" if "\n" in content else "\r"
+    return content.removesuffix(end).split(end)
 
 
 def json_values(place: str) -> list[tuple[int, Any]]:
@@ -70,10 +89,10 @@ def json_values(place: str) -> list[tuple[int, Any]]:
         if whole.msg != "Extra data":
             raise StageError(_json_error(place, whole.lineno, whole, content)) from None
     found = []
-    for number, line in enumerate(content.split("\n"), start=1):
-        if line.strip():
+    for number, line in enumerate(_split(content), start=1):
+        if line.removeprefix(_BOM).strip():
             try:
-                found.append((number, json.loads(line)))
+                found.append((number, json.loads(line.removeprefix(_BOM))))
             except json.JSONDecodeError as error:
                 raise StageError(_json_error(place, number, error, content)) from None
     return found
@@ -134,6 +153,8 @@ def batches(place: str) -> Iterator[dict[str, Sequence[Any]]]:
     first_row = 1
     for batch in _parquet(place) if form(place) == ".parquet" else _arrow(place):
         names = batch.schema.names
+        if twice := [name for number, name in enumerate(names) if name in names[:number]]:
+            raise StageError(f"{place} has two columns {twice[0]}: rename or delete one")
         yield {name: _column(place, name, batch.column(number), first_row) for number, name in enumerate(names)}
         first_row += len(batch)
 

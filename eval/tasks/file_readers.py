@@ -8,6 +8,7 @@ from typing import Any
 
 from cluster.artifacts.errors import StageError
 from cluster.readers import whole_files
+from cluster.storage import filesystem
 from eval.tasks.definitions import Task
 
 logger = logging.getLogger("stillhouse")
@@ -94,7 +95,7 @@ def read_text_folders(folder: Path, labels: Sequence[str]) -> SourceTable:
     texts: list[str] = []
     numbers: list[int] = []
     for number, label in enumerate(labels):
-        paths = sorted((folder / label).glob("*.txt"))
+        paths = [found.location for found in filesystem.files(folder / label, (".txt",))]
         if not paths:
             raise ExamplesError(f"{folder / label} has no texts (*.txt): unpack the data set again, all of it")
         try:
@@ -140,6 +141,8 @@ def _table(path: Path, header: list[str], rows: list[list[str]], unit: str, firs
                 f"{path}: {unit} {number} has {len(fields)} fields, not {len(header)} ({', '.join(header)}): "
                 "correct it or drop it"
             )
+    if twice := [name for number, name in enumerate(header) if name and name in header[:number]]:
+        raise ExamplesError(f"{path} has two columns {twice[0]}: rename or delete one")
     columns = {name: [fields[index] for fields in rows] for index, name in enumerate(header)}
     return SourceTable(path.name, str(path), columns, unit, first)
 

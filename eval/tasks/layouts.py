@@ -3,7 +3,7 @@
 ::
 
     rte/train.parquet dev.parquet       one file per split, also validation.*, valid.*, val.*; .jsonl, .tsv, .csv;
-                                        -00000-of-00002
+                                        -00000-of-00002; lines also compressed: train.jsonl.gz
     qnli/train_subset.parquet           instead of train: part of the official set, and recorded as a subset
     glue_data/RTE/train.tsv dev.tsv     GLUE's own download: the task's folder, or its parent
     squad/train-v1.1.json dev-v1.1.json SQuAD's own files of the task's version; also train-v1.1-subset.json
@@ -21,6 +21,7 @@ from typing import Any, TypeAlias
 import datasets
 
 from cluster.artifacts.errors import StageError
+from cluster.readers import whole_files
 from cluster.telemetry.error_text import first_line
 from eval.tasks import declared_names
 from eval.tasks.definitions import Task
@@ -119,10 +120,15 @@ def _saved(folder: Path) -> Any:
 
 def _home(task: Task, folder: Path) -> Path:
     """The folder itself, or the task's folder in it (``glue_data`` holds ``RTE``)."""
-    if not folder.is_dir() or any(path.suffix in READERS for path in folder.iterdir()):
+    if not folder.is_dir() or any(whole_files.form(path.name) in READERS for path in _visible(folder)):
         return folder
     inside = [folder / name for name in (task.name, *task.folders) if (folder / name).is_dir()]
     return inside[0] if inside else folder
+
+
+def _visible(folder: Path) -> list[Path]:
+    """What is in a folder, sorted, without the hidden files of systems and other programs."""
+    return sorted(path for path in folder.glob("*") if not path.name.startswith("."))
 
 
 def _files(task: Task, folder: Path, names: Sequence[str]) -> list[Path]:
@@ -135,16 +141,16 @@ def _files(task: Task, folder: Path, names: Sequence[str]) -> list[Path]:
     form = re.compile(rf"(?P<split>(?:{'|'.join(names)}){version}(?:[-_]subset)?)(?:[-_.]\d+(?:-of-\d+)?)?")
     matches = [
         (path, match["split"])
-        for path in sorted(folder.glob("*"))
-        if path.suffix in READERS and (match := form.fullmatch(path.stem))
+        for path in _visible(folder)
+        if whole_files.form(path.name) in READERS and (match := form.fullmatch(whole_files.stem(path.name)))
     ]
     if not matches:
-        present = ", ".join(sorted(path.name for path in folder.glob("*"))) or "nothing"
+        present = ", ".join(path.name for path in _visible(folder)) or "nothing"
         raise ExamplesError(
             f"{folder} has no {names[0]} file of {task.name}: expected {' or '.join(names)} with one of the endings "
             f"{', '.join(READERS)}; found {present}"
         )
-    if len({(split, path.suffix) for path, split in matches}) > 1:
+    if len({(split, path.name.removeprefix(whole_files.stem(path.name))) for path, split in matches}) > 1:
         listed = ", ".join(path.name for path, _ in matches)
         raise ExamplesError(f"{folder} has more than one {names[0]} file of {task.name} ({listed}): keep one of them")
     _check_shards([path for path, _ in matches])
@@ -153,7 +159,7 @@ def _files(task: Task, folder: Path, names: Sequence[str]) -> list[Path]:
 
 def _check_shards(paths: Sequence[Path]) -> None:
     for path in paths:
-        if (match := SHARD.search(path.stem)) and int(match[1]) != len(paths):
+        if (match := SHARD.search(whole_files.stem(path.name))) and int(match[1]) != len(paths):
             raise ExamplesError(
                 f"{path} is one of {int(match[1])} files, of which {len(paths)} are here: get the others"
             )

@@ -12,6 +12,7 @@ twice, and every label has the same number of passages. "it" replaces the names 
 would give the label away.
 """
 
+import fnmatch
 import hashlib
 import heapq
 import re
@@ -24,8 +25,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from cluster.artifacts import errors, stage
+from cluster.artifacts import artifact, errors, stage
 from cluster.artifacts.recipe import Recipe
+from cluster.corpus.shard_writer import SHARDS
 from cluster.storage.filesystem import write_json
 from cluster.telemetry.progress import progress
 from eval.tasks.declared_names import LABEL_NAMES
@@ -62,7 +64,8 @@ def run(recipe: Provenance, inputs: Mapping[str, Path], out: Path) -> dict[str, 
     Raises:
         StageError: the corpus has too few sources, or a source too few passages.
     """
-    shards = sorted(inputs["corpus"].glob("documents-*.parquet"))
+    corpus = artifact.read(inputs["corpus"], "corpus")
+    shards = [corpus.path / name for name in sorted(fnmatch.filter(corpus.files, SHARDS))]
     sources = _largest_sources(shards, recipe.labels)
     documents = _passages(recipe, shards, sources)
     train, dev = [], []

@@ -86,3 +86,20 @@ def test_errors_name_row_and_cause(tmp_path: Path) -> None:
         _read(tmp_path / "train.jsonl")
     (tmp_path / "train.jsonl").write_bytes(gzip.compress(b'{"sentence": "fine"}\n'))
     assert _read(tmp_path / "train.jsonl").columns == {"sentence": ["fine"]}
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_lines_of_other_systems_and_of_files_put_together(tmp_path: Path, end: str) -> None:
+    (tmp_path / "train.tsv").write_bytes(f"sentence\tlabel{end}\ufeffOne.\t1{end}Two.\t0{end}".encode())
+    assert _read(tmp_path / "train.tsv").columns == {"sentence": ["One.", "Two."], "label": ["1", "0"]}
+    lines = [json.dumps({"sentence": text}) for text in SENTENCES]
+    (tmp_path / "train.jsonl").write_bytes(f"\ufeff{lines[0]}{end}\ufeff{end.join(lines[1:])}{end}".encode())
+    assert _read(tmp_path / "train.jsonl").columns["sentence"] == SENTENCES
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "train.tsv").write_text("sentence\tsentence\tlabel\na\tb\t1\n", encoding="utf-8")
+    pq.write_table(pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], ["sentence"] * 2), tmp_path / "dev.parquet")
+    for name in ("train.tsv", "dev.parquet"):
+        with pytest.raises(ExamplesError, match="two columns sentence"):
+            _read(tmp_path / name)

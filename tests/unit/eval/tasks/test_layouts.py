@@ -1,5 +1,6 @@
 """The usual layouts of published data: all give the same examples."""
 
+import gzip
 import json
 import logging
 from pathlib import Path
@@ -205,3 +206,26 @@ def test_a_file_that_is_not_squad_is_named(tmp_path: Path) -> None:
     write(tmp_path / "train-v1.1.json", json.dumps({"data": [{"title": "Mill"}]}))
     with pytest.raises(ExamplesError, match=r"train-v1.1.json is not a SQuAD file"):
         questions_from_folder(TASKS["squad"], tmp_path)
+
+
+def test_hidden_files_of_other_systems_are_no_data(tmp_path: Path) -> None:
+    for split in ("train", "dev"):
+        write(tmp_path / "RTE" / f"{split}.tsv", "index\tsentence1\tsentence2\tlabel\n0\ta\tb\tentailment\n")
+        (tmp_path / "RTE" / f"._{split}.tsv").write_bytes(b"\x00\x05\x16\x07\xb0")
+    (tmp_path / "._RTE.tsv").write_bytes(b"\x00\x05\x16\x07\xb0")
+    assert from_folder(TASKS["rte"], tmp_path).train.texts == (("a",), ("b",))
+    for name in ("train/pos/0_9.txt", "train/neg/0_1.txt", "test/pos/0_8.txt", "test/neg/0_2.txt"):
+        write(tmp_path / "aclImdb" / name, "A film.")
+        (tmp_path / "aclImdb" / name).with_name("._0_0.txt").write_bytes(b"\x00\x05\x16\x07\xb0")
+    assert from_folder(TASKS["imdb"], tmp_path / "aclImdb").train.texts == (("A film.",) * 2,)
+
+
+def test_line_files_may_be_compressed_and_have_endings_in_capitals(tmp_path: Path) -> None:
+    line = json.dumps({"sentence": "good", "label": 1}) + "\n"
+    (tmp_path / "train.jsonl.gz").write_bytes(gzip.compress(line.encode()))
+    write(tmp_path / "dev.JSONL", line)
+    found = from_folder(TASKS["sst2"], tmp_path)
+    assert (found.train.texts, found.dev[0].texts) == ((("good",),), (("good",),))
+    write(tmp_path / "train.jsonl", line)
+    with pytest.raises(ExamplesError, match="more than one train file"):
+        from_folder(TASKS["sst2"], tmp_path)

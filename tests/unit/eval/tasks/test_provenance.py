@@ -149,3 +149,11 @@ def test_a_student_learns_the_task(tmp_path: Path) -> None:
     assert facts["score"] > 75.0
     config = json.loads((tmp_path / "finetuned" / "config.json").read_text())
     assert config["id2label"] == {"0": "brewing", "1": "weaving"}
+
+
+def test_only_the_files_of_the_manifest_are_read(tmp_path: Path) -> None:
+    made = corpus(tmp_path / "corpus", packages(FOUR))
+    stray = {"source": pa.array(["stray"] * 99).dictionary_encode(), "text": pa.array(["x " * 60] * 99)}
+    pq.write_table(pa.table(stray), made / "documents-00099.parquet")
+    stage.execute(STAGE, Provenance.of(SMALL), {"corpus": made}, tmp_path / "out")
+    assert "stray" not in json.loads((tmp_path / "out" / "labels.json").read_text(encoding="utf-8"))
