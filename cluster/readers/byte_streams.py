@@ -21,7 +21,7 @@ _MAGIC = ((b"\x1f\x8b\x08", "gzip"), (b"BZh", "bz2"), (b"\x28\xb5\x2f\xfd", "zst
 _BZIP2 = (b"1AY&SY", b"\x17\x72\x45\x38\x50\x90")
 """What follows the fourth byte of a bzip2 file; the first three alone may be text."""
 _SKIPPABLE = b"\x2a\x4d\x18"
-"""Bytes 1 to 3 of a skippable Zstandard frame, with which some programs begin."""
+"""Bytes 1 to 3 of a skippable Zstandard frame, with which some programs begin; the byte before is 0x50 to 0x5f."""
 
 
 _LARGEST_WINDOW_LOG = 31
@@ -53,7 +53,10 @@ def open_text(place: str, start: int = 0, cut: bool = False) -> Iterator[Any]:
         if cut:
             raise StageError(f"{place} is compressed with {codec}: end its name in {_suffix(codec)}")
         probe = _decompressed(raw, codec)  # stays until the end, because it closes the file when it goes
-        read_errors.refuse_other_form(place, _start(probe, read_errors.HEAD_BYTES), unpacked=True)
+        inner = _start(probe, read_errors.HEAD_BYTES)
+        read_errors.refuse_other_form(place, inner, unpacked=True)
+        if twice := codec_of(inner):
+            raise StageError(f"{place} is compressed twice, with {twice} inside: unpack it once")
         raw.seek(0)
         yield _decompressed(raw, codec)
 
@@ -84,16 +87,14 @@ def codec_of(head: bytes) -> str | None:
     for magic, codec in _MAGIC:
         if head.startswith(magic) and (codec != "bz2" or head[4:10] in _BZIP2):
             return codec
-    return None
+    return "zstd" if head[1:4] == _SKIPPABLE and head[0] >> 4 == 5 else None
 
 
 def _codec(place: str, head: bytes) -> str | None:
     """The compression of a text file; None for a plain one."""
     if (found := codec_of(head)) is not None:
         return found
-    if head[1:4] == _SKIPPABLE and place.endswith(_suffix("zstd")):
-        return "zstd"
-    named = next((codec for suffix, codec in CODECS.items() if place.endswith(suffix)), None)
+    named = next((codec for suffix, codec in CODECS.items() if place.lower().endswith(suffix)), None)
     if named and not read_errors.reads_as_text(head):
         read_errors.refuse_other_form(place, head)
         raise StageError(f"{place} does not begin like a file of {named}: {read_errors.DAMAGED}")

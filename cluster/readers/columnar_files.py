@@ -105,7 +105,7 @@ def _refuse_other_form(place: str, magic: bytes) -> None:
     kind = "Parquet" if magic == b"PAR1" else "Arrow"
     if codec := byte_streams.codec_of(head):
         raise StageError(f"{place} is no {kind} file, but compressed with {codec}: unpack it")
-    if head and read_errors.reads_as_text(head):
+    if head and not head.startswith(magic) and read_errors.reads_as_text(head):
         raise StageError(f"{place} is text, no {kind} file: read it with a source of another kind, or leave it out")
 
 
@@ -150,6 +150,8 @@ def field_path(column: str, schema: pa.Schema, place: str) -> tuple[str, ...]:
         names = [name for field in schema for name in _names(field)]
         listed = ", ".join(names[:_SHOWN]) + (" …" if len(names) > _SHOWN else "")
         raise StageError(f"{place} has no column {column}: set column to one of {listed or 'none'}")
+    if schema.names.count(found[0]) > 1:
+        raise StageError(f"{place} has two columns {found[0]}: rename or delete one")
     return found
 
 
@@ -204,12 +206,7 @@ def _advice(column: str, kind: pa.DataType) -> str:
 
 def decoded(values: pa.Array, first_row: int) -> list[Document | None] | None:
     """The texts of a column, of whatever type holds text, None for missing ones; None if it holds something else."""
-    if isinstance(values, pa.ExtensionArray):
-        values = values.storage
-    if pa.types.is_dictionary(values.type):
-        values = values.dictionary_decode()
-    elif pa.types.is_run_end_encoded(values.type):
-        values = pc.run_end_decode(values)
+    values = _plain(values)
     if values.null_count == len(values):
         return [None] * len(values)
     kind = values.type
@@ -221,6 +218,18 @@ def decoded(values: pa.Array, first_row: int) -> list[Document | None] | None:
     elif not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)):
         return None
     return [_text(raw, row) for row, raw in enumerate(values.to_pylist(), first_row)]
+
+
+def _plain(values: pa.Array) -> pa.Array:
+    """The values themselves, of extension types, dictionaries and runs, also inside one another."""
+    if isinstance(values, pa.ExtensionArray):
+        return _plain(values.storage)
+    try:
+        if pa.types.is_dictionary(values.type):
+            return _plain(values.dictionary_decode())
+        return _plain(pc.run_end_decode(values)) if pa.types.is_run_end_encoded(values.type) else values
+    except pa.ArrowNotImplementedError:  # dictionaries of views, runs of dictionaries
+        return pa.array(values.to_pylist())
 
 
 def _text(raw: bytes | None, row: int) -> Document | None:

@@ -48,7 +48,13 @@ _FORMS = (
 """First bytes of files that are not what a reader expects; what they are, and what to do."""
 _TAR_AT, _TAR = 257, b"ustar"
 
+_BEHIND = (
+    "has other bytes behind its compressed text ({error}), such as padding: check it with gzip -t {name}, and pack it "
+    "anew with gzip -dc {name} | gzip > NEW"
+)
 _LACKING = (
+    ("incorrect header check", _BEHIND),
+    ("unknown compression method", _BEHIND),
     ("encrypt", ENCRYPTED),
     ("decrypt", ENCRYPTED),
     ("not supported", "uses a feature that pyarrow lacks ({error}): write it again with compression zstd"),
@@ -56,7 +62,7 @@ _LACKING = (
     ("not implemented", "uses a feature that pyarrow lacks ({error}): write it again with compression zstd"),
     ("not built", "uses a feature that pyarrow lacks ({error}): write it again with compression zstd"),
 )
-"""Words in messages of pyarrow that tell a missing feature from damaged bytes."""
+"""Words in messages of pyarrow that tell a missing feature, or bytes too many, from damaged bytes."""
 
 
 @contextlib.contextmanager
@@ -103,6 +109,15 @@ def refuse_other_form(place: str, head: bytes, expected: bytes = b"", unpacked: 
     for start, form in _FORMS:
         if head.startswith(start) and start != expected:
             raise StageError(f"{is_what} {form.format(name=name)}")
+    if order := _unmarked_utf16(head):
+        raise StageError(f"{is_what} in UTF-16: convert it with iconv -f utf-16{order} -t utf-8 {name}")
+
+
+def _unmarked_utf16(head: bytes) -> str:
+    """The byte order of UTF-16 without a byte order mark, where every other byte of most letters is zero."""
+    zeros = {"be": head[::2].count(0), "le": head[1::2].count(0)}
+    order = max(zeros, key=lambda each: zeros[each])
+    return order if 4 * zeros[order] > len(head) and min(zeros.values()) == 0 else ""
 
 
 def quoted(place: str) -> str:

@@ -126,5 +126,5 @@ def label(source: AnyFiles | Hub, place: str) -> str:
     if isinstance(source, Hub):
         return source.dataset
     found = PurePosixPath(place)
-    suffixes = found.suffixes[-2:] if found.suffix in CODECS else found.suffixes[-1:]
+    suffixes = found.suffixes[-2:] if found.suffix.lower() in CODECS else found.suffixes[-1:]
     return found.name.removesuffix("".join(suffixes)) or found.name

@@ -5,6 +5,7 @@ row groups of Parquet); small files share a split. The cuts depend only on the n
 opens no file and gives the same splits in every attempt.
 """
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeVar
@@ -34,7 +35,12 @@ SPLIT_BYTES = 2**26
 COMPRESSION = 3
 """Approximate bytes of text per byte of Parquet or of a compressed file."""
 
+_SHOWN = 5
+"""Names in a message."""
+
 T = TypeVar("T")
+
+logger = logging.getLogger("stillhouse")
 
 
 @dataclass(frozen=True)
@@ -138,7 +144,7 @@ def _spans(number: int, source: AnySource) -> Iterator[tuple[SourceSpan, int]]:
 
 def _ranges(source: AnyFiles, info: FileInfo) -> Iterator[tuple[int, int, int]]:
     """Start, end and approximate bytes of text of each range of a file."""
-    compressed = info.location.suffix in CODECS
+    compressed = info.location.suffix.lower() in CODECS
     ratio = COMPRESSION if compressed or isinstance(source, Parquet) else 1
     step = SPLIT_BYTES // ratio
     if compressed or isinstance(source, Arrow) or (isinstance(source, Text) and source.documents == "file"):
@@ -169,13 +175,10 @@ def _files(source: AnyFiles, pattern: Pattern) -> list[FileInfo]:
     if pattern.glob:
         files = pattern.files()
     else:
-        listed = pattern.files((*suffixes, commit.MANIFEST))
-        files = [
-            info
-            for info in listed
-            if info.location.name.endswith(suffixes) or str(info.location) == str(pattern.folder)
-        ]
+        listed = pattern.files()
+        files = [info for info in listed if _is_named(info, suffixes) or str(info.location) == str(pattern.folder)]
         _refuse_artifacts(source, pattern.folder, listed, files)
+        _name_others(source, listed, files)
     if not files:
         names = "wiki_*" if isinstance(source, WikiExtractor) else f"*{suffixes[0]}"
         reason = (
@@ -188,6 +191,23 @@ def _files(source: AnyFiles, pattern: Pattern) -> list[FileInfo]:
     if bad := [place for info in files if not _is_unicode(place := str(info.location))]:
         raise StageError(f"source path {source.path}: the name of the file {bad[0]!a} is not UTF-8: rename it")
     return files
+
+
+def _is_named(info: FileInfo, suffixes: tuple[str, ...]) -> bool:
+    return info.location.name.lower().endswith(suffixes)
+
+
+def _name_others(source: AnyFiles, listed: list[FileInfo], files: list[FileInfo]) -> None:
+    """Say which files below a source's folder are not read because of their names."""
+    if files and len(listed) > len(files):
+        others = sorted({info.location.name for info in listed} - {info.location.name for info in files})
+        logger.info(
+            "corpus: source %s: left out are %d files whose names do not end in %s (%s)",
+            source.path,
+            len(listed) - len(files),
+            ", ".join(_suffixes(source)),
+            ", ".join(others[:_SHOWN]) + (" …" if len(others) > _SHOWN else ""),
+        )
 
 
 def _is_unicode(name: str) -> bool:

@@ -6,7 +6,8 @@ Lines end at line feeds alone: texts contain other characters at which Python wo
 from collections.abc import Iterator
 from typing import Any, TypeAlias
 
-from cluster.readers import byte_streams
+from cluster.artifacts.errors import StageError
+from cluster.readers import byte_streams, read_errors
 from cluster.readers.bad_documents import BadDocument, Document, excerpt
 from cluster.readers.splits import SourceSpan
 
@@ -24,7 +25,7 @@ BOM = b"\xef\xbb\xbf"
 def of_span(span: SourceSpan, past_end: bool = False) -> Iterator[Line]:
     """The lines that begin in a span; with ``past_end`` also those behind it, to the end of the file."""
     with byte_streams.open_text(span.place, span.start, cut=end_of(span) is not None) as stream:
-        yield from _in_range(stream, span.start, None if past_end else end_of(span))
+        yield from _in_range(stream, span.place, span.start, None if past_end else end_of(span))
 
 
 def end_of(span: SourceSpan) -> int | None:
@@ -36,7 +37,7 @@ def is_blank(text: Document) -> bool:
     return isinstance(text, str) and (not text or text.isspace())
 
 
-def _in_range(stream: Any, start: int, end: int | None) -> Iterator[Line]:
+def _in_range(stream: Any, place: str, start: int, end: int | None) -> Iterator[Line]:
     """The lines that begin in ``[start, end)``; without ``end``, all from ``start``."""
     rest, offset = b"", start
     if start:
@@ -45,6 +46,8 @@ def _in_range(stream: Any, start: int, end: int | None) -> Iterator[Line]:
         rest, offset = _after_newline(stream, start - 1, end)
     while end is None or offset < end:
         block = stream.read(BLOCK)
+        if not offset:
+            _refuse_returns(place, block)
         found = (rest + block).split(b"\n")
         rest = found.pop()
         for line in found:
@@ -59,6 +62,15 @@ def _in_range(stream: Any, start: int, end: int | None) -> Iterator[Line]:
             rest, offset = _after_newline(stream, offset + len(rest), end)
     if rest and (end is None or offset < end):
         yield offset, rest
+
+
+def _refuse_returns(place: str, block: bytes) -> None:
+    """Raise StageError if the lines of a file that begins with this block end as on old systems."""
+    if b"\r" in block.rstrip(b"\r") and b"\n" not in block:
+        raise StageError(
+            f"{place} ends its lines with carriage returns alone: write it anew, for example with "
+            f"tr '\\r' '\\n' < {read_errors.quoted(place)} > NEW"
+        )
 
 
 def _after_newline(stream: Any, offset: int, end: int | None) -> tuple[bytes, int]:

@@ -48,7 +48,7 @@ class Pattern:
         name = filesystem.relative(place, folder)
         if name is None:
             return False
-        return _fits(name.split("/"), self._parts) and (bool(self.glob) or name.endswith(suffixes))
+        return _fits(name.split("/"), self._parts) and (bool(self.glob) or name.lower().endswith(suffixes))
 
     @property
     def _parts(self) -> list[str]:

@@ -75,6 +75,12 @@ OTHER: dict[str, tuple[str, Callable[[], bytes], str]] = {
     "lz4": ("a.jsonl", lambda: b"\x04\x22\x4d\x18" + bytes(50), "lz4 -d"),
     "UTF-16": ("a.jsonl", lambda: LINES.decode().encode("utf-16"), "iconv -f utf-16"),
     "UTF-16 in gzip": ("a.jsonl.gz", lambda: gzip.compress(LINES.decode().encode("utf-16")), "iconv -f utf-16"),
+    "UTF-16 without a mark": ("a.txt", lambda: "größer ".encode("utf-16-be") * 9, "iconv -f utf-16be"),
+    "lines in UTF-16 without a mark": ("a.jsonl", lambda: LINES.decode().encode("utf-16-le"), "iconv -f utf-16le"),
+    "gzip in gzip": ("a.jsonl.gz", lambda: gzip.compress(gzip.compress(LINES)), "unpack it once"),
+    "gzip before other bytes": ("a.jsonl.gz", lambda: gzip.compress(LINES) + b"other bytes", "gzip -t"),
+    "gzip with padding": ("a.jsonl.gz", lambda: gzip.compress(LINES) + bytes(512), "gzip -t"),
+    "carriage returns": ("a.jsonl", lambda: LINES.replace(b"\n", b"\r"), "tr '\\r' '\\n'"),
     "an array": ("a.jsonl", lambda: json.dumps([{"text": "x"}] * 3).encode(), "jq -c"),
     "an array in lines": ("a.jsonl", lambda: json.dumps([{"text": "x"}] * 3, indent=1).encode(), "jq -c"),
     "an object in lines": ("a.jsonl", lambda: json.dumps({"text": "x"}, indent=1).encode(), "jq -c"),
@@ -99,7 +105,7 @@ def test_whole_files_of_another_form_are_named_with_what_converts_them(
 ) -> None:
     (tmp_path / name).write_bytes(content())
     with pytest.raises(StageError) as error:
-        _read(name.split(".")[1], tmp_path / name)
+        _read(name.split(".")[1].replace("txt", "text"), tmp_path / name)
     assert name in str(error.value)
     assert advice in str(error.value)
     assert "damaged" not in str(error.value)

@@ -3,6 +3,7 @@
 import bz2
 import gzip
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -48,10 +49,12 @@ def test_byte_order_marks_are_no_text_also_of_files_that_were_put_together(tmp_p
         assert _read("text", tmp_path, documents=documents) == expected
 
 
+_SKIPPABLE_FRAME = b"\x50\x2a\x4d\x18\x04\x00\x00\x00abcd"
 PACKERS: dict[str, Callable[[bytes], bytes]] = {
     "gzip": gzip.compress,
     "bz2": bz2.compress,
     "zstd": lambda data: pa.compress(data, "zstd", asbytes=True),
+    "zstd behind a skippable frame": lambda data: _SKIPPABLE_FRAME + pa.compress(data, "zstd", asbytes=True),
 }
 
 
@@ -73,8 +76,10 @@ def test_zstandard_windows_of_gigabytes(tmp_path: Path) -> None:
     packed = compressor.compress(_json_lines(texts)) + compressor.flush()
     with pytest.raises(OSError, match="too much memory"):
         pa.CompressedInputStream(pa.BufferReader(packed), "zstd").read()
-    (tmp_path / "a.jsonl.zst").write_bytes(packed + packed)
-    assert _read("jsonl", tmp_path) == texts * 2
+    usual = pa.compress(_json_lines(), "zstd", asbytes=True)
+    for parts in (packed + packed, usual + packed + packed, _SKIPPABLE_FRAME + packed + packed):
+        (tmp_path / "a.jsonl.zst").write_bytes(parts)
+        assert _read("jsonl", tmp_path)[-200_000:] == texts * 2
 
 
 def _parts(folder: Path) -> None:
@@ -128,6 +133,36 @@ def test_runs_and_nulls_in_arrow_files_are_read(tmp_path: Path) -> None:
         with pa.ipc.new_stream(str(tmp_path / f"{name}.arrow"), table.schema) as stream:
             stream.write_table(table)
     assert _read("arrow", tmp_path) == [BadDocument("missing", "row 1", ""), "One.", "One.", "Two."]
+
+
+def test_dictionaries_of_views_and_runs_of_dictionaries_are_read(tmp_path: Path) -> None:
+    views = pa.array(["One.", "Two."]).cast(pa.string_view())
+    runs = pa.RunEndEncodedArray.from_arrays(
+        pa.array([2, 3], pa.int32()), pa.array(["One.", "Two."]).dictionary_encode()
+    )
+    dictionary = pa.DictionaryArray.from_arrays(pa.array([0, 0, 1], pa.int8()), views)
+    for values in (runs, dictionary):
+        table = pa.table({"text": values})
+        with pa.ipc.new_stream(str(tmp_path / "a.arrow"), table.schema) as stream:
+            stream.write_table(table)
+        assert _read("arrow", tmp_path) == ["One.", "One.", "Two."]
+
+
+def test_endings_in_capitals_are_read_and_other_names_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "A.JSONL").write_bytes(_json_lines())
+    (tmp_path / "b.jsonl.GZ").write_bytes(gzip.compress(_json_lines()))
+    (tmp_path / "c.jsonl.xz").touch()
+    with caplog.at_level(logging.INFO, "stillhouse"):
+        assert _read("jsonl", tmp_path) == TEXTS * 2
+    assert "c.jsonl.xz" in caplog.text
+
+
+def test_a_column_whose_name_another_one_has_is_refused(tmp_path: Path) -> None:
+    pq.write_table(pa.Table.from_arrays([pa.array(["One."]), pa.array(["Two."])], ["text"] * 2), tmp_path / "a.parquet")
+    with pytest.raises(StageError, match="two columns text"):
+        _read("parquet", tmp_path)
 
 
 NESTED = [{"value": "One."}, None, {"value": None}, {"value": "Two."}]
