@@ -4,6 +4,7 @@ NFC with Unix line endings, spaces for tabs and for control characters that sepa
 characters, lone surrogates, byte order marks or outer white space.
 """
 
+import functools
 import re
 import unicodedata
 
@@ -31,3 +32,47 @@ def normalized(text: str) -> str:
 
 def _replacement(unwanted: re.Match[str]) -> str:
     return " " if unwanted[0] in _SEPARATORS else ""
+
+
+# Invisible, though no format characters (DerivedCoreProperties.txt, Default_Ignorable_Code_Point).
+_INVISIBLE = "\u034f\u115f\u1160\u17b4\u17b5\u180b\u180c\u180d\u180f\u3164\uffa0"
+_VARIANTS = range(0xFE00, 0xFE10)
+_TAGS = range(0xE0000, 0xE1000)
+_APOSTROPHES = "\u02bb\u02bc"
+"""Apostrophes that Unicode calls letters."""
+_ZERO_WIDTH_SPACE = "\u200b"
+
+
+def readings(text: str) -> list[str]:
+    """The text as it is compared with others, where more must not matter than in clean text.
+
+    Letters of other widths and shapes (ligatures, full width, bold of mathematics) become usual ones without case, as
+    in NFKC, and invisible characters go. All other characters stay. There are two readings of a text with zero-width
+    spaces, which may stand between words or inside of them.
+    """
+    if text.isascii():
+        return [text]
+    if (found := text.translate(_folds())) != text:
+        found = unicodedata.normalize("NFC", found)
+    return [found, found.replace(_ZERO_WIDTH_SPACE, "")] if _ZERO_WIDTH_SPACE in found else [found]
+
+
+class _Folds(dict[int, str]):
+    """What each character becomes, filled as characters occur."""
+
+    def __missing__(self, code: int) -> str:
+        letter = chr(code)
+        if letter in _INVISIBLE or code in _VARIANTS or code in _TAGS:
+            found = ""
+        elif unicodedata.category(letter)[0] in "LN":
+            folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", letter).casefold())
+            found = "".join("'" if each in _APOSTROPHES else each for each in folded)
+        else:
+            found = letter
+        self[code] = found
+        return found
+
+
+@functools.cache
+def _folds() -> _Folds:
+    return _Folds()

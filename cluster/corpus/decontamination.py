@@ -8,7 +8,8 @@ GPT-3 ignores n-grams that more than ten documents have. Here they count, becaus
 eleven times would pass. This also drops documents with stock phrases: 2.4 % of 13,130 Wikipedia articles that are no
 source of SQuAD's development set share an n-gram with it.
 
-Evaluation texts are cleaned as documents are, so that neither Unicode's forms nor control characters hide a text.
+Evaluation texts are cleaned as documents are, so that neither Unicode's forms nor control characters hide a text. Nor
+do letters of other widths and shapes, ligatures, upper case and invisible characters, on either side.
 
 A task is a folder, a glob or a file. In a folder, files count whose path contains a word such as ``dev``, ``test`` or
 ``validation``. Every string in them is text of the task, whatever its column; labels are numbers, or too short.
@@ -31,7 +32,7 @@ from pydantic import Field, PositiveInt, model_validator
 from cluster.artifacts.errors import StageError
 from cluster.artifacts.recipe import Recipe
 from cluster.corpus import evaluation_texts, word_ngrams
-from cluster.corpus.clean_text import clean
+from cluster.corpus.clean_text import clean, readings
 from cluster.corpus.document_table import I64, Mask
 from cluster.corpus.filters import Cleaning, Filter
 from cluster.corpus.word_ngrams import U64
@@ -98,6 +99,8 @@ class EvaluationIndex:
         found = {task: [_TextNgrams.of(text, recipe) for text in texts[task]] for task in texts}
         numbers = {task: _distinct([text.ngrams for text in found[task]]) for task in found}
         lengths = sorted({text.length for part in found.values() for text in part if len(text.ngrams)})
+        if not any(texts.values()):
+            raise StageError(f"decontamination: {', '.join(texts)} has no text: name other files, or leave it out")
         if not lengths:
             raise StageError(
                 f"decontamination: no text of {', '.join(texts)} has {recipe.min_words} words: lower min_words"
@@ -116,11 +119,8 @@ class EvaluationIndex:
 
     def overlap(self, text: str) -> str | None:
         """The first task that shares an n-gram with a text, or None."""
-        words = word_ngrams.words(text)
-        starts = self._starts(word_ngrams.ngrams(words, self.lengths[0]))
-        owners = [self._owners(word_ngrams.ngrams_at(words, starts, length)) for length in self.lengths if len(starts)]
-        first = min((int(found.min()) for found in owners if len(found)), default=None)
-        return None if first is None else self.tasks[first]
+        found = [first for reading in readings(text) if (first := self._first(reading)) is not None]
+        return self.tasks[min(found)] if found else None
 
     @property
     def fingerprint(self) -> str:
@@ -143,6 +143,12 @@ class EvaluationIndex:
             header = json.loads(str(arrays["header"]))
             tasks, lengths = tuple(header["tasks"]), tuple(header["lengths"])
             return cls(tasks, lengths, arrays["runs"], arrays["owners"], arrays["heads"], header["counts"])
+
+    def _first(self, text: str) -> int | None:
+        words = word_ngrams.words(text)
+        starts = self._starts(word_ngrams.ngrams(words, self.lengths[0]))
+        owners = [self._owners(word_ngrams.ngrams_at(words, starts, length)) for length in self.lengths if len(starts)]
+        return min((int(found.min()) for found in owners if len(found)), default=None)
 
     def _starts(self, heads: U64) -> I64:
         """Words of a text where an n-gram of the evaluation data may begin."""
@@ -190,7 +196,8 @@ def _texts(file: filesystem.FileInfo, cleaner: Filter) -> set[str]:
         read = [*evaluation_texts.read(file.location)]
     if not any(read):
         logger.warning("decontamination: no text in %s", file.location)
-    return {cleaned for text in read for cleaned in (clean(text), cleaner.clean(text))}
+    cleaned = {kept for text in read for kept in (clean(text), cleaner.clean(text))}
+    return {reading for text in cleaned for reading in readings(text)}
 
 
 def evaluation_files(recipe: Decontamination) -> list[tuple[str, filesystem.FileInfo]]:
@@ -237,7 +244,7 @@ def _is_split(name: PurePosixPath, splits: tuple[str, ...]) -> bool:
 
 def _distinct(parts: list[U64]) -> U64:
     """``numpy.unique`` of all numbers, without its slower hash table."""
-    numbers = np.sort(np.concatenate(parts))
+    numbers = np.sort(np.concatenate([np.empty(0, np.uint64), *parts]))
     return numbers[np.append(True, numbers[1:] != numbers[:-1])] if len(numbers) else numbers
 
 

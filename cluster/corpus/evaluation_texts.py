@@ -3,6 +3,7 @@
 Parquet, Arrow, JSON (one value, or one per line), TSV as GLUE writes it (quotation marks have no meaning), CSV, lines.
 """
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import PurePosixPath
 from typing import Any
@@ -38,7 +39,10 @@ def _strings(value: Any) -> Iterator[str]:
     elif isinstance(value, dict):
         for member in value.values():
             yield from _strings(member)
-    elif isinstance(value, Iterable) and not isinstance(value, bytes):
+    elif isinstance(value, bytes):
+        with contextlib.suppress(UnicodeDecodeError):  # such as pictures
+            yield value.decode("utf-8")
+    elif isinstance(value, Iterable):
         for member in value:
             yield from _strings(member)
 

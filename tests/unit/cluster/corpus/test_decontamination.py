@@ -87,11 +87,24 @@ def test_case_punctuation_and_line_breaks_hide_nothing(tmp_path: Path) -> None:
         lambda text: text.replace(" ", "\x0b"),
         lambda text: text.replace(" ", "\x85"),
         lambda text: text.replace(" ", "\u200b "),
+        lambda text: text.replace(" ", "\u200b"),
+        lambda text: text.replace("e", "\u200be"),
+        lambda text: text.replace(" ", "\u2028"),
+        lambda text: text.replace("e", "e\ufe0f"),
+        lambda text: text.replace("e", "\u034fe"),
+        lambda text: text.replace("e", "\U000e0041e"),
+        lambda text: text.replace("fe ", "f\U0001d41e "),
+        lambda text: "".join(
+            chr(ord(letter) + 0xFEE0) if letter.islower() and letter.isascii() else letter for letter in text
+        ),
+        lambda text: text.replace("distilleries's", "distilleries\u02bcs").replace("fi", "\ufb01"),
+        str.upper,
+        str.casefold,
     ],
 )
 def test_other_forms_of_the_same_text_hide_nothing_on_either_side(tmp_path: Path, hide: Callable[[str], str]) -> None:
     """The texts of a task are cleaned as documents are; documents are clean when they are compared."""
-    text = LONG.replace("malt", "mált")
+    text = LONG.replace("malt", "mált").replace("distilleries", "distilleries's fine Straßen, όδος")
     assert hide(text) != text
     assert _load(_task(tmp_path / "hidden", hide(text))).overlap(clean(text)) == "hidden"
     assert _load(_task(tmp_path / "plain", text)).overlap(clean(hide(text))) == "plain"
@@ -204,6 +217,10 @@ def _bytes(path: Path) -> None:
     pq.write_table(pa.table(table), path)
 
 
+def _nested_bytes(path: Path) -> None:
+    pq.write_table(pa.table({"page": [{"parts": [b"\x89PNG\r\n\xff", LONG.encode()]}]}), path)
+
+
 def _lines(path: Path) -> None:
     path.write_text(f"\n = Title = \n{LONG}\n", encoding="utf-8")
 
@@ -221,6 +238,8 @@ def _lines(path: Path) -> None:
         ("dev.jsonl", _one_value_a_line),
         ("dev.json", _array),
         ("dev.parquet", _bytes),
+        ("dev.parquet", _nested_bytes),
+        ("dev.txt", lambda path: path.write_bytes(f"{SHORT}\r{LONG}\r".encode())),
         ("dev.jsonl.gz", lambda path: path.write_bytes(gzip.compress(json.dumps({"text": LONG}).encode()))),
         ("dev.tsv", _tsv),
         ("TEST.csv", _csv),
@@ -264,6 +283,15 @@ def test_a_file_without_texts_is_named(tmp_path: Path, caplog: pytest.LogCapture
     assert [record.getMessage() for record in caplog.records] == [
         f"decontamination: no text in {tmp_path}/rte/test.jsonl"
     ]
+
+
+def test_a_task_without_texts_hides_no_other_and_is_refused_alone(tmp_path: Path) -> None:
+    _task(tmp_path / "rte", LONG)
+    (tmp_path / "cola").mkdir()
+    (tmp_path / "cola" / "dev.tsv").touch()
+    assert _load(tmp_path / "cola", tmp_path / "rte").overlap(LONG) == "rte"
+    with pytest.raises(StageError, match="cola has no text"):
+        _load(tmp_path / "cola")
 
 
 def test_other_processes_open_the_saved_index(tmp_path: Path) -> None:
