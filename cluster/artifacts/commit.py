@@ -48,13 +48,6 @@ def staging(out: Location) -> Location:
     return out.with_name(f".{out.name}.partial") if isinstance(out, Path) else out
 
 
-def destination(staged: Location) -> Location:
-    """The artifact that :func:`staging` stands for."""
-    if isinstance(staged, Path):
-        return staged.with_name(staged.name.removeprefix(".").removesuffix(".partial"))
-    return staged
-
-
 def present(out: Location) -> bool:
     """Whether ``out`` is an artifact, or anything else but an attempt at one, which must not be overwritten."""
     if isinstance(out, Path):

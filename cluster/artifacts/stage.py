@@ -121,6 +121,8 @@ class Stage(Generic[R]):
     validate: Callable[[R], None] = _nothing
     """Raises a ValueError where tables of the recipe contradict each other, or where a table is the recipe of another
     stage that refuses it. :meth:`read` calls it; rules for one table belong in its class."""
+    check_out: Callable[[R, Location], None] = _nothing
+    """Raises a StageError where the artifact must not be. Called before anything is written."""
     check: Callable[[R, StageContext], None] = _nothing
     """Raises a StageError where a later run would fail: a missing folder, model or library. Pipelines call it before
     hours of work."""
@@ -232,6 +234,7 @@ def execute(stage: Stage[R], recipe: R, inputs: Mapping[str, Location], out: Loc
         return None
     if commit.present(out):
         return _existing(stage, recipe, given, out)
+    stage.check_out(recipe, out)
     if stage.remote or isinstance(out, Path):
         return _make(stage, recipe, inputs, given, out)
     return _publish(stage, recipe, inputs, given, out)

@@ -37,6 +37,7 @@ from cluster.corpus.document_table import I64, Mask
 from cluster.corpus.filters import Cleaning, Filter
 from cluster.corpus.word_ngrams import U64
 from cluster.readers import read_errors
+from cluster.readers.splits import refuse_artifacts
 from cluster.storage import filesystem, patterns
 
 U16 = npt.NDArray[np.uint16]
@@ -222,6 +223,8 @@ def _files(text: str, splits: tuple[str, ...]) -> list[tuple[str, filesystem.Fil
     below = {PurePosixPath(filesystem.relative(info.location, place) or ""): info for info in filesystem.files(place)}
     readable = {name: info for name, info in below.items() if evaluation_texts.is_readable(name)}
     chosen = [(_task(place.name, name, splits), info) for name, info in readable.items() if _is_split(name, splits)]
+    # Data sets that eval.provenance makes are evaluation data.
+    refuse_artifacts(f"task {text}", place, below.values(), [info for _, info in chosen], meant=("dataset",))
     if not chosen:
         there = ", ".join(sorted({name.name for name in below})[:5]) or "nothing"
         raise StageError(

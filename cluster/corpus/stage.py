@@ -22,7 +22,7 @@ import numpy as np
 from pydantic import Field, PositiveInt, model_validator
 
 from cluster.actors import actor_pool, ray_cluster
-from cluster.artifacts import artifact, commit, stage
+from cluster.artifacts import artifact, stage
 from cluster.artifacts.recipe import Recipe
 from cluster.corpus import document_table, file_counts, selection, shard_writer
 from cluster.corpus.decontamination import Decontamination, EvaluationIndex
@@ -75,13 +75,16 @@ class Corpus(Recipe):
         return self
 
 
+def _check_out(recipe: Corpus, out: Location) -> None:
+    splits.refuse_inside(recipe.sources, out, shard_writer.SHARDS.replace("*", "00000"))
+
+
 def run(recipe: Corpus, inputs: Mapping[str, Location], out: Location) -> dict[str, Any]:
     """Write the shards; the facts count documents and bytes by label, and dropped documents by reason.
 
     Raises:
         StageError: a source cannot be read, too many documents are bad, or no document of a source is left.
     """
-    splits.refuse_inside(recipe.sources, commit.destination(out), shard_writer.SHARDS.replace("*", "00000"))
     all_splits = splits.make_splits(recipe.sources)
     rules = recipe.decontamination
     evaluation = None if rules is None else EvaluationIndex.load(rules, recipe.cleaning)
@@ -211,4 +214,4 @@ def _examples(scanned: Sequence[ScannedSplit]) -> list[dict[str, str]]:
     ][: bad_documents.EXAMPLES]
 
 
-STAGE = stage.Stage(name="cluster.corpus", run=run, recipe=Corpus, produces="corpus", remote=True)
+STAGE = stage.Stage(name="cluster.corpus", run=run, recipe=Corpus, produces="corpus", remote=True, check_out=_check_out)

@@ -8,6 +8,7 @@ opens no file and gives the same splits in every attempt.
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 from cluster.artifacts import commit
@@ -23,6 +24,7 @@ from cluster.readers.source_recipes import (
     Parquet,
     Text,
     WikiExtractor,
+    describe,
     label,
 )
 from cluster.storage import filesystem, patterns
@@ -102,9 +104,11 @@ def refuse_inside(sources: Sequence[AnySource], out: Location, name: str) -> Non
         StageError: ``out`` is inside a source.
     """
     for source in sources:
-        if isinstance(source, Parquet) and patterns.pattern(source.path).covers(out / name, _suffixes(source)):
+        read = isinstance(source, Parquet) and patterns.pattern(source.path).covers(out / name, _suffixes(source))
+        if read or (isinstance(source, Hub) and _is_local(source) and Pattern(_folder(source)).covers(out / name)):
             raise StageError(
-                f"--out {out} is inside the source {source.path}, which would read it as text: choose a folder outside"
+                f"--out {out} is inside the source {describe(source)}, which would read it as text: choose a folder "
+                "outside"
             )
 
 
@@ -127,6 +131,9 @@ def _spans(number: int, source: AnySource) -> Iterator[tuple[SourceSpan, int]]:
     if isinstance(source, InstalledDocs):
         yield SourceSpan(number, "", source.kind, 0, 1, docstrings.stamp(source.packages), 0), SPLIT_BYTES
     elif isinstance(source, Hub):
+        if _is_local(source):
+            listed = filesystem.files(_folder(source))
+            refuse_artifacts(f"source {source.dataset}", _folder(source), listed, listed)
         found = hub_datasets.resolve(source)
         for shard in range(found.shards):
             name = f"{source.split} {shard + 1} of {found.shards}"
@@ -177,7 +184,7 @@ def _files(source: AnyFiles, pattern: Pattern) -> list[FileInfo]:
     else:
         listed = pattern.files()
         files = [info for info in listed if _is_named(info, suffixes) or str(info.location) == str(pattern.folder)]
-        _refuse_artifacts(source, pattern.folder, listed, files)
+        refuse_artifacts(f"source {source.path}", pattern.folder, listed, files)
         _name_others(source, listed, files)
     if not files:
         names = "wiki_*" if isinstance(source, WikiExtractor) else f"*{suffixes[0]}"
@@ -219,16 +226,31 @@ def _is_folder(source: AnyFiles) -> bool:
     return filesystem.exists(filesystem.location(source.path))
 
 
-def _refuse_artifacts(source: AnyFiles, folder: Location, listed: list[FileInfo], files: list[FileInfo]) -> None:
-    """Raise StageError if files of the source are those of an artifact further down, which nobody meant by the folder.
+def refuse_artifacts(
+    what: str, folder: Location, listed: Iterable[FileInfo], files: Iterable[FileInfo], meant: tuple[str, ...] = ()
+) -> None:
+    """Refuse a folder in which files to be read are those of an artifact further down, which nobody meant.
 
-    An artifact that is named itself is read.
+    An artifact that is named itself is read, and so are those of the kinds ``meant``.
+
+    Raises:
+        StageError: there is such an artifact.
     """
-    homes = {info.location.parent for info in files} - {folder}
+    above = {folder, *folder.parents}
+    homes = {home for parent in {info.location.parent for info in files} for home in (parent, *parent.parents)} - above
     for info in listed:
         place = info.location
-        if place.name == commit.MANIFEST and place.parent in homes and commit.is_manifest(place):
+        is_near = place.name == commit.MANIFEST and place.parent in homes
+        if is_near and commit.is_manifest(place) and commit.parse(place)["kind"] not in meant:
             raise StageError(
-                f"{place.parent} is an artifact inside the source {source.path} and would be read as text: move it "
-                "elsewhere, or write a glob of the files you mean"
+                f"{place.parent} is an artifact inside the {what} and would be read as text: move it elsewhere, or "
+                "write a glob of the files you mean"
             )
+
+
+def _is_local(source: Hub) -> bool:
+    return _folder(source).is_dir()
+
+
+def _folder(source: Hub) -> Path:
+    return Path(source.dataset).absolute()

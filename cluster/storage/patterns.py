@@ -41,7 +41,7 @@ class Pattern:
         listed = filesystem.objects_below(self.folder, depth, prefix)
         return [info for name, info in listed.items() if name and _fits(name.split("/"), self._parts)]
 
-    def covers(self, place: Location, suffixes: tuple[str, ...]) -> bool:
+    def covers(self, place: Location, suffixes: tuple[str, ...] = ("",)) -> bool:
         """Whether :meth:`files` would find a file at ``place``."""
         folder = self.folder.resolve() if isinstance(self.folder, Path) else self.folder
         place = place.resolve() if isinstance(place, Path) else place

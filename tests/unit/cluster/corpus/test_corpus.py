@@ -438,7 +438,7 @@ def test_an_output_that_the_source_would_read_is_refused(tmp_path: Path) -> None
         for out in ("in/corpus", "link/corpus"):
             with pytest.raises(errors.StageError, match=f"{out} is inside the source"):
                 _make(tmp_path / out, {"kind": "parquet", "path": str(tmp_path / path)})
-            assert not (tmp_path / out).exists()
+            assert [path.name for path in (tmp_path / "in").iterdir()] == ["a.parquet"]
     for number, path in enumerate(("in", "in/a.parquet", "in/*.parquet")):
         beside = tmp_path / ("in" if path.endswith("parquet") else ".") / f"out{number}"
         assert _texts(_make(beside, {"kind": "parquet", "path": str(tmp_path / path)})) == ["Text."]
@@ -467,6 +467,11 @@ def test_an_artifact_inside_a_source_folder_is_read_only_where_it_is_named(tmp_p
     named = {"kind": "parquet", "path": str(finished.path), "name": "earlier"}
     globbed = {"kind": "parquet", "path": f"{tmp_path}/in/*.parquet"}
     assert _texts(_make(tmp_path / "out", named, globbed)) == ["Made before.", "Text."]
+    hub = {"kind": "hub", "dataset": str(tmp_path / "in")}
+    with pytest.raises(errors.StageError, match="deep/corpus is an artifact inside the source"):
+        _make(tmp_path / "other", hub)
+    with pytest.raises(errors.StageError, match="inside the source"):
+        _make(tmp_path / "in" / "new", hub)
     shutil.rmtree(tmp_path / "in" / "deep")
     assert _texts(_make(tmp_path / "out2", {"kind": "parquet", "path": str(tmp_path / "in")})) == ["Text.", "Crawled."]
 

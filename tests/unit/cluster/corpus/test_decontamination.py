@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from cluster.artifacts import artifact
 from cluster.artifacts.errors import StageError
 from cluster.artifacts.recipe import RecipeError
 from cluster.corpus.clean_text import clean
@@ -283,6 +284,17 @@ def test_a_file_without_texts_is_named(tmp_path: Path, caplog: pytest.LogCapture
     assert [record.getMessage() for record in caplog.records] == [
         f"decontamination: no text in {tmp_path}/rte/test.jsonl"
     ]
+
+
+def test_a_corpus_inside_a_task_is_no_evaluation_data_and_a_made_data_set_is(tmp_path: Path) -> None:
+    _task(tmp_path / "tasks" / "whisky", LONG)
+    for kind in ("dataset", "corpus"):
+        with artifact.create(tmp_path / "tasks" / "dev" / kind, kind=kind, inputs={}, recipe={}) as draft:
+            pq.write_table(pa.table({"text": [SHORT]}), draft.path / "documents-00000.parquet")
+        if kind == "dataset":
+            assert _load(tmp_path / "tasks").overlap(SHORT) == "tasks/dataset"
+    with pytest.raises(StageError, match="dev/corpus is an artifact"):
+        _load(tmp_path / "tasks")
 
 
 def test_a_task_without_texts_hides_no_other_and_is_refused_alone(tmp_path: Path) -> None:
