@@ -65,7 +65,7 @@ def lines(place: str) -> list[str]:
     In a file without any they end at carriage returns, as old programs write them. Byte order marks that begin a line,
     as in files that were put together, are left out.
     """
-    found = text(place)
+    found = text(place).rstrip("\r\n")
     return [line.removesuffix("\r").removeprefix(_BOM) for line in _split(found)] if found else []
 
 
@@ -119,12 +119,15 @@ def csv_rows(place: str) -> list[list[str]]:
     csv.field_size_limit(_LONGEST_FIELD)
     reader = csv.reader(io.StringIO(text(place), newline=""), strict=True)
     try:
-        return list(reader)
+        rows = list(reader)
     except csv.Error as error:
         raise StageError(
             f"{place}: line {reader.line_num} is not CSV ({error}): correct its quotation marks, or save the file as "
             "JSON lines"
         ) from None
+    while rows and not any(rows[-1]):  # blank lines at the end
+        rows.pop()
+    return rows
 
 
 def schema(place: str) -> pa.Schema:

@@ -26,7 +26,7 @@ _BORDERS = (*_BEGINNINGS, _PAGE_END)
 def documents(span: SourceSpan) -> Iterator[Document]:
     """The pages of a span, without their titles and HTML escapes."""
     start = byte_streams.text_head(span.place).removeprefix(text_lines.BOM).lstrip()
-    for page in _json_pages(span) if start.startswith(b"{") else _Pages(span).read():
+    for page in _json_pages(span) if start.startswith((b"{", b"[{")) else _Pages(span).read():
         if isinstance(page, BadDocument):
             yield page
         elif text_lines.is_blank(page):
@@ -117,6 +117,6 @@ def _without_title(text: str, title: str) -> str:
     first = first.strip()
     given = {title.strip(), html.unescape(title).strip()}
     is_title = bool(first) and any(
-        first == one or html.unescape(first) == one or f'title="{first}"' in one for one in given
+        one in (first, html.unescape(first)) or f'title="{first}"' in one or f"title='{first}'" in one for one in given
     )
     return rest if is_title else text

@@ -11,6 +11,7 @@ does not depend on the size of the corpus. An open file takes one map and no fil
 import contextlib
 import ctypes
 import errno
+import fnmatch
 import mmap
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -224,7 +225,8 @@ def open_tokens(path: Path, check: Check = "sizes") -> TokenSet:
     """
     # Students are saved with this tokenizer, so it is compared even where hashing all rows would take too long.
     found = verify(path, "tokens", chosen=lambda name: check == "hashes" or not name.endswith(ROWS))
-    train, heldout = (Rows(sorted(found.path.glob(f"{part}-*{ROWS}"))) for part in (TRAIN, HELDOUT))
+    names = {part: sorted(fnmatch.filter(found.files, f"{part}-*{ROWS}")) for part in (TRAIN, HELDOUT)}
+    train, heldout = (Rows([found.path / name for name in names[part]]) for part in (TRAIN, HELDOUT))
     expected = RowFormat(int(found.facts["seq_len"]), np.dtype(token_type(int(found.facts["vocab_size"]))))
     for rows in (train, heldout):
         # Row files of another artifact may have the same sizes.

@@ -1,12 +1,14 @@
 """The names that a data set declares for the numbers in its label columns, from wherever it keeps them."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import datasets
+import huggingface_hub
 import yaml
+from datasets.config import DATASETDICT_INFOS_FILENAME
 from datasets.info import DatasetInfosDict
 
 from cluster.readers import whole_files
@@ -46,24 +48,40 @@ def inside(path: Path) -> Names:
 
 
 def beside(task: Task, folder: Path) -> Names:
-    """Those in a folder's ``labels.json``, or in its card (``dataset_info`` in README.md).
+    """Those in a folder's ``labels.json``, in its card (``dataset_info`` in README.md), or in ``dataset_infos.json``.
 
     Raises:
         ExamplesError: one of them is malformed.
     """
     if (names := label_names(folder)) is not None:
         return dict.fromkeys(task.label_columns, names)
-    card = folder / CARD
-    if card.is_file() and not card.read_bytes().lstrip().startswith(b"---"):
-        return {}
-    try:
-        infos = DatasetInfosDict.from_directory(folder)
-    except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError) as error:
-        raise ExamplesError(
-            f"{card}: its metadata cannot be read ({first_line(error)}): correct it, or drop the file"
-        ) from None
+    infos: Any = _infos(folder / CARD, _of_card) or _infos(folder / DATASETDICT_INFOS_FILENAME, _of_json) or {}
     chosen = infos.get(task.name) or (next(iter(infos.values())) if len(infos) == 1 else None)
     return of(chosen.features or {}) if chosen else {}
+
+
+def _infos(path: Path, read: Callable[[str], DatasetInfosDict]) -> DatasetInfosDict | None:
+    if not path.is_file():
+        return None
+    try:
+        # A card need not be UTF-8 if it declares nothing.
+        return read(path.read_bytes().decode("utf-8-sig", "surrogateescape"))
+    except (ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError) as error:
+        raise ExamplesError(
+            f"{path}: its metadata cannot be read ({first_line(error)}): correct it, or drop the file"
+        ) from None
+
+
+def _of_card(text: str) -> DatasetInfosDict:
+    if not text.lstrip().startswith("---"):
+        return DatasetInfosDict()
+    data = huggingface_hub.DatasetCard(text).data
+    return DatasetInfosDict.from_dataset_card_data(data) if "dataset_info" in data else DatasetInfosDict()
+
+
+def _of_json(text: str) -> DatasetInfosDict:
+    """Those of ``dataset_infos.json``, which old versions of datasets wrote."""
+    return DatasetInfosDict({name: datasets.DatasetInfo.from_dict(info) for name, info in json.loads(text).items()})
 
 
 def label_names(folder: Path) -> list[str] | None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from cluster.artifacts.errors import StageError
 from cluster.corpus.stage import Corpus
 from cluster.readers import splits, text_files, text_lines
 from cluster.readers.bad_documents import BadDocument, Document
@@ -26,6 +27,7 @@ HEADERS = {
     "3.x": '<doc id="{number}" url="https://x/?curid={number}" title="{title}">',
     "--revision": '<doc id="{number}" revid="91" url="https://x/?curid={number}" title="{title}">',
     "cirrus-extract": '<doc id="{number}" url="https://x/?curid={number}" title="{title}" language="en" revision="7">',
+    "single quotes": "<doc id='{number}' title='{title}'>",
     "another order": '<doc title="{title}" id="{number}">',
 }
 
@@ -46,6 +48,12 @@ def test_every_header_is_read_and_the_text_begins_without_the_title(tmp_path: Pa
 def test_a_title_that_is_no_first_line_takes_nothing_away(tmp_path: Path) -> None:
     (tmp_path / "wiki_00").write_text('<doc id="1" title="Mill">\nA mill grinds.\nMill\n</doc>\n', encoding="utf-8")
     assert _read(tmp_path) == ["A mill grinds.\nMill"]
+
+
+def test_an_array_of_pages_is_refused_with_what_converts_it(tmp_path: Path) -> None:
+    (tmp_path / "wiki_00").write_text(json.dumps([{"title": "Mill", "text": "Mill"}]), encoding="utf-8")
+    with pytest.raises(StageError, match="jq -c"):
+        _read(tmp_path)
 
 
 def test_json_pages_lose_their_titles_too(tmp_path: Path) -> None:

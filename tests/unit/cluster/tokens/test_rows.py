@@ -2,6 +2,7 @@
 
 import os
 import resource
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -215,3 +216,10 @@ def test_rows_of_another_form_than_the_manifest_says_are_refused(tmp_path: Path)
         draft.facts.update(seq_len=SEQ_LEN, vocab_size=2**17)
     with pytest.raises(RowsError, match="16 uint16, its manifest says 16 uint32"):
         open_tokens(tmp_path / "tokens")
+
+
+def test_only_the_files_of_the_manifest_are_rows(tmp_path: Path) -> None:
+    path = tokens_artifact.make(tmp_path, documents=200, heldout=4)
+    count = len(open_tokens(path).train)
+    shutil.copy(path / "train-00000.arrow", path / "train-00099.arrow")
+    assert len(open_tokens(path, check="hashes").train) == count

@@ -97,6 +97,12 @@ def test_lines_of_other_systems_and_of_files_put_together(tmp_path: Path, end: s
     assert _read(tmp_path / "train.jsonl").columns["sentence"] == SENTENCES
 
 
+def test_blank_lines_at_the_end_are_no_rows(tmp_path: Path) -> None:
+    for name, mark in (("train.tsv", "\t"), ("train.csv", ",")):
+        (tmp_path / name).write_bytes(f"sentence{mark}label\r\na{mark}1\r\n\r\n".encode())
+        assert _read(tmp_path / name).columns == {"sentence": ["a"], "label": ["1"]}
+
+
 def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
     (tmp_path / "train.tsv").write_text("sentence\tsentence\tlabel\na\tb\t1\n", encoding="utf-8")
     pq.write_table(pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], ["sentence"] * 2), tmp_path / "dev.parquet")

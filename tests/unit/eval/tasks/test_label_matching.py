@@ -217,3 +217,18 @@ def test_two_development_splits_are_refused(tmp_path: Path) -> None:
     part = datasets.Dataset.from_dict({"sentence": ["good"], "label": [1]})
     with pytest.raises(ExamplesError, match="dev and validation"):
         from_folder(TASKS["sst2"], saved(tmp_path / "data", part, "train", "dev", "validation"))
+
+
+@pytest.mark.parametrize("name", ["README.md", "dataset_infos.json"])
+def test_a_byte_order_mark_hides_no_names(name: str, tmp_path: Path) -> None:
+    for split in ("train", "dev"):
+        (tmp_path / f"{split}.csv").write_text("sentence,label\ngood,0\n")
+    (tmp_path / "README.md").write_text("# Reviews\n")
+    info = {"features": {"label": {"names": ["positive", "negative"], "_type": "ClassLabel"}}}
+    card = "\n---\ndataset_info:\n  features:\n  - name: label\n    dtype:\n      class_label:\n        names:\n"
+    declared = {
+        "README.md": f"{card}          '0': positive\n          '1': negative\n---\n",
+        "dataset_infos.json": json.dumps({"default": info}),
+    }
+    (tmp_path / name).write_text("\ufeff" + declared[name], encoding="utf-8")
+    assert from_folder(TASKS["sst2"], tmp_path).train.labels.tolist() == [1]
