@@ -68,15 +68,25 @@ def open_parquet(place: str) -> Iterator[pq.ParquetFile]:
 
 @contextlib.contextmanager
 def open_arrow(place: str) -> Iterator[Iterator[pa.RecordBatch]]:
-    """Record batches of an Arrow file; one that cannot be read raises StageError, also while it is read.
+    """Record batches of an Arrow file; one that cannot be read raises StageError, also while it is read."""
+    with _arrow_reader(place) as reader:
+        is_file = isinstance(reader, pa.ipc.RecordBatchFileReader)
+        yield map(reader.get_batch, range(reader.num_record_batches)) if is_file else iter(reader)
 
-    The IPC file form starts with a magic string; ``datasets`` writes the stream form.
-    """
+
+def arrow_schema(place: str) -> pa.Schema:
+    """Columns of an Arrow file, also of one without rows; one that cannot be read raises StageError."""
+    with _arrow_reader(place) as reader:
+        return reader.schema
+
+
+@contextlib.contextmanager
+def _arrow_reader(place: str) -> Iterator[Any]:
+    """The IPC file form starts with a magic string; ``datasets`` writes the stream form."""
     with _opened(place, b"ARROW1") as file:
         is_file = file.read(6) == b"ARROW1"
         file.seek(0)
-        reader = pa.ipc.open_file(file) if is_file else pa.ipc.open_stream(file)
-        yield map(reader.get_batch, range(reader.num_record_batches)) if is_file else iter(reader)
+        yield pa.ipc.open_file(file) if is_file else pa.ipc.open_stream(file)
 
 
 @contextlib.contextmanager

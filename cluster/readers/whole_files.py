@@ -141,8 +141,7 @@ def schema(place: str) -> pa.Schema:
     if form(place) == ".parquet":
         with columnar_files.open_parquet(place) as file:
             return file.schema_arrow
-    with columnar_files.open_arrow(place) as found:
-        return next((batch.schema for batch in found), pa.schema([]))
+    return columnar_files.arrow_schema(place)
 
 
 def batches(place: str) -> Iterator[dict[str, Sequence[Any]]]:
