@@ -223,7 +223,8 @@ def _is_unicode(name: str) -> bool:
 
 
 def _is_folder(source: AnyFiles) -> bool:
-    return filesystem.exists(filesystem.location(source.path))
+    place = filesystem.location(source.path)
+    return place.is_dir() if isinstance(place, Path) else filesystem.exists(place)
 
 
 def refuse_artifacts(
