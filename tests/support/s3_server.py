@@ -64,12 +64,14 @@ def serving(log: Path, **settings: str) -> Iterator[int]:
         finally:
             server.stdin.close()
             server.wait()
+            s3fs.S3FileSystem.clear_instance_cache()
 
 
 def use(port: int, monkeypatch: pytest.MonkeyPatch) -> s3fs.S3FileSystem:
     """Point this process and its children to the server; returns its file system, with an empty bucket."""
     for name, value in environment(port).items():
         monkeypatch.setenv(name, value)
+    s3fs.S3FileSystem.clear_instance_cache()
     files = s3fs.S3FileSystem(use_listings_cache=False)
     if files.exists(BUCKET):
         files.rm(BUCKET, recursive=True)
