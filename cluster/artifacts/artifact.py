@@ -16,6 +16,7 @@ where there is none, says that they are complete. A lease keeps other processes 
 """
 
 import contextlib
+import fnmatch
 import functools
 import importlib.metadata
 import json
@@ -72,6 +73,10 @@ class Artifact:
     def files(self) -> Mapping[str, Mapping[str, Any]]:
         """Name to ``bytes`` and ``sha256`` of every file."""
         return dict(self.manifest["files"])
+
+    def matching(self, pattern: str) -> list[str]:
+        """The names that match a pattern, sorted. What else is in the folder is no part of the artifact."""
+        return sorted(fnmatch.filter(self.files, pattern))
 
     @property
     def identity(self) -> str:

@@ -56,7 +56,7 @@ def inspect(found: Artifact, num_samples: int) -> Findings:
 
 
 def _read(found: Artifact, num_samples: int) -> TextStats:
-    names = sorted(name for name in found.files if name.endswith(".parquet"))
+    names = found.matching("*.parquet")
     chosen = evenly(names, _FILES)
     stats = TextStats(whole=len(chosen) == len(names))
     for name in progress.progress(chosen, "documents", len(chosen), "files"):
@@ -129,8 +129,8 @@ def _cleaning(found: Artifact) -> Section:
 
 
 def _without_documents(found: Artifact) -> list[Mapping[str, Any]]:
-    """Files that give the corpus nothing; corpora of older versions do not count by file."""
-    return [file for file in fact(found, "files") if file.get("kept") == 0]
+    """Files that give the corpus nothing."""
+    return [file for file in fact(found, "files") if not file["kept"]]
 
 
 def _duplicates(found: Artifact) -> list[tuple[str, str]]:

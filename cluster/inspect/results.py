@@ -18,7 +18,7 @@ def dataset(found: Artifact, num_samples: int) -> Findings:
     stats, parts, charts = TextStats(), dict[str, set[str]](), list[Block]()
     labelled = "labels.json" in found.files
     names: Mapping[Any, str] = dict(enumerate(filesystem.read_json(found.location / "labels.json"))) if labelled else {}
-    for name in sorted(name for name in found.files if name.endswith(".parquet")):
+    for name in found.matching("*.parquet"):
         with filesystem.open_read(found.location / name) as source, pq.ParquetFile(source) as file:
             table = file.read()
         part = name.removesuffix(".parquet")

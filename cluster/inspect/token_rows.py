@@ -53,7 +53,7 @@ class RowSet:
 
 def look(found: Artifact, part: str, num_samples: int) -> RowSet:
     """Read a part of the rows, ``train`` or ``heldout``."""
-    names = sorted(name for name in found.files if name.startswith(f"{part}-"))
+    names = found.matching(f"{part}-*")
     seen = RowSet(whole=len(names) <= _FILES)
     chosen = evenly(names, _FILES)
     for name in progress.progress(chosen, f"{part} rows", len(chosen), "files"):

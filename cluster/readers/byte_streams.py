@@ -22,9 +22,8 @@ _BZIP2 = (b"1AY&SY", b"\x17\x72\x45\x38\x50\x90")
 """What follows the fourth byte of a bzip2 file; the first three alone may be text."""
 _SKIPPABLE = b"\x2a\x4d\x18"
 """Bytes 1 to 3 of a skippable Zstandard frame, with which some programs begin; the byte before is 0x50 to 0x5f."""
-
-
 _LARGEST_WINDOW_LOG = 31
+"""Base-2 logarithm of the largest window that Zstandard knows: 2 GB."""
 
 
 @contextlib.contextmanager

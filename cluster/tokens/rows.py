@@ -11,7 +11,6 @@ does not depend on the size of the corpus. An open file takes one map and no fil
 import contextlib
 import ctypes
 import errno
-import fnmatch
 import mmap
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -225,8 +224,9 @@ def open_tokens(path: Path, check: Check = "sizes") -> TokenSet:
     """
     # Students are saved with this tokenizer, so it is compared even where hashing all rows would take too long.
     found = verify(path, "tokens", chosen=lambda name: check == "hashes" or not name.endswith(ROWS))
-    names = {part: sorted(fnmatch.filter(found.files, f"{part}-*{ROWS}")) for part in (TRAIN, HELDOUT)}
-    train, heldout = (Rows([found.path / name for name in names[part]]) for part in (TRAIN, HELDOUT))
+    train, heldout = (
+        Rows([found.path / name for name in found.matching(f"{part}-*{ROWS}")]) for part in (TRAIN, HELDOUT)
+    )
     expected = RowFormat(int(found.facts["seq_len"]), np.dtype(token_type(int(found.facts["vocab_size"]))))
     for rows in (train, heldout):
         # Row files of another artifact may have the same sizes.

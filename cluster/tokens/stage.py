@@ -14,7 +14,6 @@ output on shared storage, in a folder or on ``s3://``. Documents on which the to
 counted.
 """
 
-import fnmatch
 import shutil
 import tempfile
 from collections import Counter
@@ -101,7 +100,7 @@ def run(recipe: Tokens, inputs: Mapping[str, Location], out: Location) -> dict[s
             little text for one row of each part.
     """
     texts = artifact.read(inputs["corpus"], "corpus")
-    sources = [texts.location / name for name in sorted(fnmatch.filter(texts.files, shard_writer.SHARDS))]
+    sources = [texts.location / name for name in texts.matching(shard_writer.SHARDS)]
     tokenizer = _tokenizer(recipe, sources, inputs.get("tokenizer"), out)
     special, vocab_size = special_ids(tokenizer), vocabulary_size(tokenizer)
     packing = Packing(recipe.seq_len, vocab_size, special.cls, special.sep, special.all)

@@ -68,9 +68,7 @@ def differences(recipe: Mapping[str, Any], facts: Mapping[str, Any]) -> list[dic
 def _values(recipe: Mapping[str, Any]) -> Iterator[Difference]:
     for table, published in PUBLISHED.items():
         for key, value in published.items():
-            # A run older than a key trained with what the key's absence meant: no dropout.
-            here = recipe[table].get(key, 0.0)
-            if here != value:
+            if (here := recipe[table][key]) != value:
                 yield Difference(f"{table}.{key}", plain(value), plain(here))
     layers = recipe["student"]["layers"]
     if layers is not None:

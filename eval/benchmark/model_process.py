@@ -30,7 +30,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cluster.artifacts import errors
-from cluster.models import export_spec, runtimes
+from cluster.models import export_spec, model_folder, runtimes
 from cluster.telemetry import host_memory
 from eval.benchmark.rapl import POWERCAP, Meter
 
@@ -200,7 +200,7 @@ def _open_elmo(folder: Path, threads: int) -> tuple[Callable[[Arrays], Any], dic
     return one, {
         "runtime": f"PyTorch {torch.__version__}",
         "parameters": sum(each.numel() for each in model.parameters()),
-        "bytes": sum(path.stat().st_size for path in folder.glob("*.safetensors")),
+        "bytes": model_folder.weight_bytes(folder),
     }
 
 

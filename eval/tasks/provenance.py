@@ -12,7 +12,6 @@ twice, and every label has the same number of passages. "it" replaces the names 
 would give the label away.
 """
 
-import fnmatch
 import hashlib
 import heapq
 import re
@@ -65,7 +64,7 @@ def run(recipe: Provenance, inputs: Mapping[str, Path], out: Path) -> dict[str, 
         StageError: the corpus has too few sources, or a source too few passages.
     """
     corpus = artifact.read(inputs["corpus"], "corpus")
-    shards = [corpus.path / name for name in sorted(fnmatch.filter(corpus.files, SHARDS))]
+    shards = [corpus.path / name for name in corpus.matching(SHARDS)]
     sources = _largest_sources(shards, recipe.labels)
     documents = _passages(recipe, shards, sources)
     train, dev = [], []
