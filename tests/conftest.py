@@ -17,6 +17,9 @@ import s3_server
 import s3fs
 from filelock import FileLock
 
+from cluster.storage import filesystem
+from cluster.storage.filesystem import Location
+
 # As in the Makefile: tests and their workers run in parallel.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -147,6 +150,15 @@ def bucket(_s3_port: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> s3
     """The file system of an S3 server with an empty bucket. This process and its children use the server."""
     monkeypatch.setenv("STILLHOUSE_CACHE", str(tmp_path / "cache"))
     return s3_server.use(_s3_port, monkeypatch)
+
+
+@pytest.fixture(params=["local", "remote"])
+def root(request: pytest.FixtureRequest, tmp_path: Path) -> Location:
+    """A folder on this machine and one in an object store, for tests that must pass in both."""
+    if request.param == "local":
+        return tmp_path / "text"
+    request.getfixturevalue("bucket")
+    return filesystem.location("s3://barrel/text")
 
 
 @pytest.fixture(autouse=True)

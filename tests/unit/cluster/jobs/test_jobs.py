@@ -6,9 +6,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import paths
 import pytest
-from toy_stage_jobs import await_running, make_corpus, toy_job
+from toy_stage_jobs import await_running, make_corpus, queue_of_two_cpus, toy_job
 from waiting import wait_until
 
 from cluster.actors import ray_cluster
@@ -24,13 +23,8 @@ DEATHS = 3
 @pytest.fixture(scope="module", autouse=True)
 def ray_of_two_cpus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A cluster of two CPUs and its job queue, which retries after a tenth of a second."""
-    with pytest.MonkeyPatch.context() as patch:
-        # Workers find the toy stage by name, as they find an installed one.
-        patch.setenv("PYTHONPATH", str(paths.SUPPORT), prepend=os.pathsep)
-        patch.delenv(ray_cluster.ADDRESS, raising=False)
-        with ray_cluster.connect(2):
-            client.start(tmp_path_factory.mktemp("ledger"), RetryPolicy(max_deaths=DEATHS, first_seconds=0.1))
-            yield
+    with queue_of_two_cpus(tmp_path_factory.mktemp("ledger"), RetryPolicy(max_deaths=DEATHS, first_seconds=0.1)):
+        yield
 
 
 @pytest.fixture

@@ -1,16 +1,14 @@
 """Jobs that use the cluster themselves: those with a pool of actors, and those that start jobs, end on any cluster."""
 
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import paths
 import pytest
 import ray
 import tiny
+from toy_stage_jobs import queue_of_two_cpus
 
-from cluster.actors import ray_cluster
 from cluster.artifacts.errors import StageError
 from cluster.jobs import client
 from cluster.jobs.job import GOOD, Job, Outcome, make_requests
@@ -21,12 +19,8 @@ DEADLINE = 90.0
 
 @pytest.fixture(scope="module", autouse=True)
 def ray_of_two_cpus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(paths.SUPPORT), prepend=os.pathsep)
-        patch.delenv(ray_cluster.ADDRESS, raising=False)
-        with ray_cluster.connect(2):
-            client.start(tmp_path_factory.mktemp("ledger"))
-            yield
+    with queue_of_two_cpus(tmp_path_factory.mktemp("ledger")):
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -21,23 +21,14 @@ from cluster.storage.filesystem import Location, StorageError
 TREE = ("a/b.jsonl", "a-b.jsonl", "a/c/d.jsonl.gz", "notes.txt", "z.jsonl")
 
 
-@pytest.fixture(params=["local", "remote"])
-def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Location:
-    """A local folder and one in an object store, for tests that must pass in both."""
-    if request.param == "local":
-        return tmp_path / "text"
-    request.getfixturevalue("bucket")
-    return filesystem.location("s3://barrel/text")
-
-
-def _fill(folder: Location) -> None:
+def _fill(root: Location) -> None:
     for name in (*TREE, "../text-2/other.jsonl"):
-        place = folder.parent / name.removeprefix("../") if name.startswith("..") else folder / name
+        place = root.parent / name.removeprefix("../") if name.startswith("..") else root / name
         filesystem.write_json(place, name)
 
 
-def _names(folder: Location, found: list[filesystem.FileInfo]) -> list[str]:
-    return [str(info.location).removeprefix(f"{folder}/") for info in found]
+def _names(root: Location, found: list[filesystem.FileInfo]) -> list[str]:
+    return [str(info.location).removeprefix(f"{root}/") for info in found]
 
 
 def test_paths_and_file_urls_are_paths_and_other_urls_are_not(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -85,9 +76,9 @@ def test_a_missing_library_is_named_with_what_to_install(monkeypatch: pytest.Mon
         filesystem.location("gs://barrel/text")
 
 
-def test_files_are_found_alike_in_folders_and_object_stores(folder: Location) -> None:
-    _fill(folder)
-    assert _names(folder, filesystem.files(folder)) == [
+def test_files_are_found_alike_in_folders_and_object_stores(root: Location) -> None:
+    _fill(root)
+    assert _names(root, filesystem.files(root)) == [
         "a/b.jsonl",
         "a/c/d.jsonl.gz",
         "a-b.jsonl",
@@ -95,31 +86,31 @@ def test_files_are_found_alike_in_folders_and_object_stores(folder: Location) ->
         "z.jsonl",
     ]
     suffixes = (".jsonl", ".jsonl.gz")
-    assert _names(folder, filesystem.files(folder, suffixes)) == ["a/b.jsonl", "a/c/d.jsonl.gz", "a-b.jsonl", "z.jsonl"]
-    assert _names(folder, patterns.pattern(f"{folder}/*.jsonl").files()) == ["a-b.jsonl", "z.jsonl"]
-    assert _names(folder, patterns.pattern(f"{folder}/**/*.jsonl").files()) == ["a/b.jsonl", "a-b.jsonl", "z.jsonl"]
-    assert _names(folder, filesystem.files(folder / "notes.txt", suffixes)) == ["notes.txt"]
-    assert filesystem.files(folder / "nowhere") == []
-    listed = filesystem.listing(folder)
+    assert _names(root, filesystem.files(root, suffixes)) == ["a/b.jsonl", "a/c/d.jsonl.gz", "a-b.jsonl", "z.jsonl"]
+    assert _names(root, patterns.pattern(f"{root}/*.jsonl").files()) == ["a-b.jsonl", "z.jsonl"]
+    assert _names(root, patterns.pattern(f"{root}/**/*.jsonl").files()) == ["a/b.jsonl", "a-b.jsonl", "z.jsonl"]
+    assert _names(root, filesystem.files(root / "notes.txt", suffixes)) == ["notes.txt"]
+    assert filesystem.files(root / "nowhere") == []
+    listed = filesystem.listing(root)
     assert [*listed] == ["a/b.jsonl", "a/c/d.jsonl.gz", "a-b.jsonl", "notes.txt", "z.jsonl"]
     assert listed["notes.txt"].bytes == len('"notes.txt"\n')
     assert filesystem.read_json(listed["a/c/d.jsonl.gz"].location) == "a/c/d.jsonl.gz"
 
 
-def test_a_stamp_follows_the_contents_and_listings_are_never_old(folder: Location) -> None:
-    filesystem.write_json(folder / "a.json", 1)
-    before = filesystem.files(folder)
-    assert filesystem.files(folder) == before
-    filesystem.write_json(folder / "a.json", 2)
-    filesystem.write_json(folder / "b.json", 1)
-    after = filesystem.files(folder)
+def test_a_stamp_follows_the_contents_and_listings_are_never_old(root: Location) -> None:
+    filesystem.write_json(root / "a.json", 1)
+    before = filesystem.files(root)
+    assert filesystem.files(root) == before
+    filesystem.write_json(root / "a.json", 2)
+    filesystem.write_json(root / "b.json", 1)
+    after = filesystem.files(root)
     assert [info.location.name for info in after] == ["a.json", "b.json"]
     assert after[0].bytes == before[0].bytes
     assert after[0].stamp != before[0].stamp
 
 
-def test_a_file_is_put_in_place_whole_or_not_at_all(folder: Location) -> None:
-    place = folder / "deep" / "facts.json"
+def test_a_file_is_put_in_place_whole_or_not_at_all(root: Location) -> None:
+    place = root / "deep" / "facts.json"
     with filesystem.writing(place) as temporary:
         temporary.write_text("first")
         assert not filesystem.exists(place)
@@ -127,54 +118,54 @@ def test_a_file_is_put_in_place_whole_or_not_at_all(folder: Location) -> None:
         temporary.write_text("half")
         raise RuntimeError
     assert place.read_bytes() == b"first"
-    assert [*filesystem.listing(folder)] == ["deep/facts.json"]
+    assert [*filesystem.listing(root)] == ["deep/facts.json"]
 
 
-def test_two_writers_of_one_file_do_not_conflict(folder: Location) -> None:
-    place = folder / "shard"
+def test_two_writers_of_one_file_do_not_conflict(root: Location) -> None:
+    place = root / "shard"
     with filesystem.writing(place) as one:
         one.write_text("the same")
         with filesystem.writing(place) as other:
             other.write_text("the same")
         assert place.read_bytes() == b"the same"
     assert place.read_bytes() == b"the same"
-    assert [*filesystem.listing(folder)] == ["shard"]
+    assert [*filesystem.listing(root)] == ["shard"]
 
 
-def test_what_is_read_is_seekable_and_libraries_get_a_file(folder: Location) -> None:
-    with filesystem.writing(folder / "text.parquet") as temporary:
+def test_what_is_read_is_seekable_and_libraries_get_a_file(root: Location) -> None:
+    with filesystem.writing(root / "text.parquet") as temporary:
         temporary.write_bytes(bytes(range(200)))
-    with filesystem.open_read(folder / "text.parquet") as file:
+    with filesystem.open_read(root / "text.parquet") as file:
         file.seek(-10, os.SEEK_END)
         assert file.read(2) == bytes([190, 191])
-    with filesystem.local(folder / "text.parquet") as path:
+    with filesystem.local(root / "text.parquet") as path:
         assert path.suffix == ".parquet"
         assert path.read_bytes() == bytes(range(200))
-    assert path.exists() == filesystem.is_local(folder), "a copy lasts as long as the block"
+    assert path.exists() == filesystem.is_local(root), "a copy lasts as long as the block"
 
 
-def test_trees_and_files_are_removed_and_their_neighbors_are_not(folder: Location) -> None:
-    _fill(folder)
-    filesystem.remove(folder / "z.jsonl")
-    filesystem.remove(folder / "z.jsonl")
-    filesystem.remove_tree(folder / "a")
-    filesystem.remove_tree(folder / "a")
-    assert [*filesystem.listing(folder)] == ["a-b.jsonl", "notes.txt"]
-    filesystem.remove_tree(folder)
-    assert not filesystem.exists(folder)
-    assert [*filesystem.listing(folder.parent / "text-2")] == ["other.jsonl"]
+def test_trees_and_files_are_removed_and_their_neighbors_are_not(root: Location) -> None:
+    _fill(root)
+    filesystem.remove(root / "z.jsonl")
+    filesystem.remove(root / "z.jsonl")
+    filesystem.remove_tree(root / "a")
+    filesystem.remove_tree(root / "a")
+    assert [*filesystem.listing(root)] == ["a-b.jsonl", "notes.txt"]
+    filesystem.remove_tree(root)
+    assert not filesystem.exists(root)
+    assert [*filesystem.listing(root.parent / "text-2")] == ["other.jsonl"]
 
 
-def test_only_what_has_the_exact_name_is_removed(folder: Location) -> None:
+def test_only_what_has_the_exact_name_is_removed(root: Location) -> None:
     for name in ("run[v1]", "runv", "run1", "a*", "ab", "q?", "qq"):
-        filesystem.write_json(folder / name / "deep" / "x*.json", name)
-        filesystem.write_json(folder / name / "deep" / "xyz.json", name)
-    filesystem.remove(folder / "run[v1]" / "deep" / "x*.json")
-    assert [*filesystem.listing(folder / "run[v1]")] == ["deep/xyz.json"]
+        filesystem.write_json(root / name / "deep" / "x*.json", name)
+        filesystem.write_json(root / name / "deep" / "xyz.json", name)
+    filesystem.remove(root / "run[v1]" / "deep" / "x*.json")
+    assert [*filesystem.listing(root / "run[v1]")] == ["deep/xyz.json"]
     for name in ("run[v1]", "a*", "q?"):
-        filesystem.remove_tree(folder / name)
-    assert {name.split("/")[0] for name in filesystem.listing(folder)} == {"ab", "qq", "run1", "runv"}
-    assert len(filesystem.listing(folder)) == 8
+        filesystem.remove_tree(root / name)
+    assert {name.split("/")[0] for name in filesystem.listing(root)} == {"ab", "qq", "run1", "runv"}
+    assert len(filesystem.listing(root)) == 8
 
 
 def test_more_objects_than_one_request_deletes_are_removed(
@@ -198,8 +189,8 @@ for version in itertools.count():
 """
 
 
-def test_a_file_that_another_process_replaces_is_read_whole_and_never_missing(folder: Location) -> None:
-    place = folder / "lease.json"
+def test_a_file_that_another_process_replaces_is_read_whole_and_never_missing(root: Location) -> None:
+    place = root / "lease.json"
     with subprocess.Popen([sys.executable, "-c", WRITER, str(place)], stdout=subprocess.PIPE, text=True) as writer:
         assert writer.stdout
         try:
@@ -207,8 +198,8 @@ def test_a_file_that_another_process_replaces_is_read_whole_and_never_missing(fo
             seen = set[int]()
             while len(seen) < 40:
                 found = filesystem.read_json(place)
-                assert "lease.json" in filesystem.listing(folder)
-                assert [info.location.name for info in filesystem.files(folder)] == ["lease.json"]
+                assert "lease.json" in filesystem.listing(root)
+                assert [info.location.name for info in filesystem.files(root)] == ["lease.json"]
                 seen.add(found["version"])
                 assert found["filling"] == str(found["version"] % 7) * (found["version"] % 7 * 5000)
         finally:

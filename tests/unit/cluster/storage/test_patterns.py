@@ -10,15 +10,6 @@ from cluster.storage import filesystem, patterns
 from cluster.storage.filesystem import Location, StorageError
 
 
-@pytest.fixture(params=["local", "remote"])
-def root(request: pytest.FixtureRequest, tmp_path: Path) -> Location:
-    """A local folder and one in an object store, for tests that must pass in both."""
-    if request.param == "local":
-        return tmp_path / "text"
-    request.getfixturevalue("bucket")
-    return filesystem.location("s3://barrel/text")
-
-
 def _fill(root: Location, *names: str) -> None:
     for name in names:
         filesystem.write_json(root / name, name)

@@ -84,14 +84,6 @@ def right(tmp_path_factory: pytest.TempPathFactory, tokenizer: Path) -> dict[str
     return contents(make_tokens(folder / "corpus", tokenizer, folder / "tokens"))
 
 
-@pytest.fixture(params=["local", "remote"])
-def root(request: pytest.FixtureRequest, tmp_path: Path) -> Location:
-    if request.param == "local":
-        return tmp_path / "any"
-    request.getfixturevalue("bucket")
-    return filesystem.location("s3://barrel/any")
-
-
 def ways(folder: Location, name: str) -> Iterator[tuple[str, str]]:
     """How to write the source, and the label that its documents get."""
     yield str(folder / "in"), "in"
