@@ -40,7 +40,7 @@ def damaged(source: Path, folder: Path, name: str = "model.safetensors") -> Path
     return folder
 
 
-def as_artifact(source: Path, out: Path, kind: str, **facts: Any) -> Path:
+def as_artifact(source: Path, out: Path, kind: str, /, **facts: Any) -> Path:
     """An artifact with the files of a folder."""
     with artifact.create(out, kind=kind, inputs={}, recipe={}) as draft:
         shutil.copytree(source, draft.path, dirs_exist_ok=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import altered_models
 import model_exports
 import models_with_heads
 import numpy as np
@@ -209,8 +210,11 @@ def test_the_file_holds_the_conditions(measured: artifact.Artifact) -> None:
 def test_a_model_that_does_not_load_ends_the_measurement_with_its_name(
     folders: dict[str, Path], tmp_path: Path
 ) -> None:
-    broken = model_exports.onnx(folders["student"], tmp_path / "broken")
-    (broken / "model.onnx").write_bytes(b"\0" * (broken / "model.onnx").stat().st_size)
+    files = model_exports.onnx(folders["student"], tmp_path / "files")
+    facts = artifact.read(files).facts
+    (files / "manifest.json").unlink()
+    (files / "model.onnx").write_bytes(b"\0" * (files / "model.onnx").stat().st_size)
+    broken = altered_models.as_artifact(files, tmp_path / "broken", "export", **facts)
     before = os.sched_getaffinity(0)
     recipe = BenchmarkRecipe(lengths=(8,), threads=(1,), repeats=1)
     with pytest.raises(ModelProcessError, match=r"^student onnx: InvalidProtobuf"):
