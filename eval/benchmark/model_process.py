@@ -94,6 +94,7 @@ class ModelProcess:
                     env={**os.environ, "OMP_NUM_THREADS": str(self._opening.threads)},
                 )
             )
+            stack.callback(self._close_input)
             stack.callback(self._process.kill)
             self.opened = self._ask(open=asdict(self._opening))
             self.load_seconds = time.perf_counter() - started
@@ -102,6 +103,12 @@ class ModelProcess:
 
     def __exit__(self, *_: object) -> None:
         self._running.close()
+
+    def _close_input(self) -> None:
+        """An order that a dead process did not read is still in the buffer, and closing tries to write it."""
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
 
     @property
     def pid(self) -> int:
