@@ -9,8 +9,9 @@ from cluster.artifacts.errors import StageError
 from cluster.artifacts.stage import StageContext
 from eval.results.export_formats import FORMATS, check_toolchains
 from eval.results.schema import STUDENT, TEACHER
-from eval.suite.plan import data_folder, export_formats, export_values, finetune_values, sweep_students
-from eval.suite.recipe import PAIRS, PROVENANCE, Baselines, Exports, Suite
+from eval.suite.plan import corpus_values, data_folder, export_formats, export_values, finetune_values, sweep_students
+from eval.suite.recipe import PAIRS, Baselines, Exports, Suite
+from eval.tasks.definitions import MADE_HERE
 
 
 def validate(suite: Suite) -> None:
@@ -50,7 +51,7 @@ def _check_data(suite: Suite) -> None:
         raise ValueError("data and hub: write one of them")
     for task in suite.tasks:
         values = finetune_values(suite, task)
-        if not (task in (PROVENANCE, *suite.folders) or suite.data or suite.hub or "data" in values):
+        if not (task in (*MADE_HERE, *suite.folders) or suite.data or suite.hub or "data" in values):
             raise ValueError(f'no data for {task}: write data = "folder/{{task}}" or hub, or {task} in folders')
         if "placement" in values:
             raise ValueError("fine-tuning is placed by job_cpus and job_gpus: write those instead of a placement")
@@ -79,7 +80,8 @@ def _check_names(suite: Suite) -> None:
 
 def _tables(suite: Suite) -> Iterator[tuple[str, Mapping[str, Any], str]]:
     """The recipes of other stages in a suite: stage, values, and the table that people correct."""
-    yield "eval.provenance", suite.provenance, "provenance"
+    for task, made_by in MADE_HERE.items():
+        yield made_by, corpus_values(suite, task), task
     for task in suite.tasks:
         yield "eval.finetune", finetune_values(suite, task), f"tasks.{task}"
     changes: list[tuple[tuple[str, ...] | None, Mapping[str, Any], str]] = []

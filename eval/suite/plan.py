@@ -11,7 +11,8 @@ from cluster.artifacts.stage import SideJob, StageContext
 from cluster.jobs.job import Job
 from eval.results.export_formats import FORMATS, Format, with_sources
 from eval.results.schema import STUDENT, TEACHER
-from eval.suite.recipe import PAIRS, PROVENANCE, QUESTIONS, Exports, Suite
+from eval.suite.recipe import PAIRS, QUESTIONS, Exports, Suite
+from eval.tasks.definitions import MADE_HERE
 
 SECOND_STEP = "student-second-step"
 
@@ -24,6 +25,12 @@ def finetune_values(suite: Suite, task: str, *changes: Mapping[str, Any]) -> dic
     return {**values, "task": task}
 
 
+def corpus_values(suite: Suite, task: str) -> dict[str, Any]:
+    """Values of the stage that makes a task from the corpus."""
+    values: dict[str, Any] = getattr(suite, task)
+    return values
+
+
 def data_folder(suite: Suite, task: str) -> Path | None:
     """Folder of a task's examples; None where they come from the hub or from the corpus.
 
@@ -31,7 +38,12 @@ def data_folder(suite: Suite, task: str) -> Path | None:
         StageError: it is not there.
     """
     place = suite.folders.get(task)
-    if place is None and suite.data is not None and task != PROVENANCE and "data" not in finetune_values(suite, task):
+    if (
+        place is None
+        and suite.data is not None
+        and task not in MADE_HERE
+        and "data" not in finetune_values(suite, task)
+    ):
         place = suite.data.format(task=task)
     if place is None:
         return None
@@ -43,7 +55,7 @@ def data_folder(suite: Suite, task: str) -> Path | None:
 def _finetuning(suite: Suite, task: str, out: Path, *changes: Mapping[str, Any]) -> tuple[dict[str, Any], Path | None]:
     """Values of ``eval.finetune`` for a task, and the folder of its examples where the values name no data set."""
     values = finetune_values(suite, task, *changes)
-    folder = out / "datasets" / task if task == PROVENANCE else data_folder(suite, task)
+    folder = out / "datasets" / task if task in MADE_HERE else data_folder(suite, task)
     if folder is None and suite.hub is not None and "data" not in values:
         values["data"] = suite.hub.format(task=task)
     return values, folder
@@ -76,9 +88,12 @@ def side_jobs(suite: Suite, context: StageContext) -> list[SideJob]:
     if probes is None:
         return []
     if run is None:
-        name, given = f"datasets/{PROVENANCE}", {"corpus": out / "corpus"}
-        job = SideJob(name, "eval.provenance", suite.provenance, given, out / name, ("corpus",))
-        return [job] if PROVENANCE in probes.tasks else []
+        given = {"corpus": out / "corpus"}
+        return [
+            SideJob(name, made_by, corpus_values(suite, task), given, out / name, ("corpus",))
+            for task, made_by in MADE_HERE.items()
+            if task in probes.tasks and (name := f"datasets/{task}")
+        ]
     if run.name not in probes.runs:
         return []
     tasks = {}
@@ -139,9 +154,10 @@ class SuitePlan:
         return found
 
     def _data(self) -> Iterator[Job]:
-        if PROVENANCE in self.suite.tasks:
-            inputs = {"corpus": self.out / "corpus"}
-            yield self._job(f"datasets/{PROVENANCE}", "eval.provenance", self.suite.provenance, inputs)
+        for task, made_by in MADE_HERE.items():
+            if task in self.suite.tasks:
+                inputs = {"corpus": self.out / "corpus"}
+                yield self._job(f"datasets/{task}", made_by, corpus_values(self.suite, task), inputs)
 
     def _finetune(
         self, name: str, model: str, task: str, change: Mapping[str, Any] | None = None, taught: bool = False
@@ -150,7 +166,7 @@ class SuitePlan:
         values, folder = _finetuning(suite, task, self.out, change or {})
         values["placement"] = {"threads": suite.job_cpus}
         inputs = {"model": self.models[model], **({} if folder is None else {"data": folder})}
-        after = [f"datasets/{task}"] if task == PROVENANCE else []
+        after = [f"datasets/{task}"] if task in MADE_HERE else []
         if taught:
             inputs["teacher"] = self.out / "finetune" / TEACHER / task
             after.append(f"finetune/{TEACHER}/{task}")

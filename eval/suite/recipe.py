@@ -16,7 +16,6 @@ from eval.results.export_formats import Format
 from eval.results.schema import STUDENT, TEACHER
 from eval.tasks.definitions import TASKS
 
-PROVENANCE = "provenance"
 PAIRS, QUESTIONS = "stsb", "squad"
 """The tasks on whose development sets models are timed: the paper's (table 3), and a phone's."""
 TABLE_3 = {
@@ -187,7 +186,7 @@ class Suite(Recipe):
     tasks: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Task to what differs from ``finetune`` for it."""
     data: str | None = None
-    """Folder of a task's files, with ``{task}`` where its name goes; ``provenance`` needs none."""
+    """Folder of a task's files, with ``{task}`` where its name goes; those that are made from the corpus need none."""
     folders: dict[str, str] = Field(default_factory=dict)
     """Task to its folder, where that is not the one of ``data``."""
     hub: str | None = None
@@ -203,7 +202,9 @@ class Suite(Recipe):
     probes: Probes | None = None
     """Scores checkpoints during training."""
     provenance: dict[str, Any] = Field(default_factory=dict)
-    """Values of ``eval.provenance``, which makes a task from the corpus."""
+    """Values of ``eval.provenance``, which makes a task from the corpus: which source is a passage from?"""
+    word_order: dict[str, Any] = Field(default_factory=dict)
+    """Values of ``eval.word_order``, which makes one too: are two words of a sentence swapped?"""
     exports: Exports | None = None
     """Exports and times the fine-tuned models."""
     baselines: Baselines | None = None
