@@ -59,7 +59,7 @@ class Pretrained(Recipe):
     kind: Literal["pretrained"]
     """A pretrained tokenizer."""
     name: str
-    """A folder, or a model of the Hugging Face Hub."""
+    """A folder, a shipped teacher, or a model of the Hugging Face Hub."""
 
 
 class TrainedWordPiece(Recipe):

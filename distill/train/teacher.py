@@ -58,7 +58,7 @@ class Teacher(Recipe):
     """Origin of a teacher: exactly one of ``source`` and ``architecture``."""
 
     source: str | None = None
-    """Folder or hub id of a BERT or RoBERTa, with or without a masked-word head."""
+    """A BERT or RoBERTa, with or without a masked-word head: a folder, a hub id, or the name of a shipped teacher."""
     architecture: Architecture | None = None
     """Shape of a teacher that trains from scratch."""
     train: Training | None = None
