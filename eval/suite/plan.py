@@ -177,21 +177,22 @@ class SuitePlan:
         exports = self.suite.exports
         if exports is None:
             return []
-        made: dict[tuple[str, str, Format], Job] = {}
+        made: dict[tuple[str, str | None, Format], Job] = {}
         inputs: dict[str, Path] = {}
         for model in exports.models:
-            for task in exports.tasks:
+            for task in exports.tasks or (None,):
                 formats = export_formats(exports)
                 made |= {(model, task, form): self._export(exports, model, task, form) for form in formats}
                 # A single input has the plain name of its role, as on the command line.
-                inputs[model if len(exports.tasks) == 1 else f"{model}-{task}"] = self._tuned(model, task)
-                inputs |= {f"export-{model}-{task}-{name}": made[model, task, name].out for name in exports.formats}
+                inputs[model if len(exports.tasks) < 2 else f"{model}-{task}"] = self._tuned(model, task)
+                role = f"export-{model}" if task is None else f"export-{model}-{task}"
+                inputs |= {f"{role}-{name}": made[model, task, name].out for name in exports.formats}
         inputs |= self._texts(exports.tasks) | self._architectures(exports.latency)
         names = [job.name for job in made.values()]
         timed = self._job("latency", "eval.latency", exports.latency, inputs, after=names)
         return [*made.values(), timed, *self._phones(exports, made)]
 
-    def _phones(self, exports: Exports, made: Mapping[tuple[str, str, Format], Job]) -> Iterator[Job]:
+    def _phones(self, exports: Exports, made: Mapping[tuple[str, str | None, Format], Job]) -> Iterator[Job]:
         """Measurements on phones, each browser's after its page."""
         for name, phone in exports.mobile.items():
             given = {model: made[model, exports.on_phone(phone), phone.format] for model in exports.models}
@@ -206,22 +207,22 @@ class SuitePlan:
             job = self._job(f"mobile/{name}", "eval.mobile", phone.values, inputs, after=after)
             yield replace(job, alone=phone.way == "proxy")
 
-    def _export(self, exports: Exports, model: str, task: str, name: Format) -> Job:
-        """One export; the first task is left out of its name."""
+    def _export(self, exports: Exports, model: str, task: str | None, name: Format) -> Job:
+        """One export; the first task is left out of its name. Without a task, of the model itself."""
         making, tuned = FORMATS[name], self._tuned(model, task)
 
         def called(form: Format) -> str:
-            return f"exports/{model}/{form if task == exports.tasks[0] else f'{task}-{form}'}"
+            return f"exports/{model}/{form if task in (None, *exports.tasks[:1]) else f'{task}-{form}'}"
 
-        inputs, after = {"model": tuned}, f"finetune/{model}/{task}"
+        inputs, after = {"model": tuned}, [] if task is None else [f"finetune/{model}/{task}"]
         if making.of is not None:
-            inputs["export"], after = self.out / called(making.of), called(making.of)
+            inputs["export"], after = self.out / called(making.of), [called(making.of)]
         if making.calibrated:
             inputs["tokens"] = self._rows(exports, name)
-        _, data = _finetuning(self.suite, task, self.out)
+        data = None if task is None else _finetuning(self.suite, task, self.out)[1]
         if exports.score_limit is not None and data is not None:
             inputs["data"] = data
-        return self._job(called(name), making.stage, export_values(exports, name), inputs, after=[after])
+        return self._job(called(name), making.stage, export_values(exports, name), inputs, after=after)
 
     def _rows(self, exports: Exports, name: Format) -> Path:
         """Token rows to calibrate with: those of the recipe, else the pipeline's shortest."""
@@ -257,8 +258,9 @@ class SuitePlan:
         after = [f"finetune/{name}/{PAIRS}" for name in known]
         yield self._job("baselines", "eval.latency", baselines.values, inputs, after=after)
 
-    def _tuned(self, model: str, task: str) -> Path:
-        return self.out / "finetune" / model / task
+    def _tuned(self, model: str, task: str | None) -> Path:
+        """The fine-tuned model, or without a task the model itself."""
+        return self.models[model] if task is None else self.out / "finetune" / model / task
 
     def _job(
         self, name: str, stage: str, values: Mapping[str, Any], inputs: Mapping[str, Path], after: Sequence[str] = ()

@@ -78,10 +78,11 @@ class PhoneBenchmark(Recipe):
 
 
 class Exports(Recipe):
-    """Which fine-tuned models are exported to which formats, and timed."""
+    """Which models are exported to which formats, and timed."""
 
-    task: str | tuple[str, ...]
-    """Task, or tasks, of the exported models: those of ``stsb`` and ``squad`` are timed on its texts."""
+    task: str | tuple[str, ...] | None = None
+    """Task, or tasks, of the fine-tuned models to export: those of ``stsb`` and ``squad`` are timed on its texts.
+    Without a task, teacher and student are exported with their masked-word heads."""
     models: tuple[str, ...] = (TEACHER, STUDENT)
     """Models to export."""
     formats: tuple[Format, ...] = Field(("onnx", "int8"), min_length=1)
@@ -100,11 +101,18 @@ class Exports(Recipe):
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        return (self.task,) if isinstance(self.task, str) else self.task
+        return (self.task,) if isinstance(self.task, str) else self.task or ()
 
     def on_phone(self, phone: PhoneBenchmark) -> str:
         """Task of the exports on a phone."""
         return phone.task or (QUESTIONS if QUESTIONS in self.tasks else self.tasks[0])
+
+    @model_validator(mode="after")
+    def _has_the_task_it_needs(self) -> Self:
+        for key, given in (("score_limit", self.score_limit), ("mobile", self.mobile)):
+            if given and not self.tasks:
+                raise ValueError(f"exports.{key} needs a fine-tuned model: name its task in exports.task")
+        return self
 
     @model_validator(mode="after")
     def _phones_can_run(self) -> Self:

@@ -173,6 +173,19 @@ def test_exports_come_in_every_format_for_every_task(data: Path, out: Path) -> N
     }
 
 
+def test_without_a_task_the_models_themselves_are_exported(data: Path, out: Path) -> None:
+    names = ("teacher", "student")
+    found = _jobs(_plan(data, out, tasks={}, exports={}))
+    assert [*found] == [*(f"exports/{model}/{form}" for model in names for form in ("onnx", "int8")), "latency"]
+    assert found["exports/student/onnx"].inputs == {"model": out / "students" / "student"}
+    assert found["exports/student/onnx"].after == ()
+    assert found["exports/student/int8"].after == ("exports/student/onnx",)
+    assert found["latency"].inputs == {
+        **{model: out / place for model, place in zip(names, ("teacher", "students/student"), strict=True)},
+        **{f"export-{model}-{form}": out / f"exports/{model}/{form}" for model in names for form in ("onnx", "int8")},
+    }
+
+
 @model_exports.needs("openvino", "nncf")
 def test_calibrated_exports_get_the_pipelines_rows(data: Path, out: Path) -> None:
     asked = {"task": "stsb", "formats": ["openvino-int8"]}
@@ -310,6 +323,11 @@ def _phone(**values: Any) -> dict[str, Any]:
         ({"tasks": {"rte": {"placement": {"threads": 4}}}, "data": "x"}, "job_cpus and job_gpus"),
         ({"tasks": {"rted": {}}, "data": "x"}, r"\[tasks.rted\]: .*no task rted"),
         ({"exports": {"task": "rte"}}, "exports.task names rte, which is not among tasks"),
+        (
+            {"exports": {"score_limit": 9}},
+            "exports.score_limit needs a fine-tuned model: name its task in exports.task",
+        ),
+        ({"exports": {"mobile": {"host": {}}}}, "exports.mobile needs a fine-tuned model"),
         ({"tasks": {"rte": {}}, "data": "x", "exports": {"task": "rte", "models": ["teacher"]}}, "must have student"),
         ({"sweep": {"finetune": {"seeds": [1]}}}, "sweep.finetune would measure the others otherwise than student"),
         ({"tasks": {"rte": {}}, "data": "x", "baselines": {}}, "put stsb = {} among the tasks"),
