@@ -18,7 +18,9 @@ from upath import UPath
 
 from cluster.artifacts import artifact, cache, commit
 from cluster.artifacts.errors import StageError, logger
+from cluster.artifacts.names import word_of
 from cluster.artifacts.recipe import PLACEMENT, Recipe, RecipeError, read_values, split
+from cluster.artifacts.recipe_errors import tables_called
 from cluster.storage import filesystem
 from cluster.storage.filesystem import Location
 
@@ -159,7 +161,11 @@ class Stage(Generic[R]):
         Raises:
             RecipeError: as :meth:`read` and :func:`~cluster.artifacts.recipe.read_values`.
         """
-        return self.read(read_values(reference, settings), split(reference)[0])
+        values = read_values(reference, settings)
+        word = word_of(self.name).replace("-", "_")
+        if "#" not in reference and word not in self.recipe.model_fields and (found := tables_called(word, values)):
+            raise RecipeError(f"{reference} has tables for several commands: write {reference}#{found[0]}")
+        return self.read(values, split(reference)[0])
 
 
 def identities(stage: Stage[R], inputs: Mapping[str, Location], out: Location | None = None) -> dict[str, str]:

@@ -13,6 +13,7 @@ from pydantic import Field, PositiveInt, model_validator
 
 from cluster.artifacts import recipe, registry
 from cluster.artifacts.recipe import Recipe
+from cluster.artifacts.recipe_errors import EXAMPLE
 from cluster.artifacts.stage import StageContext, TrainingRun
 from cluster.jobs import client
 from cluster.jobs.job import Job
@@ -26,13 +27,17 @@ SUITE = "eval.suite"
 class Pipeline(Recipe):
     """Text to report. Each table is the recipe of a stage."""
 
-    corpus: dict[str, Any]
+    corpus: dict[str, Any] = Field(
+        json_schema_extra={EXAMPLE: '[corpus] with sources = [{ kind = "text", path = "text/*.txt" }]'}
+    )
     """Values of ``cluster.corpus``."""
-    tokens: dict[str, Any]
+    tokens: dict[str, Any] = Field(default_factory=dict)
     """Values of ``cluster.tokens``."""
-    teacher: dict[str, Any]
+    teacher: dict[str, Any] = Field(
+        json_schema_extra={EXAMPLE: '[teacher] with source = "google-bert/bert-base-uncased", or the folder of a BERT'}
+    )
     """Values of ``distill.teacher``."""
-    train: dict[str, Any]
+    train: dict[str, Any] = Field(json_schema_extra={EXAMPLE: "[train] with epochs = 1 and rows_per_step = 32"})
     """Values of ``distill.train`` for the student."""
     ablations: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Other students: name to what differs from ``train``."""

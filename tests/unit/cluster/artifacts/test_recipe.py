@@ -154,7 +154,35 @@ def test_what_is_missing_is_named() -> None:
     with pytest.raises(RecipeError, match=r"^file\.toml: name is missing"):
         Whole.of({}, "file.toml")
     assert _refused({"sources": [{"kind": "plain"}]}) == "sources.0.path is missing and has no default"
-    assert "'kind'" in _refused({"sources": [{"path": "p"}]})
+    assert _refused({"sources": [{"path": "p"}]}) == "sources.0.kind is missing: write kind = one of plain, packed"
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"sources": [{"kind": "plian"}]}, "sources.0.kind: no kind is called plian; did you mean plain?"),
+        ({"sources": [{"kind": "zip"}]}, "sources.0.kind: no kind is called zip; write one of plain, packed"),
+        (
+            {"loss": {"mode": "maskd"}},
+            "loss.mode: input should be 'all' or 'masked', not \"maskd\"; did you mean masked?",
+        ),
+        (
+            {"placement": {"workers": "aut"}},
+            "placement.workers: input should be a valid integer or 'auto', not \"aut\"; did you mean auto?",
+        ),
+    ],
+)
+def test_a_member_of_a_union_is_named_without_words_of_the_library(values: dict[str, Any], message: str) -> None:
+    assert _refused(values) == message
+
+
+def test_a_missing_table_says_what_to_write() -> None:
+    with pytest.raises(
+        RecipeError, match=r"^default: corpus is missing and has no default: write \[corpus\] with sources = "
+    ):
+        recipe.load(Pipeline, "default")
+    with pytest.raises(RecipeError, match=r"sources is missing and has no default: write sources = \[\{ kind"):
+        registry.find("cluster.corpus").load("default")
 
 
 def test_a_whole_number_is_a_number_and_a_list_is_a_tuple() -> None:
@@ -212,7 +240,7 @@ def _file(folder: Path, text: str) -> Path:
 
 def test_a_setting_through_something_that_is_no_table_is_refused(tmp_path: Path) -> None:
     path = _file(tmp_path, "name = 'n'\nsteps = 3\nsources = [{ kind = 'packed' }]\n")
-    for setting, place in (("steps.more=1", "steps"), ("sources.0.level=1", "sources"), ("loss..mode=all", "loss.")):
+    for setting, place in (("steps.more=1", "steps"), ("sources.1.level=1", "sources"), ("loss..mode=all", "loss.")):
         with pytest.raises(RecipeError, match=rf"{place}") as refused:
             recipe.load(Whole, str(path), [setting])
         assert str(path) in str(refused.value)
@@ -222,6 +250,29 @@ def test_settings_go_over_the_file_and_later_ones_over_earlier_ones(tmp_path: Pa
     path = _file(tmp_path, "name = 'n'\nsteps = 3\n[loss]\ntemperature = 4.0\n")
     found = recipe.load(Whole, str(path), ["steps=4", "loss.mode=masked", "steps=5"])
     assert found == Whole(name="n", steps=5, loss=Loss(temperature=4.0, mode="masked"))
+
+
+def test_a_setting_reaches_into_a_list(tmp_path: Path) -> None:
+    path = _file(tmp_path, "name = 'n'\nsources = [{ kind = 'packed' }, { kind = 'plain', path = 'p' }]\n")
+    found = recipe.load(Whole, str(path), ["sources.0.level=1", "sources.1.path=q"])
+    assert found.sources == (Packed(kind="packed", level=1), Plain(kind="plain", path="q"))
+
+
+@pytest.mark.parametrize(
+    ("command", "reference", "line"),
+    [
+        ("distill.train", "demo", "demo has tables for several commands: write demo#train"),
+        ("eval.suite", "demo", "write demo#suite"),
+        ("eval.provenance", "demo", "write demo#suite.provenance"),
+        ("distill.train", "demos", "did you mean demo?"),
+        ("distill.train", "train", "did you mean the table demo#train?"),
+        ("eval.finetune", "demo#finetune", "did you mean demo#suite.finetune?"),
+        ("distill.train", "demo#trian", "did you mean train?"),
+    ],
+)
+def test_a_wrong_name_suggests_the_right_one_across_recipes_and_tables(command: str, reference: str, line: str) -> None:
+    with pytest.raises(RecipeError, match=re.escape(line)):
+        registry.find(command).load(reference)
 
 
 def test_one_table_of_a_file_is_a_recipe(tmp_path: Path) -> None:
