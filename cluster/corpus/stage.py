@@ -217,4 +217,12 @@ def _examples(scanned: Sequence[ScannedSplit]) -> list[dict[str, str]]:
     ][: bad_documents.EXAMPLES]
 
 
-STAGE = stage.Stage(name="cluster.corpus", run=run, recipe=Corpus, produces="corpus", remote=True, check_out=_check_out)
+STAGE = stage.Stage(
+    name="cluster.corpus",
+    run=run,
+    recipe=Corpus,
+    produces="corpus",
+    example="installed-docs",
+    remote=True,
+    check_out=_check_out,
+)

@@ -116,13 +116,16 @@ def _pipeline(folder: Path, below: Mapping[str, Artifact]) -> Findings:
 
 
 def _parser(prog: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=prog, description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("place", metavar="DIR", help="an artifact by path or URL, a run, or a pipeline's output folder")
-    parser.add_argument(
-        "--rows", metavar="N", type=int, default=4, help="rows or documents to show (default: %(default)s)"
-    )
-    parser.add_argument("--picture", metavar="FILE.png", type=Path, help="draw the histograms and curves")
-    parser.add_argument("--verify", action="store_true", help="compare the hashes of all files with the manifest")
+    epilog = f"example: {prog} out/tokens --rows 8"
+    parser = argparse.ArgumentParser(prog=prog, description=(__doc__ or "").partition("\n")[0], epilog=epilog)
+    place = "artifact by path or URL, folder of a run, or output folder of a pipeline; example: out/tokens"
+    parser.add_argument("place", metavar="DIR", help=place)
+    rows = "rows or documents to show (default: %(default)s); example: 8"
+    parser.add_argument("--rows", metavar="N", type=int, default=4, help=rows)
+    picture = "draw the histograms and curves to this file (default: none); example: tokens.png"
+    parser.add_argument("--picture", metavar="FILE.png", type=Path, help=picture)
+    verify = "compare the hashes of all files with the manifest (default: the sizes alone)"
+    parser.add_argument("--verify", action="store_true", help=verify)
     return parser
 
 

@@ -71,7 +71,9 @@ def _parse(given: Sequence[str], prog: str) -> argparse.Namespace:
 
 
 def _parser(prog: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=prog, description="The job queue of the Ray cluster at RAY_ADDRESS.")
+    epilog = f"example: {prog} submit eval.finetune finetune --model out/teacher --out out/scores"
+    description = "The job queue of the Ray cluster at RAY_ADDRESS."
+    parser = argparse.ArgumentParser(prog=prog, description=description, epilog=epilog)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
     def command(name: str, run: Callable[[argparse.Namespace], bool], summary: str) -> argparse.ArgumentParser:
@@ -91,7 +93,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         name = f"{word.upper()}=N"
         start.add_argument(f"--limit-{word}", type=_limit, action="append", metavar=name, help=limit)
     submit = command("submit", _explain_submit, "Submit a stage call: STAGE RECIPE --<role> DIR … --out DIR")
-    called = "stage (submit STAGE --help explains it); example: eval.finetune"
+    called = "stage to run, which submit STAGE --help explains; example: eval.finetune"
     submit.add_argument("stage", metavar="STAGE", help=called)
     listed = command("list", _list, "List the jobs that wait or run.")
     listed.add_argument("--all", action="store_true", help="include jobs that have ended (default: only open ones)")

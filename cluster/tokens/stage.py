@@ -266,5 +266,6 @@ STAGE = stage.Stage(
     recipe=Tokens,
     inputs={"corpus": stage.Role(("corpus",)), "tokenizer": stage.Role((stage.FOLDER,), optional=True)},
     produces="tokens",
+    example="demo#tokens",
     remote=True,
 )

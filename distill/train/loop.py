@@ -148,5 +148,6 @@ STAGE = stage.Stage(
     recipe=Distillation,
     inputs={"tokens": stage.Role(("tokens",), keyed_by="seq_len"), "teacher": stage.Role(("teacher",))},
     produces="run",
+    example="demo#train",
     grows=True,
 )

@@ -176,4 +176,5 @@ STAGE = stage.Stage(
     recipe=Teacher,
     inputs={"tokens": stage.Role(("tokens",), optional=True, keyed_by="seq_len")},
     produces="teacher",
+    example="demo#teacher",
 )

@@ -314,5 +314,6 @@ STAGE = stage.Stage(
         "teacher": stage.Role(("finetune",), optional=True),
     },
     produces="finetune",
+    example="finetune",
     halved=halved,
 )

@@ -105,6 +105,7 @@ STAGE = stage.Stage(
         "binary": stage.Role((stage.FOLDER,), optional=True),
     },
     produces="benchmark",
+    example="mobile-browser",
     # Its own kind, because a job that waits for a person must not block benchmarks of this machine.
     job_kind="mobile",
 )

@@ -122,7 +122,7 @@ class SuitePlan:
         Raises:
             StageError: no token rows to calibrate an export with.
         """
-        return [*self._data(), *self._scores(), *self._exports(), *self._baselines()]
+        return [*self._data(), *self.scores(), *self._exports(), *self._baselines()]
 
     def described(self) -> dict[str, Any]:
         """The contents of ``suite.json``: what the report must know about the models."""
@@ -137,7 +137,7 @@ class SuitePlan:
             "second_step": SECOND_STEP if self.suite.second_step else None,
         }
 
-    def _scores(self) -> list[Job]:
+    def scores(self) -> list[Job]:
         """Fine-tuning: teacher, student and other models, the second step, then the sweep."""
         suite, students = self.suite, sweep_students(self.suite, self.models)
         swept = {*students, suite.sweep.reference} - {TEACHER, STUDENT} if suite.sweep else set()

@@ -214,7 +214,7 @@ class Suite(Recipe):
     word_order: dict[str, Any] = Field(default_factory=dict)
     """Values of ``eval.word_order``, which makes one too: are two words of a sentence swapped?"""
     exports: Exports | None = None
-    """Exports and times the fine-tuned models."""
+    """Exports the models, or those fine-tuned for a task, and times them."""
     baselines: Baselines | None = None
     """They are timed on the development set of STS-B, which needs a folder."""
     card: CardFacts = CardFacts()

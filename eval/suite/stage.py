@@ -32,6 +32,7 @@ from eval.results.schema import STUDENT, TEACHER
 from eval.suite import checks
 from eval.suite.plan import SuitePlan, side_jobs
 from eval.suite.recipe import Suite
+from eval.suite.workload import workload
 
 LEDGER = "queue"
 SUITE, JOBS, REPORT = "suite.json", "jobs.json", "report"
@@ -125,9 +126,11 @@ STAGE = stage.Stage(
         STUDENT: stage.Role((stage.FOLDER,), optional=True),
     },
     produces="suite",
+    example="glue",
     grows=True,
     starts_jobs=True,
     validate=checks.validate,
     check=checks.check,
     side_jobs=side_jobs,
+    workload=workload,
 )

@@ -151,5 +151,10 @@ def name_pattern(sources: Sequence[str]) -> re.Pattern[str]:
 
 
 STAGE = stage.Stage(
-    name="eval.provenance", run=run, recipe=Provenance, inputs={"corpus": stage.Role(("corpus",))}, produces="dataset"
+    name="eval.provenance",
+    run=run,
+    recipe=Provenance,
+    inputs={"corpus": stage.Role(("corpus",))},
+    produces="dataset",
+    example="provenance",
 )

@@ -173,6 +173,21 @@ def test_exports_come_in_every_format_for_every_task(data: Path, out: Path) -> N
     }
 
 
+def test_the_fine_tunings_are_numbers_for_plans(data: Path, out: Path) -> None:
+    suite = STAGE.read(
+        {"data": f"{data}/{{task}}", "tasks": TASKS, "finetune": {"seeds": [1, 2]}, "second_step": {"tasks": ["rte"]}}
+    )
+    found = STAGE.workload(suite, StageContext(out, models=("teacher", "student")))
+    assert len(found) == 2 * len(TASKS) + 1
+    first = found[0]
+    assert (first.model, first.examples, first.tokens, first.taught) == ("teacher", 2 * 5 * 2_490, 71, False)
+    assert sum(each.trainings for each in found) == 2 * (2 + 2 + 1) + 2
+    assert [each.model for each in found if each.taught] == ["student"]
+    (data / "rte").rmdir()
+    with pytest.raises(StageError, match="rte: no folder"):
+        STAGE.workload(suite, StageContext(out, models=("teacher",)))
+
+
 def test_without_a_task_the_models_themselves_are_exported(data: Path, out: Path) -> None:
     names = ("teacher", "student")
     found = _jobs(_plan(data, out, tasks={}, exports={}))
