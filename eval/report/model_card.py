@@ -98,6 +98,10 @@ def _earlier(place: Location) -> ModelCard:
 
 def _name(report: Mapping[str, Any], student: Location) -> str:
     """Name of this student in the report."""
+    if not filesystem.exists(student):
+        raise ArtifactError(
+            f"{student} does not exist: --student takes the folder of a student, as out/students/student"
+        )
     if filesystem.is_file(student / commit.MANIFEST):
         made = model_check.unchanged(student) if isinstance(student, Path) else artifact.read(student)
         identity = made.identity
@@ -180,13 +184,19 @@ def _datasets(report: Mapping[str, Any]) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None, prog: str = "stillhouse card") -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog=prog, description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("report", metavar="REPORT", help="report that stillhouse report made")
-    parser.add_argument("--student", metavar="DIR", required=True, help="folder of the student")
-    parser.add_argument("--license", metavar="ID", help="the Hub's name of a license, for example apache-2.0")
-    parser.add_argument("--language", metavar="CODE", nargs="+", help="languages of its training text, for example en")
-    parser.add_argument("--base-model", metavar="ID", help="the teacher's name on the Hub")
-    parser.add_argument("--dataset", metavar="ID", nargs="+", help="data sets of the Hub in its training text")
+    epilog = f"example: {prog} out/report --student out/students/student --license apache-2.0"
+    parser = argparse.ArgumentParser(prog=prog, description=(__doc__ or "").partition("\n")[0], epilog=epilog)
+    parser.add_argument("report", metavar="REPORT", help="report that stillhouse report made; example: out/report")
+    student = "folder of the student, whose README.md is filled; example: out/students/student"
+    parser.add_argument("--student", metavar="DIR", required=True, help=student)
+    licence = "the Hub's name of a license (default: that of the card, else unknown); example: apache-2.0"
+    parser.add_argument("--license", metavar="ID", help=licence)
+    language = "languages of its training text (default: those of the card); example: en de"
+    parser.add_argument("--language", metavar="CODE", nargs="+", help=language)
+    base = "the teacher's name on the Hub (default: that of the card); example: google-bert/bert-base-uncased"
+    parser.add_argument("--base-model", metavar="ID", help=base)
+    dataset = "data sets of the Hub in its training text (default: those of the corpus); example: wikimedia/wikipedia"
+    parser.add_argument("--dataset", metavar="ID", nargs="+", help=dataset)
     options = parser.parse_args(arguments)
     stated = CardFacts(
         license=options.license,

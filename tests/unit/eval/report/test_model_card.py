@@ -88,6 +88,13 @@ def test_scores_at_thresholds_tuned_on_the_dev_set_are_left_out() -> None:
     assert [(each.metric_type, each.metric_value) for each in found] == [("f1", 70.5)]
 
 
+def test_a_student_that_is_not_there_is_refused_by_name(out: Path, student: Path) -> None:
+    for place in (student.with_name("studen"), UPath("memory://nowhere/student")):
+        with pytest.raises(ArtifactError, match=rf"^{place} does not exist: --student takes the folder of a student"):
+            fill(out / "report", place, CardFacts())
+        assert not place.exists()
+
+
 def test_a_new_card_lists_what_differs_from_the_paper(out: Path, student: Path) -> None:
     (student / CARD).unlink()
     fill(out / "report", student, CardFacts())
