@@ -20,7 +20,8 @@ class CatalogueEntry:
 
 
 OWN = (
-    CatalogueEntry("recipes", "list the recipes that ship"),
+    CatalogueEntry("new", "write a recipe to change, with every key explained"),
+    CatalogueEntry("recipes", "list the recipes that ship, and the keys of their tables"),
     CatalogueEntry("show", "print every value of a recipe with its documentation"),
     CatalogueEntry("completion", "print a completion script for bash, zsh or fish"),
 )
@@ -39,7 +40,9 @@ GROUPS: dict[str, tuple[CatalogueEntry, ...]] = {
     ),
     "Pipelines": (
         CatalogueEntry(
-            "distill.launch", "run a pipeline from text to report on Ray", ("demo", "real-text", "distilbert")
+            "distill.launch",
+            "run a pipeline from text to report on Ray",
+            ("demo", "own-text", "gpu-16gb", "gpu-24gb", "real-text", "distilbert"),
         ),
         CatalogueEntry("distill.plan", "predict hours, memory, disk and network of a pipeline"),
         CatalogueEntry("cluster.jobs", "submit, list and cancel jobs of the queue"),

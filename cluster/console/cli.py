@@ -30,9 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     prog = f"stillhouse {word}"
     if word in [entry.word for entry in catalogue.OWN]:
         from cluster.artifacts.errors import errors_for_people
-        from cluster.console import completion, recipes
+        from cluster.console import completion, new, recipes
 
-        own = {"recipes": recipes.list_recipes, "show": recipes.show, "completion": completion.main}
+        own = {"new": new.main, "recipes": recipes.list_recipes, "show": recipes.show, "completion": completion.main}
         with errors_for_people():
             own[word](others, prog)
         return

@@ -30,15 +30,15 @@ class Pipeline(Recipe):
     corpus: dict[str, Any] = Field(
         json_schema_extra={EXAMPLE: '[corpus] with sources = [{ kind = "text", path = "text/*.txt" }]'}
     )
-    """Values of ``cluster.corpus``."""
+    """The text: where it comes from and how it is cleaned, as in ``stillhouse corpus``."""
     tokens: dict[str, Any] = Field(default_factory=dict)
-    """Values of ``cluster.tokens``."""
+    """How documents become rows, as in ``stillhouse tokens``."""
     teacher: dict[str, Any] = Field(
         json_schema_extra={EXAMPLE: '[teacher] with source = "google-bert/bert-base-uncased", or the folder of a BERT'}
     )
-    """Values of ``distill.teacher``."""
+    """The model that the student learns from, as in ``stillhouse teacher``."""
     train: dict[str, Any] = Field(json_schema_extra={EXAMPLE: "[train] with epochs = 1 and rows_per_step = 32"})
-    """Values of ``distill.train`` for the student."""
+    """How the student is trained, as in ``stillhouse train``."""
     ablations: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Other students: name to what differs from ``train``."""
     suite: dict[str, Any] = Field(default_factory=dict)

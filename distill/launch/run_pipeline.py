@@ -26,6 +26,7 @@ from typing import Any
 
 from cluster.actors import ray_cluster
 from cluster.artifacts import commit, errors, recipe, registry, stage
+from cluster.artifacts.cli import SET_HELP
 from cluster.artifacts.stage import TrainingRun
 from cluster.jobs import client
 from cluster.jobs.job import GOOD, Job, JobsFailedError, Outcome
@@ -44,12 +45,13 @@ JOBS = "jobs.json"
 
 def main(arguments: Sequence[str] | None = None, prog: str = "python -m distill.launch") -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog=prog, description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("pipeline", metavar="PIPELINE", help="TOML file, or a pipeline that ships: demo, distilbert, …")
-    parser.add_argument(
-        "--out", metavar="DIR", required=True, help="folder of all results, on storage that all nodes share"
-    )
-    parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="override a recipe value")
+    epilog = f"example: {prog} own-text --out out --set teacher.source=models/my-bert"
+    parser = argparse.ArgumentParser(prog=prog, description=(__doc__ or "").partition("\n")[0], epilog=epilog)
+    what = "TOML file, or a pipeline that ships, as stillhouse recipes lists them; example: demo"
+    parser.add_argument("pipeline", metavar="PIPELINE", help=what)
+    where = "folder of all results, which all nodes must see; run again, it continues there; example: out"
+    parser.add_argument("--out", metavar="DIR", required=True, help=where)
+    parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help=SET_HELP)
     options = parser.parse_args(arguments)
     with errors.errors_for_people():
         pipeline, out = recipe.load(Pipeline, options.pipeline, options.set), filesystem.location(options.out)
@@ -73,7 +75,7 @@ def launch(pipeline: Pipeline, out: Path) -> list[dict[str, Any]]:
     with ray_cluster.connect(pipeline.cpus):
         outcomes = client.run(plan.text(), plan.ledger)
         if failure := next((outcome for outcome in outcomes if outcome.state not in GOOD), None):
-            raise LaunchError(f"{failure.name}: {failure.error}")
+            raise LaunchError(f"{failure.name} failed, as said above: correct that, and run the same command again")
         train_teacher(plan)
         outcomes += train_student(plan, MAIN)
         for name in pipeline.ablations:

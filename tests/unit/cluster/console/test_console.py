@@ -1,5 +1,7 @@
 """The ``stillhouse`` command: its listing, its recipes, ``show`` and shell completion."""
 
+import argparse
+import contextlib
 import os
 import re
 import shutil
@@ -14,10 +16,12 @@ from typing import Any, get_args
 import paths
 import pytest
 
-from cluster.artifacts import registry
+from cluster.artifacts import cli as artifacts_cli
+from cluster.artifacts import recipe, registry
 from cluster.artifacts.errors import StageError
+from cluster.artifacts.names import word_of
 from cluster.artifacts.recipe import Recipe
-from cluster.console import catalogue, cli, completion, recipes
+from cluster.console import catalogue, cli, completion, recipe_keys, recipes
 
 PROJECT = tomllib.loads((paths.ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 SHIPPED = {path.stem for path in paths.ROOT.glob("*/recipes/*.toml")}
@@ -37,7 +41,7 @@ def test_the_listing_fits_a_terminal_and_follows_the_pipeline() -> None:
     words = re.findall(r"^  ([\w-]+) ", "\n".join(lines), re.MULTILINE)
     order = ["corpus", "tokens", "inspect", "teacher", "train", "export", "launch", "plan"]
     assert [word for word in words if word in order] == order
-    assert {"recipes", "show", "completion"} <= {*words}
+    assert {"new", "recipes", "show", "completion"} <= {*words}
 
 
 def test_the_listing_imports_no_heavy_library() -> None:
@@ -205,7 +209,10 @@ def test_bash_completes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     cli.main(["completion", "bash"])
     script = tmp_path / "stillhouse.bash"
     script.write_text(capsys.readouterr().out, encoding="utf-8")
-    assert complete(script, "stillhouse", "") == ["corpus", "jobs", "provenance", "recipes", "show", "completion"]
+    assert complete(script, "stillhouse", "") == [
+        *("corpus", "jobs", "provenance"),
+        *("new", "recipes", "show", "completion"),
+    ]
     assert complete(script, "stillhouse", "pro") == ["provenance"]
     assert complete(script, "stillhouse", "corpus", "") == ["installed-docs", "default", "--out", "--set", "--help"]
     assert complete(script, "stillhouse", "corpus", "installed-docs", "--o") == ["--out"]
@@ -277,6 +284,114 @@ def test_fish_completes(tmp_path: Path) -> None:
     assert offered("stillhouse jobs su") == ["submit"]
     assert "--user" in offered("stillhouse jobs list --")
     assert offered("stillhouse jobs submit provenance --co") == ["--corpus"]
+
+
+class GrammarError(Exception):
+    """Leaves a command with its parser, before it reads its arguments."""
+
+
+def parsers(word: str, monkeypatch: pytest.MonkeyPatch) -> list[argparse.ArgumentParser]:
+    """The parser of a command, and those of its subcommands."""
+    kept: list[argparse.ArgumentParser] = []
+
+    def leave(parser: argparse.ArgumentParser, *_: Any, **__: Any) -> None:
+        kept.append(parser)
+        raise GrammarError
+
+    with monkeypatch.context() as patch, contextlib.suppress(GrammarError):
+        patch.setattr(argparse.ArgumentParser, "parse_args", leave)
+        cli.main([word])
+    (parser,) = kept
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            kept += action.choices.values()
+    return kept
+
+
+@pytest.mark.parametrize("word", [entry.word for entry in (*catalogue.ENTRIES.values(), *catalogue.OWN)])
+def test_help_gives_meaning_default_and_an_example(word: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of every option of every command; switches need no example."""
+    whole, *_ = found = parsers(word, monkeypatch)
+    assert re.match(rf"examples?: stillhouse {word} ", whole.epilog or ""), whole.epilog
+    assert word in ("jobs", *cli_words(whole.epilog or "")), "the example is of this command"
+    for parser in found:
+        for action in parser._actions:
+            if (
+                isinstance(action, argparse._HelpAction | argparse._SubParsersAction)
+                or action.help == argparse.SUPPRESS
+            ):
+                continue
+            text, name = action.help or "", (*action.option_strings, action.dest)[0]
+            where = f"{parser.prog} {name}: {text}"
+            assert len(re.sub(r"[(;].*", "", text).split()) >= 2, f"{where}: no meaning"
+            assert "example: " in text or action.nargs == 0 or isinstance(action, argparse.BooleanOptionalAction), where
+            assert "(default: " in text or action.required or not action.option_strings, f"{where}: no default"
+
+
+def cli_words(example: str) -> list[str]:
+    return example.partition(": ")[2].split()
+
+
+@pytest.mark.parametrize("word", [word_of(name) for name in registry.entries() if name in catalogue.ENTRIES])
+def test_the_example_of_a_stage_is_a_command_line(word: str) -> None:
+    stage = registry.find(word)
+    parser = artifacts_cli.parser_for(stage, f"stillhouse {word}")
+    options = parser.parse_args(cli_words(parser.epilog or "")[2:])
+    if not stage.subject and options.recipe != "default":
+        stage.load(options.recipe)
+
+
+def test_new_writes_a_recipe_that_means_the_shipped_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("own-text", "gpu-16gb", "provenance"):
+        cli.main(["new", f"my-{name}", "--recipe", name])
+        path = Path(f"my-{name}.toml")
+        assert capsys.readouterr().out == f"{path}\n"
+        command = recipes.reader(name)
+        assert recipes.read(command, str(path)) == recipes.read(command, name)
+        lines = path.read_text(encoding="utf-8").splitlines()
+        assert max(map(len, lines)) <= 120
+        for number, line in enumerate(lines):
+            if re.match(r"[\w\[]", line):
+                assert lines[number - 1].startswith("# "), f"{line} is explained"
+
+
+def test_new_overwrites_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "my.toml").write_text("mine", encoding="utf-8")
+    with pytest.raises(SystemExit, match="1"):
+        cli.main(["new", str(tmp_path / "my.toml")])
+    assert "exists and is never overwritten: choose another name" in capsys.readouterr().err
+    assert (tmp_path / "my.toml").read_text(encoding="utf-8") == "mine"
+    with pytest.raises(SystemExit, match="1"):
+        cli.main(["new", str(tmp_path / "other.toml"), "--recipe", "own-txt"])
+    assert "did you mean own-text?" in capsys.readouterr().err
+    assert not (tmp_path / "other.toml").exists()
+
+
+def test_own_text_is_ten_lines() -> None:
+    lines = recipe.find("own-text").read_text(encoding="utf-8").splitlines()
+    assert len([line for line in lines if line and not line.startswith("#")]) <= 10
+
+
+def test_the_keys_of_a_table_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    def printed(*words: str) -> str:
+        cli.main(["recipes", "keys", *words])
+        return capsys.readouterr().out
+
+    assert re.findall(r"^(\w+) ", printed(), re.MULTILINE)[:5] == [*recipe_keys.PIPELINE]
+    loss = printed("train.loss")
+    assert re.search(r"^soft +5\.0 +Weight of the KL divergence", loss, re.MULTILINE)
+    assert re.search(r"^loss +\[train\.loss\] +Weights of the triple loss", printed("train"), re.MULTILINE)
+    assert re.search(r"^source +\(not set\) +Folder or hub id", printed("teacher"), re.MULTILINE)
+    sources = printed("corpus.sources")
+    assert "corpus.sources: Plain UTF-8 files" in sources
+    assert 'documents               "file"' in sources
+    for path, hint in (("train.los", "did you mean train.loss?"), ("trian", "did you mean train?")):
+        with pytest.raises(SystemExit, match="1"):
+            cli.main(["recipes", "keys", path])
+        assert hint in capsys.readouterr().err
 
 
 def test_the_script_has_every_command() -> None:

@@ -1,0 +1,55 @@
+"""``stillhouse new FILE`` writes a recipe to change: a shipped one with every key explained."""
+
+import argparse
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from cluster.artifacts import recipe
+from cluster.artifacts.errors import StageError
+from cluster.artifacts.names import word_of
+from cluster.console import recipes
+
+OWN_TEXT = "own-text"
+
+
+def main(arguments: Sequence[str], prog: str) -> None:
+    """Write a recipe, and print its path and the commands that take it."""
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description="Write a recipe with every key explained, to change it; nothing is overwritten.",
+        epilog="example: stillhouse new my.toml --recipe gpu-16gb",
+    )
+    parser.add_argument(
+        "file", metavar="FILE", help="file to write, .toml is added where it is missing; example: my.toml"
+    )
+    text = f"recipe that ships, as stillhouse recipes lists them (default: {OWN_TEXT}); example: gpu-24gb"
+    parser.add_argument("--recipe", metavar="NAME", default=OWN_TEXT, help=text)
+    options = parser.parse_args(arguments)
+    path = Path(options.file)
+    path = path if path.suffix == ".toml" else path.with_name(f"{path.name}.toml")
+    content = "\n".join(lines(options.recipe, path)) + "\n"
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(content)
+    except FileExistsError:
+        raise StageError(f"{path} exists and is never overwritten: choose another name") from None
+    print(path)
+
+
+def lines(name: str, path: Path) -> Iterator[str]:
+    """The recipe of this name: its header, how to run it from ``path``, and its keys with their documentation."""
+    command = recipes.reader(name)
+    text = recipe.find(name).read_text(encoding="utf-8")
+    for line in text.splitlines():
+        if not line.startswith("#"):
+            break
+        yield line
+    yield "#"
+    if command == "distill.launch":
+        yield f"#   stillhouse plan {path}    says what it takes on this machine"
+        yield f"#   stillhouse launch {path} --out {path.stem}    runs all stages, to {path.stem}/report"
+    else:
+        yield f"#   stillhouse {word_of(command)} {path} --help"
+    yield "#"
+    yield "# stillhouse recipes keys lists what else can be written: stillhouse recipes keys train.placement"
+    yield from recipes.explain(recipes.read(command, name), only=recipe.read_values(name))
