@@ -175,17 +175,25 @@ class Queue:
         Both arguments are by id. A line of output follows the job's name in ``names``, and the outcome has this name.
         """
         left = dict(offsets)
+        held: dict[str, str] = {}
         pause = _POLL_SECONDS[0]
         while left:
             news = False
             for name, seen in self._call("look", left).items():
                 for line in filter(str.strip, seen["text"].splitlines()):
-                    progress.say(f"[{names[name]}] {line}")
+                    if line.startswith("error: "):
+                        # The outcome repeats the last error.
+                        line, held[name] = held.get(name, ""), line
+                    if line:
+                        progress.say(f"[{names[name]}] {line}")
                 left[name] = seen["offset"]
                 news |= bool(seen["text"])
                 if seen["outcome"] is not None and not seen["text"]:
                     del left[name]
                     news = True
+                    last, error = held.pop(name, ""), seen["outcome"]["error"]
+                    if last and not (error and error in last):
+                        progress.say(f"[{names[name]}] {last}")
                     yield Outcome(**{**seen["outcome"], "name": names.get(name, seen["outcome"]["name"])})
             pause = _POLL_SECONDS[0] if news else min(pause * 1.5, _POLL_SECONDS[1])
             if left:

@@ -106,7 +106,7 @@ def check(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     options = parse(arguments, monkeypatch)
     named = getattr(options, "recipe", getattr(options, "pipeline", None))
     if named and re.fullmatch(r"[a-z][a-z0-9-]*(#[\w.]+)?", named):
-        _load(arguments, named, options.set)
+        _load(arguments, named, getattr(options, "set", []))
 
 
 def _find(module: str) -> object:

@@ -286,7 +286,7 @@ def _without_mask(folder: Path) -> Path:
         (["tokenizer.kind=wordpiece", "tokenizer.vocab_size=30"], "", "set 80 or more"),
         (["heldout=1e-9"], "bert", "the 0 heldout documents fill no row of 32 tokens"),
         (["heldout=0.999999"], "bert", "train documents fill no row of 32 tokens"),
-        (["heldout=1.0"], "bert", "heldout: input should be less than 1"),
+        (["heldout=1.0"], "bert", "heldout: input should be 'auto' or less than 1"),
         (["placement.actors=0"], "bert", "placement.actors"),
         (["max_bad_share=2"], "bert", "max_bad_share: input should be less than or equal to 1"),
     ],

@@ -70,7 +70,7 @@ def test_the_text_of_the_sources_says_how_long_a_run_is(
         (tmp_path / "text" / f"{name}.txt").write_text("some words " * 20_000, encoding="utf-8")
     (found,) = json.loads(_printed(capsys, *given))
     assert found["assumed"][1].startswith("440 kB of text in the sources")
-    assert found["runs"][0]["steps"] == round(3 * round(440_000 / 4.5 / 128) / 32)
+    assert found["runs"][0]["steps"] == round(3 * round(440_000 / 4.5 / 128) / 16)
 
 
 def test_a_suite_that_is_not_in_the_hours_says_so(
