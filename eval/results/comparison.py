@@ -33,6 +33,7 @@ def compare(results: Results) -> dict[str, Any]:
         "latency": latency_values.latency(results),
         "phones": _phones(results),
         "tuning": _tuning(results),
+        "corpus": _corpus(results),
         "descent": _descent(results),
         "jobs": [dataclasses.asdict(job) for job in results.jobs],
         "paper": _paper(),
@@ -142,6 +143,14 @@ def _tuning(results: Results) -> list[dict[str, Any]]:
         if seconds is not None:
             hours.setdefault(score.device or "", []).append(seconds / 3600)
     return [{"device": device or None, "runs": len(each), "hours": sum(each)} for device, each in hours.items()]
+
+
+def _corpus(results: Results) -> dict[str, Any] | None:
+    """Sources and licenses of the training text, and the languages it was filtered by; None without a corpus."""
+    if (found := results.artifacts.get("corpus")) is None:
+        return None
+    languages = (found.recipe.get("cleaning") or {}).get("languages") or []
+    return {key: found.facts.get(key) for key in ("documents", "bytes", "sources")} | {"languages": languages}
 
 
 def _descent(results: Results) -> list[dict[str, Any]]:

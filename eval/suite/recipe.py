@@ -11,7 +11,7 @@ from pydantic import Field, PositiveInt, model_validator
 
 from cluster.artifacts import recipe
 from cluster.artifacts.recipe import Recipe
-from eval.report.model_card import CardFacts
+from eval.hub.card_metadata import CardFacts
 from eval.results.export_formats import Format
 from eval.results.schema import STUDENT, TEACHER
 from eval.tasks.definitions import TASKS
@@ -218,7 +218,7 @@ class Suite(Recipe):
     baselines: Baselines | None = None
     """They are timed on the development set of STS-B, which needs a folder."""
     card: CardFacts = CardFacts()
-    """For the README.md of every student below ``--out``, with the report's scores."""
+    """For the README.md of every student below ``--out`` and of its fine-tuned models, with the report's scores."""
     job_cpus: PositiveInt = 1
     """CPUs, and threads, of a fine-tuning job."""
     job_gpus: float = Field(0.0, ge=0)

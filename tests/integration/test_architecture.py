@@ -43,7 +43,7 @@ LAYERS: dict[str, list[set[str]]] = {
         {"launch"},
         {"plan"},
     ],
-    "eval": [{"tasks", "results"}, {"finetune", "benchmark"}, {"mobile"}, {"report"}, {"suite"}],
+    "eval": [{"tasks", "results"}, {"finetune", "benchmark"}, {"mobile"}, {"report"}, {"hub"}, {"suite"}],
     "deploy": [{"conversion"}, {"targets"}, {"web_page"}, {"predict", "verify_image"}],
 }
 """Folders and modules of a package, lowest first: each imports only what is below it."""

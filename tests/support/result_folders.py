@@ -15,6 +15,14 @@ from eval.results.comparison import compare
 
 PARAMETERS = {"teacher": 22_700_000, "student": 17_400_000}
 LAYERS = {"teacher": 6, "student": 3}
+CORPUS = {
+    "documents": 1_234,
+    "bytes": 56_700_000,
+    "sources": {
+        "wiki": {"documents": 1_200, "bytes": 56_000_000, "licence": "CC BY-SA 4.0", "weight": None},
+        "notes": {"documents": 34, "bytes": 700_000, "licence": "", "weight": None},
+    },
+}
 
 
 def _of(known: Mapping[str, int], name: str) -> int:
@@ -85,6 +93,13 @@ def scores(task: str, seeds: list[float], metric: str = "accuracy", **changed: A
         "second_step": None,
         **changed,
     }
+
+
+def make_finetuned(path: Path, found: Mapping[str, Any], **inputs: Path) -> None:
+    """A fine-tuned model: its manifest has the values of ``scores.json`` without the seeds."""
+    texts = 1 if found["task"] in ("imdb", "cola", "sst2", "provenance", "squad", "squad2") else 2
+    facts = {key: value for key, value in found.items() if key != "seeds"} | {"texts": texts}
+    make(path, "finetune", facts, {"scores.json": found}, **inputs)
 
 
 def write_run(folder: Path, teacher: bool) -> None:
@@ -235,7 +250,7 @@ JOBS: list[dict[str, Any]] = [
 
 def pipeline(out: Path) -> Path:
     """Results of a small pipeline: two tasks for teacher and student, one of them for another student too."""
-    make(out / "corpus", "corpus", {}, {"part-00000.parquet": b"x" * 900})
+    make(out / "corpus", "corpus", CORPUS, {"part-00000.parquet": b"x" * 900})
     make(out / "tokens", "tokens", {}, {"train-00000.arrow": b"x" * 800}, corpus=out / "corpus")
     make_model(out / "teacher", "teacher", "teacher", None)
     parents = {"teacher": out / "teacher", "tokens": out / "tokens"}
@@ -252,7 +267,7 @@ def pipeline(out: Path) -> Path:
         source = out / "teacher" if model == "teacher" else out / "students" / model
         for task, seeds in tasks.items():
             found = scores(task, seeds, subset=task == "sst2")
-            make(out / "finetune" / model / task, "finetune", {}, {"scores.json": found}, model=source)
+            make_finetuned(out / "finetune" / model / task, found, model=source)
     for form, size in (("onnx", 69_700_000), ("int8", 17_600_000)):
         parity = {"max_abs": 0.0081, "relative": 0.0034, "agreement": 0.996}
         facts = {"format": form, "bytes": size, "parity": parity}
@@ -349,15 +364,15 @@ def suite(out: Path) -> Path:
             place = out / "finetune" / model / task
             if not place.exists():
                 told = {"majority": majority, "below_majority": score < majority, "subset": task in ("mnli", "qqp")}
-                make(place, "finetune", {}, {"scores.json": scores(task, seeds_around(score), **told)})
+                make_finetuned(place, scores(task, seeds_around(score), **told))
     for model, imdb, exact, f1 in (
         ("teacher", 91.3, 72.4, 81.5),
         ("student", 90.1, 68.0, 77.9),
         ("student-second-step", 90.5, 69.8, 79.3),
     ):
-        make(out / f"finetune/{model}/imdb", "finetune", {}, {"scores.json": scores("imdb", [imdb])})
+        make_finetuned(out / f"finetune/{model}/imdb", scores("imdb", [imdb]))
         found = scores("squad", seeds_around(f1), "f1", more={"exact": seeds_around(exact)}, majority=0.0)
-        make(out / f"finetune/{model}/squad", "finetune", {}, {"scores.json": found})
+        make_finetuned(out / f"finetune/{model}/squad", found)
     for name, change in {"all-losses": 0.0, **ABLATIONS}.items():
         masked = {"masked": 4.1 - change / 20, "accuracy": 0.39}
         if name != "no-teacher":
@@ -367,7 +382,7 @@ def suite(out: Path) -> Path:
             place = out / "finetune" / name / task
             if not place.exists():
                 found = scores(task, seeds_around(GLUE[task][1] - 2 + change))
-                make(place, "finetune", {}, {"scores.json": found})
+                make_finetuned(place, found)
     make(out / "baselines", "benchmark", {}, {"latency.json": baselines()})
     for name, found in PHONES.items():
         make(out / "mobile" / name, "benchmark", {}, {"mobile.json": phone(**found)})
@@ -423,7 +438,7 @@ def replace_scores(out: Path, model: str, task: str, found: Mapping[str, Any], *
     """Replace a model's ``scores.json`` of a task."""
     folder = out / "finetune" / model / task
     shutil.rmtree(folder)
-    make(folder, "finetune", {}, {"scores.json": found}, **inputs)
+    make_finetuned(folder, found, **inputs)
 
 
 def compared(out: Path) -> dict[str, Any]:

@@ -9,11 +9,14 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+import hub_rules
 import numpy as np
 import pytest
 import tiny
 import tokens_artifact
 import torch
+from card_snippets import snippet_output
+from huggingface_hub import ModelCard
 from ray_clusters import free_ports
 from train_processes import RECIPE, curve, environment, train
 from transformers import AutoModelForMaskedLM, AutoTokenizer
@@ -136,7 +139,12 @@ def test_an_exported_student_loads_with_transformers_alone(folder: Path, run: Pa
     assert made.facts["lineage"]["teacher"] == artifact.read(folder / "teacher").identity
     card = (made.path / "README.md").read_text()
     assert f"{made.facts['validation']['accuracy']:.4f}" in card
-    assert "AutoModelForMaskedLM" in card
+    data = ModelCard(card).data
+    assert hub_rules.problems(data.to_dict()) == []
+    assert data.model_name == "student"
+    assert "(https://arxiv.org/abs/1910.01108)" in card
+    assert "0.002, linear warm-up over 5% of the steps" in card
+    assert re.fullmatch(r"(\d\.\d{3}  .+\n){5}", snippet_output(card, tmp_path))
     for difference in made.facts["differences"]:
         assert f"| {difference['what']} | {difference['paper']} | {difference['here']} |" in card
 
