@@ -42,9 +42,9 @@ test-ci: $(READY)
 test-all: $(READY)
 	$(PYTEST) -m "not toolchain"
 
-## make toolchains install what models are exported with beyond ONNX: OpenVINO, ExecuTorch, LiteRT, Core ML
+## make toolchains install what models are exported with beyond ONNX, and trackers: OpenVINO, Core ML, TensorBoard …
 toolchains: $(READY)
-	$(PIP) --constraint requirements.lock --editable '.[dev,openvino,executorch,litert,coreml]'
+	$(PIP) --constraint requirements.lock --editable '.[dev,openvino,executorch,litert,coreml,tensorboard,wandb]'
 	$(PIP) --no-deps --requirement deploy/litert_converter.txt
 
 ## make consumers  install other versions of the libraries that people load models with into build/consumers

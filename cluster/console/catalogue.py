@@ -37,6 +37,7 @@ GROUPS: dict[str, tuple[CatalogueEntry, ...]] = {
         CatalogueEntry("distill.teacher", "import a teacher or train one"),
         CatalogueEntry("distill.train", "distil a teacher into a student"),
         CatalogueEntry("distill.export", "export a checkpoint as a student for transformers"),
+        CatalogueEntry("distill.follow", "draw a run in TensorBoard, Weights & Biases, MLflow or Trackio"),
     ),
     "Pipelines": (
         CatalogueEntry(
@@ -59,7 +60,7 @@ GROUPS: dict[str, tuple[CatalogueEntry, ...]] = {
         CatalogueEntry("eval.mobile", "measure time on a phone", ("mobile-browser", "mobile-adb", "mobile-proxy")),
         CatalogueEntry("eval.suite", "run all measurements as jobs of the queue", ("glue",)),
         CatalogueEntry("eval.report", "compare all results with the teacher and the paper"),
-        CatalogueEntry("eval.card", "fill a student's model card from a report"),
+        CatalogueEntry("eval.card", "fill a model card from a report"),
     ),
     "Exports": (
         CatalogueEntry("deploy.onnx_export", "export a model to ONNX and compare their outputs", ("onnx",)),

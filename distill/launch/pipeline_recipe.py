@@ -19,6 +19,7 @@ from cluster.jobs import client
 from cluster.jobs.job import Job
 from cluster.tokens.stage import Tokens
 from distill.config import Distillation, Training
+from distill.follow import trackers
 
 MAIN = "student"
 SUITE = "eval.suite"
@@ -138,11 +139,14 @@ class PipelinePlan:
         return Distillation.of(recipe.merge(self.pipeline.train, self.pipeline.ablations.get(name, {})), name)
 
     def check(self) -> None:
-        """Find out now, not after hours of training, that a folder or a model that the suite needs is not there.
+        """Find out now, not after hours, that a folder, model or library of the suite or a tracker is not there.
 
         Raises:
             StageError: names the first that is missing.
         """
+        teacher = self.pipeline.teacher_training()
+        for training in (*([teacher] if teacher else []), *map(self.distillation, self.pipeline.students())):
+            trackers.check(training.placement.follow)
         suite = registry.find(SUITE)
         suite.check(suite.read(self.pipeline.suite, "[suite]"), self._context())
 

@@ -25,6 +25,7 @@ from distill.data.schedule import Schedule
 from distill.engine.deepspeed_engine import Engine
 from distill.engine.process_group import Workers, join
 from distill.engine.teacher_engine import TeacherEngine
+from distill.follow import trackers
 from distill.modeling import masked_lm, model_shape, student
 from distill.modeling.masked_lm import MaskedLM, ModelError
 from distill.train import micro_batch_size, preflight
@@ -37,6 +38,7 @@ from distill.train.validation import Validation
 
 def run(recipe: Distillation, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
     """Train a student from a teacher into the run folder ``out``."""
+    trackers.check(recipe.placement.follow)
     schedule = Schedule(recipe, map(open_tokens, stage.inputs_of("tokens", inputs).values()))
     source = model_check.unchanged(inputs["teacher"])
     identities = {role: artifact.read(path).identity for role, path in inputs.items()}

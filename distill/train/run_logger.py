@@ -28,6 +28,7 @@ from distill.data.schedule import OpenPhase, Schedule
 from distill.engine.deepspeed_engine import Engine, EngineError
 from distill.engine.process_group import Workers
 from distill.engine.step_timer import PARTS
+from distill.follow import followers
 from distill.modeling.losses import TERMS
 from distill.train.run_metrics import RunMetrics
 
@@ -128,6 +129,8 @@ class RunLogger:
             self._skipped = self._skipped_before = int(newest.facts["skipped_steps"])
         if self._workers.is_main_process:
             self._log = metrics_log.MetricsLog(self._run.metrics, self._step)
+            # The followers end after the log has its last lines.
+            self._open.enter_context(followers.following(self._run.path, self._training.placement.follow))
             self._open.callback(self._log.close)
             writer = CheckpointWriter(self._run, self._training.placement)
             self._writer = self._open.enter_context(contextlib.closing(writer))

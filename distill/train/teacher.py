@@ -22,6 +22,7 @@ from distill.checkpointing.run_folder import Run
 from distill.config import Placement, Training
 from distill.data.schedule import Schedule
 from distill.engine.process_group import join
+from distill.follow import trackers
 from distill.modeling import masked_lm
 from distill.modeling.masked_lm import MaskedLM, ModelError
 from distill.train import preflight
@@ -88,6 +89,8 @@ class Teacher(Recipe):
 
 def run(recipe: Teacher, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
     """Write a teacher."""
+    if recipe.train is not None:
+        trackers.check(recipe.train.placement.follow)
     given = [open_tokens(path) for path in stage.inputs_of("tokens", inputs).values()]
     tokens = given[0] if given else None
     model, tokenizer_folder = _untrained(recipe, tokens)

@@ -35,6 +35,7 @@ LAYERS: dict[str, list[set[str]]] = {
         {"console"},
     ],
     "distill": [
+        {"follow"},
         {"config"},
         {"modeling", "data"},
         {"cost_model", "engine"},

@@ -1,0 +1,5 @@
+"""The process that follows a run: ``python -m distill.follow RUN --to TRACKER``."""
+
+from distill.follow.cli import main
+
+main()

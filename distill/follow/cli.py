@@ -1,0 +1,55 @@
+"""Draw the metrics of a run in TensorBoard, Weights & Biases, MLflow or Trackio.
+
+::
+
+    stillhouse follow RUN --to tensorboard
+
+RUN is a run folder, finished or still growing, or a teacher that was trained here. A finished run is drawn at once; a
+growing one until its last step, or until Ctrl-C. Drawn again, only what is new is added. A run whose recipe says
+``[train.placement] follow = ["tensorboard"]`` starts this itself.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from cluster.artifacts import errors
+from cluster.telemetry.formatting import plural
+from cluster.telemetry.progress import say
+from distill.follow import follower, trackers
+from distill.follow.followed_run import FollowedRun
+from distill.follow.trackers import NAMES, TrackerName
+
+
+def main(arguments: Sequence[str] | None = None, prog: str = "stillhouse follow") -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog=prog, description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("run", metavar="RUN", type=Path, help="a run folder, or a teacher that was trained here")
+    parser.add_argument("--to", metavar="TRACKER", choices=NAMES, required=True, help=", ".join(NAMES))
+    parser.add_argument("--once", action="store_true", help="draw what is there, and do not wait for more")
+    parser.add_argument("--accompany", metavar="SECONDS", type=float, help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    run = FollowedRun(options.run.absolute())
+    with errors.errors_for_people():
+        if options.accompany is not None:
+            sys.exit(follower.accompany(run, options.to, options.accompany))
+        run.check()
+        trackers.check([options.to])
+        _follow(run, options.to, once=options.once)
+
+
+def _follow(run: FollowedRun, name: TrackerName, *, once: bool) -> None:
+    with follower.only_follower(run, name, 0):
+        drawing = follower.Follower(run, name)
+        try:
+            count = drawing.draw()
+            if not drawing.finished and not once:
+                say(f"{run.title}: drawn to step {drawing.step}, following it; Ctrl-C ends")
+            while not drawing.finished and not once:
+                time.sleep(follower.POLL_SECONDS)
+                count += drawing.draw()
+        finally:
+            drawing.close()
+    print(f"{run.title}: {plural(count, 'new line')} to step {drawing.step} in {name}")

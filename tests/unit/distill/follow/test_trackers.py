@@ -1,0 +1,163 @@
+"""Followers with the real trackers: TensorBoard files, Weights & Biases offline, a local MLflow server, Trackio."""
+
+import json
+import os
+import socket
+import sqlite3
+import struct
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import followed_runs
+import pytest
+from followed_runs import follow, needs, write_run
+from waiting import wait_until
+
+CURVE = [(step, 10.0 / step) for step in range(1, 7)]
+
+
+def scalars(folder: Path, tag: str = "train/total") -> list[tuple[int, float]]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    return [(event.step, pytest.approx(event.value)) for event in events.Scalars(tag)]
+
+
+@needs("tensorboard")
+def test_tensorboard_draws_a_finished_run_once(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "out/runs/student", steps=6)
+    for lines in (8, 0):
+        done = follow(run, "tensorboard")
+        assert done.returncode == 0, done.stderr
+        assert f"{lines} new line" in done.stdout
+    folder = tmp_path / "out/tensorboard/student"
+    assert scalars(folder) == CURVE
+    assert [step for step, _ in scalars(folder, "validation/accuracy")] == [3, 6]
+
+
+@needs("tensorboard")
+def test_a_run_that_falls_back_draws_no_step_twice(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", steps=6, upto=5)
+    assert follow(run, "tensorboard", "--once").returncode == 0
+    # It resumes from step 3: the log is replaced, and steps 4 and 5 come again.
+    write_run(run, steps=6, resume_at=3)
+    assert follow(run, "tensorboard").returncode == 0
+    assert scalars(run / "tensorboard/run") == CURVE
+
+
+@needs("tensorboard")
+def test_what_tensorboard_has_counts_where_the_follower_died_before_it_noted_it(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", steps=6, upto=5)
+    assert follow(run, "tensorboard", "--once").returncode == 0
+    state = run / ".follow/run-tensorboard.json"
+    state.write_text(json.dumps(json.loads(state.read_text()) | {"drawn": {"train": 1}}))
+    write_run(run, steps=6, resume_at=5)
+    assert follow(run, "tensorboard").returncode == 0
+    assert scalars(run / "tensorboard/run") == CURVE
+
+
+@needs("wandb")
+def test_weights_and_biases_continues_the_same_run_offline(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", steps=6, upto=4)
+    offline = {"WANDB_MODE": "offline", "WANDB_SILENT": "true"}
+    assert follow(run, "wandb", "--once", **offline).returncode == 0
+    write_run(run, steps=6, resume_at=4)
+    done = follow(run, "wandb", **offline)
+    assert done.returncode == 0, done.stderr
+    folders = sorted((run / "wandb").glob("offline-run-*"))
+    assert len({folder.name.rpartition("-")[2] for folder in folders}) == 1, "one id"
+    assert len(folders) == 2
+    steps = [step for folder in folders for step in wandb_steps(folder)]
+    assert steps == [1, 2, 3, 4, 5, 6]
+
+
+def wandb_steps(folder: Path) -> list[int]:
+    """The steps of ``train/total`` in the records of an offline run, which LevelDB's log format holds."""
+    from wandb.proto import wandb_internal_pb2
+
+    (file,) = folder.glob("*.wandb")
+    data, place, record, found = file.read_bytes(), 7, b"", []  # after the file's own header
+    while place + 7 <= len(data):
+        if (left := 32768 - place % 32768) < 7:
+            place += left  # a block ends with padding
+            continue
+        _, length, kind = struct.unpack("<IHB", data[place : place + 7])
+        record += data[place + 7 : place + 7 + length]
+        place += 7 + length
+        if kind in (1, 4):  # whole, or the last part
+            parsed = wandb_internal_pb2.Record.FromString(record)
+            keys = {item.key or ".".join(item.nested_key) for item in parsed.history.item}
+            found += [parsed.history.step.num] if "train/total" in keys else []
+            record = b""
+    return found
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """URL of a real MLflow server on this machine."""
+    folder = tmp_path_factory.mktemp("mlflow")
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    # The client comes with no server: the test runs where the whole of MLflow is installed.
+    command += ["--backend-store-uri", f"sqlite:///{folder}/runs.db", "--default-artifact-root", str(folder / "files")]
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(
+            command, stdout=log, stderr=log, cwd=folder, env=followed_runs.environment(), start_new_session=True
+        )
+    url = f"http://127.0.0.1:{port}"
+
+    def answers() -> bool:
+        try:
+            return urllib.request.urlopen(f"{url}/health", timeout=5).status == 200
+        except (urllib.error.URLError, OSError):
+            return False
+
+    try:
+        wait_until(answers, process, what="the server answers")
+        yield url
+    finally:
+        os.killpg(process.pid, 9)
+        process.wait()
+
+
+@needs("mlflow", "mlflow-server")
+def test_mlflow_continues_the_same_run_on_a_server(tmp_path: Path, server: str) -> None:
+    run = write_run(tmp_path / "out/runs/student", steps=6, upto=4)
+    assert follow(run, "mlflow", "--once", MLFLOW_TRACKING_URI=server).returncode == 0
+    state = tmp_path / "out/.follow/student-mlflow.json"
+    curve = json.loads(state.read_text())["curve"]
+    # The follower died before it noted what the server had taken.
+    state.write_text(json.dumps({"curve": curve, "drawn": {}}))
+    write_run(run, steps=6, resume_at=3)
+    done = follow(run, "mlflow", MLFLOW_TRACKING_URI=server)
+    assert done.returncode == 0, done.stderr
+    from mlflow import MlflowClient
+
+    client = MlflowClient(server)
+    points = client.get_metric_history(curve, "train/total")
+    assert sorted((point.step, point.value) for point in points) == CURVE
+    found = client.get_run(curve)
+    assert (found.info.status, found.info.run_name) == ("FINISHED", "out/student")
+    assert found.data.params["loss.soft"] == "5.0"
+
+
+@needs("trackio")
+def test_trackio_continues_the_same_run(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", steps=6, upto=4)
+    place = {"TRACKIO_DIR": str(tmp_path / "trackio")}
+    assert follow(run, "trackio", "--once", **place).returncode == 0
+    write_run(run, steps=6, resume_at=3)
+    done = follow(run, "trackio", **place)
+    assert done.returncode == 0, done.stderr
+    (database,) = (tmp_path / "trackio").glob("*.db")
+    rows = sqlite3.connect(database).execute("select run_name, step, metrics from metrics order by step").fetchall()
+    assert len({name for name, _, _ in rows}) == 1
+    drawn = [(step, json.loads(values)) for _, step, values in rows]
+    assert [(step, values["train/total"]) for step, values in drawn if "train/total" in values] == CURVE
