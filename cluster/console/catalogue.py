@@ -61,6 +61,7 @@ GROUPS: dict[str, tuple[CatalogueEntry, ...]] = {
         CatalogueEntry("eval.suite", "run all measurements as jobs of the queue", ("glue",)),
         CatalogueEntry("eval.report", "compare all results with the teacher and the paper"),
         CatalogueEntry("eval.card", "fill a model card from a report"),
+        CatalogueEntry("eval.push", "push a model and its card to the Hugging Face Hub"),
     ),
     "Exports": (
         CatalogueEntry("deploy.onnx_export", "export a model to ONNX and compare their outputs", ("onnx",)),
