@@ -66,17 +66,20 @@ class FollowedRun:
     @property
     def base(self) -> Path:
         """Folder that holds the files of followers."""
-        if commit.completed(self.path.parent) != self.path.parent:
-            return self.path.parent.parent
-        beside = self.path.parent.name == "runs" or (self.path / commit.MANIFEST).is_file()
-        return (
-            (self.path.parent.parent if self.path.parent.name == "runs" else self.path.parent) if beside else self.path
-        )
+        return self._place[0]
 
     @property
     def name(self) -> str:
-        made = commit.completed(self.path.parent)
-        return made.name if made != self.path.parent else self.path.name
+        return self._place[1]
+
+    @property
+    def _place(self) -> tuple[Path, str]:
+        parent = self.path.parent
+        if (teacher := commit.completed(parent)) != parent:
+            return teacher.parent, teacher.name
+        if parent.name == "runs":
+            return parent.parent, self.path.name
+        return (parent if (self.path / commit.MANIFEST).is_file() else self.path), self.path.name
 
     def file(self, tracker: str, ending: str) -> Path:
         """A follower's own file, in a folder that exists."""

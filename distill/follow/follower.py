@@ -54,7 +54,12 @@ class Follower:
         count = len(self._waiting)
         while self._waiting:
             batch, rest = self._waiting[:BATCH], self._waiting[BATCH:]
-            self._tracker.draw(batch)
+            try:
+                self._tracker.draw(batch)
+            except Exception:
+                # It may have taken a part: opened again, it says what it has.
+                self._tracker = None
+                raise
             self._state.add(batch)
             self._waiting = rest
         return count
@@ -89,10 +94,11 @@ def accompany(run: FollowedRun, name: TrackerName, drain_seconds: float) -> int:
     people = _redirect(run, name)
     ended, warning = threading.Event(), FollowerWarning(run, name, people)
     threading.Thread(target=_await_end, args=(ended, drain_seconds, warning), daemon=True).start()
-    follower = Follower(run, name)
     wait = POLL_SECONDS
     try:
         with only_follower(run, name, drain_seconds):
+            # Only now: the follower of an earlier attempt may have drawn its last lines meanwhile.
+            follower = Follower(run, name)
             while True:
                 last = ended.is_set()
                 try:

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,8 @@ from followed_runs import environment, follow, write_run
 from train_processes import curve, train
 from waiting import wait_until
 
-from distill.follow import followers, trackers
-from distill.follow.followed_run import FollowedRun, State, Tail
+from distill.follow import follower, followers, trackers
+from distill.follow.followed_run import FollowedRun, Point, State, Tail
 
 RECORDS = """
 import json, os
@@ -102,6 +103,34 @@ def test_a_tracker_that_fails_or_hangs_is_one_warning_line(
     assert lines(drawn) == ALL
 
 
+def test_a_tracker_that_fails_half_way_is_asked_what_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As MLflow and TensorBoard are."""
+    taken: list[tuple[int, str]] = []
+    fails = iter([True, False])
+
+    class Half:
+        def __init__(self, run: FollowedRun, state: State) -> None:
+            for step, kind in taken:
+                state.drawn[kind] = max(step, state.drawn.get(kind, -1))
+
+        def draw(self, points: Sequence[Point]) -> None:
+            broken = next(fails)
+            taken.extend((point.step, point.kind) for point in (points[:3] if broken else points))
+            if broken:
+                raise ConnectionError("lost")
+
+        def close(self, finished: bool) -> None:
+            assert finished
+
+    monkeypatch.setitem(trackers.TRACKERS, "trackio", trackers.TrackerSpec(Half))  # type: ignore[arg-type]
+    following = follower.Follower(FollowedRun(write_run(tmp_path / "run", steps=6)), "trackio")
+    with pytest.raises(ConnectionError):
+        following.draw()
+    following.draw()
+    following.close()
+    assert taken == ALL
+
+
 def test_a_follower_does_not_outlive_a_run_that_is_killed(tmp_path: Path, drawn: Path) -> None:
     write_run(tmp_path / "run", steps=6, upto=2)
     script = (
@@ -173,10 +202,13 @@ def test_a_training_with_a_failing_tracker_has_the_same_curve(
         ("out/runs/student", "out", "student"),
         ("out/.teacher.partial/run", "out", "teacher"),
         ("alone", "alone", "alone"),
+        ("out/teacher", "out", "teacher"),
     ],
 )
 def test_followers_keep_their_files_where_they_survive(tmp_path: Path, path: str, base: str, name: str) -> None:
     run = FollowedRun(write_run(tmp_path / path, steps=6))
+    if path == "out/teacher":  # complete: its run folder is gone
+        (run.path / "manifest.json").write_text("{}")
     assert (run.base, run.name) == (tmp_path / base, name)
     assert run.parameters() == {"loss.soft": 5.0, "seed": 1, "precision": "bf16", "phases": "[]"}
 
