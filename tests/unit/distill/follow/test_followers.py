@@ -152,9 +152,7 @@ def status(pid: int) -> str:
         return "(zombie)"
 
 
-def test_an_extra_that_is_missing_is_one_line_before_anything_trains(
-    training_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_extra_that_is_missing_is_named_with_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"^wandb is not installed: pip install 'stillhouse\[wandb\]'$"):
         trackers.check(["wandb"])

@@ -169,6 +169,11 @@ REFUSALS = {
     "kind": (["--teacher", "{folder}/tokens"], "tokens is a tokens artifact, expected a teacher artifact"),
     "workers": (["--set", "rows_per_step=0"], "rows_per_step: input should be greater than 0"),
     "length": (["--set", "epochs=1"], "write steps = N or epochs = N, exactly one of them"),
+    # Its pins exclude our lock file's, so it is never installed beside these tests.
+    "tracker": (
+        ["--set", 'placement.follow=["trackio"]'],
+        "trackio is not installed: pip install 'stillhouse[trackio]'",
+    ),
 }
 
 
