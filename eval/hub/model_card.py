@@ -54,7 +54,7 @@ def fill(report: Location, folder: Location, stated: CardFacts) -> FilledCard:
     place = folder / CARD
     card = _earlier(place)
     before = dict(card.data.to_dict())  # type: ignore[no-untyped-call]
-    earlier = card.data.model_name
+    earlier = card.data.get("model_name")
     # A new export is called like its folder, which says little.
     title = stated.name or (earlier if earlier and earlier != folder.name else default_name(folder))
     if (tuned := _finetuned(folder, values)) is not None:

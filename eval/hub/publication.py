@@ -43,7 +43,7 @@ class Publication:
 
     @property
     def license(self) -> str:
-        return str(self.card.data.license)
+        return str(self.card.data.get("license"))
 
     def sizes(self) -> dict[str, int]:
         """Bytes by name, the largest first."""
@@ -104,8 +104,8 @@ def _card(folder: Path, made: Artifact, repository: str, license_id: str | None)
         )
     else:
         raise StageError(f"{folder} has no {CARD}: stillhouse card REPORT --student {folder} writes one")
-    card.data.license = license_id or card.data.license
-    if not card.data.license or card.data.license == "unknown":
+    card.data["license"] = stated = license_id or card.data.get("license")
+    if stated in (None, "", "unknown"):
         raise StageError(f"{folder / CARD} states no license: give --license ID, for example --license apache-2.0")
     card.text = _USED.sub(lambda found: _NAMED.sub(rf'\g<1>"{repository}"', found[0]), card.text)
     return card
