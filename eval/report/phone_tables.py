@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeAlias
 
+from cluster.serving import links
 from cluster.telemetry.formatting import NOTHING, amount, megabytes, millions, ratio
-from eval.mobile import one_time_link
 from eval.report.svg import Plot
 from eval.report.table import Cell, Row, Table, cells
 from eval.results.export_formats import TITLES
@@ -19,7 +19,7 @@ _TRANSPORTS = {"browser": "in a browser", "adb": "over adb"}
 def codes(report: Report) -> list[Plot]:
     """The QR codes of waiting jobs."""
     return [
-        Plot(each["section"], f"The link of {each['name']}", each["section"], one_time_link.svg(each["link"]))
+        Plot(each["section"], f"The link of {each['name']}", each["section"], links.svg(each["link"]))
         for each in report["phones"]["waiting"]
     ]
 

@@ -26,7 +26,7 @@ LAYERS: dict[str, list[set[str]]] = {
         {"telemetry"},
         {"storage"},
         {"artifacts"},
-        {"actors", "readers"},
+        {"actors", "readers", "serving"},
         {"corpus"},
         {"tokens"},
         {"models"},

@@ -19,6 +19,7 @@ from waiting import wait_until
 
 from cluster.artifacts import artifact, stage
 from cluster.models import runtimes
+from cluster.serving import http_server
 from eval.mobile import page_server
 from eval.mobile.page_server import serving
 from eval.mobile.stage import STAGE, Mobile
@@ -213,17 +214,17 @@ def test_caching_the_page_shows_its_progress(tab, page):
 
 @pytest.mark.parametrize("fault", ["refused", "cut short"])
 def test_an_incomplete_download_is_not_cached(tab, page, monkeypatch, fault):
-    whole = page_server._Server._file
+    whole = page_server._Inbox._file
 
-    def spoilt(server: page_server._Server, name: str, known_tag: str | None) -> web.StreamResponse:
+    def spoilt(server: page_server._Inbox, name: str, known_tag: str | None) -> web.StreamResponse:
         response = whole(server, name, known_tag)
         if name == "libraries/LICENCES.md" and fault == "refused":
-            return page_server._refusal(HTTPStatus.SERVICE_UNAVAILABLE, "not now")
+            return http_server.refusal(HTTPStatus.SERVICE_UNAVAILABLE, "not now")
         if name == "libraries/LICENCES.md":
             response.content_length = (response.content_length or 0) + 1000
         return response
 
-    monkeypatch.setattr(page_server._Server, "_file", spoilt)
+    monkeypatch.setattr(page_server._Inbox, "_file", spoilt)
     with open_page(tab, page):
         assert "does not work offline" in text(tab, "state")
         assert tab.run("document.getElementById('offline').hidden")
