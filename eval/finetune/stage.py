@@ -5,6 +5,7 @@ Teacher and student run the same code, so that "percent of the teacher" compares
     finetune/
       config.json model.safetensors tokenizer.json …     the model of the median seed
       scores.json                                        median, range and every seed, in percent
+      examples.json                                      a few development examples, to try the model on
       predictions.json nbest_predictions.json            SQuAD: that model's answers (2.0: null_odds.json, too)
 
 With ``[second_step]`` in the recipe and a fine-tuned model as ``--teacher`` the student also learns the teacher's
@@ -27,6 +28,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from cluster.artifacts import artifact, errors, stage
 from cluster.artifacts.recipe import Recipe
+from cluster.models import example_inputs
 from cluster.models.precision import Precision, check_precision
 from cluster.storage.filesystem import write_json
 from eval.finetune.answer_spans import STRIDE
@@ -40,6 +42,7 @@ from eval.tasks.definitions import TASKS, Task, TaskName
 from eval.tasks.examples import from_folder, from_hub
 from eval.tasks.metrics import headline
 from eval.tasks.questions import questions_from_folder, questions_from_hub
+from eval.tasks.sample_inputs import sample_inputs
 
 SCORES = "scores.json"
 SEEDS = "seeds"
@@ -137,6 +140,7 @@ def run(recipe: Finetune, inputs: Mapping[str, Path], out: Path) -> dict[str, An
     median = sorted(results, key=lambda result: float(result["score"]))[(len(results) - 1) // 2]
     for path in (out / SEEDS / f"{median['seed']}").iterdir():
         path.rename(out / path.name)
+    example_inputs.write(out, sample_inputs(prepared.problem.task, prepared.problem.splits[1]))
     facts = _facts(prepared, results, median)
     write_json(out / SCORES, {**facts, "seeds": results})
     shutil.rmtree(out / SEEDS)
