@@ -236,13 +236,10 @@ def _print(text: str, found: Predictions, as_json: bool) -> None:
         print(f"{which}{each.text if each.text or found.no_answer is None else '(no answer)'}{share}")
     if not found:
         print("(nothing found)")
-    if found.no_answer is not None and found.no_answer.margin is not None:
-        verdict = "no answer" if found.no_answer.chosen else "an answer"
-        margin, threshold = found.no_answer.margin, found.no_answer.threshold
-        print(f"{verdict}: no answer minus best span is {margin:+.2f} logits, the threshold is {threshold:g}")
-    if found.tokens_read < found.tokens:
-        note = f"read {found.tokens_read} of {found.tokens} tokens, the rest has no effect: shorten the text"
-        print(note, file=sys.stderr)
+    if found.no_answer_note is not None:
+        print(found.no_answer_note)
+    if found.cut_note is not None:
+        print(found.cut_note, file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -76,6 +76,7 @@ GROUPS: dict[str, tuple[CatalogueEntry, ...]] = {
         CatalogueEntry("deploy.browser_layout", "lay out an ONNX export for transformers.js"),
         CatalogueEntry("deploy.web_page", "make the page that measures a phone's browser", ("page",)),
         CatalogueEntry("deploy.predict", "ask a model: labels, scores, answers, masked words"),
+        CatalogueEntry("deploy.ask", "ask teacher and student side by side on a page, with their times"),
     ),
 }
 

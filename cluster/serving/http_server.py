@@ -58,8 +58,8 @@ Sent: TypeAlias = Callable[[web.StreamResponse], None]
 logger = logging.getLogger(__name__)
 
 
-class BodyError(Exception):
-    """A request whose body is not read; ``status`` and the message go into the refusal."""
+class RequestError(Exception):
+    """A request that a handler cannot answer; ``status`` and the message go into the refusal."""
 
     def __init__(self, status: HTTPStatus, message: str) -> None:
         super().__init__(message)
@@ -123,15 +123,15 @@ async def json_body(request: web.BaseRequest, limit: int, what: str) -> bytes:
     """The body of a request that says its length and that it is JSON; ``what`` begins the messages.
 
     Raises:
-        BodyError: no length, too long, or another type.
+        RequestError: no length, too long, or another type.
         TimeoutError: it did not arrive in time.
     """
     if request.content_length is None:
-        raise BodyError(HTTPStatus.LENGTH_REQUIRED, f"{what} needs a Content-Length")
+        raise RequestError(HTTPStatus.LENGTH_REQUIRED, f"{what} needs a Content-Length")
     if request.content_length > limit:
-        raise BodyError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"{what} has at most {limit} bytes")
+        raise RequestError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"{what} has at most {limit} bytes")
     if request.content_type != "application/json":
-        raise BodyError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"{what} is application/json")
+        raise RequestError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"{what} is application/json")
     async with asyncio.timeout(BODY_SECONDS):
         return await request.read()
 
@@ -218,7 +218,7 @@ class _Server:
         try:
             try:
                 found = await self._handler(request)
-            except BodyError as error:
+            except RequestError as error:
                 found = refusal(error.status, str(error))
             try:
                 await _send(request, found)

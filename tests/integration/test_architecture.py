@@ -45,7 +45,7 @@ LAYERS: dict[str, list[set[str]]] = {
         {"plan"},
     ],
     "eval": [{"tasks", "results"}, {"finetune", "benchmark"}, {"mobile"}, {"report"}, {"hub"}, {"suite"}],
-    "deploy": [{"conversion"}, {"targets"}, {"web_page"}, {"predict", "verify_image"}],
+    "deploy": [{"conversion"}, {"targets"}, {"web_page"}, {"predict", "verify_image"}, {"ask"}],
 }
 """Folders and modules of a package, lowest first: each imports only what is below it."""
 
