@@ -127,12 +127,14 @@ def _below(folder: Path) -> dict[str, Artifact]:
 def _models(below: Mapping[str, Artifact]) -> Iterator[FoundModel]:
     """The teacher, the main student, their fine-tuned models and exports."""
     roles = _base_roles(below)
+    by_name = not roles
     tuned = sorted(
         (found for found in below.values() if found.kind == "finetune"),
         key=lambda found: found.facts.get("second_step") is not None,
     )
     for found in tuned:
-        if (role := _tuned_role(found, roles)) is not None:
+        role = _role_in_path(found.path.parent) if by_name else roles.get(found.inputs.get("model", ""))
+        if role is not None:
             roles[found.identity] = role
     known = [below[identity] for identity in roles]
     for found in known:
@@ -155,11 +157,9 @@ def _base_roles(below: Mapping[str, Artifact]) -> dict[str, Role]:
     return roles
 
 
-def _tuned_role(found: Artifact, roles: Mapping[str, Role]) -> Role | None:
-    role = roles.get(found.inputs.get("model", ""))
-    if role is not None or any(other in roles.values() for other in ROLES):
-        return role
-    return next((name for name in ROLES if name == found.path.parent.name), None)
+def _role_in_path(folder: Path) -> Role | None:
+    """The role that a folder is called after, or one of the two around it."""
+    return next((role for name in reversed(folder.absolute().parts[-3:]) for role in ROLES if name == role), None)
 
 
 def _runs_here(folder: Path) -> bool:
@@ -199,10 +199,10 @@ def _compare_single(folders: Sequence[Path]) -> Iterator[Comparison]:
 
 
 def _known_role(folder: Path) -> Role | None:
-    """The role in the manifest's kind, or in the path, ``finetune/teacher/sst2``."""
+    """The role by the manifest's kind, or by the path, ``finetune/teacher/sst2``."""
     found = _artifact(folder)
-    names = [found.kind if found else "", *reversed(folder.absolute().parts[-3:])]
-    return next((role for name in names for role in ROLES if name == role), None)
+    kind = None if found is None else next((role for role in ROLES if role == found.kind), None)
+    return kind or _role_in_path(folder)
 
 
 def _artifact(folder: Path) -> Artifact | None:

@@ -71,7 +71,7 @@ function showForm({ head, examples, examples_from }) {
 }
 
 function short(text) {
-  return text.length > 90 ? `${text.slice(0, 88).trimEnd()}…` : text;
+  return text.length > 120 ? `${text.slice(0, 118).trimEnd()}…` : text;
 }
 
 function fill(example) {
@@ -147,14 +147,23 @@ async function ask() {
   say("problem", "");
   try {
     const answers = JSON.parse(await get("ask", { comparison: chosen.key, text, second }));
-    if (turn === page.turn) showAnswers(chosen, answers, text, second);
+    if (turn !== page.turn) return;
+    showAnswers(chosen, answers, text, second);
+    bringIntoView();
   } catch (error) {
     if (turn !== page.turn) return;
     show("marked", false);
     $("answers").replaceChildren(h("p", { class: "refused" }, sentence(error.message)));
+    bringIntoView();
   } finally {
     busy(false);
   }
+}
+
+// On a phone the answers are below the fold.
+function bringIntoView() {
+  const title = $("answers-title");
+  if (title.getBoundingClientRect().top > innerHeight * 0.7) title.scrollIntoView();
 }
 
 function busy(on) {
