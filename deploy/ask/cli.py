@@ -55,9 +55,13 @@ def _serve(server: AskServer, listener: socket.socket, host: str) -> None:
                 print("\n".join(links.terminal(address)))
                 print("every device in this network that knows the address can ask")
             print("Ctrl-C ends it", flush=True)
-            threading.Event().wait()
+            _until_ctrl_c()
     finally:
         server.close()
+
+
+def _until_ctrl_c() -> None:
+    threading.Event().wait()
 
 
 def _listen(host: str, port: int | None) -> socket.socket:

@@ -4,7 +4,7 @@ import { highlight } from "./answers.js";
 import { $, h, say, show } from "./elements.js";
 import { comparison as compared, milliseconds, plural } from "./numbers.js";
 
-const page = { described: null, chosen: null, ready: false, busy: false, turn: 0, asked: null };
+const page = { described: null, chosen: null, ready: false, busy: false, turn: 0 };
 const HINTS = {
   "masked-words": "Write [MASK] for the hidden word, or select a word and press the button below. Enter asks.",
 };
@@ -76,8 +76,7 @@ function short(text) {
 
 function fill(example) {
   $("text").value = example.text;
-  $(secondField(example)).value = example.second ?? "";
-  page.example = example;
+  $(secondField()).value = example.second ?? "";
 }
 
 function secondField() {
@@ -173,7 +172,8 @@ function busy(on) {
   ready(page.ready);
 }
 
-function showAnswers({ head, models }, answers, text, second) {
+function showAnswers(chosen, answers, text, second) {
+  const { head, models } = chosen;
   const refusals = new Set(answers.map(({ refusal }) => refusal));
   show("marked", false);
   if (refusals.size === 1 && answers[0].refusal !== null) {
@@ -182,7 +182,7 @@ function showAnswers({ head, models }, answers, text, second) {
   }
   const columns = answers.map((answer, place) => column(head, models[place], answer));
   $("answers").replaceChildren(
-    ...[headline(models, answers), truth(head, text, second)].filter((line) => line !== null),
+    ...[headline(models, answers), truth(chosen, text, second)].filter((line) => line !== null),
     h("div", { class: "columns" }, ...columns));
   if (head === "question-answering") showMarks(models, answers, second ?? "");
 }
@@ -241,10 +241,10 @@ function predictions(answers) {
   return answers.flatMap((answer) => answer.predictions);
 }
 
-// What the data says about an example that was asked as it is.
-function truth(head, text, second) {
-  const { example } = page;
-  if (!example || example.answer === null || example.text !== text || (example.second ?? null) !== second) return null;
+// What the data says about a text that is one of the examples.
+function truth({ head, examples }, text, second) {
+  const example = examples.find((one) => one.text === text && one.second === second);
+  if (example === undefined || example.answer === null) return null;
   const from = head === "masked-words" ? "In the text: " : "In the data: ";
   return h("p", { class: "truth" }, from, h("strong", {}, example.answer === "" ? "no answer" : example.answer));
 }
