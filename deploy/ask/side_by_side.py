@@ -1,5 +1,6 @@
 """Opens the models of a comparison, asks them the same, and times their answers so that their order does not matter."""
 
+import functools
 import statistics
 import threading
 import time
@@ -96,7 +97,7 @@ class Models:
         """
         answers = [self._first(model, text, second) for model in self.open(comparison)]
         usable = [answer.model for answer in answers if answer.said is not None]
-        times = self._time([lambda one=model: one.model(text, second, one.top) for model in usable])
+        times = self._time([functools.partial(model.model, text, second, model.top) for model in usable])
         timed = dict(zip((model.found.folder for model in usable), times, strict=True))
         return [_with_time(answer, timed.get(answer.model.found.folder, [])) for answer in answers]
 
