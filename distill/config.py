@@ -10,7 +10,7 @@ without dropout. :mod:`distill.train.paper_differences` lists what else differs.
 import math
 from typing import Literal, Self
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from cluster.artifacts.recipe import Recipe
 from cluster.models.precision import Precision
@@ -202,8 +202,9 @@ class Training(Recipe):
     loss: Loss = Loss()
     masking: Masking = Masking()
     optimizer: Optimizer = Optimizer()
-    steps: PositiveInt | None = None
-    """Optimizer steps; exactly one of ``steps`` and ``epochs``."""
+    steps: NonNegativeInt | None = None
+    """Optimizer steps; exactly one of ``steps`` and ``epochs``. A student of 0 steps is measured and exported as it
+    starts: its teacher's layers, untrained."""
     epochs: PositiveFloat | None = None
     """Passes over the training rows."""
     phases: tuple[Phase, ...] = ()

@@ -52,6 +52,7 @@ GROUPS: dict[str, tuple[CatalogueEntry, ...]] = {
         CatalogueEntry("eval.provenance", "make a classification task from a corpus: name the source", ("provenance",)),
         CatalogueEntry("eval.word_order", "make a classification task from a corpus: find swapped words"),
         CatalogueEntry("eval.finetune", "fine-tune a model on a task and score it over several seeds", ("finetune",)),
+        CatalogueEntry("eval.bag_of_words", "score a bag of words on a task: what needs no encoder"),
         CatalogueEntry("eval.score", "score a fine-tuned model or an export on its task"),
         CatalogueEntry("eval.probes", "fine-tune and score the checkpoints of a run while it trains"),
         CatalogueEntry(

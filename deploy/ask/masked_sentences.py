@@ -8,7 +8,8 @@ from typing import Any
 from cluster.artifacts import artifact, commit
 from cluster.corpus.shard_writer import SHARDS
 from cluster.models.example_inputs import ExampleInput
-from cluster.tokens.shard_tokenizer import is_heldout, read_texts
+from cluster.tokens.heldout import is_heldout
+from cluster.tokens.shard_tokenizer import read_texts
 from cluster.tokens.tokenizer import load_tokenizer
 from deploy.predict import MASK
 
@@ -27,7 +28,7 @@ def from_heldout_text(pipeline: Path, model: Path) -> tuple[ExampleInput, ...]:
     corpus, tokens = pipeline / "corpus", pipeline / "tokens"
     if not all((folder / commit.MANIFEST).is_file() for folder in (corpus, tokens)):
         return ()
-    share = float(artifact.read(tokens, "tokens").recipe["heldout"])
+    share = float(artifact.read(tokens, "tokens").facts["heldout_share"])
     tokenizer = load_tokenizer(model)
     found: list[ExampleInput] = []
     for text in _texts(corpus):

@@ -172,7 +172,7 @@ def _validation_seconds(planned: PlannedRun, cluster: Cluster, step: Prediction)
     teacher = planned.teacher if training.loss.needs_teacher else None
     operations = costs.validation_flops_per_token(teacher, planned.student, planned.seq_len)
     rate = step.layout.workers * step_prediction.flops_per_second(training, training.precision, cluster.device)
-    times = -(-planned.steps // training.placement.validate_every)
+    times = max(1, -(-planned.steps // training.placement.validate_every))
     return times * training.validation_rows * planned.seq_len * operations / rate
 
 

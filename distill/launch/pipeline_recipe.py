@@ -7,7 +7,7 @@ runs, and name the jobs that accompany a training run (:class:`cluster.artifacts
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
@@ -22,7 +22,10 @@ from distill.config import Distillation, Training
 from distill.follow import trackers
 
 MAIN = "student"
+UNTRAINED: Literal["untrained"] = "untrained"
 SUITE = "eval.suite"
+_LENGTHS = ("steps", "epochs", "phases")
+"""Values of a training of which exactly one says how long it is."""
 
 
 class Pipeline(Recipe):
@@ -41,7 +44,11 @@ class Pipeline(Recipe):
     train: dict[str, Any] = Field(json_schema_extra={EXAMPLE: "[train] with epochs = 1 and rows_per_step = 32"})
     """How the student is trained, as in ``stillhouse train``."""
     ablations: dict[str, dict[str, Any]] = Field(default_factory=dict)
-    """Other students: name to what differs from ``train``."""
+    """Other students: name to what differs from ``train``. ``steps``, ``epochs`` or ``phases`` of an ablation replaces
+    the one of ``train``."""
+    added_ablations: tuple[Literal["untrained"], ...] = (UNTRAINED,)
+    """Ablations that a pipeline has without naming them: ``untrained`` is the student as it starts, of 0 steps. It
+    costs a validation, an export, and its scores where a sweep measures all ablations; ``[]`` leaves it out."""
     suite: dict[str, Any] = Field(default_factory=dict)
     """Everything that is measured, during training and after it."""
     cpus: PositiveInt | None = None
@@ -61,15 +68,29 @@ class Pipeline(Recipe):
         values = self.teacher.get("train")
         return None if values is None else Training.of(values, "[teacher.train]")
 
+    def all_ablations(self) -> dict[str, dict[str, Any]]:
+        """The ablations, with those that are added; another of 0 steps takes the place of ``untrained``."""
+        added = (
+            {} if any(changes.get("steps") == 0 for changes in self.ablations.values()) else {UNTRAINED: {"steps": 0}}
+        )
+        return {**{name: added[name] for name in self.added_ablations if name in added}, **self.ablations}
+
     def students(self) -> tuple[str, ...]:
         """The main student first, then the ablations."""
-        return (MAIN, *self.ablations)
+        return (MAIN, *self.all_ablations())
+
+    def training_values(self, name: str) -> dict[str, Any]:
+        """Values of ``distill.train`` for a student."""
+        changes = self.all_ablations().get(name, {})
+        length = [key for key in _LENGTHS if key in changes]
+        kept = {key: value for key, value in self.train.items() if not length or key not in _LENGTHS}
+        return recipe.merge(kept, changes)
 
     @model_validator(mode="after")
     def _stages_accept(self) -> Self:
         self.tables()
-        for name, changes in self.ablations.items():
-            Distillation.of(recipe.merge(self.train, changes), f"[ablations.{name}]")
+        for name in self.all_ablations():
+            Distillation.of(self.training_values(name), f"[ablations.{name}]")
         return self
 
     @model_validator(mode="after")
@@ -122,10 +143,15 @@ class PipelinePlan:
 
     def rows_of(self, training: Training) -> dict[str, Path]:
         """Inputs of a training: the tokens of every length it reads."""
-        lengths = sorted({phase.seq_len for phase in training.phases} or {self._seq_len})
+        lengths = sorted({phase.seq_len for phase in training.phases} or {self._single_length(training)})
         if len(lengths) == 1:
             return {"tokens": self._rows(lengths[0])}
         return {f"tokens-{length}": self._rows(length) for length in lengths}
+
+    def _single_length(self, training: Training) -> int:
+        """Row length of a training without phases; one of 0 steps is validated on the last ones of the student."""
+        phases = self.distillation(MAIN).phases if training.steps == 0 else ()
+        return phases[-1].seq_len if phases else self._seq_len
 
     def _rows(self, seq_len: int) -> Path:
         return self.out / ("tokens" if seq_len == self._seq_len else f"tokens-{seq_len}")
@@ -136,7 +162,7 @@ class PipelinePlan:
 
     def distillation(self, name: str) -> Distillation:
         """The training recipe of a student."""
-        return Distillation.of(recipe.merge(self.pipeline.train, self.pipeline.ablations.get(name, {})), name)
+        return Distillation.of(self.pipeline.training_values(name), name)
 
     def check(self) -> None:
         """Find out now, not after hours, that a folder, model or library of the suite or a tracker is not there.

@@ -78,7 +78,7 @@ def launch(pipeline: Pipeline, out: Path) -> list[dict[str, Any]]:
             raise LaunchError(f"{failure.name} failed, as said above: correct that, and run the same command again")
         train_teacher(plan)
         outcomes += train_student(plan, MAIN)
-        for name in pipeline.ablations:
+        for name in pipeline.all_ablations():
             outcomes += train_ablation(plan, name)
         filesystem.write_json(out / JOBS, [outcome.resolved() for outcome in outcomes])
         # jobs.json says which jobs have failed.

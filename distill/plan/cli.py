@@ -101,7 +101,9 @@ class _Reader:
         runs = []
         for name in pipeline.students():
             prefix = "train." if name == MAIN else f"ablations.{name}."
-            runs.append(self._student_run(name, plan.distillation(name), teacher, seq_len, prefix))
+            # A student of no step only costs a validation.
+            if name == MAIN or plan.distillation(name).steps != 0:
+                runs.append(self._student_run(name, plan.distillation(name), teacher, seq_len, prefix))
         if (training := pipeline.teacher_training()) is not None:
             runs.append(self._by_phase("teacher", training, None, teacher, seq_len, "teacher.train."))
         return runs

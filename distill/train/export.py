@@ -1,14 +1,18 @@
 """Exports a checkpoint of a run as a student: a folder for transformers, with a model card.
 
 The folder holds ``config.json``, ``model.safetensors``, the tokenizer and ``README.md``, and needs only transformers:
-``AutoModelForMaskedLM.from_pretrained(folder)``.
+``AutoModelForMaskedLM.from_pretrained(folder)``. ``heldout.parquet`` has the last validation row by row, so that a
+report can compare two students on the same rows: ``hidden`` words, ``hits`` among them, and ``nats``, the sum of their
+losses.
 """
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import PositiveInt
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import NonNegativeInt
 
 from cluster.artifacts import commit, stage
 from cluster.artifacts.artifact import digest
@@ -21,11 +25,13 @@ from distill.modeling import masked_lm
 from distill.train import paper_differences, student_card
 from distill.train.validation import NAMES
 
+HELDOUT = "heldout.parquet"
+
 
 class Export(Recipe):
     """The checkpoint to export."""
 
-    step: PositiveInt | None = None
+    step: NonNegativeInt | None = None
     """Optimizer step of the checkpoint; the newest one by default."""
 
 
@@ -49,11 +55,29 @@ def run(recipe: Export, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]
         "device": checkpoint.facts["device"],
         "validation": dict.fromkeys(("total", *NAMES)) | checkpoint.facts["validation"],
         "lineage": described["inputs"],
+        **_trained_by(described["recipe"]),
     }
+    if rows := checkpoint.facts.get("heldout_rows"):
+        pq.write_table(pa.table(rows), out / HELDOUT, compression="zstd")
+        facts["heldout"] = _heldout(described, facts["validation"], len(rows["hidden"]))
     facts["differences"] = paper_differences.differences(described["recipe"], facts)
     card = student_card.write(facts, described["recipe"], commit.completed(out), tokenizer.mask_token)
     (out / CARD).write_text(card, encoding="utf-8")
     return facts
+
+
+def _trained_by(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a run that say which row of an ablation it is."""
+    weights = {term: recipe["loss"][term] for term in ("soft", "masked", "cosine")}
+    return {"start": recipe["student"]["start"], "loss": weights}
+
+
+def _heldout(described: Mapping[str, Any], validation: Mapping[str, Any], rows: int) -> str:
+    """Identity of the held-out rows and masks of a validation: students with the same one can be compared by row."""
+    recipe = described["recipe"]
+    tokens = stage.inputs_of("tokens", described["inputs"])
+    of_length = tokens.get(f"tokens-{validation.get('seq_len')}", next(iter(tokens.values())))
+    return digest({"tokens": of_length, "rows": rows, "seed": recipe["seed"], "masking": recipe["masking"]})
 
 
 def identity(path: Path) -> str:

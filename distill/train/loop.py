@@ -103,6 +103,10 @@ def fit(
     timer = engine.step_timer
     with GracefulStop(workers) as stopping, RunLogger(run, training, schedule, workers, run_metrics) as run_logger:
         first_step = run_logger.resume(engine)
+        if steps == 0 and not run_logger.resumed:
+            engine.begin_phase(training.rows_per_step, micro_rows[0])
+            run_logger.validated(validations[0].measure(engine))
+            run_logger.save()
         # --------------------------------------------------------------------------------------------------------------
         for step in range(first_step, steps):
             phase = schedule.at(step)

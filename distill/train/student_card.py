@@ -19,8 +19,7 @@ _CARD = """---
 
 # {name}
 
-A student of {layers} layers and {parameters:,} parameters, distilled with Stillhouse by the recipe of
-[DistilBERT]({paper}) (Sanh et al. 2019) with the differences listed below; loss {terms}, temperature {temperature:g}.
+{origin}
 
 ## Use
 
@@ -42,13 +41,17 @@ fine-tuning.
 
 ## Held-out rows
 
-| measure | student | teacher |
-|---|---|---|
-| masked-word loss, nats | {masked} | {teacher_masked} |
-| masked-word accuracy | {accuracy} | {teacher_accuracy} |
-| top word agrees with the teacher's | {agreement} | |
+| measure | student | teacher | word counts |
+|---|---|---|---|
+| loss on hidden words, nats | {hidden_loss} | {teacher_hidden_loss} | {counts_hidden_loss} |
+| accuracy on hidden words | {accuracy} | {teacher_accuracy} | {counts_accuracy} |
+| accuracy on words left visible | {visible_accuracy} | {teacher_visible_accuracy} | |
+| accuracy on words replaced by others | {replaced_accuracy} | {teacher_replaced_accuracy} | |
+| loss on all masked words, nats | {masked} | {teacher_masked} | {counts_masked} |
+| top word agrees with the teacher's (hidden words) | {agreement} | | |
 
-Measured on rows that training never saw ({validation_rows} at most{of_length}), the same masks for both.
+Measured on rows that training never saw ({validation_rows} at most{of_length}), the same masks for all. Word counts
+are those of the training rows: the least that a model must beat.
 
 ## Results
 
@@ -69,22 +72,34 @@ def write(facts: Mapping[str, Any], recipe: Mapping[str, Any], place: Path, mask
     name = place.name
     validation = {key: amount(value, ".4f") for key, value in facts["validation"].items()}
     validated_length = facts["validation"].get("seq_len")
-    loss = recipe["loss"]
     differences = [(one["what"], one["paper"], one["here"]) for one in facts["differences"]]
     return _CARD.format(
-        **{key: facts[key] for key in ("layers", "parameters")},
         **validation,
         metadata=_metadata(facts, name, mask_token),
         name=name,
-        paper=card_text.PAPER,
-        terms=" + ".join(f"{loss[term]:g} · {term}" for term in ("soft", "masked", "cosine")),
-        temperature=loss["temperature"],
+        origin=_origin(facts, recipe["loss"]),
         use=card_text.use(card_text.shown(place), "masked-words"),
         training=card_text.table(("", ""), list(_training(facts, recipe))),
         differences=card_text.table(("", "paper, or its authors' code", "here"), differences),
         validation_rows=recipe["validation_rows"],
         of_length=f", of {validated_length:,} tokens" if validated_length else "",
         citation=card_text.CITATION,
+    )
+
+
+def _origin(facts: Mapping[str, Any], loss: Mapping[str, Any]) -> str:
+    """What the model is, and what it was trained on."""
+    size = f"{facts['layers']} layers and {facts['parameters']:,} parameters"
+    start = "layers of its teacher" if facts["start"] == "teacher" else "random weights"
+    if not facts["steps"]:
+        return f"A model of {size} that was not trained: the {start} as a student starts with them, for comparison."
+    terms = " + ".join(f"{loss[term]:g} · {term}" for term in ("soft", "masked", "cosine"))
+    described = f"loss {terms}, temperature {loss['temperature']:g}"
+    if not loss["soft"] and not loss["cosine"]:
+        return f"A model of {size}, trained with Stillhouse on masked words alone from the {start}; {described}."
+    return (
+        f"A student of {size}, distilled with Stillhouse by the recipe of\n[DistilBERT]({card_text.PAPER}) (Sanh et "
+        f"al. 2019) with the differences listed below; {described}."
     )
 
 

@@ -15,7 +15,8 @@ from transformers import BertConfig, BertForMaskedLM
 
 from cluster.artifacts import artifact, errors, stage
 from cluster.artifacts.recipe import Recipe
-from cluster.models import model_tokenizer
+from cluster.models import model_tokenizer, word_count_gain
+from cluster.telemetry.progress import say
 from cluster.tokens.rows import TokenSet, open_tokens
 from cluster.tokens.tokenizer import load_tokenizer, quiet_tokenizer, vocabulary_digest
 from distill.checkpointing.run_folder import Run
@@ -82,6 +83,8 @@ class Teacher(Recipe):
             raise ValueError('write source = "…" or a table [architecture], exactly one of them')
         if self.architecture is not None and (self.train is None or self.trains == "head"):
             raise ValueError('a teacher from scratch needs a table [train], and trains = "all"')
+        if self.train is not None and self.train.steps == 0:
+            raise ValueError("train.steps = 0 is for students: leave the table [train] out to take a model as it is")
         if self.train is not None and self.train.loss.needs_teacher:
             raise ValueError("a teacher has no teacher: write train.loss.soft = 0 and train.loss.cosine = 0")
         return self
@@ -108,7 +111,12 @@ def run(recipe: Teacher, inputs: Mapping[str, Path], out: Path) -> dict[str, Any
     if int(os.environ.get("RANK", "0")) != 0:
         return {}  # only the first worker writes
     if recipe.train is not None:
-        model, facts["validation"] = _trained(recipe, tokens, out / RUN)
+        model, measured = _trained(recipe, tokens, out / RUN)
+        facts["validation"] = measured
+        if warning := word_count_gain.warning(
+            "this teacher", measured.get("hidden_loss"), measured.get("counts_hidden_loss")
+        ):
+            say(f"warning: {warning}")
     with quiet_tokenizer():
         model.save_pretrained(out)
     model_tokenizer.save_beside(tokenizer, model.config, out)

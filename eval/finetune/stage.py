@@ -6,6 +6,7 @@ Teacher and student run the same code, so that "percent of the teacher" compares
       config.json model.safetensors tokenizer.json …     the model of the median seed
       scores.json                                        median, range and every seed, in percent
       examples.json                                      a few development examples, to try the model on
+      examples.parquet                                   what each development example adds to that model's scores
       predictions.json nbest_predictions.json            SQuAD: that model's answers (2.0: null_odds.json, too)
 
 With ``[second_step]`` in the recipe and a fine-tuned model as ``--teacher`` the student also learns the teacher's

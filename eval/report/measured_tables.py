@@ -1,7 +1,7 @@
 """The report's tables of models, exports, latency, cost, lineage and jobs, from the contents of ``report.json``."""
 
 import datetime
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import PurePath
 from typing import Any
 
@@ -32,18 +32,67 @@ def models(report: Report) -> Table:
             millions(model["tokens"], absent),
             amount(model["device_hours"], ".2f", absent=absent),
         )
-        name = Cell(model["name"], PurePath(model["origin"] or "").name, model["source"])
+        told = PurePath(model["origin"] or "").name or (model["title"] if model["title"] != model["name"] else "")
+        name = Cell(model["name"], told, model["source"])
         rows.append(Row((name, *cells(texts)), "main" if model["name"] == STUDENT else ""))
+    if counts := next((model["counts"] for model in report["models"] if model["counts"]), None):
+        known = amount(counts["masked"], ".3f"), amount(counts["accuracy"], ".1f", " %", 100)
+        rows.append(Row(cells(("word counts", *(NOTHING,) * 5, *known, *(NOTHING,) * 4))))
     columns = (
         "Model", "Architecture", "Layers", "Hidden", "Parameters", "Weights", "MLM loss", "MLM accuracy", "Agreement",
         "Steps", "Tokens", "Device hours",
     )  # fmt: skip
     notes = (
-        "MLM loss (nats) and accuracy: masked words of held-out text, the same rows and masks for all runs with the "
-        "same seed and validation_rows. Agreement: masked words for which the model's first guess is the teacher's.",
+        "MLM loss: nats on masked words of held-out text, the same rows and masks for all runs with the same seed and "
+        "validation_rows. MLM accuracy: of the hidden ones among them; a tenth of the masked words stays visible in "
+        "the input and needs no guess. Agreement: hidden words for which the model's first guess is the teacher's. "
+        "Word counts: what the counts of the training rows give on the same words, without reading them.",
     )
     words = frozenset({"Model", "Architecture"})
-    return Table(columns, tuple(rows), words, _findings(report), notes if rows else ())
+    return Table(columns, tuple(rows), words, (*_weak(report), *_findings(report)), notes if rows else ())
+
+
+def _weak(report: Report) -> Iterator[str]:
+    """A sentence for a teacher that knows hardly more than word counts."""
+    for model in report["models"]:
+        if model["name"] == TEACHER and model["hardly_better"]:
+            yield (
+                f"The teacher knows hardly more than word counts: {model['hidden_loss']:.2f} nats on hidden words, "
+                f"counts alone have {model['counts']['hidden_loss']:.2f}. Take this run as a test of the machinery, "
+                "not of distillation."
+            )
+
+
+def held_out(report: Report) -> Table:
+    """The student minus every other student on the same held-out rows, with errors paired by row."""
+    found = report["heldout"]
+    rows = []
+    for one in found["comparisons"]:
+        name = Cell(one["title"], one["model"] if one["model"] != one["title"] else "")
+        doubt = "trained on another number of tokens" if one["same_tokens"] is False else ""
+        values = _difference(one["loss"], ".3f"), _difference(one["accuracy"], ".2f")
+        rows.append(Row((Cell(one["student"]), name, *values, Cell(_surely(one), one["reason"] or doubt))))
+    columns = ("Student", "Minus", "Loss, nats", "Accuracy, points", "Better by more than 2 SE")
+    if not rows:
+        return Table(columns, ())
+    notes = (
+        f"On {found['words']:,} hidden words of the same {found['rows']:,} held-out rows. ±: standard error (SE), "
+        "paired by row; it does not include how another training would end. Yes: the loss is lower by more than twice "
+        "the error.",
+    )
+    return Table(columns, tuple(rows), frozenset({*columns[:2], columns[-1]}), notes=notes)
+
+
+def _difference(found: Mapping[str, Any] | None, form: str) -> Cell:
+    if found is None:
+        return Cell(NOTHING)
+    return Cell(signed(found["difference"], form), f"± {found['error']:{form}}")
+
+
+def _surely(one: Mapping[str, Any]) -> str:
+    if one["loss"] is None:
+        return NOTHING if one["reason"] else NOT_MEASURED
+    return "yes" if one["loss"]["better"] else f"no: {one['loss']['word']}"
 
 
 def _findings(report: Report) -> tuple[str, ...]:

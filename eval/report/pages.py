@@ -23,6 +23,7 @@ TEMPLATES = Path(__file__).parents[1] / "templates"
 PLOTS = "plots"
 TABLES: Mapping[str, Callable[[Report], Table]] = {
     "models": measured_tables.models,
+    "held_out": measured_tables.held_out,
     "exports": measured_tables.exports,
     "latency": measured_tables.latency,
     "cost": measured_tables.cost,

@@ -12,7 +12,7 @@ Report = Mapping[str, Any]
 
 _SCORES = (
     "Task", "Teacher", "Student", "Student (D)", "Kept", "Verdict", "ELMo (paper)", "BERT-base (paper)",
-    "DistilBERT (paper)", "Kept (paper)", "Difference", "Majority", "Examples",
+    "DistilBERT (paper)", "Kept (paper)", "Difference", "Bag of words", "Majority", "Examples",
 )  # fmt: skip
 _DIFFERENCES = ("What", "Paper, or its authors' code", "Here")
 _WORDS = frozenset({"Task", "Verdict", "Claim", "Model", "Training", "Weights"})
@@ -25,6 +25,12 @@ _CLAIMS = {
     "speed": ("DistilBERT's speed on a CPU, times BERT-base", "{:.2f}×"),
     "ablations": ("Parts of the training found to help", "{:.0f}"),
 }
+
+
+SCORE_NOTE = (
+    "±: standard error, from the number of examples and, with several seeds, their spread; with one seed the spread is "
+    "not known. Bag of words: TF-IDF with a linear model on the same examples, what needs no encoder."
+)
 
 
 def verdict(found: Mapping[str, str] | None) -> Cell:
@@ -74,6 +80,7 @@ def glue(report: Report) -> Table:
         "teacher's score, both fine-tuned by the same code on the same examples. Passed: at least the share of "
         "BERT-base's score that DistilBERT keeps in the paper; for a mean, at least "
         f"{report['paper']['target_percent']:.0f} %. Difference: student minus DistilBERT, in points.",
+        SCORE_NOTE,
         "Unclear: teacher or student scores no higher than the most common answer (Majority), so that the share means "
         "nothing; or the share is within two standard errors, over the seeds, of the paper's.",
     ]
@@ -91,7 +98,33 @@ def other_tasks(report: Report) -> Table:
     """Tasks without numbers in the paper."""
     found = report["other_tasks"]
     rows = tuple(Row(_ours(row)) for row in found)
-    return Table((*_SCORES[:5], *_SCORES[-2:]), rows, _WORDS, notes=_row_notes(found))
+    notes = (SCORE_NOTE, *_row_notes(found)) if rows else ()
+    return Table((*_SCORES[:5], *_SCORES[-3:]), rows, _WORDS, _differences(found), notes)
+
+
+def _differences(found: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """A sentence for each difference that tells what a score is worth."""
+    sentences = []
+    for row in found:
+        sides = [("student", other, row["versus"].get(other)) for other in ("teacher", "bag_of_words")]
+        sides.append(("teacher", "bag_of_words", row["teacher_versus_bag"]))
+        sentences += [
+            f"{row['title']}: the {side} {_compared(other, against)}."
+            for side, other, against in sides
+            if against is not None and against["word"] is not None
+        ]
+    return tuple(sentences)
+
+
+def _compared(other: str, against: Mapping[str, Any]) -> str:
+    """``is better than the bag of words (+3.2 ± 1.1 points, paired, one seed)``."""
+    than = other.replace("_", " ")
+    word = f"{against['word']} than the {than}"
+    if against["word"] == "equal":
+        word = f"equal to the {than} within twice the error"
+    told = [f"{signed(against['difference'])} ± {against['error']:.1f} points", against["pairing"]]
+    told += ["one seed"] if against["one_seed"] else []
+    return f"is {word} ({', '.join(told)})"
 
 
 def _table(
@@ -99,7 +132,12 @@ def _table(
 ) -> Table:
     """The table without columns that have no value; columns in ``always`` stay."""
     table = Table(_SCORES, tuple(rows), _WORDS, notes=notes)
-    empty = {"Student (D)": "second_step", "Majority": "majority", "Examples": "dev_examples"}
+    empty = {
+        "Student (D)": "second_step",
+        "Bag of words": "bag_of_words",
+        "Majority": "majority",
+        "Examples": "dev_examples",
+    }
     empty_columns = [
         name for name, key in empty.items() if name not in always and all(row[key] is None for row in found)
     ]
@@ -127,7 +165,7 @@ def _printed(score: float | None) -> str:
 
 
 def _ours(row: Mapping[str, Any]) -> tuple[Cell, ...]:
-    """Task, teacher, student, second distillation, share kept, majority, examples."""
+    """Task, teacher, student, second distillation, share kept, bag of words, majority, examples."""
     taught = row["kept_second_step"]
     # The verdict already says that a row has no measurement.
     absent = NOT_MEASURED if row["scores"] else NOTHING
@@ -135,6 +173,7 @@ def _ours(row: Mapping[str, Any]) -> tuple[Cell, ...]:
         Cell(row["title"], row["metric"] if row["metric"] and row.get("key") == row["task"] else ""),
         *(_score(row[side], absent) for side in ("teacher", "student", "second_step")),
         Cell(percent(row["kept"], absent), "" if taught is None else f"(D) {percent(taught)}"),
+        _score(row["bag_of_words"], NOTHING),
         Cell(amount(row["majority"], ".1f", absent=NOTHING)),
         Cell(amount(row["dev_examples"], ",d", absent=NOTHING), "subset" if row["subset"] else ""),
     )
@@ -143,8 +182,10 @@ def _ours(row: Mapping[str, Any]) -> tuple[Cell, ...]:
 def _score(found: Mapping[str, Any] | None, absent: str) -> Cell:
     if found is None:
         return Cell(absent)
-    spread = f"{found['low']:.1f}–{found['high']:.1f}" if found["seeds"] > 1 else "one seed"
-    return Cell(f"{found['score']:.1f}", spread, found["source"])
+    told = [] if found["error"] is None else [f"± {found['error']:.1f}"]
+    told += [f"{found['low']:.1f}–{found['high']:.1f}"] if found["seeds"] > 1 else []
+    told += ["one seed"] if found["one_seed"] else []
+    return Cell(f"{found['score']:.1f}", ", ".join(told), found["source"])
 
 
 def _mean_row(mean: Mapping[str, Any]) -> Row:
@@ -159,6 +200,7 @@ def _mean_row(mean: Mapping[str, Any]) -> Row:
         *(Cell(amount(paper[side], ".1f", absent=NOTHING)) for side in ("elmo", "teacher", "student")),
         Cell(percent(paper["kept"])),
         Cell(signed(mean["difference"], absent=NOTHING)),
+        Cell(NOTHING),
         Cell(NOTHING),
         Cell(NOTHING, "subset" if mean["subset"] and mean["student"] is not None else ""),
     )

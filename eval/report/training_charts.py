@@ -33,7 +33,7 @@ PANELS = (
     Panel("train", "masked", "Training: masked-word loss, nats"),
     Panel("train", "cosine", "Training: cosine loss"),
     Panel("validation", "masked", "Held-out: masked-word loss, nats", teacher="teacher_masked"),
-    Panel("validation", "accuracy", "Held-out: masked-word accuracy, %", percent=True, teacher="teacher_accuracy"),
+    Panel("validation", "accuracy", "Held-out: accuracy on hidden words, %", percent=True, teacher="teacher_accuracy"),
     Panel("validation", "agreement", "Held-out: agreement with the teacher, %", percent=True),
 )
 

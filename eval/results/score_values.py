@@ -11,10 +11,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from eval.results import paper
-from eval.results.collect import Results
+from eval.results.collect import BAGS, Results
 from eval.results.paper import PaperScore
 from eval.results.schema import STUDENT, TEACHER, ScoreResult, model_order
+from eval.results.uncertainty import Measured, versus
 from eval.results.verdicts import keeps, keeps_mean
+
+BAG = "bag_of_words"
+"""The bag of words among the models that a score is compared with."""
 
 
 def glue(results: Results) -> dict[str, Any]:
@@ -54,9 +58,28 @@ def everything(results: Results) -> list[dict[str, Any]]:
     )
 
 
+def bags(results: Results) -> list[dict[str, Any]]:
+    """The bag of words of every task that has one."""
+    return [
+        {"task": task, "metric": score.metric, "features": score.settings.get("features"), "seconds": score.seconds}
+        | _measured(Measured(score, results.examples.get(bag_source(task))), bag_source(task), None)
+        for task, score in sorted(results.bags.items())
+    ]
+
+
+def with_examples(results: Results, model: str, task: str) -> Measured:
+    """A model's score on a task, with the values of its examples."""
+    return Measured(results.scores[model][task], results.examples.get(source(model, task)))
+
+
 def source(model: str, task: str) -> str:
     """Path of a score's artifact below the results."""
     return f"finetune/{model}/{task}"
+
+
+def bag_source(task: str) -> str:
+    """Path of the artifact of a task's bag of words below the results."""
+    return f"{BAGS}/{task}"
 
 
 def share(score: ScoreResult | None, teacher: ScoreResult | None, metric: str | None = None) -> float | None:
@@ -107,6 +130,10 @@ def _ours(task: str, metric: str | None, results: Results) -> dict[str, Any]:
         for model, tasks in results.scores.items()
         for score in [score for name, score in tasks.items() if task in (name, paper.key(name))][:1]
     }
+    found = {model: with_examples(results, model, score.task) for model, score in scores.items()}
+    bag = next((score for name, score in results.bags.items() if task in (name, paper.key(name))), None)
+    if bag is not None:
+        found[BAG] = Measured(bag, results.examples.get(bag_source(bag.task)))
     teacher, student = scores.get(TEACHER), scores.get(STUDENT)
     distilled = results.suite.second_step or ""
     first = next(iter(scores.values()), None)
@@ -115,9 +142,17 @@ def _ours(task: str, metric: str | None, results: Results) -> dict[str, Any]:
     return {
         "task": task,
         "metric": metric or (first.metric if first else None),
-        "teacher": _measured(teacher, TEACHER, metric),
-        "student": _measured(student, STUDENT, metric),
-        "second_step": _measured(scores.get(distilled), distilled, metric),
+        **{
+            side: _measured(found[model], _path(model, found[model]), metric) if model in found else None
+            for side, model in (
+                (TEACHER, TEACHER),
+                (STUDENT, STUDENT),
+                ("second_step", distilled),
+                ("bag_of_words", BAG),
+            )
+        },
+        "versus": _versus(found, STUDENT, metric),
+        "teacher_versus_bag": _versus(found, TEACHER, metric).get(BAG),
         "kept": kept,
         "error": _share_error(kept, [_relative_error(score, metric) for score in (teacher, student)]),
         "kept_second_step": share(scores.get(distilled), teacher, metric),
@@ -134,18 +169,38 @@ def _ours(task: str, metric: str | None, results: Results) -> dict[str, Any]:
     }
 
 
-def _measured(score: ScoreResult | None, model: str, metric: str | None) -> dict[str, Any] | None:
-    if score is None:
-        return None
-    median, low, high = _values(score, metric)
+def _path(model: str, found: Measured) -> str:
+    return bag_source(found.score.task) if model == BAG else source(model, found.score.task)
+
+
+def _measured(found: Measured, place: str, metric: str | None) -> dict[str, Any]:
+    median, low, high = _values(found.score, metric)
     return {
         "score": median,
         "low": low,
         "high": high,
-        "seeds": len(score.seeds),
-        "error": score.error(metric),
-        "source": source(model, score.task),
+        "seeds": len(found.score.seeds),
+        "examples": found.score.dev_examples,
+        **found.errors(metric),
+        "source": place,
     }
+
+
+def _versus(found: Mapping[str, Measured], model: str, metric: str | None) -> dict[str, dict[str, Any]]:
+    """A model's score minus that of every other one, and of the bag of words, on the same examples."""
+    if model not in found:
+        return {}
+    own = found[model]
+    others = {
+        name: other
+        for name, other in found.items()
+        if name != model and same_examples(own.score, other.score) and _has(other.score, metric)
+    }
+    return {name: versus(own, other, metric).resolved() for name, other in others.items()}
+
+
+def _has(score: ScoreResult, metric: str | None) -> bool:
+    return metric is None or metric in score.metrics
 
 
 def _values(score: ScoreResult, metric: str | None) -> tuple[float, float, float]:
@@ -202,7 +257,7 @@ def _mean(
 
 def _mean_error(scores: Iterable[Mapping[str, Any] | None]) -> float | None:
     """Standard error of a model's mean, from the tasks with several seeds; None without any."""
-    errors = [None if score is None else score["error"] for score in scores]
+    errors = [None if score is None else score["error_seeds"] for score in scores]
     known = [error for error in errors if error is not None]
     return math.hypot(*known) / len(errors) if known else None
 

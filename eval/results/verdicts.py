@@ -141,5 +141,5 @@ def _gain(row: Mapping[str, Any]) -> float | None:
 
 def _error(*scores: Mapping[str, Any]) -> float | None:
     """Standard error of a difference of medians; None where one has a single seed."""
-    errors = [each["error"] for each in scores]
+    errors = [each["error_seeds"] for each in scores]
     return None if None in errors else math.hypot(*errors)

@@ -12,9 +12,11 @@ from cluster.jobs.job import Job
 from eval.results.export_formats import FORMATS, Format, with_sources
 from eval.results.schema import STUDENT, TEACHER
 from eval.suite.recipe import PAIRS, QUESTIONS, Exports, Suite
-from eval.tasks.definitions import MADE_HERE
+from eval.tasks.definitions import MADE_HERE, TASKS
 
 SECOND_STEP = "student-second-step"
+BAG_KEYS = ("task", "data", "train_limit", "dev_limit")
+"""Values of ``eval.finetune`` that a bag of words shares."""
 
 
 def finetune_values(suite: Suite, task: str, *changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -59,6 +61,11 @@ def _finetuning(suite: Suite, task: str, out: Path, *changes: Mapping[str, Any])
     if folder is None and suite.hub is not None and "data" not in values:
         values["data"] = suite.hub.format(task=task)
     return values, folder
+
+
+def _after(task: str) -> list[str]:
+    """Jobs that make a task's examples."""
+    return [f"datasets/{task}"] if task in MADE_HERE else []
 
 
 def sweep_students(suite: Suite, models: Collection[str]) -> tuple[str, ...]:
@@ -117,12 +124,13 @@ class SuitePlan:
     out: Path
 
     def jobs(self) -> list[Job]:
-        """Data made from the corpus, fine-tuning, exports, speed: each after what it needs, timed ones alone on a node.
+        """Data made from the corpus, bags of words, fine-tuning, exports, speed: each after what it needs, timed ones
+        alone on a node.
 
         Raises:
             StageError: no token rows to calibrate an export with.
         """
-        return [*self._data(), *self.scores(), *self._exports(), *self._baselines()]
+        return [*self._data(), *self._bags(), *self.scores(), *self._exports(), *self._baselines()]
 
     def described(self) -> dict[str, Any]:
         """The contents of ``suite.json``: what the report must know about the models."""
@@ -159,6 +167,16 @@ class SuitePlan:
                 inputs = {"corpus": self.out / "corpus"}
                 yield self._job(f"datasets/{task}", made_by, corpus_values(self.suite, task), inputs)
 
+    def _bags(self) -> Iterator[Job]:
+        """The bag of words of every task of classes or scores, on the examples of the models."""
+        tasks = self.suite.tasks if self.suite.bag_of_words == "classification" else ()
+        for task in tasks:
+            values, folder = _finetuning(self.suite, task, self.out)
+            if TASKS[task].answers is None:
+                shared = {key: values[key] for key in BAG_KEYS if key in values}
+                inputs = {} if folder is None else {"data": folder}
+                yield self._job(f"bag_of_words/{task}", "eval.bag_of_words", shared, inputs, after=_after(task))
+
     def _finetune(
         self, name: str, model: str, task: str, change: Mapping[str, Any] | None = None, taught: bool = False
     ) -> Job:
@@ -166,7 +184,7 @@ class SuitePlan:
         values, folder = _finetuning(suite, task, self.out, change or {})
         values["placement"] = {"threads": suite.job_cpus}
         inputs = {"model": self.models[model], **({} if folder is None else {"data": folder})}
-        after = [f"datasets/{task}"] if task in MADE_HERE else []
+        after = _after(task)
         if taught:
             inputs["teacher"] = self.out / "finetune" / TEACHER / task
             after.append(f"finetune/{TEACHER}/{task}")

@@ -5,7 +5,7 @@
 
 import re
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
@@ -203,6 +203,8 @@ class Suite(Recipe):
     """Values of ``eval.finetune`` for every task."""
     models: dict[str, str] = Field(default_factory=dict)
     """More models to score: name to folder."""
+    bag_of_words: Literal["classification", "none"] = "classification"
+    """Tasks whose scores stand beside those of a bag of words: all of classes or scores, or none."""
     second_step: TaskDistillationJobs | None = None
     """Fine-tunes the student a second time, with the fine-tuned teacher."""
     sweep: Sweep | None = None

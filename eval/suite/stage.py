@@ -7,7 +7,8 @@
 Models are the inputs, those the recipe names, and those of a pipeline below ``--out`` (``teacher/``,
 ``students/<name>/``). The results are there too::
 
-    datasets/ finetune/<model>/<task>/ exports/<model>/<format>/ latency/ baselines/ pages/<name>/ mobile/<name>/
+    datasets/ bag_of_words/<task>/ finetune/<model>/<task>/ exports/<model>/<format>/ latency/ baselines/
+    pages/<name>/ mobile/<name>/
     suite.json      the models, and which of them are compared how
     jobs.json       how every job ended
     report/         from which the model cards of the students are filled
@@ -38,7 +39,7 @@ LEDGER = "queue"
 SUITE, JOBS, REPORT = "suite.json", "jobs.json", "report"
 FEW = 5
 """Failed jobs that an error names."""
-PLACES = ("datasets", "finetune", "exports", "latency", "baselines", "pages", "mobile", REPORT)
+PLACES = ("datasets", "bag_of_words", "finetune", "exports", "latency", "baselines", "pages", "mobile", REPORT)
 """The folders of results below ``--out``, which start the names of the suite's jobs."""
 
 

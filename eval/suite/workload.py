@@ -6,9 +6,10 @@ from typing import Any
 from cluster.artifacts.stage import StageContext, Workload
 from cluster.jobs.job import Job
 from eval.suite.plan import SECOND_STEP, SuitePlan
-from eval.suite.recipe import PROVENANCE, Suite
+from eval.suite.recipe import Suite
 from eval.tasks.definitions import TASKS
 from eval.tasks.provenance import Provenance
+from eval.tasks.word_order import WordOrder
 
 SIZES: Mapping[str, tuple[int, float]] = {
     "cola": (8_551, 11),
@@ -41,9 +42,13 @@ def workload(suite: Suite, context: StageContext) -> list[Workload]:
 def _of(suite: Suite, job: Job) -> Workload:
     _, name, task = job.name.split("/")
     values: Mapping[str, Any] = job.recipe
-    if task == PROVENANCE:
+    if task == "provenance":
         made = Provenance.of(suite.provenance)
         examples, tokens = made.labels * made.passages_per_label, 1.3 * made.words
+    elif task == "word_order":
+        sentences = WordOrder.of(suite.word_order)
+        examples = sentences.train_examples + sentences.dev_examples
+        tokens = 1.3 * (sentences.shortest + sentences.longest) / 2
     else:
         examples, tokens = SIZES.get(task, (10_000, TASKS[task].max_length))
     passes = (values.get("epochs") or TASKS[task].epochs) * len(values.get("seeds", (1,)))

@@ -74,12 +74,12 @@ def run(recipe: WordOrder, inputs: Mapping[str, Path], out: Path) -> dict[str, A
             f"for dev_examples = {recipe.dev_examples} and train_examples = {recipe.train_examples}: lower these, or "
             "raise sentences_per_document"
         )
-    examples = [
+    for_train, for_dev = (
         [_example(recipe.seed, sentence, number % 2) for number, sentence in enumerate(part)]
         for part in (train[: recipe.train_examples], dev[: recipe.dev_examples])
-    ]
-    corpus_task.write(out, *examples, LABELS, recipe.seed)
-    return {"labels": list(LABELS), "train_examples": len(examples[0]), "dev_examples": len(examples[1])}
+    )
+    corpus_task.write(out, for_train, for_dev, LABELS, recipe.seed)
+    return {"labels": list(LABELS), "train_examples": len(for_train), "dev_examples": len(for_dev)}
 
 
 def _chosen(recipe: WordOrder, shards: Sequence[Path], wanted: int) -> list[list[str]]:

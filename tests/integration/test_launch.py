@@ -50,7 +50,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "rte" / "dev.jsonl").write_text('{"sentence1": "a", "sentence2": "b"}\n')
     process = launched(tiny_pipeline.write(folder / "pipeline.toml", values), folder / "out")
     assert process.returncode == 1, process.stderr
-    assert "2 failed jobs" in process.stderr, process.stderr
+    assert "3 failed jobs" in process.stderr, process.stderr
     return folder / "out"
 
 
@@ -61,10 +61,13 @@ def test_every_stage_left_its_artifact(done: Path) -> None:
         "teacher": "teacher",
         "students/student": "student",
         "students/no-teacher": "student",
+        "students/untrained": "student",
         "finetune/teacher/provenance": "finetune",
         "finetune/student/provenance": "finetune",
         "finetune/student-second-step/provenance": "finetune",
         "finetune/no-teacher/provenance": "finetune",
+        "finetune/untrained/provenance": "finetune",
+        "bag_of_words/provenance": "benchmark",
         "probes/student": "probes",
         "exports/student/onnx": "export",
         "exports/student/int8": "export",
@@ -88,11 +91,32 @@ def test_every_stage_left_its_artifact(done: Path) -> None:
 def test_a_failed_job_stops_no_other_and_the_report_names_it(done: Path) -> None:
     states = {job["name"]: job["state"] for job in json.loads((done / "jobs.json").read_text())}
     failed = {name for name, state in states.items() if state == "failed"}
-    assert failed == {"finetune/teacher/rte", "finetune/student/rte"}
+    assert failed == {"finetune/teacher/rte", "finetune/student/rte", "bag_of_words/rte"}
     assert states["latency"] == "done"
     page = (done / "report" / "report.html").read_text()
     assert "finetune/student/rte" in page
     assert "label" in page
+
+
+def test_the_report_says_what_the_teacher_adds(done: Path) -> None:
+    report = tiny_pipeline.report(done)
+    untrained = artifact.read(done / "students/untrained").facts
+    assert (untrained["steps"], untrained["tokens"]) == (0, 0)
+    kinds = {model["name"]: model["kind"] for model in report["models"]}
+    assert kinds == {
+        "teacher": "teacher", "student": "distilled", "no-teacher": "no-teacher", "untrained": "untrained"
+    }  # fmt: skip
+    compared = {one["kind"]: one for one in report["heldout"]["comparisons"]}
+    assert set(compared) == {"untrained", "no-teacher"}
+    assert all(one["loss"]["error"] > 0 and one["reason"] is None for one in compared.values())
+    (row,) = (row for row in report["other_tasks"] if row["task"] == "provenance")
+    assert row["bag_of_words"]["examples"] == row["student"]["examples"]
+    assert {other: against["pairing"] for other, against in row["versus"].items()} == dict.fromkeys(
+        ("teacher", "no-teacher", "untrained", "student-second-step", "bag_of_words"), "paired"
+    )
+    # The teacher of four steps knows nothing, and the report says so.
+    assert report["models"][0]["hardly_better"]
+    assert "The teacher knows hardly more than word counts" in (done / "report" / "report.md").read_text()
 
 
 @pytest.mark.long

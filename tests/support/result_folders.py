@@ -7,12 +7,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from cluster.artifacts import artifact
 from cluster.storage import filesystem
 from cluster.telemetry import metrics_log
 from eval.results.collect import collect
 from eval.results.comparison import compare
 
+LOSS_WEIGHTS = {"soft": 5.0, "masked": 2.0, "cosine": 1.0}
+"""The weights of the losses of a distilled student."""
 PARAMETERS = {"teacher": 22_700_000, "student": 17_400_000}
 LAYERS = {"teacher": 6, "student": 3}
 CORPUS = {
@@ -40,7 +45,16 @@ def make(path: Path, kind: str, facts: Mapping[str, Any], files: Mapping[str, An
             (draft.path / name).write_bytes(data)
 
 
-def make_model(out: Path, name: str, kind: str, validation: Mapping[str, Any] | None, **inputs: Path) -> None:
+def make_model(
+    out: Path,
+    name: str,
+    kind: str,
+    validation: Mapping[str, Any] | None,
+    told: Mapping[str, Any] | None = None,
+    heldout: Mapping[str, list[float]] | None = None,
+    **inputs: Path,
+) -> None:
+    """A teacher or student; ``told`` are more facts, ``heldout`` its validation by row."""
     facts = {
         "architecture": "BertForMaskedLM" if kind == "teacher" else "DistilBertForMaskedLM",
         "parameters": _of(PARAMETERS, name),
@@ -55,7 +69,18 @@ def make_model(out: Path, name: str, kind: str, validation: Mapping[str, Any] | 
         differences = [{"what": "student.dropout", "paper": "0.1", "here": "0"}]
         facts |= {**trained, "validation": validation, "lineage": lineage, "differences": differences}
     # As in distill.export: the input is a run, and the facts name the artifacts of its lineage.
-    make(out, kind, facts, {"config.json": {}, "model.safetensors": b"\0" * (_of(PARAMETERS, name) // 1000)})
+    files: dict[str, Any] = {"config.json": {}, "model.safetensors": b"\0" * (_of(PARAMETERS, name) // 1000)}
+    if heldout is not None:
+        facts |= {"heldout": "the same rows and masks"}
+        files["heldout.parquet"] = table_bytes(heldout)
+    make(out, kind, {**facts, **(told or {})}, files)
+
+
+def table_bytes(columns: Mapping[str, list[float]]) -> bytes:
+    """A Parquet file of these columns."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table(dict(columns)), sink)
+    return bytes(sink.getvalue())
 
 
 def spread(values: list[float]) -> dict[str, float]:
@@ -95,11 +120,11 @@ def scores(task: str, seeds: list[float], metric: str = "accuracy", **changed: A
     }
 
 
-def make_finetuned(path: Path, found: Mapping[str, Any], **inputs: Path) -> None:
+def make_finetuned(path: Path, found: Mapping[str, Any], more: Mapping[str, Any] | None = None, **inputs: Path) -> None:
     """A fine-tuned model: its manifest has the values of ``scores.json`` without the seeds."""
     texts = 1 if found["task"] in ("imdb", "cola", "sst2", "provenance", "squad", "squad2") else 2
     facts = {key: value for key, value in found.items() if key != "seeds"} | {"texts": texts}
-    make(path, "finetune", facts, {"scores.json": found}, **inputs)
+    make(path, "finetune", facts, {"scores.json": found, **(more or {})}, **inputs)
 
 
 def write_run(folder: Path, teacher: bool) -> None:
@@ -434,11 +459,13 @@ def write_probes(run: Path, scored: Mapping[str, float]) -> None:
                 lines.write(json.dumps({"step": step, "task": task, **found, "artifact": place}) + "\n")
 
 
-def replace_scores(out: Path, model: str, task: str, found: Mapping[str, Any], **inputs: Path) -> None:
-    """Replace a model's ``scores.json`` of a task."""
+def replace_scores(
+    out: Path, model: str, task: str, found: Mapping[str, Any], more: Mapping[str, Any] | None = None, **inputs: Path
+) -> None:
+    """Replace a model's ``scores.json`` of a task; ``more`` has further files."""
     folder = out / "finetune" / model / task
     shutil.rmtree(folder)
-    make_finetuned(folder, found, **inputs)
+    make_finetuned(folder, found, more, **inputs)
 
 
 def compared(out: Path) -> dict[str, Any]:

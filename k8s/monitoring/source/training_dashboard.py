@@ -179,15 +179,29 @@ TRAINING = Board(
                 logarithmic=True,
             ),
             graph(
-                "Masked words right",
-                "Share of the masked words of held-out rows that are predicted exactly; the student's line rises "
+                "Loss on hidden words",
+                "Held-out words that the input hides; the student's line falls from word counts towards its teacher's.",
+                "short",
+                Query(last("stillhouse_validation_hidden_loss_nats", by="by (cluster, run, model)"), "{{model}}"),
+                low=None,
+            ),
+            graph(
+                "Hidden words right",
+                "Share of the hidden words of held-out rows that are predicted exactly; the student's line rises "
                 "towards its teacher's.",
                 "percentunit",
                 Query(last("stillhouse_validation_accuracy_ratio", by="by (cluster, run, model)"), "{{model}}"),
             ),
             graph(
+                "Visible words right",
+                "Share of the masked words that the input shows (a tenth of them) that are predicted exactly.",
+                "percentunit",
+                Query(last("stillhouse_validation_visible_accuracy_ratio", by="by (cluster, run, model)"), "{{model}}"),
+                high=1,
+            ),
+            graph(
                 "Agreement with the teacher",
-                "Share of held-out positions at which student and teacher predict the same word.",
+                "Share of hidden words of held-out rows for which student and teacher predict the same word.",
                 "percentunit",
                 per_run("stillhouse_validation_agreement_ratio"),
                 high=1,

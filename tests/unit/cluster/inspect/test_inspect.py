@@ -277,6 +277,15 @@ def _run(folder: Path, losses: list[float], identity: str) -> Path:
     return folder
 
 
+def test_a_run_of_no_step_shows_its_validation(tmp_path: Path, made: Path) -> None:
+    folder = _run(tmp_path / "run", [], artifact.read(made / "tokens").identity)
+    found = _look(folder)
+    assert found.headline == "Validated at step 0, without a step of training."
+    page = _page(found, 300)
+    assert "validation at 0" in page
+    assert "accuracy 0.25" in page
+
+
 def test_a_run_shows_how_far_it_got_and_what_it_can_go_on_from(tmp_path: Path, made: Path) -> None:
     shutil.copytree(made / "tokens", tmp_path / "tokens")
     identity = artifact.read(made / "tokens").identity

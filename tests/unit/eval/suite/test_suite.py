@@ -64,6 +64,7 @@ def test_every_model_is_fine_tuned_on_every_task_after_its_dependencies(data: Pa
     found = _jobs(_plan(data, out, finetune={"seeds": [1, 2]}, job_cpus=2, priority=3))
     assert list(found) == [
         "datasets/provenance",
+        *(f"bag_of_words/{task}" for task in TASKS),
         *(f"finetune/{model}/{task}" for task in TASKS for model in ("teacher", "student")),
     ]
     job = found["finetune/student/stsb"]
@@ -73,6 +74,19 @@ def test_every_model_is_fine_tuned_on_every_task_after_its_dependencies(data: Pa
     made = found["finetune/teacher/provenance"]
     assert made.after == ("datasets/provenance",)
     assert made.inputs["data"] == found["datasets/provenance"].out
+
+
+def test_a_bag_of_words_reads_the_examples_of_the_models(data: Path, out: Path) -> None:
+    (data / "squad").mkdir()
+    tasks = {**TASKS, "squad": {}, "rte": {"train_limit": 100, "seeds": [1, 2]}}
+    found = _jobs(_plan(data, out, tasks=tasks, finetune={"dev_limit": 50}))
+    bags = {name: job for name, job in found.items() if name.startswith("bag_of_words/")}
+    assert list(bags) == ["bag_of_words/rte", "bag_of_words/stsb", "bag_of_words/provenance"]
+    rte, _, made = bags.values()
+    assert (rte.stage, rte.recipe) == ("eval.bag_of_words", {"task": "rte", "train_limit": 100, "dev_limit": 50})
+    assert (rte.inputs, rte.out) == ({"data": data / "rte"}, out / "bag_of_words" / "rte")
+    assert made.after == ("datasets/provenance",)
+    assert not any(name.startswith("bag_of_words/") for name in _jobs(_plan(data, out, bag_of_words="none")))
 
 
 def test_the_second_step_is_taught_by_the_fine_tuned_teacher(data: Path, out: Path) -> None:
@@ -275,7 +289,7 @@ def test_models_may_be_given_or_named(data: Path, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     suite = Suite.of({"data": f"{data}/{{task}}", "tasks": {"rte": {}}, "models": {"large": str(tmp_path / "large")}})
     plan = SuitePlan(suite, models(suite, {"student": tmp_path / "mine"}, tmp_path / "out"), tmp_path / "out")
-    assert list(_jobs(plan)) == ["finetune/student/rte", "finetune/large/rte"]
+    assert list(_jobs(plan)) == ["bag_of_words/rte", "finetune/student/rte", "finetune/large/rte"]
     assert plan.described()["models"] == {"large": str(tmp_path / "large"), "student": str(tmp_path / "mine")}
     absent = Suite.of({"models": {"large": str(tmp_path / "nowhere")}})
     with pytest.raises(StageError, match=r"the model large: no folder .*nowhere"):

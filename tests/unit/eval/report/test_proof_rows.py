@@ -1,0 +1,76 @@
+"""Rows of the report that say what a score is worth: word counts, untrained layers, a bag of words, errors."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from result_folders import LOSS_WEIGHTS, compared, make, make_model, scores, table_bytes
+
+from eval.report import measured_tables, paper_tables
+from eval.report.table import Table
+
+
+def hits(right: int, of: int = 277) -> dict[str, bytes]:
+    return {"examples.parquet": table_bytes({"score": [100.0] * right + [0.0] * (of - right)})}
+
+
+def report(out: Path, **measured: float) -> dict[str, Any]:
+    """A student, its layers untrained, and a bag of words on a task that the paper does not have."""
+    validation = {
+        "masked": 4.0, "hidden_loss": 4.2, "accuracy": 0.31, "counts_masked": 6.3, "counts_accuracy": 0.05,
+        "counts_hidden_loss": 6.37, "teacher_masked": 3.5, "teacher_hidden_loss": 3.7, **measured,
+    }  # fmt: skip
+    for name, steps, nats in (("student", 600, 4.2), ("as-it-starts", 0, 5.0)):
+        shutil.rmtree(out / "students" / name, ignore_errors=True)
+        heldout = {
+            "hidden": [5.0] * 4,
+            "hits": [1.0, 2.0, 1.0, 2.0],
+            "nats": [5 * nats, 5 * nats + 1, 5 * nats, 5 * nats],
+        }
+        told = {"start": "teacher", "loss": LOSS_WEIGHTS, "steps": steps}
+        make_model(out / "students" / name, name, "student", validation, told, heldout)
+    for model, right in (("teacher", 200), ("student", 150)):
+        found = scores("provenance", [right / 2.77])
+        make(out / "finetune" / model / "provenance", "finetune", {}, {"scores.json": found, **hits(right)})
+    bag = {**scores("provenance", [180 / 2.77]), "seeds": [], "settings": {"features": "TF-IDF"}}
+    make(out / "bag_of_words" / "provenance", "benchmark", {}, {"scores.json": bag, **hits(180)})
+    return compared(out)
+
+
+def cell(table: Table, row: int, column: str) -> str:
+    return str(table.rows[row].cells[table.columns.index(column)])
+
+
+def test_word_counts_stand_below_the_models(small_results: Path) -> None:
+    table = measured_tables.models(report(small_results))
+    assert (cell(table, -1, "Model"), cell(table, -1, "MLM loss")) == ("word counts", "6.300")
+    assert cell(table, -1, "MLM accuracy") == "5.0 %"
+    assert "as-it-starts (the teacher's layers, untrained)" in [cell(table, row, "Model") for row in range(4)]
+    assert not any("word counts" in finding for finding in table.findings)
+
+
+def test_a_teacher_like_word_counts_is_named(small_results: Path) -> None:
+    table = measured_tables.models(report(small_results, teacher_hidden_loss=6.31))
+    assert table.findings[0].startswith("The teacher knows hardly more than word counts: 6.31 nats on hidden words")
+
+
+def test_the_student_minus_others_on_held_out_rows(small_results: Path) -> None:
+    table = measured_tables.held_out(report(small_results))
+    (row,) = range(len(table.rows))
+    assert cell(table, row, "Minus") == "the teacher's layers, untrained (as-it-starts)"
+    assert cell(table, row, "Loss, nats") == "−0.800 (± 0.000)"
+    assert cell(table, row, "Better by more than 2 SE") == "yes"
+    assert "On 20 hidden words of the same 4 held-out rows." in table.notes[0]
+
+
+def test_scores_have_their_error_and_the_bag_of_words(small_results: Path) -> None:
+    found = report(small_results)
+    table = paper_tables.other_tasks(found)
+    assert cell(table, 0, "Student").startswith("54.2 (± 3.0, one seed)")
+    assert cell(table, 0, "Bag of words") == "65.0 (± 2.9)"
+    assert table.findings == (
+        "provenance: the student is worse than the teacher (−18.1 ± 2.3 points, paired, one seed).",
+        "provenance: the student is worse than the bag of words (−10.8 ± 1.9 points, paired, one seed).",
+        "provenance: the teacher is better than the bag of words (+7.2 ± 1.6 points, paired, one seed).",
+    )
+    assert "Bag of words" not in paper_tables.glue(found).columns
