@@ -7,6 +7,7 @@ broke, and not what the user has to correct.
 The queue outlives its submitters; its ledger on shared storage outlives the cluster.
 """
 
+import contextlib
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -52,10 +53,13 @@ def run(jobs: Sequence[Job], ledger: Path) -> list[Outcome]:
     names = dict(zip(offsets, (job.name for job in jobs), strict=True))
     ended: dict[str, Outcome] = {}
     try:
-        with progress.Progress("jobs", len(jobs), "jobs") as shown:
+        with contextlib.ExitStack() as stack:
+            # The line of a single job says as much as a count of jobs.
+            shown = stack.enter_context(progress.Progress("jobs", len(jobs), "jobs")) if len(jobs) > 1 else None
             for outcome in found.follow(offsets, names):
                 ended[outcome.id] = outcome
-                shown.advance()
+                if shown is not None:
+                    shown.advance()
                 progress.say(sentence(outcome))
     except KeyboardInterrupt:
         if not ray_cluster.is_private():
@@ -114,6 +118,11 @@ def stop() -> bool:
         return False
     ray.kill(found)
     return True
+
+
+def line_of(job: str, line: str) -> str:
+    """A line of a job's output after the job's name, once: progress of a stage often begins with it."""
+    return line if line.startswith(f"{job}: ") else f"{job}: {line}"
 
 
 def sentence(outcome: Outcome) -> str:
@@ -185,7 +194,7 @@ class Queue:
                         # The outcome repeats the last error.
                         line, held[name] = held.get(name, ""), line
                     if line:
-                        progress.say(f"[{names[name]}] {line}")
+                        progress.say(line_of(names[name], line))
                 left[name] = seen["offset"]
                 news |= bool(seen["text"])
                 if seen["outcome"] is not None and not seen["text"]:

@@ -104,7 +104,10 @@ def versions(*more: str) -> str:
 
 def masked_word_results(validation: Mapping[str, Any]) -> list[EvalResult]:
     """The validation of a masked language model for the Hub's ``model-index``: accuracy as a share, loss in nats."""
-    measured = (("accuracy", "accuracy", "accuracy on hidden words"), ("hidden_loss", "loss", "loss on hidden words, nats"))
+    measured = (
+        ("accuracy", "accuracy", "accuracy on hidden words"),
+        ("hidden_loss", "loss", "loss on hidden words, nats"),
+    )
     return [
         EvalResult(
             task_type="fill-mask",

@@ -18,9 +18,18 @@ PLAIN_SECONDS = 10.0
 T = TypeVar("T")
 
 
-def training_note(line: Mapping[str, Any]) -> dict[str, str]:
-    """What a progress bar shows of a training step; fp16 steps skipped in a row from the second one on."""
-    note = {"loss": f"{line['total']:.3f}", "tokens/s": f"{line['tokens_per_second']:,.0f}"}
+_TERMS = ("soft", "masked", "cosine")
+
+
+def training_note(line: Mapping[str, Any], agreement: float | None = None) -> dict[str, str]:
+    """What a progress bar shows of a training step: the terms of its loss, and agreement with the teacher.
+
+    ``agreement`` is that of the last validation. Fp16 steps skipped in a row are shown from the second one on.
+    """
+    note = {term: f"{line[term]:.3g}" for term in _TERMS if line.get(term)} or {"loss": f"{line['total']:.3f}"}
+    if agreement is not None:
+        note["agreement"] = f"{100 * agreement:.0f} %"
+    note["tokens/s"] = f"{line['tokens_per_second']:,.0f}"
     if (skipped := line.get("skipped_in_a_row", 0)) > 1:
         note["skipped in a row"] = str(skipped)
     return note
@@ -30,6 +39,12 @@ def say(line: str) -> None:
     """A line for people, above any progress bar."""
     with tqdm.external_write_mode(file=sys.stderr):
         logger.info("%s", line)
+
+
+def counted(number: int, unit: str) -> str:
+    """``1 split read``, ``3 splits read``: ``unit`` is plural, and its first word loses its s."""
+    first, space, rest = unit.partition(" ")
+    return f"{number:,} {first.removesuffix('s') if number == 1 else first}{space}{rest}"
 
 
 class Rates:
@@ -73,7 +88,7 @@ class Progress:
             self._bar.close()
         elif self._done > self._first:
             taken = duration(time.monotonic() - self._started)
-            logger.info("%s: %s %s in %s", self._what, f"{self._done:,}", self._unit, taken)
+            logger.info("%s: %s in %s", self._what, counted(self._done, self._unit), taken)
 
     def advance(self, by: int = 1, note: Mapping[str, str] | None = None) -> None:
         self._done += by
@@ -84,8 +99,8 @@ class Progress:
         elif time.monotonic() - self._said >= PLAIN_SECONDS:
             self._said = time.monotonic()
             words = "".join(f", {key} {value}" for key, value in (note or {}).items())
-            share = f" of {self._total:,}" if self._total else ""
-            logger.info("%s: %s%s %s%s%s", self._what, f"{self._done:,}", share, self._unit, words, self._left())
+            share = f"{self._done:,} of {counted(self._total, self._unit)}" if self._total else None
+            logger.info("%s: %s%s%s", self._what, share or counted(self._done, self._unit), words, self._left())
 
     def reach(self, done: int, note: Mapping[str, str] | None = None) -> None:
         """Move to ``done``; also back, where work starts again from an earlier point."""

@@ -241,8 +241,10 @@ def _save(tokenizer: Any, out: Location) -> None:
 def _train(recipe: TrainedWordPiece, share: float, sources: Sequence[Location]) -> Any:
     """A tokenizer learned from the documents that are not held out."""
 
+    passes = iter(("characters", "vocabulary"))
+
     def training_texts() -> Iterator[list[str]]:
-        for source in progress.progress(sources, "vocabulary", len(sources), "shards"):
+        for source in progress.progress(sources, next(passes), len(sources), "shards"):
             for texts in read_texts(source):
                 yield [text for text in texts if not is_heldout(text, share)]
 

@@ -205,7 +205,8 @@ def _display_progress(run: Run, name: str, done: threading.Event) -> None:
         if display is None:
             display = progress.Progress(f"{name}: training", last["steps"], "steps", last["step"])
         elif last["step"] != step:  # lower after a restart from an older checkpoint
-            display.reach(last["step"], progress.training_note(last))
+            validated = metrics_log.newest_metrics(run.metrics, "validation") or {}
+            display.reach(last["step"], progress.training_note(last, validated.get("agreement")))
         step = last["step"]
     if display is not None:
         display.close()

@@ -18,9 +18,12 @@ Run again, it skips what is complete and resumes what is not.
 
 import argparse
 import contextlib
+import os
+import shlex
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +34,14 @@ from cluster.artifacts.stage import TrainingRun
 from cluster.jobs import client
 from cluster.jobs.job import GOOD, Job, JobsFailedError, Outcome
 from cluster.storage import filesystem
+from cluster.telemetry.formatting import elapsed, plural
 from cluster.telemetry.progress import say
 from cluster.tokens.rows import open_tokens
 from distill.checkpointing.run_folder import Run
 from distill.data.schedule import Schedule
 from distill.launch.elastic import LaunchError
 from distill.launch.pipeline_recipe import MAIN, SUITE, Pipeline, PipelinePlan
+from distill.launch.pipeline_stages import Stages
 from distill.launch.ray_train import Call, on_workers
 from distill.train.teacher import RUN, Teacher
 
@@ -72,24 +77,52 @@ def launch(pipeline: Pipeline, out: Path) -> list[dict[str, Any]]:
     plan.check()
     out.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
+    stages = Stages(plan)
     with ray_cluster.connect(pipeline.cpus):
-        outcomes = client.run(plan.text(), plan.ledger)
-        if failure := next((outcome for outcome in outcomes if outcome.state not in GOOD), None):
-            raise LaunchError(f"{failure.name} failed, as said above: correct that, and run the same command again")
+        outcomes = []
+        for jobs in _turns(plan.text()):
+            stages.begin(jobs[0].name)
+            outcomes += client.run(jobs, plan.ledger)
+            if failure := next((outcome for outcome in outcomes if outcome.state not in GOOD), None):
+                raise LaunchError(f"{failure.name} failed, as said above: correct that, and run the same command again")
+        stages.begin("teacher")
         train_teacher(plan)
+        stages.begin(MAIN)
         outcomes += train_student(plan, MAIN)
         for name in pipeline.all_ablations():
+            stages.begin(name)
             outcomes += train_ablation(plan, name)
         filesystem.write_json(out / JOBS, [outcome.resolved() for outcome in outcomes])
+        stages.begin("suite")
         # jobs.json says which jobs have failed.
         with contextlib.suppress(JobsFailedError):
             registry.execute(SUITE, pipeline.suite, {}, out)
     failed = [entry for entry in filesystem.read_json(out / JOBS) if entry["state"] not in GOOD]
-    if (summary := out / "report" / "summary.txt").is_file():
-        print(summary.read_text(encoding="utf-8"))
-        print(f"report: {summary.with_name('report.html')}")
-    say(f"pipeline {out.name}: {time.monotonic() - started:.0f} s, {len(failed)} failed jobs")
+    say(f"{out.name}: {elapsed(time.monotonic() - started)}, {plural(len(failed), 'job')} failed")
+    print(ending(out), flush=True)
     return failed
+
+
+def _turns(jobs: Sequence[Job]) -> list[list[Job]]:
+    """The corpus alone, then what is made of it at the same time: the corpus is complete by then."""
+    corpus, *others = jobs
+    after = [tuple(name for name in job.after if name != corpus.name) for job in others]
+    return [[corpus], [replace(job, after=left) for job, left in zip(others, after, strict=True)]]
+
+
+def ending(out: Path) -> str:
+    """The last screen: the report's summary, and what to do next."""
+    summary = out / "report" / "summary.txt"
+    if not summary.is_file():
+        return f"no report: {out / JOBS} says why"
+    place = os.path.relpath(out)
+    shown = place if not place.startswith("..") else str(out)
+    return (
+        f"\n{summary.read_text(encoding='utf-8')}\n"
+        f"report   {summary.with_name('report.html').as_uri()}\n"
+        f"ask it   stillhouse ask {shlex.quote(shown)}\n"
+        "yours    stillhouse new mine    # a recipe of ten lines: your text, your BERT"
+    )
 
 
 def train_teacher(plan: PipelinePlan) -> None:

@@ -105,6 +105,7 @@ class RunLogger:
         """What a checkpoint keeps of the last validation: its values, and its held-out rows."""
         self._validated_at = -1
         self._named = False
+        self._agreement: float | None = None
         self._micros: list[Tensor] = []
         self._rows: list[RowsOf] = []
         self._pending: list[_Step] = []
@@ -239,7 +240,7 @@ class RunLogger:
         if self._log is not None:
             self._log.write(**line)
             self._metrics.count_skipped(skipped)
-            self._progress.advance(note=progress.training_note(line))
+            self._progress.advance(note=progress.training_note(line, self._agreement))
         return line
 
     def _refuse(self, step: _Step) -> None:
@@ -266,6 +267,7 @@ class RunLogger:
         rows = {name: [_short(value) for value in column] for name, column in found.rows.items()}
         self._validation = {"validation": finite, "heldout_rows": rows}
         self._validated_at = self._step
+        self._agreement = values["agreement"]
         if self._log is not None:
             self._log.write(kind="validation", step=self._step, **values)
             self._metrics.show_validation(values)

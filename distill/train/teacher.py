@@ -111,8 +111,9 @@ def run(recipe: Teacher, inputs: Mapping[str, Path], out: Path) -> dict[str, Any
     if int(os.environ.get("RANK", "0")) != 0:
         return {}  # only the first worker writes
     if recipe.train is not None:
-        model, measured = _trained(recipe, tokens, out / RUN)
-        facts["validation"] = measured
+        model, spent = _trained(recipe, tokens, out / RUN)
+        facts |= spent
+        measured = spent["validation"]
         if warning := word_count_gain.warning(
             "this teacher", measured.get("hidden_loss"), measured.get("counts_hidden_loss")
         ):
@@ -170,7 +171,7 @@ def _train(model: Any, recipe: Teacher, schedule: Schedule, identities: dict[str
 
 
 def _trained(recipe: Teacher, tokens: TokenSet | None, folder: Path) -> tuple[Any, Mapping[str, Any]]:
-    """The trained model and its last validation.
+    """The trained model, and what its training took and reached, as of a student.
 
     It comes from the checkpoint, which has whole fp32 weights; in memory they may be sharded and in half precision.
     """
@@ -178,7 +179,8 @@ def _trained(recipe: Teacher, tokens: TokenSet | None, folder: Path) -> tuple[An
     assert newest is not None
     model, _ = _untrained(recipe, tokens)
     MaskedLM(model).load_state_dict(newest.load().weights, strict=False)
-    return model, newest.facts["validation"]
+    facts = {key: newest.facts[key] for key in ("tokens", "world_size", "device", "validation")}
+    return model, {**facts, "steps": newest.step, "device_hours": newest.facts["device_seconds"] / 3600}
 
 
 STAGE = stage.Stage(

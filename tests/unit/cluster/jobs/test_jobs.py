@@ -241,3 +241,8 @@ def test_connecting_inside_a_connection_leaves_it_open(corpus: Path) -> None:
     with ray_cluster.connect(1):
         pass
     assert _run(corpus, toy_job(corpus, "still-there"))["still-there"].state == "done"
+
+
+def test_a_line_of_output_names_its_job_once() -> None:
+    assert client.line_of("corpus", "corpus: 3 splits read") == "corpus: 3 splits read"
+    assert client.line_of("tokens", "vocabulary: 4 shards in 2 s") == "tokens: vocabulary: 4 shards in 2 s"

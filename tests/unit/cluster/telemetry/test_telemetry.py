@@ -250,3 +250,18 @@ def test_a_dumb_terminal_gets_plain_lines() -> None:
     shown = _on_terminal("dumb")
     assert "rows: 1 of 3 rows, loss 0.5, 0 s left\r\n" in shown
     assert "%" not in shown
+
+
+def test_a_single_thing_is_no_plural(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", "stillhouse"), progress.Progress("corpus", 1, "splits read") as shown:
+        shown.advance()
+    assert re.sub(r"in .*", "in T", caplog.messages[-1]) == "corpus: 1 split read in T"
+
+
+def test_training_shows_the_terms_of_the_loss_and_agreement() -> None:
+    line = {"total": 12.154, "soft": 0.00951, "masked": 5.86, "cosine": 0.0191, "tokens_per_second": 5900.4}
+    assert progress.training_note(line, 0.834) == {
+        "soft": "0.00951", "masked": "5.86", "cosine": "0.0191", "agreement": "83 %", "tokens/s": "5,900",
+    }  # fmt: skip
+    alone = {"total": 6.1, "soft": 0.0, "masked": 6.1, "cosine": 0.0, "tokens_per_second": 5900.4}
+    assert list(progress.training_note(alone)) == ["masked", "tokens/s"]
