@@ -1,9 +1,10 @@
 """The paper's tables 1 to 4 with our values, the paper's, the difference, the share kept, and a verdict."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from cluster.telemetry.formatting import NOT_MEASURED, NOTHING, amount, megabytes, millions, percent, ratio, signed
+from eval.highlights.unasked import lost_scores
 from eval.report.table import Cell, Row, Table, cells
 from eval.results.paper import PARAMETERS_SAVED
 from eval.results.schema import STUDENT
@@ -14,6 +15,9 @@ _SCORES = (
     "Task", "Teacher", "Student", "Student (D)", "Kept", "Verdict", "ELMo (paper)", "BERT-base (paper)",
     "DistilBERT (paper)", "Kept (paper)", "Difference", "Bag of words", "Majority", "Examples",
 )  # fmt: skip
+BRIEF = ("Task", "Teacher", "Student", "Student (D)", "Kept", "Verdict", "Kept (paper)", "Examples")
+"""Columns of tables 1 and 2 that fit a small screen."""
+BRIEF_3 = ("Model", "Parameters", "Size", "ms a pair", "× BERT-base", "× BERT-base (paper)", "Verdict")
 _DIFFERENCES = ("What", "Paper, or its authors' code", "Here")
 _WORDS = frozenset({"Task", "Verdict", "Claim", "Model", "Training", "Weights"})
 _CLAIMS = {
@@ -51,30 +55,33 @@ def differences(report: Report) -> Table:
 def differences_of(found: Sequence[Mapping[str, str]]) -> Table:
     """The differences in the manifest of a student."""
     rows = tuple(Row(cells((one["what"], one["paper"], one["here"]))) for one in found)
-    return Table(_DIFFERENCES, rows, frozenset(_DIFFERENCES))
+    caption = "What the student's training does otherwise than the paper's"
+    return Table(_DIFFERENCES, rows, frozenset(_DIFFERENCES), caption=caption)
 
 
 def claims(report: Report) -> Table:
-    """The paper's claims and our results, a row each."""
+    """The paper's claims that were measured, a row each."""
     rows = []
     for claim in report["claims"]:
+        if claim["ours"] is None:
+            continue
         title, form = _CLAIMS[claim["claim"]]
         tasks = claim.get("tasks") or []
         named = "all nine tasks" if len(tasks) == 9 else f"on {', '.join(tasks)}"
-        detail = named if claim["ours"] is not None and tasks else ""
-        ours = NOT_MEASURED if claim["ours"] is None else _minus(form.format(claim["ours"]))
-        paper = _minus(form.format(claim["paper"]))
+        ours, paper = (_minus(form.format(claim[side])) for side in ("ours", "paper"))
         if claim["claim"] == "ablations":
-            ours, paper = (NOT_MEASURED if claim["ours"] is None else f"{ours} of {paper}"), f"{paper} of {paper}"
-        rows.append(Row((Cell(title, detail), Cell(ours), Cell(paper), verdict(claim["verdict"]))))
-    return Table(("Claim", "Here", "Paper", "Verdict"), tuple(rows), _WORDS)
+            ours, paper = f"{ours} of {paper}", f"{paper} of {paper}"
+        rows.append(Row((Cell(title, named if tasks else ""), Cell(ours), Cell(paper), verdict(claim["verdict"]))))
+    caption = "The paper's claims: what was found here, what was published, and the verdict"
+    return Table(("Claim", "Here", "Paper", "Verdict"), tuple(rows), _WORDS, caption=caption)
 
 
 def glue(report: Report) -> Table:
     """Table 1: GLUE development sets."""
-    found = report["tables"]["1"]
-    rows = [_score_row(row) for row in found["rows"]]
-    rows += [_mean_row(mean) for mean in found["means"]]
+    found, lost = report["tables"]["1"], lost_scores(report)
+    asked = [row for row in found["rows"] if _asked(row, lost)]
+    rows = [_score_row(row, lost) for row in asked]
+    rows += [_mean_row(mean) for mean in found["means"] if mean["student"] is not None]
     notes = [
         "Percent on the development set: the median over the seeds, and the range. Kept: the student's share of its "
         "teacher's score, both fine-tuned by the same code on the same examples. Passed: at least the share of "
@@ -84,36 +91,33 @@ def glue(report: Report) -> Table:
         "Unclear: teacher or student scores no higher than the most common answer (Majority), so that the share means "
         "nothing; or the share is within two standard errors, over the seeds, of the paper's.",
     ]
-    return _table(found["rows"], rows, (*notes, *_row_notes(found["rows"])))
+    caption = "GLUE development sets: teacher, student, share kept, and the paper's"
+    return _table(asked, rows, (*notes, *_row_notes(asked)), caption)
 
 
 def downstream(report: Report) -> Table:
     """Table 2: IMDb and SQuAD 1.1, with the second distillation."""
-    rows = report["tables"]["2"]["rows"]
+    lost = lost_scores(report)
+    rows = [row for row in report["tables"]["2"]["rows"] if _asked(row, lost)]
     notes = ("Student (D): distilled again during fine-tuning, from the fine-tuned teacher (paper, section 4).",)
-    return _table(rows, [_score_row(row) for row in rows], (*notes, *_row_notes(rows)), always=("Student (D)",))
+    caption = "IMDb and SQuAD 1.1: teacher, student, share kept, and the paper's"
+    return _table(rows, [_score_row(row, lost) for row in rows], (*notes, *_row_notes(rows)), caption)
 
 
-def other_tasks(report: Report) -> Table:
-    """Tasks without numbers in the paper."""
-    found = report["other_tasks"]
-    rows = tuple(Row(_ours(row)) for row in found)
-    notes = (SCORE_NOTE, *_row_notes(found)) if rows else ()
-    return Table((*_SCORES[:5], *_SCORES[-3:]), rows, _WORDS, _differences(found), notes)
+def _asked(row: Mapping[str, Any], lost: Collection[tuple[str, str]]) -> bool:
+    """Whether a task was scored, or its fine-tuning failed."""
+    return bool(row["scores"]) or any(row["task"] == task for _, task in lost)
 
 
-def _differences(found: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+def differences_in(row: Mapping[str, Any]) -> tuple[str, ...]:
     """A sentence for each difference that tells what a score is worth."""
-    sentences = []
-    for row in found:
-        sides = [("student", other, row["versus"].get(other)) for other in ("teacher", "bag_of_words")]
-        sides.append(("teacher", "bag_of_words", row["teacher_versus_bag"]))
-        sentences += [
-            f"{row['title']}: the {side} {_compared(other, against)}."
-            for side, other, against in sides
-            if against is not None and against["word"] is not None
-        ]
-    return tuple(sentences)
+    sides = [("student", other, row["versus"].get(other)) for other in ("teacher", "bag_of_words")]
+    sides.append(("teacher", "bag_of_words", row["teacher_versus_bag"]))
+    return tuple(
+        f"The {side} {_compared(other, against)}."
+        for side, other, against in sides
+        if against is not None and against["word"] is not None
+    )
 
 
 def _compared(other: str, against: Mapping[str, Any]) -> str:
@@ -127,27 +131,13 @@ def _compared(other: str, against: Mapping[str, Any]) -> str:
     return f"is {word} ({', '.join(told)})"
 
 
-def _table(
-    found: Sequence[Mapping[str, Any]], rows: Sequence[Row], notes: tuple[str, ...], always: tuple[str, ...] = ()
-) -> Table:
-    """The table without columns that have no value; columns in ``always`` stay."""
-    table = Table(_SCORES, tuple(rows), _WORDS, notes=notes)
-    empty = {
-        "Student (D)": "second_step",
-        "Bag of words": "bag_of_words",
-        "Majority": "majority",
-        "Examples": "dev_examples",
-    }
-    empty_columns = [
-        name for name, key in empty.items() if name not in always and all(row[key] is None for row in found)
-    ]
-    if all((row["paper"] or {}).get("elmo") is None for row in found):
-        empty_columns.append("ELMo (paper)")
-    return table.without(*empty_columns)
+def _table(found: Sequence[Mapping[str, Any]], rows: Sequence[Row], notes: tuple[str, ...], caption: str) -> Table:
+    """The table without columns that have no value; without rows where nothing was asked for."""
+    return Table(_SCORES, tuple(rows) if found else (), _WORDS, (), notes, caption).dense("Verdict")
 
 
-def _score_row(row: Mapping[str, Any]) -> Row:
-    ours, paper = _ours(row), row["paper"]
+def _score_row(row: Mapping[str, Any], lost: Collection[tuple[str, str]]) -> Row:
+    ours, paper = _ours(row, lost), row["paper"]
     misprint = paper["teacher"] != paper["teacher_in_means"]
     published = (
         Cell(_printed(paper["elmo"])),
@@ -164,24 +154,25 @@ def _printed(score: float | None) -> str:
     return NOTHING if score is None else f"{score:.2f}".removesuffix("0")
 
 
-def _ours(row: Mapping[str, Any]) -> tuple[Cell, ...]:
-    """Task, teacher, student, second distillation, share kept, bag of words, majority, examples."""
+def _ours(row: Mapping[str, Any], lost: Collection[tuple[str, str]]) -> tuple[Cell, ...]:
+    """Task, teacher, student, second distillation, share kept, majority, examples."""
     taught = row["kept_second_step"]
     # The verdict already says that a row has no measurement.
     absent = NOT_MEASURED if row["scores"] else NOTHING
     return (
         Cell(row["title"], row["metric"] if row["metric"] and row.get("key") == row["task"] else ""),
-        *(_score(row[side], absent) for side in ("teacher", "student", "second_step")),
+        *(score_cell(row[side], absent, (side, row["task"]) in lost) for side in ("teacher", "student", "second_step")),
         Cell(percent(row["kept"], absent), "" if taught is None else f"(D) {percent(taught)}"),
-        _score(row["bag_of_words"], NOTHING),
+        score_cell(row["bag_of_words"], NOTHING),
         Cell(amount(row["majority"], ".1f", absent=NOTHING)),
         Cell(amount(row["dev_examples"], ",d", absent=NOTHING), "subset" if row["subset"] else ""),
     )
 
 
-def _score(found: Mapping[str, Any] | None, absent: str) -> Cell:
+def score_cell(found: Mapping[str, Any] | None, absent: str, failed: bool = False) -> Cell:
+    """A score with its range over the seeds; a failed fine-tuning is no score that nobody asked for."""
     if found is None:
-        return Cell(absent)
+        return Cell("failed", tone="failed") if failed else Cell(absent)
     told = [] if found["error"] is None else [f"± {found['error']:.1f}"]
     told += [f"{found['low']:.1f}–{found['high']:.1f}"] if found["seeds"] > 1 else []
     told += ["one seed"] if found["one_seed"] else []
@@ -217,7 +208,7 @@ def _row_notes(rows: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
 def size_and_speed(report: Report) -> Table:
     """Table 3: parameters, and one pass over the development set of STS-B."""
     found = report["tables"]["3"]
-    rows = tuple(_speed_row(row, found) for row in found["rows"])
+    rows = tuple(_speed_row(row, found) for row in found["rows"]) if found["source"] is not None else ()
     columns = (
         "Model", "Weights", "Parameters", "Size", "Pass, s", "ms a pair", "p99 ms", "× BERT-base", "Verdict",
         "Parameters (paper)", "Pass, s (paper)", "× BERT-base (paper)", "Difference",
@@ -239,7 +230,8 @@ def size_and_speed(report: Report) -> Table:
         "paper's ratio. Random weights take as long as trained ones. "
         f"Paper: {report['paper']['speed_conditions']}; the processor differs, so compare ratios, not seconds.",
     )
-    return Table(columns, rows, _WORDS, tuple(findings), notes)
+    caption = "Parameters, and one pass over the development set of STS-B, here and in the paper"
+    return Table(columns, rows, _WORDS, tuple(findings), notes, caption)
 
 
 def _speed_row(row: Mapping[str, Any], found: Mapping[str, Any]) -> Row:
@@ -289,9 +281,11 @@ def ablations(report: Report) -> Table:
             )
         )
         for row in found["rows"]
+        if row["score"] is not None or row["masked_change"] is not None
     )
     columns = ("Training", "Score", "Change", "Change (paper)", "Difference", "Verdict", "MLM loss, change")
-    return Table(columns, rows, _WORDS, _ablation_findings(found), _ablation_notes(found))
+    caption = "What each part of the training contributes, in points of the mean score"
+    return Table(columns, rows, _WORDS, _ablation_findings(found), _ablation_notes(found), caption).dense()
 
 
 def _ablation_findings(found: Mapping[str, Any]) -> tuple[str, ...]:
@@ -335,7 +329,8 @@ def metrics(report: Report) -> Table:
         )
         rows.append(Row(texts, "group" if rows and rows[-1].cells[0].text != score["task"] else ""))
     columns = ("Task", "Model", "Metrics", "Seeds", "Training", "Examples", "Settings")
-    return Table(columns, tuple(rows), frozenset({"Task", "Model", "Metrics", "Settings"}))
+    caption = "Every metric of every model on every task"
+    return Table(columns, tuple(rows), frozenset({"Task", "Model", "Metrics", "Settings"}), caption=caption)
 
 
 def _metric(name: str, spread: Mapping[str, float]) -> str:

@@ -12,6 +12,7 @@ from eval.results.schema import STUDENT
 
 Report: TypeAlias = Mapping[str, Any]
 
+BRIEF = ("On", "Model", "Runtime", "p50 ms", "×", "% less time")
 PROXY = "proxy, no phone"
 _TRANSPORTS = {"browser": "in a browser", "adb": "over adb"}
 
@@ -38,7 +39,8 @@ def table(report: Report) -> Table:
         "On", "Model", "p50 ms", "×", "% less time", "Threads", "Tokens", "Runtime", "Size", "Memory", "tokenize ms",
         "Parameters", "p90 ms", "p99 ms", "first ms", "load s",
     )  # fmt: skip
-    return Table(columns, tuple(rows), frozenset({"On", "Model", "Runtime"}), tuple(findings), _notes(report))
+    caption = "Every model on every device, and the paper's phone"
+    return Table(columns, tuple(rows), frozenset({"On", "Model", "Runtime"}), tuple(findings), _notes(report), caption)
 
 
 def _row(benchmark: Mapping[str, Any], row: Mapping[str, Any]) -> Row:

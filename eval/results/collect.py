@@ -97,6 +97,8 @@ class ResultModel:
 class Results:
     """All results; ``artifacts`` by relative path, in the order of the pipeline."""
 
+    name: str
+    """Name of the folder: that of the pipeline."""
     artifacts: dict[str, Artifact]
     models: dict[str, ResultModel]
     suite: SuiteResult
@@ -161,6 +163,7 @@ def collect(folder: Path) -> Results:
         elif place == "mobile":
             phones[name] = _sealed(found, "mobile.json", PhoneMeasurement)
     return Results(
+        name=folder.resolve().name,
         artifacts=artifacts,
         models=_models(folder, suite, artifacts),
         suite=suite,

@@ -20,6 +20,7 @@ def compare(results: Results) -> dict[str, Any]:
     """All values of a report."""
     models, sweep = _models(results), results.suite.ablations
     report: dict[str, Any] = {
+        "name": results.name,
         "models": models,
         "tables": {
             "1": score_values.glue(results),

@@ -264,7 +264,7 @@ JOBS: list[dict[str, Any]] = [
     {"name": "corpus", "state": "done", "error": None, "seconds": 12.5, "log": "logs/corpus.log"},
     {"name": "train student", "state": "skipped", "error": None, "seconds": 0.0, "log": "logs/student.log"},
     {
-        "name": "finetune no-teacher on mrpc",
+        "name": "finetune/no-teacher/mrpc",
         "state": "failed",
         "error": "the loss is nan by step 40 | lower <learning_rate>",
         "seconds": 40.2,

@@ -6,7 +6,8 @@ from typing import Any
 
 from result_folders import LOSS_WEIGHTS, compared, make, make_model, scores, table_bytes
 
-from eval.report import measured_tables, paper_tables
+from eval.highlights.headline import trust
+from eval.report import measured_tables, paper_tables, task_tables
 from eval.report.table import Table
 
 
@@ -43,15 +44,17 @@ def cell(table: Table, row: int, column: str) -> str:
 
 def test_word_counts_stand_below_the_models(small_results: Path) -> None:
     table = measured_tables.models(report(small_results))
-    assert (cell(table, -1, "Model"), cell(table, -1, "MLM loss")) == ("word counts", "6.300")
-    assert cell(table, -1, "MLM accuracy") == "5.0 %"
+    assert (cell(table, -1, "Model"), cell(table, -1, "Loss, nats")) == ("word counts", "6.370")
+    assert cell(table, -1, "Words right") == "5.0 %"
     assert "as-it-starts (the teacher's layers, untrained)" in [cell(table, row, "Model") for row in range(4)]
     assert not any("word counts" in finding for finding in table.findings)
 
 
 def test_a_teacher_like_word_counts_is_named(small_results: Path) -> None:
-    table = measured_tables.models(report(small_results, teacher_hidden_loss=6.31))
-    assert table.findings[0].startswith("The teacher knows hardly more than word counts: 6.31 nats on hidden words")
+    first, *_ = trust(report(small_results, teacher_hidden_loss=6.31))
+    assert first.startswith(
+        "The teacher knows little: it loses 6.31 nats per hidden word, where word counts alone lose"
+    )
 
 
 def test_the_student_minus_others_on_held_out_rows(small_results: Path) -> None:
@@ -65,12 +68,14 @@ def test_the_student_minus_others_on_held_out_rows(small_results: Path) -> None:
 
 def test_scores_have_their_error_and_the_bag_of_words(small_results: Path) -> None:
     found = report(small_results)
-    table = paper_tables.other_tasks(found)
-    assert cell(table, 0, "Student").startswith("54.2 (± 3.0, one seed)")
-    assert cell(table, 0, "Bag of words") == "65.0 (± 2.9)"
+    (table,) = task_tables.tables(found)
+    assert cell(table, 1, "Score") == "54.2 (± 3.0, one seed)"
+    assert (cell(table, 2, "Model"), cell(table, 2, "Score")) == ("a bag of words", "65.0 (± 2.9)")
+    assert cell(table, 2, "Student minus it") == "−10.8 (± 1.9, paired)"
+    assert [cell(table, row, "Student is") for row in range(3)] == ["worse", "–", "worse"]
     assert table.findings == (
-        "provenance: the student is worse than the teacher (−18.1 ± 2.3 points, paired, one seed).",
-        "provenance: the student is worse than the bag of words (−10.8 ± 1.9 points, paired, one seed).",
-        "provenance: the teacher is better than the bag of words (+7.2 ± 1.6 points, paired, one seed).",
+        "The student is worse than the teacher (−18.1 ± 2.3 points, paired, one seed).",
+        "The student is worse than the bag of words (−10.8 ± 1.9 points, paired, one seed).",
+        "The teacher is better than the bag of words (+7.2 ± 1.6 points, paired, one seed).",
     )
     assert "Bag of words" not in paper_tables.glue(found).columns

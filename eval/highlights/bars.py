@@ -1,0 +1,122 @@
+"""Bar lists of scores and times: every bar starts at zero."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from eval.highlights.rows import models, name_of, scored_rows, title
+from eval.results.schema import STUDENT, TEACHER
+
+Report = Mapping[str, Any]
+
+_MOST = 8
+
+
+@dataclass(frozen=True)
+class Bar:
+    """``tone`` is teacher, student or other; ``tick`` is the paper's value, as a share of the whole."""
+
+    name: str
+    text: str
+    share: float
+    """Length as a share of the whole, in percent."""
+    tone: str
+    main: bool = False
+    tick: float | None = None
+
+
+@dataclass(frozen=True)
+class BarList:
+    """Bars with one unit."""
+
+    title: str
+    bars: tuple[Bar, ...]
+
+
+def first_bars(report: Report) -> list[BarList]:
+    """A score and a time, for the first screen."""
+    return [found for found in (_scores(report), _times(report)) if found is not None]
+
+
+def shares(report: Report) -> BarList | None:
+    """The share of the teacher's score that every task of the paper keeps, with the paper's share as a tick."""
+    tables = report["tables"]
+    rows = [row for row in (*tables["1"]["means"], *tables["1"]["rows"], *tables["2"]["rows"]) if row["kept"]]
+    if not rows:
+        return None
+    whole = max(100.0, *(row["kept"] for row in rows), *(row["paper"]["kept"] for row in rows))
+    bars = [
+        Bar(
+            row["title"], f"{row['kept']:.1f} %", 100 * row["kept"] / whole, "student", "key" in row and "tasks" in row,
+            100 * row["paper"]["kept"] / whole,
+        )
+        for row in rows
+    ]  # fmt: skip
+    return BarList("Share of the teacher's score kept; the mark is the paper's", tuple(bars))
+
+
+def _scores(report: Report) -> BarList | None:
+    known = models(report)
+    means = [mean for mean in reversed(report["tables"]["1"]["means"]) if mean["kept"] is not None]
+    rows = scored_rows(report)
+    if means:
+        mean = next((each for each in means if each["key"] in ("nine", "measured")), means[0])
+        named, scores = f"Mean of {len(mean['tasks'])} tasks of GLUE", mean["scores"]
+    elif rows:
+        named, scores = title(rows[0]).strip("“”").capitalize(), rows[0]["scores"]
+    else:
+        right = {name: 100 * model["accuracy"] for name, model in known.items() if model["accuracy"] is not None}
+        return _list("Hidden words guessed right, %", right, known, "{:.1f}") if len(right) > 1 else None
+    scores = {name: score for name, score in scores.items() if name in known}
+    bag = rows[0]["bag_of_words"] if rows and not means else None
+    return _list(named, scores, known, "{:.1f}", bag)
+
+
+def _list(
+    named: str, values: Mapping[str, float], known: Mapping[str, Any], form: str, bag: Mapping[str, Any] | None = None
+) -> BarList:
+    """Percentages, on a scale from 0 to 100."""
+    bars = [
+        Bar(name_of(known[name]) if tone(name) == "other" else name, form.format(value), value, tone(name),
+            name == STUDENT)
+        for name, value in sorted(values.items(), key=_first)[:_MOST]
+    ]  # fmt: skip
+    if bag is not None:
+        bars.append(Bar("a bag of words", form.format(bag["score"]), bag["score"], "other"))
+    return BarList(named, tuple(bars))
+
+
+def _first(named: tuple[str, float]) -> tuple[bool, bool, float]:
+    """Sort key: the teacher, the student, then the highest."""
+    return named[0] != TEACHER, named[0] != STUDENT, -named[1]
+
+
+def tone(name: str) -> str:
+    return name if name in (TEACHER, STUDENT) else "other"
+
+
+def _times(report: Report) -> BarList | None:
+    """The teacher in PyTorch, and every form of the student, the fastest last."""
+    latency = report["latency"]
+    if not latency:
+        return None
+    rows = [
+        row
+        for row in latency["first"]
+        if row["model"] == STUDENT or (row["model"] == TEACHER and row["form"] == "pytorch")
+    ]
+    longest = max((row["p50_ms"] for row in rows), default=0.0)
+    ordered = sorted(rows, key=lambda row: -row["p50_ms"])
+    ordered = [row for row in ordered if row["model"] == TEACHER] + [row for row in ordered if row["model"] == STUDENT][
+        1 - _MOST :
+    ]
+    bars = [
+        Bar(
+            f"{row['model']}, {row['how']}", f"{row['p50_ms']:.2f}", 100 * row["p50_ms"] / longest, row["model"],
+            row is ordered[-1],
+        )
+        for row in ordered
+    ]  # fmt: skip
+    where = latency["first"][0]
+    return BarList(f"One call, milliseconds ({where['where']}, one core)" if where["threads"] == 1 else
+                   f"One call, milliseconds ({where['where']}, {where['threads']} threads)", tuple(bars))  # fmt: skip
