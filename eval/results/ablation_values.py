@@ -27,9 +27,9 @@ def ablations(results: Results) -> dict[str, Any]:
     # A row of the paper without such a student is there, too, under its own name.
     absent: list[str] = [kind for kind in titles if kind not in kinds.values()]
     ranked_kinds = [*titles, *model_rows.TITLES]
-    order: list[str] = sorted([*absent, *names], key=lambda name: _rank(kinds.get(name, name), ranked_kinds))
+    order: list[str] = sorted([*absent, *names], key=lambda name: _rank(kinds.get(name) or name, ranked_kinds))
     rows = [
-        {"student": name, "kind": (kind := kinds.get(name, name)), "title": _title(name, kind, titles)}
+        {"student": name, "kind": (kind := kinds.get(name) or name), "title": _title(name, kind, titles)}
         | _values(results, name, kind, str(reference), tasks if name in scored else [])
         for name in order
     ]
