@@ -279,7 +279,13 @@ def pipeline(out: Path) -> Path:
     make(out / "tokens", "tokens", {}, {"train-00000.arrow": b"x" * 800}, corpus=out / "corpus")
     make_model(out / "teacher", "teacher", "teacher", None)
     parents = {"teacher": out / "teacher", "tokens": out / "tokens"}
-    taught = {"masked": 3.912, "accuracy": 0.412, "teacher_masked": 3.44, "teacher_accuracy": 0.45}
+    taught = {
+        "masked": 3.912,
+        "hidden_loss": 4.207,
+        "accuracy": 0.412,
+        "teacher_masked": 3.44,
+        "teacher_accuracy": 0.45,
+    }
     make_model(out / "students/student", "student", "student", {**taught, "agreement": 0.604}, **parents)
     alone = {"masked": 4.263, "accuracy": 0.371, "agreement": None}
     make_model(out / "students/no-teacher", "no-teacher", "student", alone, tokens=out / "tokens")

@@ -130,6 +130,7 @@ def test_an_interrupted_job_keeps_its_finished_seeds(tmp_path: Path) -> None:
     assert scores["median_seed"] == by_score[1]["seed"]
     files = {path.name for path in out.iterdir()}
     assert files == {
+        "examples.json",
         "examples.parquet",
         "config.json",
         "model.safetensors",
