@@ -42,8 +42,8 @@ def text(out: Path) -> None:
         texts = [f"Document {number} begins. {HIDDEN}" for number in range(40)]
         table = pa.table({"text": pa.array(texts, pa.large_string())})
         pq.write_table(table, draft.path / "documents-00000.parquet")
-    with artifact.create(out / "tokens", kind="tokens", inputs={}, recipe={"heldout": 0.5}):
-        pass
+    with artifact.create(out / "tokens", kind="tokens", inputs={}, recipe={"heldout": "auto"}) as draft:
+        draft.facts["heldout_share"] = 0.5
 
 
 def pipeline(out: Path) -> Path:

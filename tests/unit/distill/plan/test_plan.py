@@ -44,7 +44,7 @@ def test_the_first_lines_are_the_answer_with_ablations_suite_and_money(capsys: p
     given = ["distilbert", "--hardware", "8xV100-16GB", "--price", "2.5"]
     answer = " ".join(_printed(capsys, *given).partition("\n\n")[0].split())
     found = re.fullmatch(
-        r"(\S+) h for the student, (\S+) h with 5 ablations, (\S+) h with the suite's (\d+) fine-tunings: "
+        r"(\S+) h for the student, (\S+) h with 6 ablations, (\S+) h with the suite's (\d+) fine-tunings: "
         r"(\S+) GPU-hours, which cost (\S+) at 2\.5 an hour",
         answer,
     )
