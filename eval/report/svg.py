@@ -118,7 +118,9 @@ def changes(title: str, bars: Sequence[Change]) -> str:
     ends = [bar.value + sign * (bar.error or 0.0) for bar in bars for sign in (-1, 1)]
     ends += [bar.paper for bar in bars if bar.paper is not None]
     low, high = min(0.0, *ends), max(0.0, *ends)
-    pad = 0.05 * (high - low) or 1.0
+    if low == high:  # no bar has a length
+        low, high = -1.0, 1.0
+    pad = 0.05 * (high - low)
     low, high = low - (pad if low < 0 else 0), high + (pad if high > 0 else 0)
     left, top, step = _LETTER * max(len(bar.name) for bar in bars) + 12, 48, 38
     width = 540
