@@ -93,14 +93,16 @@ def _summary(comparisons: Sequence[Comparison]) -> list[str]:
 
 
 def _parser(prog: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=prog, description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument(
-        "places", metavar="DIR", nargs="+",
-        help="output folder of a pipeline (build/demo), or model folders and exports (build/demo/teacher)",
-    )  # fmt: skip
-    parser.add_argument("--host", default=HOST, help=f"address to serve at ({HOST}); 0.0.0.0 lets phones in")
-    parser.add_argument("--port", type=_port, help=f"port to serve at ({PORT}, or a free one where that is taken)")
-    parser.add_argument("--threads", type=_positive, default=1, help="threads of each model (1), for example 4")
+    epilog = f"example: {prog} build/demo"
+    parser = argparse.ArgumentParser(prog=prog, description=(__doc__ or "").partition("\n")[0], epilog=epilog)
+    places = "output folder of a pipeline, or model folders and exports; example: build/demo/teacher"
+    parser.add_argument("places", metavar="DIR", nargs="+", help=places)
+    host = "address to serve at (default: %(default)s); example: 0.0.0.0, which lets phones in"
+    parser.add_argument("--host", default=HOST, help=host)
+    port = f"port to serve at (default: {PORT}, or a free one where that is taken); example: 8080"
+    parser.add_argument("--port", type=_port, help=port)
+    threads = "CPU threads of each model (default: %(default)s); example: 4"
+    parser.add_argument("--threads", type=_positive, default=1, help=threads)
     return parser
 
 

@@ -25,19 +25,23 @@ from distill.follow.trackers import NAMES, TrackerName
 
 def main(arguments: Sequence[str] | None = None, prog: str = "stillhouse follow") -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog=prog, description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("run", metavar="RUN", type=Path, help="a run folder, or a teacher that was trained here")
-    parser.add_argument("--to", metavar="TRACKER", choices=NAMES, required=True, help=", ".join(NAMES))
-    parser.add_argument("--once", action="store_true", help="draw what is there, and do not wait for more")
+    epilog = f"example: {prog} out/runs/student --to tensorboard"
+    parser = argparse.ArgumentParser(prog=prog, description=(__doc__ or "").partition("\n")[0], epilog=epilog)
+    run = "a run folder, or a teacher that was trained here; example: out/runs/student"
+    parser.add_argument("run", metavar="RUN", type=Path, help=run)
+    to = f"the tracker: {', '.join(NAMES)}; example: tensorboard"
+    parser.add_argument("--to", metavar="TRACKER", choices=NAMES, required=True, help=to)
+    once = "draw what is there, and do not wait for more (default: until the run ends)"
+    parser.add_argument("--once", action="store_true", help=once)
     parser.add_argument("--accompany", metavar="SECONDS", type=float, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
-    run = FollowedRun(options.run.absolute())
+    followed = FollowedRun(options.run.absolute())
     with errors.errors_for_people():
         if options.accompany is not None:
-            sys.exit(follower.accompany(run, options.to, options.accompany))
-        run.check()
+            sys.exit(follower.accompany(followed, options.to, options.accompany))
+        followed.check()
         trackers.check([options.to])
-        _follow(run, options.to, once=options.once)
+        _follow(followed, options.to, once=options.once)
 
 
 def _follow(run: FollowedRun, name: TrackerName, *, once: bool) -> None:

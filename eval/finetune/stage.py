@@ -36,6 +36,7 @@ from eval.finetune.answer_spans import STRIDE
 from eval.finetune.classification import prepare
 from eval.finetune.early_stopping import EarlyStopping, EpochWatch, divide
 from eval.finetune.question_answering import prepare_questions
+from eval.finetune.sample_inputs import sample_inputs
 from eval.finetune.task_distillation import TaskDistillation, Teaching
 from eval.finetune.task_model import TaskSource, device, max_length, open_source, save
 from eval.finetune.trainer import Settings, TaskProblem, Trainer, cpu_rows
@@ -43,7 +44,6 @@ from eval.tasks.definitions import TASKS, Task, TaskName
 from eval.tasks.examples import from_folder, from_hub
 from eval.tasks.metrics import headline
 from eval.tasks.questions import questions_from_folder, questions_from_hub
-from eval.tasks.sample_inputs import sample_inputs
 
 SCORES = "scores.json"
 SEEDS = "seeds"

@@ -44,13 +44,19 @@ _AGAIN = "run the same command again; what has arrived is not sent twice"
 
 def main(arguments: Sequence[str] | None = None, prog: str = "stillhouse push") -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog=prog, description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("folder", metavar="DIR", type=Path, help="a student, fine-tuned model or export")
-    parser.add_argument("repository", metavar="OWNER/NAME", help="repository on the Hub, made if it does not exist")
-    parser.add_argument("--dry-run", action="store_true", help="show what would become readable, and send nothing")
-    parser.add_argument("--public", action="store_true", help="for everyone; by default the repository is private")
-    parser.add_argument("--license", metavar="ID", help="license where the card has none, for example apache-2.0")
-    parser.add_argument("--yes", action="store_true", help="do not ask")
+    epilog = f"example: {prog} out/students/student me/my-student --dry-run"
+    parser = argparse.ArgumentParser(prog=prog, description=(__doc__ or "").partition("\n")[0], epilog=epilog)
+    folder = "a student, fine-tuned model or export; example: out/students/student"
+    parser.add_argument("folder", metavar="DIR", type=Path, help=folder)
+    repository = "repository on the Hub, made if it does not exist; example: me/my-student"
+    parser.add_argument("repository", metavar="OWNER/NAME", help=repository)
+    dry = "show what would become readable, and send nothing (default: send it)"
+    parser.add_argument("--dry-run", action="store_true", help=dry)
+    public = "make the repository readable for everyone (default: private)"
+    parser.add_argument("--public", action="store_true", help=public)
+    licence = "license where the card has none (default: that of the card); example: apache-2.0"
+    parser.add_argument("--license", metavar="ID", help=licence)
+    parser.add_argument("--yes", action="store_true", help="send without a question (default: ask)")
     options = parser.parse_args(arguments)
     with errors.errors_for_people():
         _check_name(options.repository)

@@ -170,6 +170,7 @@ TRAINING = Board(
                 "short",
                 Query(last("stillhouse_loss_nats", by="by (cluster, run, term)"), "{{term}}"),
                 logarithmic=True,
+                width=6,
             ),
             graph(
                 "Validation loss",
@@ -177,6 +178,7 @@ TRAINING = Board(
                 "short",
                 Query(last("stillhouse_validation_loss_nats", by="by (cluster, run, term)"), "{{term}}"),
                 logarithmic=True,
+                width=6,
             ),
             graph(
                 "Loss on hidden words",
@@ -184,6 +186,7 @@ TRAINING = Board(
                 "short",
                 Query(last("stillhouse_validation_hidden_loss_nats", by="by (cluster, run, model)"), "{{model}}"),
                 low=None,
+                width=6,
             ),
             graph(
                 "Hidden words right",
@@ -191,6 +194,7 @@ TRAINING = Board(
                 "towards its teacher's.",
                 "percentunit",
                 Query(last("stillhouse_validation_accuracy_ratio", by="by (cluster, run, model)"), "{{model}}"),
+                width=6,
             ),
             graph(
                 "Visible words right",
@@ -198,6 +202,7 @@ TRAINING = Board(
                 "percentunit",
                 Query(last("stillhouse_validation_visible_accuracy_ratio", by="by (cluster, run, model)"), "{{model}}"),
                 high=1,
+                width=6,
             ),
             graph(
                 "Agreement with the teacher",
@@ -205,6 +210,7 @@ TRAINING = Board(
                 "percentunit",
                 per_run("stillhouse_validation_agreement_ratio"),
                 high=1,
+                width=6,
             ),
             graph(
                 "Scores of checkpoints",
@@ -212,12 +218,14 @@ TRAINING = Board(
                 "percentunit",
                 Query(last("stillhouse_probe_score_ratio", by="by (cluster, run, task)"), "{{run}}: {{task}}"),
                 low=None,
+                width=6,
             ),
             graph(
                 "Scored up to step",
                 "Optimizer step of the newest checkpoint that has a score.",
                 "short",
                 Query(last("stillhouse_probe_step", by="by (cluster, run, task)"), "{{run}}: {{task}}"),
+                width=6,
             ),
         ),
         "Is the optimization healthy?": (

@@ -393,7 +393,7 @@ def test_recipes_in_the_docs_are_what_the_code_accepts() -> None:
     tables = [tomllib.loads(block) for block in blocks if re.search(r"^(\[|sources = )", block, re.M)]
     accepted = {"train": Distillation, "suite": Suite, "sources": Corpus}
     found = [next(name for name in accepted if name in table) for table in tables]
-    assert sorted(found) == ["sources", "suite", "train", "train"]
+    assert sorted(found) == ["sources", "suite", "suite", "train", "train", "train"]
     for name, table in zip(found, tables, strict=True):
         accepted[name].of(table if name == "sources" else table[name], "docs")
 

@@ -33,8 +33,8 @@ def test_a_folder_is_shown_from_here(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_what_was_not_measured_is_no_result() -> None:
-    assert card_text.masked_word_results({"accuracy": None, "masked": None}) == []
-    (loss,) = card_text.masked_word_results({"masked": 3.14159})
+    assert card_text.masked_word_results({"accuracy": None, "hidden_loss": None}) == []
+    (loss,) = card_text.masked_word_results({"hidden_loss": 3.14159})
     assert (loss.metric_type, loss.metric_value) == ("loss", 3.1416)
 
 

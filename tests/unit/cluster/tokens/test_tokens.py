@@ -311,7 +311,7 @@ def test_invalid_inputs_of_tokens_are_refused_in_one_line(
     assert exit_code.value.code == 1
     assert error.startswith("error: ")
     assert expected in error
-    assert all(line.startswith(("tokens: ", "vocabulary: ")) for line in progress)
+    assert all(line.startswith(("tokens: ", "characters: ", "vocabulary: ")) for line in progress)
     assert not (tmp_path / "out").exists()
 
 

@@ -51,7 +51,9 @@ def test_the_first_lines_are_the_answer_with_ablations_suite_and_money(capsys: p
     assert found is not None, answer
     student, ablations, everything, trainings, spent, cost = (float(text.replace(",", "")) for text in found.groups())
     assert student < ablations < everything
-    assert trainings == 5 * (12 * 2 + 1 + 9 * 5), "seeds, of two models, the second step and five ablations"
+    assert trainings == 5 * (12 * 2 + 1 + 9 * 7), (
+        "seeds, of two models, the second step, six ablations and the untrained layers"
+    )
     assert cost == pytest.approx(2.5 * spent, rel=0.02)
     (numbers,) = json.loads(_printed(capsys, *given, "--json"))
     assert numbers["cost"] == pytest.approx(2.5 * numbers["device_hours"])

@@ -10,10 +10,10 @@ from cluster.artifacts import artifact
 from cluster.artifacts.errors import StageError
 from cluster.models import example_inputs
 from cluster.models.example_inputs import ExampleInput
+from eval.finetune.sample_inputs import CHARACTERS, COUNT, sample_inputs
 from eval.tasks.definitions import TASKS
 from eval.tasks.examples import dev_from_folder
 from eval.tasks.questions import dev_questions_from_folder
-from eval.tasks.sample_inputs import CHARACTERS, COUNT, sample_inputs
 
 
 def test_labels_take_turns_and_long_texts_stay_out(tmp_path: Path) -> None:
