@@ -67,6 +67,8 @@ class Teacher(Recipe):
     """Masked-word training; required from scratch and for an encoder without a head, optional otherwise."""
     trains: Literal["all", "head"] = "all"
     """What ``train`` changes: ``all`` weights, or the ``head`` alone (without the word embeddings it shares)."""
+    weights: Literal["fp32", "fp16"] = "fp32"
+    """Precision of the written weights. Everything reads them as fp32; fp16 halves the file."""
 
     @property
     def placement(self) -> Placement | None:
@@ -119,12 +121,25 @@ def run(recipe: Teacher, inputs: Mapping[str, Path], out: Path) -> dict[str, Any
         ):
             say(f"warning: {warning}")
     with quiet_tokenizer():
-        model.save_pretrained(out)
+        (_halved(model) if recipe.weights == "fp16" else model).save_pretrained(out)
     model_tokenizer.save_beside(tokenizer, model.config, out)
     if (out / RUN).exists():
         (out / RUN / "metrics.jsonl").replace(out / "metrics.jsonl")
         shutil.rmtree(out / RUN)
     return masked_lm.facts(model) | facts
+
+
+def _halved(model: Any) -> Any:
+    """The model in fp16.
+
+    Raises:
+        ModelError: a weight is too large for fp16.
+    """
+    largest = torch.finfo(torch.float16).max
+    for name, values in model.named_parameters():
+        if values.abs().max() > largest:
+            raise ModelError(f'{name} has weights above {largest:,.0f}, too large for fp16: write weights = "fp32"')
+    return model.half()
 
 
 def _untrained(recipe: Teacher, tokens: TokenSet | None) -> tuple[Any, str | Path]:
