@@ -8,6 +8,7 @@ checked on the other side. Other values may still name a folder of this machine:
 import json
 import re
 import socket
+import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from cluster.artifacts import artifact
 from cluster.artifacts.artifact import Artifact
 from cluster.artifacts.commit import CARD, MANIFEST, ArtifactError
 from cluster.artifacts.errors import StageError
-from cluster.models import card_text, export_spec, model_check
+from cluster.models import card_text, example_inputs, export_spec, model_check
 from cluster.storage import filesystem
 from cluster.telemetry.formatting import file_size
 
@@ -75,6 +76,10 @@ class Publication:
         yield "training text:"
         yield from (f"  {line}" for line in _section(self.card.text, card_text.TEXT) or ["the card does not say"])
         yield f"{MANIFEST}: without host, paths of the inputs and placement; its identity stays"
+        if examples := example_inputs.read(self.folder):
+            yield f"examples of the development set that become readable, word for word ({example_inputs.FILE}):"
+            texts = (" | ".join(filter(None, (one.text, one.second, one.answer))) for one in examples)
+            yield from (f"  {textwrap.shorten(text, 100, placeholder=' …')}" for text in texts)
         if paths := self.paths():
             yield "names of this machine that become readable:"
             yield from (f"  {path}" for path in paths)

@@ -5,7 +5,7 @@ import io
 import json
 import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ from safetensors.numpy import save
 from cluster.artifacts import artifact
 from cluster.artifacts.commit import CARD, MANIFEST, ArtifactError
 from cluster.artifacts.errors import StageError
+from cluster.models import example_inputs
+from cluster.models.example_inputs import ExampleInput
 from eval.hub import publication
 from eval.hub import push as push_command
 from eval.hub.push import push
@@ -51,7 +53,7 @@ Its text was in /srv/texts/wiki.
 """
 
 
-def made(folder: Path, kind: str = "student") -> Path:
+def made(folder: Path, kind: str = "student", examples: Sequence[ExampleInput] = ()) -> Path:
     config = {"architectures": ["DistilBertForMaskedLM"], "model_type": "distilbert", "n_layers": 1, "vocab_size": 30}
     weights = {"distilbert.transformer.layer.0.lin.weight": numpy.zeros((40, 40), numpy.float32)}
     with artifact.create(
@@ -60,6 +62,8 @@ def made(folder: Path, kind: str = "student") -> Path:
         (draft.path / "config.json").write_text(json.dumps(config))
         (draft.path / "model.safetensors").write_bytes(save(weights))
         draft.facts["task"] = "rte"
+        if examples:
+            example_inputs.write(draft.path, examples)
     (folder / CARD).write_text(CARD_TEXT.format(license="apache-2.0", folder=folder))
     (folder / "notes.txt").write_text("not for others")
     return folder
@@ -118,6 +122,13 @@ def test_a_dry_run_says_everything_and_sends_nothing(
     assert "README.md: /srv/texts/wiki" in shown
     assert "notes.txt" not in shown
     assert hub.requests == []
+
+
+def test_examples_of_ones_own_data_are_shown_before_they_become_readable(tmp_path: Path) -> None:
+    ticket = ExampleInput("Dear Ms Grey, your order has not arrived.", "She lives at Mill Lane.", "late")
+    folder = made(tmp_path / "tuned", "finetune", [ticket])
+    shown = "\n".join(publication.of(folder, NAME).lines())
+    assert "word for word (examples.json):\n  Dear Ms Grey, your order has not arrived. | She lives at" in shown
 
 
 def test_pushing_again_makes_no_second_commit_and_sends_no_file_twice(folder: Path, hub: HubServer) -> None:
