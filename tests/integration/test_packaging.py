@@ -1,4 +1,4 @@
-"""The built wheel works outside the checkout: every stage starts, and it contains every recipe and template."""
+"""The built wheel works outside the checkout: every stage starts, and it contains every recipe, template and teacher."""
 
 import os
 import re
@@ -42,9 +42,9 @@ def test_only_the_four_packages_are_in_the_wheel(installed: Path) -> None:
     assert folders == {"cluster", "distill", "eval", "deploy"}
 
 
-def test_recipes_and_templates_are_in_the_wheel(installed: Path) -> None:
+def test_recipes_templates_and_teachers_are_in_the_wheel(installed: Path) -> None:
     tracked = subprocess.run(
-        ["git", "ls-files", "*/recipes/*", "*/templates/*"], cwd=ROOT, capture_output=True, text=True
+        ["git", "ls-files", "*/recipes/*", "*/templates/*", "*/teachers/*"], cwd=ROOT, capture_output=True, text=True
     )
     wanted = [name for name in tracked.stdout.split() if not name.startswith("tests/")]
     assert len(wanted) > 8
