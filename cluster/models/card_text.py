@@ -59,8 +59,8 @@ def use(model: str, head: Head | None, texts: int = 1, example: str = EXAMPLES[0
     """The section "Use": Python that runs; ``model`` is a name on the Hub or a folder."""
     one = {"text": "A text.", "text_pair": "Another."} if texts == 2 else "A text."
     code = {
-        "classification": _CLASSIFY.format(model=model, text=one),
-        "regression": _CLASSIFY.format(model=model, text=one),
+        "classification": _CLASSIFY.format(model=model, text=repr(one)),
+        "regression": _CLASSIFY.format(model=model, text=repr(one)),
         "question-answering": _ANSWER.format(model=model),
     }.get(head or "", _FILL_MASK.format(model=model, text=example))
     return f"```python\n{code}\n```"

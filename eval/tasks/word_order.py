@@ -1,4 +1,4 @@
-"""Makes a classification task out of a corpus: are two neighbouring words of this sentence swapped?
+"""Makes a classification task out of a corpus: are two neighboring words of this sentence swapped?
 
 The bigram shift of SentEval (Conneau et al. 2018, arXiv 1805.01070, section 2). It asks for knowledge of the language
 and not of topics: a swapped sentence has the words of the original, so that a bag of words cannot do better than
@@ -130,7 +130,7 @@ def swappable(words: Sequence[str]) -> list[int]:
 
 
 def _example(seed: int, sentence: str, label: int) -> tuple[str, int]:
-    """The sentence, with two neighbours swapped where the label says so."""
+    """The sentence, with two neighbors swapped where the label says so."""
     if not label:
         return sentence, 0
     words = sentence.split(" ")

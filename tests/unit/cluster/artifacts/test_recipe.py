@@ -263,7 +263,7 @@ def test_a_setting_reaches_into_a_list(tmp_path: Path) -> None:
     [
         ("distill.train", "demo", "demo has tables for several commands: write demo#train"),
         ("eval.suite", "demo", "write demo#suite"),
-        ("eval.provenance", "demo", "write demo#suite.provenance"),
+        ("eval.finetune", "demo", "write demo#suite.finetune"),
         ("distill.train", "demos", "did you mean demo?"),
         ("distill.train", "train", "did you mean the table demo#train?"),
         ("eval.finetune", "demo#finetune", "did you mean demo#suite.finetune?"),
