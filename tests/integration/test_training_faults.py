@@ -140,6 +140,7 @@ def test_a_node_that_is_killed_and_replaced(
     assert curve(driver.run.path) == pytest.approx(uninterrupted_curve, rel=1e-6)
 
 
+@pytest.mark.rare
 @NETWORKS
 def test_a_node_that_is_drained(folder: Path, tmp_path: Path, uninterrupted_curve: list[float], isolated: bool) -> None:
     """The run saves a checkpoint before the deadline although none was due, and another node resumes from it."""
@@ -204,11 +205,12 @@ def test_a_lost_node_without_a_replacement_ends_the_run(folder: Path, tmp_path: 
     assert "run the same command again to continue" in output
 
 
+@pytest.mark.rare
 @pytest.mark.parametrize(
     ("fault", "line"),
     [
         ("kill", "worker 1: The actor is dead because its worker process has died"),
-        pytest.param("raise", "worker 1: RuntimeError: a bug of step seven", marks=pytest.mark.rare),
+        ("raise", "worker 1: RuntimeError: a bug of step seven"),
     ],
 )
 def test_a_step_that_dies_twice_ends_the_run(folder: Path, tmp_path: Path, fault: str, line: str) -> None:
