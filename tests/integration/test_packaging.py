@@ -1,4 +1,4 @@
-"""The built wheel works outside the checkout: every stage starts, and it contains every recipe, template and teacher."""
+"""The built wheel works outside the checkout: every stage starts, and it has every recipe, template and teacher."""
 
 import os
 import re
