@@ -92,7 +92,9 @@ def _on_heldout(report: Report) -> list[Comparison]:
     own = nats(found.get(STUDENT))
     if own is None:
         return []
-    words = {each["model"]: (each["loss"] or {}).get("word") or "" for each in report["heldout"]["comparisons"]}
+    # A sweep compares the same models once more, with its own reference.
+    compared = [each for each in report["heldout"]["comparisons"] if each["student"] == STUDENT]
+    words = {each["model"]: (each["loss"] or {}).get("word") or "" for each in compared}
     others = {name: nats(model) for name, model in found.items() if name not in (TEACHER, STUDENT, *_swept(report))}
     losses = {name: loss for name, loss in others.items() if loss is not None}
     return [

@@ -13,6 +13,7 @@ from eval.highlights.bars import first_bars
 from eval.highlights.headline import sentence, trust
 from eval.highlights.identity import identity
 from eval.highlights.measured import highlights
+from eval.highlights.rows import baselines
 from eval.highlights.unasked import MEASUREMENTS, unmeasured
 from eval.suite import checks
 from eval.suite.recipe import Suite
@@ -100,6 +101,15 @@ def test_a_teacher_that_knows_little_is_the_first_doubt(tmp_path: Path) -> None:
 def test_without_another_student_what_distillation_added_is_not_known(tmp_path: Path) -> None:
     shutil.rmtree(own_text(tmp_path) / "students/untrained")
     assert any("what distillation added is not known" in line for line in trust(compared(tmp_path)))
+
+
+def test_the_word_about_held_out_text_is_that_of_the_main_student(tmp_path: Path) -> None:
+    report = compared(own_text(tmp_path))
+    report["heldout"]["comparisons"] = [
+        {"student": student, "model": "untrained", "loss": {"word": word}}
+        for student, word in (("student", "better"), ("reference", "worse"))
+    ]
+    assert [other.word for other in baselines(report)] == ["better"]
 
 
 @pytest.mark.parametrize("wanted", MEASUREMENTS, ids=[each.name for each in MEASUREMENTS])
