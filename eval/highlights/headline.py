@@ -1,6 +1,6 @@
 """The headline of a report, and how far to trust it, in sentences about measured things only."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from cluster.telemetry.formatting import percent, ratio
@@ -38,9 +38,9 @@ def _score(report: Report) -> str:
         tasks = "the nine tasks of GLUE" if len(named) == 9 else ", ".join(named)
         subset = " (in part on subsets)" if headline["subset"] else ""
         return f"It keeps {percent(headline['kept'])} of the teacher's score on {tasks}{subset}."
-    if rows := scored_rows(report):
-        return _task(next((row for row in rows if row["metric"] != "exact"), rows[0]))
-    return _heldout(report)
+    rows = scored_rows(report)
+    task = _task(next((row for row in rows if row["metric"] != "exact"), rows[0])) if rows else ""
+    return " ".join(part for part in (_heldout(report), task) if part)
 
 
 def _task(row: Mapping[str, Any]) -> str:
@@ -59,11 +59,21 @@ def _heldout(report: Report) -> str:
     loss, of = nats(student), nats(found.get(TEACHER))
     if loss is None:
         return ""
-    said = f"It loses {loss:.2f} nats per hidden word of held-out text"
-    said += "" if of is None else f" against {of:.2f} of its teacher"
-    if student["agreement"] is not None:
-        said += f", and makes the teacher's first guess for {100 * student['agreement']:.0f} %"
-    return f"{said}."
+    if student.get("accuracy") is None:
+        against = "" if of is None else f" against {of:.2f} of its teacher"
+        return f"It loses {loss:.2f} nats per hidden word of held-out text{against}."
+    right = found.get(TEACHER, {}).get("accuracy")
+    against = "" if right is None else f" (teacher {100 * right:.1f} %)"
+    said = f"It guesses {100 * student['accuracy']:.1f} % of the hidden words of held-out text{against}"
+    sure = [other for other in baselines(report) if other.word == "better"]
+    if not sure or len(sure) < len(baselines(report)):
+        return f"{said}."
+    return f"{said}, more than {_either([other.title for other in sure])}."
+
+
+def _either(names: Sequence[str]) -> str:
+    """``a, b or c``."""
+    return " or ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def trust(report: Report) -> list[str]:

@@ -1,6 +1,6 @@
 """Rows of the report that the first screen speaks of: tasks with their range, and the student's baselines."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,14 +59,26 @@ class Comparison:
 
 
 def baselines(report: Report) -> list[Comparison]:
-    """Other students of the same size, the strongest first: by the first task they share, else on held-out text."""
-    by_task = _on_tasks(report)
-    return by_task or _on_heldout(report)
+    """Other students of the same size, the strongest first: on the first task that all share, else on held-out text.
+
+    Held-out text comes before tasks of one's own: thousands of hidden words tell students apart that a thousand
+    examples of a task do not. GLUE comes before both.
+    """
+    on_glue = _on_tasks(report, report["tables"]["1"]["rows"])
+    return on_glue or _on_heldout(report) or _on_tasks(report, scored_rows(report))
 
 
-def _on_tasks(report: Report) -> list[Comparison]:
+def on_own_tasks(report: Report) -> list[tuple[str, list[Comparison]]]:
+    """Titles of tasks outside GLUE, and there the students of :func:`baselines` where that is about another measure."""
+    if _on_tasks(report, report["tables"]["1"]["rows"]) or not _on_heldout(report):
+        return []
+    found = [(title(row), _on_tasks(report, [row])) for row in scored_rows(report)]
+    return [(name, others) for name, others in found if others]
+
+
+def _on_tasks(report: Report, rows: Sequence[Mapping[str, Any]]) -> list[Comparison]:
     known, swept = models(report), _swept(report)
-    for row in [*scored_rows(report), *report["tables"]["1"]["rows"]]:
+    for row in rows:
         own = row["scores"].get(STUDENT)
         others = {
             name: score
@@ -93,17 +105,36 @@ def _on_heldout(report: Report) -> list[Comparison]:
     if own is None:
         return []
     # A sweep compares the same models once more, with its own reference.
-    compared = [each for each in report["heldout"]["comparisons"] if each["student"] == STUDENT]
-    words = {each["model"]: (each["loss"] or {}).get("word") or "" for each in compared}
+    compared = {each["model"]: each for each in report["heldout"]["comparisons"] if each["student"] == STUDENT}
     others = {name: nats(model) for name, model in found.items() if name not in (TEACHER, STUDENT, *_swept(report))}
     losses = {name: loss for name, loss in others.items() if loss is not None}
     return [
-        Comparison(
-            name_of(found[name]), signed(own - loss, ".2f", " nats"), "per hidden word, less is better, against",
-            f"{loss:.2f} nats", f"{own:.2f} against {loss:.2f} nats", str(words.get(name, "")),
+        _heldout_comparison(found[STUDENT], found[name], compared.get(name))
+        for name, _ in sorted(losses.items(), key=lambda other: other[1])
+    ]
+
+
+def _heldout_comparison(
+    student: Mapping[str, Any], other: Mapping[str, Any], compared: Mapping[str, Any] | None
+) -> Comparison:
+    """By the share of hidden words where both have it, with the paired difference of the losses where it is known."""
+    own, loss = nats(student), nats(other)
+    assert own is not None
+    assert loss is not None
+    paired = (compared or {}).get("loss") or {}
+    word = str(paired.get("word") or "")
+    doubt = f" ± {2 * paired['error']:.2f}" if paired.get("error") is not None else ""
+    more = f"{abs(own - loss):.2f}{doubt} nats {'more' if loss > own else 'less'}"
+    sides = f"{own:.2f} against {loss:.2f} nats{doubt}"
+    if None in (student.get("accuracy"), other.get("accuracy")):
+        value = signed(own - loss, ".2f", " nats")
+        return Comparison(
+            name_of(other), value, "per hidden word, less is better, against", f"{loss:.2f} nats", sides, word
         )
-        for name, loss in sorted(losses.items(), key=lambda other: other[1])
-    ]  # fmt: skip
+    first, second = 100 * student["accuracy"], 100 * other["accuracy"]
+    value = signed(first - second)
+    score = f"{second:.1f} % right, {more} lost a word"
+    return Comparison(name_of(other), value, "points of hidden words right against", score, sides, word)
 
 
 def nats(model: Mapping[str, Any] | None) -> float | None:

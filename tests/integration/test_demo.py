@@ -1,4 +1,4 @@
-"""The demo shows what it claims: the student owes its knowledge to the teacher, and the teacher knows more than words."""
+"""The demo shows what it claims: what the student owes to its teacher, and that the teacher knows more than words."""
 
 import json
 import subprocess
