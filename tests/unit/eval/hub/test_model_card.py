@@ -13,7 +13,7 @@ import numpy
 import pytest
 import s3_server
 import yaml
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, ModelCardData
 from result_folders import make, pipeline, suite
 from safetensors.numpy import save_file
 from upath import UPath
@@ -22,7 +22,7 @@ from cluster.artifacts import artifact, stage
 from cluster.artifacts.commit import CARD, ArtifactError
 from cluster.artifacts.recipe import RecipeError
 from cluster.storage import filesystem
-from eval.hub import finetuned_card
+from eval.hub import card_metadata, finetuned_card
 from eval.hub.card_metadata import CardFacts
 from eval.hub.model_card import default_name, fill, say_missing
 from eval.report.stage import STAGE, Report
@@ -140,6 +140,15 @@ def test_what_nobody_stated_is_left_out_and_named_once(
         "2 model cards lack license, language, base_model: write them in [suite.card] of the pipeline and run it "
         "again, or give stillhouse card --license ID --language CODE --base-model ID"
     )
+
+
+@pytest.mark.parametrize(
+    ("origin", "asked"),
+    [("google-bert/bert-base-uncased", ("base_model",)), ("small-english", ()), ("trained here", ())],
+)
+def test_a_base_model_is_asked_for_where_the_hub_has_one(origin: str, asked: tuple[str, ...]) -> None:
+    report = {"models": [{"name": "teacher", "origin": origin}]}
+    assert card_metadata.missing(report, ModelCardData(license="mit", language="en")) == asked
 
 
 @pytest.mark.parametrize(
