@@ -1,6 +1,6 @@
 """The headline of a report, and how far to trust it, in sentences about measured things only."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from cluster.telemetry.formatting import percent, ratio
@@ -65,15 +65,12 @@ def _heldout(report: Report) -> str:
     right = found.get(TEACHER, {}).get("accuracy")
     against = "" if right is None else f" (teacher {100 * right:.1f} %)"
     said = f"It guesses {100 * student['accuracy']:.1f} % of the hidden words of held-out text{against}"
-    sure = [other for other in baselines(report) if other.word == "better"]
-    if not sure or len(sure) < len(baselines(report)):
+    others = baselines(report)
+    if not others or any(other.word != "better" for other in others):
         return f"{said}."
-    return f"{said}, more than {_either([other.title for other in sure])}."
-
-
-def _either(names: Sequence[str]) -> str:
-    """``a, b or c``."""
-    return " or ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+    best = max(100 * model["accuracy"] for name, model in found.items() if name not in (TEACHER, STUDENT) and
+               model["accuracy"] is not None)  # fmt: skip
+    return f"{said}, more than {'the other student' if len(others) == 1 else 'any other student'} ({best:.1f} %)."
 
 
 def trust(report: Report) -> list[str]:

@@ -176,20 +176,18 @@ def _heldout(report: Report) -> Iterator[Highlight]:
         return
     counts = student.get("counts") or {}
     if (loss := nats(student)) is not None:
-        losses = _sides(loss, nats(known.get(TEACHER)), counts.get("hidden_loss"), ".2f", " nats")
+        losses = _beside(nats(known.get(TEACHER)), counts.get("hidden_loss"), ".2f")
+        own, text = f"{loss:.2f} nats", f"lost per hidden word of held-out text{losses}"
         if student.get("accuracy") is None:
-            yield Highlight(
-                "loses", f"{loss:.2f} nats", "lost per hidden word of held-out text", f"{losses} per hidden word of "
-                "held-out text", losses,
-            )  # fmt: skip
+            yield Highlight("loses", own, text, f"{own} {text}")
         else:
-            right = [each.get("accuracy") for each in (student, teacher, counts)]
-            shares = _sides(*(None if each is None else 100 * each for each in right), ".1f", " %")
-            own = f"{100 * student['accuracy']:.1f} %"
+            right = [None if (found := each.get("accuracy")) is None else 100 * found for each in (teacher, counts)]
+            words = f"{report['heldout']['words']:,} " if report["heldout"]["words"] else ""
+            share, text = f"{100 * student['accuracy']:.1f} %", f"of {words}hidden words of held-out text"
+            guesses = _beside(*right, ".1f", " %")
             yield Highlight(
-                "knows", own, f"of hidden words of held-out text guessed right{shares.removeprefix(own)}",
-                f"{shares} of hidden words of held-out text guessed right; {losses} lost a word",
-                f"{losses} lost a word",
+                "guesses", share, f"{text} guessed right{guesses}",
+                f"{share} {text} right{guesses}; loses {own} a word{losses}", f"{own} lost a word{losses}",
             )  # fmt: skip
     if student["agreement"] is not None:
         share = f"{100 * student['agreement']:.0f} %"
@@ -199,11 +197,11 @@ def _heldout(report: Report) -> Iterator[Highlight]:
         )  # fmt: skip
 
 
-def _sides(student: float | None, teacher: float | None, counts: float | None, form: str, unit: str) -> str:
-    """``38.6 % (teacher 42.7 %, word counts 6.0 %)``."""
+def _beside(teacher: float | None, counts: float | None, form: str, unit: str = "") -> str:
+    """`` (teacher 42.7 %, word counts 6.0 %)``."""
     named = [("teacher ", teacher), ("word counts ", counts)]
     others = [f"{name}{value:{form}}{unit}" for name, value in named if value is not None]
-    return f"{student:{form}}{unit}" + (f" ({', '.join(others)})" if others else "")
+    return f" ({', '.join(others)})" if others else ""
 
 
 def _claims(report: Report) -> Iterator[Highlight]:

@@ -124,7 +124,7 @@ def _heldout_comparison(
     paired = (compared or {}).get("loss") or {}
     word = str(paired.get("word") or "")
     doubt = f" ± {2 * paired['error']:.2f}" if paired.get("error") is not None else ""
-    more = f"{abs(own - loss):.2f}{doubt} nats {'more' if loss > own else 'less'}"
+    more = f"{abs(own - loss):.2f}{doubt} nats a word {'worse' if loss > own else 'better'}"
     sides = f"{own:.2f} against {loss:.2f} nats{doubt}"
     if None in (student.get("accuracy"), other.get("accuracy")):
         value = signed(own - loss, ".2f", " nats")
@@ -133,7 +133,7 @@ def _heldout_comparison(
         )
     first, second = 100 * student["accuracy"], 100 * other["accuracy"]
     value = signed(first - second)
-    score = f"{second:.1f} % right, {more} lost a word"
+    score = f"{second:.1f} %, {more}"
     return Comparison(name_of(other), value, "points of hidden words right against", score, sides, word)
 
 

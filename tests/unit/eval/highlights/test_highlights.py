@@ -79,7 +79,7 @@ def test_a_task_outside_the_paper_is_in_the_headline_with_its_doubt(tmp_path: Pa
     assert kept.doubt.startswith("±9.1 points")
     added = next(card for card in highlights(report) if card.label == "without it")
     assert (added.value, added.line) == (
-        "+11.0", "30.0 % right, 0.70 nats more lost a word: the teacher's layers, untrained",
+        "+11.0", "30.0 %, 0.70 nats a word worse: the teacher's layers, untrained",
     )  # fmt: skip
     assert any(
         card.line == "on “which source is this from?”: 18.8 the teacher's layers, untrained" and not card.card
