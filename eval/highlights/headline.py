@@ -4,7 +4,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from cluster.telemetry.formatting import percent, ratio
-from eval.highlights.rows import baselines, models, nats, scored_rows, title
+from eval.highlights.rows import baselines, losses, models, scored_rows, span, title
+from eval.results.comparison import failed
 from eval.results.schema import STUDENT, TEACHER
 
 Report = Mapping[str, Any]
@@ -13,7 +14,8 @@ Report = Mapping[str, Any]
 def sentence(report: Report) -> str:
     """What the student is, how fast, and what it kept."""
     if STUDENT not in models(report):
-        return "No student was made."
+        lost = any(job["name"] == f"runs/{STUDENT}" for job in failed(report))
+        return "No student was made: its training failed." if lost else "No student was made."
     return " ".join(part for part in (f"{_shape(report)}.", _score(report)) if part)
 
 
@@ -38,39 +40,31 @@ def _score(report: Report) -> str:
         tasks = "the nine tasks of GLUE" if len(named) == 9 else ", ".join(named)
         subset = " (in part on subsets)" if headline["subset"] else ""
         return f"It keeps {percent(headline['kept'])} of the teacher's score on {tasks}{subset}."
-    rows = scored_rows(report)
-    task = _task(next((row for row in rows if row["metric"] != "exact"), rows[0])) if rows else ""
-    return " ".join(part for part in (_heldout(report), task) if part)
+    if rows := scored_rows(report):
+        return _task(next((row for row in rows if row["metric"] != "exact"), rows[0]))
+    return _heldout(report)
 
 
 def _task(row: Mapping[str, Any]) -> str:
     sides = f"On {title(row)} it scores {row[STUDENT]['score']:.1f} against {row[TEACHER]['score']:.1f}"
-    word = (row["versus"].get(TEACHER) or {}).get("word")
-    if word == "equal":
-        return f"{sides} — equal, within what {row['dev_examples']:,} examples can tell."
-    if word is None:
+    against = row["versus"].get(TEACHER)
+    if against is None:
         return f"{sides}: {percent(row['kept'])} of the teacher's score."
-    return f"{sides} — {word} by more than chance."
+    return f"{sides}: {against['word']} ({span(against)} points)."
 
 
 def _heldout(report: Report) -> str:
     found = models(report)
     student = found[STUDENT]
-    loss, of = nats(student), nats(found.get(TEACHER))
+    measured = losses(report)
+    loss, of = measured.nats.get(STUDENT), measured.nats.get(TEACHER)
     if loss is None:
         return ""
-    if student.get("accuracy") is None:
-        against = "" if of is None else f" against {of:.2f} of its teacher"
-        return f"It loses {loss:.2f} nats per hidden word of held-out text{against}."
-    right = found.get(TEACHER, {}).get("accuracy")
-    against = "" if right is None else f" (teacher {100 * right:.1f} %)"
-    said = f"It guesses {100 * student['accuracy']:.1f} % of the hidden words of held-out text{against}"
-    others = baselines(report)
-    if not others or any(other.word != "better" for other in others):
-        return f"{said}."
-    best = max(100 * model["accuracy"] for name, model in found.items() if name not in (TEACHER, STUDENT) and
-               model["accuracy"] is not None)  # fmt: skip
-    return f"{said}, more than {'the other student' if len(others) == 1 else 'any other student'} ({best:.1f} %)."
+    said = f"It loses {loss:.2f} nats per {measured.word} word of held-out text"
+    said += "" if of is None else f" against {of:.2f} of its teacher"
+    if student["agreement"] is not None:
+        said += f", and makes the teacher's first guess for {100 * student['agreement']:.0f} %"
+    return f"{said}."
 
 
 def trust(report: Report) -> list[str]:

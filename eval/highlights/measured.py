@@ -4,8 +4,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from cluster.telemetry.formatting import megabytes, millions, percent, plural, ratio, signed
-from eval.highlights.rows import baselines, models, nats, of_task, on_own_tasks, scored_rows, title
+from cluster.telemetry.formatting import NOTHING, amount, megabytes, millions, percent, plural, ratio, signed
+from eval.highlights.rows import baselines, losses, models, of_task, scored_rows, title
+from eval.highlights.unasked import lost_scores
 from eval.results.export_formats import TITLES
 from eval.results.schema import STUDENT, TEACHER
 
@@ -28,7 +29,7 @@ class Highlight:
     """How far to trust it: range, examples, seeds, conditions."""
     paper: str = ""
     verdict: str = ""
-    """``passed``, ``missed``, ``unclear``, or none."""
+    """``passed``, ``missed`` or ``unclear`` of a claim; the word of a comparison; or none."""
     reason: str = ""
     """Of the verdict."""
     card: bool = True
@@ -36,28 +37,17 @@ class Highlight:
 
 
 def highlights(report: Report) -> list[Highlight]:
-    """Everything that was measured: what the student knows, whom it owes it, scores, speed, size, the paper's claims.
-
-    A run with GLUE begins with that, any other with held-out text, which tells students apart best.
-    """
-    scores, heldout, added = [*_scores(report)], [*_heldout(report)], [*_added(report)]
-    others = [*_speed(report), *_size(report)]
-    if _glue(report) is not None:
-        first = [*scores, *others, *added, *(replace(each, card=False) for each in heldout)]
-    else:
-        first = [*heldout, *added, *scores, *others]
-    return [*first, *_phones(report), *_claims(report)]
-
-
-def _glue(report: Report) -> Mapping[str, Any] | None:
-    """The mean over GLUE: all nine tasks, else those measured."""
-    means = {mean["key"]: mean for mean in report["tables"]["1"]["means"] if mean["kept"] is not None}
-    return means.get("nine") or means.get("measured")
+    """Everything that was measured: scores, speed, size, what distillation added, and the paper's other claims."""
+    found = [*_scores(report), *_unshared(report), *_speed(report), *_size(report), *_added(report)]
+    scored = any(each.label in ("keeps", "scores") for each in found)
+    found += [replace(each, card=not scored) for each in _heldout(report)]
+    return [*found, *_phones(report), *_claims(report)]
 
 
 def _scores(report: Report) -> Iterator[Highlight]:
     """The mean over GLUE, then every other task that teacher and student share."""
-    mean = _glue(report)
+    means = {mean["key"]: mean for mean in report["tables"]["1"]["means"] if mean["kept"] is not None}
+    mean = means.get("nine") or means.get("measured")
     if mean is not None:
         tasks = "the nine tasks of GLUE" if mean["key"] == "nine" else f"GLUE ({', '.join(mean['tasks'])})"
         doubt = "on subsets in part" if mean["subset"] else ""
@@ -74,29 +64,46 @@ def _kept(
 ) -> Highlight:
     teacher, student = (row[side]["score"] if isinstance(row[side], Mapping) else row[side] for side in
                         (TEACHER, STUDENT))  # fmt: skip
-    same = verdict.get("reason") == "equal"
-    value = "≈ equal" if same else percent(row["kept"])
-    sides = f"{student:.1f} of the teacher's {teacher:.1f}"
-    doubt = f"{doubt}, so equal" if same else doubt
+    word = "" if published is not None else f"{verdict['state']}; "
     return Highlight(
         label="keeps",
-        value=value,
-        text=f"of the score kept on {on}: {student:.1f} of {teacher:.1f}" if not same else f"{on}: {sides}",
-        line=f"{sides} on {on}" + ("" if same else f": {percent(row['kept'])}") + (f" ({doubt})" if doubt else ""),
+        value=percent(row["kept"]),
+        text=f"of the score kept on {on}: {student:.1f} of {teacher:.1f}",
+        line=f"{student:.1f} of the teacher's {teacher:.1f} on {on}: {percent(row['kept'])}"
+        + (f" ({word}{doubt})" if doubt else ""),
         doubt=doubt,
         paper="" if published is None else f"paper {percent(published)}",
         verdict=verdict["state"],
-        reason="" if same else verdict["reason"],
+        reason=verdict["reason"],
     )
 
 
 def _verdict(row: Mapping[str, Any]) -> Mapping[str, str]:
-    """The paper's where it has the task, else that of student against teacher; one that is equal has kept all."""
+    """The paper's where it has the task, else the word for student against teacher."""
     if row["paper"]:
         return dict(row["verdict"])
-    word = (row["versus"].get(TEACHER) or {}).get("word")
-    state = {"equal": "passed", "better": "passed", "worse": "missed"}.get(str(word), "")
-    return {"state": state, "reason": "equal" if word == "equal" else ""}
+    return {"state": row["versus"][TEACHER]["word"], "reason": ""}
+
+
+def _unshared(report: Report) -> Iterator[Highlight]:
+    """Tasks on which only one of teacher and student has a score, or both on other examples."""
+    lost, known = lost_scores(report), models(report)
+    tables = report["tables"]
+    for row in (*tables["1"]["rows"], *tables["2"]["rows"], *report["other_tasks"]):
+        if row["kept"] is not None or row.get("metric") == "exact" or not (row[TEACHER] or row[STUDENT]):
+            continue
+        asked = [side for side in (STUDENT, TEACHER) if side in known]
+        sides = [
+            f"{side} {row[side]['score']:.1f}" if row[side] else
+            f"{side} {'failed' if (side, row['task']) in lost else 'not scored'}"
+            for side in asked
+        ]  # fmt: skip
+        main = STUDENT if STUDENT in known else TEACHER
+        value = f"{row[main]['score']:.1f}" if row[main] else NOTHING
+        failed = row[main] is None and (main, row["task"]) in lost
+        apart = row[TEACHER] and row[STUDENT] and row[TEACHER]["score"] > 0
+        told = f"on {title(row)}: {', '.join(sides)}" + (" (on other examples)" if apart else "")
+        yield Highlight("scores", value, told, told, verdict="failed" if failed else "")
 
 
 def _speed(report: Report) -> Iterator[Highlight]:
@@ -117,7 +124,7 @@ def _speed(report: Report) -> Iterator[Highlight]:
         text=f"as fast as the teacher in PyTorch: {how}",
         line=f"{ratio(fastest['ratio_to_teacher'])} in {how}{also}: {conditions}",
         doubt=conditions,
-        verdict=("passed" if fastest["ratio_to_teacher"] > 1 else "missed") if fit else "unclear",
+        verdict=("better" if fastest["ratio_to_teacher"] > 1 else "worse") if fit else "unclear",
     )
 
 
@@ -156,17 +163,11 @@ def _added(report: Report) -> Iterator[Highlight]:
             label="without it" if number == 0 else "",
             value=other.value,
             text=f"{other.unit} {other.title}",
-            line=f"{other.score}: {other.title}",
+            line=f"{other.score}: {other.title}" + (f" ({other.word})" if other.word else ""),
             doubt=other.sides,
-            verdict={"better": "passed", "worse": "missed", "equal": "unclear"}.get(other.word, ""),
-            reason="within the noise" if other.word == "equal" else "",
+            verdict=other.word,
             card=number == 0,
         )
-    for task, others in on_own_tasks(report):
-        sides = [f"{each.score} {each.title}" + (" (within the noise)" if each.word == "equal" else "")
-                 for each in others]  # fmt: skip
-        yield Highlight("", others[0].value, f"{others[0].unit} {others[0].title}", f"on {task}: {'; '.join(sides)}",
-                        card=False)  # fmt: skip
 
 
 def _heldout(report: Report) -> Iterator[Highlight]:
@@ -174,34 +175,26 @@ def _heldout(report: Report) -> Iterator[Highlight]:
     student, teacher = known.get(STUDENT), known.get(TEACHER, {})
     if student is None:
         return
-    counts = student.get("counts") or {}
-    if (loss := nats(student)) is not None:
-        losses = _beside(nats(known.get(TEACHER)), counts.get("hidden_loss"), ".2f")
-        own, text = f"{loss:.2f} nats", f"lost per hidden word of held-out text{losses}"
-        if student.get("accuracy") is None:
-            yield Highlight("loses", own, text, f"{own} {text}")
-        else:
-            right = [None if (found := each.get("accuracy")) is None else 100 * found for each in (teacher, counts)]
-            words = f"{report['heldout']['words']:,} " if report["heldout"]["words"] else ""
-            share, text = f"{100 * student['accuracy']:.1f} %", f"of {words}hidden words of held-out text"
-            guesses = _beside(*right, ".1f", " %")
-            yield Highlight(
-                "guesses", share, f"{text} guessed right{guesses}",
-                f"{share} {text} right{guesses}; loses {own} a word{losses}", f"{own} lost a word{losses}",
-            )  # fmt: skip
+    measured = losses(report)
+    if (loss := measured.nats.get(STUDENT)) is not None:
+        against, word = measured.nats.get(TEACHER), measured.word
+        sides = f"{loss:.2f} nats" + ("" if against is None else f" (teacher {against:.2f})")
+        own, of = (amount(each.get("accuracy"), ".1f", " %", 100, "") for each in (student, teacher))
+        guessed = f"{own} of hidden words guessed right" if own else ""
+        guessed += f", teacher {of}" if own and of else ""
+        yield Highlight(
+            label="loses",
+            value=f"{loss:.2f} nats",
+            text=f"lost per {word} word of held-out text" + ("" if against is None else f"; teacher {against:.2f}"),
+            line=f"{sides} per {word} word of held-out text" + (f"; {guessed}" if guessed else ""),
+            doubt=guessed,
+        )
     if student["agreement"] is not None:
         share = f"{100 * student['agreement']:.0f} %"
         yield Highlight(
             "agrees", share, "of hidden words have the teacher's first guess",
             f"{share} of hidden words have the teacher's first guess",
         )  # fmt: skip
-
-
-def _beside(teacher: float | None, counts: float | None, form: str, unit: str = "") -> str:
-    """`` (teacher 42.7 %, word counts 6.0 %)``."""
-    named = [("teacher ", teacher), ("word counts ", counts)]
-    others = [f"{name}{value:{form}}{unit}" for name, value in named if value is not None]
-    return f" ({', '.join(others)})" if others else ""
 
 
 def _claims(report: Report) -> Iterator[Highlight]:

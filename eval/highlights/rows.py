@@ -1,8 +1,8 @@
 """Rows of the report that the first screen speaks of: tasks with their range, and the student's baselines."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from cluster.telemetry.formatting import plural, signed
 from eval.results.schema import STUDENT, TEACHER
@@ -29,11 +29,11 @@ def scored_rows(report: Report) -> list[Mapping[str, Any]]:
 
 
 def of_task(row: Mapping[str, Any]) -> str:
-    """How far to trust a score: ``±6 points, 240 examples, one seed, always one answer 16.7``."""
+    """How far to trust a score: ``difference −8.0 to +9.8, 240 examples, one seed, always one answer 16.7``."""
     against = row["versus"].get(TEACHER) or {}
     seeds = min(row[side]["seeds"] for side in (TEACHER, STUDENT))
     parts = [
-        f"±{2 * against['error']:.1f} points" if against.get("error") is not None else "",
+        f"difference {span(against)}" if against.get("low") is not None else "",
         f"{plural(row['dev_examples'], 'example')}" if row["dev_examples"] else "",
         "one seed" if seeds == 1 else f"{seeds} seeds",
         "subset" if row["subset"] else "",
@@ -41,6 +41,16 @@ def of_task(row: Mapping[str, Any]) -> str:
         f"bag of words {row['bag_of_words']['score']:.1f}" if row["bag_of_words"] else "",
     ]
     return ", ".join(part for part in parts if part)
+
+
+def span(against: Mapping[str, Any], form: str = ".1f") -> str:
+    """The range of a difference: ``−6.8 to −1.6``; with more decimals where an end beside zero would read as zero."""
+    if against["low"] is None:
+        return "no range"
+    beside = against["low"] * against["high"] > 0
+    while beside and 0.0 in (float(f"{against[end]:{form}}") for end in ("low", "high")) and form < ".6f":
+        form = f".{int(form[1]) + 1}f"
+    return f"{signed(against['low'], form)} to {signed(against['high'], form)}"
 
 
 @dataclass(frozen=True)
@@ -55,30 +65,18 @@ class Comparison:
     """Of the other."""
     sides: str
     word: str
-    """``better``, ``worse`` or ``equal``; empty where the doubt is not known."""
+    """``better``, ``worse``, ``equal`` or ``unclear``; empty where they are not on the same examples."""
 
 
 def baselines(report: Report) -> list[Comparison]:
-    """Other students of the same size, the strongest first: on the first task that all share, else on held-out text.
-
-    Held-out text comes before tasks of one's own: thousands of hidden words tell students apart that a thousand
-    examples of a task do not. GLUE comes before both.
-    """
-    on_glue = _on_tasks(report, report["tables"]["1"]["rows"])
-    return on_glue or _on_heldout(report) or _on_tasks(report, scored_rows(report))
+    """Other students of the same size, the strongest first: by the first task they share, else on held-out text."""
+    by_task = _on_tasks(report)
+    return by_task or _on_heldout(report)
 
 
-def on_own_tasks(report: Report) -> list[tuple[str, list[Comparison]]]:
-    """Titles of tasks outside GLUE, and there the students of :func:`baselines` where that is about another measure."""
-    if _on_tasks(report, report["tables"]["1"]["rows"]) or not _on_heldout(report):
-        return []
-    found = [(title(row), _on_tasks(report, [row])) for row in scored_rows(report)]
-    return [(name, others) for name, others in found if others]
-
-
-def _on_tasks(report: Report, rows: Sequence[Mapping[str, Any]]) -> list[Comparison]:
+def _on_tasks(report: Report) -> list[Comparison]:
     known, swept = models(report), _swept(report)
-    for row in rows:
+    for row in [*scored_rows(report), *report["tables"]["1"]["rows"]]:
         own = row["scores"].get(STUDENT)
         others = {
             name: score
@@ -100,49 +98,43 @@ def _on_tasks(report: Report, rows: Sequence[Mapping[str, Any]]) -> list[Compari
 
 
 def _on_heldout(report: Report) -> list[Comparison]:
-    found = models(report)
-    own = nats(found.get(STUDENT))
-    if own is None:
+    found, measured = models(report), losses(report)
+    if STUDENT not in measured.nats:
         return []
+    own = measured.nats[STUDENT]
     # A sweep compares the same models once more, with its own reference.
-    compared = {each["model"]: each for each in report["heldout"]["comparisons"] if each["student"] == STUDENT}
-    others = {name: nats(model) for name, model in found.items() if name not in (TEACHER, STUDENT, *_swept(report))}
-    losses = {name: loss for name, loss in others.items() if loss is not None}
+    compared = [each for each in report["heldout"]["comparisons"] if each["student"] == STUDENT]
+    words = {each["model"]: (each["loss"] or {}).get("word") or "" for each in compared}
+    apart = (TEACHER, STUDENT, *_swept(report))
+    others = {name: loss for name, loss in measured.nats.items() if name not in apart}
     return [
-        _heldout_comparison(found[STUDENT], found[name], compared.get(name))
-        for name, _ in sorted(losses.items(), key=lambda other: other[1])
-    ]
-
-
-def _heldout_comparison(
-    student: Mapping[str, Any], other: Mapping[str, Any], compared: Mapping[str, Any] | None
-) -> Comparison:
-    """By the share of hidden words where both have it, with the paired difference of the losses where it is known."""
-    own, loss = nats(student), nats(other)
-    assert own is not None
-    assert loss is not None
-    paired = (compared or {}).get("loss") or {}
-    word = str(paired.get("word") or "")
-    doubt = f" ± {2 * paired['error']:.2f}" if paired.get("error") is not None else ""
-    more = f"{abs(own - loss):.2f}{doubt} nats a word {'worse' if loss > own else 'better'}"
-    sides = f"{own:.2f} against {loss:.2f} nats{doubt}"
-    if None in (student.get("accuracy"), other.get("accuracy")):
-        value = signed(own - loss, ".2f", " nats")
-        return Comparison(
-            name_of(other), value, "per hidden word, less is better, against", f"{loss:.2f} nats", sides, word
+        Comparison(
+            name_of(found[name]), signed(own - loss, ".2f", " nats"),
+            f"per {measured.word} word, less is better, against",
+            f"{loss:.2f} nats", f"{own:.2f} against {loss:.2f} nats", str(words.get(name, "")),
         )
-    first, second = 100 * student["accuracy"], 100 * other["accuracy"]
-    value = signed(first - second)
-    score = f"{second:.1f} %, {more}"
-    return Comparison(name_of(other), value, "points of hidden words right against", score, sides, word)
+        for name, loss in sorted(others.items(), key=lambda other: other[1])
+    ]  # fmt: skip
 
 
-def nats(model: Mapping[str, Any] | None) -> float | None:
-    """Loss on hidden words of held-out text, or on all masked ones where these were not measured apart."""
-    if model is None:
-        return None
-    found = model["masked_loss"] if model["hidden_loss"] is None else model["hidden_loss"]
-    return None if found is None else float(found)
+@dataclass(frozen=True)
+class Losses:
+    """Losses on held-out text by model, all on the same kind of word."""
+
+    nats: Mapping[str, float]
+    word: Literal["hidden", "masked"]
+
+
+def losses(report: Report) -> Losses:
+    """Losses on hidden words, or on all masked ones where a model has no others."""
+    by_word: dict[Literal["hidden", "masked"], dict[str, float]] = {
+        word: {
+            name: model[f"{word}_loss"] for name, model in models(report).items() if model[f"{word}_loss"] is not None
+        }
+        for word in ("hidden", "masked")
+    }
+    hidden, masked = by_word["hidden"], by_word["masked"]
+    return Losses(masked, "masked") if masked.keys() - hidden.keys() else Losses(hidden, "hidden")
 
 
 def _swept(report: Report) -> set[str]:

@@ -5,7 +5,8 @@ Each measurement has the lines of a pipeline's recipe that ask for it.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatch
+from fnmatch import fnmatchcase
+from glob import escape
 from typing import Any, Literal
 
 from eval.results import paper
@@ -102,16 +103,29 @@ MEASUREMENTS = (
 def unmeasured(report: Report) -> list[Unmeasured]:
     """Everything that the report lacks: what failed first, then what is impossible, then what nobody asked for."""
     found = [_state(report, each) for each in MEASUREMENTS if not each.has(report)]
-    found += _impossible(report)
+    found += [*_lost_tasks(report), *_impossible(report)]
     order: tuple[State, ...] = ("failed", "impossible", "not asked for")
     return sorted(found, key=lambda each: order.index(each.state))
 
 
 def _state(report: Report, wanted: Measurable) -> Unmeasured:
-    lost = [job for job in failed(report) if any(fnmatch(job["name"], pattern) for pattern in wanted.jobs)]
+    # The main student is no ablation: without it there is nothing to compare.
+    others = [job for job in failed(report) if job["name"] != f"runs/{STUDENT}"]
+    lost = [job for job in others if any(fnmatchcase(job["name"], pattern) for pattern in wanted.jobs)]
     if lost:
         return Unmeasured(wanted.name, "failed", f"{lost[0]['name']}: {lost[0]['error'] or 'no error recorded'}")
     return Unmeasured(wanted.name, "not asked for", recipe=wanted.recipe)
+
+
+def _lost_tasks(report: Report) -> list[Unmeasured]:
+    """Tasks outside the paper on which every fine-tuning failed."""
+    scored = {score["task"] for score in report["scores"]}
+    tasks = sorted({task for _, task in lost_scores(report)} - scored)
+    return [
+        _state(report, Measurable(f"the task {task}", "", (f"finetune/*/{escape(task)}",), bool))
+        for task in tasks
+        if not paper.find(task)
+    ]
 
 
 def _impossible(report: Report) -> list[Unmeasured]:

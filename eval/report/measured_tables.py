@@ -7,17 +7,18 @@ from pathlib import PurePath
 from typing import Any
 
 from cluster.telemetry.formatting import NOT_MEASURED, NOTHING, amount, megabytes, millions, plain, ratio, signed
-from eval.highlights.rows import nats
+from eval.highlights.rows import losses, span
 from eval.report.table import Cell, Row, Table, cells
 from eval.results.export_formats import TITLES as FORMS
 from eval.results.schema import STUDENT, TEACHER
+from eval.results.uncertainty import ALIKE_NATS, ALIKE_POINTS
 
 Report = Mapping[str, Any]
 
 
 def models(report: Report) -> Table:
     """The teacher, the student, and the ablations."""
-    rows = []
+    rows, measured = [], losses(report)
     for model in report["models"]:
         # The teacher may be trained elsewhere, and its agreement with itself is not a measurement.
         absent = NOTHING if model["name"] == TEACHER else NOT_MEASURED
@@ -28,7 +29,7 @@ def models(report: Report) -> Table:
             amount(model["hidden"], "d"),
             millions(model["parameters"]),
             megabytes(model["weight_bytes"]),
-            amount(nats(model), ".3f"),
+            amount(measured.nats.get(model["name"]), ".3f"),
             amount(model["accuracy"], ".1f", " %", 100),
             amount(model["visible_accuracy"], ".1f", " %", 100),
             amount(model["agreement"], ".1f", " %", 100, absent),
@@ -39,17 +40,18 @@ def models(report: Report) -> Table:
         name = Cell(model["name"], PurePath(model["origin"] or "").name or about, model["source"])
         rows.append(Row((name, *cells(texts)), "main" if model["name"] == STUDENT else ""))
     if counts := next((model["counts"] for model in report["models"] if model["counts"]), None):
-        known = amount(counts["hidden_loss"], ".3f"), amount(counts["accuracy"], ".1f", " %", 100)
+        loss = counts["hidden_loss" if measured.word == "hidden" else "masked"]
+        known = amount(loss, ".3f"), amount(counts["accuracy"], ".1f", " %", 100)
         rows.append(Row(cells(("word counts", *(NOTHING,) * 5, *known, *(NOTHING,) * 5))))
     columns = (
         "Model", "Architecture", "Layers", "Hidden", "Parameters", "Weights", "Loss, nats", "Words right",
         "Visible right", "Agreement", "Steps", "Tokens", "Device hours",
     )  # fmt: skip
     notes = (
-        "Loss and words right: hidden words of held-out text, the same rows and masks for all runs with the same seed "
-        "and validation_rows. Visible right: words that the input still shows. Agreement: hidden words for which the "
-        "model's first guess is the teacher's. Word counts: what the counts of the training rows give on the same "
-        "words, without reading them.",
+        f"Loss: {measured.word} words of held-out text. Words right: hidden ones. The same rows and masks for all runs "
+        "with the same seed and validation_rows. Visible right: words that the input still shows. Agreement: hidden "
+        "words for which the model's first guess is the teacher's. Word counts: what the counts of the training rows "
+        "give on the same words, without reading them.",
     )
     words = frozenset({"Model", "Architecture"})
     caption = "The teacher, its student and other students: shape, size, held-out loss, and what training took"
@@ -63,30 +65,25 @@ def held_out(report: Report) -> Table:
     for one in found["comparisons"]:
         name = Cell(one["title"], one["model"] if one["model"] != one["title"] else "")
         doubt = "trained on another number of tokens" if one["same_tokens"] is False else ""
-        values = _difference(one["loss"], ".3f"), _difference(one["accuracy"], ".2f")
-        rows.append(Row((Cell(one["student"]), name, *values, Cell(_surely(one), one["reason"] or doubt))))
-    columns = ("Student", "Minus", "Loss, nats", "Accuracy, points", "Better by more than 2 SE")
+        values = _difference(one["loss"], ".3f"), _difference(one["accuracy"], ".2f", worded=True)
+        word = Cell(NOTHING) if one["loss"] is None else Cell(one["loss"]["word"], tone=one["loss"]["word"])
+        rows.append(Row((Cell(one["student"]), name, *values, replace(word, detail=one["reason"] or doubt))))
+    columns = ("Student", "Minus", "Loss, nats", "Accuracy, points", "Student is")
     if not rows:
         return Table(columns, ())
     notes = (
-        f"On {found['words']:,} hidden words of the same {found['rows']:,} held-out rows. ±: standard error (SE), "
-        "paired by row; it does not include how another training would end. Yes: the loss is lower by more than twice "
-        "the error.",
+        f"On {found['words']:,} hidden words of the same {found['rows']:,} held-out rows. Below a difference: its "
+        "range at 95 %, paired by row, without how another training would end. The last column judges the loss; less "
+        f"is better. Equal: the whole range is within {ALIKE_NATS:g} nats of 0; {ALIKE_POINTS:g} point of accuracy.",
     )
     words = frozenset({*columns[:2], columns[-1]})
     return Table(columns, tuple(rows), words, (), notes, "The student minus every other student, on held-out words")
 
 
-def _difference(found: Mapping[str, Any] | None, form: str) -> Cell:
+def _difference(found: Mapping[str, Any] | None, form: str, worded: bool = False) -> Cell:
     if found is None:
         return Cell(NOTHING)
-    return Cell(signed(found["difference"], form), f"± {found['error']:{form}}")
-
-
-def _surely(one: Mapping[str, Any]) -> str:
-    if one["loss"] is None:
-        return NOTHING if one["reason"] else NOT_MEASURED
-    return "yes" if one["loss"]["better"] else f"no: {one['loss']['word']}"
+    return Cell(signed(found["difference"], form), f"{span(found, form)}{', ' + found['word'] if worded else ''}")
 
 
 BRIEF = ("Model", "Layers", "Parameters", "Weights", "Loss, nats", "Words right", "Agreement", "Tokens")
@@ -94,18 +91,19 @@ BRIEF = ("Model", "Layers", "Parameters", "Weights", "Loss, nats", "Words right"
 
 
 def _findings(report: Report) -> tuple[str, ...]:
-    """A sentence for each other student that compares it with the main one; table 4 has the students of a sweep."""
+    """A sentence for each other student that no table compares with the main one, on held-out rows or in a sweep."""
     sweep = report["tables"]["4"]
     swept = {row["student"] for row in sweep["rows"]} | {sweep["reference"]}
     excluded = swept if sweep["reference"] not in (None, STUDENT) else set()
+    excluded |= {each["model"] for each in report["heldout"]["comparisons"] if each["loss"]}
     found = {model["name"]: model for model in report["models"] if model["name"] not in excluded}
-    student = found.get(STUDENT)
-    own = nats(student)
-    if student is None or own is None:
+    student, measured = found.get(STUDENT), losses(report)
+    if student is None or STUDENT not in measured.nats:
         return ()
+    own = measured.nats[STUDENT]
     findings = []
     for name, other in found.items():
-        loss = nats(other)
+        loss = measured.nats.get(name)
         if name in (TEACHER, STUDENT) or loss is None:
             continue
         gain = loss - own

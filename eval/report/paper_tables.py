@@ -4,10 +4,12 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from cluster.telemetry.formatting import NOT_MEASURED, NOTHING, amount, megabytes, millions, percent, ratio, signed
+from eval.highlights.rows import span
 from eval.highlights.unasked import lost_scores
 from eval.report.table import Cell, Row, Table, cells
 from eval.results.paper import PARAMETERS_SAVED
 from eval.results.schema import STUDENT
+from eval.results.uncertainty import ALIKE_POINTS
 
 Report = Mapping[str, Any]
 
@@ -32,8 +34,13 @@ _CLAIMS = {
 
 
 SCORE_NOTE = (
-    "±: standard error, from the number of examples and, with several seeds, their spread; with one seed the spread is "
-    "not known. Bag of words: TF-IDF with a linear model on the same examples, what needs no encoder."
+    "Below a score: its range at 95 %, from the number of examples and, with several seeds, their spread; with one "
+    "seed the spread is not known. Bag of words: TF-IDF with a linear model on the same examples, what needs no "
+    "encoder."
+)
+WORDS_NOTE = (
+    "Below a difference: its range at 95 %, paired where both models have the same examples. Better, worse: the range "
+    f"excludes 0. Equal: all of it is within {ALIKE_POINTS:g} point of 0. Unclear: it is wider."
 )
 
 
@@ -89,7 +96,7 @@ def glue(report: Report) -> Table:
         f"{report['paper']['target_percent']:.0f} %. Difference: student minus DistilBERT, in points.",
         SCORE_NOTE,
         "Unclear: teacher or student scores no higher than the most common answer (Majority), so that the share means "
-        "nothing; or the share is within two standard errors, over the seeds, of the paper's.",
+        "nothing; or the range of the share includes the paper's.",
     ]
     caption = "GLUE development sets: teacher, student, share kept, and the paper's"
     return _table(asked, rows, (*notes, *_row_notes(asked)), caption)
@@ -107,28 +114,6 @@ def downstream(report: Report) -> Table:
 def _asked(row: Mapping[str, Any], lost: Collection[tuple[str, str]]) -> bool:
     """Whether a task was scored, or its fine-tuning failed."""
     return bool(row["scores"]) or any(row["task"] == task for _, task in lost)
-
-
-def differences_in(row: Mapping[str, Any]) -> tuple[str, ...]:
-    """A sentence for each difference that tells what a score is worth."""
-    sides = [("student", other, row["versus"].get(other)) for other in ("teacher", "bag_of_words")]
-    sides.append(("teacher", "bag_of_words", row["teacher_versus_bag"]))
-    return tuple(
-        f"The {side} {_compared(other, against)}."
-        for side, other, against in sides
-        if against is not None and against["word"] is not None
-    )
-
-
-def _compared(other: str, against: Mapping[str, Any]) -> str:
-    """``is better than the bag of words (+3.2 ± 1.1 points, paired, one seed)``."""
-    than = other.replace("_", " ")
-    word = f"{against['word']} than the {than}"
-    if against["word"] == "equal":
-        word = f"equal to the {than} within twice the error"
-    told = [f"{signed(against['difference'])} ± {against['error']:.1f} points", against["pairing"]]
-    told += ["one seed"] if against["one_seed"] else []
-    return f"is {word} ({', '.join(told)})"
 
 
 def _table(found: Sequence[Mapping[str, Any]], rows: Sequence[Row], notes: tuple[str, ...], caption: str) -> Table:
@@ -162,19 +147,27 @@ def _ours(row: Mapping[str, Any], lost: Collection[tuple[str, str]]) -> tuple[Ce
     return (
         Cell(row["title"], row["metric"] if row["metric"] and row.get("key") == row["task"] else ""),
         *(score_cell(row[side], absent, (side, row["task"]) in lost) for side in ("teacher", "student", "second_step")),
-        Cell(percent(row["kept"], absent), "" if taught is None else f"(D) {percent(taught)}"),
+        _kept(row, absent, taught),
         score_cell(row["bag_of_words"], NOTHING),
         Cell(amount(row["majority"], ".1f", absent=NOTHING)),
         Cell(amount(row["dev_examples"], ",d", absent=NOTHING), "subset" if row["subset"] else ""),
     )
 
 
+def _kept(row: Mapping[str, Any], absent: str, taught: float | None) -> Cell:
+    """The share that the student keeps with its range, and that of the second distillation."""
+    told = [] if row["kept_low"] is None else [f"{row['kept_low']:.1f}–{row['kept_high']:.1f}"]
+    told += [] if taught is None else [f"(D) {percent(taught)}"]
+    return Cell(percent(row["kept"], absent), ", ".join(told))
+
+
 def score_cell(found: Mapping[str, Any] | None, absent: str, failed: bool = False) -> Cell:
-    """A score with its range over the seeds; a failed fine-tuning is no score that nobody asked for."""
+    """A score with its range; a failed fine-tuning is no score that nobody asked for."""
     if found is None:
         return Cell("failed", tone="failed") if failed else Cell(absent)
-    told = [] if found["error"] is None else [f"± {found['error']:.1f}"]
-    told += [f"{found['low']:.1f}–{found['high']:.1f}"] if found["seeds"] > 1 else []
+    known = found["range_low"] is not None
+    told = [f"{found['range_low']:.1f}–{found['range_high']:.1f}"] if known else []
+    told += [f"seeds {found['low']:.1f}–{found['high']:.1f}"] if found["seeds"] > 1 and not known else []
     told += ["one seed"] if found["one_seed"] else []
     return Cell(f"{found['score']:.1f}", ", ".join(told), found["source"])
 
@@ -186,7 +179,7 @@ def _mean_row(mean: Mapping[str, Any]) -> Row:
     found = (
         Cell(mean["title"], ", ".join(tasks)),
         *(Cell(amount(mean[side], ".1f", absent=NOTHING)) for side in ("teacher", "student", "second_step")),
-        Cell(percent(mean["kept"], NOTHING), "" if taught is None else f"(D) {percent(taught)}"),
+        _kept(mean, NOTHING, taught),
         verdict(mean["verdict"]),
         *(Cell(amount(paper[side], ".1f", absent=NOTHING)) for side in ("elmo", "teacher", "student")),
         Cell(percent(paper["kept"])),
@@ -272,7 +265,7 @@ def ablations(report: Report) -> Table:
                 Cell(amount(row["score"], ".1f", absent=NOTHING)),
                 Cell(
                     signed(row["change"], ".2f", absent=NOTHING),
-                    "" if row["error"] is None else f"± {row['error']:.2f}",
+                    "" if row["versus"] is None else f"{span(row['versus'], '.2f')}, {row['versus']['word']}",
                 ),
                 Cell(signed(row["paper"], ".2f", absent=NOTHING)),
                 Cell(signed(row["difference"], ".2f", absent=NOTHING)),
@@ -296,7 +289,7 @@ def _ablation_findings(found: Mapping[str, Any]) -> tuple[str, ...]:
     sure = [row["title"] for row in judged if row["verdict"]["state"] == "passed"]
     signs = f"{len(same)} of {len(judged)} changes have the paper's sign"
     signs += f" ({', '.join(same)})" if same else ""
-    signs += f"; {len(sure)} of them by more than two standard errors of the seeds."
+    signs += f"; {len(sure)} of them clearly: several seeds, and a range without zero."
     order = "the same order as in the paper" if found["order"] == found["paper_order"] else "not the paper's order"
     return (signs, f"From worst to best: {', '.join(found['order'])}; {order} ({', '.join(found['paper_order'])}).")
 
@@ -306,9 +299,9 @@ def _ablation_notes(found: Mapping[str, Any]) -> tuple[str, ...]:
         return ()
     return (
         f"Mean over {', '.join(found['tasks'])}, minus that of {found['reference']} ({found['score']:.1f}), which was "
-        "trained with all parts for as long. ±: standard error over the seeds of fine-tuning, without the variation of "
-        "training the student again. Passed: the paper's sign, by more than two standard errors. MLM loss: nats on "
-        "held-out words, more is worse.",
+        "trained with all parts for as long. Below a change: its range at 95 %, over examples and seeds of "
+        "fine-tuning, without the variation of training the student again, and the word for it. Passed: the paper's "
+        "sign, with several seeds and a range without zero. MLM loss: nats on held-out words, more is worse.",
     )
 
 

@@ -14,8 +14,10 @@ def draw(report: Report) -> list[Plot]:
     if len(rows) < 2:
         return []
     title = "Change of the mean score, points"
-    bars = [
-        Change(row["title"], row["change"], None if row["error"] is None else 2 * row["error"], row["paper"])
-        for row in rows
-    ]
+    bars = [Change(row["title"], row["change"], _reach(row["versus"]), row["paper"]) for row in rows]
     return [Plot("ablations", title, "ablations", changes(title, bars))]
+
+
+def _reach(against: Mapping[str, Any]) -> float | None:
+    """Half of the range of a change."""
+    return None if against["low"] is None else (float(against["high"]) - float(against["low"])) / 2

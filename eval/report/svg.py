@@ -129,7 +129,7 @@ def changes(title: str, bars: Sequence[Change]) -> str:
     def across(value: float) -> float:
         return float(left + wide * (value - low) / (high - low))
 
-    ours, theirs = Line("here, ± two standard errors", (), COLOURS[0]), Line("paper", (), PAPER)
+    ours, theirs = Line("here, with the range at 95 %", (), COLOURS[0]), Line("paper", (), PAPER)
     parts = [_text(0, 15, title, "bold"), _key(0, 34, ours), _key(220, 34, theirs)]
     for value in ticks(low, high, 6):
         parts.append(_rule(across(value), top, across(value), top + tall, 0.5 if value == 0 else 0.13))

@@ -1,25 +1,26 @@
 """A table for each task that is not in the paper: every model and baseline against the student."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from cluster.telemetry.formatting import NOTHING, signed
-from eval.highlights.rows import models, name_of, title
+from cluster.telemetry.formatting import NOTHING, plural, signed
+from eval.highlights.rows import models, name_of, span, title
 from eval.highlights.unasked import lost_scores
-from eval.report.paper_tables import SCORE_NOTE, differences_in, score_cell
+from eval.report.paper_tables import SCORE_NOTE, WORDS_NOTE, score_cell
 from eval.report.table import Cell, Row, Table
 from eval.results.schema import STUDENT, TEACHER
-from eval.results.score_values import BAG, source
+from eval.results.score_values import BAG
 
 Report = Mapping[str, Any]
 
-_COLUMNS = ("Model", "Score", "Student minus it", "Student is", "Examples")
-_TONES = {"better": "passed", "worse": "missed", "equal": "unclear"}
+_COLUMNS = ("Model", "Score", "Student minus it", "Student is")
 
 
 def tables(report: Report) -> list[Table]:
-    """One table a task, the teacher and the student first."""
-    return [_table(report, row) for row in report["other_tasks"]]
+    """One table a task, the teacher and the student first; the last one explains them."""
+    found = [_table(report, row) for row in report["other_tasks"]]
+    return [*found[:-1], *(replace(last, notes=(*last.notes, SCORE_NOTE, WORDS_NOTE)) for last in found[-1:])]
 
 
 def _table(report: Report, row: Mapping[str, Any]) -> Table:
@@ -29,42 +30,54 @@ def _table(report: Report, row: Mapping[str, Any]) -> Table:
     names = [*(name for name in (TEACHER, STUDENT) if name in scores), *others]
     rows = []
     for name in names:
-        own, found = row.get(name) if name in (TEACHER, STUDENT) else None, scores[name]
-        score = score_cell(own, NOTHING) if own else Cell(f"{_score(found):.1f}", _seeds(found), source(name, task))
+        score = score_cell({**scores[name], "seeds": len(scores[name]["seeds"])}, NOTHING)
         rows.append(_row(row, name, name_of(known[name]) if name in others and name in known else name, score))
     failed = sorted(name for name, of in lost_scores(report) if of == task and name not in scores)
-    rows += [Row((Cell(name), score_cell(None, NOTHING, failed=True), *(Cell(NOTHING),) * 3)) for name in failed]
+    rows += [Row((Cell(name), score_cell(None, NOTHING, failed=True), *(Cell(NOTHING),) * 2)) for name in failed]
     if row["bag_of_words"] is not None:
         rows.append(_row(row, BAG, "a bag of words", score_cell(row["bag_of_words"], NOTHING)))
     if row["majority"] is not None:
-        common = (Cell("always the most common answer"), Cell(f"{row['majority']:.1f}"), *(Cell(NOTHING),) * 3)
+        common = (Cell("always the most common answer"), Cell(f"{row['majority']:.1f}"), *(Cell(NOTHING),) * 2)
         rows.append(Row(common))
-    notes = (f"{str(row['metric']).capitalize()}, in percent. {SCORE_NOTE} Equal: within twice the error.",)
+    of = f" of {plural(row['dev_examples'], 'example')}" if row["dev_examples"] else ""
+    subset = ", a subset" if row["subset"] else ""
+    notes = (f"{str(row['metric']).capitalize()}{of}, in percent{subset}.",)
     caption = f"{title(row)}: every model and baseline against the student"
-    return Table(_COLUMNS, tuple(rows), frozenset({"Model"}), differences_in(row), notes, caption).dense("Score")
+    return Table(_COLUMNS, tuple(rows), frozenset({"Model"}), _finding(row), notes, caption).dense("Score")
+
+
+def _finding(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """Whether the teacher knows more of the task than its words tell: a comparison that the table does not have."""
+    against = row["teacher_versus_bag"]
+    if against is None:
+        return ()
+    than = "equal to" if against["word"] == "equal" else f"{against['word']} than"
+    if against["word"] == "unclear":
+        than = "not clearly better or worse than"
+    once = ", one seed" if against["one_seed"] else ""
+    told = f"{signed(against['difference'])} points, {span(against)}, {against['pairing']}{once}"
+    return (f"The teacher is {than} the bag of words ({told}).",)
 
 
 def _score(found: Mapping[str, Any]) -> float:
     return float(found["score"])
 
 
-def _seeds(found: Mapping[str, Any]) -> str:
-    return "one seed" if len(found["seeds"]) == 1 else f"{found['low']:.1f}–{found['high']:.1f}"
-
-
 def _row(row: Mapping[str, Any], name: str, shown: str, score: Cell) -> Row:
     against = row["versus"].get(name)
-    word = against["word"] if against else None
     texts = (
         Cell(shown, name if shown != name and name != BAG else ""),
         score,
         Cell(NOTHING) if against is None else _difference(against),
-        Cell(word or NOTHING, tone=_TONES.get(str(word), "")),
-        Cell(f"{row['dev_examples']:,}" if row["dev_examples"] else NOTHING, "subset" if row["subset"] else ""),
+        Cell(NOTHING, _apart(row, name)) if against is None else Cell(against["word"], tone=against["word"]),
     )
     return Row(texts, "main" if name == STUDENT else "")
 
 
+def _apart(row: Mapping[str, Any], name: str) -> str:
+    """Why a model with a score is not compared with the student."""
+    return "other examples" if row[STUDENT] is not None and name != STUDENT else ""
+
+
 def _difference(against: Mapping[str, Any]) -> Cell:
-    error = against["error"]
-    return Cell(signed(against["difference"]), "" if error is None else f"± {error:.1f}, {against['pairing']}")
+    return Cell(signed(against["difference"]), f"{span(against)}, {against['pairing']}")

@@ -4,12 +4,13 @@ import textwrap
 from collections.abc import Iterator
 
 from cluster.telemetry import terminal
-from eval.highlights.headline import trust
+from eval.highlights.headline import sentence, trust
 from eval.highlights.identity import identity
 from eval.highlights.measured import Highlight, highlights
 from eval.highlights.unasked import unmeasured
 from eval.report.measured_tables import Report
 from eval.results.comparison import failed
+from eval.results.schema import STUDENT
 
 WIDTH = 100
 _LABEL = 12
@@ -24,9 +25,10 @@ def summary(report: Report) -> str:
     found = sorted(highlights(report), key=lambda each: each.label != "distilled")
     for highlight in found:
         parts += _row(highlight.label, _told(highlight))
-    if not found:
-        parts += ["  No student was made."]
-    parts += ["", *_wrapped(" ".join(trust(report)))]
+    if all(model["name"] != STUDENT for model in report["models"]):
+        parts += [f"  {sentence(report)}"]
+    if doubts := trust(report):
+        parts += ["", *_wrapped(" ".join(doubts))]
     parts += [*_rest(report)]
     for waiting in report["phones"]["waiting"]:
         parts += ["", f"{waiting['name']} waits for a phone until {waiting['until']} (UTC):", f"  {waiting['link']}"]
@@ -48,8 +50,9 @@ def _told(highlight: Highlight) -> str:
 def _rest(report: Report) -> Iterator[str]:
     """What was not measured, by reason."""
     missing = unmeasured(report)
-    for each in missing:
-        if each.state == "impossible":
+    if impossible := [each for each in missing if each.state == "impossible"]:
+        yield ""
+        for each in impossible:
             yield from _row("impossible", f"{each.name}: {each.reason}")
     if names := [each.name for each in missing if each.state == "not asked for"]:
         yield ""

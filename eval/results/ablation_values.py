@@ -3,7 +3,6 @@
 The mean is over the tasks that the reference and all ablations have scores for.
 """
 
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 from eval.results import model_rows, paper
 from eval.results.collect import Results
 from eval.results.score_values import same_examples, with_examples
-from eval.results.uncertainty import Difference, judged, versus
+from eval.results.uncertainty import mean_versus
 from eval.results.verdicts import same_sign
 
 
@@ -59,42 +58,28 @@ def _title(name: str, kind: str, titles: Mapping[str, str]) -> str:
 
 
 def _values(results: Results, name: str, kind: str, reference: str, tasks: Sequence[str]) -> dict[str, Any]:
-    """Change in points, its standard error (None where a task has one seed), and the paper's change."""
+    """Change in points, its comparison with the reference, and the paper's change."""
     published = next((row.change for row in paper.ABLATIONS if row.student == kind), None)
     score = _mean(results, name, tasks) if tasks else None
     change = None if score is None else score - _mean(results, reference, tasks)
-    errors = [results.scores[model][task].error() for model in (name, reference) for task in tasks]
-    known = [error for error in errors if error is not None]
-    error = math.hypot(*known) / len(tasks) if tasks and len(known) == len(errors) else None
+    against = _versus(results, name, reference, tasks)
     losses = [_masked_loss(results, model) for model in (name, reference)]
     return {
         "score": score,
         "change": change,
-        "error": error,
-        "versus": _versus(results, name, reference, tasks),
+        "versus": against,
         "masked_change": None if None in losses else losses[0] - losses[1],
         "paper": published,
         "difference": None if change is None or published is None else change - published,
         "same_sign": None if change is None or published is None else change * published > 0,
-        "verdict": None if published is None else same_sign(change, published, error).resolved(),
+        "verdict": None if published is None else same_sign(against, published).resolved(),
     }
 
 
 def _versus(results: Results, name: str, reference: str, tasks: Sequence[str]) -> dict[str, Any] | None:
     """The change of the mean with its error over examples and seeds, paired where every task is; None without tasks."""
-    if not tasks:
-        return None
-    each = [versus(with_examples(results, name, task), with_examples(results, reference, task)) for task in tasks]
-    errors = [one.error for one in each if one.error is not None]
-    difference = statistics.fmean(one.difference for one in each)
-    error = math.hypot(*errors) / len(each) if len(errors) == len(each) else None
-    return Difference(
-        difference,
-        error,
-        "paired" if all(one.pairing == "paired" for one in each) else "unpaired",
-        any(one.one_seed for one in each),
-        judged(difference, error),
-    ).resolved()
+    pairs = [(with_examples(results, name, task), with_examples(results, reference, task)) for task in tasks]
+    return mean_versus(pairs).resolved() if pairs else None
 
 
 def _shared(results: Results, models: Sequence[str | None]) -> list[str]:

@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from eval.results import model_rows
 from eval.results.schema import STUDENT
-from eval.results.uncertainty import judged
+from eval.results.uncertainty import ALIKE_NATS, StandardError, Values, judged
 
 UNTRAINED = (model_rows.UNTRAINED, model_rows.RANDOM_UNTRAINED)
 
@@ -23,11 +22,11 @@ class HeldOutRows:
     """A student's last validation, row by row; ``identity`` is that of the rows and masks."""
 
     identity: str
-    hidden: npt.NDArray[np.float64]
+    hidden: Values
     """Hidden words of each row."""
-    hits: npt.NDArray[np.float64]
+    hits: Values
     """Those that the student guesses."""
-    nats: npt.NDArray[np.float64]
+    nats: Values
     """Sum of their losses."""
 
 
@@ -67,21 +66,30 @@ def _compared(student: str, of: Any, name: str, model: Any) -> dict[str, Any]:
         "accuracy": None,
         "reason": None,
     }
+    if not own.hidden.sum():
+        return {**row, "reason": "no hidden words"}
     if own.identity != other.identity:
         reason = "validated on other rows or masks: train both with the same tokens, seed, masking and validation_rows"
         return {**row, "reason": reason}
-    loss = _paired(own.nats - other.nats, own.hidden, lower_is_better=True)
-    return {**row, "loss": loss, "accuracy": _paired(100.0 * (own.hits - other.hits), own.hidden)}
+    differences = own.nats - other.nats
+    loss = judged(
+        _mean(differences, own.hidden), _error(differences, own.hidden), lower_is_better=True, alike=ALIKE_NATS
+    )
+    won = 100.0 * (own.hits - other.hits)
+    # As if one more word had been won and one lost: few words on which both are right do not prove them equal.
+    words, more = np.append(own.hidden, [1.0, 1.0]), np.append(won, [100.0, -100.0])
+    return {**row, "loss": loss, "accuracy": judged(_mean(won, own.hidden), _error(more, words))}
 
 
-def _paired(
-    differences: npt.NDArray[np.float64], words: npt.NDArray[np.float64], lower_is_better: bool = False
-) -> dict[str, Any] | None:
-    """Difference per hidden word, and its standard error over rows: a ratio of two sums over rows."""
+def _mean(differences: Values, words: Values) -> float:
+    """Difference per hidden word."""
+    return float(differences.sum()) / float(words.sum())
+
+
+def _error(differences: Values, words: Values) -> StandardError | None:
+    """Error of the difference per hidden word over rows: that of a ratio of two sums. None of a single row."""
     count, total = len(words), float(words.sum())
-    if count < 2 or not total:
+    if count < 2:
         return None
-    mean = float(differences.sum()) / total
-    error = math.sqrt(count / (count - 1) * float(np.square(differences - mean * words).sum())) / total
-    word = judged(mean, error, lower_is_better)
-    return {"difference": mean, "error": error, "better": word == "better", "word": word}
+    rest = differences - _mean(differences, words) * words
+    return StandardError(math.sqrt(count / (count - 1) * float(np.square(rest).sum())) / total, count - 1)

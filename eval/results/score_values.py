@@ -5,16 +5,15 @@ there, also without a measurement.
 """
 
 import dataclasses
-import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from eval.results import paper
 from eval.results.collect import BAGS, Results
 from eval.results.paper import PaperScore
 from eval.results.schema import STUDENT, TEACHER, ScoreResult, model_order
-from eval.results.uncertainty import Measured, versus
+from eval.results.uncertainty import Measured, Pairs, mean_versus, share_range, versus
 from eval.results.verdicts import keeps, keeps_mean
 
 BAG = "bag_of_words"
@@ -50,6 +49,7 @@ def everything(results: Results) -> list[dict[str, Any]]:
     order = {row.task: number for number, row in enumerate((*paper.GLUE, *paper.DOWNSTREAM))}
     rows = [
         {"model": model, "source": source(model, task), **dataclasses.asdict(score)}
+        | with_examples(results, model, task).errors()
         for model, tasks in results.scores.items()
         for task, score in tasks.items()
     ]
@@ -105,6 +105,7 @@ def trained_alike(one: ScoreResult | None, other: ScoreResult | None) -> bool | 
 
 def _row(published: PaperScore, results: Results) -> dict[str, Any]:
     ours = _ours(published.task, published.metric, results)
+    against = _against(_pairs([ours], results), published.metric, published.kept) if ours["kept"] is not None else None
     return {
         "key": f"{published.task}/{published.metric}" if published.metric else published.task,
         "title": published.title,
@@ -118,19 +119,16 @@ def _row(published: PaperScore, results: Results) -> dict[str, Any]:
             "kept": published.kept,
         },
         "difference": ours["student"] and ours["student"]["score"] - published.distilbert,
-        "verdict": keeps(ours, published.kept).resolved(),
+        "versus_paper": against,
+        "verdict": keeps(ours, against).resolved(),
         "note": published.note,
     }
 
 
 def _ours(task: str, metric: str | None, results: Results) -> dict[str, Any]:
     """Our scores of a task: teacher, student, student of the second step, and every model's median."""
-    scores = {
-        model: score
-        for model, tasks in results.scores.items()
-        for score in [score for name, score in tasks.items() if task in (name, paper.key(name))][:1]
-    }
-    found = {model: with_examples(results, model, score.task) for model, score in scores.items()}
+    found = _found(task, results)
+    scores = {model: each.score for model, each in found.items()}
     bag = next((score for name, score in results.bags.items() if task in (name, paper.key(name))), None)
     if bag is not None:
         found[BAG] = Measured(bag, results.examples.get(bag_source(bag.task)))
@@ -153,8 +151,9 @@ def _ours(task: str, metric: str | None, results: Results) -> dict[str, Any]:
         },
         "versus": _versus(found, STUDENT, metric),
         "teacher_versus_bag": _versus(found, TEACHER, metric).get(BAG),
+        "second_step_versus": _versus(found, distilled, metric).get(STUDENT),
         "kept": kept,
-        "error": _share_error(kept, [_relative_error(score, metric) for score in (teacher, student)]),
+        **_kept_range([(found[STUDENT], found[TEACHER])] if kept is not None else [], metric),
         "kept_second_step": share(scores.get(distilled), teacher, metric),
         "scores": {model: _values(score, metric)[0] for model, score in scores.items()},
         "comparable": [model for model, score in scores.items() if measure and same_examples(score, measure)],
@@ -167,6 +166,31 @@ def _ours(task: str, metric: str | None, results: Results) -> dict[str, Any]:
         "dev_examples": first.dev_examples if first else None,
         "subset": any(score.subset for score in scores.values()),
     }
+
+
+def _found(task: str, results: Results) -> dict[str, Measured]:
+    """Every model's score on a task, which the paper may spell otherwise."""
+    return {
+        model: with_examples(results, model, name)
+        for model, tasks in results.scores.items()
+        for name in [name for name in tasks if task in (name, paper.key(name))][:1]
+    }
+
+
+def _pairs(rows: Sequence[Mapping[str, Any]], results: Results) -> Pairs:
+    """Student and teacher on the tasks of ``rows``."""
+    found = [_found(row["task"], results) for row in rows]
+    return [(each[STUDENT], each[TEACHER]) for each in found]
+
+
+def _against(pairs: Pairs, metric: str | None, aim: float) -> dict[str, Any]:
+    """The student's score, or mean, minus ``aim`` percent of the teacher's."""
+    return mean_versus(pairs, metric, aim / 100).resolved()
+
+
+def _kept_range(pairs: Pairs, metric: str | None) -> dict[str, float | None]:
+    low, high = share_range(pairs, metric) if pairs else (None, None)
+    return {"kept_low": low, "kept_high": high}
 
 
 def _path(model: str, found: Measured) -> str:
@@ -231,7 +255,8 @@ def _mean(
     names = {"elmo": "elmo", "bert_base": "teacher_in_means", "distilbert": "student"}
     published = printed or {name: statistics.fmean(row["paper"][of] for row in rows) for name, of in names.items()}
     kept = {model: 100 * mean / teacher for model, mean in means.items()} if teacher else {}
-    relative = [_ratio(_mean_error(row[model] for row in rows), means.get(model)) for model in (TEACHER, STUDENT)]
+    pairs = _pairs(rows, results) if kept.get(STUDENT) is not None else []
+    against = _against(pairs, None, paper.TARGET_PERCENT) if pairs else None
     return {
         "key": key,
         "title": title,
@@ -240,6 +265,7 @@ def _mean(
         "student": student,
         "second_step": means.get(distilled),
         "kept": kept.get(STUDENT),
+        **_kept_range(pairs, None),
         "kept_second_step": kept.get(distilled),
         "scores": means,
         "subset": any(row["subset"] for row in rows),
@@ -251,26 +277,6 @@ def _mean(
             "kept": 100 * published["distilbert"] / published["bert_base"],
         },
         "difference": None if student is None else student - published["distilbert"],
-        "verdict": keeps_mean(kept.get(STUDENT), _share_error(kept.get(STUDENT), relative), rows).resolved(),
+        "versus_target": against,
+        "verdict": keeps_mean(rows, against).resolved(),
     }
-
-
-def _mean_error(scores: Iterable[Mapping[str, Any] | None]) -> float | None:
-    """Standard error of a model's mean, from the tasks with several seeds; None without any."""
-    errors = [None if score is None else score["error_seeds"] for score in scores]
-    known = [error for error in errors if error is not None]
-    return math.hypot(*known) / len(errors) if known else None
-
-
-def _relative_error(score: ScoreResult | None, metric: str | None) -> float | None:
-    return None if score is None else _ratio(score.error(metric), _values(score, metric)[0])
-
-
-def _ratio(error: float | None, value: float | None) -> float | None:
-    return error / value if error is not None and value else None
-
-
-def _share_error(kept: float | None, relative: Sequence[float | None]) -> float | None:
-    """Standard error of a share in percent of the teacher's score, from the relative errors of both scores."""
-    known = [error for error in relative if error is not None]
-    return kept * math.hypot(*known) if kept is not None and kept > 0 and len(known) == len(relative) else None

@@ -108,7 +108,7 @@ def scores(task: str, seeds: list[float], metric: str = "accuracy", **changed: A
             for number, score in enumerate(seeds)
         ],
         "train_examples": 2490,
-        "dev_examples": 277,
+        "dev_examples": 5000,
         "dev_files": ["dev.parquet"],
         "subset": False,
         "majority": 52.7,
@@ -124,7 +124,18 @@ def make_finetuned(path: Path, found: Mapping[str, Any], more: Mapping[str, Any]
     """A fine-tuned model: its manifest has the values of ``scores.json`` without the seeds."""
     texts = 1 if found["task"] in ("imdb", "cola", "sst2", "provenance", "squad", "squad2") else 2
     facts = {key: value for key, value in found.items() if key != "seeds"} | {"texts": texts}
-    make(path, "finetune", facts, {"scores.json": found, **(more or {})}, **inputs)
+    files = {"scores.json": found, "examples.parquet": table_bytes(examples(found)), **(more or {})}
+    make(path, "finetune", facts, files, **inputs)
+
+
+def examples(found: Mapping[str, Any]) -> dict[str, list[float]]:
+    """Values of the examples of ``scores.json``: the easier ones are right, for every model the same."""
+
+    def values(score: float) -> list[float]:
+        right, rest = divmod(score / 100 * found["dev_examples"], 1)
+        return ([100.0] * int(right) + [100 * rest] + [0.0] * found["dev_examples"])[: found["dev_examples"]]
+
+    return {"score": values(found["score"])} | {key: values(of["median"]) for key, of in found["metrics"].items()}
 
 
 def write_run(folder: Path, teacher: bool) -> None:
@@ -401,7 +412,7 @@ def suite(out: Path) -> Path:
         ("student", 90.1, 68.0, 77.9),
         ("student-second-step", 90.5, 69.8, 79.3),
     ):
-        make_finetuned(out / f"finetune/{model}/imdb", scores("imdb", [imdb]))
+        make_finetuned(out / f"finetune/{model}/imdb", scores("imdb", [imdb], dev_examples=25000))
         found = scores("squad", seeds_around(f1), "f1", more={"exact": seeds_around(exact)}, majority=0.0)
         make_finetuned(out / f"finetune/{model}/squad", found)
     for name, change in {"all-losses": 0.0, **ABLATIONS}.items():

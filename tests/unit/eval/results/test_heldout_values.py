@@ -16,7 +16,7 @@ HARD = CHANCE.normal(0.0, 8.0, ROWS)
 
 def rows(nats_per_word: float, hits: float) -> dict[str, list[float]]:
     """A validation of twelve hidden words a row."""
-    noise = CHANCE.normal(0.0, 0.2, ROWS)
+    noise = CHANCE.normal(0.0, 0.05, ROWS)
     right = np.clip(np.round(hits + HARD / -4 + noise), 0, 12)
     return {"hidden": [12.0] * ROWS, "hits": right.tolist(), "nats": (12 * nats_per_word + HARD + noise).tolist()}
 
@@ -43,8 +43,10 @@ def test_students_are_compared_row_by_row(small_results: Path) -> None:
     assert (alike["kind"], alike["title"]) == ("no-teacher", "random start, no teacher")
     assert untrained["loss"]["difference"] == pytest.approx(-0.2, abs=0.02)
     assert untrained["loss"]["error"] < 0.01  # by itself, a row differs from the next by 8 nats: 0.09 over all
-    assert (untrained["loss"]["better"], untrained["loss"]["word"]) == (True, "better")
-    assert (untrained["accuracy"]["better"], alike["loss"]["word"]) == (True, "equal")
+    assert (untrained["loss"]["word"], untrained["accuracy"]["word"]) == ("better", "better")
+    assert untrained["loss"]["high"] < 0 < untrained["accuracy"]["low"]
+    assert alike["loss"]["word"] == "equal"
+    assert max(map(abs, (alike["loss"]["low"], alike["loss"]["high"]))) < 0.01
     assert untrained["accuracy"]["difference"] == pytest.approx(100 / 12, abs=2)
 
 
@@ -65,6 +67,16 @@ def test_the_error_is_that_of_a_ratio_of_sums_over_rows(small_results: Path) -> 
     differences = (own["nats"] - other["nats"]) * words / 12
     means = differences[drawn].sum(axis=1) / words[drawn].sum(axis=1)
     assert comparison["loss"]["error"] == pytest.approx(means.std(), rel=0.1)
+
+
+def test_few_words_that_both_guess_do_not_prove_students_equal(small_results: Path) -> None:
+    for name in ("student", "first"):
+        shutil.rmtree(small_results / "students" / name, ignore_errors=True)
+        alike = {"hidden": [5.0] * 4, "hits": [2.0] * 4, "nats": [20.0] * 4}
+        make_model(small_results / "students" / name, name, "student", {}, {}, alike)
+    (comparison,) = compared(small_results)["heldout"]["comparisons"]
+    assert (comparison["accuracy"]["word"], comparison["accuracy"]["difference"]) == ("unclear", 0)
+    assert comparison["loss"]["word"] == "equal", "every loss is the same"
 
 
 def test_other_rows_or_masks_are_not_compared(small_results: Path) -> None:

@@ -49,15 +49,51 @@ def test_two_models_that_fail_alike_are_compared_more_closely() -> None:
     assert paired.error is not None
     assert unpaired.error is not None
     assert paired.error < unpaired.error / 2
-    assert (paired.word, unpaired.word, paired.one_seed) == ("better", "equal", True)
+    assert (paired.word, unpaired.word, paired.one_seed) == ("better", "unclear", True)
     assert uncertainty.versus(other, one).word == "worse"
+
+
+@pytest.mark.parametrize(
+    ("examples", "word"), [(1, "unclear"), (50, "unclear"), (1000, "equal")], ids=["one", "few", "many"]
+)
+@pytest.mark.parametrize("right", [0.0, 100.0])
+@pytest.mark.parametrize("paired", [True, False])
+def test_models_that_agree_are_equal_only_on_many_examples(
+    examples: int, word: str, right: float, paired: bool
+) -> None:
+    found: dict[str, Any] = scores("rte", [right], dev_examples=examples)
+    values = {"score": np.full(examples, right)} if paired else None
+    one = Measured(ScoreResult(**{**found, "seeds": [], "metrics": {}}), values)  # type: ignore[arg-type]
+    against = uncertainty.versus(one, one)
+    assert (against.difference, against.word) == (0.0, word)
+    low, high = (one.errors()[f"range_{end}"] for end in ("low", "high"))
+    assert (low, high)[right == 100.0] == right
+    assert high - low == pytest.approx(100 * 1.96**2 / (examples + 1.96**2), rel=1e-3)
+
+
+def test_the_range_of_an_accuracy_is_wilson_s() -> None:
+    published = {(81, 263): (25.53, 36.62), (15, 148): (6.24, 16.05), (0, 20): (0.0, 16.11), (1, 29): (0.61, 17.18)}
+    for (right, count), interval in published.items():  # Newcombe 1998, table I, method 3
+        assert uncertainty.wilson(100 * right / count, count) == pytest.approx(interval, abs=0.01)
+
+
+def test_few_seeds_widen_a_range_by_student_s_t() -> None:
+    few = uncertainty.StandardError(1.0, freedom=2)
+    assert few.reach == pytest.approx(4.303, abs=1e-3)
+    assert uncertainty.StandardError(1.0).reach == pytest.approx(1.960, abs=1e-3)
+    both = uncertainty.together([few, uncertainty.StandardError(1.0, freedom=4)])
+    assert both.size == pytest.approx(math.sqrt(2))
+    assert both.freedom == pytest.approx(4 / (1 / 2 + 1 / 4)), "Welch and Satterthwaite"
+    # Twice the error is no longer enough with three seeds.
+    assert uncertainty.judged(3.0, few)["word"] == "unclear"
+    assert uncertainty.judged(3.0, uncertainty.StandardError(1.0))["word"] == "better"
 
 
 def test_a_metric_without_values_of_its_examples_has_no_error() -> None:
     found = scores("cola", [40.0], "matthews")
     score = ScoreResult(**{**found, "seeds": [], "metrics": {}})  # type: ignore[arg-type]
     assert Measured(score, None).errors()["error"] is None
-    assert uncertainty.judged(3.0, None) is None
+    assert uncertainty.judged(3.0, None)["word"] == "unclear"
 
 
 def test_scores_in_a_report_carry_their_error_and_are_compared(small_results: Path) -> None:
