@@ -40,9 +40,9 @@ def _score(report: Report) -> str:
         tasks = "the nine tasks of GLUE" if len(named) == 9 else ", ".join(named)
         subset = " (in part on subsets)" if headline["subset"] else ""
         return f"It keeps {percent(headline['kept'])} of the teacher's score on {tasks}{subset}."
-    if rows := scored_rows(report):
-        return _task(next((row for row in rows if row["metric"] != "exact"), rows[0]))
-    return _heldout(report)
+    rows = scored_rows(report)
+    task = _task(next((row for row in rows if row["metric"] != "exact"), rows[0])) if rows else ""
+    return " ".join(part for part in (_heldout(report), task) if part)
 
 
 def _task(row: Mapping[str, Any]) -> str:
@@ -60,11 +60,18 @@ def _heldout(report: Report) -> str:
     loss, of = measured.nats.get(STUDENT), measured.nats.get(TEACHER)
     if loss is None:
         return ""
-    said = f"It loses {loss:.2f} nats per {measured.word} word of held-out text"
-    said += "" if of is None else f" against {of:.2f} of its teacher"
-    if student["agreement"] is not None:
-        said += f", and makes the teacher's first guess for {100 * student['agreement']:.0f} %"
-    return f"{said}."
+    if student["accuracy"] is None:
+        against = "" if of is None else f" against {of:.2f} of its teacher"
+        return f"It loses {loss:.2f} nats per {measured.word} word of held-out text{against}."
+    right = found.get(TEACHER, {}).get("accuracy")
+    against = "" if right is None else f" (teacher {100 * right:.1f} %)"
+    said = f"It guesses {100 * student['accuracy']:.1f} % of the hidden words of held-out text{against}"
+    others = baselines(report)
+    if not others or any(other.word != "better" for other in others):
+        return f"{said}."
+    apart = {TEACHER, STUDENT}
+    shares = [100 * model["accuracy"] for name, model in found.items() if name not in apart and model["accuracy"]]
+    return f"{said}, more than any other student ({max(shares):.1f} %)." if shares else f"{said}."
 
 
 def trust(report: Report) -> list[str]:

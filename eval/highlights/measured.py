@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from cluster.telemetry.formatting import NOTHING, amount, megabytes, millions, percent, plural, ratio, signed
-from eval.highlights.rows import baselines, losses, models, of_task, scored_rows, title
+from cluster.telemetry.formatting import NOTHING, megabytes, millions, percent, plural, ratio, signed
+from eval.highlights.rows import baselines, losses, models, of_task, on_own_tasks, scored_rows, title
 from eval.highlights.unasked import lost_scores
 from eval.results.export_formats import TITLES
 from eval.results.schema import STUDENT, TEACHER
@@ -37,17 +37,28 @@ class Highlight:
 
 
 def highlights(report: Report) -> list[Highlight]:
-    """Everything that was measured: scores, speed, size, what distillation added, and the paper's other claims."""
-    found = [*_scores(report), *_unshared(report), *_speed(report), *_size(report), *_added(report)]
-    scored = any(each.label in ("keeps", "scores") for each in found)
-    found += [replace(each, card=not scored) for each in _heldout(report)]
-    return [*found, *_phones(report), *_claims(report)]
+    """Everything that was measured: what the student knows, whom it owes it, scores, speed, size, the paper's claims.
+
+    A run with GLUE begins with that, any other with held-out text, which tells students apart best.
+    """
+    scores, heldout, added = [*_scores(report), *_unshared(report)], [*_heldout(report)], [*_added(report)]
+    others = [*_speed(report), *_size(report)]
+    if _glue(report) is not None:
+        first = [*scores, *others, *added, *(replace(each, card=False) for each in heldout)]
+    else:
+        first = [*heldout, *added, *scores, *others]
+    return [*first, *_phones(report), *_claims(report)]
+
+
+def _glue(report: Report) -> Mapping[str, Any] | None:
+    """The mean over GLUE: all nine tasks, else those measured."""
+    means = {mean["key"]: mean for mean in report["tables"]["1"]["means"] if mean["kept"] is not None}
+    return means.get("nine") or means.get("measured")
 
 
 def _scores(report: Report) -> Iterator[Highlight]:
     """The mean over GLUE, then every other task that teacher and student share."""
-    means = {mean["key"]: mean for mean in report["tables"]["1"]["means"] if mean["kept"] is not None}
-    mean = means.get("nine") or means.get("measured")
+    mean = _glue(report)
     if mean is not None:
         tasks = "the nine tasks of GLUE" if mean["key"] == "nine" else f"GLUE ({', '.join(mean['tasks'])})"
         doubt = "on subsets in part" if mean["subset"] else ""
@@ -163,11 +174,18 @@ def _added(report: Report) -> Iterator[Highlight]:
             label="without it" if number == 0 else "",
             value=other.value,
             text=f"{other.unit} {other.title}",
-            line=f"{other.score}: {other.title}" + (f" ({other.word})" if other.word else ""),
+            line=f"{other.score}: {other.title}" + (f" (student {other.word})" if other.word else ""),
             doubt=other.sides,
             verdict=other.word,
             card=number == 0,
         )
+    for task, others in on_own_tasks(report):
+        sides = "; ".join(f"{other.score} {other.title}" + (f" (student {other.word})" if other.word else "")
+                          for other in others)  # fmt: skip
+        yield Highlight(
+            "", others[0].value, f"{others[0].unit} {others[0].title}", f"on {task}: {sides}", others[0].sides,
+            card=False,
+        )  # fmt: skip
 
 
 def _heldout(report: Report) -> Iterator[Highlight]:
@@ -175,26 +193,36 @@ def _heldout(report: Report) -> Iterator[Highlight]:
     student, teacher = known.get(STUDENT), known.get(TEACHER, {})
     if student is None:
         return
-    measured = losses(report)
+    measured, counts = losses(report), student["counts"] or {}
     if (loss := measured.nats.get(STUDENT)) is not None:
-        against, word = measured.nats.get(TEACHER), measured.word
-        sides = f"{loss:.2f} nats" + ("" if against is None else f" (teacher {against:.2f})")
-        own, of = (amount(each.get("accuracy"), ".1f", " %", 100, "") for each in (student, teacher))
-        guessed = f"{own} of hidden words guessed right" if own else ""
-        guessed += f", teacher {of}" if own and of else ""
-        yield Highlight(
-            label="loses",
-            value=f"{loss:.2f} nats",
-            text=f"lost per {word} word of held-out text" + ("" if against is None else f"; teacher {against:.2f}"),
-            line=f"{sides} per {word} word of held-out text" + (f"; {guessed}" if guessed else ""),
-            doubt=guessed,
-        )
+        by_counts = counts.get("hidden_loss") if measured.word == "hidden" else None
+        own, sides = f"{loss:.2f} nats", _sides(measured.nats.get(TEACHER), by_counts, ".2f")
+        if student["accuracy"] is None:
+            text = f"lost per {measured.word} word of held-out text{sides}"
+            yield Highlight("loses", own, text, f"{own} {text}")
+        else:
+            right = [None if (of := each.get("accuracy")) is None else 100 * of for each in (teacher, counts)]
+            words = f"{report['heldout']['words']:,} " if report["heldout"]["words"] else ""
+            share, text = f"{100 * student['accuracy']:.1f} %", f"of {words}hidden words of held-out text"
+            guesses = _sides(*right, ".1f", " %")
+            yield Highlight(
+                "guesses", share, f"{text} guessed right{guesses}",
+                f"{share} {text} right{guesses}; loses {own} {measured.each}{sides}",
+                f"{own} lost {measured.each}{sides}",
+            )  # fmt: skip
     if student["agreement"] is not None:
         share = f"{100 * student['agreement']:.0f} %"
         yield Highlight(
             "agrees", share, "of hidden words have the teacher's first guess",
             f"{share} of hidden words have the teacher's first guess",
         )  # fmt: skip
+
+
+def _sides(teacher: float | None, counts: float | None, form: str, unit: str = "") -> str:
+    """`` (teacher 42.7 %, word counts 6.0 %)``."""
+    named = [("teacher ", teacher), ("word counts ", counts)]
+    others = [f"{name}{value:{form}}{unit}" for name, value in named if value is not None]
+    return f" ({', '.join(others)})" if others else ""
 
 
 def _claims(report: Report) -> Iterator[Highlight]:

@@ -1,6 +1,6 @@
 """Rows of the report that the first screen speaks of: tasks with their range, and the student's baselines."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -69,14 +69,30 @@ class Comparison:
 
 
 def baselines(report: Report) -> list[Comparison]:
-    """Other students of the same size, the strongest first: by the first task they share, else on held-out text."""
-    by_task = _on_tasks(report)
-    return by_task or _on_heldout(report)
+    """Other students of the same size, the strongest first: by GLUE, else on held-out text, else by another task.
+
+    Held-out text comes before tasks outside GLUE: thousands of hidden words tell students apart that a thousand
+    examples of a task do not.
+    """
+    return _on_glue(report) or _on_heldout(report) or _on_tasks(report, scored_rows(report))
 
 
-def _on_tasks(report: Report) -> list[Comparison]:
+def on_own_tasks(report: Report) -> list[tuple[str, list[Comparison]]]:
+    """Other students on tasks outside GLUE, by the title of the task, where :func:`baselines` is on held-out text."""
+    if _on_glue(report) or not _on_heldout(report):
+        return []
+    found = [(title(row), _on_tasks(report, [row])) for row in scored_rows(report)]
+    return [(name, others) for name, others in found if others]
+
+
+def _on_glue(report: Report) -> list[Comparison]:
+    return _on_tasks(report, report["tables"]["1"]["rows"])
+
+
+def _on_tasks(report: Report, rows: Sequence[Mapping[str, Any]]) -> list[Comparison]:
+    """On the first of the rows that has another student."""
     known, swept = models(report), _swept(report)
-    for row in [*scored_rows(report), *report["tables"]["1"]["rows"]]:
+    for row in rows:
         own = row["scores"].get(STUDENT)
         others = {
             name: score
@@ -101,20 +117,30 @@ def _on_heldout(report: Report) -> list[Comparison]:
     found, measured = models(report), losses(report)
     if STUDENT not in measured.nats:
         return []
-    own = measured.nats[STUDENT]
     # A sweep compares the same models once more, with its own reference.
-    compared = [each for each in report["heldout"]["comparisons"] if each["student"] == STUDENT]
-    words = {each["model"]: (each["loss"] or {}).get("word") or "" for each in compared}
+    compared = {each["model"]: each for each in report["heldout"]["comparisons"] if each["student"] == STUDENT}
     apart = (TEACHER, STUDENT, *_swept(report))
     others = {name: loss for name, loss in measured.nats.items() if name not in apart}
     return [
-        Comparison(
-            name_of(found[name]), signed(own - loss, ".2f", " nats"),
-            f"per {measured.word} word, less is better, against",
-            f"{loss:.2f} nats", f"{own:.2f} against {loss:.2f} nats", str(words.get(name, "")),
-        )
-        for name, loss in sorted(others.items(), key=lambda other: other[1])
-    ]  # fmt: skip
+        _beside(found[STUDENT], found[name], measured, (compared.get(name) or {}).get("loss") or {})
+        for name in sorted(others, key=lambda name: others[name])
+    ]
+
+
+def _beside(
+    student: Mapping[str, Any], other: Mapping[str, Any], measured: "Losses", paired: Mapping[str, Any]
+) -> Comparison:
+    """By the share of hidden words where both have it; the word is that of the losses, which need fewer words."""
+    own, loss = measured.nats[STUDENT], measured.nats[other["name"]]
+    sides = f"{own:.2f} against {loss:.2f} nats {measured.each}" + (f" ({span(paired, '.2f')})" if paired else "")
+    word = str(paired.get("word") or "")
+    if None in (student["accuracy"], other["accuracy"]):
+        unit = f"per {measured.word} word, less is better, against"
+        return Comparison(name_of(other), signed(own - loss, ".2f", " nats"), unit, f"{loss:.2f} nats", sides, word)
+    first, second = 100 * student["accuracy"], 100 * other["accuracy"]
+    score = f"{second:.1f} %, {loss:.2f} nats {measured.each}"
+    unit = "points of hidden words right against"
+    return Comparison(name_of(other), signed(first - second), unit, score, sides, word)
 
 
 @dataclass(frozen=True)
@@ -123,6 +149,11 @@ class Losses:
 
     nats: Mapping[str, float]
     word: Literal["hidden", "masked"]
+
+    @property
+    def each(self) -> str:
+        """``a word`` where hidden words are spoken of, else ``a masked word``."""
+        return "a word" if self.word == "hidden" else "a masked word"
 
 
 def losses(report: Report) -> Losses:

@@ -52,12 +52,13 @@ def on_a_task(out: Path, examples: int = 240, **models: float) -> Path:
 def test_a_run_without_tasks_has_something_to_say(tmp_path: Path) -> None:
     report = compared(own_text(tmp_path))
     assert sentence(report) == (
-        "Half the layers, 77 % of the parameters. It loses 3.90 nats per hidden word of held-out text against 3.40 of "
-        "its teacher, and makes the teacher's first guess for 60 %."
+        "Half the layers, 77 % of the parameters. It guesses 41.0 % of the hidden words of held-out text "
+        "(teacher 45.0 %)."
     )
     cards = [(card.value, card.text) for card in highlights(report) if card.card]
-    assert ("3.90 nats", "lost per hidden word of held-out text; teacher 3.40") in cards
-    assert ("−0.70 nats", "per hidden word, less is better, against the teacher's layers, untrained") in cards
+    guessed = "of hidden words of held-out text guessed right (teacher 45.0 %, word counts 6.0 %)"
+    assert ("41.0 %", guessed) in cards
+    assert ("+11.0", "points of hidden words right against the teacher's layers, untrained") in cards
     assert ("60 %", "of hidden words have the teacher's first guess") in cards
     (bars,) = first_bars(report)
     assert [(bar.name, bar.text, bar.share) for bar in bars.bars] == [
@@ -72,26 +73,27 @@ def test_a_task_outside_the_paper_is_in_the_headline_with_its_doubt(tmp_path: Pa
     assert sentence(report).endswith(
         "On “which source is this from?” it scores 44.2 against 43.3: unclear (−7.9 to +9.7 points)."
     )
-    kept, *_ = highlights(report)
+    kept = next(card for card in highlights(report) if card.label == "keeps")
     assert (kept.value, kept.verdict) == ("102.1 %", "unclear")
     assert "240 examples, one seed, always one answer 16.7" in kept.doubt
     assert kept.doubt.startswith("difference −7.9 to +9.7, ")
     added = next(card for card in highlights(report) if card.label == "without it")
-    assert (added.value, added.verdict) == ("+25.4", "better")
-    assert added.line == "18.8: the teacher's layers, untrained (better)"
+    assert (added.value, added.line) == ("+11.0", "30.0 %, 4.60 nats a word: the teacher's layers, untrained")
+    lines = [(card.line, card.card) for card in highlights(report)]
+    assert ("on “which source is this from?”: 18.8 the teacher's layers, untrained (student better)", False) in lines
     assert any("One seed" in line for line in trust(report))
 
 
 def test_a_student_is_equal_only_on_enough_examples(tmp_path: Path) -> None:
     report = compared(on_a_task(tmp_path, examples=20_000, teacher=43.3, student=43.3))
     assert sentence(report).endswith("it scores 43.3 against 43.3: equal (−1.0 to +1.0 points).")
-    assert highlights(report)[0].verdict == "equal"
+    assert next(card for card in highlights(report) if card.label == "keeps").verdict == "equal"
 
 
 def test_a_student_that_is_worse_is_called_so(tmp_path: Path) -> None:
     report = compared(on_a_task(tmp_path, teacher=80.0, student=55.0))
     assert sentence(report).endswith("it scores 55.0 against 80.0: worse (−33.1 to −16.9 points).")
-    kept, *_ = highlights(report)
+    kept = next(card for card in highlights(report) if card.label == "keeps")
     assert (kept.value, kept.verdict) == ("68.8 %", "worse")
 
 
@@ -112,7 +114,7 @@ def test_without_another_student_what_distillation_added_is_not_known(tmp_path: 
 def test_the_word_about_held_out_text_is_that_of_the_main_student(tmp_path: Path) -> None:
     report = compared(own_text(tmp_path))
     report["heldout"]["comparisons"] = [
-        {"student": student, "model": "untrained", "loss": {"word": word}}
+        {"student": student, "model": "untrained", "loss": {"word": word, "low": -0.8, "high": -0.6}}
         for student, word in (("student", "better"), ("reference", "worse"))
     ]
     assert [other.word for other in baselines(report)] == ["better"]
@@ -192,7 +194,7 @@ def test_losses_are_compared_on_the_same_kind_of_word(tmp_path: Path) -> None:
     measured = losses(compared(tmp_path))
     assert measured.word == "masked"
     assert measured.nats["older"] == 4.5
-    assert "nats per masked word" in sentence(compared(tmp_path))
+    assert any("nats a masked word" in card.line for card in highlights(compared(tmp_path)))
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,7 @@ def test_scores_have_their_error_and_the_bag_of_words(small_results: Path) -> No
     assert cell(table, 2, "Student minus it") == "−10.8 (−14.6 to −7.0, paired)"
     assert [cell(table, row, "Student is") for row in range(3)] == ["worse", "–", "worse"]
     assert table.findings == (
-        "The teacher is better than the bag of words (+7.2 points, +3.9 to +10.5, paired, one seed).",
+        "The teacher is better than the bag of words (+7.2 points, +4.0 to +10.4, paired, one seed).",
     )
     assert table.notes[0] == "Accuracy of 277 examples, in percent."
     assert "Unclear: it is wider." in table.notes[-1]
