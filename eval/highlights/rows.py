@@ -9,7 +9,7 @@ from eval.results.schema import STUDENT, TEACHER
 
 Report = Mapping[str, Any]
 
-_TITLES = {"provenance": "“which source is this from?”"}
+_TITLES = {"provenance": "“which source is this from?”", "word_order": "“are two words swapped?”"}
 
 
 def models(report: Report) -> dict[str, Mapping[str, Any]]:
