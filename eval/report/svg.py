@@ -114,7 +114,7 @@ def curves(title: str, lines: Sequence[Line], low: float, high: float, across: s
 
 
 def changes(title: str, bars: Sequence[Change]) -> str:
-    """Bars to the left and right of zero: ours with its error, the paper's below it."""
+    """Bars to the left and right of zero, below their names: ours with its error, then the paper's."""
     ends = [bar.value + sign * (bar.error or 0.0) for bar in bars for sign in (-1, 1)]
     ends += [bar.paper for bar in bars if bar.paper is not None]
     low, high = min(0.0, *ends), max(0.0, *ends)
@@ -122,9 +122,8 @@ def changes(title: str, bars: Sequence[Change]) -> str:
         low, high = -1.0, 1.0
     pad = 0.05 * (high - low)
     low, high = low - (pad if low < 0 else 0), high + (pad if high > 0 else 0)
-    left, top, step = _LETTER * max(len(bar.name) for bar in bars) + 12, 48, 38
-    width = 540
-    wide, tall = width - left - _RIGHT, step * len(bars)
+    left, top, step = _RIGHT, 48, 50
+    wide, tall = _WIDTH - left - _RIGHT, step * len(bars)
 
     def across(value: float) -> float:
         return float(left + wide * (value - low) / (high - low))
@@ -133,16 +132,18 @@ def changes(title: str, bars: Sequence[Change]) -> str:
     parts = [_text(0, 15, title, "bold"), _key(0, 34, ours), _key(220, 34, theirs)]
     for value in ticks(low, high, 6):
         parts.append(_rule(across(value), top, across(value), top + tall, 0.5 if value == 0 else 0.13))
-        parts.append(_text(across(value), top + tall + 16, f"{value:g}", anchor="middle"))
+        parts.append(
+            _text(across(value), top + tall + 16, f"{value:g}".replace("-", "\N{MINUS SIGN}"), anchor="middle")
+        )
     for number, bar in enumerate(bars):
         y = top + step * number + 5
-        parts.append(_text(left - 8, y + 16, bar.name, anchor="end"))
-        parts.append(_bar(across(0.0), across(bar.value), y, 14, COLOURS[0]))
+        parts.append(_text(0, y + 10, _short(bar.name, 0)))
+        parts.append(_bar(across(0.0), across(bar.value), y + 15, 14, COLOURS[0]))
         if bar.error is not None:
-            parts.append(_rule(across(bar.value - bar.error), y + 7, across(bar.value + bar.error), y + 7, 0.9))
+            parts.append(_rule(across(bar.value - bar.error), y + 22, across(bar.value + bar.error), y + 22, 0.9))
         if bar.paper is not None:
-            parts.append(_bar(across(0.0), across(bar.paper), y + 15, 10, PAPER))
-    return _drawing(width, top + tall + 26, parts)
+            parts.append(_bar(across(0.0), across(bar.paper), y + 30, 10, PAPER))
+    return _drawing(_WIDTH, top + tall + 26, parts)
 
 
 def _legend_rows(lines: Sequence[Line]) -> Iterator[list[tuple[float, Line]]]:
@@ -150,7 +151,7 @@ def _legend_rows(lines: Sequence[Line]) -> Iterator[list[tuple[float, Line]]]:
     row: list[tuple[float, Line]] = []
     x = 0.0
     for line in lines:
-        width = 30 + _LETTER * len(line.name) + 14
+        width = 30 + _LETTER * len(_short(line.name)) + 14
         if row and x + width > _WIDTH:
             yield row
             row, x = [], 0.0
@@ -161,7 +162,13 @@ def _legend_rows(lines: Sequence[Line]) -> Iterator[list[tuple[float, Line]]]:
 
 def _key(x: float, y: float, line: Line) -> str:
     stroke = f'stroke="{line.colour}" stroke-width="3"{_dashed(line.dash)}'
-    return f'<path d="M{x:.1f} {y - 4}h24" {stroke}/>{_text(x + 30, y, line.name)}'
+    return f'<path d="M{x:.1f} {y - 4}h24" {stroke}/>{_text(x + 30, y, _short(line.name))}'
+
+
+def _short(name: str, before: float = 30.0) -> str:
+    """A name that fits the width of a chart."""
+    most = int((_WIDTH - before) / _LETTER)
+    return name if len(name) <= most else f"{name[: most - 1]}…"
 
 
 def _dashed(dash: str) -> str:

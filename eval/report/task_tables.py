@@ -14,7 +14,7 @@ from eval.results.score_values import BAG
 
 Report = Mapping[str, Any]
 
-_COLUMNS = ("Model", "Score", "Student minus it", "Student is")
+_COLUMNS = ("Model", "Score", "Student is", "Student minus it")
 
 
 def tables(report: Report) -> list[Table]:
@@ -68,8 +68,8 @@ def _row(row: Mapping[str, Any], name: str, shown: str, score: Cell) -> Row:
     texts = (
         Cell(shown, name if shown != name and name != BAG else ""),
         score,
-        Cell(NOTHING) if against is None else _difference(against),
         Cell(NOTHING, _apart(row, name)) if against is None else Cell(against["word"], tone=against["word"]),
+        Cell(NOTHING) if against is None else _difference(against),
     )
     return Row(texts, "main" if name == STUDENT else "")
 

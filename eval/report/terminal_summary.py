@@ -1,4 +1,4 @@
-"""The report for a terminal: what was measured and how far to trust it, in lines of at most a hundred columns."""
+"""The report for a terminal: what was measured and how far to trust it, in lines that fit 80 columns."""
 
 import textwrap
 from collections.abc import Iterator
@@ -12,7 +12,8 @@ from eval.report.measured_tables import Report
 from eval.results.comparison import failed
 from eval.results.schema import STUDENT
 
-WIDTH = 100
+WIDTH = 78
+"""``stillhouse inspect`` indents the lines by two columns."""
 _LABEL = 12
 """Columns of a label."""
 

@@ -123,7 +123,9 @@ def claims(report: Mapping[str, Any]) -> list[dict[str, Any]]:
         _share("glue", glue) | {"tasks": glue["tasks"]},
         _share("imdb", scores["imdb"]),
         _share("squad", squad),
-        _claim("second_step", gain and gain["difference"], promised, same_sign(gain, promised).resolved()),
+        _claim(
+            "second_step", None if gain is None else gain["difference"], promised, same_sign(gain, promised).resolved()
+        ),
         _claim(
             "parameters", fewer, report["paper"]["parameters_saved"], at_least(fewer, paper.PARAMETERS_SAVED).resolved()
         ),

@@ -81,3 +81,12 @@ def test_scores_have_their_error_and_the_bag_of_words(small_results: Path) -> No
     assert table.notes[0] == "Accuracy of 277 examples, in percent."
     assert "Unclear: it is wider." in table.notes[-1]
     assert "Bag of words" not in paper_tables.glue(found).columns
+
+
+def test_a_model_scored_on_other_examples_is_not_compared(small_results: Path) -> None:
+    report(small_results)
+    other = small_results / "finetune/as-it-starts/provenance"
+    make(other, "finetune", {}, {"scores.json": scores("provenance", [40.0], dev_examples=9)})
+    (table,) = task_tables.tables(compared(small_results))
+    assert cell(table, 2, "Model") == "the teacher's layers, untrained (as-it-starts)"
+    assert cell(table, 2, "Student is") == "– (other examples)"
