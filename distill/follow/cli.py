@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cluster.artifacts import errors
+from cluster.artifacts.errors import StageError
 from cluster.telemetry.formatting import plural
 from cluster.telemetry.progress import say
 from distill.follow import follower, trackers
@@ -41,7 +42,11 @@ def main(arguments: Sequence[str] | None = None, prog: str = "stillhouse follow"
             sys.exit(follower.accompany(followed, options.to, options.accompany))
         followed.check()
         trackers.check([options.to])
-        _follow(followed, options.to, once=options.once)
+        try:
+            _follow(followed, options.to, once=options.once)
+        except follower.TrackerError as error:
+            again = f"run the same command again, or delete {followed.file(options.to, 'json')} for a new curve"
+            raise StageError(f"{options.to}: {error}: {again}") from None
 
 
 def _follow(run: FollowedRun, name: TrackerName, *, once: bool) -> None:

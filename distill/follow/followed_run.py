@@ -4,7 +4,7 @@
 
     OUT/runs/student/metrics.jsonl          read; rewritten when the run falls back to an earlier checkpoint
     OUT/runs/student/recipe.json            the hyper-parameters
-    OUT/.follow/student-mlflow.json         id of the curve and the last steps that the tracker has taken
+    OUT/.follow/student-mlflow.json         which run it is, id of its curve, last steps that the tracker has taken
     OUT/.follow/student-mlflow.log          what the tracker's library prints
     OUT/tensorboard/student/                event files
 
@@ -13,6 +13,7 @@ folder does not outlive the training.
 """
 
 import json
+import math
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.artifacts import commit
+from cluster.artifacts.artifact import digest
 from cluster.artifacts.errors import StageError
 from cluster.storage.filesystem import write_json
 from cluster.telemetry import metrics
@@ -82,17 +84,27 @@ class FollowedRun:
         return (parent if (self.path / commit.MANIFEST).is_file() else self.path), self.path.name
 
     def file(self, tracker: str, ending: str) -> Path:
-        """A follower's own file, in a folder that exists."""
-        folder = self.base / STATE
-        folder.mkdir(exist_ok=True)
-        return folder / f"{self.name}-{tracker}.{ending}"
+        """A follower's own file; :meth:`make_folder` makes its folder."""
+        return self.base / STATE / f"{self.name}-{tracker}.{ending}"
+
+    def make_folder(self) -> None:
+        """Make the folder of :meth:`file`."""
+        (self.base / STATE).mkdir(exist_ok=True)
 
     def parameters(self) -> dict[str, Any]:
         """The recipe's values by key: ``{"loss.soft": 5.0, …}``."""
+        return dict(_flat(self._described()["recipe"]))
+
+    def identity(self) -> str:
+        """Digest of recipe and inputs: that of a run that resumes stays, another run in its place has its own."""
+        described = self._described()
+        return digest({"recipe": described["recipe"], "inputs": described["inputs"]})
+
+    def _described(self) -> dict[str, Any]:
         for name in ("recipe.json", commit.MANIFEST):
             if (place := self.path / name).is_file():
-                return dict(_flat(json.loads(place.read_text(encoding="utf-8"))["recipe"]))
-        return {}
+                return {"recipe": {}, "inputs": {}, **json.loads(place.read_text(encoding="utf-8"))}
+        return {"recipe": {}, "inputs": {}}
 
 
 def _flat(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
@@ -108,20 +120,31 @@ class State:
     """What a tracker has drawn of a run, on disk, so that another process continues the same curve."""
 
     place: Path
+    run: str = ""
+    """:meth:`FollowedRun.identity`."""
     curve: str = ""
     """The tracker's id of the curve; empty before it has one."""
     drawn: dict[str, int] = field(default_factory=dict)
     """The last step by kind of line."""
 
     @classmethod
-    def read(cls, place: Path) -> "State":
+    def read(cls, place: Path, run: str) -> "State":
+        """The state on disk; a new one where there is none, or that of another run.
+
+        Raises:
+            StageError: the file was cut or changed.
+        """
         if not place.is_file():
-            return cls(place)
-        found = json.loads(place.read_text(encoding="utf-8"))
-        return cls(place, found["curve"], found["drawn"])
+            return cls(place, run)
+        try:
+            found = json.loads(place.read_text(encoding="utf-8"))
+            state = cls(place, found["run"], found["curve"], dict(found["drawn"]))
+        except (ValueError, KeyError, TypeError):
+            raise StageError(f"{place} was cut or changed: delete it to draw the run from the start") from None
+        return state if state.run == run else cls(place, run)
 
     def write(self) -> None:
-        write_json(self.place, {"curve": self.curve, "drawn": self.drawn})
+        write_json(self.place, {"run": self.run, "curve": self.curve, "drawn": self.drawn})
 
     def is_new(self, point: Point) -> bool:
         return point.step > self.drawn.get(point.kind, -1)
@@ -136,32 +159,50 @@ class Tail:
     """Reads the lines that were added to ``metrics.jsonl``, and all of them where the file is another one."""
 
     def __init__(self, path: Path) -> None:
-        self._path, self._file, self._offset = path, -1, 0
+        self._path, self._file, self._offset, self._lines = path, -1, 0, 0
         self.finished = False
-        """Whether the last step of the run was read."""
+        """Whether the last line of the run was read: every run ends with a validation of its last step."""
 
     def read(self) -> list[Point]:
-        """Complete lines since the last call, as points."""
+        """Complete lines since the last call, as points.
+
+        Raises:
+            StageError: a line is none of a run; the next call reads it again.
+        """
         if not self._path.is_file():
             return []
         with self._path.open("rb") as file:
             size = file.seek(0, 2)
             # A run that resumes replaces the file; the inode alone may be used again.
             if (number := os.fstat(file.fileno()).st_ino) != self._file or size < self._offset:
-                self._file, self._offset = number, 0
+                self._file, self._offset, self._lines, self.finished = number, 0, 0, False
             file.seek(self._offset)
             whole, newline, _ = file.read().rpartition(b"\n")
+        lines = [self._parse(number, line) for number, line in enumerate(whole.splitlines(), self._lines + 1)]
         self._offset += len(whole) + len(newline)
-        lines = [json.loads(line) for line in whole.splitlines()]
-        self.finished = any(line.get("steps") == line["step"] for line in lines) or (self.finished and not lines)
-        return [_point(line) for line in lines]
+        self._lines += len(lines)
+        self.finished |= any(point.kind == "validation" and point.step == steps for point, steps in lines)
+        return [point for point, _ in lines]
+
+    def _parse(self, number: int, text: bytes) -> tuple[Point, int | None]:
+        """A line, and how many steps the run will have."""
+        try:
+            line = json.loads(text)
+            return _point(line), line.get("steps")
+        except (ValueError, KeyError, TypeError):
+            raise StageError(f"{self._path}: line {number} is not a line of metrics: correct or delete it") from None
 
 
 def _point(line: Mapping[str, Any]) -> Point:
     kind = str(line["kind"])
-    numbers = {key: value for key, value in line.items() if key not in ("kind", "step", "steps")}
-    values = {f"{kind}/{key}": float(value) for key, value in numbers.items() if isinstance(value, int | float)}
+    numbers = {key: float(line[key]) for key in line if key not in ("kind", "step", "steps") and _is_number(line[key])}
+    # Trackers draw what is finite; JSON has no other numbers, but Python writes and reads them.
+    values = {f"{kind}/{key}": value for key, value in numbers.items() if math.isfinite(value)}
     return Point(kind, int(line["step"]), values)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def short(error: BaseException) -> str:

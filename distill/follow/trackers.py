@@ -1,16 +1,19 @@
 """The trackers: how each takes points. Their libraries are extras, imported where a follower opens one.
 
-``open`` continues the curve of the state where it has one, and says what the tracker has drawn already where it knows
-better than the state: a follower may have died after the tracker took a batch and before it noted that.
+``open`` continues the curve of the state where it has one, else it names a new one there. It says what the tracker has
+drawn already where it knows better than the state: a follower may have died after the tracker took a batch and before
+it noted that.
 """
 
 import importlib.util
+import itertools
 import os
 import time
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypeAlias, get_args
+from pathlib import Path
+from typing import Literal, Protocol, TypeAlias, get_args
 
 from cluster.artifacts.errors import StageError
 from distill.follow.followed_run import KINDS, FollowedRun, Point, State
@@ -41,13 +44,14 @@ class TensorBoard:
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
         self._event, self._summary = Event, Summary
-        folder = run.base / "tensorboard" / run.name
-        known = _held(folder) if state.curve else {}
-        state.drawn |= {kind: max(step, state.drawn.get(kind, -1)) for kind, step in known.items()}
+        folders = run.base / "tensorboard"
+        state.curve = state.curve or _new_name(folders, run.name)
+        folder = folders / state.curve
+        is_new = not folder.exists()
+        state.drawn = {} if is_new else _held(folder)
         self._writer = EventFileWriter(str(folder))
-        if not state.curve:
+        if is_new:
             self._writer.add_event(Event(wall_time=time.time(), step=0, summary=hparams_pb(run.parameters())))
-            state.curve = run.title
 
     def draw(self, points: Sequence[Point]) -> None:
         for point in points:
@@ -61,7 +65,13 @@ class TensorBoard:
         self._writer.close()
 
 
-def _held(folder: Any) -> dict[str, int]:
+def _new_name(folders: Path, name: str) -> str:
+    """``student``; ``student-2`` where an earlier run of this name has curves."""
+    names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+    return next(each for each in names if not (folders / each).exists())
+
+
+def _held(folder: Path) -> dict[str, int]:
     """The last step of every kind in the event files of a folder."""
     from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
 
@@ -90,13 +100,19 @@ class WeightsAndBiases:
             resume="allow",
             settings=wandb.Settings(console="off", x_disable_stats=True),
         )
+        # Its own steps only grow: a run that it continues would lose the validation of its last step.
+        self._run.define_metric("*", step_metric="step")
 
     def draw(self, points: Sequence[Point]) -> None:
         for point in points:
-            self._run.log(dict(point.values), step=point.step)
+            self._run.log({**point.values, "step": point.step})
 
     def close(self, finished: bool) -> None:
         self._run.finish(exit_code=0 if finished else 1)
+
+
+_MLFLOW_CHARACTERS = 6000
+"""Of a parameter; the server refuses longer ones."""
 
 
 class MLflow:
@@ -121,18 +137,21 @@ class MLflow:
         experiment = self._client.get_experiment_by_name(name)
         number = experiment.experiment_id if experiment else self._client.create_experiment(name)
         state.curve = self._client.create_run(number, run_name=run.title).info.run_id
-        parameters = [Param(key, str(value)) for key, value in run.parameters().items()]
+        parameters = [Param(key, str(value)[:_MLFLOW_CHARACTERS]) for key, value in run.parameters().items()]
         for first in range(0, len(parameters), 100):  # the server's limit
             self._client.log_batch(state.curve, params=parameters[first : first + 100])
-        state.write()
 
     def draw(self, points: Sequence[Point]) -> None:
         now = int(1000 * time.time())
-        values = [
-            self._metric(name, value, now, point.step) for point in points for name, value in point.values.items()
-        ]
-        for first in range(0, len(values), 1000):  # the server's limit
-            self._client.log_batch(self._state.curve, metrics=values[first : first + 1000])
+        # The server takes at most 1000 values at once. A point is not divided: a part of it would count as drawn.
+        together = max(1, 1000 // max(len(point.values) for point in points))
+        for first in range(0, len(points), together):
+            values = [
+                self._metric(name, value, now, point.step)
+                for point in points[first : first + together]
+                for name, value in point.values.items()
+            ]
+            self._client.log_batch(self._state.curve, metrics=values)
 
     def close(self, finished: bool) -> None:
         self._client.set_terminated(self._state.curve, status="FINISHED" if finished else "KILLED")
@@ -187,7 +206,9 @@ def check(names: Sequence[TrackerName]) -> None:
         StageError: a library is not installed, with the command that installs it, or a variable is not set.
     """
     for name in names:
-        if importlib.util.find_spec(name) is None:
+        found = importlib.util.find_spec(name)
+        # Without an origin it is a folder of this name, such as the one that TensorBoard's files are in.
+        if found is None or found.origin is None:
             raise StageError(f"{name} is not installed: pip install 'stillhouse[{name}]'")
         variable, _, example = (TRACKERS[name].variable or "").partition("=")
         if variable and not os.environ.get(variable):

@@ -269,7 +269,7 @@ class RunLogger:
         self._validated_at = self._step
         self._agreement = values["agreement"]
         if self._log is not None:
-            self._log.write(kind="validation", step=self._step, **values)
+            self._log.write(kind="validation", step=self._step, steps=self._schedule.steps, **values)
             self._metrics.show_validation(values)
             self._name_a_weak_teacher(values)
         # Validation does not count as training time.

@@ -47,7 +47,7 @@ def write_run(folder: Path, steps: int, upto: int | None = None, resume_at: int 
     for step in range(resume_at + 1, (upto or steps) + 1):
         log.write(kind="train", step=step, steps=steps, total=10.0 / step, soft=None)
         if step % 3 == 0:
-            log.write(kind="validation", step=step, accuracy=step / 10)
+            log.write(kind="validation", step=step, steps=steps, accuracy=step / 10)
     log.close()
     return folder
 

@@ -3,8 +3,13 @@
 The tracker is a stand-in for the library ``trackio``, which writes what it gets to a file.
 """
 
+import contextlib
+import importlib.util
 import json
 import os
+import re
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,9 +18,11 @@ from pathlib import Path
 
 import pytest
 from followed_runs import environment, follow, write_run
+from small_disk import small_disk
 from train_processes import curve, train
 from waiting import wait_until
 
+from cluster.artifacts.errors import StageError
 from distill.follow import follower, followers, trackers
 from distill.follow.followed_run import FollowedRun, Point, State, Tail
 
@@ -124,7 +131,7 @@ def test_a_tracker_that_fails_half_way_is_asked_what_it_has(tmp_path: Path, monk
 
     monkeypatch.setitem(trackers.TRACKERS, "trackio", trackers.TrackerSpec(Half))  # type: ignore[arg-type]
     following = follower.Follower(FollowedRun(write_run(tmp_path / "run", steps=6)), "trackio")
-    with pytest.raises(ConnectionError):
+    with pytest.raises(follower.TrackerError, match=r"^lost$"):
         following.draw()
     following.draw()
     following.close()
@@ -159,7 +166,8 @@ def test_an_extra_that_is_missing_is_named_with_its_command(monkeypatch: pytest.
 
 
 def test_mlflow_without_a_server_is_refused_before_anything_trains(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda name: object())
+    found = importlib.util.find_spec("json")
+    monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda name: found)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     with pytest.raises(ValueError, match="set MLFLOW_TRACKING_URI, for example"):
         trackers.check(["mlflow"])
@@ -220,15 +228,134 @@ def test_a_line_that_is_not_whole_yet_is_read_later(tmp_path: Path) -> None:
     with path.open("a") as file:
         file.write('ain", "step": 2, "steps": 2}\n')
     assert [point.step for point in tail.read()] == [2]
-    assert tail.finished
     assert tail.read() == []
 
 
+def test_a_run_ends_with_the_validation_of_its_last_step(tmp_path: Path) -> None:
+    """The validation takes long on real data: a follower that ended at the last step would lose it."""
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"kind": "validation", "step": 1, "steps": 2}\n{"kind": "train", "step": 2, "steps": 2}\n')
+    tail = Tail(path)
+    assert (len(tail.read()), tail.finished) == (2, False)
+    with path.open("a") as file:
+        file.write('{"kind": "validation", "step": 2, "steps": 2, "accuracy": 0.5}\n')
+    assert [point.values for point in tail.read()] == [{"validation/accuracy": 0.5}]
+    assert tail.finished
+    assert (tail.read(), tail.finished) == ([], True)
+    # It falls back to an earlier checkpoint.
+    write_run(tmp_path, steps=3, upto=2)
+    assert (len(tail.read()), tail.finished) == (2, False)
+
+
+def test_a_run_without_steps_has_an_end(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"kind": "validation", "step": 0, "steps": 0, "accuracy": 0.5}\n')
+    tail = Tail(path)
+    assert (len(tail.read()), tail.finished) == (1, True)
+
+
+def test_a_damaged_line_is_named_and_costs_no_other(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    first, damaged, last = '{"kind": "train", "step": 1}', '{"kind": "tr\0\0', '{"kind": "train", "step": 3}'
+    path.write_text(f"{first}\n{damaged}\n{last}\n")
+    tail = Tail(path)
+    for _ in range(2):
+        with pytest.raises(StageError, match=r"metrics.jsonl: line 2 is not a line of metrics: correct or delete it$"):
+            tail.read()
+    path.write_text(f"{first}\n{last}\n")
+    assert [point.step for point in tail.read()] == [1, 3]
+
+
+def test_values_that_no_tracker_draws_are_left_out(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text(
+        '{"kind": "train", "step": 1, "total": NaN, "soft": -Infinity, "masked": 2, "note": "x", "whole": true}\n'
+    )
+    (point,) = Tail(tmp_path / "metrics.jsonl").read()
+    assert point.values == {"train/masked": 2.0}
+
+
+def test_another_run_in_the_same_place_gets_its_own_curve(tmp_path: Path, drawn: Path) -> None:
+    environ = {"PYTHONPATH": os.environ["PYTHONPATH"]}
+    run = write_run(tmp_path / "out/runs/student", steps=6)
+    assert follow(run, "trackio", **environ).returncode == 0
+    drawn.unlink()
+    shutil.rmtree(run)
+    write_run(run, steps=6)
+    described = json.loads((run / "recipe.json").read_text())
+    (run / "recipe.json").write_text(json.dumps(described | {"recipe": described["recipe"] | {"seed": 2}}))
+    done = follow(run, "trackio", **environ)
+    assert "8 new lines to step 6" in done.stdout
+    assert lines(drawn) == ALL
+
+
+def test_a_run_that_goes_away_ends_its_follower(tmp_path: Path, drawn: Path) -> None:
+    run = write_run(tmp_path / "out/runs/student", steps=6, upto=5)
+    following = follower.Follower(FollowedRun(run), "trackio")
+    (tmp_path / "out/.follow").mkdir()
+    (run / "recipe.json").write_text('{"recipe": {"seed": 2}, "inputs": {}}')
+    with pytest.raises(StageError, match="holds another run now: run the same command again to draw that one"):
+        following.draw()
+    shutil.rmtree(run)
+    with pytest.raises(StageError, match="has no metrics"):
+        following.draw()
+
+
+def test_a_tracker_that_fails_is_one_line_of_the_command_and_keeps_its_curve(tmp_path: Path, drawn: Path) -> None:
+    run = write_run(tmp_path / "run", steps=6)
+    use(tmp_path, "def init(*_, **__): raise RuntimeError('no server\\nat all')\n")
+    done = follow(run, "trackio", PYTHONPATH=os.environ["PYTHONPATH"])
+    state = run / ".follow/run-trackio.json"
+    assert (done.returncode, done.stderr) == (
+        1,
+        f"error: trackio: no server: run the same command again, or delete {state} for a new curve\n",
+    )
+    curve = json.loads(state.read_text())["curve"]
+    use(tmp_path, RECORDS)
+    assert follow(run, "trackio", PYTHONPATH=os.environ["PYTHONPATH"]).returncode == 0
+    assert json.loads(drawn.read_text().splitlines()[0]) == ["name", curve]
+
+
+def test_a_state_that_was_cut_is_named(tmp_path: Path, drawn: Path) -> None:
+    run = write_run(tmp_path / "run", steps=6)
+    (run / ".follow").mkdir()
+    (run / ".follow/run-trackio.json").write_text('{"curve": "a')
+    done = follow(run, "trackio", PYTHONPATH=os.environ["PYTHONPATH"])
+    assert done.returncode == 1
+    assert done.stderr.endswith("run-trackio.json was cut or changed: delete it to draw the run from the start\n")
+
+
+def test_a_full_disk_costs_the_run_one_line(tmp_path: Path, drawn: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with small_disk(tmp_path / "small disk", 64) as disk:
+        run = write_run(disk / "run", steps=6)
+        with contextlib.suppress(OSError), (disk / "filler").open("wb", buffering=0) as filler:
+            while True:
+                filler.write(bytes(1024))
+        with followers.following(run, ["trackio"], 10):
+            pass
+        (line,) = capfd.readouterr().err.splitlines()
+        assert line.startswith("warning: trackio: [Errno 28] No space left")
+        (disk / "filler").unlink()
+        (command,) = re.findall(r"stillhouse follow (.*) --to", line)
+        assert shlex.split(command) == [str(run)]
+        done = follow(run, "trackio", PYTHONPATH=os.environ["PYTHONPATH"])
+        assert done.returncode == 0, done.stderr
+    assert lines(drawn) == ALL
+
+
+def test_a_folder_of_that_name_is_not_the_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``tensorboard/`` in the folder where a run starts."""
+    (tmp_path / "trackio").mkdir()
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    with pytest.raises(StageError, match="trackio is not installed"):
+        trackers.check(["trackio"])
+
+
 def test_the_state_survives(tmp_path: Path) -> None:
-    state = State(tmp_path / "state.json", "id")
+    state = State(tmp_path / "state.json", "run", "id")
     tail = Tail(write_run(tmp_path / "run", steps=3) / "metrics.jsonl")
     points = tail.read()
     state.add(points)
-    again = State.read(tmp_path / "state.json")
+    again = State.read(tmp_path / "state.json", "run")
     assert (again.curve, again.drawn) == ("id", {"train": 3, "validation": 3})
     assert not any(map(again.is_new, points))
+    assert State.read(tmp_path / "state.json", "another").curve == ""

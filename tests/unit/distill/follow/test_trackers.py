@@ -1,7 +1,9 @@
 """Followers with the real trackers: TensorBoard files, Weights & Biases offline, a local MLflow server, Trackio."""
 
+import contextlib
 import json
 import os
+import shutil
 import socket
 import sqlite3
 import struct
@@ -11,10 +13,12 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import followed_runs
 import pytest
 from followed_runs import follow, needs, write_run
+from small_disk import small_disk
 from waiting import wait_until
 
 CURVE = [(step, 10.0 / step) for step in range(1, 7)]
@@ -61,6 +65,54 @@ def test_what_tensorboard_has_counts_where_the_follower_died_before_it_noted_it(
     assert scalars(run / "tensorboard/run") == CURVE
 
 
+@needs("tensorboard")
+def test_another_run_in_the_same_place_has_its_own_curves(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "out/runs/student", steps=6)
+    assert follow(run, "tensorboard").returncode == 0
+    described = json.loads((run / "recipe.json").read_text())
+    (run / "recipe.json").write_text(json.dumps(described | {"inputs": {"teacher": "another"}}))
+    for _ in range(2):
+        assert follow(run, "tensorboard").returncode == 0
+    assert [scalars(tmp_path / "out/tensorboard" / name) for name in ("student", "student-2")] == [CURVE, CURVE]
+
+
+@needs("tensorboard")
+def test_curves_that_were_deleted_are_drawn_again(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "out/runs/student", steps=6)
+    for _ in range(2):
+        assert "8 new lines to step 6" in follow(run, "tensorboard").stdout
+        assert scalars(tmp_path / "out/tensorboard/student") == CURVE
+        shutil.rmtree(tmp_path / "out/tensorboard")
+
+
+@needs("tensorboard")
+def test_a_follower_that_died_before_it_noted_anything_draws_no_step_twice(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", steps=6)
+    assert follow(run, "tensorboard").returncode == 0
+    state = run / ".follow/run-tensorboard.json"
+    state.write_text(json.dumps(json.loads(state.read_text()) | {"drawn": {}}))
+    assert follow(run, "tensorboard").returncode == 0
+    assert scalars(run / "tensorboard/run") == CURVE
+
+
+@needs("tensorboard")
+def test_tensorboard_on_a_full_disk_is_one_line_and_draws_the_rest_later(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", 128) as disk:
+        run = write_run(disk / "run", steps=600)
+        with contextlib.suppress(OSError), (disk / "filler").open("wb", buffering=0) as filler:
+            while True:
+                filler.write(bytes(1024))
+        with (disk / "filler").open("r+b") as filler:
+            filler.truncate((disk / "filler").stat().st_size - 5 * 4096)
+        done = follow(run, "tensorboard")
+        assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
+        assert "No space left" in done.stderr
+        (disk / "filler").unlink()
+        done = follow(run, "tensorboard")
+        assert done.returncode == 0, done.stderr
+        assert scalars(run / "tensorboard/run") == [(step, 10.0 / step) for step in range(1, 601)]
+
+
 @needs("wandb")
 def test_weights_and_biases_continues_the_same_run_offline(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", steps=6, upto=4)
@@ -72,12 +124,13 @@ def test_weights_and_biases_continues_the_same_run_offline(tmp_path: Path) -> No
     folders = sorted((run / "wandb").glob("offline-run-*"))
     assert len({folder.name.rpartition("-")[2] for folder in folders}) == 1, "one id"
     assert len(folders) == 2
-    steps = [step for folder in folders for step in wandb_steps(folder)]
-    assert steps == [1, 2, 3, 4, 5, 6]
+    values = [values for folder in folders for values in wandb_values(folder)]
+    assert [values["step"] for values in values if "train/total" in values] == [1, 2, 3, 4, 5, 6]
+    assert [values["step"] for values in values if "validation/accuracy" in values] == [3, 6]
 
 
-def wandb_steps(folder: Path) -> list[int]:
-    """The steps of ``train/total`` in the records of an offline run, which LevelDB's log format holds."""
+def wandb_values(folder: Path) -> list[dict[str, Any]]:
+    """What the records of an offline run hold, which LevelDB's log format has, line by line."""
     from wandb.proto import wandb_internal_pb2
 
     (file,) = folder.glob("*.wandb")
@@ -91,8 +144,9 @@ def wandb_steps(folder: Path) -> list[int]:
         place += 7 + length
         if kind in (1, 4):  # whole, or the last part
             parsed = wandb_internal_pb2.Record.FromString(record)
-            keys = {item.key or ".".join(item.nested_key) for item in parsed.history.item}
-            found += [parsed.history.step.num] if "train/total" in keys else []
+            if parsed.WhichOneof("record_type") == "history":
+                items = parsed.history.item
+                found.append({item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in items})
             record = b""
     return found
 
@@ -134,7 +188,7 @@ def test_mlflow_continues_the_same_run_on_a_server(tmp_path: Path, server: str) 
     state = tmp_path / "out/.follow/student-mlflow.json"
     curve = json.loads(state.read_text())["curve"]
     # The follower died before it noted what the server had taken.
-    state.write_text(json.dumps({"curve": curve, "drawn": {}}))
+    state.write_text(json.dumps(json.loads(state.read_text()) | {"drawn": {}}))
     write_run(run, steps=6, resume_at=3)
     done = follow(run, "mlflow", MLFLOW_TRACKING_URI=server)
     assert done.returncode == 0, done.stderr
