@@ -5,6 +5,7 @@ names machines and people.
 """
 
 import importlib.metadata
+import json
 import platform
 import re
 from collections.abc import Mapping, Sequence
@@ -36,18 +37,18 @@ CITATION = """```bibtex
 
 _FILL_MASK = """from transformers import pipeline
 
-fill_mask = pipeline("fill-mask", model="{model}")
+fill_mask = pipeline("fill-mask", model={model})
 for word in fill_mask({text!r}.replace("[MASK]", fill_mask.tokenizer.mask_token)):
     print(f"{{word['score']:.3f}}  {{word['sequence']}}")"""
 _CLASSIFY = """from transformers import pipeline
 
-classify = pipeline("text-classification", model="{model}", top_k=3)
+classify = pipeline("text-classification", model={model}, top_k=3)
 print(classify({text}))"""
 _ANSWER = """import torch
 from transformers import AutoModelForQuestionAnswering, AutoTokenizer
 
-tokenizer = AutoTokenizer.from_pretrained("{model}")
-model = AutoModelForQuestionAnswering.from_pretrained("{model}")
+tokenizer = AutoTokenizer.from_pretrained({model})
+model = AutoModelForQuestionAnswering.from_pretrained({model})
 inputs = tokenizer("Who wrote it?", "The letter was written by Ada in 1843.", return_tensors="pt")
 with torch.no_grad():
     found = model(**inputs)
@@ -58,11 +59,12 @@ print(tokenizer.decode(inputs["input_ids"][0, first : last + 1]))"""
 def use(model: str, head: Head | None, texts: int = 1, example: str = EXAMPLES[0]) -> str:
     """The section "Use": Python that runs; ``model`` is a name on the Hub or a folder."""
     one = {"text": "A text.", "text_pair": "Another."} if texts == 2 else "A text."
+    quoted = json.dumps(model, ensure_ascii=False)  # Python's double quotes, too
     code = {
-        "classification": _CLASSIFY.format(model=model, text=repr(one)),
-        "regression": _CLASSIFY.format(model=model, text=repr(one)),
-        "question-answering": _ANSWER.format(model=model),
-    }.get(head or "", _FILL_MASK.format(model=model, text=example))
+        "classification": _CLASSIFY.format(model=quoted, text=repr(one)),
+        "regression": _CLASSIFY.format(model=quoted, text=repr(one)),
+        "question-answering": _ANSWER.format(model=quoted),
+    }.get(head or "", _FILL_MASK.format(model=quoted, text=example))
     return f"```python\n{code}\n```"
 
 
@@ -93,7 +95,12 @@ def _section(title: str) -> re.Pattern[str]:
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table of GitHub's Markdown."""
     lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(cell.replace('|', '&#124;') for cell in line)} |" for line in lines)
+    return "\n".join(f"| {' | '.join(map(_cell, line))} |" for line in lines)
+
+
+def _cell(text: str) -> str:
+    """Text that a line of a table can hold."""
+    return " ".join(text.split()).replace("|", "&#124;")
 
 
 def versions(*more: str) -> str:

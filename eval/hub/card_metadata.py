@@ -17,6 +17,7 @@ TRAINED_HERE = "trained here"
 """The origin of a teacher that no model of the Hub is the base of."""
 OPTIONS = {"license": "--license ID", "language": "--language CODE", "base_model": "--base-model ID"}
 """What only people know, in the order it is named, with its option of ``stillhouse card``."""
+_LANGUAGE = re.compile(r"[a-z]{2,3}|multilingual|code")
 _REPOSITORY = re.compile(r"[\w-]+(?:\.[\w-]+)*(?:/[\w-]+(?:\.[\w-]+)*)?")
 
 
@@ -36,6 +37,20 @@ class CardFacts(Recipe):
     """Names of the training data sets on the Hub; by default those of the corpus."""
     widget: tuple[str, ...] | None = None
     """Sentences with ``[MASK]`` that the Hub offers to try; by default two in English."""
+
+    @field_validator("name")
+    @classmethod
+    def _one_line(cls, value: str | None) -> str | None:
+        if value is not None and (len(value.splitlines()) != 1 or value != value.strip()):
+            raise ValueError(f"{value!r} is no title: write one line without spaces around it")
+        return value
+
+    @field_validator("language")
+    @classmethod
+    def _codes(cls, values: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if wrong := [code for code in values or () if not _LANGUAGE.fullmatch(code)]:
+            raise ValueError(f"{wrong[0]!r} is no language of the Hub: write its ISO 639 code, such as en or deu")
+        return values
 
     @field_validator("license")
     @classmethod

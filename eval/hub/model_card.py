@@ -17,9 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-from huggingface_hub import ModelCard
-
 from cluster.artifacts import artifact, commit, errors
 from cluster.artifacts.artifact import Artifact
 from cluster.artifacts.commit import CARD, ArtifactError
@@ -27,12 +24,8 @@ from cluster.models import card_text, model_check, model_folder
 from cluster.storage import filesystem
 from cluster.storage.filesystem import Location
 from cluster.telemetry import progress
-from eval.hub import card_metadata, card_sections, finetuned_card
+from eval.hub import card_file, card_metadata, card_sections, finetuned_card
 from eval.hub.card_metadata import OPTIONS, CardFacts
-
-NO_DATA = "---\n\n---\n"
-_OPENED = re.compile(r"\s*---\s*\n\w+:")
-"""The beginning of metadata, which the library takes for text where no line ends it."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +45,7 @@ def fill(report: Location, folder: Location, stated: CardFacts) -> FilledCard:
     found = artifact.read(report, "report")
     values = filesystem.read_json(found.location / "report.json")
     place = folder / CARD
-    card = _earlier(place)
+    card = card_file.read(place)
     before = dict(card.data.to_dict())  # type: ignore[no-untyped-call]
     earlier = card.data.get("model_name")
     # A new export is called like its folder, which says little.
@@ -106,29 +99,6 @@ def _student_sections(
         sources = card_sections.training_text(corpus)
         body = card_text.with_section(body, card_text.TEXT, sources, before="Training")
     return card_text.with_section(body, card_text.RESULTS, card_sections.results(report, name, identity))
-
-
-def _earlier(place: Location) -> ModelCard:
-    """The card that is there, or an empty one.
-
-    Raises:
-        ArtifactError: it is no text, or its metadata is not what YAML allows.
-    """
-    remedy = "correct it, or delete the file for a new card"
-    try:
-        text = filesystem.read_bytes(place).decode("utf-8") if filesystem.is_file(place) else ""
-        card = ModelCard(text or NO_DATA, ignore_metadata_errors=True)
-    except UnicodeDecodeError as error:
-        raise ArtifactError(f"{place} is not UTF-8 ({error.reason} at byte {error.start}): {remedy}") from None
-    except yaml.MarkedYAMLError as error:
-        # Its first line comes after the opening ---.
-        line = error.problem_mark.line + 2 if error.problem_mark else 1
-        raise ArtifactError(f"{place}: line {line}: the metadata is not YAML ({error.problem}): {remedy}") from None
-    except (yaml.YAMLError, ValueError, TypeError) as error:
-        raise ArtifactError(f"{place}: the metadata is not a list of names and values ({error}): {remedy}") from None
-    if _OPENED.match(card.text):
-        raise ArtifactError(f"{place}: no line --- ends the metadata: add it, or delete the file for a new card")
-    return card
 
 
 def _name(report: Mapping[str, Any], student: Location) -> str:

@@ -23,13 +23,22 @@ from cluster.artifacts.errors import StageError
 from cluster.models import card_text, example_inputs, export_spec, model_check
 from cluster.storage import filesystem
 from cluster.telemetry.formatting import file_size
+from eval.hub import card_file
 
 KINDS = ("student", "finetune", "export")
 _PUBLIC_MADE = ("at", "seconds")
-_PATH = re.compile(r"(?<![\w.:/<-])(?:~|[A-Z]:\\|/(?!/)[\w.-]+/)[\w./\\ -]*")
+_SHOWN = (example_inputs.FILE, "tokenizer.json", "vocab.json")
+"""JSON files whose texts are words of a vocabulary, or are shown whole."""
+_PATH = re.compile(r"file:///[\w./ -]*|(?<![\w.:/<-])(?:~|[A-Z]:\\|/(?!/)[\w.-]+/)[\w./\\ -]*")
+_SECRETS = re.compile(
+    r"\b(?:hf_[A-Za-z0-9]{30,}|gh[a-z]_[A-Za-z0-9]{30,}|github_pat_\w{30,}|sk-[\w-]{30,}|AKIA[A-Z0-9]{16})\b"
+    r"|-----BEGIN [A-Z ]*PRIVATE KEY-----|\w://[^\s/:@]+:[^\s/:@]+@"
+)
+"""Tokens of the Hub, GitHub, OpenAI and AWS, private keys, and passwords in URLs."""
 
+_INDEX = re.compile(r"^model-index:", re.MULTILINE)
 _USED = re.compile(rf"^## {card_text.USE}[ \t]*\n.*?(?=^## |\Z)", re.MULTILINE | re.DOTALL)
-_NAMED = re.compile(r'(model=|from_pretrained\()"[^"]*"')
+_NAMED = re.compile(r'(model=|from_pretrained\()"(?:[^"\\]|\\.)*"')
 """The model in the example of a card."""
 
 
@@ -58,12 +67,29 @@ class Publication:
         return found | {CARD: str(self.card).encode(), MANIFEST: self.manifest.encode()}
 
     def paths(self) -> list[str]:
-        """Folders of this machine, and its name, in the card and the manifest: ``README.md: /data/text``."""
+        """Folders of this machine, and its name, in the card and the settings: ``README.md: /data/text``."""
         texts = [(CARD, str(self.card)), *_strings(json.loads(self.manifest), MANIFEST)]
+        for name in self.made.files:
+            if name.endswith(".json") and name not in _SHOWN:
+                texts += _strings(filesystem.read_json(self.folder / name), name)
         found = [f"{where}: {path.strip()}" for where, text in texts for path in _PATH.findall(text)]
         host = socket.gethostname()
         named = re.compile(rf"(?<![\w-]){re.escape(host)}(?![\w-])")
         return [*dict.fromkeys(found), *(f"{where}: the host {host}" for where, text in texts if named.search(text))]
+
+    def check(self) -> None:
+        """
+        Raises:
+            StageError: a text holds a password.
+        """
+        for name, content in self.contents().items():
+            if name.endswith((".md", ".json", ".txt")):
+                text = (content if isinstance(content, bytes) else content.read_bytes()).decode("utf-8", "replace")
+                if found := _SECRETS.search(text):
+                    raise StageError(
+                        f"{name} holds what looks like a password ({found[0][:6]}…), and nothing is sent: take it out, "
+                        "and make it invalid where others have seen it"
+                    )
 
     def lines(self) -> Iterator[str]:
         """What becomes public, for people."""
@@ -90,19 +116,23 @@ def of(folder: Path, repository: str, license_id: str | None = None) -> Publicat
 
     Raises:
         ArtifactError: no student, fine-tuned model or export, or a file was changed.
-        StageError: no card, or a card without a license.
+        StageError: no card, a card without a license, or a password in a text.
     """
     made = artifact.read(folder)
     if made.kind not in KINDS:
         raise ArtifactError(f"{folder} is {artifact.named(made.kind)}: name a student, a fine-tuned model or an export")
     model_check.check(folder)
-    return Publication(folder, made, _card(folder, made, repository, license_id), _public_manifest(made.manifest))
+    found = Publication(folder, made, _card(folder, made, repository, license_id), _public_manifest(made.manifest))
+    found.check()
+    return found
 
 
 def _card(folder: Path, made: Artifact, repository: str, license_id: str | None) -> ModelCard:
     """The card as it will be: with the license, and the name of the repository where it says how to use the model."""
     if filesystem.is_file(folder / CARD):
-        card = ModelCard((folder / CARD).read_text(encoding="utf-8"))
+        card = card_file.read(folder / CARD)
+        if card.data.eval_results is None and _INDEX.search((folder / CARD).read_text(encoding="utf-8")):
+            raise ArtifactError(f"{folder / CARD}: its model-index cannot be read: correct it, or delete it")
     elif made.kind == "export":
         card = ModelCard(
             f"---\nlibrary_name: {export_spec.read(folder).runtime}\n---\n\n{_export_text(repository, made)}\n"
@@ -134,7 +164,7 @@ def _strings(value: Any, where: str) -> Iterator[tuple[str, str]]:
     """Every string in a JSON value, with its key."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
-            yield from _strings(inner, f"{where}, {key}" if where == MANIFEST else f"{where}.{key}")
+            yield from _strings(inner, f"{where}, {key}" if where.endswith(".json") else f"{where}.{key}")
     elif isinstance(value, list):
         for inner in value:
             yield from _strings(inner, where)

@@ -22,6 +22,7 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError 
     HfHubHTTPError,
     HFValidationError,
     HTTPError,
+    OfflineModeIsEnabled,
     RepositoryNotFoundError,
 )
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # documented there
@@ -52,7 +53,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "stillhouse push") 
     parser.add_argument("repository", metavar="OWNER/NAME", help=repository)
     dry = "show what would become readable, and send nothing (default: send it)"
     parser.add_argument("--dry-run", action="store_true", help=dry)
-    public = "make the repository readable for everyone (default: private)"
+    public = "publish in a repository that everyone can read (default: private)"
     parser.add_argument("--public", action="store_true", help=public)
     licence = "license where the card has none (default: that of the card); example: apache-2.0"
     parser.add_argument("--license", metavar="ID", help=licence)
@@ -80,8 +81,15 @@ def push(found: Publication, repository: str, *, public: bool, api: HfApi | None
         raise StageError("no token of the Hub: log in with hf auth login, or set HF_TOKEN")
     with _one_line(api):
         with contextlib.suppress(RepositoryNotFoundError):
-            if not public and not api.repo_info(repository).private:
+            private = bool(api.repo_info(repository).private)
+            if not public and not private:
                 raise StageError(f"{repository} exists and is public: give --public to publish there")
+            if public and private:
+                # Its earlier commits, which nobody looks at here, would become readable, too.
+                raise StageError(
+                    f"{repository} exists and is private: make it public at {api.endpoint}/{repository}/settings, or "
+                    "leave --public out"
+                )
         address = api.create_repo(repository, private=not public, exist_ok=True)
         operations = [CommitOperationAdd(name, content) for name, content in found.contents().items()]
         api.create_commit(repository, operations, commit_message=f"Upload {found.made.kind} {found.made.identity[:12]}")
@@ -102,7 +110,11 @@ def _confirm(yes: bool) -> None:
         return
     if not sys.stdin.isatty():
         raise StageError("nothing is sent without an answer: give --yes, or --dry-run to look alone")
-    if input("Send this? [y/N] ").strip().lower() not in ("y", "yes"):
+    try:
+        answer = input("Send this? [y/N] ")
+    except EOFError:  # Ctrl-D
+        answer = ""
+    if answer.strip().lower() not in ("y", "yes"):
         raise StageError("nothing was sent")
 
 
@@ -118,6 +130,8 @@ def _one_line(api: HfApi) -> Iterator[None]:
             cause = cause.__cause__
         if isinstance(cause, HfHubHTTPError):
             raise StageError(f"{api.endpoint} {_answer(cause)}") from None
+        if isinstance(cause, OfflineModeIsEnabled):
+            raise StageError("HF_HUB_OFFLINE is set: unset it to reach the Hub") from None
         if isinstance(cause, HTTPError | ConnectionError | TimeoutError):
             what = type(cause).__name__
             raise StageError(f"{api.endpoint} cannot be reached ({what}): {_AGAIN}") from None

@@ -1,5 +1,6 @@
 """Text that model cards share: sections, examples that run, and paths that say nothing of this machine."""
 
+import ast
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,17 @@ def test_a_folder_is_shown_from_here(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert card_text.shown(tmp_path / "out/students/student") == "out/students/student"
     assert card_text.shown(Path("out")) == "out"
     assert card_text.shown(Path("/elsewhere/model")) == "/elsewhere/model"
+
+
+def test_a_folder_with_quotes_makes_no_wrong_example() -> None:
+    for head in ("masked-words", "classification", "question-answering"):
+        code = card_text.use('my "best"\\model', head).removeprefix("```python\n").removesuffix("```")  # type: ignore[arg-type]
+        strings = [node.value for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Constant)]
+        assert 'my "best"\\model' in strings
+
+
+def test_a_cell_stays_in_its_line() -> None:
+    assert card_text.table(("source",), [("a\n## b | c",)]).splitlines()[2:] == ["| a ## b &#124; c |"]
 
 
 def test_what_was_not_measured_is_no_result() -> None:

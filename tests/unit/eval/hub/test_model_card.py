@@ -158,6 +158,9 @@ def test_a_base_model_is_asked_for_where_the_hub_has_one(origin: str, asked: tup
         ({"base_model": "models/my/bert"}, "owner/name"),
         ({"datasets": ["not a name"]}, "owner/name"),
         ({"widget": ["No mask."]}, "[MASK]"),
+        ({"language": ["English"]}, "ISO 639"),
+        ({"name": "two\n## lines"}, "one line"),
+        ({"name": " "}, "one line"),
     ],
 )
 def test_facts_that_the_hub_would_refuse_are_refused(values: dict[str, Any], says: str) -> None:
@@ -187,6 +190,34 @@ def test_a_stated_name_is_the_title_and_stays(out: Path, student: Path) -> None:
     assert card.data.model_name == "tiny-wiki-bert"
     assert card.data.widget == [{"text": "Paris is in [MASK]."}]
     assert "fill_mask('Paris is in [MASK].'" in card.text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: b",
+        'it\'s "quoted"',
+        "# hash",
+        "- x",
+        "{{braces}}",
+        "&anchor *star",
+        "null",
+        "no",
+        "1.0",
+        "é日本語🚀",
+        "a\\b",
+    ],
+)
+def test_odd_characters_make_no_invalid_card(out: Path, student: Path, text: str) -> None:
+    stated = CardFacts(name=text, widget=(f"{text}\n---\n[MASK]",), language=("no",))
+    place = fill(out / "report", student, stated).place
+    card = ModelCard(place.read_text(encoding="utf-8"))
+    assert hub_rules.problems(card.data.to_dict()) == []
+    assert (card.data.model_name, card.data.language) == (text, ["no"])
+    assert card.data.widget == [{"text": f"{text}\n---\n[MASK]"}]
+    assert card.text.strip().splitlines()[0] == f"# {text}"
+    code = card.text.partition("```python\n")[2].partition("```")[0]
+    compile(code, "card", "exec")
 
 
 def test_a_student_that_is_not_there_is_refused_by_name(out: Path, student: Path) -> None:

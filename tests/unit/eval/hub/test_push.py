@@ -5,8 +5,9 @@ import io
 import json
 import re
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import hub_server
@@ -53,7 +54,12 @@ Its text was in /srv/texts/wiki.
 """
 
 
-def made(folder: Path, kind: str = "student", examples: Sequence[ExampleInput] = ()) -> Path:
+def made(
+    folder: Path,
+    kind: str = "student",
+    examples: Sequence[ExampleInput] = (),
+    settings: Mapping[str, str] = MappingProxyType({}),
+) -> Path:
     config = {"architectures": ["DistilBertForMaskedLM"], "model_type": "distilbert", "n_layers": 1, "vocab_size": 30}
     weights = {"distilbert.transformer.layer.0.lin.weight": numpy.zeros((40, 40), numpy.float32)}
     with artifact.create(
@@ -62,6 +68,8 @@ def made(folder: Path, kind: str = "student", examples: Sequence[ExampleInput] =
         (draft.path / "config.json").write_text(json.dumps(config))
         (draft.path / "model.safetensors").write_bytes(save(weights))
         draft.facts["task"] = "rte"
+        if settings:
+            (draft.path / "tokenizer_config.json").write_text(json.dumps(dict(settings)))
         if examples:
             example_inputs.write(draft.path, examples)
     (folder / CARD).write_text(CARD_TEXT.format(license="apache-2.0", folder=folder))
@@ -185,6 +193,69 @@ def test_a_public_repository_takes_nothing_without_public(folder: Path, hub: Hub
         push(publication.of(folder, NAME), NAME, public=False, api=api(hub))
     push(publication.of(folder, NAME), NAME, public=True, api=api(hub))
     assert hub.repositories[NAME].files
+
+
+def test_a_private_repository_does_not_look_public(folder: Path, hub: HubServer) -> None:
+    """The Hub keeps the visibility of what exists; its earlier commits were never shown here."""
+    hub.repositories[NAME] = hub_server.Repository(private=True)
+    with pytest.raises(StageError, match=f"exists and is private: make it public at {hub.url}/{NAME}/settings"):
+        push(publication.of(folder, NAME), NAME, public=True, api=api(hub))
+    assert not hub.repositories[NAME].commits
+
+
+@pytest.mark.parametrize("text", ["hf_" + 34 * "x", "-----BEGIN OPENSSH PRIVATE KEY-----", "https://me:secret@host/x"])
+def test_a_password_in_a_text_is_refused_without_showing_it(folder: Path, text: str) -> None:
+    with (folder / CARD).open("a") as card:
+        card.write(f"\ntoken: {text}\n")
+    with pytest.raises(StageError, match=r"README.md holds what looks like a password .* nothing is sent") as refused:
+        publication.of(folder, NAME)
+    assert text not in str(refused.value)
+
+
+def test_folders_in_settings_are_shown_before_they_become_readable(tmp_path: Path) -> None:
+    """Older tokenizers name their files in tokenizer_config.json."""
+    settings = {"special_tokens_map_file": "/home/me/bert/special_tokens_map.json", "source": "file:///data/text"}
+    found = publication.of(made(tmp_path / "student", settings=settings), NAME).paths()
+    shown = "tokenizer_config.json, special_tokens_map_file: /home/me/bert/special_tokens_map.json"
+    assert [shown, "tokenizer_config.json, source: file:///data/text"] == found[-2:]
+
+
+@pytest.mark.parametrize(
+    ("card", "says"),
+    [
+        (b"---\nlicense: mit\ntags: [a: b: c\n---\n# x\n", r"README.md: line 3: the metadata is not YAML"),
+        (b"---\n- mit\n---\n# x\n", "README.md: the metadata is not a list of names and values"),
+        (b"---\nlicense: mit\n# x\n", "README.md: no line --- ends the metadata"),
+        (b"---\nlicense: mit\nmodel-index: 3\n---\n# x\n", "README.md: its model-index cannot be read"),
+        (b"---\nlicense: mit\n---\n\xff", "README.md is not UTF-8"),
+    ],
+)
+def test_a_card_that_cannot_be_read_is_named(folder: Path, card: bytes, says: str) -> None:
+    (folder / CARD).write_bytes(card)
+    with pytest.raises(ArtifactError, match=says):
+        publication.of(folder, NAME)
+
+
+@pytest.mark.parametrize("status", [0, 500])
+def test_an_upload_that_breaks_is_continued(folder: Path, hub: HubServer, status: int) -> None:
+    hub.failures["PUT /lfs/"] = status
+    push(publication.of(folder, NAME), NAME, public=False, api=api(hub))
+    assert hub.repositories[NAME].files["model.safetensors"] == (folder / "model.safetensors").read_bytes()
+
+
+def test_offline_is_one_line(folder: Path, hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(StageError, match="HF_HUB_OFFLINE is set: unset it"):
+        push(publication.of(folder, NAME), NAME, public=False, api=api(hub))
+
+
+def test_the_end_of_the_terminal_is_no(folder: Path, hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr("sys.stdin", terminal)
+    code, said = ended(str(folder), NAME)
+    assert (code, said.splitlines()[-1]) == (1, "error: nothing was sent")
+    assert hub.requests == []
 
 
 def test_a_card_that_the_hub_does_not_accept_is_one_line(folder: Path, hub: HubServer) -> None:
