@@ -1,7 +1,7 @@
 """Bar lists of scores and times: every bar starts at zero."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from eval.highlights.rows import models, name_of, scored_rows, title
@@ -34,8 +34,10 @@ class BarList:
 
 
 def first_bars(report: Report) -> list[BarList]:
-    """A score and a time, for the first screen."""
-    return [found for found in (_scores(report), _times(report)) if found is not None]
+    """Hidden words where GLUE was not measured, a score, and a time, for the first screen."""
+    on_glue = any(mean["kept"] is not None for mean in report["tables"]["1"]["means"])
+    found = (None if on_glue else _hidden_words(report), _scores(report), _times(report))
+    return [each for each in found if each is not None]
 
 
 def shares(report: Report) -> BarList | None:
@@ -65,11 +67,22 @@ def _scores(report: Report) -> BarList | None:
     elif rows:
         named, scores = title(rows[0]).strip("“”").capitalize(), rows[0]["scores"]
     else:
-        right = {name: 100 * model["accuracy"] for name, model in known.items() if model["accuracy"] is not None}
-        return _list("Hidden words guessed right, %", right, known, "{:.1f}") if len(right) > 1 else None
+        return None
     scores = {name: score for name, score in scores.items() if name in known}
     bag = rows[0]["bag_of_words"] if rows and not means else None
     return _list(named, scores, known, "{:.1f}", bag)
+
+
+def _hidden_words(report: Report) -> BarList | None:
+    known = models(report)
+    right = {name: 100 * model["accuracy"] for name, model in known.items() if model["accuracy"] is not None}
+    counts = (known[STUDENT]["counts"] or {}).get("accuracy") if STUDENT in known else None
+    if len(right) < 2:
+        return None
+    found = _list("Hidden words guessed right, %", right, known, "{:.1f}")
+    if counts is None:
+        return found
+    return replace(found, bars=(*found.bars, Bar("word counts", f"{100 * counts:.1f}", 100 * counts, "other")))
 
 
 def _list(

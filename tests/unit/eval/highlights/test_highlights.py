@@ -65,6 +65,7 @@ def test_a_run_without_tasks_has_something_to_say(tmp_path: Path) -> None:
         ("teacher", "45.0", pytest.approx(45.0)),
         ("student", "41.0", pytest.approx(41.0)),
         ("the teacher's layers, untrained", "30.0", pytest.approx(30.0)),
+        ("word counts", "6.0", pytest.approx(6.0)),
     ]
 
 
@@ -73,6 +74,10 @@ def test_a_task_outside_the_paper_is_in_the_headline_with_its_doubt(tmp_path: Pa
     assert sentence(report).endswith(
         "On “which source is this from?” it scores 44.2 against 43.3: unclear (−7.9 to +9.7 points)."
     )
+    assert [bars.title for bars in first_bars(report)] == [
+        "Hidden words guessed right, %",
+        "Which source is this from?",
+    ]
     kept = next(card for card in highlights(report) if card.label == "keeps")
     assert (kept.value, kept.verdict) == ("102.1 %", "unclear")
     assert "240 examples, one seed, always one answer 16.7" in kept.doubt
