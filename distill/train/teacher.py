@@ -204,5 +204,5 @@ STAGE = stage.Stage(
     recipe=Teacher,
     inputs={"tokens": stage.Role(("tokens",), optional=True, keyed_by="seq_len")},
     produces="teacher",
-    example="demo#teacher",
+    example="demo#teacher --tokens out/tokens",
 )
