@@ -67,12 +67,13 @@ class RequestError(Exception):
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening socket; port 0 is any free one.
+    """A listening socket; port 0 is any free one, ``::`` every address of both kinds.
 
     Raises:
         OSError: the address is not available.
     """
-    listener = socket.create_server((host, port), backlog=128)  # a browser opens many connections at once
+    kind = {"family": socket.AF_INET6, "dualstack_ipv6": host == "::"} if ":" in host else {}
+    listener = socket.create_server((host, port), backlog=128, **kind)  # a browser opens many connections at once
     listener.setblocking(False)
     return listener
 
@@ -161,6 +162,8 @@ class _Connection(web.RequestHandler):
         message: str | None = None,
     ) -> web.StreamResponse:
         """Answer without a stack trace and library versions; malformed requests are not worth a log entry."""
+        if isinstance(exc, ConnectionError):  # the client is gone
+            raise exc
         if status >= 500:
             logger.error("cannot answer a request", exc_info=exc)
         if request.writer.output_size > 0:

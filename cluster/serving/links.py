@@ -23,7 +23,8 @@ def own_address() -> str:
 
 def reachable(host: str) -> str:
     """The host to write into a link to a server that listens at ``host``."""
-    return own_address() if host in EVERY_ADDRESS else host
+    found = own_address() if host in EVERY_ADDRESS else host
+    return f"[{found}]" if ":" in found else found
 
 
 def terminal(text: str) -> list[str]:

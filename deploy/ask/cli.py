@@ -22,7 +22,7 @@ from cluster.serving import http_server, links
 from cluster.storage import filesystem
 from cluster.telemetry.formatting import plural
 from deploy.ask.found_models import Comparison, find
-from deploy.ask.server import AskServer
+from deploy.ask.server import LOCAL, AskServer
 from deploy.ask.side_by_side import Models
 
 HOST, PORT = "127.0.0.1", 8321
@@ -45,7 +45,7 @@ def _serve(server: AskServer, listener: socket.socket, host: str) -> None:
     """Serve until Ctrl-C."""
     port = listener.getsockname()[1]
     address = f"http://{links.reachable(host)}:{port}/"
-    server.link = address if host not in (HOST, "localhost", "::1") else None
+    server.link = address if links.reachable(host) not in LOCAL else None
     try:
         with http_server.serving(server.answer, listener):
             print(f"\nready: open {address}", flush=True)
@@ -77,7 +77,8 @@ def _listen(host: str, port: int | None) -> socket.socket:
             return http_server.listen(host, 0)
         reason = str(error.strerror).partition(" (while")[0]
         advice = "choose another --port, or leave it out" if port is not None else "choose another --host"
-        raise StageError(f"cannot serve at {host}:{PORT if port is None else port}: {reason}; {advice}") from None
+        where = f"[{host}]" if ":" in host else host
+        raise StageError(f"cannot serve at {where}:{PORT if port is None else port}: {reason}; {advice}") from None
 
 
 def _summary(comparisons: Sequence[Comparison]) -> list[str]:

@@ -8,11 +8,14 @@
     POST /open         {"comparison": KEY}: the models, loaded and warmed up
     POST /ask          {"comparison": KEY, "text": …, "second": … or null}: the answer and the time of each model
 
-An error of the user is a refusal with one line. Texts are neither kept nor logged. One model runs at a time.
+An error of the user is a refusal with one line. Texts are neither kept nor logged. One model runs at a time. A question
+whose client has left is not asked. A page that only this machine reaches answers to no other name, so that no site can
+read it with a name that leads here.
 """
 
 import asyncio
 import json
+import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -33,6 +36,8 @@ MAX_CHARACTERS = 100_000
 """Of a text: about forty pages."""
 MAX_WAITING = 8
 """Requests that wait for a model."""
+LOCAL = ("127.0.0.1", "localhost", "[::1]")
+"""Names of this machine that lead nowhere else."""
 PAGE, SHARED = Path(__file__).parent / "page", Path(__file__).parents[1] / "browser"
 FILES = {
     "index.html": PAGE, "ask.js": PAGE, "ask.css": PAGE,
@@ -61,6 +66,9 @@ class AskServer:
         self._worker.shutdown(cancel_futures=True)
 
     async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        if self.link is None and (host := _host(request)) not in LOCAL:
+            name = LOCAL[0]
+            raise RequestError(HTTPStatus.FORBIDDEN, f"{host} is no name of this page: open it at {name}")
         path = request.rel_url.raw_path
         if request.method == "POST":
             return await self._post(request, path)
@@ -96,28 +104,41 @@ class AskServer:
         if comparison is None:
             raise RequestError(HTTPStatus.NOT_FOUND, "these models are not here any more: reload the page")
         if path == "/open":
-            opened = await self._run(lambda: self._models.open(comparison))
+            opened = await self._run(request, lambda: self._models.open(comparison))
             return _json([_model_json(model) for model in opened])
         text, second = _text(asked.get("text"), "text"), asked.get("second")
         other = None if second is None else _text(second, "second text")
-        answers = await self._run(lambda: self._models.ask(comparison, text, other))
+        answers = await self._run(request, lambda: self._models.ask(comparison, text, other))
         return _json([_answer_json(answer) for answer in answers])
 
-    async def _run(self, call: Callable[[], T]) -> T:
-        """Run a call after those that wait."""
+    async def _run(self, request: web.BaseRequest, call: Callable[[], T]) -> T:
+        """Run a call after those that wait, unless its client leaves meanwhile."""
+
+        def run() -> T:
+            if request.transport is None:
+                raise ConnectionResetError("the client left")
+            return call()
+
         if self._waiting >= MAX_WAITING:
             raise RequestError(HTTPStatus.SERVICE_UNAVAILABLE, "too many questions are waiting: ask again in a moment")
         self._waiting += 1
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._worker, call)
+            return await asyncio.get_running_loop().run_in_executor(self._worker, run)
         except StoppedError:
             raise RequestError(HTTPStatus.SERVICE_UNAVAILABLE, "the server is ending") from None
+        except ConnectionResetError:
+            raise
         except Exception as error:
             if (line := errors.explain(error)) is None:
                 raise
             raise RequestError(HTTPStatus.BAD_REQUEST, line) from None
         finally:
             self._waiting -= 1
+
+
+def _host(request: web.BaseRequest) -> str:
+    """The name that a client knows this page by, without the port."""
+    return re.sub(r":\d*$", "", request.headers.get("Host", LOCAL[0])).lower()
 
 
 def _parse(body: bytes) -> dict[str, Any]:

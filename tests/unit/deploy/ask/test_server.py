@@ -1,9 +1,10 @@
 """What the page's server answers, and what it refuses."""
 
-import asyncio
+import contextlib
 import http.client
 import json
 import shutil
+import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,8 +14,9 @@ import altered_models
 import ask_setup
 import models_with_heads
 import pytest
+from waiting import wait_until
 
-from cluster.serving import http_server
+from cluster.serving import http_server, links
 from deploy import predict
 from deploy.ask import server as ask_server
 from deploy.ask.found_models import find
@@ -214,29 +216,94 @@ def test_a_changed_model_is_an_error_on_the_page_and_the_others_answer(pipeline:
         server.close()
 
 
-def test_only_so_many_questions_wait(tmp_path: Path) -> None:
-    """The first holds the models, the others wait, one too many is sent away."""
-    folder = models_with_heads.model_folder(tmp_path / "model", "distilbert", "classification")
-    models = Models(threads=1)
-    server = AskServer("model", find([folder]), models)
-    (key,) = (one.key for one in find([folder]))
+@contextlib.contextmanager
+def held(server: AskServer) -> Iterator[None]:
+    """Inside the block the models are busy."""
     begun, go_on = threading.Event(), threading.Event()
 
     def hold() -> None:
         begun.set()
         go_on.wait(60)
 
+    server._worker.submit(hold)
+    assert begun.wait(60)
+    try:
+        yield
+    finally:
+        go_on.set()
+
+
+def test_a_question_whose_client_has_left_is_not_asked(
+    served: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A page that is reloaded again and again would fill the queue."""
+    server, port = served
+    asked: list[str] = []
+    ask_models = server._models.ask
+    monkeypatch.setattr(
+        server._models, "ask", lambda key, text, second: asked.append(text) or ask_models(key, text, second)
+    )
+    body = json.dumps({"comparison": SST2, "text": "left", "second": None}).encode()
+    head = f"POST /ask HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+    with held(server):
+        clients = [socket.create_connection(("127.0.0.1", port)) for _ in range(MAX_WAITING)]
+        for client in clients:
+            client.sendall(head.encode() + b"\r\n\r\n" + body)
+        wait_until(lambda: server._waiting == MAX_WAITING, what="all wait")
+        for client in clients:
+            client.close()
+        # The server reads the end of a connection in the order of its events.
+        assert request(port, "/page.json")[0] == 200
+    wait_until(lambda: server._waiting == 0, what="the queue is empty")
+    assert ask(port, SST2, "stays")[0] == 200
+    assert asked == ["stays"]
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [("localhost", 200), ("LOCALHOST:9000", 200), ("127.0.0.1", 200), ("[::1]:8321", 200), ("site.example:8321", 403)],
+)
+def test_a_page_of_this_machine_has_no_other_name(served: Any, host: str, status: int) -> None:
+    """A site whose name leads to 127.0.0.1 could read the examples, which are text of the user."""
+    _, port = served
+    assert request(port, "/page.json", Host=host)[0] == status
+
+
+def test_a_page_for_phones_may_have_any_name(served: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    server, port = served
+    monkeypatch.setattr(server, "link", "http://192.0.2.7:8321/")
+    assert request(port, "/", Host="desk.local")[0] == 200
+
+
+def test_an_address_of_the_new_kind_serves(served: Any) -> None:
+    server, _ = served
+    try:
+        listener = http_server.listen("::1", 0)
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    with http_server.serving(server.answer, listener) as port:
+        connection = http.client.HTTPConnection("::1", port, timeout=60)
+        connection.request("GET", "/")
+        assert connection.getresponse().status == 200
+        connection.close()
+    assert links.reachable("::1") == "[::1]"
+
+
+def test_only_so_many_questions_wait(tmp_path: Path) -> None:
+    """The first holds the models, the others wait, one too many is sent away."""
+    folder = models_with_heads.model_folder(tmp_path / "model", "distilbert", "classification")
+    models = Models(threads=1)
+    server = AskServer("model", find([folder]), models)
+    (key,) = (one.key for one in find([folder]))
     with http_server.serving(server.answer, http_server.listen("127.0.0.1", 0)) as port:
-        server._worker.submit(hold)
-        assert begun.wait(60)
         results: list[int] = []
         waiting = [threading.Thread(target=lambda: results.append(ask(port, key, "a")[0])) for _ in range(MAX_WAITING)]
-        for thread in waiting:
-            thread.start()
-        while server._waiting < MAX_WAITING:
-            asyncio.run(asyncio.sleep(0.01))
-        assert ask(port, key, "a") == (503, "too many questions are waiting: ask again in a moment\n")
-        go_on.set()
+        with held(server):
+            for thread in waiting:
+                thread.start()
+            wait_until(lambda: server._waiting == MAX_WAITING, what="all wait")
+            assert ask(port, key, "a") == (503, "too many questions are waiting: ask again in a moment\n")
         for thread in waiting:
             thread.join(60)
         assert results == [200] * MAX_WAITING
