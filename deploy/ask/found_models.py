@@ -263,5 +263,5 @@ def _examples(models: Sequence[FoundModel], pipeline: Path | None) -> tuple[tupl
     for model in models:
         if found := example_inputs.read(model.source):
             task = model.task or "the task"
-            return found, f"From the development set of {task}, which neither model was trained on."
+            return found, f"From the development set of {task}, which training never saw."
     return (), ""

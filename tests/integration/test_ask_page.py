@@ -183,6 +183,26 @@ def test_two_masks_have_two_lists_and_a_long_text_is_said_to_be_cut(opened):
     assert texts(opened, ".warn") == ["Read 64 of 50002 tokens, the rest has no effect: shorten the text."] * 2
 
 
+@pytest.mark.parametrize(("second", "says"), [("ground", "Same answer."), ("whole", "Different answers.")])
+def test_models_agree_if_they_do_at_every_mask(opened, second, says):
+    def answer(*words: str) -> dict[str, Any]:
+        given = [{"text": text, "probability": 0.5, "mask": number} for number, text in enumerate(words, 1)]
+        return {"predictions": given, "refusal": None, "milliseconds": 1.0, "calls": 5, "no_answer": None, "notes": []}
+
+    answers = json.dumps([answer("mill", "ground"), answer("mill", second)])
+    opened.run(f"window.fetch = async () => new Response({json.dumps(answers)})")
+    submit(opened, "The [MASK] is [MASK].")
+    assert text(opened, ".headline").startswith(says)
+
+
+def test_text_from_right_to_left_is_shown_so(opened):
+    submit(opened, "שלום [MASK] עולם")
+    script = "getComputedStyle(document.getElementById('text')).direction"
+    assert opened.run(script) == "rtl"
+    submit(opened, "The [MASK] is open.")
+    assert opened.run(script) == "ltr"
+
+
 def test_a_changed_model_is_named_and_the_other_tasks_work(tab, pipeline, tmp_path):
     out = Path(shutil.copytree(pipeline, tmp_path / "out"))
     shutil.rmtree(out / "finetune" / "student" / "mrpc")

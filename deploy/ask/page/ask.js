@@ -61,7 +61,7 @@ function showForm({ head, examples, examples_from }) {
   show("second-field", false); // until the models say that they read pairs
   show("try", examples.length > 0);
   $("examples").replaceChildren(...examples.map((example) => {
-    const chip = h("button", { type: "button", class: "chip" }, short(example.text));
+    const chip = h("button", { type: "button", class: "chip", dir: "auto" }, short(example.text));
     chip.addEventListener("click", () => { fill(example); ask(); });
     return chip;
   }));
@@ -209,7 +209,7 @@ function bars(predictions, label, nullable = false) {
     const fill = h("div", { class: "fill" });
     fill.style.width = `${100 * probability}%`; // by script, because the page allows no style attributes
     return h("li", {},
-      h("span", { class: "what" }, text === "" && nullable ? "(no answer)" : text),
+      h("span", { class: "what", dir: "auto" }, text === "" && nullable ? "(no answer)" : text),
       h("span", { class: "share" }, percent(probability)),
       h("div", { class: "ground", "aria-hidden": "true" }, fill));
   }));
@@ -230,11 +230,16 @@ function time({ milliseconds: taken, calls }) {
 // Whether the models agree, and how much faster the student is.
 function headline(models, answers) {
   if (answers.length !== 2 || answers.some(({ refusal }) => refusal !== null)) return null;
-  const best = answers.map(({ predictions }) => predictions[0]?.text ?? null);
+  const best = answers.map(({ predictions: given }) => JSON.stringify(likeliest(given)));
   const agree = predictions(answers).some((one) => one.probability === null) ? "" : best[0] === best[1] ? "Same answer. " : "Different answers. ";
   const times = Object.fromEntries(models.map(({ role }, place) => [role, answers[place].milliseconds]));
   const speed = times.teacher && times.student ? `The student is ${compared(times.teacher, times.student)}.` : "";
   return h("p", { class: "headline" }, agree + speed);
+}
+
+// The first prediction, or that of every mask.
+function likeliest(given) {
+  return given.filter(({ mask }, place) => place === 0 || mask !== given[place - 1].mask).map(({ text }) => text);
 }
 
 function predictions(answers) {
