@@ -72,8 +72,9 @@ def listen(host: str, port: int) -> socket.socket:
     Raises:
         OSError: the address is not available.
     """
-    kind = {"family": socket.AF_INET6, "dualstack_ipv6": host == "::"} if ":" in host else {}
-    listener = socket.create_server((host, port), backlog=128, **kind)  # a browser opens many connections at once
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # A browser opens many connections at once.
+    listener = socket.create_server((host, port), family=family, backlog=128, dualstack_ipv6=host == "::")
     listener.setblocking(False)
     return listener
 

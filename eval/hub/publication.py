@@ -131,7 +131,7 @@ def _card(folder: Path, made: Artifact, repository: str, license_id: str | None)
     """The card as it will be: with the license, and the name of the repository where it says how to use the model."""
     if filesystem.is_file(folder / CARD):
         card = card_file.read(folder / CARD)
-        if card.data.eval_results is None and _INDEX.search((folder / CARD).read_text(encoding="utf-8")):
+        if card.data.get("eval_results") is None and _INDEX.search((folder / CARD).read_text(encoding="utf-8")):
             raise ArtifactError(f"{folder / CARD}: its model-index cannot be read: correct it, or delete it")
     elif made.kind == "export":
         card = ModelCard(

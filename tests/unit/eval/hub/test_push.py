@@ -214,9 +214,9 @@ def test_a_password_in_a_text_is_refused_without_showing_it(folder: Path, text: 
 
 def test_folders_in_settings_are_shown_before_they_become_readable(tmp_path: Path) -> None:
     """Older tokenizers name their files in tokenizer_config.json."""
-    settings = {"special_tokens_map_file": "/home/me/bert/special_tokens_map.json", "source": "file:///data/text"}
+    settings = {"special_tokens_map_file": "/srv/bert/special_tokens_map.json", "source": "file:///data/text"}
     found = publication.of(made(tmp_path / "student", settings=settings), NAME).paths()
-    shown = "tokenizer_config.json, special_tokens_map_file: /home/me/bert/special_tokens_map.json"
+    shown = "tokenizer_config.json, special_tokens_map_file: /srv/bert/special_tokens_map.json"
     assert [shown, "tokenizer_config.json, source: file:///data/text"] == found[-2:]
 
 
