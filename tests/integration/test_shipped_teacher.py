@@ -20,9 +20,9 @@ SENSIBLE = {
     "The [MASK] of France is Paris.": {"capital", "city", "center", "centre"},
     "He shook his [MASK] and said nothing.": {"head"},
     "She opened the [MASK] and went into the room.": {"door", "window", "doors"},
-    "The Second World [MASK] ended in 1945.": {"war"},
+    "They were married and had three [MASK].": {"children", "sons", "daughters"},
     "He was born in [MASK] and studied at the university.": {"london", "england", "paris", "germany", "new"},
-    "They lived in a small [MASK] near the sea.": {"house", "town", "village", "city", "island", "place", "cottage"},
+    "The band released its first [MASK] in 1999.": {"album", "single", "record"},
     "The river flows into the Atlantic [MASK].": {"ocean", "sea", "coast"},
     "The city has a population of more than ten [MASK] people.": {"million", "thousand", "hundred"},
     "It is one of [MASK] most important cities in the country.": {"the"},
@@ -67,7 +67,7 @@ def test_transformers_loads_it_and_it_fills_masks_sensibly() -> None:
         guesses[text] = [tokenizer.decode([one]).strip() for one in logits.topk(5).indices.tolist()]
     first = [text for text, words in SENSIBLE.items() if guesses[text][0] in words]
     among = [text for text, words in SENSIBLE.items() if words & {*guesses[text]}]
-    assert len(first) >= 7, guesses
+    assert len(first) >= 9, guesses
     assert len(among) == len(SENSIBLE), guesses
 
 
