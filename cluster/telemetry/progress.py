@@ -62,6 +62,36 @@ class Rates:
         return {f"{name}/s": count(amount / seconds) for name, amount in self._amounts.items()}
 
 
+class Pace:
+    """Seconds that a piece of work takes, from the second one on: the first also loads, compiles and fills caches."""
+
+    def __init__(self) -> None:
+        self._warm: tuple[float, int] | None = None
+        self.seconds: float | None = None
+        """None while only the first piece is done."""
+
+    def reached(self, done: int) -> None:
+        """Note how much is done now."""
+        now = time.monotonic()
+        if self._warm is None:
+            self._warm = now, done
+        elif done > self._warm[1]:
+            self.seconds = (now - self._warm[0]) / (done - self._warm[1])
+
+
+class _Bar(tqdm):  # type: ignore[type-arg]
+    """A bar whose rate and remaining time are those of a :class:`Pace`."""
+
+    pace: Pace | None = None
+
+    @property
+    def format_dict(self) -> dict[str, Any]:
+        shown = dict(super().format_dict)
+        seconds = self.pace.seconds if self.pace else None
+        # Tqdm takes None for the rate since the start, and shows 0 as a question mark.
+        return {**shown, "rate": 1 / max(seconds, 1e-9) if seconds is not None else 0}
+
+
 class Progress:
     """A bar on a terminal, a plain line every ten seconds elsewhere.
 
@@ -72,9 +102,11 @@ class Progress:
         self._what, self._total, self._unit, self._done = what, total, unit, done
         self._started = self._said = time.monotonic()
         self._first = done
-        self._bar: tqdm[Any] | None = None
+        self._pace = Pace()
+        self._bar: _Bar | None = None
         if sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
-            self._bar = tqdm(total=total, desc=what, unit=f" {unit}", initial=done, dynamic_ncols=True, leave=True)
+            self._bar = _Bar(total=total, desc=what, unit=f" {unit}", initial=done, dynamic_ncols=True, leave=True)
+            self._bar.pace = self._pace
 
     def __enter__(self) -> Self:
         return self
@@ -92,6 +124,8 @@ class Progress:
 
     def advance(self, by: int = 1, note: Mapping[str, str] | None = None) -> None:
         self._done += by
+        if by:
+            self._pace.reached(self._done)
         if self._bar is not None:
             self._bar.update(by)
             if note:
@@ -107,17 +141,18 @@ class Progress:
         if done < self._done:
             self._first = self._done = done
             self._started = time.monotonic()
+            self._pace = Pace()
             if self._bar is not None:
+                self._bar.pace = self._pace
                 self._bar.reset(self._total)
                 self._bar.update(done)
         self.advance(done - self._done, note)
 
     def _left(self) -> str:
-        """Time for the rest at the average pace, where a total is known."""
-        if not self._total or self._done in (self._first, self._total):
+        """Time for the rest, where a total and a pace are known."""
+        if not self._total or self._done == self._total or self._pace.seconds is None:
             return ""
-        seconds = (time.monotonic() - self._started) * (self._total - self._done) / (self._done - self._first)
-        return f", {duration(round(seconds))} left"
+        return f", {duration(round(self._pace.seconds * (self._total - self._done)))} left"
 
 
 def progress(items: Iterable[T], what: str, total: int, unit: str) -> Iterator[T]:
