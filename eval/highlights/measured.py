@@ -201,10 +201,10 @@ def _heldout(report: Report) -> Iterator[Highlight]:
             text = f"lost per {measured.word} word of held-out text{sides}"
             yield Highlight("loses", own, text, f"{own} {text}")
         else:
-            right = [None if (of := each.get("accuracy")) is None else 100 * of for each in (teacher, counts)]
+            right, counted = (None if (of := each.get("accuracy")) is None else 100 * of for each in (teacher, counts))
             words = f"{report['heldout']['words']:,} " if report["heldout"]["words"] else ""
             share, text = f"{100 * student['accuracy']:.1f} %", f"of {words}hidden words of held-out text"
-            guesses = _sides(*right, ".1f", " %")
+            guesses = _sides(right, counted, ".1f", " %")
             yield Highlight(
                 "guesses", share, f"{text} guessed right{guesses}",
                 f"{share} {text} right{guesses}; loses {own} {measured.each}{sides}",
