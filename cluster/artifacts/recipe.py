@@ -40,11 +40,11 @@ class Recipe(pydantic.BaseModel):
         """
         try:
             # Through JSON, because strict models take a list for a tuple only there.
-            return cls.model_validate_json(json.dumps(values))
+            return cls.model_validate_json(json.dumps(values, default=_refuse_date))
         except pydantic.ValidationError as error:
             raise RecipeError(f"{source}: {explain(cls.model_json_schema(), values, error)}") from None
-        except TypeError as error:
-            raise RecipeError(f"{source}: {error}; dates and times have no place in a recipe") from None
+        except RecipeError as error:
+            raise RecipeError(f"{source}: {error}") from None
 
     def resolved(self) -> dict[str, Any]:
         """Every value, defaults included, as plain JSON."""
@@ -57,6 +57,11 @@ class Recipe(pydantic.BaseModel):
     def identity(self) -> dict[str, Any]:
         """:meth:`resolved` without ``placement``."""
         return {key: value for key, value in self.resolved().items() if key != PLACEMENT}
+
+
+def _refuse_date(value: Any) -> Any:
+    """The only values of TOML that JSON does not have are dates and times."""
+    raise RecipeError(f'{value} is a date or time, and dates and times have no place in a recipe: write "{value}"')
 
 
 R = TypeVar("R", bound=Recipe)
@@ -138,29 +143,42 @@ def load(cls: type[R], reference: str, settings: Sequence[str] = ()) -> R:
 def override(values: Mapping[str, Any], setting: str) -> dict[str, Any]:
     """``values`` with one ``a.b=value`` applied; the value is TOML where it parses, else a string.
 
-    ``a`` becomes a table if it is none; the recipe's class may refuse that. ``a.0.b`` is in the first table of a list.
+    ``a`` becomes a table if it is a plain value; the recipe's class may refuse that. ``a.0.b`` is in the first table of
+    a list.
 
     Raises:
-        RecipeError: not of the form ``key=value``.
+        RecipeError: not of the form ``key=value``, or a place that a list does not have.
     """
     key, equals, text = setting.partition("=")
-    if not equals or not key.strip():
+    parts = [part.strip() for part in key.split(".")]
+    if not equals or not all(parts):
         raise RecipeError(f"--set {setting}: write key=value, for example --set loss.temperature=2.0")
     try:
         value: Any = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text
-    return dict(_replace(values, key.strip().split("."), value))
+    try:
+        return dict(_replace(values, parts, value))
+    except LookupError as error:
+        raise RecipeError(f"--set {setting}: {error.args[0]}") from None
 
 
-def _replace(values: Any, parts: Sequence[str], value: Any) -> Any:
-    """``values`` with another value at the keys ``parts``; a number is the place in a list."""
+def _replace(values: Any, parts: Sequence[str], value: Any, above: str = "") -> Any:
+    """``values`` with another value at the keys ``parts``; a number is the place in a list.
+
+    Raises:
+        LookupError: ``parts`` names a place that a list does not have.
+    """
     first, *others = parts
-    if isinstance(values, list) and first.isdecimal() and int(first) < len(values):
+    here = f"{above}.{first}".removeprefix(".")
+    if isinstance(values, list):
+        known = ", ".join(f"{above}.{place}" for place in range(len(values)))
+        if not first.isdecimal() or int(first) >= len(values):
+            raise LookupError(f"{above} is a list, in which there is {known or 'nothing'}; {above}=[…] replaces it")
         place = int(first)
-        return [*values[:place], _replace({first: values[place]}, parts, value)[first], *values[place + 1 :]]
+        return [*values[:place], _replace({first: values[place]}, parts, value, above)[first], *values[place + 1 :]]
     table = values if isinstance(values, Mapping) else {}
-    return merge(table, {first: _replace(table.get(first), others, value) if others else value})
+    return merge(table, {first: _replace(table.get(first), others, value, here) if others else value})
 
 
 def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,10 +8,14 @@ from typing import Any
 
 import pydantic
 
+from cluster.telemetry.formatting import plural
+
 EXAMPLE = "example"
 """Key of ``json_schema_extra``: what to write for a field without default, printed where it is missing."""
 
 _QUOTED = re.compile(r"'([^']*)'")
+_JSON_WORDS = re.compile(r"an? (?:valid )?(array|object|dictionary|tuple|list)\b")
+_TOML_WORDS = {"array": "list", "tuple": "list", "list": "list", "object": "table", "dictionary": "table"}
 
 
 def explain(schema: Mapping[str, Any], values: Mapping[str, Any], error: pydantic.ValidationError) -> str:
@@ -30,12 +34,9 @@ def explain(schema: Mapping[str, Any], values: Mapping[str, Any], error: pydanti
         return _wrong_member(schema, values, first, place)
     if kind == "value_error":
         return f"{place}: {context['error']}" if place else str(context["error"])
-    expected = _expected([each["msg"] for each in alternatives])
-    words = _QUOTED.findall(expected)
-    near = nearest(first["input"], words) if isinstance(first["input"], str) else None
-    hint = f"; did you mean {near}?" if near else ""
+    expected = _expected([_message(each) for each in alternatives])
     written = json.dumps(first["input"], default=str, ensure_ascii=False)
-    return f"{place}: {expected}, not {written}{hint}"
+    return f"{place}: {expected}, not {written}{_hint(schema, values, first, expected)}"
 
 
 def nearest(wrong: str, known: Iterable[str]) -> str | None:
@@ -69,13 +70,34 @@ def _telling(values: Mapping[str, Any], errors: Sequence[Any]) -> tuple[Any, lis
     place = _written(values, first["loc"])[0]
     alike = [each for each in errors if _written(values, each["loc"])[0][: len(place)] == place]
     if isinstance(first["input"], Mapping) and first["type"] not in ("missing", "extra_forbidden"):
-        inside = [each for each in alike if len(each["loc"]) > len(first["loc"])]
+        inside = [each for each in alike if len(each["loc"]) > len(first["loc"]) or each["type"] == "value_error"]
         if inside:
             return inside[0], inside[:1]
     same = [each for each in alike if each["input"] is first["input"] or each["input"] == first["input"]]
     return first, [each for each in same if each["type"] not in ("missing", "extra_forbidden", "value_error")] or [
         first
     ]
+
+
+def _message(error: Any) -> str:
+    """What pydantic says, in the words of TOML."""
+    if error["type"] == "too_short":
+        return f"Input should be a list of at least {plural(error['ctx']['min_length'], 'value')}"
+    if error["type"] == "too_long":
+        return f"Input should be a list of at most {plural(error['ctx']['max_length'], 'value')}"
+    return _JSON_WORDS.sub(lambda found: f"a {_TOML_WORDS[found[1]]}", error["msg"])
+
+
+def _hint(schema: Mapping[str, Any], values: Mapping[str, Any], error: Any, expected: str) -> str:
+    """A value that resembles the wrong one, or that the wrong one belongs into a list."""
+    wrong = error["input"]
+    if isinstance(wrong, str) and (near := nearest(wrong, _QUOTED.findall(expected))):
+        return f"; did you mean {near}?"
+    parents, _ = _written(values, error["loc"])
+    members = {branch.get("type") for branch in _branches(schema, [*parents, 0])}
+    kinds = {"string": str, "integer": int, "number": int | float, "object": Mapping}
+    fits = any(isinstance(wrong, kinds[name]) for name in members if name in kinds)
+    return "; put it in [ ]" if fits and "a list" in expected else ""
 
 
 def _expected(messages: Sequence[str]) -> str:
@@ -106,10 +128,10 @@ def _wrong_member(schema: Mapping[str, Any], values: Mapping[str, Any], error: A
     constants = [branch.get("properties", {}).get(key, {}).get("const") for branch in _branches(schema, parents)]
     known = [str(name) for name in constants if name is not None]
     if error["type"] == "union_tag_not_found":
-        return f"{place}.{key} is missing: write {key} = one of {', '.join(known)}"
+        return f"{place}.{key} is missing: write {key} = one of {', '.join(map(json.dumps, known))}"
     wrong = str(error["ctx"]["tag"])
     near = nearest(wrong, known)
-    hint = f"did you mean {near}?" if near else f"write one of {', '.join(known)}"
+    hint = f"did you mean {near}?" if near else f"write one of {', '.join(map(json.dumps, known))}"
     return f"{place}.{key}: no {key} is called {wrong}; {hint}"
 
 

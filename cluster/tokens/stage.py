@@ -29,6 +29,7 @@ from pydantic import Field, PositiveInt
 from cluster.actors import actor_pool
 from cluster.artifacts import artifact, errors, stage
 from cluster.artifacts.recipe import Recipe
+from cluster.artifacts.recipe_errors import EXAMPLE
 from cluster.corpus import shard_writer
 from cluster.readers import bad_documents
 from cluster.storage import filesystem
@@ -59,7 +60,7 @@ class Pretrained(Recipe):
 
     kind: Literal["pretrained"]
     """A pretrained tokenizer."""
-    name: str
+    name: str = Field(json_schema_extra={EXAMPLE: 'name = "google-bert/bert-base-uncased"'})
     """A folder, a shipped teacher, or a model of the Hugging Face Hub."""
 
 

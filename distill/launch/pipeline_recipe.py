@@ -5,6 +5,7 @@ runs, and name the jobs that accompany a training run (:class:`cluster.artifacts
 """
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -97,6 +98,8 @@ class Pipeline(Recipe):
     def _names_are_free(self) -> Self:
         if MAIN in self.ablations or "teacher" in self.ablations:
             raise ValueError(f"an ablation cannot be called {MAIN} or teacher")
+        if odd := next((name for name in self.ablations if not re.fullmatch(r"\w[\w.-]*", name)), None):
+            raise ValueError(f"ablations.{odd}: a folder is called after it: use letters, digits, . and -")
         return self
 
     def tables(self) -> dict[str, Recipe]:

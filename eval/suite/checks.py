@@ -6,12 +6,13 @@ from typing import Any
 
 from cluster.artifacts import registry
 from cluster.artifacts.errors import StageError
+from cluster.artifacts.recipe_errors import nearest, suggest
 from cluster.artifacts.stage import StageContext
 from eval.results.export_formats import FORMATS, check_toolchains
 from eval.results.schema import STUDENT, TEACHER
 from eval.suite.plan import corpus_values, data_folder, export_formats, export_values, finetune_values, sweep_students
 from eval.suite.recipe import PAIRS, Baselines, Exports, Suite
-from eval.tasks.definitions import MADE_HERE
+from eval.tasks.definitions import MADE_HERE, known
 
 
 def validate(suite: Suite) -> None:
@@ -43,14 +44,16 @@ def check(suite: Suite, context: StageContext) -> None:
         _check_exports(suite.exports, context)
     for where, name in _models(suite):
         if name not in context.models and name not in suite.models:
-            raise StageError(f"{where} needs the model {name}: there is {', '.join(context.models) or 'none'}")
+            near = nearest(name, [*context.models, *suite.models])
+            hint = f"did you mean {near}?" if near else f"there is {', '.join(context.models) or 'none'}"
+            raise StageError(f"{where} needs the model {name}: {hint}")
 
 
 def _check_data(suite: Suite) -> None:
     if suite.data and suite.hub:
         raise ValueError("data and hub: write one of them")
     for task in suite.tasks:
-        values = finetune_values(suite, task)
+        values = finetune_values(suite, known(task))
         if not (task in (*MADE_HERE, *suite.folders) or suite.data or suite.hub or "data" in values):
             raise ValueError(f'no data for {task}: write data = "folder/{{task}}" or hub, or {task} in folders')
         if "placement" in values:
@@ -65,7 +68,8 @@ def _check_names(suite: Suite) -> None:
     named += [("exports.task", suite.exports.tasks)] if suite.exports else []
     for where, names in named:
         if unknown := [name for name in names if name not in suite.tasks]:
-            raise ValueError(f"{where} names {unknown[0]}, which is not among tasks: {', '.join(suite.tasks)}")
+            hint = suggest(unknown[0], [*suite.tasks]) or ": there are none"
+            raise ValueError(f"{where} names {unknown[0]}, which is not among tasks{hint}")
     if suite.baselines is not None and PAIRS not in suite.tasks:
         raise ValueError(f"baselines are timed on the pairs of {PAIRS}: put {PAIRS} = {{}} among the tasks")
     if suite.exports is None:

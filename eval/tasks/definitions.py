@@ -9,7 +9,9 @@ Pearson and Spearman for STS-B, F1 for SQuAD, else accuracy (MNLI: on the matche
 from dataclasses import dataclass
 from typing import Annotated, Literal, TypeAlias
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, Field
+
+from cluster.artifacts.recipe_errors import EXAMPLE, nearest
 
 Metric = Literal["accuracy", "f1", "matthews", "pearson", "spearman", "exact"]
 
@@ -219,11 +221,18 @@ GLUE = ("cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2", "stsb", "wnli")
 """The nine tasks of the macro score, in the order of the paper's table."""
 
 
-def _known(name: str) -> str:
+def known(name: str) -> str:
+    """The name of a task.
+
+    Raises:
+        ValueError: there is no such task.
+    """
     if name not in TASKS:
-        raise ValueError(f"no task {name}: write one of {', '.join(TASKS)}")
+        near = nearest(name, TASKS)
+        hint = f"did you mean {near}?" if near else f"write one of {', '.join(TASKS)}"
+        raise ValueError(f"no task {name}: {hint}")
     return name
 
 
-TaskName: TypeAlias = Annotated[str, AfterValidator(_known)]
+TaskName: TypeAlias = Annotated[str, AfterValidator(known), Field(json_schema_extra={EXAMPLE: 'task = "rte"'})]
 """A recipe's key of :data:`TASKS`."""

@@ -328,7 +328,8 @@ def test_the_tokenizer_is_the_teachers_where_none_is_named(tmp_path: Path) -> No
         ({"suite": {"tasks": {"rte": {}}}}, "no data for rte"),
         ({"ablations": {"teacher": {}}}, "an ablation cannot be called student or teacher"),
         ({"ablations": {"x": {"loss": {"sofd": 1.0}}}}, r"\[ablations.x\]: unknown key loss.sofd"),
-        ({"suite": {"tasks": {"rted": {}}, "data": "x"}}, r"\[tasks.rted\]: .*no task rted"),
+        ({"ablations": {"a/b": {}}}, r"ablations\.a/b: a folder is called after it"),
+        ({"suite": {"tasks": {"rted": {}}, "data": "x"}}, "no task rted: did you mean rte?"),
     ],
 )
 def test_pipelines_that_are_refused(tmp_path: Path, change: dict[str, object], line: str) -> None:

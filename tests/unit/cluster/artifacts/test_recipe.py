@@ -12,7 +12,7 @@ import re
 import textwrap
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import paths
 import pydantic
@@ -74,10 +74,23 @@ class Loss(Recipe):
     mode: Literal["all", "masked"] = "all"
 
 
+class Range(Recipe):
+    """A table among plain values."""
+
+    min: int
+    max: int
+
+    @pydantic.model_validator(mode="after")
+    def _is_a_range(self) -> Self:
+        if self.min > self.max:
+            raise ValueError("min is above max")
+        return self
+
+
 class Placement(Recipe):
     """The placement."""
 
-    workers: int | Literal["auto"] = "auto"
+    workers: int | Range | Literal["auto"] = "auto"
 
 
 class Whole(Recipe):
@@ -88,6 +101,8 @@ class Whole(Recipe):
     loss: Loss = Loss()
     optional: Loss | None = None
     sources: tuple[Annotated[Plain | Packed, Field(discriminator="kind")], ...] = ()
+    layers: tuple[int, ...] | None = None
+    words: tuple[str, ...] = Field(("a",), min_length=1)
     named: dict[str, Loss] = Field(default_factory=dict)
     placement: Placement = Placement()
 
@@ -133,7 +148,6 @@ def test_an_unknown_key_is_answered_with_the_nearest_known_one(values: dict[str,
         ({"steps": True}, "steps", "true"),
         ({"name": 3}, "name", "3"),
         ({"loss": 3}, "loss", "3"),
-        ({"sources": {"kind": "plain"}}, "sources", '{"kind": "plain"}'),
         ({"loss": {"temperature": -1.0}}, "loss.temperature", "-1.0"),
         ({"loss": {"temperature": float("nan")}}, "loss.temperature", "NaN"),
         ({"loss": {"mode": "some"}}, "loss.mode", '"some"'),
@@ -154,22 +168,31 @@ def test_what_is_missing_is_named() -> None:
     with pytest.raises(RecipeError, match=r"^file\.toml: name is missing"):
         Whole.of({}, "file.toml")
     assert _refused({"sources": [{"kind": "plain"}]}) == "sources.0.path is missing and has no default"
-    assert _refused({"sources": [{"path": "p"}]}) == "sources.0.kind is missing: write kind = one of plain, packed"
+    assert _refused({"sources": [{"path": "p"}]}) == 'sources.0.kind is missing: write kind = one of "plain", "packed"'
 
 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
         ({"sources": [{"kind": "plian"}]}, "sources.0.kind: no kind is called plian; did you mean plain?"),
-        ({"sources": [{"kind": "zip"}]}, "sources.0.kind: no kind is called zip; write one of plain, packed"),
+        ({"sources": [{"kind": "zip"}]}, 'sources.0.kind: no kind is called zip; write one of "plain", "packed"'),
         (
             {"loss": {"mode": "maskd"}},
             "loss.mode: input should be 'all' or 'masked', not \"maskd\"; did you mean masked?",
         ),
         (
             {"placement": {"workers": "aut"}},
-            "placement.workers: input should be a valid integer or 'auto', not \"aut\"; did you mean auto?",
+            "placement.workers: input should be a valid integer or a table or 'auto', not \"aut\"; did you mean auto?",
         ),
+        ({"placement": {"workers": {"min": 2, "max": 1}}}, "placement.workers: min is above max"),
+        ({"placement": {"workers": {"min": 2}}}, "placement.workers.max is missing and has no default"),
+        ({"sources": {"kind": "plain"}}, 'sources: input should be a list, not {"kind": "plain"}; put it in [ ]'),
+        ({"sources": "plain"}, 'sources: input should be a list, not "plain"'),
+        ({"sources": ["plain"]}, 'sources.0: input should be a table, not "plain"'),
+        ({"layers": 3}, "layers: input should be a list, not 3; put it in [ ]"),
+        ({"words": "en"}, 'words: input should be a list, not "en"; put it in [ ]'),
+        ({"words": []}, "words: input should be a list of at least 1 value, not []"),
+        ({"loss": 3}, "loss: input should be a table, not 3"),
     ],
 )
 def test_a_member_of_a_union_is_named_without_words_of_the_library(values: dict[str, Any], message: str) -> None:
@@ -183,6 +206,13 @@ def test_a_missing_table_says_what_to_write() -> None:
         recipe.load(Pipeline, "default")
     with pytest.raises(RecipeError, match=r"sources is missing and has no default: write sources = \[\{ kind"):
         registry.find("cluster.corpus").load("default")
+    for command, example in (
+        ("eval.finetune", 'task = "rte"'),
+        ("eval.score", 'task = "rte"'),
+        ("eval.mobile", "way = {"),
+    ):
+        with pytest.raises(RecipeError, match=f"has no default: write {example}"):
+            registry.find(command).load("default")
 
 
 def test_a_whole_number_is_a_number_and_a_list_is_a_tuple() -> None:
@@ -226,7 +256,9 @@ def test_a_setting_replaces_one_value(setting: str, expected: dict[str, Any]) ->
     assert before == {"name": "n", "steps": 1, "loss": {"temperature": 2.0, "mode": "all"}}
 
 
-@pytest.mark.parametrize("setting", ["steps", "=5", " = 5", "loss.temperature:5"])
+@pytest.mark.parametrize(
+    "setting", ["steps", "=5", " = 5", "loss.temperature:5", "loss.=5", ".loss=5", "loss..mode=all"]
+)
 def test_a_malformed_setting_is_refused_with_an_example(setting: str) -> None:
     with pytest.raises(RecipeError, match=r"write key=value, for example --set loss\.temperature"):
         recipe.override({}, setting)
@@ -240,10 +272,12 @@ def _file(folder: Path, text: str) -> Path:
 
 def test_a_setting_through_something_that_is_no_table_is_refused(tmp_path: Path) -> None:
     path = _file(tmp_path, "name = 'n'\nsteps = 3\nsources = [{ kind = 'packed' }]\n")
-    for setting, place in (("steps.more=1", "steps"), ("sources.1.level=1", "sources"), ("loss..mode=all", "loss.")):
-        with pytest.raises(RecipeError, match=rf"{place}") as refused:
+    with pytest.raises(RecipeError, match="steps") as refused:
+        recipe.load(Whole, str(path), ["steps.more=1"])
+    assert str(path) in str(refused.value)
+    for setting in ("sources.1.level=1", "sources.level=1", "sources.-1.level=1"):
+        with pytest.raises(RecipeError, match=rf"--set {setting}: sources is a list, in which there is sources\.0; "):
             recipe.load(Whole, str(path), [setting])
-        assert str(path) in str(refused.value)
 
 
 def test_settings_go_over_the_file_and_later_ones_over_earlier_ones(tmp_path: Path) -> None:
@@ -323,7 +357,7 @@ def test_bytes_and_dates_have_no_place_in_a_recipe(tmp_path: Path) -> None:
     (tmp_path / "bytes.toml").write_bytes(b"name = '\xff'")
     with pytest.raises(RecipeError, match="not TOML"):
         recipe.load(Whole, str(tmp_path / "bytes.toml"))
-    with pytest.raises(RecipeError, match="dates and times"):
+    with pytest.raises(RecipeError, match=r'file\.toml: 2020-01-01 is .*dates and times.*: write "2020-01-01"'):
         recipe.load(Whole, str(_file(tmp_path, "name = 2020-01-01\n")))
 
 

@@ -350,7 +350,7 @@ def _phone(**values: Any) -> dict[str, Any]:
         ({"tasks": {"rte": {}}}, "no data for rte"),
         ({"tasks": {"rte": {}}, "data": "x", "hub": "y"}, "data and hub: write one of them"),
         ({"tasks": {"rte": {"placement": {"threads": 4}}}, "data": "x"}, "job_cpus and job_gpus"),
-        ({"tasks": {"rted": {}}, "data": "x"}, r"\[tasks.rted\]: .*no task rted"),
+        ({"tasks": {"rted": {}}, "data": "x"}, "no task rted: did you mean rte?"),
         ({"exports": {"task": "rte"}}, "exports.task names rte, which is not among tasks"),
         (
             {"exports": {"score_limit": 9}},
