@@ -13,6 +13,9 @@ from cluster.telemetry.formatting import plural
 EXAMPLE = "example"
 """Key of ``json_schema_extra``: what to write for a field without default, printed where it is missing."""
 
+STAGE = "stage"
+"""Key of ``json_schema_extra``: the stage whose recipe a table of plain values holds, or changes."""
+
 _QUOTED = re.compile(r"'([^']*)'")
 _JSON_WORDS = re.compile(r"an? (?:valid )?(array|object|dictionary|tuple|list)\b")
 _TOML_WORDS = {"array": "list", "tuple": "list", "list": "list", "object": "table", "dictionary": "table"}

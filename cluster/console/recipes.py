@@ -19,10 +19,10 @@ from cluster.artifacts.cli import RECIPE_HELP, SET_HELP
 from cluster.artifacts.errors import StageError
 from cluster.artifacts.names import word_of
 from cluster.artifacts.recipe import Recipe
+from cluster.artifacts.recipe_errors import nearest, tables_called
 from cluster.console import catalogue, cli, recipe_keys
+from cluster.console.recipe_keys import SCHEMAS
 
-SCHEMAS = "stillhouse.recipes"
-"""Group of entry points: the recipe classes of commands that are not stages."""
 _WIDTH = 100
 
 
@@ -34,16 +34,28 @@ def list_recipes(arguments: Sequence[str], prog: str) -> None:
         epilog="example: stillhouse recipes keys train.loss",
     )
     what = "list: the recipes that ship; keys: the keys of TABLE (default: list); example: keys"
-    parser.add_argument("what", metavar="list|keys", nargs="?", choices=["list", "keys"], default="list", help=what)
+    parser.add_argument("what", metavar="list|keys", nargs="?", default="list", help=what)
     table = "table of a pipeline, or a command (default: the tables of a pipeline); example: train.placement"
     parser.add_argument("table", metavar="TABLE", nargs="?", help=table)
     options = parser.parse_args(arguments)
     if options.what == "keys":
         print("\n".join(recipe_keys.describe(options.table)))
         return
+    if options.what != "list" or options.table:
+        parser.error(_instead(options))
     for entry in catalogue.ENTRIES.values():
         for name in entry.recipes:
             print(f"{name:15} {entry.word:18} {purpose(name)}")
+
+
+def _instead(options: argparse.Namespace) -> str:
+    """What to write instead of something that is neither list nor keys."""
+    name = options.table or options.what
+    if options.what == "show" or name in (each for entry in catalogue.ENTRIES.values() for each in entry.recipes):
+        return f"write stillhouse show {'demo' if name == 'show' else name}"
+    if near := nearest(options.what, ["list", "keys"]):
+        return f"write stillhouse recipes {near}{f' {options.table}' if near == 'keys' and options.table else ''}"
+    return f"write stillhouse recipes keys {name}"
 
 
 def purpose(name: str) -> str:
@@ -89,13 +101,14 @@ def reader(reference: str, command: str | None = None) -> str:
         return owner
     if owner is None and file in words and not Path(file).is_file():
         raise StageError(f"{file} is a command, not a recipe: write {_example(file)}")
-    if file != "default":
-        recipe.find(file)
-    if command or table in words:
-        name = cli.find(command or table).name
+    values = recipe.read_values(reference)
+    last = table.rpartition(".")[2].replace("_", "-")
+    if command or last in words:
+        name = cli.find(command or last).name
         if not table and owner not in (None, name):
-            tables = f": write {file}#{word_of(name)} for its table" if owner == "distill.launch" else ""
-            raise StageError(f"{file} is a recipe of {word_of(owner)}, not of {word_of(name)}{tables}")
+            tables = tables_called(word_of(name).replace("-", "_"), values)
+            hint = f": write {file}#{tables[0]} for its table" if tables else ""
+            raise StageError(f"{file} is a recipe of {word_of(owner)}, not of {word_of(name)}{hint}")
         return name
     raise StageError(f"which command reads {reference}? For example: stillhouse show {reference} tokens")
 
@@ -169,7 +182,7 @@ def _table(path: str, value: Any, usual: Any, description: str | None, only: Any
 
 def _comment(text: str | None) -> list[str]:
     """A blank line and the text; nothing where there is none."""
-    lines = textwrap.wrap(" ".join((text or "").split()), _WIDTH - 2)
+    lines = textwrap.wrap(" ".join((text or "").split()).replace("``", ""), _WIDTH - 2)
     return ["", *(f"# {line}" for line in lines)] if lines else []
 
 

@@ -6,6 +6,7 @@ runs, and name the jobs that accompany a training run (:class:`cluster.artifacts
 
 import os
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -13,8 +14,8 @@ from typing import Any, Literal, Self
 from pydantic import Field, PositiveInt, model_validator
 
 from cluster.artifacts import recipe, registry
-from cluster.artifacts.recipe import Recipe
-from cluster.artifacts.recipe_errors import EXAMPLE
+from cluster.artifacts.recipe import Recipe, RecipeError
+from cluster.artifacts.recipe_errors import EXAMPLE, STAGE
 from cluster.artifacts.stage import StageContext, TrainingRun
 from cluster.jobs import client
 from cluster.jobs.job import Job
@@ -33,24 +34,32 @@ class Pipeline(Recipe):
     """Text to report. Each table is the recipe of a stage."""
 
     corpus: dict[str, Any] = Field(
-        json_schema_extra={EXAMPLE: '[corpus] with sources = [{ kind = "text", path = "text/*.txt" }]'}
+        json_schema_extra={
+            EXAMPLE: '[corpus] with sources = [{ kind = "text", path = "text/*.txt" }]',
+            STAGE: "cluster.corpus",
+        }
     )
     """The text: where it comes from and how it is cleaned, as in ``stillhouse corpus``."""
-    tokens: dict[str, Any] = Field(default_factory=dict)
+    tokens: dict[str, Any] = Field(default_factory=dict, json_schema_extra={STAGE: "cluster.tokens"})
     """How documents become rows, as in ``stillhouse tokens``."""
     teacher: dict[str, Any] = Field(
-        json_schema_extra={EXAMPLE: '[teacher] with source = "google-bert/bert-base-uncased", or the folder of a BERT'}
+        json_schema_extra={
+            EXAMPLE: '[teacher] with source = "google-bert/bert-base-uncased", or the folder of a BERT',
+            STAGE: "distill.teacher",
+        }
     )
     """The model that the student learns from, as in ``stillhouse teacher``."""
-    train: dict[str, Any] = Field(json_schema_extra={EXAMPLE: "[train] with epochs = 1 and rows_per_step = 32"})
+    train: dict[str, Any] = Field(
+        json_schema_extra={EXAMPLE: "[train] with epochs = 1 and rows_per_step = 32", STAGE: "distill.train"}
+    )
     """How the student is trained, as in ``stillhouse train``."""
-    ablations: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    ablations: dict[str, dict[str, Any]] = Field(default_factory=dict, json_schema_extra={STAGE: "distill.train"})
     """Other students: name to what differs from ``train``. ``steps``, ``epochs`` or ``phases`` of an ablation replaces
     the one of ``train``."""
     added_ablations: tuple[Literal["untrained"], ...] = (UNTRAINED,)
     """Ablations that a pipeline has without naming them: ``untrained`` is the student as it starts, of 0 steps. It
     costs a validation, an export, and its scores where a sweep measures all ablations; ``[]`` leaves it out."""
-    suite: dict[str, Any] = Field(default_factory=dict)
+    suite: dict[str, Any] = Field(default_factory=dict, json_schema_extra={STAGE: SUITE})
     """Everything that is measured, during training and after it."""
     cpus: PositiveInt | None = None
     """CPUs of a cluster started here, by default all of the machine's; a running cluster keeps its own."""
@@ -112,6 +121,25 @@ class Pipeline(Recipe):
             "suite": (SUITE, self.suite),
         }
         return {table: registry.find(stage).read(values, f"[{table}]") for table, (stage, values) in tables.items()}
+
+
+def is_pipeline(values: Mapping[str, Any]) -> bool:
+    """Whether plain values are meant as a pipeline, not as the recipe of one stage."""
+    return "corpus" in values and "train" in values
+
+
+def load(reference: str, settings: Sequence[str] = ()) -> Pipeline:
+    """A pipeline.
+
+    Raises:
+        RecipeError: as :func:`cluster.artifacts.recipe.load`; also the recipe of one stage, or one table of a pipeline.
+    """
+    file, table = recipe.split(reference)
+    values = recipe.read_values(reference, settings)
+    if reference != "default" and not {"corpus", "teacher", "train"} & values.keys():
+        instead = f"write {file}" if table else "stillhouse recipes lists pipelines, with the word launch"
+        raise RecipeError(f"{reference} is no pipeline, it has no [corpus], [teacher] or [train]: {instead}")
+    return Pipeline.of(values, file)
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.actors import ray_cluster
-from cluster.artifacts import commit, errors, recipe, registry, stage
+from cluster.artifacts import commit, errors, registry, stage
 from cluster.artifacts.cli import SET_HELP
 from cluster.artifacts.stage import TrainingRun
 from cluster.jobs import client
@@ -39,6 +39,7 @@ from cluster.telemetry.progress import say
 from cluster.tokens.rows import open_tokens
 from distill.checkpointing.run_folder import Run
 from distill.data.schedule import Schedule
+from distill.launch import pipeline_recipe
 from distill.launch.elastic import LaunchError
 from distill.launch.pipeline_recipe import MAIN, SUITE, Pipeline, PipelinePlan
 from distill.launch.pipeline_stages import Stages
@@ -59,7 +60,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m distill.
     parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help=SET_HELP)
     options = parser.parse_args(arguments)
     with errors.errors_for_people():
-        pipeline, out = recipe.load(Pipeline, options.pipeline, options.set), filesystem.location(options.out)
+        pipeline, out = pipeline_recipe.load(options.pipeline, options.set), filesystem.location(options.out)
         if not isinstance(out, Path):
             raise LaunchError(f"--out {options.out}: a pipeline runs in a folder: name one that all nodes see")
         if launch(pipeline, out):

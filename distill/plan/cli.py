@@ -29,6 +29,7 @@ from distill.cost_model import hardware
 from distill.cost_model.forecast import Forecast, PlannedRun, forecast, scaled
 from distill.cost_model.hardware import Cluster
 from distill.cost_model.step_prediction import Prediction
+from distill.launch import pipeline_recipe
 from distill.launch.pipeline_recipe import MAIN, Pipeline, PipelinePlan
 from distill.modeling import model_shape
 from distill.modeling.model_shape import ModelShape
@@ -69,8 +70,8 @@ def read_request(options: argparse.Namespace) -> PlanRequest:
     """Read the recipe that the options name, and the tokens artifact where they name one."""
     reader = _Reader(options)
     values = recipe.read_values(options.recipe)
-    if "train" in values and "corpus" in values:
-        pipeline = recipe.load(Pipeline, options.recipe, options.set)
+    if pipeline_recipe.is_pipeline(values):
+        pipeline = pipeline_recipe.load(options.recipe, options.set)
         runs = reader.pipeline(pipeline)
         teacher = runs[0].teacher or reader.teacher(pipeline)
         shapes = {"teacher": teacher, MAIN: runs[0].student}

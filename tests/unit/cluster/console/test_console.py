@@ -21,7 +21,7 @@ from cluster.artifacts import recipe, registry
 from cluster.artifacts.errors import StageError
 from cluster.artifacts.names import word_of
 from cluster.artifacts.recipe import Recipe
-from cluster.console import catalogue, cli, completion, recipe_keys, recipes
+from cluster.console import catalogue, cli, completion, recipes
 
 PROJECT = tomllib.loads((paths.ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 SHIPPED = {path.stem for path in paths.ROOT.glob("*/recipes/*.toml")}
@@ -65,6 +65,13 @@ def test_an_unknown_command_names_the_nearest(capsys: pytest.CaptureFixture[str]
     with pytest.raises(SystemExit):
         cli.main(["trian"])
     assert "did you mean train?" in capsys.readouterr().err
+    for word, hint in (
+        ("demo", "demo is a recipe of launch: write stillhouse launch demo"),
+        ("distil.train", "did you mean distill.train?"),
+        ("", "no command (an empty word)"),
+    ):
+        with pytest.raises(StageError, match=re.escape(hint)):
+            cli.find(word)
     assert cli.find("onnx-export").name == cli.find("deploy.onnx_export").name == "deploy.onnx_export"
 
 
@@ -116,7 +123,7 @@ def test_show_documents_values_and_marks_what_differs(capsys: pytest.CaptureFixt
     assert "max_bad_share = 0.5  # default: 0.01" in text
     assert "[[sources]]" in text
     assert 'kind = "installed-docs"  # no default' in text
-    assert re.search(r"# ``auto``: one per CPU.*\n(# .*\n)*actors = \"auto\"\n", text)
+    assert re.search(r"# auto: one per CPU.*\n(# .*\n)*actors = \"auto\"\n", text)
     assert "# metrics_port is not set" in text
 
 
@@ -146,7 +153,11 @@ def test_show_needs_to_know_the_command(tmp_path: Path, capsys: pytest.CaptureFi
         (["distillbert"], "recipe distillbert is neither a file nor one that ships: did you mean distilbert?"),
         (["distillbert", "launch"], "did you mean distilbert?"),
         (["demo", "train"], "demo is a recipe of launch, not of train: write demo#train for its table"),
-        (["onnx", "train"], "onnx is a recipe of onnx-export, not of train"),
+        (["onnx", "train"], "onnx is a recipe of onnx-export, not of train\n"),
+        (["demo", "latency"], "not of latency: write demo#suite.exports.latency for its table"),
+        (["own-text", "onnx-export"], "own-text is a recipe of launch, not of onnx-export\n"),
+        (["demo#trian"], "no table [trian]; did you mean train?"),
+        (["demo#suite.finetune"], 'task is missing and has no default: write task = "rte"'),
     ],
 )
 def test_show_says_what_to_write_instead(words: list[str], line: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -370,6 +381,23 @@ def test_new_overwrites_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert not (tmp_path / "other.toml").exists()
 
 
+@pytest.mark.parametrize(
+    ("words", "instead"),
+    [
+        (["show", "own-text"], "write stillhouse show own-text"),
+        (["show"], "write stillhouse show demo"),
+        (["demo"], "write stillhouse show demo"),
+        (["list", "demo"], "write stillhouse show demo"),
+        (["kes", "train"], "write stillhouse recipes keys train"),
+        (["train.loss"], "write stillhouse recipes keys train.loss"),
+    ],
+)
+def test_recipes_says_what_to_write_instead(words: list[str], instead: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["recipes", *words])
+    assert capsys.readouterr().err.endswith(f"error: {instead}\n")
+
+
 def test_own_text_is_ten_lines() -> None:
     lines = recipe.find("own-text").read_text(encoding="utf-8").splitlines()
     assert len([line for line in lines if line and not line.startswith("#")]) <= 10
@@ -380,7 +408,9 @@ def test_the_keys_of_a_table_are_listed(capsys: pytest.CaptureFixture[str]) -> N
         cli.main(["recipes", "keys", *words])
         return capsys.readouterr().out
 
-    assert re.findall(r"^(\w+) ", printed(), re.MULTILINE)[:5] == [*recipe_keys.PIPELINE]
+    tables = ["corpus", "tokens", "teacher", "train", "ablations", "suite", "added_ablations", "cpus", "stillhouse"]
+    assert re.findall(r"^(\w+) ", printed(), re.MULTILINE) == tables
+    assert printed("launch") == printed()
     loss = printed("train.loss")
     assert re.search(r"^soft +5\.0 +Weight of the KL divergence", loss, re.MULTILINE)
     assert re.search(r"^loss +\[train\.loss\] +Weights of the triple loss", printed("train"), re.MULTILINE)
@@ -388,7 +418,27 @@ def test_the_keys_of_a_table_are_listed(capsys: pytest.CaptureFixture[str]) -> N
     sources = printed("corpus.sources")
     assert "corpus.sources: Plain UTF-8 files" in sources
     assert 'documents               "file"' in sources
-    for path, hint in (("train.los", "did you mean train.loss?"), ("trian", "did you mean train?")):
+    assert 'kind                    "text"' in sources
+    assert "``" not in sources
+    assert printed("corpus.sources.0") == sources.replace("corpus.sources:", "corpus.sources.0:")
+    assert printed("train.loss.temperature").startswith("temperature             2.0  Softens")
+    assert 'workers                 "auto" or [train.placement.workers]' in printed("train.placement")
+    for path, same in (
+        ("suite.finetune", "finetune"),
+        ("suite.tasks.rte", "finetune"),
+        ("suite.exports.latency", "latency"),
+        ("ablations.no-soft", "train"),
+    ):
+        assert printed(path).split() == printed(same).replace(f"[{same}.", f"[{path}.").split()
+    for path, hint in (
+        ("train.los", "did you mean train.loss?"),
+        ("trian", "no table trian: did you mean train?"),
+        ("finetune.sed", "did you mean finetune.seeds?"),
+        ("train.", "no table train.; known here: train.loss, "),
+        ("demo", "demo is a recipe, not a table: write stillhouse show demo"),
+        ("plan", "plan reads no recipe of its own"),
+        ("", "no table (an empty word)"),
+    ):
         with pytest.raises(SystemExit, match="1"):
             cli.main(["recipes", "keys", path])
         assert hint in capsys.readouterr().err

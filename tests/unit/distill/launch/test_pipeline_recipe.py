@@ -7,6 +7,7 @@ import pytest
 import tiny_pipeline
 
 from cluster.artifacts.recipe import RecipeError
+from distill.launch import pipeline_recipe
 from distill.launch.pipeline_recipe import Pipeline, PipelinePlan
 
 
@@ -44,3 +45,17 @@ def test_a_teacher_of_no_step_is_refused(tmp_path: Path) -> None:
     teacher = tiny_pipeline.values(tmp_path)["teacher"]
     with pytest.raises(RecipeError, match=r"steps = 0 is for students: leave the table \[train\] out"):
         plan(tmp_path, teacher={**teacher, "train": {**teacher["train"], "steps": 0}})
+
+
+@pytest.mark.parametrize(
+    ("reference", "line"),
+    [
+        ("latency", r"^latency is no pipeline, .*: stillhouse recipes lists pipelines, with the word launch$"),
+        ("demo#train", r"^demo#train is no pipeline, .*: write demo$"),
+        ("demos", r"did you mean demo\?$"),
+        ("default", r"corpus is missing and has no default: write \[corpus\]"),
+    ],
+)
+def test_what_is_no_pipeline_is_refused(reference: str, line: str) -> None:
+    with pytest.raises(RecipeError, match=line):
+        pipeline_recipe.load(reference)
