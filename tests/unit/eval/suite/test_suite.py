@@ -14,7 +14,7 @@ from cluster.artifacts.errors import StageError
 from cluster.artifacts.recipe import RecipeError, load
 from cluster.artifacts.stage import StageContext, TrainingRun
 from cluster.jobs.job import Outcome
-from cluster.storage.filesystem import write_json
+from cluster.storage.filesystem import file_sha256, write_json
 from deploy.web_page import libraries
 from eval.benchmark.stage import BenchmarkRecipe
 from eval.suite import checks
@@ -251,7 +251,11 @@ def test_a_toolchain_that_is_missing_is_named_before_anything_starts(
 def test_phones_measure_the_exports_of_answers(data: Path, out: Path) -> None:
     for name in ("squad", "browser", "programs"):
         (data / name).mkdir()
-    write_json(data / "browser" / "libraries.json", {"packages": libraries.versions(), "files": {}})
+    files = {name for names in libraries.FILES.values() for name in names}
+    for name in files:
+        (data / "browser" / name).write_text(name, encoding="utf-8")
+    digests = {name: file_sha256(data / "browser" / name) for name in files}
+    write_json(data / "browser" / "libraries.json", {"packages": libraries.versions(), "files": digests})
     phones = {
         "host": {"format": "ort-int8", "measure": {"threads": [1]}},
         "pocket": {"libraries": str(data / "browser"), "measure": {"way": {"kind": "browser"}}},
