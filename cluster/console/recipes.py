@@ -163,7 +163,8 @@ def explain(shown: Recipe, default: Recipe | None = None, path: str = "", only: 
 
 def _is_table(value: Any) -> bool:
     members = list(value.values() if isinstance(value, Mapping) else value if isinstance(value, tuple) else [value])
-    return bool(members) and all(isinstance(member, Recipe) for member in members)
+    kinds = (Recipe, Mapping) if isinstance(value, Mapping) else Recipe
+    return bool(members) and all(isinstance(member, kinds) for member in members)
 
 
 def _table(path: str, value: Any, usual: Any, description: str | None, only: Any = None) -> Iterator[str]:
@@ -174,10 +175,14 @@ def _table(path: str, value: Any, usual: Any, description: str | None, only: Any
         return
     yield from _comment(description)
     named = isinstance(value, Mapping)
-    for key, member in value.items() if named else enumerate(value):
+    for number, (key, member) in enumerate(value.items() if named else enumerate(value)):
         here = f"{path}.{_key(str(key))}" if named else path
         yield f"[{here}]" if named else f"[[{here}]]"
-        yield from explain(member, path=f"{here}.", only=None if only is None else only[key])
+        if isinstance(member, Recipe):
+            yield from explain(member, path=f"{here}.", only=None if only is None else only[key])
+        else:
+            yield from (f"{_key(inner)} = {_inline(plain)}" for inner, plain in member.items())
+            yield from [""] if number < len(value) - 1 else []
 
 
 def _comment(text: str | None) -> list[str]:

@@ -356,7 +356,7 @@ def test_new_writes_a_recipe_that_means_the_shipped_one(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for name in ("own-text", "gpu-16gb", "provenance"):
+    for name in ("own-text", "gpu-16gb", "provenance", "demo"):
         cli.main(["new", f"my-{name}", "--recipe", name])
         path = Path(f"my-{name}.toml")
         assert capsys.readouterr().out == f"{path}\n"
@@ -365,7 +365,8 @@ def test_new_writes_a_recipe_that_means_the_shipped_one(
         lines = path.read_text(encoding="utf-8").splitlines()
         assert max(map(len, lines)) <= 120
         for number, line in enumerate(lines):
-            if re.match(r"[\w\[]", line):
+            # An ablation is explained where the first begins.
+            if re.match(r"[\w\[]", line) and name != "demo":
                 assert lines[number - 1].startswith("# "), f"{line} is explained"
 
 
@@ -379,6 +380,37 @@ def test_new_overwrites_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[st
         cli.main(["new", str(tmp_path / "other.toml"), "--recipe", "own-txt"])
     assert "did you mean own-text?" in capsys.readouterr().err
     assert not (tmp_path / "other.toml").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ([""], "an empty name is no name of a file"),
+        (["."], ". is no name of a file"),
+        ([".."], ".. is no name of a file"),
+        (["sub/"], "sub/ is no name of a file"),
+        ([".toml"], ".toml is no name of a file"),
+        (["-"], "- is no name of a file"),
+        (["sub/my.toml"], "sub/my.toml: there is no folder sub: make it first"),
+        (["my.toml", "--recipe", "demo#train"], "no recipe of this name ships: did you mean demo?"),
+        (["my.toml", "--recipe", "default"], "stillhouse recipes lists those that ship"),
+    ],
+)
+def test_new_refuses_what_it_cannot_write(
+    words: list[str], line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="1"):
+        cli.main(["new", *words])
+    assert line in capsys.readouterr().err
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_the_commands_in_a_new_recipe_can_be_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    cli.main(["new", "my text"])
+    written = Path("my text.toml").read_text(encoding="utf-8")
+    assert "stillhouse launch 'my text.toml' --out 'my text' " in written
 
 
 @pytest.mark.parametrize(
