@@ -31,6 +31,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from cluster.artifacts import cache
 from cluster.artifacts.errors import StageError, errors_for_people
+from cluster.artifacts.help_format import HelpFormatter
 from cluster.models import export_spec, model_check, model_folder, model_tokenizer, runtimes, span_decoding
 from cluster.models.export_spec import Exported
 from cluster.models.predictions import NoAnswer, Prediction, Predictions, check_text
@@ -202,7 +203,9 @@ def _text_of(path: Path) -> str:
 
 def _parser(prog: str) -> argparse.ArgumentParser:
     epilog = f'example: {prog} out/exports/student/int8 "The capital of [MASK] is Paris."'
-    parser = argparse.ArgumentParser(prog=prog, description=(__doc__ or "").partition("\n")[0], epilog=epilog)
+    parser = argparse.ArgumentParser(
+        prog=prog, formatter_class=HelpFormatter, description=(__doc__ or "").partition("\n")[0], epilog=epilog
+    )
     parser.add_argument("export", metavar="EXPORT", help="export, or folder of a model; example: out/students/student")
     text = 'text, question, or text with [MASK]; several are answered one by one; example: "a [MASK] day"'
     parser.add_argument("texts", metavar="TEXT", nargs="+", help=text)

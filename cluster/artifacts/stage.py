@@ -136,7 +136,7 @@ class Stage(Generic[R]):
     grows: bool = False
     """It works in ``out`` itself: a run folder, which is no artifact and keeps its own identity."""
     example: str = "default"
-    """RECIPE in the example of its ``--help``."""
+    """RECIPE in the example of its ``--help``, and the options that it needs beside the required inputs."""
     remote: bool = False
     """It reads inputs and writes ``out`` where they are: it gets locations, which may be in an object store."""
     job_kind: str = ""

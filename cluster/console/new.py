@@ -7,6 +7,7 @@ from pathlib import Path
 
 from cluster.artifacts import recipe
 from cluster.artifacts.errors import StageError
+from cluster.artifacts.help_format import HelpFormatter
 from cluster.artifacts.names import word_of
 from cluster.artifacts.recipe_errors import nearest
 from cluster.console import catalogue, recipes
@@ -18,6 +19,7 @@ def main(arguments: Sequence[str], prog: str) -> None:
     """Write a recipe, and print its path and the commands that take it."""
     parser = argparse.ArgumentParser(
         prog=prog,
+        formatter_class=HelpFormatter,
         description="Write a recipe with every key explained, to change it; nothing is overwritten.",
         epilog="example: stillhouse new my.toml --recipe gpu-16gb",
     )

@@ -17,6 +17,7 @@ from typing import Any
 from cluster.artifacts import recipe, registry
 from cluster.artifacts.cli import RECIPE_HELP, SET_HELP
 from cluster.artifacts.errors import StageError
+from cluster.artifacts.help_format import HelpFormatter
 from cluster.artifacts.names import word_of
 from cluster.artifacts.recipe import Recipe
 from cluster.artifacts.recipe_errors import nearest, tables_called
@@ -30,6 +31,7 @@ def list_recipes(arguments: Sequence[str], prog: str) -> None:
     """Print every shipped recipe with its command and its purpose, or the keys of a table."""
     parser = argparse.ArgumentParser(
         prog=prog,
+        formatter_class=HelpFormatter,
         description="List the recipes that ship, or the keys of a table with their defaults.",
         epilog="example: stillhouse recipes keys train.loss",
     )
@@ -68,13 +70,14 @@ def show(arguments: Sequence[str], prog: str) -> None:
     """Print every resolved value of a recipe with its documentation."""
     parser = argparse.ArgumentParser(
         prog=prog,
+        formatter_class=HelpFormatter,
         description="Print every value of a recipe with its documentation.",
         epilog="example: stillhouse show demo#train",
     )
-    parser.add_argument("recipe", metavar="RECIPE", help=RECIPE_HELP)
+    parser.add_argument("recipe", metavar="RECIPE", help=f"{RECIPE_HELP}demo#train")
     command = "the command that reads your own file (default: the one that a shipped recipe is for); example: tokens"
     parser.add_argument("command", metavar="COMMAND", nargs="?", help=command)
-    parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help=SET_HELP)
+    parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help=f"{SET_HELP}steps=100")
     options = parser.parse_args(arguments)
     name = reader(options.recipe, options.command)
     text = "\n".join([f"# {options.recipe}: {name}", *explain(read(name, options.recipe, options.set))])

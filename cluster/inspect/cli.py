@@ -20,6 +20,7 @@ from pathlib import Path
 from cluster.artifacts import artifact, cache, commit
 from cluster.artifacts.artifact import Artifact
 from cluster.artifacts.errors import errors_for_people
+from cluster.artifacts.help_format import HelpFormatter
 from cluster.inspect import corpus, jobs, models, picture, results, runs, terminal, tokens
 from cluster.inspect.findings import Findings, InspectError, Pairs, Section, Table, flat
 from cluster.inspect.lineage import headline, inputs_of, made_from
@@ -121,7 +122,9 @@ def _pipeline(folder: Path, below: Mapping[str, Artifact]) -> Findings:
 
 def _parser(prog: str) -> argparse.ArgumentParser:
     epilog = f"example: {prog} out/tokens --rows 8"
-    parser = argparse.ArgumentParser(prog=prog, description=(__doc__ or "").partition("\n")[0], epilog=epilog)
+    parser = argparse.ArgumentParser(
+        prog=prog, formatter_class=HelpFormatter, description=(__doc__ or "").partition("\n")[0], epilog=epilog
+    )
     place = "artifact by path or URL, folder of a run or a queue, or output folder of a pipeline; example: out/tokens"
     parser.add_argument("place", metavar="DIR", help=place)
     rows = "rows or documents to show (default: %(default)s); example: 8"

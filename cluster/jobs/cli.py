@@ -28,6 +28,7 @@ from rich.text import Text
 
 from cluster.actors import ray_cluster
 from cluster.artifacts import cli, errors, registry, stage
+from cluster.artifacts.help_format import HelpFormatter
 from cluster.jobs import client
 from cluster.jobs.job import GOOD, OPEN, Job, current_user
 from cluster.telemetry import terminal
@@ -71,13 +72,13 @@ def _parse(given: Sequence[str], prog: str) -> argparse.Namespace:
 
 
 def _parser(prog: str) -> argparse.ArgumentParser:
-    epilog = f"example: {prog} submit eval.finetune finetune --model out/teacher --out out/scores"
+    epilog = f"example: {prog} submit eval.finetune finetune --model out/teacher --data glue/rte --out out/scores"
     description = "The job queue of the Ray cluster at RAY_ADDRESS."
-    parser = argparse.ArgumentParser(prog=prog, description=description, epilog=epilog)
+    parser = argparse.ArgumentParser(prog=prog, formatter_class=HelpFormatter, description=description, epilog=epilog)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
     def command(name: str, run: Callable[[argparse.Namespace], bool], summary: str) -> argparse.ArgumentParser:
-        added = commands.add_parser(name, help=summary, description=summary)
+        added = commands.add_parser(name, help=summary, description=summary, formatter_class=HelpFormatter)
         added.set_defaults(command=run)
         _add_ledger(added)
         return added

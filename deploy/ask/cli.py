@@ -18,6 +18,7 @@ from collections.abc import Sequence
 
 from cluster.artifacts import cache
 from cluster.artifacts.errors import StageError, errors_for_people
+from cluster.artifacts.help_format import HelpFormatter
 from cluster.serving import http_server, links
 from cluster.storage import filesystem
 from cluster.telemetry.formatting import plural
@@ -95,7 +96,9 @@ def _summary(comparisons: Sequence[Comparison]) -> list[str]:
 
 def _parser(prog: str) -> argparse.ArgumentParser:
     epilog = f"example: {prog} build/demo"
-    parser = argparse.ArgumentParser(prog=prog, description=(__doc__ or "").partition("\n")[0], epilog=epilog)
+    parser = argparse.ArgumentParser(
+        prog=prog, formatter_class=HelpFormatter, description=(__doc__ or "").partition("\n")[0], epilog=epilog
+    )
     places = "output folder of a pipeline, or model folders and exports; example: build/demo/teacher"
     parser.add_argument("places", metavar="DIR", nargs="+", help=places)
     host = "address to serve at (default: %(default)s); example: 0.0.0.0, which lets phones in"

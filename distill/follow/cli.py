@@ -17,6 +17,7 @@ from pathlib import Path
 
 from cluster.artifacts import errors
 from cluster.artifacts.errors import StageError
+from cluster.artifacts.help_format import HelpFormatter
 from cluster.telemetry.formatting import plural
 from cluster.telemetry.progress import say
 from distill.follow import follower, trackers
@@ -27,7 +28,9 @@ from distill.follow.trackers import NAMES, TrackerName
 def main(arguments: Sequence[str] | None = None, prog: str = "stillhouse follow") -> None:
     """The command line."""
     epilog = f"example: {prog} out/runs/student --to tensorboard"
-    parser = argparse.ArgumentParser(prog=prog, description=(__doc__ or "").partition("\n")[0], epilog=epilog)
+    parser = argparse.ArgumentParser(
+        prog=prog, formatter_class=HelpFormatter, description=(__doc__ or "").partition("\n")[0], epilog=epilog
+    )
     run = "a run folder, or a teacher that was trained here; example: out/runs/student"
     parser.add_argument("run", metavar="RUN", type=Path, help=run)
     to = f"the tracker: {', '.join(NAMES)}; example: tensorboard"

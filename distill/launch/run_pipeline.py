@@ -30,6 +30,7 @@ from typing import Any
 from cluster.actors import ray_cluster
 from cluster.artifacts import commit, errors, registry, stage
 from cluster.artifacts.cli import SET_HELP
+from cluster.artifacts.help_format import HelpFormatter
 from cluster.artifacts.stage import TrainingRun
 from cluster.jobs import client
 from cluster.jobs.job import GOOD, Job, JobsFailedError, Outcome
@@ -52,12 +53,16 @@ JOBS = "jobs.json"
 def main(arguments: Sequence[str] | None = None, prog: str = "python -m distill.launch") -> None:
     """The command line."""
     epilog = f"example: {prog} own-text --out out --set teacher.source=models/my-bert"
-    parser = argparse.ArgumentParser(prog=prog, description=(__doc__ or "").partition("\n")[0], epilog=epilog)
+    parser = argparse.ArgumentParser(
+        prog=prog, formatter_class=HelpFormatter, description=(__doc__ or "").partition("\n")[0], epilog=epilog
+    )
     what = "TOML file, or a pipeline that ships, as stillhouse recipes lists them; example: demo"
     parser.add_argument("pipeline", metavar="PIPELINE", help=what)
     where = "folder of all results, which all nodes must see; run again, it continues there; example: out"
     parser.add_argument("--out", metavar="DIR", required=True, help=where)
-    parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help=SET_HELP)
+    parser.add_argument(
+        "--set", metavar="KEY=VALUE", action="append", default=[], help=f"{SET_HELP}train.rows_per_step=16"
+    )
     options = parser.parse_args(arguments)
     with errors.errors_for_people():
         pipeline, out = pipeline_recipe.load(options.pipeline, options.set), filesystem.location(options.out)

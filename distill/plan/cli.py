@@ -20,6 +20,7 @@ from typing import Any
 
 from cluster.artifacts import artifact, errors, recipe
 from cluster.artifacts.cli import SET_HELP
+from cluster.artifacts.help_format import HelpFormatter
 from cluster.corpus.stage import Corpus
 from cluster.readers import splits
 from cluster.telemetry.formatting import file_size
@@ -277,7 +278,9 @@ def _cluster(text: str, network: str, request: PlanRequest) -> Cluster:
 
 def _parser(prog: str) -> argparse.ArgumentParser:
     epilog = f"example: {prog} distilbert --hardware 8xV100-16GB --price 2.48"
-    parser = argparse.ArgumentParser(prog=prog, description=(__doc__ or "").partition("\n")[0], epilog=epilog)
+    parser = argparse.ArgumentParser(
+        prog=prog, formatter_class=HelpFormatter, description=(__doc__ or "").partition("\n")[0], epilog=epilog
+    )
     what = "recipe of a pipeline or a training: TOML file, one table of it, or one that ships; example: own-text"
     parser.add_argument("recipe", metavar="RECIPE", help=what)
     parser.add_argument(
@@ -306,7 +309,9 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     corpus.add_argument("--tokens", metavar="DIR", help=f"{tokens}; example: out/tokens")
     corpus.add_argument("--rows", metavar="N", type=_count, help=rows)
     parser.add_argument("--seq-len", metavar="N", type=_count, help=length)
-    parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help=SET_HELP)
+    parser.add_argument(
+        "--set", metavar="KEY=VALUE", action="append", default=[], help=f"{SET_HELP}train.rows_per_step=16"
+    )
     parser.add_argument("--json", action="store_true", help="print the numbers as JSON (default: text)")
     return parser
 

@@ -296,6 +296,6 @@ STAGE = stage.Stage(
         **dict.fromkeys((*CONFIGURATIONS, "pairs", "questions"), FOLDER),
     },
     produces="benchmark",
-    example="latency",
+    example="latency --student out/students/student --teacher out/teacher",
     alone=True,
 )

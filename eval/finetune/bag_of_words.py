@@ -188,5 +188,6 @@ STAGE = stage.Stage(
     run=run,
     recipe=BagOfWords,
     inputs={"data": stage.Role((stage.FOLDER,), optional=True)},
+    example="default --set task=rte --data glue/rte",
     produces="benchmark",
 )

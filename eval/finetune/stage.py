@@ -319,6 +319,6 @@ STAGE = stage.Stage(
         "teacher": stage.Role(("finetune",), optional=True),
     },
     produces="finetune",
-    example="finetune",
+    example="finetune --data glue/rte",
     halved=halved,
 )

@@ -20,6 +20,7 @@ from typing import Any
 from cluster.artifacts import artifact, commit, errors
 from cluster.artifacts.artifact import Artifact
 from cluster.artifacts.commit import CARD, ArtifactError
+from cluster.artifacts.help_format import HelpFormatter
 from cluster.models import card_text, model_check, model_folder
 from cluster.storage import filesystem
 from cluster.storage.filesystem import Location
@@ -143,7 +144,9 @@ def say_missing(cards: Sequence[FilledCard]) -> None:
 def main(arguments: Sequence[str] | None = None, prog: str = "stillhouse card") -> None:
     """The command line."""
     epilog = f"example: {prog} out/report --student out/students/student --license apache-2.0"
-    parser = argparse.ArgumentParser(prog=prog, description=(__doc__ or "").partition("\n")[0], epilog=epilog)
+    parser = argparse.ArgumentParser(
+        prog=prog, formatter_class=HelpFormatter, description=(__doc__ or "").partition("\n")[0], epilog=epilog
+    )
     parser.add_argument("report", metavar="REPORT", help="report that stillhouse report made; example: out/report")
     student = "folder of the student or fine-tuned model, whose README.md is filled; example: out/students/student"
     parser.add_argument("--student", metavar="DIR", required=True, help=student)

@@ -29,6 +29,7 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from cluster.artifacts import errors
 from cluster.artifacts.errors import StageError
+from cluster.artifacts.help_format import HelpFormatter
 from eval.hub import publication
 from eval.hub.publication import Publication
 
@@ -46,7 +47,9 @@ _AGAIN = "run the same command again; what has arrived is not sent twice"
 def main(arguments: Sequence[str] | None = None, prog: str = "stillhouse push") -> None:
     """The command line."""
     epilog = f"example: {prog} out/students/student me/my-student --dry-run"
-    parser = argparse.ArgumentParser(prog=prog, description=(__doc__ or "").partition("\n")[0], epilog=epilog)
+    parser = argparse.ArgumentParser(
+        prog=prog, formatter_class=HelpFormatter, description=(__doc__ or "").partition("\n")[0], epilog=epilog
+    )
     folder = "a student, fine-tuned model or export; example: out/students/student"
     parser.add_argument("folder", metavar="DIR", type=Path, help=folder)
     repository = "repository on the Hub, made if it does not exist; example: me/my-student"

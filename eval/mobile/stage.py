@@ -108,7 +108,7 @@ STAGE = stage.Stage(
         "binary": stage.Role((stage.FOLDER,), optional=True),
     },
     produces="benchmark",
-    example="mobile-browser",
+    example="mobile-browser --page out/pages/browser",
     # Its own kind, because a job that waits for a person must not block benchmarks of this machine.
     job_kind="mobile",
 )

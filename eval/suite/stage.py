@@ -135,7 +135,7 @@ STAGE = stage.Stage(
         STUDENT: stage.Role((stage.FOLDER,), optional=True),
     },
     produces="suite",
-    example="glue",
+    example="glue --teacher out/teacher --student out/students/student",
     grows=True,
     starts_jobs=True,
     validate=checks.validate,

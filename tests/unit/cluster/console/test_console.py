@@ -325,6 +325,8 @@ def test_help_gives_meaning_default_and_an_example(word: str, monkeypatch: pytes
     whole, *_ = found = parsers(word, monkeypatch)
     assert re.match(rf"examples?: stillhouse {word} ", whole.epilog or ""), whole.epilog
     assert word in ("jobs", *cli_words(whole.epilog or "")), "the example is of this command"
+    assert (whole.epilog or "") in whole.format_help(), "the example can be copied"
+    assert "``" not in whole.format_help()
     for parser in found:
         for action in parser._actions:
             if (
@@ -348,8 +350,24 @@ def test_the_example_of_a_stage_is_a_command_line(word: str) -> None:
     stage = registry.find(word)
     parser = artifacts_cli.parser_for(stage, f"stillhouse {word}")
     options = parser.parse_args(cli_words(parser.epilog or "")[2:])
-    if not stage.subject and options.recipe != "default":
-        stage.load(options.recipe)
+    if stage.subject:
+        return
+    made = stage.load(options.recipe, options.set)
+    (example,) = [action.help.rpartition("--set ")[2] for action in parser._actions if action.dest == "set"]
+    if example != "key=value":
+        stage.load(options.recipe, [*options.set, example])
+    if word == "teacher":
+        assert (options.tokens is not None) == (made.train is not None), "rows are for a teacher that trains"
+
+
+def test_the_examples_of_stages_follow_each_other() -> None:
+    def made(word: str) -> str:
+        return cli_words(artifacts_cli.parser_for(registry.find(word), word).epilog or "")[-1]
+
+    assert made("train") == "out/runs/student"
+    assert made("export") == "out/students/student"
+    assert made("onnx-export") == "out/exports/student/onnx"
+    assert made("quantize") == "out/exports/student/int8"
 
 
 def test_new_writes_a_recipe_that_means_the_shipped_one(
