@@ -10,7 +10,7 @@ from pydantic.fields import FieldInfo
 
 from cluster.artifacts import registry
 from cluster.artifacts.errors import StageError
-from cluster.artifacts.names import word_of
+from cluster.artifacts.names import find_name, word_of
 from cluster.artifacts.recipe import Recipe
 from cluster.artifacts.recipe_errors import STAGE, nearest, suggest
 from cluster.console import cli
@@ -31,7 +31,7 @@ def describe(path: str | None) -> list[str]:
         StageError: no such table.
     """
     pipeline = _pipeline()
-    if path is None or cli.find_name(path, [PIPELINE]):
+    if path is None or find_name(path, [PIPELINE]):
         lines = [line for tables in (True, False) for line in _keys(pipeline, "", tables)]
         return [*lines, "", "stillhouse recipes keys TABLE lists the keys of one; so does the name of a command."]
     word, *parts = path.split(".")
@@ -59,7 +59,7 @@ def _of_command(word: str) -> type[Recipe]:
     if word in cli.shipped():
         raise StageError(f"{word} is a recipe, not a table: write stillhouse show {word}")
     known = cli.installed()
-    name = cli.find_name(word, known)
+    name = find_name(word, known)
     if name is None:
         near = nearest(word, [*_pipeline().model_fields, *map(word_of, known)])
         hint = f"did you mean {near}?" if near else "stillhouse recipes keys lists them"
