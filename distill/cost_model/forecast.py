@@ -208,7 +208,7 @@ def _refused_rows(phase: PlannedRun, workers: int) -> list[str]:
         )
     if phase.seq_len > student.longest_row:
         found.append(
-            f"rows of {phase.seq_len} tokens, but {student.name} reads {student.longest_row}: write a shorter seq_len"
+            f"rows of {phase.seq_len:,} tokens, but the model reads {student.longest_row}: write a shorter seq_len"
         )
     return found
 

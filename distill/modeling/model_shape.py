@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cluster.artifacts import shipped
+from cluster.artifacts.recipe_errors import nearest
 from cluster.models import model_check, model_folder
 
 Family = Literal["bert", "roberta", "distilbert"]
@@ -77,9 +78,12 @@ def find(source: str) -> ModelShape:
     name = source.rpartition("/")[2]
     if name in KNOWN:
         return KNOWN[name]
+    known = [*KNOWN, *shipped.models()]
+    if near := nearest(name, known):
+        raise ShapeError(f"the shape of teacher {source} is not known here: did you mean {near}?")
     raise ShapeError(
         f"the shape of teacher {source} is not known here: give --teacher DIR (a folder with its config.json) or "
-        f"--teacher NAME with one of {', '.join(KNOWN)}"
+        f"--teacher NAME with one of {', '.join(known)}"
     )
 
 

@@ -18,6 +18,8 @@ class Totals:
     suite_note: str = ""
     price: float | None = None
     """Of a device-hour."""
+    no_text: str = ""
+    """Why the size of the text is not known, where the hours depend on it."""
 
     @property
     def training_hours(self) -> float:
@@ -47,6 +49,12 @@ class Totals:
         spent = f"{amount(self.device_hours)} {found.cluster.unit}-hours"
         money = "" if self.cost is None else f", which cost {amount(self.cost)} at {self.price:g} an hour"
         return f"{', '.join(parts)}: {spent}{money}"
+
+    def doubts(self) -> list[str]:
+        """What is wrong with the hours, as sentences."""
+        refused = ["But this run will be refused, for the reason below."] if self.forecasts[0].refusals else []
+        unknown = f"These hours are for the paper's 4.0 G tokens, not for your text: {self.no_text}."
+        return [*refused, *([unknown] if self.no_text else [])]
 
     def _others(self) -> str:
         names = [found.planned.name for found in self.forecasts[1:]]

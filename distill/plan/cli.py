@@ -10,9 +10,8 @@ machine for some seconds. It downloads nothing.
 """
 
 import argparse
-import contextlib
 import json
-import re
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -58,6 +57,8 @@ class PlanRequest:
     name: str
     runs: list[PlannedRun]
     assumed: list[str]
+    no_text: str = ""
+    """Why the size of the text is not known, where the hours depend on it and the recipe names files."""
     suite: SuiteWork = field(default_factory=SuiteWork)
     shapes: Mapping[str, ModelShape] = field(default_factory=dict)
     """Of teacher and student, where the recipe is a pipeline's."""
@@ -77,9 +78,19 @@ def read_request(options: argparse.Namespace) -> PlanRequest:
         teacher = runs[0].teacher or reader.teacher(pipeline)
         shapes = {"teacher": teacher, MAIN: runs[0].student}
         work = suite_share.of_pipeline(pipeline, ("teacher", *pipeline.students()))
-        return PlanRequest(options.recipe, runs, reader.assumed, work, shapes)
+        return PlanRequest(options.recipe, runs, reader.assumed, reader.no_text, work, shapes)
+    _check_training(options.recipe, values)
     runs = [reader.training(recipe.load(Distillation, options.recipe, options.set))]
     return PlanRequest(options.recipe, runs, reader.assumed)
+
+
+def _check_training(reference: str, values: Mapping[str, Any]) -> None:
+    known = Distillation.model_fields.keys() - {recipe.PLACEMENT}
+    if values and not known & values.keys():
+        raise PlanError(
+            f"{reference} is neither a pipeline nor a training: stillhouse recipes lists pipelines, with the word "
+            "launch; their table [train] is a training, for example demo#train"
+        )
 
 
 class _Reader:
@@ -89,14 +100,17 @@ class _Reader:
         self._options = options
         self._facts = artifact.read(options.tokens, "tokens").facts if options.tokens else {}
         self._text_bytes: int | None = None
+        self._no_files = ""
+        self.no_text = ""
         self.assumed: list[str] = []
 
     def pipeline(self, pipeline: Pipeline) -> list[PlannedRun]:
         tokens = pipeline.token_recipe()
         corpus = Corpus.of(pipeline.corpus, "[corpus]")
-        # Files that are not here yet are no error of a plan.
-        with contextlib.suppress(errors.StageError):
+        try:
             self._text_bytes = splits.text_bytes(corpus.sources)
+        except errors.StageError as error:
+            self._no_files = str(error)  # Files that are not here yet are no error of a plan.
         seq_len = self._seq_len(tokens.seq_len)
         teacher = self.teacher(pipeline)
         plan = PipelinePlan(pipeline, Path("out"))
@@ -161,6 +175,7 @@ class _Reader:
         note = "a corpus of 4.0 G tokens, the paper's: give --tokens DIR or --rows N for yours"
         if note not in self.assumed:
             self.assumed.append(note)
+        self.no_text = self._no_files
         return PAPER_TOKENS // seq_len
 
     def _teacher_shape(self, written: Mapping[str, Any], vocabulary: int | None) -> ModelShape:
@@ -203,7 +218,8 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m distill.
 def _totals(request: PlanRequest, forecasts: Sequence[Forecast], price: float | None) -> Totals:
     cluster = forecasts[0].cluster
     suite = request.suite
-    return Totals(forecasts, suite.trainings, request.suite_hours(cluster), suite.note(cluster), price)
+    hours = request.suite_hours(cluster)
+    return Totals(forecasts, suite.trainings, hours, suite.note(cluster), price, request.no_text)
 
 
 def as_json(request: PlanRequest, forecasts: list[Forecast], price: float | None = None) -> dict[str, Any]:
@@ -317,13 +333,17 @@ def _parser(prog: str) -> argparse.ArgumentParser:
 
 
 def _price(text: str) -> float:
-    if not re.fullmatch(r"\d+(\.\d+)?", text):
-        raise argparse.ArgumentTypeError(f"{text}: write a number such as 2.48")
-    return float(text)
+    try:
+        price = float(text)
+    except ValueError:
+        price = math.nan
+    if not 0 <= price < math.inf:
+        raise argparse.ArgumentTypeError(f"{text}: write a number from 0 on, such as 2.48")
+    return price
 
 
 def _count(text: str) -> int:
-    number = int(text.replace(",", "").replace("_", ""))
-    if number < 1:
-        raise argparse.ArgumentTypeError("must be 1 or more")
-    return number
+    digits = text.replace(",", "").replace("_", "")
+    if not digits.isdecimal() or int(digits) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: write a whole number from 1 on, such as 1_000_000")
+    return int(digits)

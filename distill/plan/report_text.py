@@ -44,9 +44,8 @@ def whole(
     ``explain`` adds the formula of a step and how the run scales.
     """
     found = forecasts[0]
-    answer = textwrap.fill(totals.sentence(), _WIDTH, break_on_hyphens=False)
     parts = [
-        [answer],
+        [textwrap.fill(words, _WIDTH, break_on_hyphens=False) for words in (totals.sentence(), *totals.doubts())],
         [f"{name} on {found.cluster.name}", *_what(found.planned, found.chosen)],
         _time(forecasts),
         _memory(found),

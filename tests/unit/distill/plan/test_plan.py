@@ -153,6 +153,12 @@ def test_machines_side_by_side_are_columns(tmp_path: Path, capsys: pytest.Captur
         (["default", "--hardware", "cpu", "--set", "steps=5", "--teacher", "nobody/knows"], "is not known here"),
         (["default", "--hardware", "cpu", "--set", "step=5"], "did you mean steps?"),
         (["nowhere.toml", "--hardware", "cpu"], "neither a file nor one that ships"),
+        (
+            ["default", "--hardware", "cpu", "--set", "steps=5", "--teacher", "bert-bse-uncased"],
+            "mean bert-base-uncased?",
+        ),
+        (["latency", "--hardware", "cpu"], "latency is neither a pipeline nor a training"),
+        (["demo#teacher", "--hardware", "cpu"], "for example demo#train"),
     ],
 )
 def test_errors_are_one_line(arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -162,6 +168,48 @@ def test_errors_are_one_line(arguments: list[str], says: str, capsys: pytest.Cap
     printed = capsys.readouterr().err
     assert printed.count("\n") == 1
     assert says in printed
+
+
+@pytest.mark.parametrize(
+    ("option", "text"),
+    [
+        *(("--price", text) for text in ("-1", "2,48", "nan", "inf", "2 EUR", "")),
+        *(("--rows", text) for text in ("0", "-1", "a", "1.5", "")),
+        ("--seq-len", "0"),
+    ],
+)
+def test_a_wrong_number_is_refused_with_an_example(option: str, text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        plan_cli.main(["demo", "--hardware", "cpu", f"{option}={text}"])
+    assert re.search(
+        rf"argument {option}: {re.escape(text)}: write a (whole )?number from [01] on, such as ", _err(capsys)
+    )
+
+
+def _err(capsys: pytest.CaptureFixture[str]) -> str:
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["0", "2.48", ".5", "5.", "1e3"])
+def test_a_price_is_any_number(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert f" at {float(text):g} an hour" in _printed(capsys, "demo", "--hardware", "1xT4", "--price", text)
+
+
+def test_the_answer_says_what_is_wrong_with_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def answer(*given: str) -> str:
+        return " ".join(_printed(capsys, *given).partition("\n\n")[0].split())
+
+    for_paper = "These hours are for the paper's 4.0 G tokens, not for your text: source path text/*.txt: no such file"
+    refused = "But this run will be refused, for the reason below."
+    assert for_paper in answer("own-text", "--hardware", "1xT4")
+    assert refused not in answer("own-text", "--hardware", "1xT4")
+    assert refused in answer("own-text", "--hardware", "1xT4", "--seq-len", "99999")
+    assert for_paper not in answer("own-text", "--hardware", "1xT4", "--rows", "1000")
+    assert for_paper not in answer("distilbert", "--hardware", "8xV100-16GB")
 
 
 def test_this_machine_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
