@@ -90,7 +90,7 @@ def launch(pipeline: Pipeline, out: Path) -> list[dict[str, Any]]:
             stages.begin(jobs[0].name)
             outcomes += client.run(jobs, plan.ledger)
             if failure := next((outcome for outcome in outcomes if outcome.state not in GOOD), None):
-                raise LaunchError(f"{failure.name} failed, as said above: correct that, and run the same command again")
+                raise LaunchError(f"{failure.name} failed, as said above: correct that, and run the command again")
         stages.begin("teacher")
         train_teacher(plan)
         stages.begin(MAIN)

@@ -137,7 +137,7 @@ def test_another_recipe_for_the_same_place_is_refused_and_nothing_lost(done: Pat
     *lines, last = process.stderr.splitlines()
     (said,) = [line for line in lines if line.startswith("tokens: failed: ")]
     assert "recipe value seq_len: 32 there, 16 asked for" in said
-    assert last == "error: tokens failed, as said above: correct that, and run the same command again"
+    assert last == "error: tokens failed, as said above: correct that, and run the command again"
     artifact.verify(done / "tokens", "tokens")
 
 
