@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -167,19 +168,21 @@ def test_a_node_that_is_drained(folder: Path, tmp_path: Path, uninterrupted_curv
 
 
 @pytest.mark.rare
-def test_a_driver_that_is_terminated_ends_with_a_checkpoint(
-    folder: Path, tmp_path: Path, uninterrupted_curve: list[float]
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["terminated", "interrupted"])
+def test_a_driver_that_is_stopped_ends_with_a_checkpoint(
+    number: signal.Signals, folder: Path, tmp_path: Path, uninterrupted_curve: list[float]
 ) -> None:
     # No checkpoint is due before the end.
     driver = TrainingDriver(folder, tmp_path / "run", tiny_pipeline.environment(), workers=2, save_every=1000)
     driver.await_that(lambda: last_step(driver.run) >= 10)
-    driver.process.terminate()
+    driver.process.send_signal(number)
     output = driver.finish()
     assert driver.process.returncode == 130, output
+    assert ("Ctrl-C again stops at once" in output) == (number == signal.SIGINT)
     newest = driver.run.newest()
     assert newest is not None
     assert 10 <= newest.step < VALUES["steps"]
-    expected = [f"run: SIGTERM; stopped at step {newest.step}, checkpoint written"]
+    expected = [f"run: stopped at step {newest.step}, checkpoint written"]
     assert output.splitlines()[-2:] == [*expected, "interrupted: run the same command again to continue"]
     again = TrainingDriver(folder, tmp_path / "run", tiny_pipeline.environment(), workers=2, save_every=1000)
     output = again.finish()
