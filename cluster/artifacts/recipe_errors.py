@@ -13,7 +13,7 @@ from cluster.telemetry.formatting import plural
 EXAMPLE = "example"
 """Key of ``json_schema_extra``: what to write for a field without default, printed where it is missing."""
 
-STAGE = "stage"
+OF_STAGE = "stage"
 """Key of ``json_schema_extra``: the stage whose recipe a table of plain values holds, or changes."""
 
 _QUOTED = re.compile(r"'([^']*)'")

@@ -12,7 +12,7 @@ from cluster.artifacts import registry
 from cluster.artifacts.errors import StageError
 from cluster.artifacts.names import find_name, word_of
 from cluster.artifacts.recipe import Recipe
-from cluster.artifacts.recipe_errors import STAGE, nearest, suggest
+from cluster.artifacts.recipe_errors import OF_STAGE, nearest, suggest
 from cluster.console import cli
 
 PIPELINE = "distill.launch"
@@ -138,7 +138,7 @@ def _default(field: FieldInfo) -> str:
 
 def _classes(field: FieldInfo) -> list[type[Recipe]]:
     """The recipe classes that a key may hold; none for a plain value."""
-    stage = (field.json_schema_extra or {}).get(STAGE) if isinstance(field.json_schema_extra, dict) else None
+    stage = (field.json_schema_extra or {}).get(OF_STAGE) if isinstance(field.json_schema_extra, dict) else None
     waiting: list[Any] = [registry.find(str(stage)).recipe] if stage else [field.annotation, *field.metadata]
     found: list[type[Recipe]] = []
     while waiting:

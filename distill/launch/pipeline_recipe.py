@@ -13,15 +13,16 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
-from cluster.artifacts import recipe, registry
+from cluster.artifacts import commit, recipe, registry
 from cluster.artifacts.recipe import Recipe, RecipeError
-from cluster.artifacts.recipe_errors import EXAMPLE, STAGE
+from cluster.artifacts.recipe_errors import EXAMPLE, OF_STAGE
 from cluster.artifacts.stage import StageContext, TrainingRun
 from cluster.jobs import client
 from cluster.jobs.job import Job
 from cluster.tokens.stage import Tokens
 from distill.config import Distillation, Training
 from distill.follow import trackers
+from distill.launch import model_source
 
 MAIN = "student"
 UNTRAINED: Literal["untrained"] = "untrained"
@@ -36,30 +37,30 @@ class Pipeline(Recipe):
     corpus: dict[str, Any] = Field(
         json_schema_extra={
             EXAMPLE: '[corpus] with sources = [{ kind = "text", path = "text/*.txt" }]',
-            STAGE: "cluster.corpus",
+            OF_STAGE: "cluster.corpus",
         }
     )
     """The text: where it comes from and how it is cleaned, as in ``stillhouse corpus``."""
-    tokens: dict[str, Any] = Field(default_factory=dict, json_schema_extra={STAGE: "cluster.tokens"})
+    tokens: dict[str, Any] = Field(default_factory=dict, json_schema_extra={OF_STAGE: "cluster.tokens"})
     """How documents become rows, as in ``stillhouse tokens``."""
     teacher: dict[str, Any] = Field(
         json_schema_extra={
             EXAMPLE: '[teacher] with source = "google-bert/bert-base-uncased", or the folder of a BERT',
-            STAGE: "distill.teacher",
+            OF_STAGE: "distill.teacher",
         }
     )
     """The model that the student learns from, as in ``stillhouse teacher``."""
     train: dict[str, Any] = Field(
-        json_schema_extra={EXAMPLE: "[train] with epochs = 1 and rows_per_step = 32", STAGE: "distill.train"}
+        json_schema_extra={EXAMPLE: "[train] with epochs = 1 and rows_per_step = 32", OF_STAGE: "distill.train"}
     )
     """How the student is trained, as in ``stillhouse train``."""
-    ablations: dict[str, dict[str, Any]] = Field(default_factory=dict, json_schema_extra={STAGE: "distill.train"})
+    ablations: dict[str, dict[str, Any]] = Field(default_factory=dict, json_schema_extra={OF_STAGE: "distill.train"})
     """Other students: name to what differs from ``train``. ``steps``, ``epochs`` or ``phases`` of an ablation replaces
     the one of ``train``."""
     added_ablations: tuple[Literal["untrained"], ...] = (UNTRAINED,)
     """Ablations that a pipeline has without naming them: ``untrained`` is the student as it starts, of 0 steps. It
     costs a validation, an export, and its scores where a sweep measures all ablations; ``[]`` leaves it out."""
-    suite: dict[str, Any] = Field(default_factory=dict, json_schema_extra={STAGE: SUITE})
+    suite: dict[str, Any] = Field(default_factory=dict, json_schema_extra={OF_STAGE: SUITE})
     """Everything that is measured, during training and after it."""
     cpus: PositiveInt | None = None
     """CPUs of a cluster started here, by default all of the machine's; a running cluster keeps its own."""
@@ -206,6 +207,17 @@ class PipelinePlan:
             trackers.check(training.placement.follow)
         suite = registry.find(SUITE)
         suite.check(suite.read(self.pipeline.suite, "[suite]"), self._context())
+
+    def check_sources(self) -> None:
+        """Find out now, not after minutes of attempts, that teacher or tokenizer are nowhere; made ones need no source.
+
+        Raises:
+            StageError: as :func:`distill.launch.model_source.check`.
+        """
+        tokenizer = self.pipeline.token_values().get("tokenizer") or {}
+        for made, source in (("teacher", self.pipeline.teacher.get("source")), ("tokens", tokenizer.get("name"))):
+            if source and not (self.out / made / commit.MANIFEST).is_file():
+                model_source.check(source)
 
     def side_jobs(self, training: TrainingRun | None = None) -> list[Job]:
         """The suite's jobs that accompany a training run; without one, those that prepare data for them."""

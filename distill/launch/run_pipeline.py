@@ -81,6 +81,7 @@ def launch(pipeline: Pipeline, out: Path) -> list[dict[str, Any]]:
     out = out.absolute()
     plan = PipelinePlan(pipeline, out)
     plan.check()
+    plan.check_sources()
     out.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     stages = Stages(plan)

@@ -11,7 +11,7 @@ from pydantic import Field, PositiveInt, model_validator
 
 from cluster.artifacts import recipe
 from cluster.artifacts.recipe import Recipe
-from cluster.artifacts.recipe_errors import STAGE
+from cluster.artifacts.recipe_errors import OF_STAGE
 from eval.hub.card_metadata import CardFacts
 from eval.results.export_formats import Format
 from eval.results.schema import STUDENT, TEACHER
@@ -41,13 +41,13 @@ class PhoneBenchmark(Recipe):
     """Of the models' exports."""
     task: str | None = None
     """One of the exports' tasks: by default ``squad`` if they have it, else the first."""
-    measure: dict[str, Any] = Field(default_factory=dict, json_schema_extra={STAGE: "eval.mobile"})
+    measure: dict[str, Any] = Field(default_factory=dict, json_schema_extra={OF_STAGE: "eval.mobile"})
     """Values of ``eval.mobile``; without ``way``, a stand-in on this host."""
     binary: str | None = None
     """Folder of the programs that an Android phone runs, for ``way.kind = "adb"``."""
     libraries: str | None = None
     """Folder that ``make browser`` fills, for ``way.kind = "browser"``."""
-    page: dict[str, Any] = Field(default_factory=dict, json_schema_extra={STAGE: "deploy.web_page"})
+    page: dict[str, Any] = Field(default_factory=dict, json_schema_extra={OF_STAGE: "deploy.web_page"})
     """Values of ``deploy.web_page``, for the same."""
 
     @property
@@ -95,7 +95,7 @@ class Exports(Recipe):
     score_limit: PositiveInt | None = None
     """Examples of the task's development set on which every export and its model are scored; the export stage refuses
     too large a loss. Without it no export is scored."""
-    latency: dict[str, Any] = Field(default_factory=dict, json_schema_extra={STAGE: "eval.latency"})
+    latency: dict[str, Any] = Field(default_factory=dict, json_schema_extra={OF_STAGE: "eval.latency"})
     """Values of ``eval.latency``."""
     mobile: dict[str, PhoneBenchmark] = Field(default_factory=dict)
     """Measurements on phones, by their name in the report."""
@@ -144,7 +144,7 @@ class Baselines(Recipe):
 
     folders: dict[str, str] = Field(default_factory=dict)
     """Architecture to a folder with its tokenizer, and optionally its weights."""
-    measure: dict[str, Any] = Field(default_factory=dict, json_schema_extra={STAGE: "eval.latency"})
+    measure: dict[str, Any] = Field(default_factory=dict, json_schema_extra={OF_STAGE: "eval.latency"})
     """What differs from the values of ``eval.latency`` for table 3."""
 
     @property
@@ -157,7 +157,7 @@ class Probes(Recipe):
 
     tasks: tuple[str, ...] = Field(min_length=1)
     """Tasks to fine-tune on."""
-    finetune: dict[str, Any] = Field(default_factory=dict, json_schema_extra={STAGE: "eval.finetune"})
+    finetune: dict[str, Any] = Field(default_factory=dict, json_schema_extra={OF_STAGE: "eval.finetune"})
     """What differs from the suite's fine-tuning: few seeds, few examples."""
     runs: tuple[str, ...] = (STUDENT,)
     """Names of the trainings whose checkpoints are scored."""
@@ -176,7 +176,7 @@ class Sweep(Recipe):
     """By default all ablations of the pipeline. They are measured for the sweep only."""
     tasks: tuple[str, ...] | None = None
     """All tasks of the suite by default."""
-    finetune: dict[str, Any] = Field(default_factory=dict, json_schema_extra={STAGE: "eval.finetune"})
+    finetune: dict[str, Any] = Field(default_factory=dict, json_schema_extra={OF_STAGE: "eval.finetune"})
     """What differs from the suite's fine-tuning, for the reference too."""
 
     @model_validator(mode="after")
@@ -192,7 +192,7 @@ class Sweep(Recipe):
 class Suite(Recipe):
     """Models times tasks, exports, speed, one report."""
 
-    tasks: dict[str, dict[str, Any]] = Field(default_factory=dict, json_schema_extra={STAGE: "eval.finetune"})
+    tasks: dict[str, dict[str, Any]] = Field(default_factory=dict, json_schema_extra={OF_STAGE: "eval.finetune"})
     """Task to what differs from ``finetune`` for it."""
     data: str | None = None
     """Folder of a task's files, with ``{task}`` where its name goes; those that are made from the corpus need none."""
@@ -200,7 +200,7 @@ class Suite(Recipe):
     """Task to its folder, where that is not the one of ``data``."""
     hub: str | None = None
     """Data set of a task on the hub, ``nyu-mll/glue:{task}``, for tasks that name none."""
-    finetune: dict[str, Any] = Field(default_factory=dict, json_schema_extra={STAGE: "eval.finetune"})
+    finetune: dict[str, Any] = Field(default_factory=dict, json_schema_extra={OF_STAGE: "eval.finetune"})
     """Values of ``eval.finetune`` for every task."""
     models: dict[str, str] = Field(default_factory=dict)
     """More models to score: name to folder."""
@@ -212,9 +212,9 @@ class Suite(Recipe):
     """Compares the ablations on the tasks."""
     probes: Probes | None = None
     """Scores checkpoints during training."""
-    provenance: dict[str, Any] = Field(default_factory=dict, json_schema_extra={STAGE: "eval.provenance"})
+    provenance: dict[str, Any] = Field(default_factory=dict, json_schema_extra={OF_STAGE: "eval.provenance"})
     """Values of ``eval.provenance``, which makes a task from the corpus: which source is a passage from?"""
-    word_order: dict[str, Any] = Field(default_factory=dict, json_schema_extra={STAGE: "eval.word_order"})
+    word_order: dict[str, Any] = Field(default_factory=dict, json_schema_extra={OF_STAGE: "eval.word_order"})
     """Values of ``eval.word_order``, which makes one too: are two words of a sentence swapped?"""
     exports: Exports | None = None
     """Exports the models, or those fine-tuned for a task, and times them."""

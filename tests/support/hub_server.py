@@ -91,6 +91,8 @@ class _Handler(BaseHTTPRequestHandler):
                 if not there:
                     self.hub.repositories[name] = Repository(values.get("visibility") == "private")
                 return (409 if there else 200), {"url": f"{self.hub.url}/{name}", "error": "exists"}
+            case ["api", "models", _]:
+                return 404, {"error": "Repository not found"}
             case ["api", "models", owner, name, *rest]:
                 if (repository := self.hub.repositories.get(f"{owner}/{name}")) is None:
                     return 404, {"error": "Repository not found"}
