@@ -253,8 +253,8 @@ def first_difference(ours: Any, theirs: Any, where: str = "") -> str | None:
                 return found
         return None
     if isinstance(ours, list) and isinstance(theirs, list) and len(ours) == len(theirs):
-        pairs = ({str(place): value for place, value in enumerate(values)} for values in (ours, theirs))
-        return first_difference(*pairs, where)
+        first, second = ({str(place): value for place, value in enumerate(values)} for values in (ours, theirs))
+        return first_difference(first, second, where)
     there, asked = ("nothing" if value is None else json.dumps(value) for value in (ours, theirs))
     return None if ours == theirs else f"{where}: {there} there, {asked} asked for"
 
