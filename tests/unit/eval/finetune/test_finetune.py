@@ -325,7 +325,8 @@ def test_a_finetuned_model_can_start_another_task(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "says"),
     [
-        ({"task": "rotten"}, "task: no task rotten: did you mean rte"),
+        ({"task": "sentiment"}, "task: no task sentiment: write one of cola, sst2"),
+        ({"task": "rted"}, "task: no task rted: did you mean rte?"),
         ({"task": "rte", "seeds": [1, 1]}, "names a seed twice"),
         ({"task": "rte", "seeds": []}, "seeds"),
         ({"task": "rte", "warmup": 1.0}, "warmup"),
