@@ -1,7 +1,7 @@
 """Bar lists of scores and times: every bar starts at zero."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from eval.highlights.rows import models, name_of, scored_rows, title
@@ -70,32 +70,28 @@ def _scores(report: Report) -> BarList | None:
         return None
     scores = {name: score for name, score in scores.items() if name in known}
     bag = rows[0]["bag_of_words"] if rows and not means else None
-    return _list(named, scores, known, "{:.1f}", bag)
+    return _list(named, scores, known, "a bag of words", bag and bag["score"])
 
 
 def _hidden_words(report: Report) -> BarList | None:
     known = models(report)
     right = {name: 100 * model["accuracy"] for name, model in known.items() if model["accuracy"] is not None}
-    counts = (known[STUDENT]["counts"] or {}).get("accuracy") if STUDENT in known else None
     if len(right) < 2:
         return None
-    found = _list("Hidden words guessed right, %", right, known, "{:.1f}")
-    if counts is None:
-        return found
-    return replace(found, bars=(*found.bars, Bar("word counts", f"{100 * counts:.1f}", 100 * counts, "other")))
+    counts = (known[STUDENT]["counts"] or {}).get("accuracy") if STUDENT in known else None
+    return _list("Hidden words guessed right, %", right, known, "word counts", counts and 100 * counts)
 
 
 def _list(
-    named: str, values: Mapping[str, float], known: Mapping[str, Any], form: str, bag: Mapping[str, Any] | None = None
+    named: str, values: Mapping[str, float], known: Mapping[str, Any], baseline: str, reached: float | None
 ) -> BarList:
-    """Percentages, on a scale from 0 to 100."""
+    """Percentages, on a scale from 0 to 100, with what a baseline reached as the last."""
     bars = [
-        Bar(name_of(known[name]) if tone(name) == "other" else name, form.format(value), value, tone(name),
-            name == STUDENT)
+        Bar(name_of(known[name]) if tone(name) == "other" else name, f"{value:.1f}", value, tone(name), name == STUDENT)
         for name, value in sorted(values.items(), key=_first)[:_MOST]
-    ]  # fmt: skip
-    if bag is not None:
-        bars.append(Bar("a bag of words", form.format(bag["score"]), bag["score"], "other"))
+    ]
+    if reached is not None:
+        bars.append(Bar(baseline, f"{reached:.1f}", reached, "other"))
     return BarList(named, tuple(bars))
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from cluster.telemetry.formatting import percent, ratio
-from eval.highlights.rows import baselines, losses, models, scored_rows, span, title
+from eval.highlights.rows import baselines, losses, models, on_heldout, scored_rows, span, title
 from eval.results.comparison import failed
 from eval.results.schema import STUDENT, TEACHER
 
@@ -66,12 +66,10 @@ def _heldout(report: Report) -> str:
     right = found.get(TEACHER, {}).get("accuracy")
     against = "" if right is None else f" (teacher {100 * right:.1f} %)"
     said = f"It guesses {100 * student['accuracy']:.1f} % of the hidden words of held-out text{against}"
-    others = baselines(report)
+    others = on_heldout(report)
     if not others or any(other.word != "better" for other in others):
         return f"{said}."
-    apart = {TEACHER, STUDENT}
-    shares = [100 * model["accuracy"] for name, model in found.items() if name not in apart and model["accuracy"]]
-    return f"{said}, more than any other student ({max(shares):.1f} %)." if shares else f"{said}."
+    return f"{said}, and loses less than any other student (the next: {others[0].score})."
 
 
 def trust(report: Report) -> list[str]:

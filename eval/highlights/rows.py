@@ -74,12 +74,12 @@ def baselines(report: Report) -> list[Comparison]:
     Held-out text comes before tasks outside GLUE: thousands of hidden words tell students apart that a thousand
     examples of a task do not.
     """
-    return _on_glue(report) or _on_heldout(report) or _on_tasks(report, scored_rows(report))
+    return _on_glue(report) or on_heldout(report) or _on_tasks(report, scored_rows(report))
 
 
 def on_own_tasks(report: Report) -> list[tuple[str, list[Comparison]]]:
     """Other students on tasks outside GLUE, by the title of the task, where :func:`baselines` is on held-out text."""
-    if _on_glue(report) or not _on_heldout(report):
+    if _on_glue(report) or not on_heldout(report):
         return []
     found = [(title(row), _on_tasks(report, [row])) for row in scored_rows(report)]
     return [(name, others) for name, others in found if others]
@@ -113,7 +113,8 @@ def _on_tasks(report: Report, rows: Sequence[Mapping[str, Any]]) -> list[Compari
     return []
 
 
-def _on_heldout(report: Report) -> list[Comparison]:
+def on_heldout(report: Report) -> list[Comparison]:
+    """Other students on held-out text, the lowest loss first."""
     found, measured = models(report), losses(report)
     if STUDENT not in measured.nats:
         return []

@@ -123,6 +123,9 @@ def test_the_word_about_held_out_text_is_that_of_the_main_student(tmp_path: Path
         for student, word in (("student", "better"), ("reference", "worse"))
     ]
     assert [other.word for other in baselines(report)] == ["better"]
+    assert sentence(report).endswith("loses less than any other student (the next: 30.0 %, 4.60 nats a word).")
+    report["heldout"]["comparisons"][0]["loss"]["word"] = "unclear"
+    assert sentence(report).endswith("of held-out text (teacher 45.0 %).")
 
 
 @pytest.mark.parametrize("wanted", MEASUREMENTS, ids=[each.name for each in MEASUREMENTS])
