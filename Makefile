@@ -47,7 +47,7 @@ toolchains: $(READY)
 	$(PIP) --constraint requirements.lock --editable '.[dev,openvino,executorch,litert,coreml,tensorboard,wandb]'
 	$(PIP) --no-deps --requirement deploy/litert_converter.txt
 
-## make consumers  install other versions of the libraries that people load models with into build/consumers
+## make consumers  install into build/consumers what cannot be beside ours: other versions of transformers, MLflow, Trackio
 CONSUMERS := $(patsubst tests/support/consumers/%.txt,build/consumers/%/.ready,$(wildcard tests/support/consumers/*.txt))
 consumers: $(CONSUMERS)
 

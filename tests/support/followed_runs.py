@@ -17,25 +17,20 @@ from cluster.telemetry.metrics_log import MetricsLog
 Test = TypeVar("Test", bound=Callable[..., Any])
 
 
-def needs(*names: str) -> Callable[[Test], Test]:
-    """Mark a test of these trackers; it is skipped where one is not installed."""
-    absent = [name for name in names if not _installed(name)]
-    advice = (
-        "make test-toolchains does" if {*absent} <= {"tensorboard", "wandb"} else "it cannot be, beside our lock file"
-    )
-    skip = pytest.mark.skipif(bool(absent), reason=f"{', '.join(absent)} is not installed: {advice}")
+BESIDE = paths.ROOT / "build" / "consumers"
+"""Trackers that ask for older libraries than ours, each with these in a folder of its own."""
+
+
+def needs(name: str) -> Callable[[Test], Test]:
+    """Mark a test of a tracker; it is skipped where that is not installed."""
+    installed = (BESIDE / name / ".ready").is_file() or importlib.util.find_spec(name) is not None
+    skip = pytest.mark.skipif(not installed, reason=f"{name} is not installed: make test-toolchains installs it")
 
     def mark(test: Test) -> Test:
         marked: Test = pytest.mark.toolchain(skip(test))
         return marked
 
     return mark
-
-
-def _installed(name: str) -> bool:
-    # The extra is the client of MLflow alone; its server asks for an older pyarrow.
-    wanted = ("mlflow", "sqlalchemy", "alembic", "huey") if name == "mlflow-server" else (name,)
-    return all(importlib.util.find_spec(each) is not None for each in wanted)
 
 
 def write_run(folder: Path, steps: int, upto: int | None = None, resume_at: int = 0) -> Path:
@@ -52,13 +47,15 @@ def write_run(folder: Path, steps: int, upto: int | None = None, resume_at: int 
     return folder
 
 
-def environment(**more: str) -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(paths.ROOT), *filter(None, sys.path)]), **more}
+def environment(tracker: str, **more: str) -> dict[str, str]:
+    """The variables of a process that uses a tracker."""
+    path = [str(paths.ROOT), str(BESIDE / tracker), *filter(None, sys.path)]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(path), **more}
 
 
 def follow(run: Path, tracker: str, *options: str, **variables: str) -> "subprocess.CompletedProcess[str]":
     """``stillhouse follow`` in a process of its own."""
     command = [sys.executable, "-m", "distill.follow", str(run), "--to", tracker, *options]
     return subprocess.run(
-        command, capture_output=True, text=True, env=environment(**variables), check=False, timeout=600
+        command, capture_output=True, text=True, env=environment(tracker, **variables), check=False, timeout=600
     )

@@ -49,7 +49,9 @@ def drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where the stand-in writes; it is the library of every process that this one starts."""
     (tmp_path / "library").mkdir()
     use(tmp_path, RECORDS)
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "library"), environment()["PYTHONPATH"]]))
+    monkeypatch.setenv(
+        "PYTHONPATH", os.pathsep.join([str(tmp_path / "library"), environment("tensorboard")["PYTHONPATH"]])
+    )
     monkeypatch.setenv("DRAWN", str(tmp_path / "drawn"))
     return tmp_path / "drawn"
 
