@@ -18,7 +18,7 @@ export TOKENIZERS_PARALLELISM ?= false
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
 
-## make demo       the whole road on this machine: corpus, teacher, student, scores, exports, report
+## make demo       the whole pipeline on this machine: corpus, teacher, student, scores, exports, report
 demo: $(READY)
 	$(BIN)/python -m distill.launch demo --out build/demo
 
