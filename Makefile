@@ -18,7 +18,7 @@ export TOKENIZERS_PARALLELISM ?= false
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
 
-## make demo       the whole road on this machine: corpus, teacher, student, scores, exports, report
+## make demo       the whole pipeline on this machine: corpus, teacher, student, scores, exports, report
 demo: $(READY)
 	$(BIN)/python -m distill.launch demo --out build/demo
 
@@ -42,12 +42,12 @@ test-ci: $(READY)
 test-all: $(READY)
 	$(PYTEST) -m "not toolchain"
 
-## make toolchains install what models are exported with beyond ONNX: OpenVINO, ExecuTorch, LiteRT, Core ML
+## make toolchains install what models are exported with beyond ONNX, and trackers: OpenVINO, Core ML, TensorBoard …
 toolchains: $(READY)
-	$(PIP) --constraint requirements.lock --editable '.[dev,openvino,executorch,litert,coreml]'
+	$(PIP) --constraint requirements.lock --editable '.[dev,openvino,executorch,litert,coreml,tensorboard,wandb]'
 	$(PIP) --no-deps --requirement deploy/litert_converter.txt
 
-## make consumers  install other versions of the libraries that people load models with into build/consumers
+## make consumers  install into build/consumers what cannot be beside ours: other versions of transformers, MLflow, Trackio
 CONSUMERS := $(patsubst tests/support/consumers/%.txt,build/consumers/%/.ready,$(wildcard tests/support/consumers/*.txt))
 consumers: $(CONSUMERS)
 

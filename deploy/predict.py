@@ -31,6 +31,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from cluster.artifacts import cache
 from cluster.artifacts.errors import StageError, errors_for_people
+from cluster.artifacts.help_format import HelpFormatter
 from cluster.models import export_spec, model_check, model_folder, model_tokenizer, runtimes, span_decoding
 from cluster.models.export_spec import Exported
 from cluster.models.predictions import NoAnswer, Prediction, Predictions, check_text
@@ -182,10 +183,13 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m deploy.p
     """The command line."""
     options = _parser(prog).parse_args(arguments)
     with errors_for_people():
-        second = options.second
-        if options.passage_file is not None:
-            second = _text_of(Path(options.passage_file))
+        passage = options.passage if options.passage_file is None else _text_of(Path(options.passage_file))
         model = load(cache.fetch(filesystem.location(options.export)), options.threads)
+        if passage is not None and model.described.head != "question-answering":
+            raise StageError(
+                "this model reads no passage: --passage is for question answering; for pairs write --second"
+            )
+        second = options.second if passage is None else passage
         for text in options.texts:
             _print(text, model(text, second, options.top), options.json)
 
@@ -198,16 +202,24 @@ def _text_of(path: Path) -> str:
 
 
 def _parser(prog: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=prog, description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("export", metavar="EXPORT", help="an export, or a model folder")
-    parser.add_argument("texts", metavar="TEXT", nargs="+", help="text, question, or text with [MASK]")
+    epilog = f'example: {prog} out/exports/student/int8 "The capital of [MASK] is Paris."'
+    parser = argparse.ArgumentParser(
+        prog=prog, formatter_class=HelpFormatter, description=(__doc__ or "").partition("\n")[0], epilog=epilog
+    )
+    parser.add_argument("export", metavar="EXPORT", help="export, or folder of a model; example: out/students/student")
+    text = 'text, question, or text with [MASK]; several are answered one by one; example: "a [MASK] day"'
+    parser.add_argument("texts", metavar="TEXT", nargs="+", help=text)
     other = parser.add_mutually_exclusive_group()
-    other.add_argument("--second", metavar="TEXT", help="the second text of a pair")
-    other.add_argument("--passage", metavar="TEXT", dest="second", help="the passage that answers a question")
-    other.add_argument("--passage-file", metavar="FILE", help="the same, from a file")
-    parser.add_argument("--top", type=_positive, default=5, help="most predictions to show (5)")
-    parser.add_argument("--threads", type=_positive, default=1, help="threads of the processor (1)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object per line")
+    other.add_argument("--second", metavar="TEXT", help="second text of a pair (default: none); example: its partner")
+    passage = "passage that answers a question (default: none); example: Rome is in Italy."
+    other.add_argument("--passage", metavar="TEXT", help=passage)
+    file = "passage from a UTF-8 file (default: none); example: passage.txt"
+    other.add_argument("--passage-file", metavar="FILE", help=file)
+    top = "most predictions to show (default: %(default)s); example: 3"
+    parser.add_argument("--top", metavar="N", type=_positive, default=5, help=top)
+    threads = "threads of the processor (default: %(default)s); example: 4"
+    parser.add_argument("--threads", metavar="N", type=_positive, default=1, help=threads)
+    parser.add_argument("--json", action="store_true", help="print one JSON object per line (default: text)")
     return parser
 
 
@@ -227,13 +239,10 @@ def _print(text: str, found: Predictions, as_json: bool) -> None:
         print(f"{which}{each.text if each.text or found.no_answer is None else '(no answer)'}{share}")
     if not found:
         print("(nothing found)")
-    if found.no_answer is not None and found.no_answer.margin is not None:
-        verdict = "no answer" if found.no_answer.chosen else "an answer"
-        margin, threshold = found.no_answer.margin, found.no_answer.threshold
-        print(f"{verdict}: no answer minus best span is {margin:+.2f} logits, the threshold is {threshold:g}")
-    if found.tokens_read < found.tokens:
-        note = f"read {found.tokens_read} of {found.tokens} tokens, the rest has no effect: shorten the text"
-        print(note, file=sys.stderr)
+    if found.no_answer_note is not None:
+        print(found.no_answer_note)
+    if found.cut_note is not None:
+        print(found.cut_note, file=sys.stderr)
 
 
 if __name__ == "__main__":

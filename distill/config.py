@@ -10,11 +10,12 @@ without dropout. :mod:`distill.train.paper_differences` lists what else differs.
 import math
 from typing import Literal, Self
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from cluster.artifacts.recipe import Recipe
 from cluster.models.precision import Precision
 from cluster.tokens.rows import Check
+from distill.follow.trackers import TrackerName
 
 BUCKET_VALUES = 25_000_000
 """Values in a DeepSpeed reduction bucket. DeepSpeed's default of 5e8 takes up to 4 GB of a 16 GB card."""
@@ -152,6 +153,9 @@ class Placement(Recipe):
     """Keep every n-th step's checkpoint permanently, too; none by default."""
     metrics_port: int | None = Field(None, ge=0, le=65535)
     """Port of the Prometheus exporter of every node; none by default."""
+    follow: tuple[TrackerName, ...] = ()
+    """Trackers that draw the run while it trains: ``tensorboard``, ``wandb``, ``mlflow``, ``trackio``. Each is an extra
+    (``pip install 'stillhouse[tensorboard]'``), and one that fails costs a warning, not the run."""
     restarts: int = Field(3, ge=0)
     """Restarts after a worker or its node died. Drained nodes do not count. A second death at the same step ends the
     run at once."""
@@ -198,8 +202,9 @@ class Training(Recipe):
     loss: Loss = Loss()
     masking: Masking = Masking()
     optimizer: Optimizer = Optimizer()
-    steps: PositiveInt | None = None
-    """Optimizer steps; exactly one of ``steps`` and ``epochs``."""
+    steps: NonNegativeInt | None = None
+    """Optimizer steps; exactly one of ``steps`` and ``epochs``. A student of 0 steps is measured and exported as it
+    starts: its teacher's layers, untrained."""
     epochs: PositiveFloat | None = None
     """Passes over the training rows."""
     phases: tuple[Phase, ...] = ()

@@ -252,7 +252,11 @@ def first_difference(ours: Any, theirs: Any, where: str = "") -> str | None:
             if (found := first_difference(ours.get(key), theirs.get(key), place)) is not None:
                 return found
         return None
-    return None if ours == theirs else f"{where}: {json.dumps(ours)} there, {json.dumps(theirs)} asked for"
+    if isinstance(ours, list) and isinstance(theirs, list) and len(ours) == len(theirs):
+        first, second = ({str(place): value for place, value in enumerate(values)} for values in (ours, theirs))
+        return first_difference(first, second, where)
+    there, asked = ("nothing" if value is None else json.dumps(value) for value in (ours, theirs))
+    return None if ours == theirs else f"{where}: {there} there, {asked} asked for"
 
 
 @functools.cache

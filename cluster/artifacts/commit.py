@@ -48,6 +48,12 @@ def staging(out: Location) -> Location:
     return out.with_name(f".{out.name}.partial") if isinstance(out, Path) else out
 
 
+def completed(partial: Path) -> Path:
+    """Where an artifact will be that is made in ``partial``; any other folder stays where it is."""
+    made = re.fullmatch(r"\.(.+)\.partial", partial.name)
+    return partial.with_name(made[1]) if made else partial
+
+
 def present(out: Location) -> bool:
     """Whether ``out`` is an artifact, or anything else but an attempt at one, which must not be overwritten."""
     if isinstance(out, Path):

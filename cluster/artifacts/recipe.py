@@ -5,7 +5,6 @@ nearest known name. The table ``placement`` says where a stage runs, not what it
 identity.
 """
 
-import difflib
 import functools
 import json
 import tomllib
@@ -14,6 +13,8 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import pydantic
+
+from cluster.artifacts.recipe_errors import explain, nearest, suggest, tables_called
 
 ROOT = Path(__file__).resolve().parents[2]
 PLACEMENT = "placement"
@@ -39,11 +40,11 @@ class Recipe(pydantic.BaseModel):
         """
         try:
             # Through JSON, because strict models take a list for a tuple only there.
-            return cls.model_validate_json(json.dumps(values))
+            return cls.model_validate_json(json.dumps(values, default=_refuse_date))
         except pydantic.ValidationError as error:
-            raise RecipeError(f"{source}: {_explain(cls, values, error)}") from None
-        except TypeError as error:
-            raise RecipeError(f"{source}: {error}; dates and times have no place in a recipe") from None
+            raise RecipeError(f"{source}: {explain(cls.model_json_schema(), values, error)}") from None
+        except RecipeError as error:
+            raise RecipeError(f"{source}: {error}") from None
 
     def resolved(self) -> dict[str, Any]:
         """Every value, defaults included, as plain JSON."""
@@ -56,6 +57,11 @@ class Recipe(pydantic.BaseModel):
     def identity(self) -> dict[str, Any]:
         """:meth:`resolved` without ``placement``."""
         return {key: value for key, value in self.resolved().items() if key != PLACEMENT}
+
+
+def _refuse_date(value: Any) -> Any:
+    """The only values of TOML that JSON does not have are dates and times."""
+    raise RecipeError(f'{value} is a date or time, and dates and times have no place in a recipe: write "{value}"')
 
 
 R = TypeVar("R", bound=Recipe)
@@ -72,9 +78,17 @@ def find(name: str) -> Path:
     shipped = {path.stem: path for path in sorted(ROOT.glob("*/recipes/*.toml"))}
     if name in shipped:
         return shipped[name]
-    near = difflib.get_close_matches(name, shipped, n=1)
-    hint = f"did you mean {near[0]}?" if near else "stillhouse recipes lists those that ship"
-    raise RecipeError(f"recipe {name} is neither a file nor one that ships: {hint}")
+    raise RecipeError(f"recipe {name} is neither a file nor one that ships: {_hint(name, shipped)}")
+
+
+def _hint(name: str, shipped: Mapping[str, Path]) -> str:
+    """What to write instead of a recipe that does not exist."""
+    if near := nearest(name, shipped):
+        return f"did you mean {near}?"
+    for other, path in shipped.items():
+        if tables := tables_called(name, tomllib.loads(path.read_text(encoding="utf-8"))):
+            return f"did you mean the table {other}#{tables[0]}?"
+    return "stillhouse recipes lists those that ship"
 
 
 def split(reference: str) -> tuple[str, str]:
@@ -106,10 +120,13 @@ def _read(reference: str) -> dict[str, Any]:
         values: Any = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: not TOML: {error}") from None
+    whole = values
     for part in table.split(".") if table else []:
         if not isinstance(values, dict) or not isinstance(values.get(part), dict):
             known = [key for key, value in values.items() if isinstance(value, dict)]
-            raise RecipeError(f"{path}: no table [{table}]{_suggest(part, known)}")
+            below = tables_called(part, whole)
+            hint = f"; did you mean {name}#{below[0]}?" if below else suggest(part, known)
+            raise RecipeError(f"{path}: no table [{table}]{hint}")
         values = values[part]
     return dict(values)
 
@@ -126,26 +143,42 @@ def load(cls: type[R], reference: str, settings: Sequence[str] = ()) -> R:
 def override(values: Mapping[str, Any], setting: str) -> dict[str, Any]:
     """``values`` with one ``a.b=value`` applied; the value is TOML where it parses, else a string.
 
-    ``a`` becomes a table if it is none; the recipe's class may refuse that.
+    ``a`` becomes a table if it is a plain value; the recipe's class may refuse that. ``a.0.b`` is in the first table of
+    a list.
 
     Raises:
-        RecipeError: not of the form ``key=value``.
+        RecipeError: not of the form ``key=value``, or a place that a list does not have.
     """
     key, equals, text = setting.partition("=")
-    if not equals or not key.strip():
+    parts = [part.strip() for part in key.split(".")]
+    if not equals or not all(parts):
         raise RecipeError(f"--set {setting}: write key=value, for example --set loss.temperature=2.0")
     try:
         value: Any = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text
-    tree: dict[str, Any] = {}
-    branch = tree
-    *parents, last = key.strip().split(".")
-    for part in parents:
-        branch[part] = {}
-        branch = branch[part]
-    branch[last] = value
-    return merge(values, tree)
+    try:
+        return dict(_replace(values, parts, value))
+    except LookupError as error:
+        raise RecipeError(f"--set {setting}: {error.args[0]}") from None
+
+
+def _replace(values: Any, parts: Sequence[str], value: Any, above: str = "") -> Any:
+    """``values`` with another value at the keys ``parts``; a number is the place in a list.
+
+    Raises:
+        LookupError: ``parts`` names a place that a list does not have.
+    """
+    first, *others = parts
+    here = f"{above}.{first}".removeprefix(".")
+    if isinstance(values, list):
+        known = ", ".join(f"{above}.{place}" for place in range(len(values)))
+        if not first.isdecimal() or int(first) >= len(values):
+            raise LookupError(f"{above} is a list, in which there is {known or 'nothing'}; {above}=[…] replaces it")
+        place = int(first)
+        return [*values[:place], _replace({first: values[place]}, parts, value, above)[first], *values[place + 1 :]]
+    table = values if isinstance(values, Mapping) else {}
+    return merge(table, {first: _replace(table.get(first), others, value, here) if others else value})
 
 
 def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -155,70 +188,3 @@ def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]
         below = merged.get(key)
         merged[key] = merge(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
     return merged
-
-
-def _explain(cls: type[Recipe], values: Mapping[str, Any], error: pydantic.ValidationError) -> str:
-    """The first error in one line that says where it is and what to write instead."""
-    first = error.errors(include_url=False, include_context=True)[0]
-    if first["type"] == "missing":
-        parents, _ = _written(values, first["loc"][:-1])
-        return f"{'.'.join([*map(str, parents), str(first['loc'][-1])])} is missing and has no default"
-    if first["type"] == "extra_forbidden":
-        parents, table = _written(values, first["loc"][:-1])
-        last, prefix = str(first["loc"][-1]), ".".join(map(str, parents))
-        place = f"{prefix}.{last}" if prefix else last
-        return f"unknown key {place}{_suggest(last, _keys(cls, parents, table), prefix)}"
-    place = ".".join(map(str, _written(values, first["loc"])[0]))
-    if first["type"] == "value_error":
-        return f"{place}: {first['ctx']['error']}" if place else str(first["ctx"]["error"])
-    return f"{place}: {first['msg'].lower()}, not {json.dumps(first['input'], default=str)}"
-
-
-def _written(values: Any, location: Sequence[int | str]) -> tuple[list[int | str], Any]:
-    """The keys of a pydantic location that are in the file, and the value there; others name a member of a union."""
-    place: list[int | str] = []
-    for part in location:
-        if isinstance(part, int) or (isinstance(values, Mapping) and part in values):
-            values = values[part]
-            place.append(part)
-    return place, values
-
-
-def _keys(cls: type[Recipe], parents: Sequence[int | str], table: Mapping[str, Any]) -> list[str]:
-    """Keys allowed in ``table`` at ``parents``, according to the JSON schema."""
-    schema = cls.model_json_schema()
-    node: Any = schema
-    for part in parents:
-        branches = _resolve(node, schema)
-        following = [branch["properties"][part] for branch in branches if part in branch.get("properties", {})]
-        inside = [
-            branch[key]
-            for branch in branches
-            for key in ("items", "additionalProperties")
-            if isinstance(branch.get(key), dict)
-        ]
-        node = {"anyOf": following or inside}
-    branches = [branch.get("properties", {}) for branch in _resolve(node, schema)]
-    return sorted({key for properties in branches if _fits(properties, table) for key in properties})
-
-
-def _fits(properties: Mapping[str, Any], table: Mapping[str, Any]) -> bool:
-    """Whether a table has the constants (``kind``) of this member of a union."""
-    fixed = {key: known["const"] for key, known in properties.items() if "const" in known}
-    return all(table.get(key, value) == value for key, value in fixed.items())
-
-
-def _resolve(node: Any, schema: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The object schemas of a JSON-schema node, through references and unions."""
-    if "$ref" in node:
-        return _resolve(schema["$defs"][node["$ref"].rpartition("/")[2]], schema)
-    options = [option for key in ("anyOf", "oneOf", "allOf") for option in node.get(key, [])]
-    return [found for option in options for found in _resolve(option, schema)] if options else [node]
-
-
-def _suggest(wrong: str, known: Sequence[str], prefix: str = "") -> str:
-    near = difflib.get_close_matches(wrong, known, n=1, cutoff=0.5)
-    full = [f"{prefix}.{key}" if prefix else key for key in (near or known)]
-    if near:
-        return f"; did you mean {full[0]}?"
-    return f"; known here: {', '.join(full)}" if full else ""

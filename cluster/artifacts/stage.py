@@ -12,13 +12,15 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, Literal, TypeVar, cast
 
 from upath import UPath
 
 from cluster.artifacts import artifact, cache, commit
 from cluster.artifacts.errors import StageError, logger
+from cluster.artifacts.names import word_of
 from cluster.artifacts.recipe import PLACEMENT, Recipe, RecipeError, read_values, split
+from cluster.artifacts.recipe_errors import tables_called
 from cluster.storage import filesystem
 from cluster.storage.filesystem import Location
 
@@ -79,11 +81,34 @@ class SideJob:
     """Names of jobs that must be done first."""
 
 
+@dataclass(frozen=True)
+class Workload:
+    """Fine-tuning that a stage will do, for plans."""
+
+    model: str
+    """Name of the model in the pipeline."""
+    examples: int
+    """Training examples, counted in every epoch and for every seed."""
+    tokens: float
+    """Mean tokens of an example."""
+    taught: bool = False
+    """Whether the teacher reads every example, too."""
+    gpu: bool = False
+    """Whether it runs on GPUs."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    trainings: int = 1
+    """Fine-tunings, one for each seed."""
+
+
 def _nothing(*_: object) -> None:
     """The default of hooks."""
 
 
 def _no_jobs(*_: object) -> Sequence[SideJob]:
+    return ()
+
+
+def _no_work(*_: object) -> Sequence[Workload]:
     return ()
 
 
@@ -110,6 +135,8 @@ class Stage(Generic[R]):
     """The role that takes the place of RECIPE on the command line, for a stage without choices."""
     grows: bool = False
     """It works in ``out`` itself: a run folder, which is no artifact and keeps its own identity."""
+    example: str = "default"
+    """RECIPE in the example of its ``--help``, and the options that it needs beside the required inputs."""
     remote: bool = False
     """It reads inputs and writes ``out`` where they are: it gets locations, which may be in an object store."""
     job_kind: str = ""
@@ -129,6 +156,8 @@ class Stage(Generic[R]):
     side_jobs: Callable[[R, StageContext], Sequence[SideJob]] = _no_jobs
     """The jobs that a pipeline runs for this stage: without ``context.training`` those it needs before any training,
     else those that accompany this training run."""
+    workload: Callable[[R, StageContext], Sequence[Workload]] = _no_work
+    """The fine-tunings of a later run, for plans; raises a StageError where their data is not there."""
     toolchain: Callable[[], object] = _nothing
     """Raises a StageError with the install command where a library of an optional extra is missing."""
     halved: Callable[[R], R | None] = _nothing
@@ -159,7 +188,11 @@ class Stage(Generic[R]):
         Raises:
             RecipeError: as :meth:`read` and :func:`~cluster.artifacts.recipe.read_values`.
         """
-        return self.read(read_values(reference, settings), split(reference)[0])
+        values = read_values(reference, settings)
+        word = word_of(self.name).replace("-", "_")
+        if "#" not in reference and word not in self.recipe.model_fields and (found := tables_called(word, values)):
+            raise RecipeError(f"{reference} has tables for several commands: write {reference}#{found[0]}")
+        return self.read(values, split(reference)[0])
 
 
 def identities(stage: Stage[R], inputs: Mapping[str, Location], out: Location | None = None) -> dict[str, str]:

@@ -20,7 +20,8 @@ class CatalogueEntry:
 
 
 OWN = (
-    CatalogueEntry("recipes", "list the recipes that ship"),
+    CatalogueEntry("new", "write a recipe to change, with every key explained"),
+    CatalogueEntry("recipes", "list the recipes that ship, and the keys of their tables"),
     CatalogueEntry("show", "print every value of a recipe with its documentation"),
     CatalogueEntry("completion", "print a completion script for bash, zsh or fish"),
 )
@@ -36,17 +37,22 @@ GROUPS: dict[str, tuple[CatalogueEntry, ...]] = {
         CatalogueEntry("distill.teacher", "import a teacher or train one"),
         CatalogueEntry("distill.train", "distil a teacher into a student"),
         CatalogueEntry("distill.export", "export a checkpoint as a student for transformers"),
+        CatalogueEntry("distill.follow", "draw a run in TensorBoard, Weights & Biases, MLflow or Trackio"),
     ),
     "Pipelines": (
         CatalogueEntry(
-            "distill.launch", "run a pipeline from text to report on Ray", ("demo", "real-text", "distilbert")
+            "distill.launch",
+            "run a pipeline from text to report on Ray",
+            ("demo", "own-text", "gpu-16gb", "gpu-24gb", "real-text", "distilbert"),
         ),
         CatalogueEntry("distill.plan", "predict hours, memory, disk and network of a pipeline"),
         CatalogueEntry("cluster.jobs", "submit, list and cancel jobs of the queue"),
     ),
     "Evaluation": (
         CatalogueEntry("eval.provenance", "make a classification task from a corpus: name the source", ("provenance",)),
+        CatalogueEntry("eval.word_order", "make a classification task from a corpus: find swapped words"),
         CatalogueEntry("eval.finetune", "fine-tune a model on a task and score it over several seeds", ("finetune",)),
+        CatalogueEntry("eval.bag_of_words", "score a bag of words on a task: what needs no encoder"),
         CatalogueEntry("eval.score", "score a fine-tuned model or an export on its task"),
         CatalogueEntry("eval.probes", "fine-tune and score the checkpoints of a run while it trains"),
         CatalogueEntry(
@@ -55,7 +61,8 @@ GROUPS: dict[str, tuple[CatalogueEntry, ...]] = {
         CatalogueEntry("eval.mobile", "measure time on a phone", ("mobile-browser", "mobile-adb", "mobile-proxy")),
         CatalogueEntry("eval.suite", "run all measurements as jobs of the queue", ("glue",)),
         CatalogueEntry("eval.report", "compare all results with the teacher and the paper"),
-        CatalogueEntry("eval.card", "fill a student's model card from a report"),
+        CatalogueEntry("eval.card", "fill a model card from a report"),
+        CatalogueEntry("eval.push", "push a model and its card to the Hugging Face Hub"),
     ),
     "Exports": (
         CatalogueEntry("deploy.onnx_export", "export a model to ONNX and compare their outputs", ("onnx",)),
@@ -70,6 +77,7 @@ GROUPS: dict[str, tuple[CatalogueEntry, ...]] = {
         CatalogueEntry("deploy.browser_layout", "lay out an ONNX export for transformers.js"),
         CatalogueEntry("deploy.web_page", "make the page that measures a phone's browser", ("page",)),
         CatalogueEntry("deploy.predict", "ask a model: labels, scores, answers, masked words"),
+        CatalogueEntry("deploy.ask", "ask teacher and student side by side on a page, with their times"),
     ),
 }
 

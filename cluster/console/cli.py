@@ -30,9 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     prog = f"stillhouse {word}"
     if word in [entry.word for entry in catalogue.OWN]:
         from cluster.artifacts.errors import errors_for_people
-        from cluster.console import completion, recipes
+        from cluster.console import completion, new, recipes
 
-        own = {"recipes": recipes.list_recipes, "show": recipes.show, "completion": completion.main}
+        own = {"new": new.main, "recipes": recipes.list_recipes, "show": recipes.show, "completion": completion.main}
         with errors_for_people():
             own[word](others, prog)
         return
@@ -85,6 +85,14 @@ def find(word: str) -> EntryPoint:
 
     from cluster.artifacts.errors import StageError
 
-    near = difflib.get_close_matches(word, [*map(word_of, known), *(entry.word for entry in catalogue.OWN)], n=1)
+    if entry := shipped().get(word):
+        raise StageError(f"{word} is a recipe of {entry.word}: write stillhouse {entry.word} {word}")
+    names = known if "." in word else [*map(word_of, known), *(entry.word for entry in catalogue.OWN)]
+    near = difflib.get_close_matches(word, names, n=1)
     hint = f"did you mean {near[0]}?" if near else "stillhouse lists all commands"
-    raise StageError(f"no command {word}: {hint}")
+    raise StageError(f"no command {word or '(an empty word)'}: {hint}")
+
+
+def shipped() -> dict[str, CatalogueEntry]:
+    """The commands of the shipped recipes that are not called as their command, by name of the recipe."""
+    return {name: entry for entry in catalogue.ENTRIES.values() for name in entry.recipes if name != entry.word}

@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 
 from cluster.artifacts import registry
+from cluster.artifacts.help_format import HelpFormatter
 from cluster.console import catalogue, cli
 
 _BASH = """\
@@ -34,8 +35,9 @@ _ZSH = "#compdef stillhouse\nautoload -U +X compinit && compinit\nautoload -U +X
 def main(arguments: Sequence[str], prog: str) -> None:
     """Print the completion script of a shell."""
     description = "Print a completion script. Save it where your shell loads completions from."
-    parser = argparse.ArgumentParser(prog=prog, description=description)
-    parser.add_argument("shell", choices=["bash", "zsh", "fish"])
+    epilog = f"example: {prog} bash > ~/.local/share/bash-completion/completions/stillhouse"
+    parser = argparse.ArgumentParser(prog=prog, formatter_class=HelpFormatter, description=description, epilog=epilog)
+    parser.add_argument("shell", choices=["bash", "zsh", "fish"], help="shell that reads the script; example: bash")
     shell = parser.parse_args(arguments).shell
     print(script(shell), end="")
 

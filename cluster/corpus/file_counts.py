@@ -50,8 +50,11 @@ class FileCounts:
 
     def __str__(self) -> str:
         if not self.read:
-            return f"{self.place} is empty"
-        return f"{self.place}: {self.read:,} read, all dropped ({bad_documents.format_counts(self.dropped)})"
+            return f"{self.place}: it is empty"
+        advice = next(
+            (f"; {bad_documents.ADVICE[reason]}" for reason in self.dropped if reason in bad_documents.ADVICE), ""
+        )
+        return f"{self.place}: {self.read:,} read, all dropped ({bad_documents.format_counts(self.dropped)}){advice}"
 
 
 def count(scanned: Sequence[ScannedSplit], selected: Selection) -> list[FileCounts]:
@@ -79,9 +82,9 @@ def check_sources(files: Sequence[FileCounts], sources: Sequence[AnySource]) -> 
             _check_repeated(number, source, own)
     empty = [file for file in files if not file.kept and file.is_whole and isinstance(sources[file.source], AnyFiles)]
     for file in empty[:SHOWN]:
-        logger.warning("corpus: no document of %s", file)
+        logger.warning("corpus: no document from %s", file)
     if len(empty) > SHOWN:
-        logger.warning("corpus: no document of %d more files: they are in facts.files", len(empty) - SHOWN)
+        logger.warning("corpus: no document from %d more files: they are in facts.files", len(empty) - SHOWN)
 
 
 def _check_repeated(number: int, source: AnySource, files: Sequence[FileCounts]) -> None:
@@ -91,7 +94,7 @@ def _check_repeated(number: int, source: AnySource, files: Sequence[FileCounts])
         dropped.update(file.dropped)
     name = f"source {number + 1} ({source_recipes.describe(source)})"
     if dropped[selection.REPEATED] or dropped[selection.NEAR]:
-        logger.warning("corpus: no document of %s: %s", name, bad_documents.format_counts(dropped))
+        logger.warning("corpus: no document from %s: %s", name, bad_documents.format_counts(dropped))
     elif dropped[selection.OVER_WEIGHT]:
         raise StageError(f"{name} has no document of as little text as its weight allows: raise its weight")
     elif source.max_bytes is not None:

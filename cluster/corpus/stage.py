@@ -24,6 +24,7 @@ from pydantic import Field, PositiveInt, model_validator
 from cluster.actors import actor_pool, ray_cluster
 from cluster.artifacts import artifact, stage
 from cluster.artifacts.recipe import Recipe
+from cluster.artifacts.recipe_errors import EXAMPLE
 from cluster.corpus import document_table, file_counts, selection, shard_writer
 from cluster.corpus.decontamination import Decontamination, EvaluationIndex
 from cluster.corpus.document_table import ScannedSplit, facts_path
@@ -46,13 +47,15 @@ EVALUATION = "evaluation.npz"
 FINISHED = ".corpus.tmp"
 """Facts of a complete corpus that is not yet hashed, in case that is interrupted; not part of the artifact."""
 
+_SOURCES = 'sources = [{ kind = "text", path = "text/*.txt" }]'
+
 logger = logging.getLogger("stillhouse")
 
 
 class Corpus(Recipe):
     """The sources of a corpus, the filters, and the size of the files."""
 
-    sources: Annotated[tuple[AnySource, ...], Field(min_length=1)]
+    sources: Annotated[tuple[AnySource, ...], Field(min_length=1, json_schema_extra={EXAMPLE: _SOURCES})]
     """Where the text comes from."""
     cleaning: Cleaning = Cleaning()
     near_duplicates: NearDuplicates | None = None
@@ -214,4 +217,12 @@ def _examples(scanned: Sequence[ScannedSplit]) -> list[dict[str, str]]:
     ][: bad_documents.EXAMPLES]
 
 
-STAGE = stage.Stage(name="cluster.corpus", run=run, recipe=Corpus, produces="corpus", remote=True, check_out=_check_out)
+STAGE = stage.Stage(
+    name="cluster.corpus",
+    run=run,
+    recipe=Corpus,
+    produces="corpus",
+    example="installed-docs",
+    remote=True,
+    check_out=_check_out,
+)

@@ -4,8 +4,9 @@
 
     stillhouse inspect DIR [--rows N] [--picture FILE.png] [--verify]
 
-DIR is an artifact of any kind, by path or URL (``s3://bucket/tokens``), the folder of a run, or the output folder of a
-pipeline. The command writes nothing but the picture. It reads large artifacts in part, evenly spread, and says so.
+DIR is an artifact of any kind, by path or URL (``s3://bucket/tokens``), the folder of a run, the ledger of a queue
+(``OUT/queue``), or the output folder of a pipeline. The command writes nothing but the picture. It reads large
+artifacts in part, evenly spread, and says so.
 """
 
 import argparse
@@ -19,7 +20,8 @@ from pathlib import Path
 from cluster.artifacts import artifact, cache, commit
 from cluster.artifacts.artifact import Artifact
 from cluster.artifacts.errors import errors_for_people
-from cluster.inspect import corpus, models, picture, results, runs, terminal, tokens
+from cluster.artifacts.help_format import HelpFormatter
+from cluster.inspect import corpus, jobs, models, picture, results, runs, terminal, tokens
 from cluster.inspect.findings import Findings, InspectError, Pairs, Section, Table, flat
 from cluster.inspect.lineage import headline, inputs_of, made_from
 from cluster.models import model_check
@@ -33,6 +35,7 @@ VIEWS: Mapping[str, Callable[[Artifact, int], Findings]] = {
     "dataset": results.dataset,
     "benchmark": results.benchmark,
     "report": results.report,
+    "probes": jobs.probes,
     **dict.fromkeys(("teacher", "student", "finetune", "export"), models.inspect),
 }
 
@@ -41,7 +44,7 @@ def look(place: Location, num_samples: int, verify: bool) -> Findings:
     """Inspect a place.
 
     Raises:
-        InspectError: it is not an artifact, a run or a folder of them.
+        InspectError: it is not an artifact, a run, a queue or a folder of them.
         ArtifactError: the artifact is incomplete or, with ``verify``, was changed.
     """
     if not filesystem.exists(place) or filesystem.is_file(place / commit.MANIFEST):
@@ -50,6 +53,8 @@ def look(place: Location, num_samples: int, verify: bool) -> Findings:
         found = runs.inspect(place, verify)
         *others, recipe = found.sections
         return replace(found, sections=[*others, made_from(runs.described(place)["inputs"], {}, place), recipe])
+    if isinstance(place, Path) and jobs.is_queue(place):
+        return jobs.inspect(place)
     if isinstance(place, Path) and (below := _below(place)):
         return _pipeline(place, below)
     raise InspectError(
@@ -116,13 +121,18 @@ def _pipeline(folder: Path, below: Mapping[str, Artifact]) -> Findings:
 
 
 def _parser(prog: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=prog, description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("place", metavar="DIR", help="an artifact by path or URL, a run, or a pipeline's output folder")
-    parser.add_argument(
-        "--rows", metavar="N", type=int, default=4, help="rows or documents to show (default: %(default)s)"
+    epilog = f"example: {prog} out/tokens --rows 8"
+    parser = argparse.ArgumentParser(
+        prog=prog, formatter_class=HelpFormatter, description=(__doc__ or "").partition("\n")[0], epilog=epilog
     )
-    parser.add_argument("--picture", metavar="FILE.png", type=Path, help="draw the histograms and curves")
-    parser.add_argument("--verify", action="store_true", help="compare the hashes of all files with the manifest")
+    place = "artifact by path or URL, folder of a run or a queue, or output folder of a pipeline; example: out/tokens"
+    parser.add_argument("place", metavar="DIR", help=place)
+    rows = "rows or documents to show (default: %(default)s); example: 8"
+    parser.add_argument("--rows", metavar="N", type=int, default=4, help=rows)
+    picture = "draw the histograms and curves to this file (default: none); example: tokens.png"
+    parser.add_argument("--picture", metavar="FILE.png", type=Path, help=picture)
+    verify = "compare the hashes of all files with the manifest (default: the sizes alone)"
+    parser.add_argument("--verify", action="store_true", help=verify)
     return parser
 
 

@@ -39,7 +39,8 @@ def inspect(folder: Path, verify: bool) -> Findings:
         sections.append(Section("LEARNING", _curves(train, validations)))
     checkpoints, remarks = _checkpoints(folder, verify)
     sections += [checkpoints, Section("RECIPE", [Pairs(flat(described(folder)["recipe"]))])]
-    return Findings(f"run {folder.name}", str(folder), _headline(train), [*_remarks(train), *remarks], sections)
+    headline = _headline(train, validations)
+    return Findings(f"run {folder.name}", str(folder), headline, [*_remarks(train), *remarks], sections)
 
 
 def curves(path: Path) -> list[Block]:
@@ -60,9 +61,9 @@ def _json(path: Path) -> dict[str, Any]:
         raise InspectError(f"{path} cannot be read ({error}): it was cut or changed") from None
 
 
-def _headline(train: Lines) -> str:
+def _headline(train: Lines, validations: Lines) -> str:
     if not train:
-        return "No step was logged yet."
+        return "Validated at step 0, without a step of training." if validations else "No step was logged yet."
     last = train[-1]
     done = f"{last['step']:,} of {last['steps']:,} steps ({share(last['step'], last['steps'])})"
     return f"{done}, {count(last['tokens'])} tokens seen"
@@ -70,7 +71,8 @@ def _headline(train: Lines) -> str:
 
 def _progress(train: Lines, validations: Lines) -> Section:
     if not train:
-        return Section("PROGRESS", [], "No step was logged.")
+        values = [Pairs(_validation(validations))] if validations else []
+        return Section("PROGRESS", values, "No step was logged.")
     last = train[-1]
     speed, step_seconds = (
         float(np.median([line[name] for line in train])) for name in ("tokens_per_second", "step_seconds")
@@ -83,20 +85,26 @@ def _progress(train: Lines, validations: Lines) -> Section:
         ("gradient norm", f"{plain(last['gradient_norm'])}, loss scale {plain(last['loss_scale'])}"),
         ("skipped steps", plain(last["skipped_steps"])),
     ]
-    if validations:
-        values = {key: value for key, value in validations[-1].items() if key not in ("kind", "step")}
-        entries.append((f"validation at {validations[-1]['step']:,}", plain(values)))
-    return Section("PROGRESS", [Pairs(entries)])
+    return Section("PROGRESS", [Pairs([*entries, *_validation(validations)])])
+
+
+def _validation(validations: Lines) -> list[tuple[str, str]]:
+    """The values of the last validation that were measured."""
+    if not validations:
+        return []
+    last = validations[-1]
+    values = {key: value for key, value in last.items() if key not in ("kind", "step") and value is not None}
+    return [(f"validation at {last['step']:,}", plain(values))]
 
 
 def _curves(train: Lines, validations: Lines) -> list[Block]:
     losses = {name: found for name in _LOSSES if (found := _curve(train, name)) and found[1].any()}
     if len(losses) == 2:
         losses.pop("total")  # equals the only term
-    accuracies = ("accuracy", "agreement", "teacher_accuracy")
+    accuracies = ("accuracy", "agreement", "teacher_accuracy", "counts_accuracy")
     blocks: list[Block] = [Curves("Training loss by term", "step", losses, logarithmic="up")] if losses else []
     if accuracy := {name: found for name in accuracies if (found := _curve(validations, name))}:
-        blocks.append(Curves("Held-out words predicted exactly", "step", accuracy))
+        blocks.append(Curves("Hidden held-out words predicted exactly", "step", accuracy))
     if speed := _curve(train, "tokens_per_second"):
         blocks.append(Curves("Tokens per second", "step", {"tokens/s": speed}))
     return blocks

@@ -1,6 +1,8 @@
 """Findings as text for a terminal or a pipe: sections, tables, samples, and charts in block characters."""
 
+import re
 import sys
+import textwrap
 from collections.abc import Iterator, Sequence
 from typing import TextIO
 
@@ -74,7 +76,7 @@ def _block(block: Block, console: Console) -> Iterator[RenderableType]:
     elif isinstance(block, Sample):
         yield from _sample(block, console)
     elif isinstance(block, Words):
-        yield from (_one_line(line) for line in block.text.rstrip().splitlines())
+        yield from (_wrapped(line, room) for line in block.text.rstrip().splitlines())
     else:
         yield Text.assemble(safe(block.title), "  ", (safe(block.note), "dim"))
         charts = {Bars: _bars, Histogram: _histogram, Curves: _curves}
@@ -83,6 +85,13 @@ def _block(block: Block, console: Console) -> Iterator[RenderableType]:
 
 def _one_line(text: str, style: str = "") -> Text:
     return Text(safe(text), style, no_wrap=True, overflow="ellipsis")
+
+
+def _wrapped(line: str, room: int) -> Text:
+    """A line of text; the rest of a long one is indented, as far as the line itself or its second column."""
+    start = re.match(r" *(\S.{0,14}?  +)?", safe(line))
+    indent = " " * (len(start[0]) if start else 0)
+    return Text("\n".join(textwrap.wrap(safe(line), room, subsequent_indent=indent, drop_whitespace=True)) or "")
 
 
 def _sample(block: Sample, console: Console) -> Iterator[RenderableType]:

@@ -28,6 +28,7 @@ from rich.text import Text
 
 from cluster.actors import ray_cluster
 from cluster.artifacts import cli, errors, registry, stage
+from cluster.artifacts.help_format import HelpFormatter
 from cluster.jobs import client
 from cluster.jobs.job import GOOD, OPEN, Job, current_user
 from cluster.telemetry import terminal
@@ -71,11 +72,13 @@ def _parse(given: Sequence[str], prog: str) -> argparse.Namespace:
 
 
 def _parser(prog: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=prog, description="The job queue of the Ray cluster at RAY_ADDRESS.")
+    epilog = f"example: {prog} submit eval.finetune finetune --model out/teacher --data glue/rte --out out/scores"
+    description = "The job queue of the Ray cluster at RAY_ADDRESS."
+    parser = argparse.ArgumentParser(prog=prog, formatter_class=HelpFormatter, description=description, epilog=epilog)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
     def command(name: str, run: Callable[[argparse.Namespace], bool], summary: str) -> argparse.ArgumentParser:
-        added = commands.add_parser(name, help=summary, description=summary)
+        added = commands.add_parser(name, help=summary, description=summary, formatter_class=HelpFormatter)
         added.set_defaults(command=run)
         _add_ledger(added)
         return added
@@ -91,7 +94,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         name = f"{word.upper()}=N"
         start.add_argument(f"--limit-{word}", type=_limit, action="append", metavar=name, help=limit)
     submit = command("submit", _explain_submit, "Submit a stage call: STAGE RECIPE --<role> DIR … --out DIR")
-    called = "stage (submit STAGE --help explains it); example: eval.finetune"
+    called = "stage to run, which submit STAGE --help explains; example: eval.finetune"
     submit.add_argument("stage", metavar="STAGE", help=called)
     listed = command("list", _list, "List the jobs that wait or run.")
     listed.add_argument("--all", action="store_true", help="include jobs that have ended (default: only open ones)")

@@ -7,6 +7,7 @@ broke, and not what the user has to correct.
 The queue outlives its submitters; its ledger on shared storage outlives the cluster.
 """
 
+import contextlib
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -52,10 +53,13 @@ def run(jobs: Sequence[Job], ledger: Path) -> list[Outcome]:
     names = dict(zip(offsets, (job.name for job in jobs), strict=True))
     ended: dict[str, Outcome] = {}
     try:
-        with progress.Progress("jobs", len(jobs), "jobs") as shown:
+        with contextlib.ExitStack() as stack:
+            # The line of a single job says as much as a count of jobs.
+            shown = stack.enter_context(progress.Progress("jobs", len(jobs), "jobs")) if len(jobs) > 1 else None
             for outcome in found.follow(offsets, names):
                 ended[outcome.id] = outcome
-                shown.advance()
+                if shown is not None:
+                    shown.advance()
                 progress.say(sentence(outcome))
     except KeyboardInterrupt:
         if not ray_cluster.is_private():
@@ -114,6 +118,11 @@ def stop() -> bool:
         return False
     ray.kill(found)
     return True
+
+
+def line_of(job: str, line: str) -> str:
+    """A line of a job's output after the job's name, once: progress of a stage often begins with it."""
+    return line if line.startswith(f"{job}: ") else f"{job}: {line}"
 
 
 def sentence(outcome: Outcome) -> str:
@@ -175,17 +184,25 @@ class Queue:
         Both arguments are by id. A line of output follows the job's name in ``names``, and the outcome has this name.
         """
         left = dict(offsets)
+        held: dict[str, str] = {}
         pause = _POLL_SECONDS[0]
         while left:
             news = False
             for name, seen in self._call("look", left).items():
                 for line in filter(str.strip, seen["text"].splitlines()):
-                    progress.say(f"[{names[name]}] {line}")
+                    if line.startswith("error: "):
+                        # The outcome repeats the last error.
+                        line, held[name] = held.get(name, ""), line
+                    if line:
+                        progress.say(line_of(names[name], line))
                 left[name] = seen["offset"]
                 news |= bool(seen["text"])
                 if seen["outcome"] is not None and not seen["text"]:
                     del left[name]
                     news = True
+                    last, error = held.pop(name, ""), seen["outcome"]["error"]
+                    if last and not (error and error in last):
+                        progress.say(f"[{names[name]}] {last}")
                     yield Outcome(**{**seen["outcome"], "name": names.get(name, seen["outcome"]["name"])})
             pause = _POLL_SECONDS[0] if news else min(pause * 1.5, _POLL_SECONDS[1])
             if left:

@@ -44,6 +44,24 @@ class Predictions(Sequence[Prediction]):
     no_answer: NoAnswer | None = None
     """None for a model that always gives an answer."""
 
+    @property
+    def cut_note(self) -> str | None:
+        """What people must know where the model did not read the whole input."""
+        if self.tokens_read >= self.tokens:
+            return None
+        return f"read {self.tokens_read} of {self.tokens} tokens, the rest has no effect: shorten the text"
+
+    @property
+    def no_answer_note(self) -> str | None:
+        """How a model of SQuAD 2.0 decided whether the passage holds an answer; None without spans."""
+        found = self.no_answer
+        if found is None or found.margin is None:
+            return None
+        verdict = "no answer" if found.chosen else "an answer"
+        return (
+            f"{verdict}: no answer minus best span is {found.margin:+.2f} logits, the threshold is {found.threshold:g}"
+        )
+
     @overload
     def __getitem__(self, index: int) -> Prediction: ...
     @overload

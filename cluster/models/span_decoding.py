@@ -171,7 +171,7 @@ def answer(
     Raises:
         StageError: the question leaves no room for a passage.
     """
-    query = tokenizer(question, add_special_tokens=False)["input_ids"]
+    query = tokenizer(question, add_special_tokens=False, verbose=False)["input_ids"]
     room = exported.positions - len(query) - tokenizer.num_special_tokens_to_add(pair=True)
     if room < 1:
         raise StageError(f"the question fills all {exported.positions} tokens of the model: shorten it")

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 from cluster.artifacts.errors import StageError
 
 ADVICE = {
-    "not UTF-8": "convert the file, for example with iconv -t utf-8",
+    "not UTF-8": "convert the file, for example with iconv -f latin1 -t utf-8",
     "not JSON": "repair or delete these lines",
     "no object": "write one JSON object per line",
     "no column": "set column to the name of the member that holds the text",

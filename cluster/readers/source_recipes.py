@@ -10,6 +10,7 @@ from typing import Annotated, Literal, TypeAlias
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from cluster.artifacts.recipe import Recipe
+from cluster.artifacts.recipe_errors import EXAMPLE
 
 CODECS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
 """Suffixes of compressed line files."""
@@ -31,7 +32,7 @@ class Source(Recipe):
 class Files(Source):
     """Files by path, folder, glob or URL."""
 
-    path: Annotated[str, Field(min_length=1)]
+    path: str = Field(min_length=1, json_schema_extra={EXAMPLE: 'path = "text/*"'})
     """A file, folder or glob, as a path or URL."""
     name: str = ""
     """Label of the documents; by default that of the file or folder."""
@@ -65,7 +66,7 @@ class JsonLines(Files):
 
 
 class Text(Files):
-    """Plain UTF-8 files; blank lines and paragraphs are skipped."""
+    """Plain UTF-8 files; blank lines and empty paragraphs are skipped."""
 
     kind: Literal["text"]
     """Plain text files."""
@@ -85,7 +86,7 @@ class Hub(Source):
 
     kind: Literal["hub"]
     """A data set of the Hugging Face Hub."""
-    dataset: str
+    dataset: str = Field(json_schema_extra={EXAMPLE: 'dataset = "wikimedia/wikipedia"'})
     """Name on the Hub, or a local folder."""
     name: str = ""
     """Label of the documents; by default that of the data set."""

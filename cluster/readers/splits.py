@@ -97,6 +97,17 @@ def make_splits(sources: Sequence[AnySource]) -> list[Split]:
     return [Split(number, group) for number, (group, _) in enumerate(group_by_size(spans))]
 
 
+def text_bytes(sources: Sequence[AnySource]) -> int | None:
+    """About how many bytes of text are in files; None with sources whose size only reading tells.
+
+    Raises:
+        StageError: as :func:`make_splits`.
+    """
+    if any(isinstance(source, Hub | InstalledDocs) for source in sources):
+        return None
+    return sum(size for number, source in enumerate(sources) for _, size in _spans(number, source))
+
+
 def refuse_inside(sources: Sequence[AnySource], out: Location, name: str) -> None:
     """Refuse to write a Parquet file ``name`` to a folder ``out`` where a source would read it, now or the next time.
 

@@ -44,6 +44,16 @@ def duration(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h" if seconds < 360_000 else f"{seconds / 3600:,.0f} h"
 
 
+def elapsed(seconds: float) -> str:
+    """A time that has passed, to the second or minute: ``45 s``, ``6 min 52 s``, ``3 h 05 min``."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600:,} h {whole % 3600 // 60:02d} min"
+
+
 def hours(value: float) -> str:
     """:func:`duration` of a number of hours."""
     return duration(3600 * value)

@@ -31,13 +31,23 @@ RESTARTS = Counter("stillhouse_restarts_total", "Restarts of the workers, by cau
 
 LOSS = Gauge("stillhouse_loss_nats", "Training loss of the last logged step, by term", ["run", "term"])
 VALIDATION = Gauge("stillhouse_validation_loss_nats", "Loss on held-out rows, by term", ["run", "term"])
+HIDDEN_LOSS = Gauge(
+    "stillhouse_validation_hidden_loss_nats",
+    "Loss on hidden held-out words, of the student, of the teacher and of word counts",
+    ["run", "model"],
+)
 ACCURACY = Gauge(
     "stillhouse_validation_accuracy_ratio",
-    "Share of held-out masked words predicted exactly, by the student and by the teacher",
+    "Share of hidden held-out words predicted exactly, by the student, by the teacher and by word counts",
+    ["run", "model"],
+)
+VISIBLE_ACCURACY = Gauge(
+    "stillhouse_validation_visible_accuracy_ratio",
+    "Share of masked held-out words that the input shows, predicted exactly, by the student and by the teacher",
     ["run", "model"],
 )
 AGREEMENT = Gauge(
-    "stillhouse_validation_agreement_ratio", "Share of held-out positions with the teacher's top word", ["run"]
+    "stillhouse_validation_agreement_ratio", "Share of hidden held-out words with the teacher's top word", ["run"]
 )
 LEARNING_RATE = Gauge("stillhouse_learning_rate", "Learning rate of the last logged step", ["run"])
 GRADIENT_NORM = Gauge(

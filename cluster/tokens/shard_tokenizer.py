@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import hashlib
 import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +25,7 @@ from cluster.storage.filesystem import Location
 from cluster.telemetry.error_text import first_line
 from cluster.tokens import rows
 from cluster.tokens.fast_encoder import Encoder, load_encoder
+from cluster.tokens.heldout import is_heldout
 from cluster.tokens.packing import Packing, RowPacker
 
 GROUP_CHARACTERS = 2**20
@@ -71,12 +71,6 @@ class ShardTask:
 
     def rows(self, part: str) -> Location:
         return self.out / f"{part}-{self.number:05}.arrow"
-
-
-def is_heldout(text: str, share: float) -> bool:
-    """Whether a document is held out. Its text decides, so order and corpus do not matter."""
-    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") < share * 2**64
 
 
 def read_texts(source: Location) -> Iterator[list[str]]:

@@ -29,14 +29,16 @@ from pydantic import Field, PositiveInt
 from cluster.actors import actor_pool
 from cluster.artifacts import artifact, errors, stage
 from cluster.artifacts.recipe import Recipe
+from cluster.artifacts.recipe_errors import EXAMPLE
 from cluster.corpus import shard_writer
 from cluster.readers import bad_documents
 from cluster.storage import filesystem
 from cluster.storage.filesystem import Location
 from cluster.telemetry import metrics, progress
 from cluster.tokens import rows
+from cluster.tokens.heldout import automatic_share, is_heldout
 from cluster.tokens.packing import Packing
-from cluster.tokens.shard_tokenizer import ShardTask, ShardTokenizer, is_heldout, read_texts, save_array
+from cluster.tokens.shard_tokenizer import ShardTask, ShardTokenizer, read_texts, save_array
 from cluster.tokens.tokenizer import (
     load_tokenizer,
     save_tokenizer,
@@ -58,8 +60,8 @@ class Pretrained(Recipe):
 
     kind: Literal["pretrained"]
     """A pretrained tokenizer."""
-    name: str
-    """A folder, or a model of the Hugging Face Hub."""
+    name: str = Field(json_schema_extra={EXAMPLE: 'name = "google-bert/bert-base-uncased"'})
+    """A folder, a shipped teacher, or a model of the Hugging Face Hub."""
 
 
 class TrainedWordPiece(Recipe):
@@ -83,8 +85,9 @@ class Tokens(Recipe):
 
     seq_len: Annotated[int, Field(ge=8)] = 128
     """Tokens per row."""
-    heldout: Annotated[float, Field(gt=0, lt=1)] = 0.01
-    """Share of documents kept for validation, chosen by a hash of their text."""
+    heldout: Literal["auto"] | Annotated[float, Field(gt=0, lt=1)] = "auto"
+    """Share of documents kept for validation, chosen by a hash of their text. ``auto`` is 1 %, and of fewer than 10,000
+    documents as many as fill 64 rows, or hold a fifth of the text."""
     tokenizer: AnyTokenizer | None = None
     """A pretrained tokenizer or a new one; ``--tokenizer DIR`` names a folder instead."""
     max_bad_share: Annotated[float, Field(ge=0, le=1)] = 0.01
@@ -101,16 +104,15 @@ def run(recipe: Tokens, inputs: Mapping[str, Location], out: Location) -> dict[s
     """
     texts = artifact.read(inputs["corpus"], "corpus")
     sources = [texts.location / name for name in texts.matching(shard_writer.SHARDS)]
-    tokenizer = _tokenizer(recipe, sources, inputs.get("tokenizer"), out)
+    heldout = _heldout(recipe, sources, int(texts.facts["documents"]))
+    tokenizer = _tokenizer(recipe.tokenizer, heldout, sources, inputs.get("tokenizer"), out)
     special, vocab_size = special_ids(tokenizer), vocabulary_size(tokenizer)
     packing = Packing(recipe.seq_len, vocab_size, special.cls, special.sep, special.all)
-    shards = [
-        ShardTask(source, number, out, out / WORK, packing, recipe.heldout) for number, source in enumerate(sources)
-    ]
+    shards = [ShardTask(source, number, out, out / WORK, packing, heldout) for number, source in enumerate(sources)]
     totals = _Totals(int(texts.facts["documents"]), recipe.max_bad_share)
     _tokenize_all(shards, totals, recipe.placement, partial(ShardTokenizer, out / "tokenizer.json", vocab_size))
     found = totals.numbers
-    _check(found, recipe)
+    _check(found, recipe.seq_len, heldout)
     counts = np.zeros(vocab_size, dtype=np.int64)
     for shard in shards:
         with filesystem.local(shard.counts) as path:
@@ -124,6 +126,7 @@ def run(recipe: Tokens, inputs: Mapping[str, Location], out: Location) -> dict[s
         "tokens": (found["train_rows"] + found["heldout_rows"]) * recipe.seq_len,
         "documents": found["train_documents"] + found["heldout_documents"],
         "heldout_documents": found["heldout_documents"],
+        "heldout_share": heldout,
         "bytes": found["bytes"],
         "dropped": {"failed_documents": totals.failed.total()}
         | {key: found[key] for key in ("tail_tokens", "special_rows")},
@@ -181,16 +184,29 @@ def _tokenize_all(shards: Sequence[ShardTask], totals: _Totals, placement: actor
             bar.advance(note=rates.add(tokens=tokens, bytes=facts["bytes"]))
 
 
-def _tokenizer(recipe: Tokens, sources: Sequence[Location], given: Location | None, out: Location) -> Any:
+def _heldout(recipe: Tokens, sources: Sequence[Location], documents: int) -> float:
+    """Share of the documents that are held out."""
+    if recipe.heldout != "auto":
+        return recipe.heldout
+    texts = (text for source in sources for group in read_texts(source) for text in group)
+    return automatic_share(texts, documents, recipe.seq_len)
+
+
+def _tokenizer(
+    wanted: Pretrained | TrainedWordPiece | None,
+    heldout: float,
+    sources: Sequence[Location],
+    given: Location | None,
+    out: Location,
+) -> Any:
     """The tokenizer, saved in ``out``; the saved one if an earlier attempt has saved it there."""
     ready = out / WORK / "vocabulary.ready"
     if filesystem.exists(ready):
         return _load(out)
-    wanted = recipe.tokenizer
     if given is not None and wanted is not None:
         raise errors.StageError("two tokenizers: leave out either --tokenizer or the table [tokenizer] of the recipe")
     if isinstance(wanted, TrainedWordPiece):
-        tokenizer = _train(wanted, recipe.heldout, sources)
+        tokenizer = _train(wanted, heldout, sources)
     elif given is not None:
         tokenizer = _load(given)
     elif wanted is not None:
@@ -226,22 +242,24 @@ def _save(tokenizer: Any, out: Location) -> None:
 def _train(recipe: TrainedWordPiece, share: float, sources: Sequence[Location]) -> Any:
     """A tokenizer learned from the documents that are not held out."""
 
+    passes = iter(("characters", "vocabulary"))
+
     def training_texts() -> Iterator[list[str]]:
-        for source in progress.progress(sources, "vocabulary", len(sources), "shards"):
+        for source in progress.progress(sources, next(passes), len(sources), "shards"):
             for texts in read_texts(source):
                 yield [text for text in texts if not is_heldout(text, share)]
 
     return train_wordpiece(training_texts, recipe.vocab_size, recipe.lowercase, recipe.min_frequency)
 
 
-def _check(totals: Mapping[str, int], recipe: Tokens) -> None:
+def _check(totals: Mapping[str, int], seq_len: int, heldout: float) -> None:
     """Raise StageError unless each part has a row."""
     for part, remedy in ((rows.TRAIN, "lower"), (rows.HELDOUT, "raise")):
         if not totals[f"{part}_rows"]:
             raise errors.StageError(
-                f"the {totals[f'{part}_documents']} {part} documents fill no row of {recipe.seq_len} tokens "
+                f"the {totals[f'{part}_documents']} {part} documents fill no row of {seq_len} tokens "
                 f"({totals['special_rows']} rows dropped for special tokens): give more text, lower seq_len, "
-                f"or {remedy} heldout = {recipe.heldout}"
+                f"or {remedy} heldout = {heldout:.3g}"
             )
 
 
@@ -251,5 +269,6 @@ STAGE = stage.Stage(
     recipe=Tokens,
     inputs={"corpus": stage.Role(("corpus",)), "tokenizer": stage.Role((stage.FOLDER,), optional=True)},
     produces="tokens",
+    example="demo#tokens",
     remote=True,
 )

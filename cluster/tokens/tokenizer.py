@@ -17,7 +17,7 @@ from tokenizers.pre_tokenizers import BertPreTokenizer
 from tokenizers.trainers import WordPieceTrainer
 from transformers import AutoTokenizer, BertTokenizerFast
 
-from cluster.artifacts import artifact
+from cluster.artifacts import artifact, shipped
 from cluster.artifacts.errors import StageError
 from cluster.storage.filesystem import write_json
 from cluster.telemetry.error_text import first_line
@@ -50,13 +50,13 @@ class SpecialIds:
 
 
 def load_tokenizer(name: Path | str) -> Any:
-    """The fast tokenizer of a model folder, an artifact, or a name on the Hugging Face Hub.
+    """The fast tokenizer of a model folder, an artifact, a shipped teacher, or a name on the Hugging Face Hub.
 
     Raises:
         StageError: it does not exist, cannot be fetched, or is not fast.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(name), trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(str(shipped.place(name)), trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise StageError(
             f"no tokenizer at {name} ({first_line(error)}): name a folder with tokenizer.json, or a model of the Hub "

@@ -6,7 +6,7 @@ import { counted, milliseconds, plural } from "./numbers.js";
 // found: [{ model, span, margin, none, tokenizeMs, neuralMs, tokens, windows, read, of }]
 export function showAnswers(passage, found) {
   $("answers").replaceChildren(...found.map((answer) => line(passage, answer)));
-  highlight(passage, found.filter((answer) => answer.span !== null));
+  highlight($("passage"), passage, found.filter((answer) => answer.span !== null));
 }
 
 export function clearAnswers(passage) {
@@ -46,8 +46,9 @@ function remarks({ model, margin, none, read, of }) {
   return found;
 }
 
-// The passage with the answers marked; each part has the classes of the models whose answer contains it.
-function highlight(passage, found) {
+// Show a passage in a place, with the answers marked; each part has the classes of the models whose answer contains it.
+// found: [{ model: { role }, span: { start, end } }]
+export function highlight(place, passage, found) {
   const cuts = [...new Set([0, passage.length, ...found.flatMap(({ span }) => [span.start, span.end])])].sort((a, b) => a - b);
   const parts = cuts.slice(0, -1).map((from, place) => {
     const to = cuts[place + 1];
@@ -55,7 +56,6 @@ function highlight(passage, found) {
     const text = passage.slice(from, to);
     return roles.length === 0 ? text : h("mark", { class: roles.join(" ") }, text);
   });
-  const place = $("passage");
   place.replaceChildren(...parts);
   // A long passage scrolls in its box: show the first answer, with a line above it.
   const first = place.querySelector("mark");

@@ -29,3 +29,10 @@ export function plural(count, word) {
 export function counted(count) {
   return count.toLocaleString("en");
 }
+
+// How a time compares with a longer one.
+export function comparison(slow, fast) {
+  const saved = 100 * (1 - fast / slow);
+  const time = `${Math.abs(saved).toFixed(0)}\u00a0% ${saved < 0 ? "more" : "less"}\u00a0time`;
+  return `${(slow / fast).toFixed(2)}\u00a0× as fast, ${time}`;
+}

@@ -3,7 +3,7 @@
 import { barChart } from "./chart.js";
 import { $, h } from "./elements.js";
 import { nameOf } from "./engine.js";
-import { milliseconds, percentile } from "./numbers.js";
+import { comparison, milliseconds, percentile } from "./numbers.js";
 
 // DistilBERT paper, section 3: an iPhone 7 Plus, question answering without tokenization.
 const PAPER = { teacher: 1118, student: 319 };
@@ -30,12 +30,6 @@ function groupsOf(rows) {
     groups.set(name, [...(groups.get(name) ?? []), row]);
   }
   return [...groups].map(([name, members]) => ({ name, rows: members }));
-}
-
-function comparison(slow, fast) {
-  const saved = 100 * (1 - fast / slow);
-  const time = `${Math.abs(saved).toFixed(0)}\u00a0% ${saved < 0 ? "more" : "less"}\u00a0time`;
-  return `${(slow / fast).toFixed(2)}\u00a0× as fast, ${time}`;
 }
 
 function shown({ name, rows }, titles) {

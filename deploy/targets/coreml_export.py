@@ -119,4 +119,5 @@ STAGE = stage.Stage(
     recipe=CoreMl,
     inputs={"model": stage.Role((stage.FOLDER,))},
     produces="export",
+    example="coreml",
 )

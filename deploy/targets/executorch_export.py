@@ -109,5 +109,6 @@ STAGE = stage.Stage(
     recipe=ExecuTorch,
     inputs=finalize.INPUTS,
     produces="export",
+    example="executorch",
     toolchain=toolchain,
 )

@@ -98,5 +98,11 @@ def run(recipe: LiteRt, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]
 
 
 STAGE = stage.Stage(
-    name="deploy.litert_export", run=run, recipe=LiteRt, inputs=finalize.INPUTS, produces="export", toolchain=toolchain
+    name="deploy.litert_export",
+    run=run,
+    recipe=LiteRt,
+    inputs=finalize.INPUTS,
+    produces="export",
+    example="litert",
+    toolchain=toolchain,
 )

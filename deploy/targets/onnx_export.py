@@ -86,4 +86,6 @@ def run(recipe: Export, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]
     return finalize.complete(source, made, recipe, recipe.probe, inputs, out, opset=recipe.opset)
 
 
-STAGE = stage.Stage(name="deploy.onnx_export", run=run, recipe=Export, inputs=finalize.INPUTS, produces="export")
+STAGE = stage.Stage(
+    name="deploy.onnx_export", run=run, recipe=Export, inputs=finalize.INPUTS, produces="export", example="onnx"
+)

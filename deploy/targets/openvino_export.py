@@ -107,5 +107,6 @@ STAGE = stage.Stage(
     recipe=OpenVino,
     inputs={**finalize.INPUTS, "tokens": stage.Role(("tokens",), optional=True)},
     produces="export",
+    example="openvino",
     toolchain=toolchain,
 )

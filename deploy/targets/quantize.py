@@ -167,4 +167,5 @@ STAGE = stage.Stage(
         "tokens": stage.Role(("tokens",), optional=True),
     },
     produces="export",
+    example="int8",
 )

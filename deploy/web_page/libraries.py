@@ -79,7 +79,7 @@ def check(folder: Path) -> dict[str, str]:
     """The packages in a folder made by :func:`vendor`, and their versions.
 
     Raises:
-        StageError: the folder is absent, has other versions, or was changed.
+        StageError: the folder is absent, has other versions or other files, or was changed.
     """
     fetch = f"run python -m deploy.web_page.libraries --out {folder}"
     if not folder.exists():
@@ -87,13 +87,21 @@ def check(folder: Path) -> dict[str, str]:
     again = f"delete it and {fetch}"
     if not (folder / LIBRARIES).is_file():
         raise errors.StageError(f"{folder} has no {LIBRARIES}, so it holds no libraries of the page: {again}")
-    said = json.loads((folder / LIBRARIES).read_text(encoding="utf-8"))
-    if said["packages"] != versions():
+    try:
+        said = json.loads((folder / LIBRARIES).read_text(encoding="utf-8"))
+        packages, files = dict(said["packages"]), dict(said["files"])
+    except (ValueError, KeyError, TypeError):
+        raise errors.StageError(f"{folder / LIBRARIES} was cut or changed: {again}") from None
+    if packages != versions():
         raise errors.StageError(f"{folder} has other versions than {BROWSER / 'package.json'}: {again}")
-    for name, digest in said["files"].items():
+    # The page takes the whole folder.
+    if others := sorted({path.name for path in folder.iterdir()} - {LIBRARIES, *files}):
+        raise errors.StageError(f"{folder / others[0]} is no library of the page: {again}")
+    for name in sorted({name for names in FILES.values() for name in names} | {*files}):
+        digest = files.get(name)
         if not (folder / name).is_file() or filesystem.file_sha256(folder / name) != digest:
             raise errors.StageError(f"{folder / name} is missing or was changed: {again}")
-    return dict(said["packages"])
+    return packages
 
 
 def _install(work: Path) -> None:

@@ -195,5 +195,6 @@ STAGE = stage.Stage(
         "libraries": stage.Role((stage.FOLDER,), identify=_libraries),
     },
     produces="export",
+    example="page",
     check=check,
 )

@@ -172,7 +172,7 @@ def _validation_seconds(planned: PlannedRun, cluster: Cluster, step: Prediction)
     teacher = planned.teacher if training.loss.needs_teacher else None
     operations = costs.validation_flops_per_token(teacher, planned.student, planned.seq_len)
     rate = step.layout.workers * step_prediction.flops_per_second(training, training.precision, cluster.device)
-    times = -(-planned.steps // training.placement.validate_every)
+    times = max(1, -(-planned.steps // training.placement.validate_every))
     return times * training.validation_rows * planned.seq_len * operations / rate
 
 
@@ -208,7 +208,7 @@ def _refused_rows(phase: PlannedRun, workers: int) -> list[str]:
         )
     if phase.seq_len > student.longest_row:
         found.append(
-            f"rows of {phase.seq_len} tokens, but {student.name} reads {student.longest_row}: write a shorter seq_len"
+            f"rows of {phase.seq_len:,} tokens, but the model reads {student.longest_row}: write a shorter seq_len"
         )
     return found
 

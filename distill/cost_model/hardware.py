@@ -81,6 +81,8 @@ class Cluster:
 
     @property
     def name(self) -> str:
+        if self.device.name == HERE:
+            return "this machine" if self.workers == 1 else f"{self.workers} workers of this machine"
         counts = [self.nodes, self.devices_per_node] if self.nodes > 1 else [self.devices_per_node]
         return "x".join([*map(str, counts), self.device.name])
 

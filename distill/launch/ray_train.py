@@ -62,10 +62,11 @@ class Call:
 def on_workers(call: Call, training: Training, run: Run) -> None:
     """Run a training stage on workers, one per slot, until it is complete.
 
-    ``run`` is the folder it trains in. SIGTERM to this process (``ray job stop``) stops it after a checkpoint.
+    ``run`` is the folder it trains in. SIGTERM to this process (``ray job stop``) and Ctrl-C stop it
+    after a checkpoint.
 
     Raises:
-        KeyboardInterrupt: SIGTERM stopped the run.
+        KeyboardInterrupt: SIGTERM or Ctrl-C stopped the run.
         LaunchError: the cluster is too small, the workers died too often or twice at the same step, or the stage
             raised an error for the user (with its message).
     """
@@ -84,10 +85,10 @@ def on_workers(call: Call, training: Training, run: Run) -> None:
             continue
         if stopped is None:
             return
-        status = f"{name}: {StopReason(stopped).text}; stopped at step {last_step(run)}"
         if stopped == StopReason.TERMINATED:
-            say(f"{status}, checkpoint written")
+            say(f"{name}: stopped at step {last_step(run)}, checkpoint written")
             raise KeyboardInterrupt
+        status = f"{name}: {StopReason(stopped).text}; stopped at step {last_step(run)}"
         restarts["growth" if stopped == StopReason.GROWING else "drain"] += 1
         say(f"{status}, starting again from there")
 
@@ -95,7 +96,7 @@ def on_workers(call: Call, training: Training, run: Run) -> None:
 def _attempt(call: Call, run: Run, slots: WorkerSlots, count: int, restarts: Mapping[str, int]) -> int | None:
     """Start ``count`` workers; returns the :class:`StopReason` they stopped for, or None when the run is complete."""
     stop_file = call.ray_folder / f"{call.out.name}.stop"
-    trainer = TorchTrainer(
+    trainer = _Trainer(
         train_worker,
         train_loop_config={
             "call": call,
@@ -113,31 +114,42 @@ def _attempt(call: Call, run: Run, slots: WorkerSlots, count: int, restarts: Map
             worker_runtime_env=_environment(slots.gpu),
         ),
     )
-    with _sigterm_creates(stop_file):
+    with _signals_create(stop_file):
         stopped: int | None = trainer.fit().return_value
     return stopped
 
 
 @contextlib.contextmanager
-def _sigterm_creates(stop_file: Path) -> Iterator[None]:
-    """Inside the block the first SIGTERM creates a file that workers poll for; a second one interrupts."""
+def _signals_create(stop_file: Path) -> Iterator[None]:
+    """Inside the block the first SIGTERM or Ctrl-C creates a file that workers poll for; a second one interrupts."""
     stop_file.unlink(missing_ok=True)
-    before: Any = None
+    before: dict[int, Any] = {}
 
-    def on_sigterm(number: int, frame: object) -> None:
-        signal.signal(signal.SIGTERM, before)
+    def on_signal(number: int, frame: object) -> None:
+        signal.signal(number, before[number])
         stop_file.parent.mkdir(parents=True, exist_ok=True)
         stop_file.touch()
+        if number == signal.SIGINT:
+            say("stopping with a checkpoint; Ctrl-C again stops at once, without one")
 
     if threading.current_thread() is threading.main_thread():
-        before = signal.getsignal(signal.SIGTERM)
-        signal.signal(signal.SIGTERM, on_sigterm)
+        before = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
     finally:
-        if before is not None:
-            signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
         stop_file.unlink(missing_ok=True)
+
+
+class _Trainer(TorchTrainer):  # type: ignore[misc]
+    """A trainer that leaves Ctrl-C to :func:`_signals_create`.
+
+    Ray Train's own handler ends this process without a checkpoint and without a word, also long after the training.
+    """
+
+    def _register_sigint_handler(self, controller: object) -> None:
+        pass
 
 
 def train_worker(config: Mapping[str, Any]) -> int | None:
@@ -205,7 +217,8 @@ def _display_progress(run: Run, name: str, done: threading.Event) -> None:
         if display is None:
             display = progress.Progress(f"{name}: training", last["steps"], "steps", last["step"])
         elif last["step"] != step:  # lower after a restart from an older checkpoint
-            display.reach(last["step"], progress.training_note(last))
+            validated = metrics_log.newest_metrics(run.metrics, "validation") or {}
+            display.reach(last["step"], progress.training_note(last, validated.get("agreement")))
         step = last["step"]
     if display is not None:
         display.close()

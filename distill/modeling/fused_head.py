@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from distill.config import Loss
 from distill.modeling.masked_lm import Projection
@@ -77,12 +78,24 @@ def cosine_loss(student: Float[Tensor, "tokens hidden"], teacher: Float[Tensor, 
     return found
 
 
+class Guesses(NamedTuple):
+    """What a head says at each position: its most likely word, and the cross entropy of the right one in nats."""
+
+    words: Int[Tensor, " positions"]
+    nats: Float[Tensor, " positions"]
+
+
 @torch.no_grad()
-def top_words(
-    features: Float[Tensor, "positions hidden"], projection: Projection, chunk: int
-) -> Int[Tensor, " positions"]:
-    """The most likely word at each position."""
-    return torch.cat([projection.logits(part).argmax(dim=-1) for part in torch.split(features, chunk)])
+def guesses(
+    features: Float[Tensor, "positions hidden"], projection: Projection, labels: Int[Tensor, " positions"], chunk: int
+) -> Guesses:
+    """The guess at each position, whose right word is in ``labels``; logits exist for ``chunk`` positions at a time."""
+    bias, words, nats = projection.bias.float(), [], []
+    for part, right in zip(torch.split(features, chunk), torch.split(labels, chunk), strict=True):
+        logits = torch.mm(part, projection.weight.t()).float().add_(bias)
+        words.append(logits.argmax(dim=-1))
+        nats.append(cross_entropy(logits, right, reduction="none"))
+    return Guesses(torch.cat(words), torch.cat(nats))
 
 
 def chunk_positions(vocab_size: int, bytes_per_logit: int, memory: int, device: str) -> int:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoConfig, AutoModelForMaskedLM
 
+from cluster.artifacts import shipped
 from cluster.models import model_check, model_loading, model_tokenizer
 from cluster.tokens.tokenizer import load_tokenizer
 
@@ -94,7 +95,9 @@ class MaskedLM(nn.Module):
 
 
 def load(source: str | Path, seed: int = 0) -> tuple[Any, frozenset[str]]:
-    """Load a masked language model in fp32 from a folder or hub id; also returns the names of missing weights.
+    """Load a masked language model in fp32; also returns the names of missing weights.
+
+    ``source`` is a folder, the name of a shipped teacher, or a hub id.
 
     Only a head may lack weights, which are drawn from ``seed``.
 
@@ -103,6 +106,7 @@ def load(source: str | Path, seed: int = 0) -> tuple[Any, frozenset[str]]:
         StageError: not found, unreadable, or weights that do not fit the configuration.
         ModelError: an unsupported architecture, or weights that are not finite.
     """
+    source = shipped.place(source)
     if Path(source).is_dir():
         model_check.check(Path(source))
     with torch.random.fork_rng(devices=[]):

@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from cluster.artifacts import shipped
+from cluster.artifacts.recipe_errors import nearest
 from cluster.models import model_check, model_folder
 
 Family = Literal["bert", "roberta", "distilbert"]
@@ -65,19 +67,23 @@ class ShapeError(ValueError):
 
 
 def find(source: str) -> ModelShape:
-    """The shape of a folder with a ``config.json``, or of a well-known model by name or hub id.
+    """The shape of a folder with a ``config.json``, of a shipped teacher, or of a well-known model by name or hub id.
 
     Raises:
         ShapeError: neither, or an unsupported configuration.
     """
-    if (Path(source) / "config.json").is_file():
-        return of_folder(Path(source))
+    folder = Path(shipped.place(source))
+    if (folder / "config.json").is_file():
+        return of_folder(folder)
     name = source.rpartition("/")[2]
     if name in KNOWN:
         return KNOWN[name]
+    known = [*KNOWN, *shipped.models()]
+    if near := nearest(name, known):
+        raise ShapeError(f"the shape of teacher {source} is not known here: did you mean {near}?")
     raise ShapeError(
         f"the shape of teacher {source} is not known here: give --teacher DIR (a folder with its config.json) or "
-        f"--teacher NAME with one of {', '.join(KNOWN)}"
+        f"--teacher NAME with one of {', '.join(known)}"
     )
 
 

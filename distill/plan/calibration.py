@@ -12,6 +12,7 @@ from transformers import BertConfig, BertForMaskedLM, RobertaConfig, RobertaForM
 
 from cluster.models.precision import Precision, dtype_of
 from cluster.telemetry import host_memory
+from cluster.telemetry.progress import say
 from distill.config import Student, Training
 from distill.cost_model import costs
 from distill.cost_model.hardware import Device
@@ -46,12 +47,15 @@ def measure(
     check_device(training.precision, device)
     torch.set_num_threads(training.placement.threads)
     cores = training.placement.threads if device.type == "cpu" else 1
+    say("1 of 3: matrix products")
     peak = _peak(training.precision, device)
+    say("2 of 3: a training step")
     sample = _Sample(training, teacher, model, seq_len, device)
     # The overhead is the time of a micro-batch with next to nothing to compute.
     overhead = sample.seconds(rows=1, seq_len=16) if device.type == "cuda" else 0.0
     share = sample.flops / (sample.seconds(sample.rows, seq_len) - overhead) / peak
     memory, reserved = _memory(device)
+    say("3 of 3: the bandwidth of memory")
     return Device(
         name="here",
         kind="gpu" if device.type == "cuda" else "cpu",

@@ -2,35 +2,46 @@
 
 ::
 
-    stillhouse plan RECIPE --hardware 8xV100-16GB [--hardware 4x8xA100-40GB]… [--network 100GbE]
+    stillhouse plan RECIPE [--hardware 8xV100-16GB]… [--network 100GbE] [--price 2.48] [--explain]
                     [--teacher DIR] [--tokens DIR | --rows N] [--set key=value]… [--json]
 
-RECIPE is one for ``stillhouse launch`` or ``stillhouse train``. ``--hardware here`` measures this machine for some
-seconds instead of reading a description. The command downloads nothing.
+RECIPE is one for ``stillhouse launch`` or ``stillhouse train``. Without ``--hardware`` the command measures this
+machine for some seconds. It downloads nothing.
 """
 
 import argparse
 import json
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from cluster.artifacts import artifact, errors, recipe
+from cluster.artifacts.cli import SET_HELP
+from cluster.artifacts.help_format import HelpFormatter
+from cluster.corpus.stage import Corpus
+from cluster.readers import splits
+from cluster.telemetry.formatting import file_size
 from cluster.telemetry.progress import say
 from distill.config import Distillation, Training
 from distill.cost_model import hardware
 from distill.cost_model.forecast import Forecast, PlannedRun, forecast, scaled
 from distill.cost_model.hardware import Cluster
 from distill.cost_model.step_prediction import Prediction
+from distill.launch import pipeline_recipe
 from distill.launch.pipeline_recipe import MAIN, Pipeline, PipelinePlan
 from distill.modeling import model_shape
 from distill.modeling.model_shape import ModelShape
 from distill.modeling.student import chosen_layers
-from distill.plan import report_text
+from distill.plan import report_text, suite_share
+from distill.plan.answer import Totals
+from distill.plan.suite_share import SuiteWork
 
 _PARTS = ("step", "compute", "overhead", "update", "network")
 
+BYTES_PER_TOKEN = 4.5
+"""Of English text in BERT's word pieces."""
 PAPER_TOKENS = 4_000_000_000
 """Tokens of the paper's corpus, English Wikipedia and the Toronto Book Corpus."""
 
@@ -46,17 +57,40 @@ class PlanRequest:
     name: str
     runs: list[PlannedRun]
     assumed: list[str]
+    no_text: str = ""
+    """Why the size of the text is not known, where the hours depend on it and the recipe names files."""
+    suite: SuiteWork = field(default_factory=SuiteWork)
+    shapes: Mapping[str, ModelShape] = field(default_factory=dict)
+    """Of teacher and student, where the recipe is a pipeline's."""
+
+    def suite_hours(self, cluster: Cluster) -> float | None:
+        """Hours of the suite's fine-tunings; None where they are not known."""
+        return self.suite.hours(self.shapes, self.runs[0].training, cluster) if self.suite.work else None
 
 
 def read_request(options: argparse.Namespace) -> PlanRequest:
     """Read the recipe that the options name, and the tokens artifact where they name one."""
     reader = _Reader(options)
     values = recipe.read_values(options.recipe)
-    if "train" in values and "corpus" in values:
-        runs = reader.pipeline(recipe.load(Pipeline, options.recipe, options.set))
-    else:
-        runs = [reader.training(recipe.load(Distillation, options.recipe, options.set))]
+    if pipeline_recipe.is_pipeline(values):
+        pipeline = pipeline_recipe.load(options.recipe, options.set)
+        runs = reader.pipeline(pipeline)
+        teacher = runs[0].teacher or reader.teacher(pipeline)
+        shapes = {"teacher": teacher, MAIN: runs[0].student}
+        work = suite_share.of_pipeline(pipeline, ("teacher", *pipeline.students()))
+        return PlanRequest(options.recipe, runs, reader.assumed, reader.no_text, work, shapes)
+    _check_training(options.recipe, values)
+    runs = [reader.training(recipe.load(Distillation, options.recipe, options.set))]
     return PlanRequest(options.recipe, runs, reader.assumed)
+
+
+def _check_training(reference: str, values: Mapping[str, Any]) -> None:
+    known = Distillation.model_fields.keys() - {recipe.PLACEMENT}
+    if values and not known & values.keys():
+        raise PlanError(
+            f"{reference} is neither a pipeline nor a training: stillhouse recipes lists pipelines, with the word "
+            "launch; their table [train] is a training, for example demo#train"
+        )
 
 
 class _Reader:
@@ -65,21 +99,36 @@ class _Reader:
     def __init__(self, options: argparse.Namespace) -> None:
         self._options = options
         self._facts = artifact.read(options.tokens, "tokens").facts if options.tokens else {}
+        self._text_bytes: int | None = None
+        self._no_files = ""
+        self.no_text = ""
         self.assumed: list[str] = []
 
     def pipeline(self, pipeline: Pipeline) -> list[PlannedRun]:
         tokens = pipeline.token_recipe()
+        corpus = Corpus.of(pipeline.corpus, "[corpus]")
+        try:
+            self._text_bytes = splits.text_bytes(corpus.sources)
+        except errors.StageError as error:
+            self._no_files = str(error)  # Files that are not here yet are no error of a plan.
         seq_len = self._seq_len(tokens.seq_len)
-        vocabulary = self._facts.get("vocab_size", getattr(tokens.tokenizer, "vocab_size", None))
-        teacher = self._teacher_shape(pipeline.teacher, vocabulary)
+        teacher = self.teacher(pipeline)
         plan = PipelinePlan(pipeline, Path("out"))
         runs = []
         for name in pipeline.students():
             prefix = "train." if name == MAIN else f"ablations.{name}."
-            runs.append(self._student_run(name, plan.distillation(name), teacher, seq_len, prefix))
+            # A student of no step only costs a validation.
+            if name == MAIN or plan.distillation(name).steps != 0:
+                runs.append(self._student_run(name, plan.distillation(name), teacher, seq_len, prefix))
         if (training := pipeline.teacher_training()) is not None:
             runs.append(self._by_phase("teacher", training, None, teacher, seq_len, "teacher.train."))
         return runs
+
+    def teacher(self, pipeline: Pipeline) -> ModelShape:
+        """Shape of the pipeline's teacher, which a student trained without one has, too."""
+        tokens = pipeline.token_recipe()
+        vocabulary = self._facts.get("vocab_size", getattr(tokens.tokenizer, "vocab_size", None))
+        return self._teacher_shape(pipeline.teacher, vocabulary)
 
     def training(self, training: Distillation) -> PlannedRun:
         teacher = self._teacher_shape({}, None)
@@ -115,9 +164,18 @@ class _Reader:
         given: int | None = self._options.rows or self._facts.get("train_rows")
         if given is not None or training.steps is not None:
             return given
+        if self._text_bytes is not None:
+            note = (
+                f"{file_size(self._text_bytes)} of text in the sources, {BYTES_PER_TOKEN:g} bytes a token: "
+                "--tokens DIR knows it exactly"
+            )
+            if note not in self.assumed:
+                self.assumed.append(note)
+            return max(1, round(self._text_bytes / BYTES_PER_TOKEN / seq_len))
         note = "a corpus of 4.0 G tokens, the paper's: give --tokens DIR or --rows N for yours"
         if note not in self.assumed:
             self.assumed.append(note)
+        self.no_text = self._no_files
         return PAPER_TOKENS // seq_len
 
     def _teacher_shape(self, written: Mapping[str, Any], vocabulary: int | None) -> ModelShape:
@@ -144,19 +202,30 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m distill.
     options = _parser(prog).parse_args(arguments)
     with errors.errors_for_people():
         request = read_request(options)
-        clusters = [_cluster(text, options.network, request) for text in options.hardware]
+        wanted = options.hardware or [hardware.HERE]
+        clusters = [_cluster(text, options.network, request) for text in wanted]
         forecasts = [[forecast(planned, cluster) for planned in request.runs] for cluster in clusters]
         if options.json:
-            print(json.dumps([as_json(request, found) for found in forecasts], indent=2))
-        elif len(forecasts) == 1:
-            print(report_text.whole(request.name, request.assumed, forecasts[0]))
+            print(json.dumps([as_json(request, found, options.price) for found in forecasts], indent=2))
+            return
+        totals = [_totals(request, found, options.price) for found in forecasts]
+        if len(forecasts) == 1:
+            print(report_text.whole(request.name, request.assumed, forecasts[0], totals[0], options.explain))
         else:
-            print(report_text.side_by_side(request.name, request.assumed, forecasts))
+            print(report_text.side_by_side(request.name, request.assumed, forecasts, totals))
 
 
-def as_json(request: PlanRequest, forecasts: list[Forecast]) -> dict[str, Any]:
+def _totals(request: PlanRequest, forecasts: Sequence[Forecast], price: float | None) -> Totals:
+    cluster = forecasts[0].cluster
+    suite = request.suite
+    hours = request.suite_hours(cluster)
+    return Totals(forecasts, suite.trainings, hours, suite.note(cluster), price, request.no_text)
+
+
+def as_json(request: PlanRequest, forecasts: list[Forecast], price: float | None = None) -> dict[str, Any]:
     """The numbers of a plan, plain; seconds, bytes and hours."""
     main_run = forecasts[0]
+    totals = _totals(request, forecasts, price)
     return {
         "recipe": request.name,
         "hardware": main_run.cluster.name,
@@ -167,6 +236,10 @@ def as_json(request: PlanRequest, forecasts: list[Forecast]) -> dict[str, Any]:
             {"workers": count, **_step_json(scaled(main_run.planned, main_run.cluster, count))}
             for count in report_text.SCALES
         ],
+        "suite_hours": totals.suite_hours,
+        "hours": totals.hours,
+        "device_hours": totals.device_hours,
+        "cost": totals.cost,
         "published_gpu_hours": dict(report_text.PUBLISHED),
     }
 
@@ -211,7 +284,7 @@ def _cluster(text: str, network: str, request: PlanRequest) -> Cluster:
     if name != hardware.HERE:
         return hardware.cluster(text, network)
     hardware.network_gb_per_second(network)
-    say("measuring this machine")
+    say("measuring this machine, which takes some seconds")
     from distill.plan import calibration  # it imports DeepSpeed, which a plan from descriptions does without
 
     main_run = request.runs[0]
@@ -220,35 +293,57 @@ def _cluster(text: str, network: str, request: PlanRequest) -> Cluster:
 
 
 def _parser(prog: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=prog, description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument(
-        "recipe", metavar="RECIPE", help="a pipeline or training recipe: TOML file, FILE#table, or name"
+    epilog = f"example: {prog} distilbert --hardware 8xV100-16GB --price 2.48"
+    parser = argparse.ArgumentParser(
+        prog=prog, formatter_class=HelpFormatter, description=(__doc__ or "").partition("\n")[0], epilog=epilog
     )
+    what = "recipe of a pipeline or a training: TOML file, one table of it, or one that ships; example: own-text"
+    parser.add_argument("recipe", metavar="RECIPE", help=what)
     parser.add_argument(
         "--hardware",
         metavar="WHAT",
         action="append",
-        required=True,
-        help="8xV100-16GB, 4x8xA100-40GB (nodes x GPUs), 2xcpu, a TOML file, or here; again for a table side by side",
+        help="GPUs, nodes x GPUs (4x8xA100-40GB), CPU workers (2xcpu) or a TOML file; again for a table side by side "
+        "(default: here, which measures this machine); example: 8xV100-16GB",
     )
     parser.add_argument(
         "--network",
         metavar="SPEED",
         default=hardware.ASSUMED_NETWORK,
-        help="between nodes: 25GbE (the default), 100GbE, InfiniBand-HDR, or GB/s",
+        help="network between nodes: Ethernet, InfiniBand-HDR, or GB/s (default: %(default)s); example: 100GbE",
     )
-    parser.add_argument("--teacher", metavar="DIR", help="a teacher artifact or Hugging Face folder, or a known name")
+    price = "price of a GPU-hour, or of an hour of a CPU worker (default: no costs); example: 2.48"
+    parser.add_argument("--price", metavar="MONEY", type=_price, help=price)
+    explain = "also print the formula of a step and how the run scales (default: leave that out)"
+    parser.add_argument("--explain", action="store_true", help=explain)
+    teacher = "folder of the teacher, or its well-known name (default: that of the recipe); example: bert-base-uncased"
+    parser.add_argument("--teacher", metavar="DIR", help=teacher)
+    tokens = "rows that stillhouse tokens made, which says how many (default: the paper's corpus)"
+    rows = "training rows there will be (default: those of the paper's corpus); example: 1_000_000"
+    length = "tokens in a row, where no --tokens say it (default: those of the recipe); example: 128"
     corpus = parser.add_mutually_exclusive_group()
-    corpus.add_argument("--tokens", metavar="DIR", help="tokens artifact: how many rows of which length")
-    corpus.add_argument("--rows", metavar="N", type=_count, help="training rows there will be")
-    parser.add_argument("--seq-len", metavar="N", type=_count, help="tokens in a row, where no --tokens say it")
-    parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="override a recipe value")
-    parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
+    corpus.add_argument("--tokens", metavar="DIR", help=f"{tokens}; example: out/tokens")
+    corpus.add_argument("--rows", metavar="N", type=_count, help=rows)
+    parser.add_argument("--seq-len", metavar="N", type=_count, help=length)
+    parser.add_argument(
+        "--set", metavar="KEY=VALUE", action="append", default=[], help=f"{SET_HELP}train.rows_per_step=16"
+    )
+    parser.add_argument("--json", action="store_true", help="print the numbers as JSON (default: text)")
     return parser
 
 
+def _price(text: str) -> float:
+    try:
+        price = float(text)
+    except ValueError:
+        price = math.nan
+    if not 0 <= price < math.inf:
+        raise argparse.ArgumentTypeError(f"{text}: write a number from 0 on, such as 2.48")
+    return price
+
+
 def _count(text: str) -> int:
-    number = int(text.replace(",", "").replace("_", ""))
-    if number < 1:
-        raise argparse.ArgumentTypeError("must be 1 or more")
-    return number
+    digits = text.replace(",", "").replace("_", "")
+    if not digits.isdecimal() or int(digits) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: write a whole number from 1 on, such as 1_000_000")
+    return int(digits)

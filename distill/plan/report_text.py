@@ -3,13 +3,14 @@
 import textwrap
 from collections.abc import Sequence
 
-from cluster.telemetry.formatting import count, duration, file_size, hours, memory_size, millions, plural
+from cluster.telemetry.formatting import duration, file_size, hours, memory_size, millions, plural
 from distill.cost_model import step_prediction
 from distill.cost_model.costs import checkpoint_bytes
 from distill.cost_model.forecast import Forecast, PlannedRun, checkpoints_kept, scaled
 from distill.cost_model.hardware import Cluster
 from distill.cost_model.step_prediction import Layout, Prediction
 from distill.modeling.model_shape import ModelShape
+from distill.plan.answer import Totals, amount
 
 PUBLISHED = {"DistilBERT": 720, "RoBERTa": 24_576}
 """GPU-hours: 8 V100 for 90 hours (Sanh et al. 2019), 1,024 V100 for a day (Liu et al. 2019)."""
@@ -35,28 +36,37 @@ def line(label: str, value: str) -> str:
     return textwrap.fill(f"  {label:<{_LABEL}}{value}", _WIDTH, subsequent_indent=indent, break_on_hyphens=False)
 
 
-def whole(name: str, assumed: Sequence[str], forecasts: Sequence[Forecast]) -> str:
-    """One plan in full: the main run, other runs of the recipe, layouts, scaling, refusals and assumptions."""
+def whole(
+    name: str, assumed: Sequence[str], forecasts: Sequence[Forecast], totals: Totals, explain: bool = False
+) -> str:
+    """One plan in full: the answer, the main run, other runs of the recipe, layouts, refusals and assumptions.
+
+    ``explain`` adds the formula of a step and how the run scales.
+    """
     found = forecasts[0]
     parts = [
+        [textwrap.fill(words, _WIDTH, break_on_hyphens=False) for words in (totals.sentence(), *totals.doubts())],
         [f"{name} on {found.cluster.name}", *_what(found.planned, found.chosen)],
         _time(forecasts),
         _memory(found),
         _disk_and_network(found),
         _best(found),
-        _scaling(found),
-        [*_others_refused(forecasts), *_notes(assumed, found)],
+        _scaling(found) if explain else [],
+        [*_others_refused(forecasts), *_notes([*assumed, *filter(None, [totals.suite_note])], found)],
     ]
     return "\n\n".join("\n".join(part) for part in parts if part)
 
 
-def side_by_side(name: str, assumed: Sequence[str], plans: Sequence[Sequence[Forecast]]) -> str:
+def side_by_side(
+    name: str, assumed: Sequence[str], plans: Sequence[Sequence[Forecast]], totals: Sequence[Totals]
+) -> str:
     """Several machines in columns, with the refusals and warnings of each below."""
     mains = [forecasts[0] for forecasts in plans]
     rows: list[tuple[str, list[str]]] = [
-        ("hours", [hours(found.hours) for found in mains]),
-        ("device-hours", [_hours_of_devices(found) for found in mains]),
-        ("with all its runs", [_all_device_hours(forecasts) for forecasts in plans]),
+        ("the student", [hours(found.hours) for found in mains]),
+        ("with everything", [hours(total.hours) for total in totals]),
+        ("device-hours", [amount(total.device_hours) for total in totals]),
+        ("costs", ["" if total.cost is None else amount(total.cost) for total in totals]),
         ("seconds a step", [duration(found.chosen.step_seconds) for found in mains]),
         ("  of them network", [duration(found.chosen.network_seconds) for found in mains]),
         ("tokens/s", [f"{found.chosen.tokens_per_second:,.0f}" for found in mains]),
@@ -69,15 +79,15 @@ def side_by_side(name: str, assumed: Sequence[str], plans: Sequence[Sequence[For
         ("  rows_per_device", [str(found.best.layout.micro_rows) for found in mains]),
         ("  teacher", [found.best.layout.teacher for found in mains]),
     ]
-    if all(len(forecasts) == 1 for forecasts in plans):
-        del rows[2]
+    rows = [row for row in rows if any(row[1])]
     lines = [f"{name}", *_what(mains[0].planned, mains[0].chosen), ""]
     lines += table(["", *(found.cluster.name for found in mains)], [[label, *cells] for label, cells in rows])
     lines += ["", _published()]
     for forecasts in plans:
         lines += ["", forecasts[0].cluster.name, *_others_refused(forecasts), *_notes([], forecasts[0])]
-    if assumed:
-        lines += ["", *_listed("taken for granted:", assumed)]
+    notes = [*assumed, *dict.fromkeys(total.suite_note for total in totals if total.suite_note)]
+    if notes:
+        lines += ["", *_listed("taken for granted:", notes)]
     return "\n".join(lines)
 
 
@@ -111,7 +121,8 @@ def _time(forecasts: Sequence[Forecast]) -> list[str]:
             line(f"a step, {phase.seq_len} tokens" if planned.later else "a step", _step(step))
             for phase, step in zip(planned.phases, planned.follow(found.chosen, found.cluster), strict=True)
         ),
-        line(unit, f"{_hours_of_devices(found)} ({_published()})"),
+        line(unit, _hours_of_devices(found)),
+        *([line("", _published())] if found.cluster.device.kind == "gpu" else []),
     ]
     for other in forecasts[1:]:
         lines.append(line(f"also: {other.planned.name}", f"{hours(other.hours)}, {_hours_of_devices(other)} {unit}"))
@@ -133,15 +144,16 @@ def _step(step: Prediction) -> str:
 
 
 def _published() -> str:
-    return "published, on V100s: GPU-hours of " + ", ".join(f"{name} {value:,}" for name, value in PUBLISHED.items())
+    took = ", ".join(f"{name} {value:,}" for name, value in PUBLISHED.items())
+    return f"published, on V100s: {took}; the passes of DistilBERT are unknown, so this is no measure of its speed"
 
 
 def _hours_of_devices(found: Forecast) -> str:
-    return count(found.device_hours)
+    return amount(found.device_hours)
 
 
 def _all_device_hours(forecasts: Sequence[Forecast]) -> str:
-    return count(sum(found.device_hours for found in forecasts))
+    return amount(sum(found.device_hours for found in forecasts))
 
 
 def _memory(found: Forecast) -> list[str]:
@@ -296,6 +308,6 @@ def _scaled_row(planned: PlannedRun, cluster: Cluster, step: Prediction, first: 
         duration(step.step_seconds),
         duration(step.network_seconds),
         hours(taken),
-        count(taken * workers),
+        amount(taken * workers),
         f"{ideal / step.step_seconds:.0%}",
     ]

@@ -1,91 +1,37 @@
 """Exports a checkpoint of a run as a student: a folder for transformers, with a model card.
 
 The folder holds ``config.json``, ``model.safetensors``, the tokenizer and ``README.md``, and needs only transformers:
-``AutoModelForMaskedLM.from_pretrained(folder)``.
+``AutoModelForMaskedLM.from_pretrained(folder)``. ``heldout.parquet`` has the last validation row by row, so that a
+report can compare two students on the same rows: ``hidden`` words, ``hits`` among them, and ``nats``, the sum of their
+losses.
 """
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import PositiveInt
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import NonNegativeInt
 
-from cluster.artifacts import stage
+from cluster.artifacts import commit, stage
 from cluster.artifacts.artifact import digest
 from cluster.artifacts.commit import CARD
 from cluster.artifacts.recipe import Recipe
 from cluster.models import model_tokenizer
-from cluster.telemetry.formatting import amount
 from cluster.tokens.tokenizer import load_tokenizer, quiet_tokenizer
 from distill.checkpointing.run_folder import Run, RunError
 from distill.modeling import masked_lm
-from distill.train import paper_differences
+from distill.train import paper_differences, student_card
 from distill.train.validation import NAMES
 
-_CARD = """---
-library_name: transformers
-pipeline_tag: fill-mask
-tags:
-- distillation
-- masked-lm
----
-
-# {architecture}, {layers} layers
-
-A student of {layers} layers and {parameters:,} parameters, distilled with Stillhouse by the recipe of DistilBERT
-(Sanh et al. 2019, arXiv 1910.01108) with the differences listed below{weights}.
-
-```python
-from transformers import AutoModelForMaskedLM, AutoTokenizer
-
-student = AutoModelForMaskedLM.from_pretrained("this folder")
-tokenizer = AutoTokenizer.from_pretrained("this folder")
-```
-
-## Training
-
-| | |
-|---|---|
-| optimizer steps | {steps:,} of {rows} |
-| tokens seen | {tokens:,} |
-| precision | {precision} |
-| workers | {world_size} × {device} |
-| device hours of training steps | {device_hours:.3g} |
-| teacher | identity `{teacher}` |
-| token rows | identity `{token_rows}` |
-
-## What differs from the paper
-
-| | paper, or its authors' code | here |
-|---|---|---|
-{differences}
-
-`config.json` has the dropout of the teacher's configuration, for fine-tuning.
-
-## Held-out rows
-
-| measure | student | teacher |
-|---|---|---|
-| masked-word loss, nats | {masked} | {teacher_masked} |
-| masked-word accuracy | {accuracy} | {teacher_accuracy} |
-| top word agrees with the teacher's | {agreement} | |
-
-Measured on rows that training never saw ({validation_rows} at most{of_length}), the same masks for both.
-
-## Results
-
-Not measured yet: `stillhouse card REPORT --student DIR` fills this section, and the metadata above, from a report.
-
-## Limits
-
-The student knows what its corpus said, errors and prejudice included, and is meant to be fine-tuned.
-"""
+HELDOUT = "heldout.parquet"
 
 
 class Export(Recipe):
     """The checkpoint to export."""
 
-    step: PositiveInt | None = None
+    step: NonNegativeInt | None = None
     """Optimizer step of the checkpoint; the newest one by default."""
 
 
@@ -99,7 +45,8 @@ def run(recipe: Export, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]
     with quiet_tokenizer():
         model = masked_lm.load_trained(source.path, checkpoint.load().weights)
         model.save_pretrained(out)
-    model_tokenizer.save_beside(load_tokenizer(source.path), model.config, out)
+    tokenizer = load_tokenizer(source.path)
+    model_tokenizer.save_beside(tokenizer, model.config, out)
     facts = masked_lm.facts(model) | {
         "steps": checkpoint.step,
         "tokens": checkpoint.facts["tokens"],
@@ -108,10 +55,29 @@ def run(recipe: Export, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]
         "device": checkpoint.facts["device"],
         "validation": dict.fromkeys(("total", *NAMES)) | checkpoint.facts["validation"],
         "lineage": described["inputs"],
+        **_trained_by(described["recipe"]),
     }
+    if rows := checkpoint.facts.get("heldout_rows"):
+        pq.write_table(pa.table(rows), out / HELDOUT, compression="zstd")
+        facts["heldout"] = _heldout(described, facts["validation"], len(rows["hidden"]))
     facts["differences"] = paper_differences.differences(described["recipe"], facts)
-    (out / CARD).write_text(_card(facts, described["recipe"]), encoding="utf-8")
+    card = student_card.write(facts, described["recipe"], commit.completed(out), tokenizer.mask_token)
+    (out / CARD).write_text(card, encoding="utf-8")
     return facts
+
+
+def _trained_by(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a run that say which row of an ablation it is."""
+    weights = {term: recipe["loss"][term] for term in ("soft", "masked", "cosine")}
+    return {"start": recipe["student"]["start"], "loss": weights}
+
+
+def _heldout(described: Mapping[str, Any], validation: Mapping[str, Any], rows: int) -> str:
+    """Identity of the held-out rows and masks of a validation: students with the same one can be compared by row."""
+    recipe = described["recipe"]
+    tokens = stage.inputs_of("tokens", described["inputs"])
+    of_length = tokens.get(f"tokens-{validation.get('seq_len')}", next(iter(tokens.values())))
+    return digest({"tokens": of_length, "rows": rows, "seed": recipe["seed"], "masking": recipe["masking"]})
 
 
 def identity(path: Path) -> str:
@@ -120,28 +86,6 @@ def identity(path: Path) -> str:
     described = run.recipe()
     checkpoints = [{"step": found.step, "files": found.facts["files"]} for found in run.checkpoints()]
     return digest({"described": described, "checkpoints": checkpoints})
-
-
-def _card(facts: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
-    validation = {key: amount(value, ".4f") for key, value in facts["validation"].items()}
-    validated_length = facts["validation"].get("seq_len")
-    loss = recipe["loss"]
-    counts = ((phase["rows_per_step"] or recipe["rows_per_step"], phase["seq_len"]) for phase in recipe["phases"])
-    rows = [f"{count:,} rows of {length:,} tokens" for count, length in counts]
-    terms = " + ".join(f"{loss[term]:g} · {term}" for term in ("soft", "masked", "cosine"))
-    return _CARD.format(
-        **{key: facts[key] for key in ("architecture", "layers", "parameters", "steps", "tokens", "device")},
-        **{key: recipe[key] for key in ("precision", "validation_rows")},
-        **validation,
-        rows=", then ".join(rows) or f"{recipe['rows_per_step']:,} rows",
-        of_length=f", of {validated_length:,} tokens" if validated_length else "",
-        weights=f"; loss {terms}, temperature {loss['temperature']:g}",
-        differences="\n".join(f"| {one['what']} | {one['paper']} | {one['here']} |" for one in facts["differences"]),
-        world_size=facts["world_size"],
-        device_hours=facts["device_hours"],
-        teacher=facts["lineage"]["teacher"][:12],
-        token_rows="`, `".join(known[:12] for known in stage.inputs_of("tokens", facts["lineage"]).values()),
-    )
 
 
 STAGE = stage.Stage(

@@ -25,6 +25,7 @@ from distill.data.schedule import Schedule
 from distill.engine.deepspeed_engine import Engine
 from distill.engine.process_group import Workers, join
 from distill.engine.teacher_engine import TeacherEngine
+from distill.follow import trackers
 from distill.modeling import masked_lm, model_shape, student
 from distill.modeling.masked_lm import MaskedLM, ModelError
 from distill.train import micro_batch_size, preflight
@@ -37,6 +38,7 @@ from distill.train.validation import Validation
 
 def run(recipe: Distillation, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
     """Train a student from a teacher into the run folder ``out``."""
+    trackers.check(recipe.placement.follow)
     schedule = Schedule(recipe, map(open_tokens, stage.inputs_of("tokens", inputs).values()))
     source = model_check.unchanged(inputs["teacher"])
     identities = {role: artifact.read(path).identity for role, path in inputs.items()}
@@ -101,6 +103,10 @@ def fit(
     timer = engine.step_timer
     with GracefulStop(workers) as stopping, RunLogger(run, training, schedule, workers, run_metrics) as run_logger:
         first_step = run_logger.resume(engine)
+        if steps == 0 and not run_logger.resumed:
+            engine.begin_phase(training.rows_per_step, micro_rows[0])
+            run_logger.validated(validations[0].measure(engine))
+            run_logger.save()
         # --------------------------------------------------------------------------------------------------------------
         for step in range(first_step, steps):
             phase = schedule.at(step)
@@ -148,5 +154,6 @@ STAGE = stage.Stage(
     recipe=Distillation,
     inputs={"tokens": stage.Role(("tokens",), keyed_by="seq_len"), "teacher": stage.Role(("teacher",))},
     produces="run",
+    example="demo#train",
     grows=True,
 )

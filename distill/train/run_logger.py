@@ -9,7 +9,7 @@ import contextlib
 import itertools
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self, TypeAlias
@@ -18,7 +18,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from cluster.models import word_count_gain
 from cluster.telemetry import metrics_log, progress
+from cluster.telemetry.progress import say
 from distill.checkpointing.checkpoint import CheckpointError
 from distill.checkpointing.checkpoint_writer import CheckpointWriter, from_first, newest_agreed
 from distill.checkpointing.run_folder import Run
@@ -28,8 +30,10 @@ from distill.data.schedule import OpenPhase, Schedule
 from distill.engine.deepspeed_engine import Engine, EngineError
 from distill.engine.process_group import Workers
 from distill.engine.step_timer import PARTS
+from distill.follow import followers
 from distill.modeling.losses import TERMS
 from distill.train.run_metrics import RunMetrics
+from distill.train.validation import Validated
 
 RowsOf: TypeAlias = Callable[[], tuple[I64, I64]]
 """Computes the numbers of a micro-batch's training rows and their epochs."""
@@ -72,6 +76,11 @@ def _nonfinite(losses: Float[Tensor, "micros terms"], rows: Sequence[RowsOf]) ->
     return f"{', '.join(named)}, at training rows {listed}{more}"
 
 
+def _short(value: float) -> float | int | None:
+    """A number for JSON: whole ones as such, others to a millionth, None where it is not finite."""
+    return None if not math.isfinite(value) else int(value) if value.is_integer() else round(value, 6)
+
+
 class RunLogger:
     """Collects and writes a run's measurements; a context manager that every worker enters.
 
@@ -88,10 +97,15 @@ class RunLogger:
         """Mean seconds of a step by part, measured by this worker before the last log."""
         self._fp16 = training.precision == "fp16"
         self._step = 0
+        self.resumed = False
+        """Whether the run goes on from a checkpoint."""
         self._device_seconds = 0.0
         self._skipped_before, self._skipped, self._skipped_in_a_row = 0, 0, 0
-        self._validation: dict[str, float | None] = {}
+        self._validation: dict[str, Any] = {}
+        """What a checkpoint keeps of the last validation: its values, and its held-out rows."""
         self._validated_at = -1
+        self._named = False
+        self._agreement: float | None = None
         self._micros: list[Tensor] = []
         self._rows: list[RowsOf] = []
         self._pending: list[_Step] = []
@@ -123,11 +137,14 @@ class RunLogger:
         self._engine = engine
         if (newest := newest_agreed(self._run, self._workers)) is not None:
             engine.restore(newest.load())
+            self.resumed = True
             self._step = newest.step
             self._device_seconds = float(newest.facts["device_seconds"])
             self._skipped = self._skipped_before = int(newest.facts["skipped_steps"])
         if self._workers.is_main_process:
             self._log = metrics_log.MetricsLog(self._run.metrics, self._step)
+            # The followers end after the log has its last lines.
+            self._open.enter_context(followers.following(self._run.path, self._training.placement.follow))
             self._open.callback(self._log.close)
             writer = CheckpointWriter(self._run, self._training.placement)
             self._writer = self._open.enter_context(contextlib.closing(writer))
@@ -223,7 +240,7 @@ class RunLogger:
         if self._log is not None:
             self._log.write(**line)
             self._metrics.count_skipped(skipped)
-            self._progress.advance(note=progress.training_note(line))
+            self._progress.advance(note=progress.training_note(line, self._agreement))
         return line
 
     def _refuse(self, step: _Step) -> None:
@@ -243,16 +260,27 @@ class RunLogger:
             f"{unwritten or kept}"
         )
 
-    def validated(self, values: dict[str, float | None]) -> None:
+    def validated(self, found: Validated) -> None:
         """Log a validation of the weights after the last drained step."""
-        values = {"seq_len": self._phase().seq_len, **values}
-        self._validation = {name: metrics_log.finite(value) for name, value in values.items()}
+        values = {"seq_len": self._phase().seq_len, **found.values}
+        finite = {name: metrics_log.finite(value) for name, value in values.items()}
+        rows = {name: [_short(value) for value in column] for name, column in found.rows.items()}
+        self._validation = {"validation": finite, "heldout_rows": rows}
         self._validated_at = self._step
+        self._agreement = values["agreement"]
         if self._log is not None:
-            self._log.write(kind="validation", step=self._step, **values)
+            self._log.write(kind="validation", step=self._step, steps=self._schedule.steps, **values)
             self._metrics.show_validation(values)
+            self._name_a_weak_teacher(values)
         # Validation does not count as training time.
         self._started = time.monotonic()
+
+    def _name_a_weak_teacher(self, values: Mapping[str, float | None]) -> None:
+        """Say once that the student can learn little from its teacher."""
+        losses = values["teacher_hidden_loss"], values["counts_hidden_loss"]
+        if not self._named and (warning := word_count_gain.warning("the teacher", *losses)):
+            say(f"warning: {warning}")
+            self._named = True
 
     def save(self) -> None:
         """Take a checkpoint of the last drained step. A thread writes it while training continues."""
@@ -271,7 +299,7 @@ class RunLogger:
                 world_size=self._workers.world_size,
                 device=self._workers.device_name,
                 # An older validation measured other weights.
-                validation=self._validation if self._validated_at == self._step else {},
+                **(self._validation if self._validated_at == self._step else {"validation": {}, "heldout_rows": {}}),
             )
         self._started = time.monotonic()
         if self._workers.is_main_process:

@@ -21,6 +21,14 @@ CAUSES = ("death", "drain", "growth")
 """Why workers restart: one of them or its node died, a node was drained, or there was room for more workers."""
 
 
+_OF_HIDDEN_WORDS = (
+    (metrics.HIDDEN_LOSS, "hidden_loss"),
+    (metrics.ACCURACY, "accuracy"),
+    (metrics.VISIBLE_ACCURACY, "visible_accuracy"),
+)
+"""Metrics of the student, the teacher and word counts, with their names in a validation."""
+
+
 class RunMetrics:
     """Sets the metrics of one run."""
 
@@ -122,9 +130,10 @@ class RunMetrics:
         for term in ("total", "soft", "masked", "cosine"):
             if (value := values[term]) is not None:
                 metrics.VALIDATION.labels(name, term).set(value)
-        for model, key in (("student", "accuracy"), ("teacher", "teacher_accuracy")):
-            if (value := values[key]) is not None:
-                metrics.ACCURACY.labels(name, model).set(value)
+        for model, prefix in (("student", ""), ("teacher", "teacher_"), ("word counts", "counts_")):
+            for gauge, key in _OF_HIDDEN_WORDS:
+                if (value := values.get(f"{prefix}{key}")) is not None:
+                    gauge.labels(name, model).set(value)
         if (value := values["agreement"]) is not None:
             metrics.AGREEMENT.labels(name).set(value)
 

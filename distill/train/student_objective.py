@@ -15,7 +15,7 @@ from distill.config import Loss, Training
 from distill.data.batches import Batch
 from distill.engine.process_group import Workers
 from distill.modeling import fused_head
-from distill.modeling.fused_head import DistillationTargets, HeadLosses
+from distill.modeling.fused_head import DistillationTargets, Guesses, HeadLosses
 from distill.modeling.losses import Losses, cosine_loss, masked_word_loss, soft_target_loss
 from distill.modeling.masked_lm import MaskedLM, Outputs, Projection
 
@@ -40,10 +40,10 @@ def head_settings(training: Training, vocab_size: int, workers: Workers) -> Head
 
 @dataclass(frozen=True)
 class ObjectiveOutput:
-    """Losses of a batch and, without gradients, the most likely word at each label."""
+    """Losses of a batch and, without gradients, the guess at each label."""
 
     losses: Losses
-    words: Int[Tensor, " labels"] | None
+    guesses: Guesses | None
 
 
 class StudentObjective(MaskedLM):
@@ -74,10 +74,11 @@ class StudentObjective(MaskedLM):
             loss = cosine_loss if self._head.kind == "naive" else fused_head.cosine_loss
             cosine = loss(outputs.hidden, teacher.hidden)
         total = head.weighted + weights.cosine * cosine
-        words = None
+        guesses = None
         if not training:
-            words = fused_head.top_words(outputs.features[: len(batch.labels)], self.projection, self._head.chunk)
-        return ObjectiveOutput(Losses(total, head.soft, head.masked, cosine), words)
+            labelled = outputs.features[: len(batch.labels)]
+            guesses = fused_head.guesses(labelled, self.projection, batch.labels, self._head.chunk)
+        return ObjectiveOutput(Losses(total, head.soft, head.masked, cosine), guesses)
 
     def _head_losses(
         self,

@@ -15,13 +15,15 @@ from transformers import BertConfig, BertForMaskedLM
 
 from cluster.artifacts import artifact, errors, stage
 from cluster.artifacts.recipe import Recipe
-from cluster.models import model_tokenizer
+from cluster.models import model_tokenizer, word_count_gain
+from cluster.telemetry.progress import say
 from cluster.tokens.rows import TokenSet, open_tokens
 from cluster.tokens.tokenizer import load_tokenizer, quiet_tokenizer, vocabulary_digest
 from distill.checkpointing.run_folder import Run
 from distill.config import Placement, Training
 from distill.data.schedule import Schedule
 from distill.engine.process_group import join
+from distill.follow import trackers
 from distill.modeling import masked_lm
 from distill.modeling.masked_lm import MaskedLM, ModelError
 from distill.train import preflight
@@ -58,13 +60,15 @@ class Teacher(Recipe):
     """Origin of a teacher: exactly one of ``source`` and ``architecture``."""
 
     source: str | None = None
-    """Folder or hub id of a BERT or RoBERTa, with or without a masked-word head."""
+    """A BERT or RoBERTa, with or without a masked-word head: a folder, a hub id, or the name of a shipped teacher."""
     architecture: Architecture | None = None
     """Shape of a teacher that trains from scratch."""
     train: Training | None = None
     """Masked-word training; required from scratch and for an encoder without a head, optional otherwise."""
     trains: Literal["all", "head"] = "all"
     """What ``train`` changes: ``all`` weights, or the ``head`` alone (without the word embeddings it shares)."""
+    weights: Literal["fp32", "fp16"] = "fp32"
+    """Precision of the written weights. Everything reads them as fp32; fp16 halves the file."""
 
     @property
     def placement(self) -> Placement | None:
@@ -81,6 +85,8 @@ class Teacher(Recipe):
             raise ValueError('write source = "…" or a table [architecture], exactly one of them')
         if self.architecture is not None and (self.train is None or self.trains == "head"):
             raise ValueError('a teacher from scratch needs a table [train], and trains = "all"')
+        if self.train is not None and self.train.steps == 0:
+            raise ValueError("train.steps = 0 is for students: leave the table [train] out to take a model as it is")
         if self.train is not None and self.train.loss.needs_teacher:
             raise ValueError("a teacher has no teacher: write train.loss.soft = 0 and train.loss.cosine = 0")
         return self
@@ -88,6 +94,8 @@ class Teacher(Recipe):
 
 def run(recipe: Teacher, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
     """Write a teacher."""
+    if recipe.train is not None:
+        trackers.check(recipe.train.placement.follow)
     given = [open_tokens(path) for path in stage.inputs_of("tokens", inputs).values()]
     tokens = given[0] if given else None
     model, tokenizer_folder = _untrained(recipe, tokens)
@@ -105,14 +113,33 @@ def run(recipe: Teacher, inputs: Mapping[str, Path], out: Path) -> dict[str, Any
     if int(os.environ.get("RANK", "0")) != 0:
         return {}  # only the first worker writes
     if recipe.train is not None:
-        model, facts["validation"] = _trained(recipe, tokens, out / RUN)
+        model, spent = _trained(recipe, tokens, out / RUN)
+        facts |= spent
+        measured = spent["validation"]
+        if warning := word_count_gain.warning(
+            "this teacher", measured.get("hidden_loss"), measured.get("counts_hidden_loss")
+        ):
+            say(f"warning: {warning}")
     with quiet_tokenizer():
-        model.save_pretrained(out)
+        (_halved(model) if recipe.weights == "fp16" else model).save_pretrained(out)
     model_tokenizer.save_beside(tokenizer, model.config, out)
     if (out / RUN).exists():
         (out / RUN / "metrics.jsonl").replace(out / "metrics.jsonl")
         shutil.rmtree(out / RUN)
     return masked_lm.facts(model) | facts
+
+
+def _halved(model: Any) -> Any:
+    """The model in fp16.
+
+    Raises:
+        ModelError: a weight is too large for fp16.
+    """
+    largest = torch.finfo(torch.float16).max
+    for name, values in model.named_parameters():
+        if values.abs().max() > largest:
+            raise ModelError(f'{name} has weights above {largest:,.0f}, too large for fp16: write weights = "fp32"')
+    return model.half()
 
 
 def _untrained(recipe: Teacher, tokens: TokenSet | None) -> tuple[Any, str | Path]:
@@ -159,7 +186,7 @@ def _train(model: Any, recipe: Teacher, schedule: Schedule, identities: dict[str
 
 
 def _trained(recipe: Teacher, tokens: TokenSet | None, folder: Path) -> tuple[Any, Mapping[str, Any]]:
-    """The trained model and its last validation.
+    """The trained model, and what its training took and reached, as of a student.
 
     It comes from the checkpoint, which has whole fp32 weights; in memory they may be sharded and in half precision.
     """
@@ -167,7 +194,8 @@ def _trained(recipe: Teacher, tokens: TokenSet | None, folder: Path) -> tuple[An
     assert newest is not None
     model, _ = _untrained(recipe, tokens)
     MaskedLM(model).load_state_dict(newest.load().weights, strict=False)
-    return model, newest.facts["validation"]
+    facts = {key: newest.facts[key] for key in ("tokens", "world_size", "device", "validation")}
+    return model, {**facts, "steps": newest.step, "device_hours": newest.facts["device_seconds"] / 3600}
 
 
 STAGE = stage.Stage(
@@ -176,4 +204,5 @@ STAGE = stage.Stage(
     recipe=Teacher,
     inputs={"tokens": stage.Role(("tokens",), optional=True, keyed_by="seq_len")},
     produces="teacher",
+    example="demo#teacher --tokens out/tokens",
 )

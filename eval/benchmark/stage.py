@@ -2,7 +2,7 @@
 
 ::
 
-    stillhouse latency RECIPE --student DIR [--teacher DIR] [--export DIR…] [--bert_base DIR]
+    stillhouse latency RECIPE --student DIR [--teacher DIR] [--export DIR…] [--bert-base DIR]
                                   [--pairs DIR] [--questions DIR] --out DIR
 
 Workloads are token ids of fixed ``lengths``; with ``--pairs`` (a folder of STS-B) the paper's protocol, its development
@@ -296,5 +296,6 @@ STAGE = stage.Stage(
         **dict.fromkeys((*CONFIGURATIONS, "pairs", "questions"), FOLDER),
     },
     produces="benchmark",
+    example="latency --student out/students/student --teacher out/teacher",
     alone=True,
 )

@@ -227,6 +227,7 @@ STAGE = stage.Stage(
     run=run,
     recipe=Probing,
     inputs={"run": stage.Role((stage.FOLDER,), identify=identity)},
+    example="default --set steps=200 --set tasks.rte.finetune.epochs=1 --set tasks.rte.folder=glue/rte",
     produces="probes",
     starts_jobs=True,
 )

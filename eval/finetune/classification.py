@@ -15,6 +15,7 @@ from eval.finetune.batching import Features, Inputs, Rows, encode
 from eval.finetune.task_distillation import TaskDistillation, Teaching, soft_scores, soft_targets
 from eval.finetune.task_model import TaskSource, device, load_trained, logits, start
 from eval.finetune.trainer import outputs
+from eval.tasks import per_example
 from eval.tasks.definitions import Task
 from eval.tasks.examples import Examples, TaskData
 from eval.tasks.metrics import majority, measure
@@ -79,6 +80,8 @@ class Classification:
 
     def measure(self, model: Any, micro_batch: int, folder: Path) -> dict[str, float]:
         predictions = [predict(model, self.task, features, micro_batch) for features in self.dev]
+        values = per_example.contributions(self.task, predictions[0], self.data.dev[0].labels)
+        per_example.write(folder, values)
         return measured(self.task, self.data.dev, predictions)
 
     def majority(self) -> float:

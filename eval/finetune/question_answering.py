@@ -16,10 +16,11 @@ from eval.finetune.batching import Features, Inputs, Rows
 from eval.finetune.task_distillation import Teaching
 from eval.finetune.task_model import ModelError, TaskSource, device, load_trained, span_logits, start
 from eval.finetune.trainer import outputs
+from eval.tasks import per_example
 from eval.tasks.definitions import Task
 from eval.tasks.examples import TaskData
 from eval.tasks.questions import Questions
-from eval.tasks.squad_metrics import AnswerPrediction, scores_always, scores_sometimes
+from eval.tasks.squad_metrics import AnswerPrediction, scores_always, scores_sometimes, values_always, values_sometimes
 
 PREDICTIONS = "predictions.json"
 NBEST = "nbest_predictions.json"
@@ -74,6 +75,8 @@ class Answering:
         if nullable:
             odds = {name: each.null_difference for name, each in zip(ids, answers, strict=True)}
             write_json(folder / NULL_ODDS, odds)
+        values = (values_sometimes if nullable else values_always)(answers)
+        per_example.write(folder, per_example.with_headline(self.task, values))
         return scored(self.task, self.questions, found)
 
     def majority(self) -> float:

@@ -146,5 +146,6 @@ STAGE = stage.Stage(
     run=run,
     recipe=ScoreRecipe,
     inputs={"model": stage.Role((stage.FOLDER,)), "data": stage.Role((stage.FOLDER,))},
+    example="default --set task=rte",
     produces="benchmark",
 )

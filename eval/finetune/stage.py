@@ -5,6 +5,8 @@ Teacher and student run the same code, so that "percent of the teacher" compares
     finetune/
       config.json model.safetensors tokenizer.json …     the model of the median seed
       scores.json                                        median, range and every seed, in percent
+      examples.json                                      a few development examples, to try the model on
+      examples.parquet                                   what each development example adds to that model's scores
       predictions.json nbest_predictions.json            SQuAD: that model's answers (2.0: null_odds.json, too)
 
 With ``[second_step]`` in the recipe and a fine-tuned model as ``--teacher`` the student also learns the teacher's
@@ -27,12 +29,14 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from cluster.artifacts import artifact, errors, stage
 from cluster.artifacts.recipe import Recipe
+from cluster.models import example_inputs
 from cluster.models.precision import Precision, check_precision
 from cluster.storage.filesystem import write_json
 from eval.finetune.answer_spans import STRIDE
 from eval.finetune.classification import prepare
 from eval.finetune.early_stopping import EarlyStopping, EpochWatch, divide
 from eval.finetune.question_answering import prepare_questions
+from eval.finetune.sample_inputs import sample_inputs
 from eval.finetune.task_distillation import TaskDistillation, Teaching
 from eval.finetune.task_model import TaskSource, device, max_length, open_source, save
 from eval.finetune.trainer import Settings, TaskProblem, Trainer, cpu_rows
@@ -137,6 +141,7 @@ def run(recipe: Finetune, inputs: Mapping[str, Path], out: Path) -> dict[str, An
     median = sorted(results, key=lambda result: float(result["score"]))[(len(results) - 1) // 2]
     for path in (out / SEEDS / f"{median['seed']}").iterdir():
         path.rename(out / path.name)
+    example_inputs.write(out, sample_inputs(prepared.problem.task, prepared.problem.splits[1]))
     facts = _facts(prepared, results, median)
     write_json(out / SCORES, {**facts, "seeds": results})
     shutil.rmtree(out / SEEDS)
@@ -314,5 +319,6 @@ STAGE = stage.Stage(
         "teacher": stage.Role(("finetune",), optional=True),
     },
     produces="finetune",
+    example="finetune --data glue/rte",
     halved=halved,
 )

@@ -10,6 +10,7 @@ from pydantic import Field, PositiveFloat
 from cluster.artifacts import artifact
 from cluster.artifacts.errors import StageError
 from cluster.artifacts.recipe import Recipe
+from cluster.serving import links
 from cluster.storage import filesystem
 from cluster.telemetry import progress
 from eval.mobile import android_device, one_time_link, result_schema
@@ -95,17 +96,16 @@ def _address(placement: BrowserPlacement, port: int) -> str:
     if placement.reach == "adb":
         return f"http://localhost:{port}"
     scheme = "https" if placement.certificate else "http"
-    host = placement.host if placement.host not in ("0.0.0.0", "::", "") else one_time_link.own_address()
-    return f"{scheme}://{host}:{port}"
+    return f"{scheme}://{links.reachable(placement.host)}:{port}"
 
 
 def _invite(inbox: ResultInbox, address: str, port: int, placement: BrowserPlacement, out: Path) -> None:
     link = one_time_link.link(address, inbox.token)
-    (out / QR_CODE).write_text(one_time_link.svg(link), encoding="utf-8")
+    (out / QR_CODE).write_text(links.svg(link), encoding="utf-8")
     filesystem.write_json(out / LINK, {"link": link, "until": time.time() + placement.wait_seconds})
     progress.say(f"open this link on the phone within {placement.wait_seconds / 60:.0f} minutes, and press Measure:")
     progress.say(link)
-    for line in one_time_link.terminal(link):
+    for line in links.terminal(link):
         progress.say(line)
     if not one_time_link.is_secure(address):
         progress.say(

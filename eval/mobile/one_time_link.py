@@ -1,27 +1,10 @@
-"""The one-time link to a page, as text and as a QR code."""
+"""The one-time link to a page, and whether browsers trust its address."""
 
-import io
 import ipaddress
-import socket
 import ssl
 from pathlib import Path
 
-import segno
-
 from cluster.artifacts.errors import StageError
-
-_UNUSED_ADDRESS = ("192.0.2.1", 9)
-"""A documentation address (RFC 5737); connecting a UDP socket to it sends nothing."""
-
-
-def own_address() -> str:
-    """The address of this machine in its network; ``localhost`` without a network."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect(_UNUSED_ADDRESS)
-        except OSError:
-            return "localhost"
-        return str(probe.getsockname()[0])
 
 
 def link(address: str, token: str) -> str:
@@ -59,22 +42,3 @@ def tls(certificate: str | None, key: str | None) -> ssl.SSLContext | None:
     except ssl.SSLError as error:
         raise StageError(f"{certificate} and {key} are not a certificate and its key in PEM: {error.reason}") from None
     return context
-
-
-def terminal(text: str) -> list[str]:
-    """The lines of a QR code for a dark terminal: light squares are drawn, two to a character."""
-    light = [[not dark for dark in line] for line in segno.make(text, error="l", micro=False).matrix_iter(border=2)]
-    if len(light) % 2:
-        light.append([True] * len(light[0]))
-    blocks = {(True, True): "█", (True, False): "▀", (False, True): "▄", (False, False): " "}
-    return [
-        "".join(blocks[pair] for pair in zip(upper, lower, strict=True))
-        for upper, lower in zip(light[::2], light[1::2], strict=True)
-    ]
-
-
-def svg(text: str) -> str:
-    """The QR code as an SVG image, with the white border that a camera needs on a dark page."""
-    buffer = io.BytesIO()
-    segno.make(text, error="m", micro=False).save(buffer, kind="svg", scale=4, border=4, light="white")
-    return buffer.getvalue().decode()

@@ -27,6 +27,7 @@ from pydantic import Field
 
 from cluster.artifacts import errors, stage
 from cluster.artifacts.recipe import Recipe
+from cluster.artifacts.recipe_errors import EXAMPLE
 from cluster.models import export_spec, model_check
 from cluster.storage import filesystem
 from eval.mobile import adb_benchmark, android_device, browser_benchmark, host_proxy
@@ -51,7 +52,9 @@ class Browser(Recipe):
 class Mobile(Measurement):
     """A measurement on a phone."""
 
-    way: Annotated[Browser | Adb | Proxy, Field(discriminator="kind")]
+    way: Annotated[
+        Browser | Adb | Proxy, Field(discriminator="kind", json_schema_extra={EXAMPLE: 'way = { kind = "proxy" }'})
+    ]
     """How the phone is reached, or what stands in for one."""
     placement: BrowserPlacement = BrowserPlacement()
 
@@ -105,6 +108,7 @@ STAGE = stage.Stage(
         "binary": stage.Role((stage.FOLDER,), optional=True),
     },
     produces="benchmark",
+    example="mobile-browser --page out/pages/browser",
     # Its own kind, because a job that waits for a person must not block benchmarks of this machine.
     job_kind="mobile",
 )

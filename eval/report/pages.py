@@ -2,7 +2,8 @@
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,27 +12,37 @@ from urllib.parse import quote
 import jinja2
 from markupsafe import Markup
 
+import cluster
 from cluster.artifacts.commit import MANIFEST
-from cluster.telemetry.formatting import NOT_MEASURED, amount, percent, ratio
-from eval.report import measured_tables, paper_tables, phone_tables
+from cluster.telemetry.formatting import NOT_MEASURED
+from eval.highlights.bars import first_bars, shares
+from eval.highlights.headline import sentence, trust
+from eval.highlights.identity import identity
+from eval.highlights.measured import highlights
+from eval.highlights.unasked import MEASUREMENTS, unmeasured
+from eval.report import measured_tables, paper_tables, phone_tables, task_tables
 from eval.report.measured_tables import Report
 from eval.report.svg import Plot
 from eval.report.table import Cell, Row, Table
 from eval.results.comparison import failed
 
 TEMPLATES = Path(__file__).parents[1] / "templates"
+LOOK = Path(cluster.__file__).parent / "look"
+ICON, PALETTE = LOOK / "icon.svg", LOOK / "palette.css"
+"""The look that all pages share."""
 PLOTS = "plots"
 TABLES: Mapping[str, Callable[[Report], Table]] = {
     "models": measured_tables.models,
+    "held_out": measured_tables.held_out,
     "exports": measured_tables.exports,
     "latency": measured_tables.latency,
+    "latency_brief": measured_tables.latency_brief,
     "cost": measured_tables.cost,
     "jobs": measured_tables.jobs,
     "differences": paper_tables.differences,
     "claims": paper_tables.claims,
     "glue": paper_tables.glue,
     "downstream": paper_tables.downstream,
-    "other_tasks": paper_tables.other_tasks,
     "size_and_speed": paper_tables.size_and_speed,
     "ablations": paper_tables.ablations,
     "metrics": paper_tables.metrics,
@@ -77,7 +88,9 @@ class Page:
         return f"{linked} ({escaped(cell.detail)})" if cell.detail else linked
 
     def _render(self, template: str, drawings: Mapping[str, str]) -> str:
-        is_html = template.endswith(".html")
+        is_html, report = template.endswith(".html"), self.report
+        tables = {name: table(report) for name, table in TABLES.items()}
+        pictures = [(plot.section, drawings[plot.name]) for plot in self.plots]
         environment = jinja2.Environment(
             loader=jinja2.FileSystemLoader(TEMPLATES),
             autoescape=is_html,
@@ -89,81 +102,66 @@ class Page:
         environment.filters |= {"escaped": escaped, "line": self.line, "link": self.link, "anchor": anchor}
         environment.filters["json"] = lambda value: json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False)
         return environment.get_template(template).render(
-            sentence=sentence(self.report),
-            cards=cards(self.report),
-            failed=failed(self.report),
-            report=self.report,
-            tables={name: table(self.report) for name, table in TABLES.items()},
+            sentence=sentence(report),
+            identity=identity(report),
+            highlights=highlights(report),
+            trust=trust(report),
+            bars=first_bars(report),
+            shares=shares(report),
+            unmeasured=unmeasured(report),
+            verdicts=verdicts(report),
+            failed=failed(report),
+            report=report,
+            tables=tables,
+            task_tables=task_tables.tables(report),
+            sections=sections(report, tables, [section for section, _ in pictures]),
             conditions=measured_tables.conditions,
             descent=measured_tables.descent,
             not_measured=NOT_MEASURED,
-            pictures=[(plot.section, drawings[plot.name]) for plot in self.plots],
+            pictures=pictures,
+            icon=Markup(ICON.read_text(encoding="utf-8")),
+            palette=Markup(PALETTE.read_text(encoding="utf-8")),
+            brief_models=measured_tables.BRIEF,
+            brief_3=paper_tables.BRIEF_3,
+            brief_scores=paper_tables.BRIEF,
+            brief_phones=phone_tables.BRIEF,
         )
 
 
-@dataclass(frozen=True)
-class KeyNumber:
-    """A card at the top of the page: a value, its label, the paper's value, and the verdict with its reason."""
-
-    value: str
-    label: str
-    paper: str = ""
-    verdict: str = ""
-    reason: str = ""
-
-
-def cards(report: Report) -> list[KeyNumber]:
-    """The paper's claims, and the speed of the student's fastest export."""
-    found = []
-    for row in paper_tables.claims(report).rows:
-        claim, here, paper, verdict = row.cells
-        found.append(KeyNumber(here.text, str(claim), f"paper {paper.text}", verdict.text, verdict.detail))
-    fastest = report["headline"]["fastest"]
-    label = "The teacher's speed in PyTorch, at best"
-    if fastest is None:
-        return [*found, KeyNumber(NOT_MEASURED, label)]
-    label = f"{label}: {fastest['how']}, {fastest['where']}"
-    unfit = "" if report["headline"]["fit"] else "unclear"
-    return [
-        *found,
-        KeyNumber(ratio(fastest["ratio_to_teacher"]), label, "", unfit, "the machine was not quiet" if unfit else ""),
-    ]
+def sections(report: Report, tables: Mapping[str, Table], places: Collection[str]) -> dict[str, str]:
+    """The sections that have something to show, in order: anchor to title; ``places`` are those of the pictures."""
+    claims = [claim for claim in report["claims"] if claim["ours"] is not None]
+    timed = [tables[name].rows for name in ("size_and_speed", "latency", "exports")]
+    found = {
+        "scores": "Scores" if report["scores"] or tables["glue"].rows or tables["downstream"].rows else "",
+        "models": "Models" if report["models"] else "",
+        "speed": "Size and speed" if any(timed) else "",
+        "phone": "On a phone" if tables["phones"].rows or report["phones"]["waiting"] else "",
+        "parts": "Ablations" if tables["ablations"].rows else "",
+        "training": "Training" if {"curves", "probes"} & {*places} else "",
+        "claims": "The paper's claims" if claims else "",
+        "cost": "Cost" if report["runs"] or report["tuning"] else "",
+        "unmeasured": "Not measured" if unmeasured(report) else "",
+        "lineage": "Lineage",
+    }
+    return {name: title for name, title in found.items() if title}
 
 
-def sentence(report: Report) -> str:
-    """The headline in one sentence; it names or omits what was not measured."""
-    headline = report["headline"]
-    if headline["student_layers"] is None:
-        return f"No student was made: its scores, size and speed are {NOT_MEASURED}."
-    shape = [f"{headline['student_layers']} of {headline['teacher_layers'] or f'({NOT_MEASURED})'} layers"]
-    if headline["parameter_share"] is not None:
-        shape.append(f"{headline['parameter_share']:.0f} % of the parameters")
-    if headline["kept"] is None:
-        begin = f"The student has {' and '.join(shape)}; the share it keeps of the teacher's score is {NOT_MEASURED}"
-    else:
-        tasks = f"{len(headline['tasks'])} tasks" if len(headline["tasks"]) > 1 else headline["tasks"][0]
-        tasks += " (in part on subsets)" if headline["subset"] else ""
-        kept = percent(headline["kept"])
-        begin = f"The student keeps {kept} of the teacher's score on {tasks} with {' and '.join(shape)}"
-    return f"{begin}; {_speed(headline)}."
+def verdicts(report: Report) -> str:
+    """How the paper's claims fared: ``2 passed, 1 missed, 4 not asked for``."""
+    states = Counter(claim["verdict"]["state"] for claim in report["claims"])
+    lost = {claim for each in MEASUREMENTS for claim in each.claims if each.name in _failed_names(report)}
+    failed_claims = sum(claim["claim"] in lost for claim in report["claims"] if claim["ours"] is None)
+    counted = {
+        **{state: states[state] for state in ("passed", "missed", "unclear")},
+        "failed": failed_claims,
+        "not asked for": states[NOT_MEASURED] - failed_claims,
+    }
+    return ", ".join(f"{number} {state}" for state, number in counted.items() if number)
 
 
-def _speed(headline: Mapping[str, Any]) -> str:
-    same, fastest = headline["same_form"], headline["fastest"]
-    if same is None:
-        return f"its speed against the teacher is {NOT_MEASURED}"
-    words = f"at batch {same['batch']} it is {ratio(same['ratio_same_form'])} as fast as the teacher in {same['how']}"
-    words += f" ({same['where']}, {amount(same['p50_ms'], '.2f', ' ms')})"
-    if fastest and fastest["form"] != same["form"]:
-        words += f", its {fastest['how']} export {ratio(fastest['ratio_to_teacher'])} ({_exported_score(headline)})"
-    return words if headline["fit"] else f"{words}, on a machine that was not quiet"
-
-
-def _exported_score(headline: Mapping[str, Any]) -> str:
-    score = headline["fastest_score"]
-    if score is None:
-        return f"the export's score is {NOT_MEASURED}"
-    return f"the export's score: {score['export']:.1f} of {score['task']}, the model's {score['model']:.1f}"
+def _failed_names(report: Report) -> set[str]:
+    return {each.name for each in unmeasured(report) if each.state == "failed"}
 
 
 def anchor(source: str) -> str:

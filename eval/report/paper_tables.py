@@ -1,19 +1,25 @@
 """The paper's tables 1 to 4 with our values, the paper's, the difference, the share kept, and a verdict."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from cluster.telemetry.formatting import NOT_MEASURED, NOTHING, amount, megabytes, millions, percent, ratio, signed
+from eval.highlights.rows import span
+from eval.highlights.unasked import lost_scores
 from eval.report.table import Cell, Row, Table, cells
 from eval.results.paper import PARAMETERS_SAVED
 from eval.results.schema import STUDENT
+from eval.results.uncertainty import ALIKE_POINTS
 
 Report = Mapping[str, Any]
 
 _SCORES = (
     "Task", "Teacher", "Student", "Student (D)", "Kept", "Verdict", "ELMo (paper)", "BERT-base (paper)",
-    "DistilBERT (paper)", "Kept (paper)", "Difference", "Majority", "Examples",
+    "DistilBERT (paper)", "Kept (paper)", "Difference", "Bag of words", "Majority", "Examples",
 )  # fmt: skip
+BRIEF = ("Task", "Teacher", "Student", "Student (D)", "Kept", "Verdict", "Kept (paper)", "Examples")
+"""Columns of tables 1 and 2 that fit a small screen."""
+BRIEF_3 = ("Model", "Parameters", "Size", "ms a pair", "× BERT-base", "× BERT-base (paper)", "Verdict")
 _DIFFERENCES = ("What", "Paper, or its authors' code", "Here")
 _WORDS = frozenset({"Task", "Verdict", "Claim", "Model", "Training", "Weights"})
 _CLAIMS = {
@@ -25,6 +31,17 @@ _CLAIMS = {
     "speed": ("DistilBERT's speed on a CPU, times BERT-base", "{:.2f}×"),
     "ablations": ("Parts of the training found to help", "{:.0f}"),
 }
+
+
+SCORE_NOTE = (
+    "Below a score: its range at 95 %, from the number of examples and, with several seeds, their spread; with one "
+    "seed the spread is not known. Bag of words: TF-IDF with a linear model on the same examples, what needs no "
+    "encoder."
+)
+WORDS_NOTE = (
+    "Below a difference: its range at 95 %, paired where both models have the same examples. Better, worse: the range "
+    f"excludes 0. Equal: all of it is within {ALIKE_POINTS:g} point of 0. Unclear: it is wider."
+)
 
 
 def verdict(found: Mapping[str, str] | None) -> Cell:
@@ -45,71 +62,67 @@ def differences(report: Report) -> Table:
 def differences_of(found: Sequence[Mapping[str, str]]) -> Table:
     """The differences in the manifest of a student."""
     rows = tuple(Row(cells((one["what"], one["paper"], one["here"]))) for one in found)
-    return Table(_DIFFERENCES, rows, frozenset(_DIFFERENCES))
+    caption = "What the student's training does otherwise than the paper's"
+    return Table(_DIFFERENCES, rows, frozenset(_DIFFERENCES), caption=caption)
 
 
 def claims(report: Report) -> Table:
-    """The paper's claims and our results, a row each."""
+    """The paper's claims that were measured, a row each."""
     rows = []
     for claim in report["claims"]:
+        if claim["ours"] is None:
+            continue
         title, form = _CLAIMS[claim["claim"]]
         tasks = claim.get("tasks") or []
         named = "all nine tasks" if len(tasks) == 9 else f"on {', '.join(tasks)}"
-        detail = named if claim["ours"] is not None and tasks else ""
-        ours = NOT_MEASURED if claim["ours"] is None else _minus(form.format(claim["ours"]))
-        paper = _minus(form.format(claim["paper"]))
+        ours, paper = (_minus(form.format(claim[side])) for side in ("ours", "paper"))
         if claim["claim"] == "ablations":
-            ours, paper = (NOT_MEASURED if claim["ours"] is None else f"{ours} of {paper}"), f"{paper} of {paper}"
-        rows.append(Row((Cell(title, detail), Cell(ours), Cell(paper), verdict(claim["verdict"]))))
-    return Table(("Claim", "Here", "Paper", "Verdict"), tuple(rows), _WORDS)
+            ours, paper = f"{ours} of {paper}", f"{paper} of {paper}"
+        rows.append(Row((Cell(title, named if tasks else ""), Cell(ours), Cell(paper), verdict(claim["verdict"]))))
+    caption = "The paper's claims: what was found here, what was published, and the verdict"
+    return Table(("Claim", "Here", "Paper", "Verdict"), tuple(rows), _WORDS, caption=caption)
 
 
 def glue(report: Report) -> Table:
     """Table 1: GLUE development sets."""
-    found = report["tables"]["1"]
-    rows = [_score_row(row) for row in found["rows"]]
-    rows += [_mean_row(mean) for mean in found["means"]]
+    found, lost = report["tables"]["1"], lost_scores(report)
+    asked = [row for row in found["rows"] if _asked(row, lost)]
+    rows = [_score_row(row, lost) for row in asked]
+    rows += [_mean_row(mean) for mean in found["means"] if mean["student"] is not None]
     notes = [
         "Percent on the development set: the median over the seeds, and the range. Kept: the student's share of its "
         "teacher's score, both fine-tuned by the same code on the same examples. Passed: at least the share of "
         "BERT-base's score that DistilBERT keeps in the paper; for a mean, at least "
         f"{report['paper']['target_percent']:.0f} %. Difference: student minus DistilBERT, in points.",
+        SCORE_NOTE,
         "Unclear: teacher or student scores no higher than the most common answer (Majority), so that the share means "
-        "nothing; or the share is within two standard errors, over the seeds, of the paper's.",
+        "nothing; or the range of the share includes the paper's.",
     ]
-    return _table(found["rows"], rows, (*notes, *_row_notes(found["rows"])))
+    caption = "GLUE development sets: teacher, student, share kept, and the paper's"
+    return _table(asked, rows, (*notes, *_row_notes(asked)), caption)
 
 
 def downstream(report: Report) -> Table:
     """Table 2: IMDb and SQuAD 1.1, with the second distillation."""
-    rows = report["tables"]["2"]["rows"]
+    lost = lost_scores(report)
+    rows = [row for row in report["tables"]["2"]["rows"] if _asked(row, lost)]
     notes = ("Student (D): distilled again during fine-tuning, from the fine-tuned teacher (paper, section 4).",)
-    return _table(rows, [_score_row(row) for row in rows], (*notes, *_row_notes(rows)), always=("Student (D)",))
+    caption = "IMDb and SQuAD 1.1: teacher, student, share kept, and the paper's"
+    return _table(rows, [_score_row(row, lost) for row in rows], (*notes, *_row_notes(rows)), caption)
 
 
-def other_tasks(report: Report) -> Table:
-    """Tasks without numbers in the paper."""
-    found = report["other_tasks"]
-    rows = tuple(Row(_ours(row)) for row in found)
-    return Table((*_SCORES[:5], *_SCORES[-2:]), rows, _WORDS, notes=_row_notes(found))
+def _asked(row: Mapping[str, Any], lost: Collection[tuple[str, str]]) -> bool:
+    """Whether a task was scored, or its fine-tuning failed."""
+    return bool(row["scores"]) or any(row["task"] == task for _, task in lost)
 
 
-def _table(
-    found: Sequence[Mapping[str, Any]], rows: Sequence[Row], notes: tuple[str, ...], always: tuple[str, ...] = ()
-) -> Table:
-    """The table without columns that have no value; columns in ``always`` stay."""
-    table = Table(_SCORES, tuple(rows), _WORDS, notes=notes)
-    empty = {"Student (D)": "second_step", "Majority": "majority", "Examples": "dev_examples"}
-    empty_columns = [
-        name for name, key in empty.items() if name not in always and all(row[key] is None for row in found)
-    ]
-    if all((row["paper"] or {}).get("elmo") is None for row in found):
-        empty_columns.append("ELMo (paper)")
-    return table.without(*empty_columns)
+def _table(found: Sequence[Mapping[str, Any]], rows: Sequence[Row], notes: tuple[str, ...], caption: str) -> Table:
+    """The table without columns that have no value; without rows where nothing was asked for."""
+    return Table(_SCORES, tuple(rows) if found else (), _WORDS, (), notes, caption).dense("Verdict")
 
 
-def _score_row(row: Mapping[str, Any]) -> Row:
-    ours, paper = _ours(row), row["paper"]
+def _score_row(row: Mapping[str, Any], lost: Collection[tuple[str, str]]) -> Row:
+    ours, paper = _ours(row, lost), row["paper"]
     misprint = paper["teacher"] != paper["teacher_in_means"]
     published = (
         Cell(_printed(paper["elmo"])),
@@ -126,25 +139,37 @@ def _printed(score: float | None) -> str:
     return NOTHING if score is None else f"{score:.2f}".removesuffix("0")
 
 
-def _ours(row: Mapping[str, Any]) -> tuple[Cell, ...]:
+def _ours(row: Mapping[str, Any], lost: Collection[tuple[str, str]]) -> tuple[Cell, ...]:
     """Task, teacher, student, second distillation, share kept, majority, examples."""
     taught = row["kept_second_step"]
     # The verdict already says that a row has no measurement.
     absent = NOT_MEASURED if row["scores"] else NOTHING
     return (
         Cell(row["title"], row["metric"] if row["metric"] and row.get("key") == row["task"] else ""),
-        *(_score(row[side], absent) for side in ("teacher", "student", "second_step")),
-        Cell(percent(row["kept"], absent), "" if taught is None else f"(D) {percent(taught)}"),
+        *(score_cell(row[side], absent, (side, row["task"]) in lost) for side in ("teacher", "student", "second_step")),
+        _kept(row, absent, taught),
+        score_cell(row["bag_of_words"], NOTHING),
         Cell(amount(row["majority"], ".1f", absent=NOTHING)),
         Cell(amount(row["dev_examples"], ",d", absent=NOTHING), "subset" if row["subset"] else ""),
     )
 
 
-def _score(found: Mapping[str, Any] | None, absent: str) -> Cell:
+def _kept(row: Mapping[str, Any], absent: str, taught: float | None) -> Cell:
+    """The share that the student keeps with its range, and that of the second distillation."""
+    told = [] if row["kept_low"] is None else [f"{row['kept_low']:.1f}–{row['kept_high']:.1f}"]
+    told += [] if taught is None else [f"(D) {percent(taught)}"]
+    return Cell(percent(row["kept"], absent), ", ".join(told))
+
+
+def score_cell(found: Mapping[str, Any] | None, absent: str, failed: bool = False) -> Cell:
+    """A score with its range; a failed fine-tuning is no score that nobody asked for."""
     if found is None:
-        return Cell(absent)
-    spread = f"{found['low']:.1f}–{found['high']:.1f}" if found["seeds"] > 1 else "one seed"
-    return Cell(f"{found['score']:.1f}", spread, found["source"])
+        return Cell("failed", tone="failed") if failed else Cell(absent)
+    known = found["range_low"] is not None
+    told = [f"{found['range_low']:.1f}–{found['range_high']:.1f}"] if known else []
+    told += [f"seeds {found['low']:.1f}–{found['high']:.1f}"] if found["seeds"] > 1 and not known else []
+    told += ["one seed"] if found["one_seed"] else []
+    return Cell(f"{found['score']:.1f}", ", ".join(told), found["source"])
 
 
 def _mean_row(mean: Mapping[str, Any]) -> Row:
@@ -154,11 +179,12 @@ def _mean_row(mean: Mapping[str, Any]) -> Row:
     found = (
         Cell(mean["title"], ", ".join(tasks)),
         *(Cell(amount(mean[side], ".1f", absent=NOTHING)) for side in ("teacher", "student", "second_step")),
-        Cell(percent(mean["kept"], NOTHING), "" if taught is None else f"(D) {percent(taught)}"),
+        _kept(mean, NOTHING, taught),
         verdict(mean["verdict"]),
         *(Cell(amount(paper[side], ".1f", absent=NOTHING)) for side in ("elmo", "teacher", "student")),
         Cell(percent(paper["kept"])),
         Cell(signed(mean["difference"], absent=NOTHING)),
+        Cell(NOTHING),
         Cell(NOTHING),
         Cell(NOTHING, "subset" if mean["subset"] and mean["student"] is not None else ""),
     )
@@ -175,7 +201,7 @@ def _row_notes(rows: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
 def size_and_speed(report: Report) -> Table:
     """Table 3: parameters, and one pass over the development set of STS-B."""
     found = report["tables"]["3"]
-    rows = tuple(_speed_row(row, found) for row in found["rows"])
+    rows = tuple(_speed_row(row, found) for row in found["rows"]) if found["source"] is not None else ()
     columns = (
         "Model", "Weights", "Parameters", "Size", "Pass, s", "ms a pair", "p99 ms", "× BERT-base", "Verdict",
         "Parameters (paper)", "Pass, s (paper)", "× BERT-base (paper)", "Difference",
@@ -197,7 +223,8 @@ def size_and_speed(report: Report) -> Table:
         "paper's ratio. Random weights take as long as trained ones. "
         f"Paper: {report['paper']['speed_conditions']}; the processor differs, so compare ratios, not seconds.",
     )
-    return Table(columns, rows, _WORDS, tuple(findings), notes)
+    caption = "Parameters, and one pass over the development set of STS-B, here and in the paper"
+    return Table(columns, rows, _WORDS, tuple(findings), notes, caption)
 
 
 def _speed_row(row: Mapping[str, Any], found: Mapping[str, Any]) -> Row:
@@ -238,7 +265,7 @@ def ablations(report: Report) -> Table:
                 Cell(amount(row["score"], ".1f", absent=NOTHING)),
                 Cell(
                     signed(row["change"], ".2f", absent=NOTHING),
-                    "" if row["error"] is None else f"± {row['error']:.2f}",
+                    "" if row["versus"] is None else f"{span(row['versus'], '.2f')}, {row['versus']['word']}",
                 ),
                 Cell(signed(row["paper"], ".2f", absent=NOTHING)),
                 Cell(signed(row["difference"], ".2f", absent=NOTHING)),
@@ -247,9 +274,11 @@ def ablations(report: Report) -> Table:
             )
         )
         for row in found["rows"]
+        if row["score"] is not None or row["masked_change"] is not None
     )
     columns = ("Training", "Score", "Change", "Change (paper)", "Difference", "Verdict", "MLM loss, change")
-    return Table(columns, rows, _WORDS, _ablation_findings(found), _ablation_notes(found))
+    caption = "What each part of the training contributes, in points of the mean score"
+    return Table(columns, rows, _WORDS, _ablation_findings(found), _ablation_notes(found), caption).dense()
 
 
 def _ablation_findings(found: Mapping[str, Any]) -> tuple[str, ...]:
@@ -260,7 +289,7 @@ def _ablation_findings(found: Mapping[str, Any]) -> tuple[str, ...]:
     sure = [row["title"] for row in judged if row["verdict"]["state"] == "passed"]
     signs = f"{len(same)} of {len(judged)} changes have the paper's sign"
     signs += f" ({', '.join(same)})" if same else ""
-    signs += f"; {len(sure)} of them by more than two standard errors of the seeds."
+    signs += f"; {len(sure)} of them clearly: several seeds, and a range without zero."
     order = "the same order as in the paper" if found["order"] == found["paper_order"] else "not the paper's order"
     return (signs, f"From worst to best: {', '.join(found['order'])}; {order} ({', '.join(found['paper_order'])}).")
 
@@ -270,9 +299,9 @@ def _ablation_notes(found: Mapping[str, Any]) -> tuple[str, ...]:
         return ()
     return (
         f"Mean over {', '.join(found['tasks'])}, minus that of {found['reference']} ({found['score']:.1f}), which was "
-        "trained with all parts for as long. ±: standard error over the seeds of fine-tuning, without the variation of "
-        "training the student again. Passed: the paper's sign, by more than two standard errors. MLM loss: nats on "
-        "held-out words, more is worse.",
+        "trained with all parts for as long. Below a change: its range at 95 %, over examples and seeds of "
+        "fine-tuning, without the variation of training the student again, and the word for it. Passed: the paper's "
+        "sign, with several seeds and a range without zero. MLM loss: nats on held-out words, more is worse.",
     )
 
 
@@ -293,7 +322,8 @@ def metrics(report: Report) -> Table:
         )
         rows.append(Row(texts, "group" if rows and rows[-1].cells[0].text != score["task"] else ""))
     columns = ("Task", "Model", "Metrics", "Seeds", "Training", "Examples", "Settings")
-    return Table(columns, tuple(rows), frozenset({"Task", "Model", "Metrics", "Settings"}))
+    caption = "Every metric of every model on every task"
+    return Table(columns, tuple(rows), frozenset({"Task", "Model", "Metrics", "Settings"}), caption=caption)
 
 
 def _metric(name: str, spread: Mapping[str, float]) -> str:

@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeAlias
 
+from cluster.serving import links
 from cluster.telemetry.formatting import NOTHING, amount, megabytes, millions, ratio
-from eval.mobile import one_time_link
 from eval.report.svg import Plot
 from eval.report.table import Cell, Row, Table, cells
 from eval.results.export_formats import TITLES
@@ -12,6 +12,7 @@ from eval.results.schema import STUDENT
 
 Report: TypeAlias = Mapping[str, Any]
 
+BRIEF = ("On", "Model", "Runtime", "p50 ms", "×", "% less time")
 PROXY = "proxy, no phone"
 _TRANSPORTS = {"browser": "in a browser", "adb": "over adb"}
 
@@ -19,7 +20,7 @@ _TRANSPORTS = {"browser": "in a browser", "adb": "over adb"}
 def codes(report: Report) -> list[Plot]:
     """The QR codes of waiting jobs."""
     return [
-        Plot(each["section"], f"The link of {each['name']}", each["section"], one_time_link.svg(each["link"]))
+        Plot(each["section"], f"The link of {each['name']}", each["section"], links.svg(each["link"]))
         for each in report["phones"]["waiting"]
     ]
 
@@ -38,7 +39,8 @@ def table(report: Report) -> Table:
         "On", "Model", "p50 ms", "×", "% less time", "Threads", "Tokens", "Runtime", "Size", "Memory", "tokenize ms",
         "Parameters", "p90 ms", "p99 ms", "first ms", "load s",
     )  # fmt: skip
-    return Table(columns, tuple(rows), frozenset({"On", "Model", "Runtime"}), tuple(findings), _notes(report))
+    caption = "Every model on every device, and the paper's phone"
+    return Table(columns, tuple(rows), frozenset({"On", "Model", "Runtime"}), tuple(findings), _notes(report), caption)
 
 
 def _row(benchmark: Mapping[str, Any], row: Mapping[str, Any]) -> Row:

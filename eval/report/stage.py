@@ -17,6 +17,7 @@ from typing import Any
 from cluster.artifacts import stage
 from cluster.artifacts.recipe import Recipe
 from cluster.storage import filesystem
+from eval.highlights.headline import sentence
 from eval.report import pages, phone_tables, score_charts, training_charts
 from eval.report.terminal_summary import summary
 from eval.results.collect import collect, identity
@@ -42,7 +43,7 @@ def run(recipe: Report, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]
     (out / "report.html").write_text(page.html(), encoding="utf-8")
     (out / "summary.txt").write_text(summary(report), encoding="utf-8")
     return {
-        "sentence": pages.sentence(report),
+        "sentence": sentence(report),
         "kept_percent": report["headline"]["kept"],
         "tasks": report["headline"]["tasks"],
         "claims": {claim["claim"]: claim["verdict"]["state"] for claim in report["claims"]},

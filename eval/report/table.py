@@ -6,6 +6,8 @@ Scores and shares of a score have one decimal, milliseconds two; sizes are in MB
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from cluster.telemetry.formatting import NOT_MEASURED, NOTHING
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -16,7 +18,12 @@ class Cell:
     source: str | None = None
     """Path of the artifact it was read from, below the results."""
     tone: str = ""
-    """``passed``, ``missed`` or ``unclear``, for a verdict."""
+    """``passed``, ``missed`` or ``unclear`` for a verdict, ``failed`` where a job failed."""
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it holds no value."""
+        return self.text in ("", NOTHING, NOT_MEASURED) and not self.detail
 
     def __str__(self) -> str:
         return f"{self.text} ({self.detail})" if self.detail else self.text
@@ -40,6 +47,8 @@ class Table:
     findings: tuple[str, ...] = ()
     """What a reader should see in the table, in sentences."""
     notes: tuple[str, ...] = ()
+    caption: str = ""
+    """What the table holds, for those who do not see the heading above it."""
 
     def only(self, *columns: str) -> "Table":
         """The same table with those of these columns that it has."""
@@ -50,6 +59,15 @@ class Table:
     def without(self, *columns: str) -> "Table":
         """The same table without these columns."""
         return self.only(*(column for column in self.columns if column not in columns))
+
+    def dense(self, *always: str) -> "Table":
+        """The same table without columns in which no row has a value; columns in ``always`` stay."""
+        empty = [
+            column
+            for place, column in enumerate(self.columns)
+            if all(row.cells[place].is_empty for row in self.rows) and column not in always
+        ]
+        return self.without(*empty)
 
 
 def cells(texts: Sequence[str]) -> tuple[Cell, ...]:

@@ -5,13 +5,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from matplotlib.axes import Axes
-
-from eval.report.svg import COLOURS, INK, STYLES, Plot, canvas, legend
+from eval.report.svg import COLOURS, DASHES, Line, Plot, curves
 
 POINTS = 240
 LONG = 40
-FEW = 3
+_OWN = (COLOURS[0], *COLOURS[2:])
+"""Colours of runs; the second one is the teacher's."""
 
 Curve: TypeAlias = list[tuple[float, float]]
 Runs: TypeAlias = Sequence[Mapping[str, Any]]
@@ -33,7 +32,7 @@ PANELS = (
     Panel("train", "masked", "Training: masked-word loss, nats"),
     Panel("train", "cosine", "Training: cosine loss"),
     Panel("validation", "masked", "Held-out: masked-word loss, nats", teacher="teacher_masked"),
-    Panel("validation", "accuracy", "Held-out: masked-word accuracy, %", percent=True, teacher="teacher_accuracy"),
+    Panel("validation", "accuracy", "Held-out: accuracy on hidden words, %", percent=True, teacher="teacher_accuracy"),
     Panel("validation", "agreement", "Held-out: agreement with the teacher, %", percent=True),
 )
 
@@ -45,13 +44,18 @@ def draw(runs: Runs, scores: Mapping[str, Mapping[str, float]]) -> list[Plot]:
     """
     plots: list[Plot] = []
     for panel in PANELS:
-        curves = {run["name"]: _curve(run[panel.kind], panel) for run in runs}
-        if any(curves.values()):
-            # A long legend hides the curves, so only the first chart has it.
-            names = len(runs) <= FEW or not plots
-            plots.append(_losses(panel, curves, _level(runs, panel), names))
+        found = {run["name"]: _curve(run[panel.kind], panel) for run in runs if not _is_absent(run, panel)}
+        if any(found.values()):
+            plots.append(_losses(panel, found, _level(runs, panel)))
     tasks = sorted({probe["task"] for run in runs for probe in run["probes"]})
     return [*plots, *(_probes(task, runs, scores.get(task, {})) for task in tasks)]
+
+
+def _is_absent(run: Mapping[str, Any], panel: Panel) -> bool:
+    """Whether a run has no such loss: its weight is 0, so that the log holds zeros, or measurements of no use."""
+    if panel.kind == "train":
+        return bool(run["recipe"].get("loss", {}).get(panel.key, 1.0) == 0.0)
+    return panel.key == "agreement" and not any(line.get(panel.key) for line in run["validation"])
 
 
 def _curve(lines: Sequence[Mapping[str, Any]], panel: Panel) -> Curve:
@@ -70,53 +74,47 @@ def _level(runs: Runs, panel: Panel) -> float | None:
     return found[-1] * (100.0 if panel.percent else 1.0) if found else None
 
 
-def _losses(panel: Panel, curves: Mapping[str, Curve], level: float | None, names: bool) -> Plot:
-    """A metric of all runs; ``names`` adds the legend."""
-    with canvas(panel.title, across="step") as made:
-        for number, (name, points) in enumerate(curves.items()):
-            colour, style = COLOURS[number % len(COLOURS)], STYLES[number % len(STYLES)]
-            steps, values = zip(*points, strict=True) if points else ((), ())
-            marker = "o" if 0 < len(points) < 3 else ""
-            made.axes.plot(steps, values, color=colour, linestyle=style, linewidth=1.6, marker=marker, label=name)
-        if level is not None:
-            made.axes.axhline(level, color=INK, linewidth=1, linestyle=(0, (2, 2)))
-            made.axes.annotate(
-                "teacher", (1, level), (0, 2), xycoords=("axes fraction", "data"), textcoords="offset points",
-                ha="right", color=INK, fontsize=8,
-            )  # fmt: skip
-        if names:
-            legend(made.axes)
-        if not panel.percent:
-            _cut_off_start(made.axes, [points for points in curves.values() if points])
-        return Plot(f"{panel.kind}-{panel.key}", panel.title, "curves", made.svg())
+def _losses(panel: Panel, runs: Mapping[str, Curve], level: float | None) -> Plot:
+    """A metric of all runs, and the teacher's."""
+    lines = [
+        Line(name, points, _OWN[number % len(_OWN)], DASHES[number % len(DASHES)])
+        for number, (name, points) in enumerate(runs.items())
+        if points
+    ]
+    values = [y for line in lines for _, y in line.points]
+    if level is not None:
+        lines.append(Line("teacher", (), COLOURS[1], DASHES[2], level=level))
+        values.append(level)
+    if panel.percent:
+        # A share is read against the whole.
+        low, high = 0.0, min(100.0, 1.2 * max(values)) or 1.0
+    else:
+        low, high = _limits(values, [line.points for line in lines if line.points])
+    return Plot(f"{panel.kind}-{panel.key}", panel.title, "curves", curves(panel.title, lines, low, high))
 
 
-def _cut_off_start(axes: Axes, curves: Sequence[Curve]) -> None:
-    """Limit the axis of a long loss curve to most of its points: its high start makes the rest look flat."""
-    if min(len(points) for points in curves) < LONG:
-        return
-    top = max(sorted(value for _, value in points)[int(0.97 * len(points))] for points in curves)
-    bottom, highest = axes.get_ylim()
-    axes.set_ylim(bottom, min(highest, top + 0.05 * (top - bottom)))
+def _limits(values: Sequence[float], drawn: Sequence[Sequence[tuple[float, float]]]) -> tuple[float, float]:
+    """Limits of a loss; those of long curves leave out the high start, which makes the rest look flat."""
+    low, high = min(values), max(values)
+    if min(len(points) for points in drawn) >= LONG:
+        high = max(sorted(value for _, value in points)[int(0.97 * len(points))] for points in drawn)
+    pad = 0.06 * (high - low) or 0.5
+    return low - pad, high + pad
 
 
 def _probes(task: str, runs: Runs, scores: Mapping[str, float]) -> Plot:
     """A task's score, with its range over the seeds, at every probed checkpoint."""
     known = [probe for run in runs for probe in run["probes"] if probe["task"] == task]
     title = f"Probe: {task}, {known[0]['metric']}, %"
-    with canvas(title, across="step") as made:
-        for number, run in enumerate(runs):
-            points = [probe for probe in run["probes"] if probe["task"] == task]
-            if not points:
-                continue
-            colour = COLOURS[number % len(COLOURS)]
-            steps = [probe["step"] for probe in points]
-            made.axes.plot(
-                steps, [probe["score"] for probe in points], "o-", color=colour, markersize=4, label=run["name"]
-            )
-            low, high = ([probe[side] for probe in points] for side in ("low", "high"))
-            made.axes.fill_between(steps, low, high, color=colour, alpha=0.16, linewidth=0)
-        for (name, score), style in zip(sorted(scores.items(), reverse=True), STYLES[1:], strict=False):
-            made.axes.axhline(score, color=INK, linewidth=1, linestyle=style, label=name)
-        legend(made.axes)
-        return Plot(f"probe-{task}", title, "probes", made.svg())
+    lines = []
+    for number, run in enumerate(runs):
+        points = [probe for probe in run["probes"] if probe["task"] == task]
+        if points:
+            line = [(probe["step"], probe["score"]) for probe in points]
+            band = [(probe["low"], probe["high"]) for probe in points]
+            lines.append(Line(run["name"], line, _OWN[number % len(_OWN)], band=band))
+    for name, score in sorted(scores.items(), reverse=True):
+        lines.append(Line(name, (), COLOURS[1], DASHES[2], level=score))
+    high = max([probe["high"] for probe in known] + [*scores.values()])
+    low = min([probe["low"] for probe in known] + [0.0])
+    return Plot(f"probe-{task}", title, "probes", curves(title, lines, low, min(100.0, 1.15 * high) or 1.0))

@@ -5,8 +5,10 @@
     OUT/suite.json                       the models, and how to compare them
     OUT/corpus OUT/tokens OUT/teacher    artifacts; OUT/tokens-<seq_len> where phases read other lengths
     OUT/runs/<name>/                     recipe.json, metrics.jsonl, probes.jsonl
-    OUT/students/<name>/                 student artifacts; "student" is the main one, others are ablations
-    OUT/finetune/<model>/<task>/         scores.json
+    OUT/students/<name>/                 student artifacts; "student" is the main one, others are ablations;
+                                         heldout.parquet has the last validation by row
+    OUT/finetune/<model>/<task>/         scores.json, examples.parquet
+    OUT/bag_of_words/<task>/             the same, of word counts with a linear model
     OUT/exports/<model>/<format>/        facts: bytes, parity
     OUT/latency/ OUT/baselines/          latency.json, of teacher, student and exports, and of architectures
     OUT/mobile/<name>/                   mobile.json; the link of a job that waits for a phone
@@ -21,12 +23,16 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+import pyarrow.parquet as pq
+
 from cluster.artifacts import artifact, commit
 from cluster.artifacts.artifact import Artifact
 from cluster.artifacts.commit import ArtifactError
 from cluster.models import model_check, model_folder
 from cluster.storage import filesystem
 from cluster.telemetry import metrics_log
+from eval.results.heldout_values import HeldOutRows
 from eval.results.schema import (
     TEACHER,
     JobResult,
@@ -39,8 +45,11 @@ from eval.results.schema import (
     model_order,
     parse,
 )
+from eval.results.uncertainty import Columns, Values
 
 WEIGHTS = ".safetensors"
+BAGS = "bag_of_words"
+HELDOUT, EXAMPLES = "heldout.parquet", "examples.parquet"
 
 _PLACES = (
     ("corpus", "corpus"),
@@ -49,6 +58,7 @@ _PLACES = (
     ("teacher", "teacher"),
     ("students/*", "student"),
     ("finetune/*/*", "finetune"),
+    ("bag_of_words/*", "benchmark"),
     ("exports/*/*", "export"),
     ("latency", "benchmark"),
     ("baselines", "benchmark"),
@@ -79,17 +89,25 @@ class ResultModel:
     identity: str
     source: str | None
     """Path of its artifact below the results; None for other folders."""
+    heldout: HeldOutRows | None = None
+    """Its last validation by row; None for models that were not validated here."""
 
 
 @dataclass(frozen=True)
 class Results:
     """All results; ``artifacts`` by relative path, in the order of the pipeline."""
 
+    name: str
+    """Name of the folder: that of the pipeline."""
     artifacts: dict[str, Artifact]
     models: dict[str, ResultModel]
     suite: SuiteResult
     scores: dict[str, dict[str, ScoreResult]]
     """By model and task."""
+    bags: dict[str, ScoreResult]
+    """Bags of words, by task."""
+    examples: dict[str, Columns]
+    """What each development example contributes to a score, by the path of the score's artifact."""
     runs: list[ResultRun]
     latency: LatencyResult | None
     baselines: LatencyResult | None
@@ -125,6 +143,8 @@ def collect(folder: Path) -> Results:
         )
     suite = _file(folder / "suite.json", SuiteResult) or SuiteResult()
     scores: dict[str, dict[str, ScoreResult]] = {}
+    bags: dict[str, ScoreResult] = {}
+    examples: dict[str, Columns] = {}
     phones: dict[str, PhoneMeasurement] = {}
     latency = {
         name: _sealed(artifacts[name], "latency.json", LatencyResult)
@@ -133,17 +153,23 @@ def collect(folder: Path) -> Results:
     }
     for path, found in artifacts.items():
         place, _, name = path.partition("/")
-        if place == "finetune":
-            model, task = name.split("/")
-            score = _sealed(found, "scores.json", ScoreResult)
-            scores.setdefault(model, {})[task] = replace(score, data=found.inputs.get("data"))
+        if place in ("finetune", BAGS):
+            score = replace(_sealed(found, "scores.json", ScoreResult), data=found.inputs.get("data"))
+            model, _, task = name.rpartition("/")
+            of_model = scores.setdefault(model, {}) if place == "finetune" else bags
+            of_model[task] = score
+            if EXAMPLES in found.files:
+                examples[path] = _columns(found, EXAMPLES)
         elif place == "mobile":
             phones[name] = _sealed(found, "mobile.json", PhoneMeasurement)
     return Results(
+        name=folder.resolve().name,
         artifacts=artifacts,
         models=_models(folder, suite, artifacts),
         suite=suite,
         scores=scores,
+        bags=bags,
+        examples=examples,
         runs=runs,
         latency=latency.get("latency"),
         baselines=latency.get("baselines"),
@@ -219,7 +245,10 @@ def _models(folder: Path, suite: SuiteResult, artifacts: Mapping[str, Artifact])
 def _made(found: Artifact, source: str | None) -> ResultModel:
     model_check.unchanged(found.path)
     sizes = [int(entry["bytes"]) for name, entry in found.files.items() if name.endswith(WEIGHTS)]
-    return ResultModel(found.facts, sum(sizes) if sizes else None, found.identity, source)
+    heldout = None
+    if (known := found.facts.get("heldout")) is not None:
+        heldout = HeldOutRows(known, **_columns(found, HELDOUT))
+    return ResultModel(found.facts, sum(sizes) if sizes else None, found.identity, source, heldout)
 
 
 def _run(path: Path) -> ResultRun:
@@ -242,11 +271,23 @@ def _file(path: Path, shape: type[T]) -> T | None:
 
 
 def _sealed(found: Artifact, name: str, shape: type[T]) -> T:
-    """The contents of an artifact's file, with the manifest's hash."""
+    """The contents of an artifact's JSON file."""
+    path = _unchanged(found, name)
+    return parse(path, path.read_bytes(), shape)
+
+
+def _columns(found: Artifact, name: str) -> dict[str, Values]:
+    """The columns of an artifact's Parquet file of numbers."""
+    table = pq.read_table(_unchanged(found, name))
+    return {column: table[column].to_numpy().astype(np.float64) for column in table.column_names}
+
+
+def _unchanged(found: Artifact, name: str) -> Path:
+    """A file of an artifact, which has the manifest's hash."""
     path = found.path / name
     entry = found.files.get(name)
     if entry is None:
         raise ArtifactError(f"{found.path} has no {name}: delete it and make it again")
     if filesystem.file_sha256(path) != entry["sha256"]:
         raise ArtifactError(f"{path} was changed after it was made: delete {found.path} and make it again")
-    return parse(path, path.read_bytes(), shape)
+    return path

@@ -10,15 +10,17 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from eval.results import ablation_values, latency_values, paper, score_values, verdicts
+from cluster.models import word_count_gain
+from eval.results import ablation_values, heldout_values, latency_values, model_rows, paper, score_values, verdicts
 from eval.results.collect import ResultModel, Results
 from eval.results.schema import STUDENT, TEACHER, PhoneMeasurement
 
 
 def compare(results: Results) -> dict[str, Any]:
     """All values of a report."""
-    models = _models(results)
+    models, sweep = _models(results), results.suite.ablations
     report: dict[str, Any] = {
+        "name": results.name,
         "models": models,
         "tables": {
             "1": score_values.glue(results),
@@ -28,11 +30,14 @@ def compare(results: Results) -> dict[str, Any]:
         },
         "other_tasks": score_values.others(results),
         "scores": score_values.everything(results),
+        "bags": score_values.bags(results),
+        "heldout": heldout_values.heldout(results.models, sweep.reference if sweep else None),
         "runs": _runs(results),
         "exports": _exports(results),
         "latency": latency_values.latency(results),
         "phones": _phones(results),
         "tuning": _tuning(results),
+        "corpus": _corpus(results),
         "descent": _descent(results),
         "jobs": [dataclasses.asdict(job) for job in results.jobs],
         "paper": _paper(),
@@ -49,20 +54,29 @@ def failed(report: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _models(results: Results) -> list[dict[str, Any]]:
     """The teacher, the main student, then the others by name."""
-    models = [{"name": name, **_model(model)} for name, model in results.models.items()]
     measured: Mapping[str, Any] = next(
-        (model["validation"] for model in models if "teacher_masked" in model["validation"]), {}
+        (found for model in results.models.values() if "teacher_masked" in (found := _validation(model))), {}
     )
-    for teacher in (model for model in models if model["name"] == TEACHER):
-        # A student's validation measures the teacher on the same rows and masks; prefer it to the teacher's own.
-        teacher["masked_loss"] = measured.get("teacher_masked", teacher["masked_loss"])
-        teacher["accuracy"] = measured.get("teacher_accuracy", teacher["accuracy"])
-    return models
+    # A student's validation measures the teacher on the same rows and masks; prefer it to the teacher's own.
+    taught = {key.removeprefix("teacher_"): value for key, value in measured.items() if key.startswith("teacher_")}
+    taught |= {key: value for key, value in measured.items() if key.startswith("counts_")} if taught else {}
+    return [
+        {"name": name, **_model(name, model, taught if name == TEACHER else {})}
+        for name, model in results.models.items()
+    ]
 
 
-def _model(model: ResultModel) -> dict[str, Any]:
-    facts = model.facts
-    validation = {key: value for key, value in (facts.get("validation") or {}).items() if value is not None}
+def _validation(model: ResultModel) -> dict[str, Any]:
+    return {key: value for key, value in (model.facts.get("validation") or {}).items() if value is not None}
+
+
+def _model(name: str, model: ResultModel, taught: Mapping[str, Any]) -> dict[str, Any]:
+    """A model's size, training and last validation; ``taught`` has measurements to prefer."""
+    facts, validation = model.facts, _validation(model)
+    measured = {**validation, **taught}
+    counts = {key: measured.get(f"counts_{key}") for key in ("masked", "hidden_loss", "accuracy")}
+    saved = word_count_gain.saved_percent(measured.get("hidden_loss"), counts["hidden_loss"])
+    kind = model_rows.kind(name, facts)
     names = ("architecture", "layers", "hidden", "parameters", "steps", "tokens", "device_hours", "device")
     return {
         **{key: facts.get(key) for key in names},
@@ -72,9 +86,14 @@ def _model(model: ResultModel) -> dict[str, Any]:
         "weight_bytes": model.weight_bytes,
         "identity": model.identity,
         "source": model.source,
-        "masked_loss": validation.get("masked"),
-        "accuracy": validation.get("accuracy"),
+        "kind": kind,
+        "title": model_rows.title(name, kind),
+        "masked_loss": measured.get("masked"),
+        **{key: measured.get(key) for key in ("hidden_loss", "accuracy", "visible_accuracy", "replaced_accuracy")},
         "agreement": validation.get("agreement"),
+        "counts": counts if counts["hidden_loss"] is not None else None,
+        "over_counts": saved,
+        "hardly_better": None if saved is None else saved < word_count_gain.LITTLE_PERCENT,
         "validation": validation,
     }
 
@@ -98,8 +117,8 @@ def _runs(results: Results) -> list[dict[str, Any]]:
                 "device": facts.get("device"),
                 "workers": facts.get("world_size"),
                 "device_hours": facts.get("device_hours"),
-                "steps": last.get("step"),
-                "tokens": last.get("tokens"),
+                "steps": last.get("step", facts.get("steps")),
+                "tokens": last.get("tokens", facts.get("tokens")),
                 "tokens_per_second": statistics.median(rates) if rates else None,
                 "recipe": recipe,
                 "source": model.source if model else None,
@@ -142,6 +161,14 @@ def _tuning(results: Results) -> list[dict[str, Any]]:
         if seconds is not None:
             hours.setdefault(score.device or "", []).append(seconds / 3600)
     return [{"device": device or None, "runs": len(each), "hours": sum(each)} for device, each in hours.items()]
+
+
+def _corpus(results: Results) -> dict[str, Any] | None:
+    """Sources and licenses of the training text, and the languages it was filtered by; None without a corpus."""
+    if (found := results.artifacts.get("corpus")) is None:
+        return None
+    languages = (found.recipe.get("cleaning") or {}).get("languages") or []
+    return {key: found.facts.get(key) for key in ("documents", "bytes", "sources")} | {"languages": languages}
 
 
 def _descent(results: Results) -> list[dict[str, Any]]:

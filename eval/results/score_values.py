@@ -5,16 +5,19 @@ there, also without a measurement.
 """
 
 import dataclasses
-import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from eval.results import paper
-from eval.results.collect import Results
+from eval.results.collect import BAGS, Results
 from eval.results.paper import PaperScore
 from eval.results.schema import STUDENT, TEACHER, ScoreResult, model_order
+from eval.results.uncertainty import Measured, Pairs, mean_versus, share_range, versus
 from eval.results.verdicts import keeps, keeps_mean
+
+BAG = "bag_of_words"
+"""The bag of words among the models that a score is compared with."""
 
 
 def glue(results: Results) -> dict[str, Any]:
@@ -46,6 +49,7 @@ def everything(results: Results) -> list[dict[str, Any]]:
     order = {row.task: number for number, row in enumerate((*paper.GLUE, *paper.DOWNSTREAM))}
     rows = [
         {"model": model, "source": source(model, task), **dataclasses.asdict(score)}
+        | with_examples(results, model, task).errors()
         for model, tasks in results.scores.items()
         for task, score in tasks.items()
     ]
@@ -54,9 +58,28 @@ def everything(results: Results) -> list[dict[str, Any]]:
     )
 
 
+def bags(results: Results) -> list[dict[str, Any]]:
+    """The bag of words of every task that has one."""
+    return [
+        {"task": task, "metric": score.metric, "features": score.settings.get("features"), "seconds": score.seconds}
+        | _measured(Measured(score, results.examples.get(bag_source(task))), bag_source(task), None)
+        for task, score in sorted(results.bags.items())
+    ]
+
+
+def with_examples(results: Results, model: str, task: str) -> Measured:
+    """A model's score on a task, with the values of its examples."""
+    return Measured(results.scores[model][task], results.examples.get(source(model, task)))
+
+
 def source(model: str, task: str) -> str:
     """Path of a score's artifact below the results."""
     return f"finetune/{model}/{task}"
+
+
+def bag_source(task: str) -> str:
+    """Path of the artifact of a task's bag of words below the results."""
+    return f"{BAGS}/{task}"
 
 
 def share(score: ScoreResult | None, teacher: ScoreResult | None, metric: str | None = None) -> float | None:
@@ -82,6 +105,7 @@ def trained_alike(one: ScoreResult | None, other: ScoreResult | None) -> bool | 
 
 def _row(published: PaperScore, results: Results) -> dict[str, Any]:
     ours = _ours(published.task, published.metric, results)
+    against = _against(_pairs([ours], results), published.metric, published.kept) if ours["kept"] is not None else None
     return {
         "key": f"{published.task}/{published.metric}" if published.metric else published.task,
         "title": published.title,
@@ -95,18 +119,19 @@ def _row(published: PaperScore, results: Results) -> dict[str, Any]:
             "kept": published.kept,
         },
         "difference": ours["student"] and ours["student"]["score"] - published.distilbert,
-        "verdict": keeps(ours, published.kept).resolved(),
+        "versus_paper": against,
+        "verdict": keeps(ours, against).resolved(),
         "note": published.note,
     }
 
 
 def _ours(task: str, metric: str | None, results: Results) -> dict[str, Any]:
     """Our scores of a task: teacher, student, student of the second step, and every model's median."""
-    scores = {
-        model: score
-        for model, tasks in results.scores.items()
-        for score in [score for name, score in tasks.items() if task in (name, paper.key(name))][:1]
-    }
+    found = _found(task, results)
+    scores = {model: each.score for model, each in found.items()}
+    bag = next((score for name, score in results.bags.items() if task in (name, paper.key(name))), None)
+    if bag is not None:
+        found[BAG] = Measured(bag, results.examples.get(bag_source(bag.task)))
     teacher, student = scores.get(TEACHER), scores.get(STUDENT)
     distilled = results.suite.second_step or ""
     first = next(iter(scores.values()), None)
@@ -115,11 +140,20 @@ def _ours(task: str, metric: str | None, results: Results) -> dict[str, Any]:
     return {
         "task": task,
         "metric": metric or (first.metric if first else None),
-        "teacher": _measured(teacher, TEACHER, metric),
-        "student": _measured(student, STUDENT, metric),
-        "second_step": _measured(scores.get(distilled), distilled, metric),
+        **{
+            side: _measured(found[model], _path(model, found[model]), metric) if model in found else None
+            for side, model in (
+                (TEACHER, TEACHER),
+                (STUDENT, STUDENT),
+                ("second_step", distilled),
+                ("bag_of_words", BAG),
+            )
+        },
+        "versus": _versus(found, STUDENT, metric),
+        "teacher_versus_bag": _versus(found, TEACHER, metric).get(BAG),
+        "second_step_versus": _versus(found, distilled, metric).get(STUDENT),
         "kept": kept,
-        "error": _share_error(kept, [_relative_error(score, metric) for score in (teacher, student)]),
+        **_kept_range([(found[STUDENT], found[TEACHER])] if kept is not None else [], metric),
         "kept_second_step": share(scores.get(distilled), teacher, metric),
         "scores": {model: _values(score, metric)[0] for model, score in scores.items()},
         "comparable": [model for model, score in scores.items() if measure and same_examples(score, measure)],
@@ -134,18 +168,63 @@ def _ours(task: str, metric: str | None, results: Results) -> dict[str, Any]:
     }
 
 
-def _measured(score: ScoreResult | None, model: str, metric: str | None) -> dict[str, Any] | None:
-    if score is None:
-        return None
-    median, low, high = _values(score, metric)
+def _found(task: str, results: Results) -> dict[str, Measured]:
+    """Every model's score on a task, which the paper may spell otherwise."""
+    return {
+        model: with_examples(results, model, name)
+        for model, tasks in results.scores.items()
+        for name in [name for name in tasks if task in (name, paper.key(name))][:1]
+    }
+
+
+def _pairs(rows: Sequence[Mapping[str, Any]], results: Results) -> Pairs:
+    """Student and teacher on the tasks of ``rows``."""
+    found = [_found(row["task"], results) for row in rows]
+    return [(each[STUDENT], each[TEACHER]) for each in found]
+
+
+def _against(pairs: Pairs, metric: str | None, aim: float) -> dict[str, Any]:
+    """The student's score, or mean, minus ``aim`` percent of the teacher's."""
+    return mean_versus(pairs, metric, aim / 100).resolved()
+
+
+def _kept_range(pairs: Pairs, metric: str | None) -> dict[str, float | None]:
+    low, high = share_range(pairs, metric) if pairs else (None, None)
+    return {"kept_low": low, "kept_high": high}
+
+
+def _path(model: str, found: Measured) -> str:
+    return bag_source(found.score.task) if model == BAG else source(model, found.score.task)
+
+
+def _measured(found: Measured, place: str, metric: str | None) -> dict[str, Any]:
+    median, low, high = _values(found.score, metric)
     return {
         "score": median,
         "low": low,
         "high": high,
-        "seeds": len(score.seeds),
-        "error": score.error(metric),
-        "source": source(model, score.task),
+        "seeds": len(found.score.seeds),
+        "examples": found.score.dev_examples,
+        **found.errors(metric),
+        "source": place,
     }
+
+
+def _versus(found: Mapping[str, Measured], model: str, metric: str | None) -> dict[str, dict[str, Any]]:
+    """A model's score minus that of every other one, and of the bag of words, on the same examples."""
+    if model not in found:
+        return {}
+    own = found[model]
+    others = {
+        name: other
+        for name, other in found.items()
+        if name != model and same_examples(own.score, other.score) and _has(other.score, metric)
+    }
+    return {name: versus(own, other, metric).resolved() for name, other in others.items()}
+
+
+def _has(score: ScoreResult, metric: str | None) -> bool:
+    return metric is None or metric in score.metrics
 
 
 def _values(score: ScoreResult, metric: str | None) -> tuple[float, float, float]:
@@ -176,7 +255,8 @@ def _mean(
     names = {"elmo": "elmo", "bert_base": "teacher_in_means", "distilbert": "student"}
     published = printed or {name: statistics.fmean(row["paper"][of] for row in rows) for name, of in names.items()}
     kept = {model: 100 * mean / teacher for model, mean in means.items()} if teacher else {}
-    relative = [_ratio(_mean_error(row[model] for row in rows), means.get(model)) for model in (TEACHER, STUDENT)]
+    pairs = _pairs(rows, results) if kept.get(STUDENT) is not None else []
+    against = _against(pairs, None, paper.TARGET_PERCENT) if pairs else None
     return {
         "key": key,
         "title": title,
@@ -185,6 +265,7 @@ def _mean(
         "student": student,
         "second_step": means.get(distilled),
         "kept": kept.get(STUDENT),
+        **_kept_range(pairs, None),
         "kept_second_step": kept.get(distilled),
         "scores": means,
         "subset": any(row["subset"] for row in rows),
@@ -196,26 +277,6 @@ def _mean(
             "kept": 100 * published["distilbert"] / published["bert_base"],
         },
         "difference": None if student is None else student - published["distilbert"],
-        "verdict": keeps_mean(kept.get(STUDENT), _share_error(kept.get(STUDENT), relative), rows).resolved(),
+        "versus_target": against,
+        "verdict": keeps_mean(rows, against).resolved(),
     }
-
-
-def _mean_error(scores: Iterable[Mapping[str, Any] | None]) -> float | None:
-    """Standard error of a model's mean, from the tasks with several seeds; None without any."""
-    errors = [None if score is None else score["error"] for score in scores]
-    known = [error for error in errors if error is not None]
-    return math.hypot(*known) / len(errors) if known else None
-
-
-def _relative_error(score: ScoreResult | None, metric: str | None) -> float | None:
-    return None if score is None else _ratio(score.error(metric), _values(score, metric)[0])
-
-
-def _ratio(error: float | None, value: float | None) -> float | None:
-    return error / value if error is not None and value else None
-
-
-def _share_error(kept: float | None, relative: Sequence[float | None]) -> float | None:
-    """Standard error of a share in percent of the teacher's score, from the relative errors of both scores."""
-    known = [error for error in relative if error is not None]
-    return kept * math.hypot(*known) if kept is not None and kept > 0 and len(known) == len(relative) else None

@@ -4,7 +4,6 @@ Verdicts compare a share of our own teacher, a ratio on our own machine, or a si
 weights or another processor.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal
@@ -17,7 +16,9 @@ MISSED: Final = "missed"
 UNCLEAR: Final = "unclear"
 NOT_MEASURED: Final = "not measured"
 
-NOISE = "within the noise"
+AROUND_AIM = "the range includes the paper's"
+AROUND_ZERO = "the range includes zero"
+NO_RANGE = "no range is known"
 
 
 @dataclass(frozen=True)
@@ -31,28 +32,37 @@ class Verdict:
         return asdict(self)
 
 
-def at_least(value: float | None, aim: float, doubt: str = "", error: float | None = None, limit: str = "") -> Verdict:
-    """Whether ``value`` reaches ``aim``; unclear for the reason ``doubt``, or within two standard errors of it."""
+def at_least(value: float | None, aim: float, doubt: str = "") -> Verdict:
+    """Whether ``value`` reaches ``aim``; unclear for the reason ``doubt``."""
     if value is None:
         return Verdict(NOT_MEASURED)
-    if doubt or (error is not None and abs(value - aim) < 2 * error):
-        return Verdict(UNCLEAR, doubt or NOISE)
-    return Verdict(PASSED if value >= aim else MISSED, limit)
+    return Verdict(UNCLEAR, doubt) if doubt else Verdict(PASSED if value >= aim else MISSED)
 
 
-def keeps(row: Mapping[str, Any], aim: float) -> Verdict:
-    """Whether a student keeps ``aim`` percent of its teacher's score on one task."""
-    kept = row["kept"]
-    doubts = [f"{model} at chance" for model in _at_chance(row, kept is not None and kept >= aim)]
+def _kept(against: Mapping[str, Any], doubt: str, limit: str) -> Verdict:
+    """Whether a share reaches the paper's; ``against`` is the score minus the paper's share of the teacher's."""
+    if doubt or against["word"] in ("equal", "unclear"):
+        return Verdict(UNCLEAR, doubt or (NO_RANGE if against["error"] is None else AROUND_AIM))
+    return Verdict(PASSED if against["word"] == "better" else MISSED, limit)
+
+
+def keeps(row: Mapping[str, Any], against: Mapping[str, Any] | None) -> Verdict:
+    """Whether a student keeps the paper's share of its teacher's score on one task.
+
+    ``against`` is its score minus that share, as of :class:`eval.results.uncertainty.Difference`; None without it.
+    """
+    if against is None:
+        return Verdict(NOT_MEASURED)
+    doubts = [f"{model} at chance" for model in _at_chance(row, against["difference"] >= 0)]
     doubts += ["fine-tuned with other settings than the teacher"] if row["trained_alike"] is False else []
-    return at_least(kept, aim, ", ".join(doubts), row["error"], "one seed" if _once(row) else "")
+    return _kept(against, ", ".join(doubts), "one seed" if _once(row) else "")
 
 
-def keeps_mean(
-    kept: float | None, error: float | None, rows: Sequence[Mapping[str, Any]], aim: float = paper.TARGET_PERCENT
-) -> Verdict:
-    """Whether a student keeps ``aim`` percent of its teacher's mean over the tasks of ``rows``."""
-    passes = kept is not None and kept >= aim
+def keeps_mean(rows: Sequence[Mapping[str, Any]], against: Mapping[str, Any] | None) -> Verdict:
+    """Whether a student keeps the share that is aimed at of its teacher's mean over the tasks of ``rows``."""
+    if against is None:
+        return Verdict(NOT_MEASURED)
+    passes = against["difference"] >= 0
     # No model is better than chance on WNLI.
     at_chance = [(row["title"], _at_chance(row, passes)) for row in rows if row["task"] != paper.TRAP]
     doubts = []
@@ -62,7 +72,7 @@ def keeps_mean(
     if other := [row["title"] for row in rows if row["trained_alike"] is False]:
         doubts.append(f"fine-tuned with other settings than the teacher on {', '.join(other)}")
     once = [row["title"] for row in rows if _once(row)]
-    return at_least(kept, aim, "; ".join(doubts), error, f"one seed on {', '.join(once)}" if once else "")
+    return _kept(against, "; ".join(doubts), f"one seed on {', '.join(once)}" if once else "")
 
 
 def _once(row: Mapping[str, Any]) -> bool:
@@ -77,15 +87,15 @@ def _at_chance(row: Mapping[str, Any], passes: bool) -> list[str]:
     return [STUDENT] if row["at_chance"][STUDENT] and passes else []
 
 
-def same_sign(change: float | None, published: float, error: float | None) -> Verdict:
-    """Whether a change has the sign of the paper's; ``error`` is its standard error over the seeds."""
-    if change is None:
+def same_sign(against: Mapping[str, Any] | None, published: float) -> Verdict:
+    """Whether a change has the sign of the paper's; None without a change."""
+    if against is None:
         return Verdict(NOT_MEASURED)
-    if error is None:
+    if against["one_seed"]:
         return Verdict(UNCLEAR, "one seed")
-    if abs(change) < 2 * error:
-        return Verdict(UNCLEAR, NOISE)
-    return Verdict(PASSED if change * published > 0 else MISSED)
+    if against["word"] in ("equal", "unclear"):
+        return Verdict(UNCLEAR, NO_RANGE if against["error"] is None else AROUND_ZERO)
+    return Verdict(PASSED if against["difference"] * published > 0 else MISSED)
 
 
 def joined(verdicts: Sequence[Mapping[str, str]]) -> Verdict:
@@ -104,17 +114,18 @@ def claims(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     glue = scores["nine"] if scores["nine"]["kept"] is not None else scores.get("measured", scores["nine"])
     squad = scores["squad/f1"]
     gain, promised = _gain(squad), squad["paper"]["second_step"] - squad["paper"]["student"]
-    second_step = same_sign(gain, promised, None if gain is None else _error(squad["second_step"], squad["student"]))
     fewer = report["headline"]["parameters_saved"]
     distilled = next(row for row in table["3"]["rows"] if row["key"] == "distilbert")
     ablations = [row["verdict"] for row in table["4"]["rows"] if row["paper"] is not None]
     parts = joined(ablations)
     passed = None if parts.state == NOT_MEASURED else sum(each["state"] == PASSED for each in ablations)
     return [
-        _kept("glue", glue) | {"tasks": glue["tasks"]},
-        _kept("imdb", scores["imdb"]),
-        _kept("squad", squad),
-        _claim("second_step", gain, promised, second_step.resolved()),
+        _share("glue", glue) | {"tasks": glue["tasks"]},
+        _share("imdb", scores["imdb"]),
+        _share("squad", squad),
+        _claim(
+            "second_step", None if gain is None else gain["difference"], promised, same_sign(gain, promised).resolved()
+        ),
         _claim(
             "parameters", fewer, report["paper"]["parameters_saved"], at_least(fewer, paper.PARAMETERS_SAVED).resolved()
         ),
@@ -123,7 +134,7 @@ def claims(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _kept(name: str, row: Mapping[str, Any]) -> dict[str, Any]:
+def _share(name: str, row: Mapping[str, Any]) -> dict[str, Any]:
     return _claim(name, row["kept"], row["paper"]["kept"], row["verdict"])
 
 
@@ -131,15 +142,9 @@ def _claim(name: str, ours: float | None, paper: float, verdict: Mapping[str, st
     return {"claim": name, "ours": ours, "paper": paper, "verdict": verdict}
 
 
-def _gain(row: Mapping[str, Any]) -> float | None:
-    """Points that the second step adds to the student's score; None where their fine-tuning differs otherwise."""
-    distilled, student = row["second_step"], row["student"]
-    if None in (distilled, student, row["kept"], row["kept_second_step"]) or not row["second_step_alike"]:
+def _gain(row: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """What the second step adds to the student's score; None where their fine-tuning differs otherwise."""
+    if None in (row["kept"], row["kept_second_step"]) or not row["second_step_alike"]:
         return None
-    return float(distilled["score"] - student["score"])
-
-
-def _error(*scores: Mapping[str, Any]) -> float | None:
-    """Standard error of a difference of medians; None where one has a single seed."""
-    errors = [each["error"] for each in scores]
-    return None if None in errors else math.hypot(*errors)
+    gain: Mapping[str, Any] | None = row["second_step_versus"]
+    return gain

@@ -6,11 +6,13 @@ from typing import Any
 
 from cluster.artifacts import registry
 from cluster.artifacts.errors import StageError
+from cluster.artifacts.recipe_errors import nearest, suggest
 from cluster.artifacts.stage import StageContext
 from eval.results.export_formats import FORMATS, check_toolchains
 from eval.results.schema import STUDENT, TEACHER
-from eval.suite.plan import data_folder, export_formats, export_values, finetune_values, sweep_students
-from eval.suite.recipe import PAIRS, PROVENANCE, Baselines, Exports, Suite
+from eval.suite.plan import corpus_values, data_folder, export_formats, export_values, finetune_values, sweep_students
+from eval.suite.recipe import PAIRS, Baselines, Exports, Suite
+from eval.tasks.definitions import MADE_HERE, known
 
 
 def validate(suite: Suite) -> None:
@@ -42,15 +44,17 @@ def check(suite: Suite, context: StageContext) -> None:
         _check_exports(suite.exports, context)
     for where, name in _models(suite):
         if name not in context.models and name not in suite.models:
-            raise StageError(f"{where} needs the model {name}: there is {', '.join(context.models) or 'none'}")
+            near = nearest(name, [*context.models, *suite.models])
+            hint = f"did you mean {near}?" if near else f"there is {', '.join(context.models) or 'none'}"
+            raise StageError(f"{where} needs the model {name}: {hint}")
 
 
 def _check_data(suite: Suite) -> None:
     if suite.data and suite.hub:
         raise ValueError("data and hub: write one of them")
     for task in suite.tasks:
-        values = finetune_values(suite, task)
-        if not (task in (PROVENANCE, *suite.folders) or suite.data or suite.hub or "data" in values):
+        values = finetune_values(suite, known(task))
+        if not (task in (*MADE_HERE, *suite.folders) or suite.data or suite.hub or "data" in values):
             raise ValueError(f'no data for {task}: write data = "folder/{{task}}" or hub, or {task} in folders')
         if "placement" in values:
             raise ValueError("fine-tuning is placed by job_cpus and job_gpus: write those instead of a placement")
@@ -64,7 +68,8 @@ def _check_names(suite: Suite) -> None:
     named += [("exports.task", suite.exports.tasks)] if suite.exports else []
     for where, names in named:
         if unknown := [name for name in names if name not in suite.tasks]:
-            raise ValueError(f"{where} names {unknown[0]}, which is not among tasks: {', '.join(suite.tasks)}")
+            hint = suggest(unknown[0], [*suite.tasks]) or ": there are none"
+            raise ValueError(f"{where} names {unknown[0]}, which is not among tasks{hint}")
     if suite.baselines is not None and PAIRS not in suite.tasks:
         raise ValueError(f"baselines are timed on the pairs of {PAIRS}: put {PAIRS} = {{}} among the tasks")
     if suite.exports is None:
@@ -79,7 +84,8 @@ def _check_names(suite: Suite) -> None:
 
 def _tables(suite: Suite) -> Iterator[tuple[str, Mapping[str, Any], str]]:
     """The recipes of other stages in a suite: stage, values, and the table that people correct."""
-    yield "eval.provenance", suite.provenance, "provenance"
+    for task, made_by in MADE_HERE.items():
+        yield made_by, corpus_values(suite, task), task
     for task in suite.tasks:
         yield "eval.finetune", finetune_values(suite, task), f"tasks.{task}"
     changes: list[tuple[tuple[str, ...] | None, Mapping[str, Any], str]] = []

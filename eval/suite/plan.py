@@ -11,9 +11,12 @@ from cluster.artifacts.stage import SideJob, StageContext
 from cluster.jobs.job import Job
 from eval.results.export_formats import FORMATS, Format, with_sources
 from eval.results.schema import STUDENT, TEACHER
-from eval.suite.recipe import PAIRS, PROVENANCE, QUESTIONS, Exports, Suite
+from eval.suite.recipe import PAIRS, QUESTIONS, Exports, Suite
+from eval.tasks.definitions import MADE_HERE, TASKS
 
 SECOND_STEP = "student-second-step"
+BAG_KEYS = ("task", "data", "train_limit", "dev_limit")
+"""Values of ``eval.finetune`` that a bag of words shares."""
 
 
 def finetune_values(suite: Suite, task: str, *changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -24,6 +27,12 @@ def finetune_values(suite: Suite, task: str, *changes: Mapping[str, Any]) -> dic
     return {**values, "task": task}
 
 
+def corpus_values(suite: Suite, task: str) -> dict[str, Any]:
+    """Values of the stage that makes a task from the corpus."""
+    values: dict[str, Any] = getattr(suite, task)
+    return values
+
+
 def data_folder(suite: Suite, task: str) -> Path | None:
     """Folder of a task's examples; None where they come from the hub or from the corpus.
 
@@ -31,7 +40,12 @@ def data_folder(suite: Suite, task: str) -> Path | None:
         StageError: it is not there.
     """
     place = suite.folders.get(task)
-    if place is None and suite.data is not None and task != PROVENANCE and "data" not in finetune_values(suite, task):
+    if (
+        place is None
+        and suite.data is not None
+        and task not in MADE_HERE
+        and "data" not in finetune_values(suite, task)
+    ):
         place = suite.data.format(task=task)
     if place is None:
         return None
@@ -43,10 +57,15 @@ def data_folder(suite: Suite, task: str) -> Path | None:
 def _finetuning(suite: Suite, task: str, out: Path, *changes: Mapping[str, Any]) -> tuple[dict[str, Any], Path | None]:
     """Values of ``eval.finetune`` for a task, and the folder of its examples where the values name no data set."""
     values = finetune_values(suite, task, *changes)
-    folder = out / "datasets" / task if task == PROVENANCE else data_folder(suite, task)
+    folder = out / "datasets" / task if task in MADE_HERE else data_folder(suite, task)
     if folder is None and suite.hub is not None and "data" not in values:
         values["data"] = suite.hub.format(task=task)
     return values, folder
+
+
+def _after(task: str) -> list[str]:
+    """Jobs that make a task's examples."""
+    return [f"datasets/{task}"] if task in MADE_HERE else []
 
 
 def sweep_students(suite: Suite, models: Collection[str]) -> tuple[str, ...]:
@@ -76,9 +95,12 @@ def side_jobs(suite: Suite, context: StageContext) -> list[SideJob]:
     if probes is None:
         return []
     if run is None:
-        name, given = f"datasets/{PROVENANCE}", {"corpus": out / "corpus"}
-        job = SideJob(name, "eval.provenance", suite.provenance, given, out / name, ("corpus",))
-        return [job] if PROVENANCE in probes.tasks else []
+        given = {"corpus": out / "corpus"}
+        return [
+            SideJob(name, made_by, corpus_values(suite, task), given, out / name, ("corpus",))
+            for task, made_by in MADE_HERE.items()
+            if task in probes.tasks and (name := f"datasets/{task}")
+        ]
     if run.name not in probes.runs:
         return []
     tasks = {}
@@ -102,12 +124,13 @@ class SuitePlan:
     out: Path
 
     def jobs(self) -> list[Job]:
-        """Data made from the corpus, fine-tuning, exports, speed: each after what it needs, timed ones alone on a node.
+        """Data made from the corpus, bags of words, fine-tuning, exports, speed: each after what it needs, timed ones
+        alone on a node.
 
         Raises:
             StageError: no token rows to calibrate an export with.
         """
-        return [*self._data(), *self._scores(), *self._exports(), *self._baselines()]
+        return [*self._data(), *self._bags(), *self.scores(), *self._exports(), *self._baselines()]
 
     def described(self) -> dict[str, Any]:
         """The contents of ``suite.json``: what the report must know about the models."""
@@ -122,7 +145,7 @@ class SuitePlan:
             "second_step": SECOND_STEP if self.suite.second_step else None,
         }
 
-    def _scores(self) -> list[Job]:
+    def scores(self) -> list[Job]:
         """Fine-tuning: teacher, student and other models, the second step, then the sweep."""
         suite, students = self.suite, sweep_students(self.suite, self.models)
         swept = {*students, suite.sweep.reference} - {TEACHER, STUDENT} if suite.sweep else set()
@@ -139,9 +162,20 @@ class SuitePlan:
         return found
 
     def _data(self) -> Iterator[Job]:
-        if PROVENANCE in self.suite.tasks:
-            inputs = {"corpus": self.out / "corpus"}
-            yield self._job(f"datasets/{PROVENANCE}", "eval.provenance", self.suite.provenance, inputs)
+        for task, made_by in MADE_HERE.items():
+            if task in self.suite.tasks:
+                inputs = {"corpus": self.out / "corpus"}
+                yield self._job(f"datasets/{task}", made_by, corpus_values(self.suite, task), inputs)
+
+    def _bags(self) -> Iterator[Job]:
+        """The bag of words of every task of classes or scores, on the examples of the models."""
+        tasks = self.suite.tasks if self.suite.bag_of_words == "classification" else ()
+        for task in tasks:
+            values, folder = _finetuning(self.suite, task, self.out)
+            if TASKS[task].answers is None:
+                shared = {key: values[key] for key in BAG_KEYS if key in values}
+                inputs = {} if folder is None else {"data": folder}
+                yield self._job(f"bag_of_words/{task}", "eval.bag_of_words", shared, inputs, after=_after(task))
 
     def _finetune(
         self, name: str, model: str, task: str, change: Mapping[str, Any] | None = None, taught: bool = False
@@ -150,7 +184,7 @@ class SuitePlan:
         values, folder = _finetuning(suite, task, self.out, change or {})
         values["placement"] = {"threads": suite.job_cpus}
         inputs = {"model": self.models[model], **({} if folder is None else {"data": folder})}
-        after = [f"datasets/{task}"] if task == PROVENANCE else []
+        after = _after(task)
         if taught:
             inputs["teacher"] = self.out / "finetune" / TEACHER / task
             after.append(f"finetune/{TEACHER}/{task}")
@@ -161,21 +195,22 @@ class SuitePlan:
         exports = self.suite.exports
         if exports is None:
             return []
-        made: dict[tuple[str, str, Format], Job] = {}
+        made: dict[tuple[str, str | None, Format], Job] = {}
         inputs: dict[str, Path] = {}
         for model in exports.models:
-            for task in exports.tasks:
+            for task in exports.tasks or (None,):
                 formats = export_formats(exports)
                 made |= {(model, task, form): self._export(exports, model, task, form) for form in formats}
                 # A single input has the plain name of its role, as on the command line.
-                inputs[model if len(exports.tasks) == 1 else f"{model}-{task}"] = self._tuned(model, task)
-                inputs |= {f"export-{model}-{task}-{name}": made[model, task, name].out for name in exports.formats}
+                inputs[model if len(exports.tasks) < 2 else f"{model}-{task}"] = self._tuned(model, task)
+                role = f"export-{model}" if task is None else f"export-{model}-{task}"
+                inputs |= {f"{role}-{name}": made[model, task, name].out for name in exports.formats}
         inputs |= self._texts(exports.tasks) | self._architectures(exports.latency)
         names = [job.name for job in made.values()]
         timed = self._job("latency", "eval.latency", exports.latency, inputs, after=names)
         return [*made.values(), timed, *self._phones(exports, made)]
 
-    def _phones(self, exports: Exports, made: Mapping[tuple[str, str, Format], Job]) -> Iterator[Job]:
+    def _phones(self, exports: Exports, made: Mapping[tuple[str, str | None, Format], Job]) -> Iterator[Job]:
         """Measurements on phones, each browser's after its page."""
         for name, phone in exports.mobile.items():
             given = {model: made[model, exports.on_phone(phone), phone.format] for model in exports.models}
@@ -190,22 +225,22 @@ class SuitePlan:
             job = self._job(f"mobile/{name}", "eval.mobile", phone.values, inputs, after=after)
             yield replace(job, alone=phone.way == "proxy")
 
-    def _export(self, exports: Exports, model: str, task: str, name: Format) -> Job:
-        """One export; the first task is left out of its name."""
+    def _export(self, exports: Exports, model: str, task: str | None, name: Format) -> Job:
+        """One export; the first task is left out of its name. Without a task, of the model itself."""
         making, tuned = FORMATS[name], self._tuned(model, task)
 
         def called(form: Format) -> str:
-            return f"exports/{model}/{form if task == exports.tasks[0] else f'{task}-{form}'}"
+            return f"exports/{model}/{form if task in (None, *exports.tasks[:1]) else f'{task}-{form}'}"
 
-        inputs, after = {"model": tuned}, f"finetune/{model}/{task}"
+        inputs, after = {"model": tuned}, [] if task is None else [f"finetune/{model}/{task}"]
         if making.of is not None:
-            inputs["export"], after = self.out / called(making.of), called(making.of)
+            inputs["export"], after = self.out / called(making.of), [called(making.of)]
         if making.calibrated:
             inputs["tokens"] = self._rows(exports, name)
-        _, data = _finetuning(self.suite, task, self.out)
+        data = None if task is None else _finetuning(self.suite, task, self.out)[1]
         if exports.score_limit is not None and data is not None:
             inputs["data"] = data
-        return self._job(called(name), making.stage, export_values(exports, name), inputs, after=[after])
+        return self._job(called(name), making.stage, export_values(exports, name), inputs, after=after)
 
     def _rows(self, exports: Exports, name: Format) -> Path:
         """Token rows to calibrate with: those of the recipe, else the pipeline's shortest."""
@@ -241,8 +276,9 @@ class SuitePlan:
         after = [f"finetune/{name}/{PAIRS}" for name in known]
         yield self._job("baselines", "eval.latency", baselines.values, inputs, after=after)
 
-    def _tuned(self, model: str, task: str) -> Path:
-        return self.out / "finetune" / model / task
+    def _tuned(self, model: str, task: str | None) -> Path:
+        """The fine-tuned model, or without a task the model itself."""
+        return self.models[model] if task is None else self.out / "finetune" / model / task
 
     def _job(
         self, name: str, stage: str, values: Mapping[str, Any], inputs: Mapping[str, Path], after: Sequence[str] = ()

@@ -5,18 +5,18 @@
 
 import re
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
 from cluster.artifacts import recipe
 from cluster.artifacts.recipe import Recipe
-from eval.report.model_card import CardFacts
+from cluster.artifacts.recipe_errors import OF_STAGE
+from eval.hub.card_metadata import CardFacts
 from eval.results.export_formats import Format
 from eval.results.schema import STUDENT, TEACHER
 from eval.tasks.definitions import TASKS
 
-PROVENANCE = "provenance"
 PAIRS, QUESTIONS = "stsb", "squad"
 """The tasks on whose development sets models are timed: the paper's (table 3), and a phone's."""
 TABLE_3 = {
@@ -41,13 +41,13 @@ class PhoneBenchmark(Recipe):
     """Of the models' exports."""
     task: str | None = None
     """One of the exports' tasks: by default ``squad`` if they have it, else the first."""
-    measure: dict[str, Any] = Field(default_factory=dict)
+    measure: dict[str, Any] = Field(default_factory=dict, json_schema_extra={OF_STAGE: "eval.mobile"})
     """Values of ``eval.mobile``; without ``way``, a stand-in on this host."""
     binary: str | None = None
     """Folder of the programs that an Android phone runs, for ``way.kind = "adb"``."""
     libraries: str | None = None
     """Folder that ``make browser`` fills, for ``way.kind = "browser"``."""
-    page: dict[str, Any] = Field(default_factory=dict)
+    page: dict[str, Any] = Field(default_factory=dict, json_schema_extra={OF_STAGE: "deploy.web_page"})
     """Values of ``deploy.web_page``, for the same."""
 
     @property
@@ -79,10 +79,11 @@ class PhoneBenchmark(Recipe):
 
 
 class Exports(Recipe):
-    """Which fine-tuned models are exported to which formats, and timed."""
+    """Which models are exported to which formats, and timed."""
 
-    task: str | tuple[str, ...]
-    """Task, or tasks, of the exported models: those of ``stsb`` and ``squad`` are timed on its texts."""
+    task: str | tuple[str, ...] | None = None
+    """Task, or tasks, of the fine-tuned models to export: those of ``stsb`` and ``squad`` are timed on its texts.
+    Without a task, teacher and student are exported with their masked-word heads."""
     models: tuple[str, ...] = (TEACHER, STUDENT)
     """Models to export."""
     formats: tuple[Format, ...] = Field(("onnx", "int8"), min_length=1)
@@ -94,18 +95,25 @@ class Exports(Recipe):
     score_limit: PositiveInt | None = None
     """Examples of the task's development set on which every export and its model are scored; the export stage refuses
     too large a loss. Without it no export is scored."""
-    latency: dict[str, Any] = Field(default_factory=dict)
+    latency: dict[str, Any] = Field(default_factory=dict, json_schema_extra={OF_STAGE: "eval.latency"})
     """Values of ``eval.latency``."""
     mobile: dict[str, PhoneBenchmark] = Field(default_factory=dict)
     """Measurements on phones, by their name in the report."""
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        return (self.task,) if isinstance(self.task, str) else self.task
+        return (self.task,) if isinstance(self.task, str) else self.task or ()
 
     def on_phone(self, phone: PhoneBenchmark) -> str:
         """Task of the exports on a phone."""
         return phone.task or (QUESTIONS if QUESTIONS in self.tasks else self.tasks[0])
+
+    @model_validator(mode="after")
+    def _has_the_task_it_needs(self) -> Self:
+        for key, given in (("score_limit", self.score_limit), ("mobile", self.mobile)):
+            if given and not self.tasks:
+                raise ValueError(f"exports.{key} needs a fine-tuned model: name its task in exports.task")
+        return self
 
     @model_validator(mode="after")
     def _phones_can_run(self) -> Self:
@@ -136,7 +144,7 @@ class Baselines(Recipe):
 
     folders: dict[str, str] = Field(default_factory=dict)
     """Architecture to a folder with its tokenizer, and optionally its weights."""
-    measure: dict[str, Any] = Field(default_factory=dict)
+    measure: dict[str, Any] = Field(default_factory=dict, json_schema_extra={OF_STAGE: "eval.latency"})
     """What differs from the values of ``eval.latency`` for table 3."""
 
     @property
@@ -149,7 +157,7 @@ class Probes(Recipe):
 
     tasks: tuple[str, ...] = Field(min_length=1)
     """Tasks to fine-tune on."""
-    finetune: dict[str, Any] = Field(default_factory=dict)
+    finetune: dict[str, Any] = Field(default_factory=dict, json_schema_extra={OF_STAGE: "eval.finetune"})
     """What differs from the suite's fine-tuning: few seeds, few examples."""
     runs: tuple[str, ...] = (STUDENT,)
     """Names of the trainings whose checkpoints are scored."""
@@ -168,7 +176,7 @@ class Sweep(Recipe):
     """By default all ablations of the pipeline. They are measured for the sweep only."""
     tasks: tuple[str, ...] | None = None
     """All tasks of the suite by default."""
-    finetune: dict[str, Any] = Field(default_factory=dict)
+    finetune: dict[str, Any] = Field(default_factory=dict, json_schema_extra={OF_STAGE: "eval.finetune"})
     """What differs from the suite's fine-tuning, for the reference too."""
 
     @model_validator(mode="after")
@@ -184,32 +192,36 @@ class Sweep(Recipe):
 class Suite(Recipe):
     """Models times tasks, exports, speed, one report."""
 
-    tasks: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    tasks: dict[str, dict[str, Any]] = Field(default_factory=dict, json_schema_extra={OF_STAGE: "eval.finetune"})
     """Task to what differs from ``finetune`` for it."""
     data: str | None = None
-    """Folder of a task's files, with ``{task}`` where its name goes; ``provenance`` needs none."""
+    """Folder of a task's files, with ``{task}`` where its name goes; those that are made from the corpus need none."""
     folders: dict[str, str] = Field(default_factory=dict)
     """Task to its folder, where that is not the one of ``data``."""
     hub: str | None = None
     """Data set of a task on the hub, ``nyu-mll/glue:{task}``, for tasks that name none."""
-    finetune: dict[str, Any] = Field(default_factory=dict)
+    finetune: dict[str, Any] = Field(default_factory=dict, json_schema_extra={OF_STAGE: "eval.finetune"})
     """Values of ``eval.finetune`` for every task."""
     models: dict[str, str] = Field(default_factory=dict)
     """More models to score: name to folder."""
+    bag_of_words: Literal["classification", "none"] = "classification"
+    """Tasks whose scores stand beside those of a bag of words: all of classes or scores, or none."""
     second_step: TaskDistillationJobs | None = None
     """Fine-tunes the student a second time, with the fine-tuned teacher."""
     sweep: Sweep | None = None
     """Compares the ablations on the tasks."""
     probes: Probes | None = None
     """Scores checkpoints during training."""
-    provenance: dict[str, Any] = Field(default_factory=dict)
-    """Values of ``eval.provenance``, which makes a task from the corpus."""
+    provenance: dict[str, Any] = Field(default_factory=dict, json_schema_extra={OF_STAGE: "eval.provenance"})
+    """Values of ``eval.provenance``, which makes a task from the corpus: which source is a passage from?"""
+    word_order: dict[str, Any] = Field(default_factory=dict, json_schema_extra={OF_STAGE: "eval.word_order"})
+    """Values of ``eval.word_order``, which makes one too: are two words of a sentence swapped?"""
     exports: Exports | None = None
-    """Exports and times the fine-tuned models."""
+    """Exports the models, or those fine-tuned for a task, and times them."""
     baselines: Baselines | None = None
     """They are timed on the development set of STS-B, which needs a folder."""
     card: CardFacts = CardFacts()
-    """For the README.md of every student below ``--out``, with the report's scores."""
+    """For the README.md of every student below ``--out`` and of its fine-tuned models, with the report's scores."""
     job_cpus: PositiveInt = 1
     """CPUs, and threads, of a fine-tuning job."""
     job_gpus: float = Field(0.0, ge=0)

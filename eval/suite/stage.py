@@ -7,7 +7,8 @@
 Models are the inputs, those the recipe names, and those of a pipeline below ``--out`` (``teacher/``,
 ``students/<name>/``). The results are there too::
 
-    datasets/ finetune/<model>/<task>/ exports/<model>/<format>/ latency/ baselines/ pages/<name>/ mobile/<name>/
+    datasets/ bag_of_words/<task>/ finetune/<model>/<task>/ exports/<model>/<format>/ latency/ baselines/
+    pages/<name>/ mobile/<name>/
     suite.json      the models, and which of them are compared how
     jobs.json       how every job ended
     report/         from which the model cards of the students are filled
@@ -27,17 +28,18 @@ from cluster.artifacts import artifact, commit, errors, registry, stage
 from cluster.jobs import client
 from cluster.jobs.job import GOOD, Job, JobsFailedError, Outcome
 from cluster.storage import filesystem
-from eval.report import model_card
+from eval.hub import model_card
 from eval.results.schema import STUDENT, TEACHER
 from eval.suite import checks
 from eval.suite.plan import SuitePlan, side_jobs
 from eval.suite.recipe import Suite
+from eval.suite.workload import workload
 
 LEDGER = "queue"
 SUITE, JOBS, REPORT = "suite.json", "jobs.json", "report"
 FEW = 5
 """Failed jobs that an error names."""
-PLACES = ("datasets", "finetune", "exports", "latency", "baselines", "pages", "mobile", REPORT)
+PLACES = ("datasets", "bag_of_words", "finetune", "exports", "latency", "baselines", "pages", "mobile", REPORT)
 """The folders of results below ``--out``, which start the names of the suite's jobs."""
 
 
@@ -87,11 +89,19 @@ def models(recipe: Suite, inputs: Mapping[str, Path], out: Path) -> dict[str, Pa
 
 
 def fill_cards(recipe: Suite, plan: SuitePlan, out: Path) -> None:
-    """Write the results into the model card of every student below ``out`` that has scores."""
+    """Write the results into the model cards of the students below ``out``, and of their fine-tuned models."""
+    filled = []
     for name, place in plan.models.items():
-        scored = any((out / "finetune" / name).glob(f"*/{commit.MANIFEST}"))
-        if scored and name != TEACHER and place.is_relative_to(out):
-            model_card.fill(out / REPORT, place, recipe.card)
+        if name == TEACHER or not place.is_relative_to(out):
+            continue
+        stated = recipe.card
+        if stated.name and name != STUDENT:
+            stated = stated.model_copy(update={"name": f"{stated.name}-{name}"})
+        filled.append(model_card.fill(out / REPORT, place, stated))
+        for tuned in sorted(path.parent for path in (out / "finetune" / name).glob(f"*/{commit.MANIFEST}")):
+            own = {"name": f"{stated.name}-{tuned.name}"} if stated.name else {}
+            filled.append(model_card.fill(out / REPORT, tuned, stated.model_copy(update=own)))
+    model_card.say_missing(filled)
 
 
 def record(out: Path, outcomes: Iterable[Outcome]) -> None:
@@ -125,9 +135,11 @@ STAGE = stage.Stage(
         STUDENT: stage.Role((stage.FOLDER,), optional=True),
     },
     produces="suite",
+    example="glue --teacher out/teacher --student out/students/student",
     grows=True,
     starts_jobs=True,
     validate=checks.validate,
     check=checks.check,
     side_jobs=side_jobs,
+    workload=workload,
 )

@@ -1,15 +1,17 @@
 """The tasks as data: columns, labels, metrics and training defaults.
 
 The nine tasks of GLUE (Wang et al. 2019), IMDb (Maas et al. 2011), SQuAD 1.1 and 2.0 (Rajpurkar et al. 2016, 2018) and
-``provenance``, which :mod:`eval.tasks.provenance` makes from any corpus. Headline scores follow table 1 of the
-DistilBERT paper: Matthews for CoLA, the mean of accuracy and F1 for MRPC and QQP, the mean of Pearson and Spearman for
-STS-B, F1 for SQuAD, else accuracy (MNLI: on the matched set).
+two that are made from any corpus, by :mod:`eval.tasks.provenance` and :mod:`eval.tasks.word_order`. Headline scores
+follow table 1 of the DistilBERT paper: Matthews for CoLA, the mean of accuracy and F1 for MRPC and QQP, the mean of
+Pearson and Spearman for STS-B, F1 for SQuAD, else accuracy (MNLI: on the matched set).
 """
 
 from dataclasses import dataclass
 from typing import Annotated, Literal, TypeAlias
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, Field
+
+from cluster.artifacts.recipe_errors import EXAMPLE, nearest
 
 Metric = Literal["accuracy", "f1", "matthews", "pearson", "spearman", "exact"]
 
@@ -30,6 +32,8 @@ class Task:
     """For question answering: whether every passage holds an answer."""
     hub: str | None = None
     """Name on the Hugging Face hub; None for a task made here."""
+    made_by: str | None = None
+    """The stage that makes the task from a corpus."""
     folders: tuple[str, ...] = ()
     """Names of the folder it is published in."""
     published: str | None = None
@@ -58,6 +62,12 @@ class Task:
     def outputs(self) -> int:
         """Width of the head: classes, 1 score, or begin and end of an answer."""
         return len(self.label_names) or (1 if self.answers is None else 2)
+
+    @property
+    def command(self) -> str:
+        """The command that makes the task from a corpus."""
+        assert self.made_by is not None
+        return self.made_by.rpartition(".")[2].replace("_", "-")
 
     @property
     def headline_name(self) -> str:
@@ -200,19 +210,29 @@ ALL_TASKS = (
         batch=48,
         max_length=384,
     ),
-    Task(name="provenance", columns=(("sentence",),), epochs=SMALL_SET_EPOCHS),
+    Task(name="provenance", columns=(("sentence",),), epochs=SMALL_SET_EPOCHS, made_by="eval.provenance"),
+    Task(name="word_order", columns=(("sentence",),), epochs=SMALL_SET_EPOCHS, made_by="eval.word_order"),
 )
 
 TASKS = {task.name: task for task in ALL_TASKS}
+MADE_HERE = {task.name: task.made_by for task in ALL_TASKS if task.made_by}
+"""Tasks that are made from a corpus, with the stages that make them."""
 GLUE = ("cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2", "stsb", "wnli")
 """The nine tasks of the macro score, in the order of the paper's table."""
 
 
-def _known(name: str) -> str:
+def known(name: str) -> str:
+    """The name of a task.
+
+    Raises:
+        ValueError: there is no such task.
+    """
     if name not in TASKS:
-        raise ValueError(f"no task {name}: write one of {', '.join(TASKS)}")
+        near = nearest(name, TASKS)
+        hint = f"did you mean {near}?" if near else f"write one of {', '.join(TASKS)}"
+        raise ValueError(f"no task {name}: {hint}")
     return name
 
 
-TaskName: TypeAlias = Annotated[str, AfterValidator(_known)]
+TaskName: TypeAlias = Annotated[str, AfterValidator(known), Field(json_schema_extra={EXAMPLE: 'task = "rte"'})]
 """A recipe's key of :data:`TASKS`."""

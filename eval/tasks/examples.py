@@ -116,7 +116,7 @@ def _named(task: Task, folder: Path) -> Task:
         return task
     names = label_names(folder)
     if names is None:
-        raise ExamplesError(f"{folder} has no {LABEL_NAMES}: make the {task.name} data with stillhouse provenance")
+        raise ExamplesError(f"{folder} has no {LABEL_NAMES}: make the data with stillhouse {task.command}")
     return dataclasses.replace(task, label_names=tuple(names))
 
 

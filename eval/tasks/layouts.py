@@ -73,7 +73,7 @@ def hub(task: Task, name: str) -> Splits:
         ExamplesError: the data set cannot be fetched.
     """
     if task.hub is None:
-        raise ExamplesError(f"{task.name} is made here by stillhouse provenance: give its folder with --data DIR")
+        raise ExamplesError(f"{task.name} is made here by stillhouse {task.command}: give its folder with --data DIR")
     path, _, configuration = name.partition(":")
     try:
         found = datasets.load_dataset(path, configuration or None)

@@ -12,24 +12,20 @@ twice, and every label has the same number of passages. "it" replaces the names 
 would give the label away.
 """
 
-import hashlib
 import heapq
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from cluster.artifacts import artifact, errors, stage
+from cluster.artifacts import errors, stage
 from cluster.artifacts.recipe import Recipe
-from cluster.corpus.shard_writer import SHARDS
-from cluster.storage.filesystem import write_json
-from cluster.telemetry.progress import progress
-from eval.tasks.declared_names import LABEL_NAMES
+from eval.tasks import corpus_task
+from eval.tasks.corpus_task import rank
 
 MASK = "it"
 
@@ -63,8 +59,7 @@ def run(recipe: Provenance, inputs: Mapping[str, Path], out: Path) -> dict[str, 
     Raises:
         StageError: the corpus has too few sources, or a source too few passages.
     """
-    corpus = artifact.read(inputs["corpus"], "corpus")
-    shards = [corpus.path / name for name in corpus.matching(SHARDS)]
+    shards = corpus_task.shards(inputs["corpus"])
     sources = _largest_sources(shards, recipe.labels)
     documents = _passages(recipe, shards, sources)
     train, dev = [], []
@@ -72,9 +67,7 @@ def run(recipe: Provenance, inputs: Mapping[str, Path], out: Path) -> dict[str, 
         for_train, for_dev = _split(recipe, source, documents[source])
         train += [(passage, label) for passage in for_train]
         dev += [(passage, label) for passage in for_dev]
-    _write(out / "train.parquet", train, recipe.seed)
-    _write(out / "dev.parquet", dev, recipe.seed)
-    write_json(out / LABEL_NAMES, sources)
+    corpus_task.write(out, train, dev, sources, recipe.seed)
     return {"labels": sources, "train_examples": len(train), "dev_examples": len(dev), "words": recipe.words}
 
 
@@ -100,11 +93,11 @@ def _passages(recipe: Provenance, shards: Sequence[Path], sources: Sequence[str]
     names = name_pattern(sources)
     limit = DOCUMENTS_PER_PASSAGE * recipe.passages_per_label
     kept: dict[str, list[tuple[int, list[str]]]] = {source: [] for source in sources}
-    for source, text in _documents(shards):
+    for source, text in corpus_task.documents(shards, "passages"):
         chosen = _choose(recipe, names.sub(MASK, text).split()) if source in kept else []
         if chosen:
             # heappushpop drops the smallest entry: with negated ranks, the highest hash.
-            entry = (-int.from_bytes(_rank(recipe.seed, chosen[0]), "big"), chosen)
+            entry = (-int.from_bytes(rank(recipe.seed, chosen[0]), "big"), chosen)
             push = heapq.heappush if len(kept[source]) < limit else heapq.heappushpop
             push(kept[source], entry)
     seen = Counter(passage for found in kept.values() for _, chosen in found for passage in chosen)
@@ -115,22 +108,11 @@ def _passages(recipe: Provenance, shards: Sequence[Path], sources: Sequence[str]
     return {source: [chosen for chosen in found if chosen] for source, found in unique.items()}
 
 
-def _documents(shards: Sequence[Path]) -> Iterator[tuple[str, str]]:
-    total = sum(pq.ParquetFile(shard).metadata.num_rows for shard in shards)
-
-    def rows() -> Iterator[tuple[str, str]]:
-        for shard in shards:
-            for batch in pq.ParquetFile(shard).iter_batches(batch_size=1024, columns=["source", "text"]):
-                yield from zip(batch.column("source").to_pylist(), batch.column("text").to_pylist(), strict=True)
-
-    return progress(rows(), "passages", total, "documents")
-
-
 def _choose(recipe: Provenance, words: Sequence[str]) -> list[str]:
     """The passages of a document with the lowest hashes, so that every document chooses an equal passage alike."""
     starts = range(0, len(words) - recipe.words + 1, recipe.words)
     passages = dict.fromkeys(" ".join(words[start : start + recipe.words]) for start in starts)
-    return heapq.nsmallest(recipe.passages_per_document, passages, key=lambda passage: _rank(recipe.seed, passage))
+    return heapq.nsmallest(recipe.passages_per_document, passages, key=lambda passage: rank(recipe.seed, passage))
 
 
 def _split(recipe: Provenance, source: str, documents: Sequence[Sequence[str]]) -> tuple[list[str], list[str]]:
@@ -142,7 +124,7 @@ def _split(recipe: Provenance, source: str, documents: Sequence[Sequence[str]]) 
     dev_wanted = max(1, round(recipe.dev_share * recipe.passages_per_label))
     wanted = {"dev": dev_wanted, "train": max(1, recipe.passages_per_label - dev_wanted)}
     parts: dict[str, list[str]] = {"dev": [], "train": []}
-    for passages in sorted(documents, key=lambda passages: _rank(recipe.seed, passages[0])):
+    for passages in sorted(documents, key=lambda passages: rank(recipe.seed, passages[0])):
         side = "dev" if len(parts["dev"]) < wanted["dev"] else "train"
         parts[side] += passages
     if len(parts["train"]) < wanted["train"] or len(parts["dev"]) < wanted["dev"]:
@@ -168,18 +150,11 @@ def name_pattern(sources: Sequence[str]) -> re.Pattern[str]:
     return re.compile(rf"(?<!{letter})(?:{'|'.join(forms)})(?!{letter})", re.IGNORECASE)
 
 
-def _rank(seed: int, text: str) -> bytes:
-    """Sort key of a pseudo-random order that depends on seed and text alone."""
-    return hashlib.sha256(f"{seed}:{text}".encode()).digest()
-
-
-def _write(path: Path, examples: Sequence[tuple[str, int]], seed: int) -> None:
-    mixed = sorted(examples, key=lambda example: _rank(seed, example[0]))
-    sentences, labels = zip(*mixed, strict=True)
-    columns = {"sentence": pa.array(sentences, pa.string()), "label": pa.array(labels, pa.int64())}
-    pq.write_table(pa.table(columns), path, compression="zstd")
-
-
 STAGE = stage.Stage(
-    name="eval.provenance", run=run, recipe=Provenance, inputs={"corpus": stage.Role(("corpus",))}, produces="dataset"
+    name="eval.provenance",
+    run=run,
+    recipe=Provenance,
+    inputs={"corpus": stage.Role(("corpus",))},
+    produces="dataset",
+    example="provenance",
 )

@@ -10,6 +10,7 @@ import string
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -46,13 +47,21 @@ def f1(prediction: str, gold: str) -> float:
     return 2 * shared / (len(ours) + len(theirs)) if shared else 0.0
 
 
+MEASURES = (("exact", exact), ("f1", f1))
+Floats: TypeAlias = npt.NDArray[np.float64]
+
+
 def scores_always(predictions: Sequence[AnswerPrediction]) -> dict[str, float]:
     """``exact`` and ``f1`` in percent where every question has an answer (version 1.1)."""
-    found = {
-        "exact": [max(exact(each.best, gold) for gold in each.gold) for each in predictions],
-        "f1": [max(f1(each.best, gold) for gold in each.gold) for each in predictions],
+    return {name: float(np.mean(values)) for name, values in values_always(predictions).items()}
+
+
+def values_always(predictions: Sequence[AnswerPrediction]) -> dict[str, Floats]:
+    """``exact`` and ``f1`` of every question, in percent (version 1.1)."""
+    return {
+        name: 100.0 * np.array([max(measure(each.best, gold) for gold in each.gold) for each in predictions])
+        for name, measure in MEASURES
     }
-    return {name: 100.0 * float(np.mean(values)) for name, values in found.items()}
 
 
 def scores_sometimes(predictions: Sequence[AnswerPrediction], threshold: float = 0.0) -> dict[str, float]:
@@ -60,7 +69,7 @@ def scores_sometimes(predictions: Sequence[AnswerPrediction], threshold: float =
     differences = np.array([each.null_difference for each in predictions])
     has_answer = np.array([bool(each.gold) for each in predictions])
     found: dict[str, float] = {}
-    for name, measure in (("exact", exact), ("f1", f1)):
+    for name, measure in MEASURES:
         right = np.array([_right(each, measure) for each in predictions])
         values = np.where(differences <= threshold, right, ~has_answer)
         found[name] = 100.0 * float(values.mean())
@@ -69,6 +78,14 @@ def scores_sometimes(predictions: Sequence[AnswerPrediction], threshold: float =
                 found[f"{part}_{name}"] = 100.0 * float(values[chosen].mean())
         found[f"best_{name}"], found[f"best_{name}_threshold"] = _best(right, has_answer, differences)
     return found
+
+
+def values_sometimes(predictions: Sequence[AnswerPrediction], threshold: float = 0.0) -> dict[str, Floats]:
+    """``exact`` and ``f1`` of every question, in percent (version 2.0)."""
+    answers = np.array([each.null_difference <= threshold for each in predictions])
+    none = np.array([not each.gold for each in predictions])
+    right = {name: np.array([_right(each, measure) for each in predictions]) for name, measure in MEASURES}
+    return {name: 100.0 * np.where(answers, values, none) for name, values in right.items()}
 
 
 def _right(each: AnswerPrediction, measure: Callable[[str, str], float]) -> float:

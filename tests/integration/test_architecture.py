@@ -26,7 +26,7 @@ LAYERS: dict[str, list[set[str]]] = {
         {"telemetry"},
         {"storage"},
         {"artifacts"},
-        {"actors", "readers"},
+        {"actors", "readers", "serving"},
         {"corpus"},
         {"tokens"},
         {"models"},
@@ -35,6 +35,7 @@ LAYERS: dict[str, list[set[str]]] = {
         {"console"},
     ],
     "distill": [
+        {"follow"},
         {"config"},
         {"modeling", "data"},
         {"cost_model", "engine"},
@@ -43,8 +44,8 @@ LAYERS: dict[str, list[set[str]]] = {
         {"launch"},
         {"plan"},
     ],
-    "eval": [{"tasks", "results"}, {"finetune", "benchmark"}, {"mobile"}, {"report"}, {"suite"}],
-    "deploy": [{"conversion"}, {"targets"}, {"web_page"}, {"predict", "verify_image"}],
+    "eval": [{"tasks", "results"}, {"finetune", "benchmark", "highlights"}, {"mobile"}, {"report"}, {"hub"}, {"suite"}],
+    "deploy": [{"conversion"}, {"targets"}, {"web_page"}, {"predict", "verify_image"}, {"ask"}],
 }
 """Folders and modules of a package, lowest first: each imports only what is below it."""
 

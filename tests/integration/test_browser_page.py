@@ -13,12 +13,14 @@ import numpy as np
 import phone_setup
 import pytest
 from aiohttp import web
+from page_checks import LUMINANCE, NAMELESS
 from page_driver import READY, ask, open_page, text
 from transformers import AutoTokenizer
 from waiting import wait_until
 
 from cluster.artifacts import artifact, stage
 from cluster.models import runtimes
+from cluster.serving import http_server
 from eval.mobile import page_server
 from eval.mobile.page_server import serving
 from eval.mobile.stage import STAGE, Mobile
@@ -213,17 +215,17 @@ def test_caching_the_page_shows_its_progress(tab, page):
 
 @pytest.mark.parametrize("fault", ["refused", "cut short"])
 def test_an_incomplete_download_is_not_cached(tab, page, monkeypatch, fault):
-    whole = page_server._Server._file
+    whole = page_server._Inbox._file
 
-    def spoilt(server: page_server._Server, name: str, known_tag: str | None) -> web.StreamResponse:
+    def spoilt(server: page_server._Inbox, name: str, known_tag: str | None) -> web.StreamResponse:
         response = whole(server, name, known_tag)
         if name == "libraries/LICENCES.md" and fault == "refused":
-            return page_server._refusal(HTTPStatus.SERVICE_UNAVAILABLE, "not now")
+            return http_server.refusal(HTTPStatus.SERVICE_UNAVAILABLE, "not now")
         if name == "libraries/LICENCES.md":
             response.content_length = (response.content_length or 0) + 1000
         return response
 
-    monkeypatch.setattr(page_server._Server, "_file", spoilt)
+    monkeypatch.setattr(page_server._Inbox, "_file", spoilt)
     with open_page(tab, page):
         assert "does not work offline" in text(tab, "state")
         assert tab.run("document.getElementById('offline').hidden")
@@ -320,42 +322,6 @@ def test_the_page_still_answers_after_stopping(tab, page):
         assert tab.run("document.getElementById('results').hidden")
         assert inbox.result is None
         ask(tab, "Rain fell all night.", "When did rain fall?")
-
-
-LUMINANCE = """
-(() => {
-  const channel = (value) => (value /= 255) <= 0.03928 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4;
-  const light = ([r, g, b]) => 0.2126 * channel(r) + 0.7152 * channel(g) + 0.0722 * channel(b);
-  const parts = (text) => text.match(/[\\d.]+/g).map(Number);
-  const ground = (element) => {
-    for (let at = element; at; at = at.parentElement) {
-      const colour = parts(getComputedStyle(at).backgroundColor);
-      if (colour.length === 3 || colour[3] === 1) return colour;
-    }
-    return [255, 255, 255];
-  };
-  const found = [];
-  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
-  for (let node = walker.nextNode(); node; node = walker.nextNode()) {
-    const element = node.parentElement;
-    const unseen = element.closest('noscript, .skip, option, :disabled') || !element.checkVisibility();
-    if (unseen || !node.textContent.trim()) continue;
-    const style = getComputedStyle(element);
-    const ink = parts(element.closest('svg') ? style.fill : style.color);
-    const [high, low] = [light(ink), light(ground(element))].sort((a, b) => b - a);
-    found.push([node.textContent.trim().slice(0, 30), (high + 0.05) / (low + 0.05)]);
-  }
-  return found;
-})()
-"""
-
-NAMELESS = """
-[...document.querySelectorAll('input, select, textarea, button, progress, [tabindex], svg')]
-  .filter((element) => element.checkVisibility())
-  .filter((element) => !element.labels?.length && !element.matches('[aria-label], [aria-labelledby]'))
-  .filter((element) => !element.innerText?.trim() && !element.querySelector('title'))
-  .map((element) => element.outerHTML.slice(0, 80))
-"""
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from cluster.artifacts.errors import StageError
 from cluster.inspect.cli import look
 from deploy import predict
 from distill.modeling import model_shape
-from eval.report import model_card
+from eval.hub import model_card
 from eval.report import stage as report
 
 

@@ -50,7 +50,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "rte" / "dev.jsonl").write_text('{"sentence1": "a", "sentence2": "b"}\n')
     process = launched(tiny_pipeline.write(folder / "pipeline.toml", values), folder / "out")
     assert process.returncode == 1, process.stderr
-    assert "2 failed jobs" in process.stderr, process.stderr
+    assert "3 jobs failed" in process.stderr, process.stderr
     return folder / "out"
 
 
@@ -61,10 +61,13 @@ def test_every_stage_left_its_artifact(done: Path) -> None:
         "teacher": "teacher",
         "students/student": "student",
         "students/no-teacher": "student",
+        "students/untrained": "student",
         "finetune/teacher/provenance": "finetune",
         "finetune/student/provenance": "finetune",
         "finetune/student-second-step/provenance": "finetune",
         "finetune/no-teacher/provenance": "finetune",
+        "finetune/untrained/provenance": "finetune",
+        "bag_of_words/provenance": "benchmark",
         "probes/student": "probes",
         "exports/student/onnx": "export",
         "exports/student/int8": "export",
@@ -88,11 +91,32 @@ def test_every_stage_left_its_artifact(done: Path) -> None:
 def test_a_failed_job_stops_no_other_and_the_report_names_it(done: Path) -> None:
     states = {job["name"]: job["state"] for job in json.loads((done / "jobs.json").read_text())}
     failed = {name for name, state in states.items() if state == "failed"}
-    assert failed == {"finetune/teacher/rte", "finetune/student/rte"}
+    assert failed == {"finetune/teacher/rte", "finetune/student/rte", "bag_of_words/rte"}
     assert states["latency"] == "done"
     page = (done / "report" / "report.html").read_text()
     assert "finetune/student/rte" in page
     assert "label" in page
+
+
+def test_the_report_says_what_the_teacher_adds(done: Path) -> None:
+    report = tiny_pipeline.report(done)
+    untrained = artifact.read(done / "students/untrained").facts
+    assert (untrained["steps"], untrained["tokens"]) == (0, 0)
+    kinds = {model["name"]: model["kind"] for model in report["models"]}
+    assert kinds == {
+        "teacher": "teacher", "student": "distilled", "no-teacher": "no-teacher", "untrained": "untrained"
+    }  # fmt: skip
+    compared = {one["kind"]: one for one in report["heldout"]["comparisons"]}
+    assert set(compared) == {"untrained", "no-teacher"}
+    assert all(one["loss"]["error"] > 0 and one["reason"] is None for one in compared.values())
+    (row,) = (row for row in report["other_tasks"] if row["task"] == "provenance")
+    assert row["bag_of_words"]["examples"] == row["student"]["examples"]
+    assert {other: against["pairing"] for other, against in row["versus"].items()} == dict.fromkeys(
+        ("teacher", "no-teacher", "untrained", "student-second-step", "bag_of_words"), "paired"
+    )
+    # The teacher of four steps knows nothing, and the report says so.
+    assert report["models"][0]["hardly_better"]
+    assert "The teacher knows little" in (done / "report" / "report.md").read_text()
 
 
 @pytest.mark.long
@@ -110,9 +134,10 @@ def test_run_again_it_skips_what_is_complete(done: Path) -> None:
 def test_another_recipe_for_the_same_place_is_refused_and_nothing_lost(done: Path) -> None:
     process = launched(done.parent / "pipeline.toml", done, "tokens.seq_len=16")
     assert process.returncode == 1
-    last = process.stderr.splitlines()[-1]
-    assert last.startswith("error: tokens: ")
-    assert "recipe value seq_len: 32 there, 16 asked for" in last
+    *lines, last = process.stderr.splitlines()
+    (said,) = [line for line in lines if line.startswith("tokens: failed: ")]
+    assert "recipe value seq_len: 32 there, 16 asked for" in said
+    assert last == "error: tokens failed, as said above: correct that, and run the command again"
     artifact.verify(done / "tokens", "tokens")
 
 
@@ -233,7 +258,7 @@ def test_a_pipeline_submitted_to_a_cluster(head: dict[str, str], tmp_path: Path)
     command += [str(pipeline), "--out", str(tmp_path / "out")]
     done = subprocess.run(command, capture_output=True, text=True, env=head, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "report: " in done.stdout
+    assert "report   file:" in done.stdout
     artifact.verify(tmp_path / "out" / "students" / "student", "student")
     artifact.verify(tmp_path / "out" / "report", "report")
     stranger = {key: value for key, value in head.items() if not key.startswith("RAY_AUTH")}
@@ -284,7 +309,7 @@ def test_an_ablation_that_diverges_stops_nothing_else(tmp_path: Path) -> None:
     process = launched(tiny_pipeline.write(tmp_path / "pipeline.toml", values), tmp_path / "out")
     assert process.returncode == 1, process.stderr
     assert re.search(r"runs/wild: failed: .* is not finite", process.stderr)
-    assert "1 failed jobs" in process.stderr
+    assert "1 job failed" in process.stderr
     artifact.verify(tmp_path / "out" / "students" / "student", "student")
     assert "runs/wild" in (tmp_path / "out" / "report" / "report.md").read_text()
 
@@ -303,7 +328,8 @@ def test_the_tokenizer_is_the_teachers_where_none_is_named(tmp_path: Path) -> No
         ({"suite": {"tasks": {"rte": {}}}}, "no data for rte"),
         ({"ablations": {"teacher": {}}}, "an ablation cannot be called student or teacher"),
         ({"ablations": {"x": {"loss": {"sofd": 1.0}}}}, r"\[ablations.x\]: unknown key loss.sofd"),
-        ({"suite": {"tasks": {"rted": {}}, "data": "x"}}, r"\[tasks.rted\]: .*no task rted"),
+        ({"ablations": {"a/b": {}}}, r"ablations\.a/b: a folder is called after it"),
+        ({"suite": {"tasks": {"rted": {}}, "data": "x"}}, "no task rted: did you mean rte?"),
     ],
 )
 def test_pipelines_that_are_refused(tmp_path: Path, change: dict[str, object], line: str) -> None:

@@ -80,6 +80,9 @@ def observed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
     folder = tmp_path_factory.mktemp("seen")
     tokens_artifact.make(folder)
     ours, foreign, real = free_port(), free_port(), free_port()
+    for metric, value in ((metrics.STEP_TIME, time.time() - 3600), (metrics.STEP_SECONDS, 1.0)):
+        metric.labels("of-an-earlier-test").set(value)
+    monitoring_series.forget()
     script, webhook = Ticking(), Webhook()
     exporter.serve(ours)
     start_http_server(foreign, registry=simulated_service.FOREIGN)

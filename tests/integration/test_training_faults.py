@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -140,6 +141,7 @@ def test_a_node_that_is_killed_and_replaced(
     assert curve(driver.run.path) == pytest.approx(uninterrupted_curve, rel=1e-6)
 
 
+@pytest.mark.rare
 @NETWORKS
 def test_a_node_that_is_drained(folder: Path, tmp_path: Path, uninterrupted_curve: list[float], isolated: bool) -> None:
     """The run saves a checkpoint before the deadline although none was due, and another node resumes from it."""
@@ -166,19 +168,21 @@ def test_a_node_that_is_drained(folder: Path, tmp_path: Path, uninterrupted_curv
 
 
 @pytest.mark.rare
-def test_a_driver_that_is_terminated_ends_with_a_checkpoint(
-    folder: Path, tmp_path: Path, uninterrupted_curve: list[float]
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["terminated", "interrupted"])
+def test_a_driver_that_is_stopped_ends_with_a_checkpoint(
+    number: signal.Signals, folder: Path, tmp_path: Path, uninterrupted_curve: list[float]
 ) -> None:
     # No checkpoint is due before the end.
     driver = TrainingDriver(folder, tmp_path / "run", tiny_pipeline.environment(), workers=2, save_every=1000)
     driver.await_that(lambda: last_step(driver.run) >= 10)
-    driver.process.terminate()
+    driver.process.send_signal(number)
     output = driver.finish()
     assert driver.process.returncode == 130, output
+    assert ("Ctrl-C again stops at once" in output) == (number == signal.SIGINT)
     newest = driver.run.newest()
     assert newest is not None
     assert 10 <= newest.step < VALUES["steps"]
-    expected = [f"run: SIGTERM; stopped at step {newest.step}, checkpoint written"]
+    expected = [f"run: stopped at step {newest.step}, checkpoint written"]
     assert output.splitlines()[-2:] == [*expected, "interrupted: run the same command again to continue"]
     again = TrainingDriver(folder, tmp_path / "run", tiny_pipeline.environment(), workers=2, save_every=1000)
     output = again.finish()
@@ -204,11 +208,12 @@ def test_a_lost_node_without_a_replacement_ends_the_run(folder: Path, tmp_path: 
     assert "run the same command again to continue" in output
 
 
+@pytest.mark.rare
 @pytest.mark.parametrize(
     ("fault", "line"),
     [
         ("kill", "worker 1: The actor is dead because its worker process has died"),
-        pytest.param("raise", "worker 1: RuntimeError: a bug of step seven", marks=pytest.mark.rare),
+        ("raise", "worker 1: RuntimeError: a bug of step seven"),
     ],
 )
 def test_a_step_that_dies_twice_ends_the_run(folder: Path, tmp_path: Path, fault: str, line: str) -> None:

@@ -133,7 +133,7 @@ class Tab:
 
     def key(self, name: str, text: str = "") -> None:
         """Press and release a key."""
-        codes = {"Tab": 9, "Enter": 13, " ": 32}
+        codes = {"Tab": 9, "Enter": 13, " ": 32, "ArrowRight": 39, "ArrowDown": 40}
         for kind in ("keyDown", "keyUp"):
             given = {"type": kind, "key": name, "code": name, "windowsVirtualKeyCode": codes[name]}
             self("dispatchKeyEvent", "Input", **given, **({"text": text} if text and kind == "keyDown" else {}))

@@ -35,6 +35,13 @@ def declared() -> dict[str, MetricWrapperBase]:
     return found
 
 
+def forget() -> None:
+    """Remove what earlier tests of this process have set: its exporter would show their runs for ever."""
+    for metric in declared().values():
+        if metric._labelnames:
+            metric.clear()
+
+
 def recorded() -> set[str]:
     """Names of the series that recording rules create."""
     return {rule["record"] for group in generate.groups() for rule in group["rules"] if "record" in rule}

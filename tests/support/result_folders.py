@@ -7,14 +7,27 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from cluster.artifacts import artifact
 from cluster.storage import filesystem
 from cluster.telemetry import metrics_log
 from eval.results.collect import collect
 from eval.results.comparison import compare
 
+LOSS_WEIGHTS = {"soft": 5.0, "masked": 2.0, "cosine": 1.0}
+"""The weights of the losses of a distilled student."""
 PARAMETERS = {"teacher": 22_700_000, "student": 17_400_000}
 LAYERS = {"teacher": 6, "student": 3}
+CORPUS = {
+    "documents": 1_234,
+    "bytes": 56_700_000,
+    "sources": {
+        "wiki": {"documents": 1_200, "bytes": 56_000_000, "licence": "CC BY-SA 4.0", "weight": None},
+        "notes": {"documents": 34, "bytes": 700_000, "licence": "", "weight": None},
+    },
+}
 
 
 def _of(known: Mapping[str, int], name: str) -> int:
@@ -32,7 +45,16 @@ def make(path: Path, kind: str, facts: Mapping[str, Any], files: Mapping[str, An
             (draft.path / name).write_bytes(data)
 
 
-def make_model(out: Path, name: str, kind: str, validation: Mapping[str, Any] | None, **inputs: Path) -> None:
+def make_model(
+    out: Path,
+    name: str,
+    kind: str,
+    validation: Mapping[str, Any] | None,
+    told: Mapping[str, Any] | None = None,
+    heldout: Mapping[str, list[float]] | None = None,
+    **inputs: Path,
+) -> None:
+    """A teacher or student; ``told`` are more facts, ``heldout`` its validation by row."""
     facts = {
         "architecture": "BertForMaskedLM" if kind == "teacher" else "DistilBertForMaskedLM",
         "parameters": _of(PARAMETERS, name),
@@ -47,7 +69,18 @@ def make_model(out: Path, name: str, kind: str, validation: Mapping[str, Any] | 
         differences = [{"what": "student.dropout", "paper": "0.1", "here": "0"}]
         facts |= {**trained, "validation": validation, "lineage": lineage, "differences": differences}
     # As in distill.export: the input is a run, and the facts name the artifacts of its lineage.
-    make(out, kind, facts, {"config.json": {}, "model.safetensors": b"\0" * (_of(PARAMETERS, name) // 1000)})
+    files: dict[str, Any] = {"config.json": {}, "model.safetensors": b"\0" * (_of(PARAMETERS, name) // 1000)}
+    if heldout is not None:
+        facts |= {"heldout": "the same rows and masks"}
+        files["heldout.parquet"] = table_bytes(heldout)
+    make(out, kind, {**facts, **(told or {})}, files)
+
+
+def table_bytes(columns: Mapping[str, list[float]]) -> bytes:
+    """A Parquet file of these columns."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table(dict(columns)), sink)
+    return bytes(sink.getvalue())
 
 
 def spread(values: list[float]) -> dict[str, float]:
@@ -75,7 +108,7 @@ def scores(task: str, seeds: list[float], metric: str = "accuracy", **changed: A
             for number, score in enumerate(seeds)
         ],
         "train_examples": 2490,
-        "dev_examples": 277,
+        "dev_examples": 5000,
         "dev_files": ["dev.parquet"],
         "subset": False,
         "majority": 52.7,
@@ -85,6 +118,24 @@ def scores(task: str, seeds: list[float], metric: str = "accuracy", **changed: A
         "second_step": None,
         **changed,
     }
+
+
+def make_finetuned(path: Path, found: Mapping[str, Any], more: Mapping[str, Any] | None = None, **inputs: Path) -> None:
+    """A fine-tuned model: its manifest has the values of ``scores.json`` without the seeds."""
+    texts = 1 if found["task"] in ("imdb", "cola", "sst2", "provenance", "squad", "squad2") else 2
+    facts = {key: value for key, value in found.items() if key != "seeds"} | {"texts": texts}
+    files = {"scores.json": found, "examples.parquet": table_bytes(examples(found)), **(more or {})}
+    make(path, "finetune", facts, files, **inputs)
+
+
+def examples(found: Mapping[str, Any]) -> dict[str, list[float]]:
+    """Values of the examples of ``scores.json``: the easier ones are right, for every model the same."""
+
+    def values(score: float) -> list[float]:
+        right, rest = divmod(score / 100 * found["dev_examples"], 1)
+        return ([100.0] * int(right) + [100 * rest] + [0.0] * found["dev_examples"])[: found["dev_examples"]]
+
+    return {"score": values(found["score"])} | {key: values(of["median"]) for key, of in found["metrics"].items()}
 
 
 def write_run(folder: Path, teacher: bool) -> None:
@@ -224,7 +275,7 @@ JOBS: list[dict[str, Any]] = [
     {"name": "corpus", "state": "done", "error": None, "seconds": 12.5, "log": "logs/corpus.log"},
     {"name": "train student", "state": "skipped", "error": None, "seconds": 0.0, "log": "logs/student.log"},
     {
-        "name": "finetune no-teacher on mrpc",
+        "name": "finetune/no-teacher/mrpc",
         "state": "failed",
         "error": "the loss is nan by step 40 | lower <learning_rate>",
         "seconds": 40.2,
@@ -235,11 +286,17 @@ JOBS: list[dict[str, Any]] = [
 
 def pipeline(out: Path) -> Path:
     """Results of a small pipeline: two tasks for teacher and student, one of them for another student too."""
-    make(out / "corpus", "corpus", {}, {"part-00000.parquet": b"x" * 900})
+    make(out / "corpus", "corpus", CORPUS, {"part-00000.parquet": b"x" * 900})
     make(out / "tokens", "tokens", {}, {"train-00000.arrow": b"x" * 800}, corpus=out / "corpus")
     make_model(out / "teacher", "teacher", "teacher", None)
     parents = {"teacher": out / "teacher", "tokens": out / "tokens"}
-    taught = {"masked": 3.912, "accuracy": 0.412, "teacher_masked": 3.44, "teacher_accuracy": 0.45}
+    taught = {
+        "masked": 3.912,
+        "hidden_loss": 4.207,
+        "accuracy": 0.412,
+        "teacher_masked": 3.44,
+        "teacher_accuracy": 0.45,
+    }
     make_model(out / "students/student", "student", "student", {**taught, "agreement": 0.604}, **parents)
     alone = {"masked": 4.263, "accuracy": 0.371, "agreement": None}
     make_model(out / "students/no-teacher", "no-teacher", "student", alone, tokens=out / "tokens")
@@ -252,7 +309,7 @@ def pipeline(out: Path) -> Path:
         source = out / "teacher" if model == "teacher" else out / "students" / model
         for task, seeds in tasks.items():
             found = scores(task, seeds, subset=task == "sst2")
-            make(out / "finetune" / model / task, "finetune", {}, {"scores.json": found}, model=source)
+            make_finetuned(out / "finetune" / model / task, found, model=source)
     for form, size in (("onnx", 69_700_000), ("int8", 17_600_000)):
         parity = {"max_abs": 0.0081, "relative": 0.0034, "agreement": 0.996}
         facts = {"format": form, "bytes": size, "parity": parity}
@@ -349,15 +406,15 @@ def suite(out: Path) -> Path:
             place = out / "finetune" / model / task
             if not place.exists():
                 told = {"majority": majority, "below_majority": score < majority, "subset": task in ("mnli", "qqp")}
-                make(place, "finetune", {}, {"scores.json": scores(task, seeds_around(score), **told)})
+                make_finetuned(place, scores(task, seeds_around(score), **told))
     for model, imdb, exact, f1 in (
         ("teacher", 91.3, 72.4, 81.5),
         ("student", 90.1, 68.0, 77.9),
         ("student-second-step", 90.5, 69.8, 79.3),
     ):
-        make(out / f"finetune/{model}/imdb", "finetune", {}, {"scores.json": scores("imdb", [imdb])})
+        make_finetuned(out / f"finetune/{model}/imdb", scores("imdb", [imdb], dev_examples=25000))
         found = scores("squad", seeds_around(f1), "f1", more={"exact": seeds_around(exact)}, majority=0.0)
-        make(out / f"finetune/{model}/squad", "finetune", {}, {"scores.json": found})
+        make_finetuned(out / f"finetune/{model}/squad", found)
     for name, change in {"all-losses": 0.0, **ABLATIONS}.items():
         masked = {"masked": 4.1 - change / 20, "accuracy": 0.39}
         if name != "no-teacher":
@@ -367,7 +424,7 @@ def suite(out: Path) -> Path:
             place = out / "finetune" / name / task
             if not place.exists():
                 found = scores(task, seeds_around(GLUE[task][1] - 2 + change))
-                make(place, "finetune", {}, {"scores.json": found})
+                make_finetuned(place, found)
     make(out / "baselines", "benchmark", {}, {"latency.json": baselines()})
     for name, found in PHONES.items():
         make(out / "mobile" / name, "benchmark", {}, {"mobile.json": phone(**found)})
@@ -419,11 +476,13 @@ def write_probes(run: Path, scored: Mapping[str, float]) -> None:
                 lines.write(json.dumps({"step": step, "task": task, **found, "artifact": place}) + "\n")
 
 
-def replace_scores(out: Path, model: str, task: str, found: Mapping[str, Any], **inputs: Path) -> None:
-    """Replace a model's ``scores.json`` of a task."""
+def replace_scores(
+    out: Path, model: str, task: str, found: Mapping[str, Any], more: Mapping[str, Any] | None = None, **inputs: Path
+) -> None:
+    """Replace a model's ``scores.json`` of a task; ``more`` has further files."""
     folder = out / "finetune" / model / task
     shutil.rmtree(folder)
-    make(folder, "finetune", {}, {"scores.json": found}, **inputs)
+    make_finetuned(folder, found, more, **inputs)
 
 
 def compared(out: Path) -> dict[str, Any]:

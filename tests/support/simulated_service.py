@@ -110,6 +110,12 @@ class Script:
                 metrics.VALIDATION.labels(RUN, term).set(value * 1.01)
             metrics.ACCURACY.labels(RUN, "student").set(0.585 - 0.5 * min(1.0, falls))
             metrics.ACCURACY.labels(RUN, "teacher").set(0.62)
+            metrics.ACCURACY.labels(RUN, "word counts").set(0.05)
+            metrics.VISIBLE_ACCURACY.labels(RUN, "student").set(0.97 - 0.5 * min(1.0, falls))
+            metrics.VISIBLE_ACCURACY.labels(RUN, "teacher").set(0.98)
+            metrics.HIDDEN_LOSS.labels(RUN, "student").set(2.1 + 2.0 * min(1.0, falls))
+            metrics.HIDDEN_LOSS.labels(RUN, "teacher").set(1.9)
+            metrics.HIDDEN_LOSS.labels(RUN, "word counts").set(6.9)
             metrics.AGREEMENT.labels(RUN).set(0.79 - 0.68 * min(1.0, falls))
             for task, best in (("rte", 0.61), ("mrpc", 0.87)):
                 metrics.PROBE_SCORE.labels(RUN, task).set(best - 0.15 * min(1.0, falls) * self._noise(0.05))

@@ -170,6 +170,7 @@ TRAINING = Board(
                 "short",
                 Query(last("stillhouse_loss_nats", by="by (cluster, run, term)"), "{{term}}"),
                 logarithmic=True,
+                width=6,
             ),
             graph(
                 "Validation loss",
@@ -177,20 +178,39 @@ TRAINING = Board(
                 "short",
                 Query(last("stillhouse_validation_loss_nats", by="by (cluster, run, term)"), "{{term}}"),
                 logarithmic=True,
+                width=6,
             ),
             graph(
-                "Masked words right",
-                "Share of the masked words of held-out rows that are predicted exactly; the student's line rises "
+                "Loss on hidden words",
+                "Held-out words that the input hides; the student's line falls from word counts towards its teacher's.",
+                "short",
+                Query(last("stillhouse_validation_hidden_loss_nats", by="by (cluster, run, model)"), "{{model}}"),
+                low=None,
+                width=6,
+            ),
+            graph(
+                "Hidden words right",
+                "Share of the hidden words of held-out rows that are predicted exactly; the student's line rises "
                 "towards its teacher's.",
                 "percentunit",
                 Query(last("stillhouse_validation_accuracy_ratio", by="by (cluster, run, model)"), "{{model}}"),
+                width=6,
+            ),
+            graph(
+                "Visible words right",
+                "Share of the masked words that the input shows (a tenth of them) that are predicted exactly.",
+                "percentunit",
+                Query(last("stillhouse_validation_visible_accuracy_ratio", by="by (cluster, run, model)"), "{{model}}"),
+                high=1,
+                width=6,
             ),
             graph(
                 "Agreement with the teacher",
-                "Share of held-out positions at which student and teacher predict the same word.",
+                "Share of hidden words of held-out rows for which student and teacher predict the same word.",
                 "percentunit",
                 per_run("stillhouse_validation_agreement_ratio"),
                 high=1,
+                width=6,
             ),
             graph(
                 "Scores of checkpoints",
@@ -198,12 +218,14 @@ TRAINING = Board(
                 "percentunit",
                 Query(last("stillhouse_probe_score_ratio", by="by (cluster, run, task)"), "{{run}}: {{task}}"),
                 low=None,
+                width=6,
             ),
             graph(
                 "Scored up to step",
                 "Optimizer step of the newest checkpoint that has a score.",
                 "short",
                 Query(last("stillhouse_probe_step", by="by (cluster, run, task)"), "{{run}}: {{task}}"),
+                width=6,
             ),
         ),
         "Is the optimization healthy?": (

@@ -115,6 +115,16 @@ def test_a_passage_that_is_not_text_is_refused_by_name(classifier, tmp_path, cap
     assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'passage.pdf'} is not UTF-8 text: ")
 
 
+def test_a_classifier_reads_no_passage(classifier, tmp_path, capsys):
+    (tmp_path / "passage.txt").write_text("A passage.", encoding="utf-8")
+    for given in (["--passage", "abc"], ["--passage-file", str(tmp_path / "passage.txt")]):
+        with pytest.raises(SystemExit, match="1"):
+            predict.main([str(classifier[1]), "What?", *given])
+        printed = capsys.readouterr()
+        assert printed.out == ""
+        assert printed.err.startswith("error: this model reads no passage: --passage is for question answering")
+
+
 def test_a_model_folder_uses_the_requested_threads(classifier):
     predict.load(classifier[0], threads=2)
     assert torch.get_num_threads() == 2

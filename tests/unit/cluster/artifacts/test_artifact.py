@@ -237,6 +237,9 @@ def test_the_first_difference_is_named(tmp_path: Path) -> None:
     assert artifact.difference(found, inputs={"corpus": "c0"}, recipe=hotter) == expected
     assert artifact.difference(found, inputs={"corpus": "c1"}, recipe=RECIPE) == "input corpus is another one"
     assert artifact.difference(found, inputs={"corpus": "c0", "teacher": "t"}, recipe=RECIPE) is not None
+    there, asked = ({"sources": [{"path": "a", "limit": limit}]} for limit in (1000, None))
+    assert artifact.first_difference(there, asked) == "sources.0.limit: 1000 there, nothing asked for"
+    assert artifact.first_difference({"a": [1]}, {"a": [1, 2]}) == "a: [1] there, [1, 2] asked for"
 
 
 def _folder(path: Path, **files: str) -> Path:

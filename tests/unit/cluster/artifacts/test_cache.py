@@ -165,6 +165,7 @@ def test_folders_and_files_that_are_no_artifacts_follow_the_store(bucket: s3fs.S
         cache.fetch(filesystem.location("s3://barrel/none"))
 
 
+@pytest.mark.rare
 @pytest.mark.long
 def test_training_on_two_workers_reads_rows_and_teacher_by_their_urls(
     bucket: s3fs.S3FileSystem, tmp_path: Path

@@ -12,7 +12,7 @@ import re
 import textwrap
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import paths
 import pydantic
@@ -74,10 +74,23 @@ class Loss(Recipe):
     mode: Literal["all", "masked"] = "all"
 
 
+class Range(Recipe):
+    """A table among plain values."""
+
+    min: int
+    max: int
+
+    @pydantic.model_validator(mode="after")
+    def _is_a_range(self) -> Self:
+        if self.min > self.max:
+            raise ValueError("min is above max")
+        return self
+
+
 class Placement(Recipe):
     """The placement."""
 
-    workers: int | Literal["auto"] = "auto"
+    workers: int | Range | Literal["auto"] = "auto"
 
 
 class Whole(Recipe):
@@ -88,6 +101,8 @@ class Whole(Recipe):
     loss: Loss = Loss()
     optional: Loss | None = None
     sources: tuple[Annotated[Plain | Packed, Field(discriminator="kind")], ...] = ()
+    layers: tuple[int, ...] | None = None
+    words: tuple[str, ...] = Field(("a",), min_length=1)
     named: dict[str, Loss] = Field(default_factory=dict)
     placement: Placement = Placement()
 
@@ -133,7 +148,6 @@ def test_an_unknown_key_is_answered_with_the_nearest_known_one(values: dict[str,
         ({"steps": True}, "steps", "true"),
         ({"name": 3}, "name", "3"),
         ({"loss": 3}, "loss", "3"),
-        ({"sources": {"kind": "plain"}}, "sources", '{"kind": "plain"}'),
         ({"loss": {"temperature": -1.0}}, "loss.temperature", "-1.0"),
         ({"loss": {"temperature": float("nan")}}, "loss.temperature", "NaN"),
         ({"loss": {"mode": "some"}}, "loss.mode", '"some"'),
@@ -154,7 +168,51 @@ def test_what_is_missing_is_named() -> None:
     with pytest.raises(RecipeError, match=r"^file\.toml: name is missing"):
         Whole.of({}, "file.toml")
     assert _refused({"sources": [{"kind": "plain"}]}) == "sources.0.path is missing and has no default"
-    assert "'kind'" in _refused({"sources": [{"path": "p"}]})
+    assert _refused({"sources": [{"path": "p"}]}) == 'sources.0.kind is missing: write kind = one of "plain", "packed"'
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"sources": [{"kind": "plian"}]}, "sources.0.kind: no kind is called plian; did you mean plain?"),
+        ({"sources": [{"kind": "zip"}]}, 'sources.0.kind: no kind is called zip; write one of "plain", "packed"'),
+        (
+            {"loss": {"mode": "maskd"}},
+            "loss.mode: input should be 'all' or 'masked', not \"maskd\"; did you mean masked?",
+        ),
+        (
+            {"placement": {"workers": "aut"}},
+            "placement.workers: input should be a valid integer or a table or 'auto', not \"aut\"; did you mean auto?",
+        ),
+        ({"placement": {"workers": {"min": 2, "max": 1}}}, "placement.workers: min is above max"),
+        ({"placement": {"workers": {"min": 2}}}, "placement.workers.max is missing and has no default"),
+        ({"sources": {"kind": "plain"}}, 'sources: input should be a list, not {"kind": "plain"}; put it in [ ]'),
+        ({"sources": "plain"}, 'sources: input should be a list, not "plain"'),
+        ({"sources": ["plain"]}, 'sources.0: input should be a table, not "plain"'),
+        ({"layers": 3}, "layers: input should be a list, not 3; put it in [ ]"),
+        ({"words": "en"}, 'words: input should be a list, not "en"; put it in [ ]'),
+        ({"words": []}, "words: input should be a list of at least 1 value, not []"),
+        ({"loss": 3}, "loss: input should be a table, not 3"),
+    ],
+)
+def test_a_member_of_a_union_is_named_without_words_of_the_library(values: dict[str, Any], message: str) -> None:
+    assert _refused(values) == message
+
+
+def test_a_missing_table_says_what_to_write() -> None:
+    with pytest.raises(
+        RecipeError, match=r"^default: corpus is missing and has no default: write \[corpus\] with sources = "
+    ):
+        recipe.load(Pipeline, "default")
+    with pytest.raises(RecipeError, match=r"sources is missing and has no default: write sources = \[\{ kind"):
+        registry.find("cluster.corpus").load("default")
+    for command, example in (
+        ("eval.finetune", 'task = "rte"'),
+        ("eval.score", 'task = "rte"'),
+        ("eval.mobile", "way = {"),
+    ):
+        with pytest.raises(RecipeError, match=f"has no default: write {example}"):
+            registry.find(command).load("default")
 
 
 def test_a_whole_number_is_a_number_and_a_list_is_a_tuple() -> None:
@@ -198,7 +256,9 @@ def test_a_setting_replaces_one_value(setting: str, expected: dict[str, Any]) ->
     assert before == {"name": "n", "steps": 1, "loss": {"temperature": 2.0, "mode": "all"}}
 
 
-@pytest.mark.parametrize("setting", ["steps", "=5", " = 5", "loss.temperature:5"])
+@pytest.mark.parametrize(
+    "setting", ["steps", "=5", " = 5", "loss.temperature:5", "loss.=5", ".loss=5", "loss..mode=all"]
+)
 def test_a_malformed_setting_is_refused_with_an_example(setting: str) -> None:
     with pytest.raises(RecipeError, match=r"write key=value, for example --set loss\.temperature"):
         recipe.override({}, setting)
@@ -212,16 +272,41 @@ def _file(folder: Path, text: str) -> Path:
 
 def test_a_setting_through_something_that_is_no_table_is_refused(tmp_path: Path) -> None:
     path = _file(tmp_path, "name = 'n'\nsteps = 3\nsources = [{ kind = 'packed' }]\n")
-    for setting, place in (("steps.more=1", "steps"), ("sources.0.level=1", "sources"), ("loss..mode=all", "loss.")):
-        with pytest.raises(RecipeError, match=rf"{place}") as refused:
+    with pytest.raises(RecipeError, match="steps") as refused:
+        recipe.load(Whole, str(path), ["steps.more=1"])
+    assert str(path) in str(refused.value)
+    for setting in ("sources.1.level=1", "sources.level=1", "sources.-1.level=1"):
+        with pytest.raises(RecipeError, match=rf"--set {setting}: sources is a list, in which there is sources\.0; "):
             recipe.load(Whole, str(path), [setting])
-        assert str(path) in str(refused.value)
 
 
 def test_settings_go_over_the_file_and_later_ones_over_earlier_ones(tmp_path: Path) -> None:
     path = _file(tmp_path, "name = 'n'\nsteps = 3\n[loss]\ntemperature = 4.0\n")
     found = recipe.load(Whole, str(path), ["steps=4", "loss.mode=masked", "steps=5"])
     assert found == Whole(name="n", steps=5, loss=Loss(temperature=4.0, mode="masked"))
+
+
+def test_a_setting_reaches_into_a_list(tmp_path: Path) -> None:
+    path = _file(tmp_path, "name = 'n'\nsources = [{ kind = 'packed' }, { kind = 'plain', path = 'p' }]\n")
+    found = recipe.load(Whole, str(path), ["sources.0.level=1", "sources.1.path=q"])
+    assert found.sources == (Packed(kind="packed", level=1), Plain(kind="plain", path="q"))
+
+
+@pytest.mark.parametrize(
+    ("command", "reference", "line"),
+    [
+        ("distill.train", "demo", "demo has tables for several commands: write demo#train"),
+        ("eval.suite", "demo", "write demo#suite"),
+        ("eval.finetune", "demo", "write demo#suite.finetune"),
+        ("distill.train", "demos", "did you mean demo?"),
+        ("distill.train", "train", "did you mean the table demo#train?"),
+        ("eval.finetune", "demo#finetune", "did you mean demo#suite.finetune?"),
+        ("distill.train", "demo#trian", "did you mean train?"),
+    ],
+)
+def test_a_wrong_name_suggests_the_right_one_across_recipes_and_tables(command: str, reference: str, line: str) -> None:
+    with pytest.raises(RecipeError, match=re.escape(line)):
+        registry.find(command).load(reference)
 
 
 def test_one_table_of_a_file_is_a_recipe(tmp_path: Path) -> None:
@@ -272,7 +357,7 @@ def test_bytes_and_dates_have_no_place_in_a_recipe(tmp_path: Path) -> None:
     (tmp_path / "bytes.toml").write_bytes(b"name = '\xff'")
     with pytest.raises(RecipeError, match="not TOML"):
         recipe.load(Whole, str(tmp_path / "bytes.toml"))
-    with pytest.raises(RecipeError, match="dates and times"):
+    with pytest.raises(RecipeError, match=r'file\.toml: 2020-01-01 is .*dates and times.*: write "2020-01-01"'):
         recipe.load(Whole, str(_file(tmp_path, "name = 2020-01-01\n")))
 
 
@@ -342,7 +427,7 @@ def test_recipes_in_the_docs_are_what_the_code_accepts() -> None:
     tables = [tomllib.loads(block) for block in blocks if re.search(r"^(\[|sources = )", block, re.M)]
     accepted = {"train": Distillation, "suite": Suite, "sources": Corpus}
     found = [next(name for name in accepted if name in table) for table in tables]
-    assert sorted(found) == ["sources", "suite", "train", "train"]
+    assert sorted(found) == ["sources", "suite", "suite", "train", "train", "train"]
     for name, table in zip(found, tables, strict=True):
         accepted[name].of(table if name == "sources" else table[name], "docs")
 

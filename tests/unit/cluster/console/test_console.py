@@ -1,5 +1,7 @@
 """The ``stillhouse`` command: its listing, its recipes, ``show`` and shell completion."""
 
+import argparse
+import contextlib
 import os
 import re
 import shutil
@@ -14,8 +16,10 @@ from typing import Any, get_args
 import paths
 import pytest
 
-from cluster.artifacts import registry
+from cluster.artifacts import cli as artifacts_cli
+from cluster.artifacts import recipe, registry
 from cluster.artifacts.errors import StageError
+from cluster.artifacts.names import word_of
 from cluster.artifacts.recipe import Recipe
 from cluster.console import catalogue, cli, completion, recipes
 
@@ -37,7 +41,7 @@ def test_the_listing_fits_a_terminal_and_follows_the_pipeline() -> None:
     words = re.findall(r"^  ([\w-]+) ", "\n".join(lines), re.MULTILINE)
     order = ["corpus", "tokens", "inspect", "teacher", "train", "export", "launch", "plan"]
     assert [word for word in words if word in order] == order
-    assert {"recipes", "show", "completion"} <= {*words}
+    assert {"new", "recipes", "show", "completion"} <= {*words}
 
 
 def test_the_listing_imports_no_heavy_library() -> None:
@@ -61,6 +65,13 @@ def test_an_unknown_command_names_the_nearest(capsys: pytest.CaptureFixture[str]
     with pytest.raises(SystemExit):
         cli.main(["trian"])
     assert "did you mean train?" in capsys.readouterr().err
+    for word, hint in (
+        ("demo", "demo is a recipe of launch: write stillhouse launch demo"),
+        ("distil.train", "did you mean distill.train?"),
+        ("", "no command (an empty word)"),
+    ):
+        with pytest.raises(StageError, match=re.escape(hint)):
+            cli.find(word)
     assert cli.find("onnx-export").name == cli.find("deploy.onnx_export").name == "deploy.onnx_export"
 
 
@@ -112,7 +123,7 @@ def test_show_documents_values_and_marks_what_differs(capsys: pytest.CaptureFixt
     assert "max_bad_share = 0.5  # default: 0.01" in text
     assert "[[sources]]" in text
     assert 'kind = "installed-docs"  # no default' in text
-    assert re.search(r"# ``auto``: one per CPU.*\n(# .*\n)*actors = \"auto\"\n", text)
+    assert re.search(r"# auto: one per CPU.*\n(# .*\n)*actors = \"auto\"\n", text)
     assert "# metrics_port is not set" in text
 
 
@@ -142,7 +153,11 @@ def test_show_needs_to_know_the_command(tmp_path: Path, capsys: pytest.CaptureFi
         (["distillbert"], "recipe distillbert is neither a file nor one that ships: did you mean distilbert?"),
         (["distillbert", "launch"], "did you mean distilbert?"),
         (["demo", "train"], "demo is a recipe of launch, not of train: write demo#train for its table"),
-        (["onnx", "train"], "onnx is a recipe of onnx-export, not of train"),
+        (["onnx", "train"], "onnx is a recipe of onnx-export, not of train\n"),
+        (["demo", "latency"], "not of latency: write demo#suite.exports.latency for its table"),
+        (["own-text", "onnx-export"], "own-text is a recipe of launch, not of onnx-export\n"),
+        (["demo#trian"], "no table [trian]; did you mean train?"),
+        (["demo#suite.finetune"], 'task is missing and has no default: write task = "rte"'),
     ],
 )
 def test_show_says_what_to_write_instead(words: list[str], line: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -205,7 +220,10 @@ def test_bash_completes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     cli.main(["completion", "bash"])
     script = tmp_path / "stillhouse.bash"
     script.write_text(capsys.readouterr().out, encoding="utf-8")
-    assert complete(script, "stillhouse", "") == ["corpus", "jobs", "provenance", "recipes", "show", "completion"]
+    assert complete(script, "stillhouse", "") == [
+        *("corpus", "jobs", "provenance"),
+        *("new", "recipes", "show", "completion"),
+    ]
     assert complete(script, "stillhouse", "pro") == ["provenance"]
     assert complete(script, "stillhouse", "corpus", "") == ["installed-docs", "default", "--out", "--set", "--help"]
     assert complete(script, "stillhouse", "corpus", "installed-docs", "--o") == ["--out"]
@@ -277,6 +295,203 @@ def test_fish_completes(tmp_path: Path) -> None:
     assert offered("stillhouse jobs su") == ["submit"]
     assert "--user" in offered("stillhouse jobs list --")
     assert offered("stillhouse jobs submit provenance --co") == ["--corpus"]
+
+
+class GrammarError(Exception):
+    """Leaves a command with its parser, before it reads its arguments."""
+
+
+def parsers(word: str, monkeypatch: pytest.MonkeyPatch) -> list[argparse.ArgumentParser]:
+    """The parser of a command, and those of its subcommands."""
+    kept: list[argparse.ArgumentParser] = []
+
+    def leave(parser: argparse.ArgumentParser, *_: Any, **__: Any) -> None:
+        kept.append(parser)
+        raise GrammarError
+
+    with monkeypatch.context() as patch, contextlib.suppress(GrammarError):
+        patch.setattr(argparse.ArgumentParser, "parse_args", leave)
+        cli.main([word])
+    (parser,) = kept
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            kept += action.choices.values()
+    return kept
+
+
+@pytest.mark.parametrize("word", [entry.word for entry in (*catalogue.ENTRIES.values(), *catalogue.OWN)])
+def test_help_gives_meaning_default_and_an_example(word: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of every option of every command; switches need no example."""
+    whole, *_ = found = parsers(word, monkeypatch)
+    assert re.match(rf"examples?: stillhouse {word} ", whole.epilog or ""), whole.epilog
+    assert word in ("jobs", *cli_words(whole.epilog or "")), "the example is of this command"
+    assert (whole.epilog or "") in whole.format_help(), "the example can be copied"
+    assert "``" not in whole.format_help()
+    for parser in found:
+        for action in parser._actions:
+            if (
+                isinstance(action, argparse._HelpAction | argparse._SubParsersAction)
+                or action.help == argparse.SUPPRESS
+            ):
+                continue
+            text, name = action.help or "", (*action.option_strings, action.dest)[0]
+            where = f"{parser.prog} {name}: {text}"
+            assert len(re.sub(r"[(;].*", "", text).split()) >= 2, f"{where}: no meaning"
+            assert "example: " in text or action.nargs == 0 or isinstance(action, argparse.BooleanOptionalAction), where
+            assert "(default: " in text or action.required or not action.option_strings, f"{where}: no default"
+
+
+def cli_words(example: str) -> list[str]:
+    return example.partition(": ")[2].split()
+
+
+@pytest.mark.parametrize("word", [word_of(name) for name in registry.entries() if name in catalogue.ENTRIES])
+def test_the_example_of_a_stage_is_a_command_line(word: str) -> None:
+    stage = registry.find(word)
+    parser = artifacts_cli.parser_for(stage, f"stillhouse {word}")
+    options = parser.parse_args(cli_words(parser.epilog or "")[2:])
+    if stage.subject:
+        return
+    made = stage.load(options.recipe, options.set)
+    (example,) = [action.help.rpartition("--set ")[2] for action in parser._actions if action.dest == "set"]
+    if example != "key=value":
+        stage.load(options.recipe, [*options.set, example])
+    if word == "teacher":
+        assert (options.tokens is not None) == (made.train is not None), "rows are for a teacher that trains"
+
+
+def test_the_examples_of_stages_follow_each_other() -> None:
+    def made(word: str) -> str:
+        return cli_words(artifacts_cli.parser_for(registry.find(word), word).epilog or "")[-1]
+
+    assert made("train") == "out/runs/student"
+    assert made("export") == "out/students/student"
+    assert made("onnx-export") == "out/exports/student/onnx"
+    assert made("quantize") == "out/exports/student/int8"
+
+
+def test_new_writes_a_recipe_that_means_the_shipped_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("own-text", "gpu-16gb", "provenance", "demo"):
+        cli.main(["new", f"my-{name}", "--recipe", name])
+        path = Path(f"my-{name}.toml")
+        assert capsys.readouterr().out == f"{path}\n"
+        command = recipes.reader(name)
+        assert recipes.read(command, str(path)) == recipes.read(command, name)
+        lines = path.read_text(encoding="utf-8").splitlines()
+        assert max(map(len, lines)) <= 120
+        for number, line in enumerate(lines):
+            # An ablation is explained where the first begins.
+            if re.match(r"[\w\[]", line) and name != "demo":
+                assert lines[number - 1].startswith("# "), f"{line} is explained"
+
+
+def test_new_overwrites_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "my.toml").write_text("mine", encoding="utf-8")
+    with pytest.raises(SystemExit, match="1"):
+        cli.main(["new", str(tmp_path / "my.toml")])
+    assert "exists and is never overwritten: choose another name" in capsys.readouterr().err
+    assert (tmp_path / "my.toml").read_text(encoding="utf-8") == "mine"
+    with pytest.raises(SystemExit, match="1"):
+        cli.main(["new", str(tmp_path / "other.toml"), "--recipe", "own-txt"])
+    assert "did you mean own-text?" in capsys.readouterr().err
+    assert not (tmp_path / "other.toml").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ([""], "an empty name is no name of a file"),
+        (["."], ". is no name of a file"),
+        ([".."], ".. is no name of a file"),
+        (["sub/"], "sub/ is no name of a file"),
+        ([".toml"], ".toml is no name of a file"),
+        (["-"], "- is no name of a file"),
+        (["sub/my.toml"], "sub/my.toml: there is no folder sub: make it first"),
+        (["my.toml", "--recipe", "demo#train"], "no recipe of this name ships: did you mean demo?"),
+        (["my.toml", "--recipe", "default"], "stillhouse recipes lists those that ship"),
+    ],
+)
+def test_new_refuses_what_it_cannot_write(
+    words: list[str], line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="1"):
+        cli.main(["new", *words])
+    assert line in capsys.readouterr().err
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_the_commands_in_a_new_recipe_can_be_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    cli.main(["new", "my text"])
+    written = Path("my text.toml").read_text(encoding="utf-8")
+    assert "stillhouse launch 'my text.toml' --out 'my text' " in written
+
+
+@pytest.mark.parametrize(
+    ("words", "instead"),
+    [
+        (["show", "own-text"], "write stillhouse show own-text"),
+        (["show"], "write stillhouse show demo"),
+        (["demo"], "write stillhouse show demo"),
+        (["list", "demo"], "write stillhouse show demo"),
+        (["kes", "train"], "write stillhouse recipes keys train"),
+        (["train.loss"], "write stillhouse recipes keys train.loss"),
+    ],
+)
+def test_recipes_says_what_to_write_instead(words: list[str], instead: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["recipes", *words])
+    assert capsys.readouterr().err.endswith(f"error: {instead}\n")
+
+
+def test_own_text_is_ten_lines() -> None:
+    lines = recipe.find("own-text").read_text(encoding="utf-8").splitlines()
+    assert len([line for line in lines if line and not line.startswith("#")]) <= 10
+
+
+def test_the_keys_of_a_table_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    def printed(*words: str) -> str:
+        cli.main(["recipes", "keys", *words])
+        return capsys.readouterr().out
+
+    tables = ["corpus", "tokens", "teacher", "train", "ablations", "suite", "added_ablations", "cpus", "stillhouse"]
+    assert re.findall(r"^(\w+) ", printed(), re.MULTILINE) == tables
+    assert printed("launch") == printed()
+    loss = printed("train.loss")
+    assert re.search(r"^soft +5\.0 +Weight of the KL divergence", loss, re.MULTILINE)
+    assert re.search(r"^loss +\[train\.loss\] +Weights of the triple loss", printed("train"), re.MULTILINE)
+    assert re.search(r"^source +\(not set\) +A BERT or RoBERTa", printed("teacher"), re.MULTILINE)
+    sources = printed("corpus.sources")
+    assert "corpus.sources: Plain UTF-8 files" in sources
+    assert 'documents               "file"' in sources
+    assert 'kind                    "text"' in sources
+    assert "``" not in sources
+    assert printed("corpus.sources.0") == sources.replace("corpus.sources:", "corpus.sources.0:")
+    assert printed("train.loss.temperature").startswith("temperature             2.0  Softens")
+    assert 'workers                 "auto" or [train.placement.workers]' in printed("train.placement")
+    for path, same in (
+        ("suite.finetune", "finetune"),
+        ("suite.tasks.rte", "finetune"),
+        ("suite.exports.latency", "latency"),
+        ("ablations.no-soft", "train"),
+    ):
+        assert printed(path).split() == printed(same).replace(f"[{same}.", f"[{path}.").split()
+    for path, hint in (
+        ("train.los", "did you mean train.loss?"),
+        ("trian", "no table trian: did you mean train?"),
+        ("finetune.sed", "did you mean finetune.seeds?"),
+        ("train.", "no table train.; known here: train.loss, "),
+        ("demo", "demo is a recipe, not a table: write stillhouse show demo"),
+        ("plan", "plan reads no recipe of its own"),
+        ("", "no table (an empty word)"),
+    ):
+        with pytest.raises(SystemExit, match="1"):
+            cli.main(["recipes", "keys", path])
+        assert hint in capsys.readouterr().err
 
 
 def test_the_script_has_every_command() -> None:

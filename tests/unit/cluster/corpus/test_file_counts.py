@@ -145,7 +145,9 @@ def test_a_file_that_gives_nothing_is_named_with_the_reason(tmp_path: Path, capl
     first, second, third = _said(caplog)
     assert "b.jsonl: 1 read" in first
     assert "not JSON" in first
-    assert "c.jsonl is empty" in second
+    assert "no document from " in second
+    assert "c.jsonl: it is empty" in second
+    assert "repair or delete these lines" in first
     assert "3 repeated" in third
     assert [file["kept"] for file in made.facts["files"]] == [len(GOOD), 0, 0, 0]
 

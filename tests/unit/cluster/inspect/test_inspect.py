@@ -35,6 +35,8 @@ from cluster.inspect import models, picture, token_rows
 from cluster.inspect.cli import look
 from cluster.inspect.findings import Bars, Curves, Findings, Histogram, InspectError, Section, Table
 from cluster.inspect.terminal import page as page_of
+from cluster.jobs import ledger
+from cluster.jobs.job import Job, make_requests
 from cluster.storage import filesystem
 from cluster.tokens import rows
 from cluster.tokens import stage as tokens_stage
@@ -277,6 +279,15 @@ def _run(folder: Path, losses: list[float], identity: str) -> Path:
     return folder
 
 
+def test_a_run_of_no_step_shows_its_validation(tmp_path: Path, made: Path) -> None:
+    folder = _run(tmp_path / "run", [], artifact.read(made / "tokens").identity)
+    found = _look(folder)
+    assert found.headline == "Validated at step 0, without a step of training."
+    page = _page(found, 300)
+    assert "validation at 0" in page
+    assert "accuracy 0.25" in page
+
+
 def test_a_run_shows_how_far_it_got_and_what_it_can_go_on_from(tmp_path: Path, made: Path) -> None:
     shutil.copytree(made / "tokens", tmp_path / "tokens")
     identity = artifact.read(made / "tokens").identity
@@ -337,6 +348,50 @@ def test_data_sets_benchmarks_and_reports_say_what_is_in_them(tmp_path: Path) ->
         picture.draw(found["report"], tmp_path / "report.png")
     pipeline = _look(tmp_path)
     assert pipeline.headline.startswith("3 artifacts and 0 runs")
+
+
+def test_a_report_is_not_cut(tmp_path: Path) -> None:
+    lines = ["  keeps        " + "of the teacher's score, " * 4 + "all of it", "short"]
+    with artifact.create(tmp_path / "report", kind="report", inputs={}, recipe={}) as draft:
+        (draft.path / "summary.txt").write_text("\n".join(lines))
+        draft.facts.update(sentence="Half the layers.", failed_jobs=0)
+    page = _page(_look(tmp_path / "report"), 60)
+    assert " ".join(lines[0].split()) in " ".join(page.split())
+    assert "…" not in page
+    assert re.search(r"\n {17}\w", page), "the rest of a line stands below its second column"
+
+
+def test_probes_show_the_scores_of_checkpoints(tmp_path: Path) -> None:
+    points = [
+        {"step": step, "task": "rte", "metric": "accuracy", "score": 50.0 + step / 10, "low": 50.0, "high": 70.0,
+         "seeds": 3}
+        for step in (50, 100)
+    ]  # fmt: skip
+    for name, found in (("some", points), ("none", [])):
+        with artifact.create(tmp_path / name, kind="probes", inputs={}, recipe={}) as draft:
+            draft.facts.update(points=found)
+    page = _page(_look(tmp_path / "some"))
+    assert re.search(r"rte +accuracy +100 +60\.0 +50\.0–70\.0 +3", page)
+    assert "Score of the checkpoints: rte" in page
+    assert "No checkpoint was scored." in _page(_look(tmp_path / "none"))
+
+
+def test_a_queue_shows_its_jobs_failed_ones_first(tmp_path: Path) -> None:
+    jobs = [Job(name, "toy.stage", {}, {}, tmp_path / name) for name in ("first", "second")]
+    requests = make_requests(jobs)
+    opened = ledger.Ledger(tmp_path / "queue", "cluster")
+    opened.append([{"event": "submitted", "at": 1.0, "requests": [request.resolved() for request in requests]}])
+    ends = (("done", None), ("failed", "out of memory"))
+    for request, (state, error) in zip(requests, ends, strict=True):
+        end = {"event": "ended", "state": state, "error": error, "failure": error and "memory", "seconds": 2.5}
+        opened.append([{"at": 2.0, "id": request.id, **end}])
+    opened.close()
+    found = _look(tmp_path / "queue")
+    assert found.headline == "2 jobs: 1 failed, 1 done"
+    page = _page(found)
+    assert page.index("second") < page.index("first")
+    assert re.search(r"second +out of memory", page)
+    assert re.search(r"first +toy\.stage +done +0 +2\.5 s", page)
 
 
 def test_a_benchmark_of_a_phone_says_which_and_what_it_could_not_do(tmp_path: Path) -> None:

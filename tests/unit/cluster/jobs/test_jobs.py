@@ -85,6 +85,13 @@ def test_jobs_wait_for_their_dependencies_and_are_skipped_the_second_time(corpus
     assert [artifact.verify(job.out) for job in (first, chained, last)] == before
 
 
+def test_the_error_of_a_failed_job_is_printed_once(corpus: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "stillhouse")
+    _run(corpus, toy_job(corpus, "refused", {"behavior": "refuse"}))
+    lines = [line for line in caplog.messages if "the toy refuses" in line]
+    assert lines == ["refused: failed: the toy refuses: write behavior = work"]
+
+
 def test_a_failed_job_stops_only_those_that_come_after_it(corpus: Path) -> None:
     found = _run(
         corpus,
@@ -234,3 +241,8 @@ def test_connecting_inside_a_connection_leaves_it_open(corpus: Path) -> None:
     with ray_cluster.connect(1):
         pass
     assert _run(corpus, toy_job(corpus, "still-there"))["still-there"].state == "done"
+
+
+def test_a_line_of_output_names_its_job_once() -> None:
+    assert client.line_of("corpus", "corpus: 3 splits read") == "corpus: 3 splits read"
+    assert client.line_of("tokens", "vocabulary: 4 shards in 2 s") == "tokens: vocabulary: 4 shards in 2 s"

@@ -46,9 +46,10 @@ from cluster.telemetry import progress
 
 with errors.logging_to_stderr():
     progress.PLAIN_SECONDS = 0.0
-    with progress.Progress("rows", 3, "rows") as shown:
+    with progress.Progress("rows", 4, "rows") as shown:
         shown.advance(note={"loss": "0.5"})
         progress.say("in between")
+        shown.advance()
         shown.advance(2)
     list(progress.progress(range(2), "shards", 2, "shards"))
 """
@@ -196,11 +197,12 @@ def test_a_label_that_people_name_has_so_many_values_and_no_more() -> None:
 def test_progress_in_a_log_is_plain_lines() -> None:
     shown = subprocess.run([sys.executable, "-c", SHOWING], stderr=subprocess.PIPE, text=True, check=True).stderr
     assert re.sub(r"in [\d.]+ m?s", "in T", shown).splitlines() == [
-        "rows: 1 of 3 rows, loss 0.5, 0 s left",
+        "rows: 1 of 4 rows, loss 0.5",
         "in between",
-        "rows: 3 of 3 rows",
-        "rows: 3 rows in T",
-        "shards: 1 of 2 shards, 0 s left",
+        "rows: 2 of 4 rows, 0 s left",
+        "rows: 4 of 4 rows",
+        "rows: 4 rows in T",
+        "shards: 1 of 2 shards",
         "shards: 2 of 2 shards",
         "shards: 2 shards in T",
     ]
@@ -209,14 +211,37 @@ def test_progress_in_a_log_is_plain_lines() -> None:
 def test_progress_goes_back_with_the_work(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "PLAIN_SECONDS", 0.0)
     with caplog.at_level("INFO", "stillhouse"), progress.Progress("training", 120, "steps", 80) as shown:
-        for done in (90, 60, 110):
+        for done in (90, 100, 60, 80, 110):
             shown.reach(done)
     told = [re.sub(r"in [\d.]+ m?s", "in T", record.message) for record in caplog.records]
     assert told == [
-        "training: 90 of 120 steps, 0 s left",
+        "training: 90 of 120 steps",
+        "training: 100 of 120 steps, 0 s left",
         "training: 60 of 120 steps",
+        "training: 80 of 120 steps",
         "training: 110 of 120 steps, 0 s left",
         "training: 110 steps in T",
+    ]
+
+
+def test_the_first_piece_of_work_tells_nothing_about_the_rest(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It loads models and compiles; a rest at its pace would be minutes where it is seconds."""
+    monkeypatch.setattr(progress, "PLAIN_SECONDS", 0.0)
+    now = [0.0]
+    with caplog.at_level("INFO", "stillhouse"), monkeypatch.context() as patch:
+        patch.setattr(progress.time, "monotonic", lambda: now[0])
+        shown = progress.Progress("latency", 100, "inputs")
+        now[0] = 60.0
+        shown.advance()
+        shown.advance(0)
+        now[0] += 1.0
+        shown.advance(2)
+    assert caplog.messages == [
+        "latency: 1 of 100 inputs",
+        "latency: 1 of 100 inputs",
+        "latency: 3 of 100 inputs, 48 s left",
     ]
 
 
@@ -239,14 +264,30 @@ def _on_terminal(term: str) -> str:
 
 def test_progress_on_a_terminal_is_a_bar() -> None:
     shown = _on_terminal("xterm")
-    assert re.search(r"\rrows: 100%\|.*\| 3/3 \[", shown)
+    assert re.search(r"\rrows: 100%\|.*\| 4/4 \[", shown)
+    assert re.search(r" 1/4 \[[\d:]+<\?, *\? rows/s", shown), "one row gives no pace"
     assert re.search(r"\rshards: 100%\|.*\| 2/2 \[", shown)
     assert "loss=0.5" in shown
     assert "\rin between\r\n" in re.sub(r"\r *\r", "\r", shown)
-    assert "1 of 3" not in shown
+    assert "1 of 4" not in shown
 
 
 def test_a_dumb_terminal_gets_plain_lines() -> None:
     shown = _on_terminal("dumb")
-    assert "rows: 1 of 3 rows, loss 0.5, 0 s left\r\n" in shown
+    assert "rows: 1 of 4 rows, loss 0.5\r\n" in shown
     assert "%" not in shown
+
+
+def test_a_single_thing_is_no_plural(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", "stillhouse"), progress.Progress("corpus", 1, "splits read") as shown:
+        shown.advance()
+    assert re.sub(r"in .*", "in T", caplog.messages[-1]) == "corpus: 1 split read in T"
+
+
+def test_training_shows_the_terms_of_the_loss_and_agreement() -> None:
+    line = {"total": 12.154, "soft": 0.00951, "masked": 5.86, "cosine": 0.0191, "tokens_per_second": 5900.4}
+    assert progress.training_note(line, 0.834) == {
+        "soft": "0.00951", "masked": "5.86", "cosine": "0.0191", "agreement": "83 %", "tokens/s": "5,900",
+    }  # fmt: skip
+    alone = {"total": 6.1, "soft": 0.0, "masked": 6.1, "cosine": 0.0, "tokens_per_second": 5900.4}
+    assert list(progress.training_note(alone)) == ["masked", "tokens/s"]

@@ -19,8 +19,8 @@ from cluster.artifacts import artifact, cli, commit, errors, stage
 from cluster.corpus import shard_writer
 from cluster.corpus import stage as corpus_stage
 from cluster.tokens import rows
+from cluster.tokens.heldout import automatic_share, is_heldout
 from cluster.tokens.packing import Packing, RowPacker
-from cluster.tokens.shard_tokenizer import is_heldout
 from cluster.tokens.stage import STAGE, WORK, Tokens
 from cluster.tokens.tokenizer import SPECIAL_TOKENS, vocabulary_digest
 
@@ -156,6 +156,31 @@ def test_rows_are_the_same_bytes_on_any_number_of_actors(
     assert again.identity == made.identity
 
 
+def test_a_small_corpus_holds_out_what_fills_a_row(tmp_path: Path, bert: Path) -> None:
+    """Seventeen short files, as everybody tries first, train and validate with the defaults."""
+    made = _make(
+        tmp_path / "tokens",
+        _corpus(tmp_path, [f"{n} {line}" for n, line in enumerate(tiny.ENGLISH[:17])]),
+        bert,
+        heldout="auto",
+    )
+    assert made.facts["heldout_rows"] >= 1
+    assert made.facts["train_rows"] >= 1
+    assert 1 <= made.facts["heldout_documents"] <= 8
+    assert 0 < made.facts["heldout_share"] < 1
+
+
+def test_the_automatic_share_falls_with_the_size_of_the_corpus() -> None:
+    texts = [f"document {number} " + "word " * 100 for number in range(2000)]
+    shares = [automatic_share(texts[:count], count, 128) for count in (2, 20, 200, 2000)]
+    assert shares == sorted(shares, reverse=True)
+    for count, share in zip((2, 20, 200, 2000), shares, strict=True):
+        assert 1 <= sum(is_heldout(text, share) for text in texts[:count]) <= count / 2
+    assert automatic_share([], 10_000, 128) == 0.01, "a large corpus is not read"
+    with pytest.raises(errors.StageError, match=r'one document.*documents = "paragraph"'):
+        automatic_share(texts[:1], 1, 128)
+
+
 def test_the_share_of_heldout_documents_is_the_one_asked_for() -> None:
     assert 0.18 < sum(is_heldout(f"document {number}", 0.2) for number in range(10_000)) / 10_000 < 0.22
 
@@ -261,7 +286,7 @@ def _without_mask(folder: Path) -> Path:
         (["tokenizer.kind=wordpiece", "tokenizer.vocab_size=30"], "", "set 80 or more"),
         (["heldout=1e-9"], "bert", "the 0 heldout documents fill no row of 32 tokens"),
         (["heldout=0.999999"], "bert", "train documents fill no row of 32 tokens"),
-        (["heldout=1.0"], "bert", "heldout: input should be less than 1"),
+        (["heldout=1.0"], "bert", "heldout: input should be 'auto' or less than 1"),
         (["placement.actors=0"], "bert", "placement.actors"),
         (["max_bad_share=2"], "bert", "max_bad_share: input should be less than or equal to 1"),
     ],
@@ -286,7 +311,7 @@ def test_invalid_inputs_of_tokens_are_refused_in_one_line(
     assert exit_code.value.code == 1
     assert error.startswith("error: ")
     assert expected in error
-    assert all(line.startswith(("tokens: ", "vocabulary: ")) for line in progress)
+    assert all(line.startswith(("tokens: ", "characters: ", "vocabulary: ")) for line in progress)
     assert not (tmp_path / "out").exists()
 
 

@@ -122,6 +122,25 @@ def test_libraries_that_were_changed_are_refused(libraries, tmp_path):
     (changed / LIBRARIES).write_text(json.dumps({"packages": {"onnxruntime-web": "1.0.0"}, "files": {}}))
     with pytest.raises(StageError, match="has other versions than"):
         phone_setup.page(tmp_path, {"student": export}, changed)
+    (changed / LIBRARIES).write_text(json.dumps({"packages": versions()})[:-9])
+    with pytest.raises(StageError, match=r"libraries\.json was cut or changed: delete it"):
+        phone_setup.page(tmp_path, {"student": export}, changed)
+
+
+def test_a_page_takes_no_file_that_is_no_library(libraries, tmp_path):
+    """It would be published with the page."""
+    export = an_export(tmp_path / "student")
+    more = Path(shutil.copytree(libraries, tmp_path / "more"))
+    (more / "notes.txt").write_text("mine")
+    with pytest.raises(StageError, match=r"notes\.txt is no library of the page: delete it"):
+        phone_setup.page(tmp_path, {"student": export}, more)
+    (more / "notes.txt").unlink()
+    (more / "ort.wasm.min.mjs").unlink()
+    described = json.loads((more / LIBRARIES).read_text())
+    del described["files"]["ort.wasm.min.mjs"]
+    (more / LIBRARIES).write_text(json.dumps(described))
+    with pytest.raises(StageError, match=r"ort\.wasm\.min\.mjs is missing or was changed"):
+        phone_setup.page(tmp_path, {"student": export}, more)
 
 
 def test_a_failure_of_npm_names_its_reason(tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from distill.config import Loss
 from distill.modeling import fused_head
-from distill.modeling.fused_head import DistillationTargets, HeadLosses, chunk_positions, head_losses, top_words
+from distill.modeling.fused_head import DistillationTargets, HeadLosses, chunk_positions, guesses, head_losses
 from distill.modeling.losses import Losses, cosine_loss, masked_word_loss, soft_target_loss
 from distill.modeling.masked_lm import Projection
 
@@ -167,10 +167,13 @@ def test_fp16_sums_over_many_positions_do_not_overflow() -> None:
     assert gradient[7, 0].item() == pytest.approx(-2 * 8 * (1 - 1 / VOCAB), rel=1e-3)
 
 
-def test_top_words_are_those_of_the_whole_logits() -> None:
+def test_guesses_are_those_of_the_whole_logits() -> None:
     case = Case()
-    projection = Projection(case.weight, case.bias)
-    assert torch.equal(top_words(case.features, projection, 16), case.logits()[0].argmax(-1))
+    right = torch.randint(0, VOCAB, (POSITIONS,))
+    found = guesses(case.features, Projection(case.weight, case.bias), right, 16)
+    logits = case.logits()[0]
+    assert torch.equal(found.words, logits.argmax(-1))
+    torch.testing.assert_close(found.nats, torch.nn.functional.cross_entropy(logits, right, reduction="none"))
 
 
 def test_a_soft_loss_without_a_teacher_is_refused() -> None:

@@ -81,7 +81,8 @@ def test_the_peak_is_that_of_the_card_the_driver_names() -> None:
     assert hardware.peak_flops("NVIDIA A100-SXM4-80GB", 84_987_740_160, "bf16") == 312e12
     assert hardware.peak_flops("NVIDIA H100 80GB HBM3", 84_929_347_584, "bf16") == 989e12
     assert hardware.peak_flops("Tesla V100-SXM2-16GB", 16_935_682_048, "bf16") is None, "it has none"
-    for unknown in ("NVIDIA H100 PCIe", "Tesla T4", "NVIDIA A1000", "cpu"):
+    assert hardware.peak_flops("Tesla T4", 15_843_721_216, "fp16") == 65e12
+    for unknown in ("NVIDIA H100 PCIe", "Tesla P40", "NVIDIA A1000", "cpu"):
         assert hardware.peak_flops(unknown, 16_935_682_048, "fp16") is None, unknown
 
 

@@ -12,6 +12,7 @@ from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 from cluster.artifacts import artifact, stage
 from cluster.artifacts.errors import StageError
 from cluster.artifacts.recipe import RecipeError
+from distill.modeling import masked_lm
 from distill.modeling.masked_lm import ModelError
 from distill.train.teacher import STAGE, Teacher
 
@@ -95,6 +96,31 @@ def test_a_teacher_is_trained_from_scratch(folder: Path, tmp_path: Path) -> None
     assert (model.config.num_hidden_layers, model.config.hidden_size) == (2, 32)
     assert made.facts["validation"]["masked"] < 5.5
     assert made.facts["vocabulary"] == artifact.read(folder / "tokens").facts["vocabulary"]
+
+
+def test_weights_are_written_in_half_precision_and_read_as_whole_ones(tmp_path: Path) -> None:
+    source = tiny.bert_teacher(tmp_path / "source")
+    made = {
+        weights: make({"source": str(source), "weights": weights}, tmp_path / weights).path
+        for weights in ("fp32", "fp16")
+    }
+    whole, half = ((path / "model.safetensors").stat().st_size for path in made.values())
+    assert half < 0.6 * whole
+    model, missing = masked_lm.load(made["fp16"])
+    assert not missing
+    exact = load_file(made["fp32"] / "model.safetensors")
+    for name, values in model.named_parameters():
+        assert values.dtype == torch.float32
+        assert torch.equal(values, exact[name].half().float())
+
+
+def test_weights_too_large_for_half_precision_are_refused(tmp_path: Path) -> None:
+    source = tiny.bert_teacher(tmp_path / "source")
+    weights = load_file(source / "model.safetensors")
+    weights["cls.predictions.bias"][0] = 1e5
+    save_file(weights, source / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match=r"cls\.predictions\.bias has weights above 65,504, too large for fp16"):
+        make({"source": str(source), "weights": "fp16"}, tmp_path / "teacher")
 
 
 @pytest.mark.parametrize(

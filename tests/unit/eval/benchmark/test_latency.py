@@ -264,6 +264,7 @@ def test_the_shipped_recipe_is_the_documented_one() -> None:
     assert load(BenchmarkRecipe, "latency") == BenchmarkRecipe()
 
 
+@pytest.mark.rare
 @pytest.mark.long
 @pytest.mark.real_data
 @pytest.mark.skipif(not DATA.is_dir(), reason="no ../shared/data next to the checkout")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import safetensors.torch
 import tiny
@@ -34,6 +35,8 @@ def test_every_architecture_learns_by_the_same_lines(build: Any, tmp_path: Path)
     assert (scores["metric"], scores["subset"]) == ("accuracy", False)
     found = artifact.verify(tmp_path / "out", "finetune")
     assert found.facts["score"] == scores["score"]
+    hits = pq.read_table(found.path / "examples.parquet")["score"].to_numpy()
+    assert (len(hits), hits.mean()) == (60, pytest.approx(scores["score"]))
     trained = AutoModelForSequenceClassification.from_pretrained(found.path)
     assert trained.config.id2label == {0: "negative", 1: "positive"}
     assert found.facts["parameters"] == sum(parameter.numel() for parameter in trained.parameters())
@@ -127,6 +130,8 @@ def test_an_interrupted_job_keeps_its_finished_seeds(tmp_path: Path) -> None:
     assert scores["median_seed"] == by_score[1]["seed"]
     files = {path.name for path in out.iterdir()}
     assert files == {
+        "examples.json",
+        "examples.parquet",
         "config.json",
         "model.safetensors",
         "tokenizer.json",
@@ -320,7 +325,8 @@ def test_a_finetuned_model_can_start_another_task(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "says"),
     [
-        ({"task": "rotten"}, "task: no task rotten: write one of cola, sst2"),
+        ({"task": "sentiment"}, "task: no task sentiment: write one of cola, sst2"),
+        ({"task": "rted"}, "task: no task rted: did you mean rte?"),
         ({"task": "rte", "seeds": [1, 1]}, "names a seed twice"),
         ({"task": "rte", "seeds": []}, "seeds"),
         ({"task": "rte", "warmup": 1.0}, "warmup"),

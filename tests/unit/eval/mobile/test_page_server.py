@@ -13,11 +13,10 @@ from waiting import wait_until
 
 from cluster.artifacts import artifact
 from cluster.artifacts.errors import StageError
+from cluster.serving import http_server, links
+from cluster.serving.http_server import BODY_SECONDS, IDLE_SECONDS, MAX_CONNECTIONS
 from eval.mobile import one_time_link, page_server
 from eval.mobile.page_server import (
-    BODY_SECONDS,
-    IDLE_SECONDS,
-    MAX_CONNECTIONS,
     MAX_RESULT_BYTES,
     ResultError,
     ResultInbox,
@@ -250,7 +249,7 @@ def test_failed_requests_free_their_connections(served, monkeypatch, caplog):
         raise RuntimeError("a fault of the server")
 
     with monkeypatch.context() as patched:
-        patched.setattr(page_server._Server, "_get", fail)
+        patched.setattr(page_server._Inbox, "_get", fail)
         for _ in range(MAX_CONNECTIONS + 1):
             status, text, headers = ask(port, "/", token=inbox.token)
             assert (status, text, headers["Server"]) == (500, "Internal Server Error\n", "stillhouse")
@@ -342,7 +341,7 @@ def test_a_request_that_is_sent_too_slowly_is_ended(clock, served, part, deadlin
 
 def test_idle_and_slowly_read_connections_outlive_the_deadline_of_a_request(page, clock, monkeypatch):
     """BODY_SECONDS limits how long a client sends, not how long it reads a large file."""
-    monkeypatch.setattr(page_server, "BODY_SECONDS", IDLE_SECONDS / 3)
+    monkeypatch.setattr(http_server, "BODY_SECONDS", IDLE_SECONDS / 3)
     whole = bytes(2**24)
     (page.path / "libraries" / "ort.wasm").write_bytes(whole)
     monkeypatch.setitem(page.files["libraries/ort.wasm"], "bytes", len(whole))
@@ -429,7 +428,7 @@ def test_the_terminal_shows_the_qr_code_of_the_link():
     segno = pytest.importorskip("segno")
     link = one_time_link.link("http://192.168.1.20:8765/", "a-token")
     assert link == "http://192.168.1.20:8765/?t=a-token"
-    lines = one_time_link.terminal(link)
+    lines = links.terminal(link)
     halves = {"█": (0, 0), "▀": (0, 1), "▄": (1, 0), " ": (1, 1)}
     drawn = [[halves[sign][half] for sign in line] for line in lines for half in (0, 1)]
     wanted = [list(line) for line in segno.make(link, error="l", micro=False).matrix_iter(border=2)]

@@ -11,8 +11,8 @@ import pytest
 from result_folders import PHONES, phone, suite
 
 from cluster.artifacts import artifact, commit, errors, stage
+from cluster.serving import links
 from cluster.storage import filesystem
-from eval.mobile import one_time_link
 from eval.mobile.stage import STAGE, Mobile
 from eval.report.phone_tables import table
 from eval.results.collect import collect
@@ -97,7 +97,7 @@ def test_the_report_shows_the_link_while_its_job_waits(tmp_path):
     link = json.loads((made.path / "report.json").read_text())["phones"]["waiting"][0]["link"]
     assert re.fullmatch(r"http://localhost:\d+/\?t=\S{32}", link)
     assert all(link in (made.path / name).read_text() for name in ("report.html", "report.md", "summary.txt"))
-    assert (made.path / "plots" / "link-pocket.svg").read_text() == one_time_link.svg(link)
+    assert (made.path / "plots" / "link-pocket.svg").read_text() == links.svg(link)
     assert 'aria-label="The link of pocket"' in (made.path / "report.html").read_text()
     assert not list((out / "mobile" / ".pocket.partial").glob("link.*")), "the link has ended"
     with pytest.raises(commit.ArtifactError, match="holds no results"):

@@ -17,8 +17,18 @@ def test_share_kept_is_the_student_s_median_over_the_teacher_s(small_results: Pa
     assert rte["difference"] == pytest.approx(64 - 59.9)
     assert rte["verdict"]["state"] == "passed"
     assert sst2["verdict"]["state"] == "missed"
-    told = {"score": 64.0, "low": 63.0, "high": 66.0, "seeds": 3, "source": "finetune/student/rte"}
-    assert rte["student"] == told | {"error": pytest.approx(1.2533 * statistics.stdev([63, 64, 66]) / math.sqrt(3))}
+    told = {"score": 64.0, "low": 63.0, "high": 66.0, "seeds": 3, "examples": 5000, "source": "finetune/student/rte"}
+    of_seeds = 1.2533 * statistics.stdev([63, 64, 66]) / math.sqrt(3)
+    binomial = 100 * math.sqrt(0.64 * 0.36 / 4999)
+    assert rte["student"] == told | {
+        "error_seeds": pytest.approx(of_seeds),
+        "error_examples": pytest.approx(binomial),
+        "error": pytest.approx(math.hypot(of_seeds, binomial)),
+        "range_low": pytest.approx(59.06, abs=0.01),
+        "range_high": pytest.approx(68.94, abs=0.01),
+        "one_seed": False,
+    }
+    assert sst2["student"]["one_seed"]
     assert (sst2["subset"], rte["subset"]) == (True, False)
     mean, nine, _ = found["means"]
     assert mean["tasks"] == ["RTE", "SST-2"]

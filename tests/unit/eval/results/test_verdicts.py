@@ -7,7 +7,7 @@ import statistics
 from pathlib import Path
 
 import pytest
-from result_folders import compared, make, replace_scores, row_of, scores, seeds_around
+from result_folders import compared, make, make_finetuned, replace_scores, row_of, scores, seeds_around
 
 
 def test_claims_are_judged_by_the_tables(complete_results: Path) -> None:
@@ -49,7 +49,7 @@ def test_a_gain_of_one_seed_is_unclear_and_a_share_mentions_it(complete_results:
     for model, f1 in (("teacher", 81.5), ("student", 60.0), ("student-second-step", 79.3)):
         place = complete_results / f"finetune/{model}/squad"
         shutil.rmtree(place)
-        make(place, "finetune", {}, {"scores.json": scores("squad", [f1], "f1", more={"exact": [f1 - 9.0]})})
+        make_finetuned(place, scores("squad", [f1], "f1", more={"exact": [f1 - 9.0]}))
     report = compared(complete_results)
     claims = {claim["claim"]: claim["verdict"] for claim in report["claims"]}
     assert claims["second_step"] == {"state": "unclear", "reason": "one seed"}
@@ -59,14 +59,14 @@ def test_a_gain_of_one_seed_is_unclear_and_a_share_mentions_it(complete_results:
     assert row_of(report["tables"]["1"]["rows"], "rte")["verdict"]["reason"] == ""
 
 
-def test_a_gain_within_the_noise_is_unclear(complete_results: Path) -> None:
+def test_a_gain_whose_range_includes_zero_is_unclear(complete_results: Path) -> None:
     place = complete_results / "finetune/student-second-step/squad"
     shutil.rmtree(place)
     found = scores("squad", seeds_around(78.3), "f1", more={"exact": seeds_around(69.0)})
-    make(place, "finetune", {}, {"scores.json": found})
+    make_finetuned(place, found)
     (claim,) = (claim for claim in compared(complete_results)["claims"] if claim["claim"] == "second_step")
     assert claim["ours"] == pytest.approx(0.4)
-    assert claim["verdict"] == {"state": "unclear", "reason": "within the noise"}
+    assert claim["verdict"] == {"state": "unclear", "reason": "the range includes zero"}
 
 
 def test_a_mean_with_a_teacher_at_chance_is_unclear(complete_results: Path) -> None:
@@ -90,14 +90,26 @@ def test_a_student_at_chance_is_unclear(complete_results: Path) -> None:
     assert row["verdict"] == {"state": "unclear", "reason": "student at chance"}
 
 
-def test_a_share_within_the_noise_is_unclear(complete_results: Path) -> None:
+def test_a_share_whose_range_includes_the_paper_s_is_unclear(complete_results: Path) -> None:
     for model, seeds in (("teacher", [55.0, 60.0, 70.0]), ("student", [53.0, 54.0, 69.0])):
         replace_scores(complete_results, model, "rte", scores("rte", seeds))
     row = row_of(compared(complete_results)["tables"]["1"]["rows"], "rte")
     assert row["kept"] == pytest.approx(90.0)
     errors = [1.2533 * statistics.stdev(each) / math.sqrt(3) for each in ([55, 60, 70], [53, 54, 69])]
-    assert row["error"] == pytest.approx(90.0 * math.hypot(errors[0] / 60, errors[1] / 54))
-    assert row["verdict"] == {"state": "unclear", "reason": "within the noise"}
+    # Student's t of some four degrees of freedom; the examples add little.
+    reach = 90.0 * math.hypot(errors[0] / 60, errors[1] / 54) * 2.8
+    assert (row["kept_low"], row["kept_high"]) == pytest.approx((90.0 - reach, 90.0 + reach), rel=0.03)
+    assert row["verdict"] == {"state": "unclear", "reason": "the range includes the paper's"}
+
+
+def test_few_examples_make_a_share_unclear_whatever_the_seeds_say(complete_results: Path) -> None:
+    for model, score in (("teacher", 70.0), ("student", 60.0)):
+        found = scores("rte", seeds_around(score, 0.01), dev_examples=40)
+        replace_scores(complete_results, model, "rte", found)
+    row = row_of(compared(complete_results)["tables"]["1"]["rows"], "rte")
+    assert row["versus_paper"]["difference"] == pytest.approx(60.0 - 70.0 * 59.9 / 69.3, abs=0.1)
+    assert row["verdict"] == {"state": "unclear", "reason": "the range includes the paper's"}
+    assert row["versus"]["teacher"]["word"] == "unclear"
 
 
 def test_shares_of_differently_fine_tuned_models_are_unclear(complete_results: Path) -> None:

@@ -14,7 +14,7 @@ from cluster.artifacts.errors import StageError
 from cluster.artifacts.recipe import RecipeError, load
 from cluster.artifacts.stage import StageContext, TrainingRun
 from cluster.jobs.job import Outcome
-from cluster.storage.filesystem import write_json
+from cluster.storage.filesystem import file_sha256, write_json
 from deploy.web_page import libraries
 from eval.benchmark.stage import BenchmarkRecipe
 from eval.suite import checks
@@ -64,6 +64,7 @@ def test_every_model_is_fine_tuned_on_every_task_after_its_dependencies(data: Pa
     found = _jobs(_plan(data, out, finetune={"seeds": [1, 2]}, job_cpus=2, priority=3))
     assert list(found) == [
         "datasets/provenance",
+        *(f"bag_of_words/{task}" for task in TASKS),
         *(f"finetune/{model}/{task}" for task in TASKS for model in ("teacher", "student")),
     ]
     job = found["finetune/student/stsb"]
@@ -73,6 +74,19 @@ def test_every_model_is_fine_tuned_on_every_task_after_its_dependencies(data: Pa
     made = found["finetune/teacher/provenance"]
     assert made.after == ("datasets/provenance",)
     assert made.inputs["data"] == found["datasets/provenance"].out
+
+
+def test_a_bag_of_words_reads_the_examples_of_the_models(data: Path, out: Path) -> None:
+    (data / "squad").mkdir()
+    tasks = {**TASKS, "squad": {}, "rte": {"train_limit": 100, "seeds": [1, 2]}}
+    found = _jobs(_plan(data, out, tasks=tasks, finetune={"dev_limit": 50}))
+    bags = {name: job for name, job in found.items() if name.startswith("bag_of_words/")}
+    assert list(bags) == ["bag_of_words/rte", "bag_of_words/stsb", "bag_of_words/provenance"]
+    rte, _, made = bags.values()
+    assert (rte.stage, rte.recipe) == ("eval.bag_of_words", {"task": "rte", "train_limit": 100, "dev_limit": 50})
+    assert (rte.inputs, rte.out) == ({"data": data / "rte"}, out / "bag_of_words" / "rte")
+    assert made.after == ("datasets/provenance",)
+    assert not any(name.startswith("bag_of_words/") for name in _jobs(_plan(data, out, bag_of_words="none")))
 
 
 def test_the_second_step_is_taught_by_the_fine_tuned_teacher(data: Path, out: Path) -> None:
@@ -173,6 +187,34 @@ def test_exports_come_in_every_format_for_every_task(data: Path, out: Path) -> N
     }
 
 
+def test_the_fine_tunings_are_numbers_for_plans(data: Path, out: Path) -> None:
+    suite = STAGE.read(
+        {"data": f"{data}/{{task}}", "tasks": TASKS, "finetune": {"seeds": [1, 2]}, "second_step": {"tasks": ["rte"]}}
+    )
+    found = STAGE.workload(suite, StageContext(out, models=("teacher", "student")))
+    assert len(found) == 2 * len(TASKS) + 1
+    first = found[0]
+    assert (first.model, first.examples, first.tokens, first.taught) == ("teacher", 2 * 5 * 2_490, 71, False)
+    assert sum(each.trainings for each in found) == 2 * (2 + 2 + 1) + 2
+    assert [each.model for each in found if each.taught] == ["student"]
+    (data / "rte").rmdir()
+    with pytest.raises(StageError, match="rte: no folder"):
+        STAGE.workload(suite, StageContext(out, models=("teacher",)))
+
+
+def test_without_a_task_the_models_themselves_are_exported(data: Path, out: Path) -> None:
+    names = ("teacher", "student")
+    found = _jobs(_plan(data, out, tasks={}, exports={}))
+    assert [*found] == [*(f"exports/{model}/{form}" for model in names for form in ("onnx", "int8")), "latency"]
+    assert found["exports/student/onnx"].inputs == {"model": out / "students" / "student"}
+    assert found["exports/student/onnx"].after == ()
+    assert found["exports/student/int8"].after == ("exports/student/onnx",)
+    assert found["latency"].inputs == {
+        **{model: out / place for model, place in zip(names, ("teacher", "students/student"), strict=True)},
+        **{f"export-{model}-{form}": out / f"exports/{model}/{form}" for model in names for form in ("onnx", "int8")},
+    }
+
+
 @model_exports.needs("openvino", "nncf")
 def test_calibrated_exports_get_the_pipelines_rows(data: Path, out: Path) -> None:
     asked = {"task": "stsb", "formats": ["openvino-int8"]}
@@ -209,7 +251,11 @@ def test_a_toolchain_that_is_missing_is_named_before_anything_starts(
 def test_phones_measure_the_exports_of_answers(data: Path, out: Path) -> None:
     for name in ("squad", "browser", "programs"):
         (data / name).mkdir()
-    write_json(data / "browser" / "libraries.json", {"packages": libraries.versions(), "files": {}})
+    files = {name for names in libraries.FILES.values() for name in names}
+    for name in files:
+        (data / "browser" / name).write_text(name, encoding="utf-8")
+    digests = {name: file_sha256(data / "browser" / name) for name in files}
+    write_json(data / "browser" / "libraries.json", {"packages": libraries.versions(), "files": digests})
     phones = {
         "host": {"format": "ort-int8", "measure": {"threads": [1]}},
         "pocket": {"libraries": str(data / "browser"), "measure": {"way": {"kind": "browser"}}},
@@ -247,7 +293,7 @@ def test_models_may_be_given_or_named(data: Path, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     suite = Suite.of({"data": f"{data}/{{task}}", "tasks": {"rte": {}}, "models": {"large": str(tmp_path / "large")}})
     plan = SuitePlan(suite, models(suite, {"student": tmp_path / "mine"}, tmp_path / "out"), tmp_path / "out")
-    assert list(_jobs(plan)) == ["finetune/student/rte", "finetune/large/rte"]
+    assert list(_jobs(plan)) == ["bag_of_words/rte", "finetune/student/rte", "finetune/large/rte"]
     assert plan.described()["models"] == {"large": str(tmp_path / "large"), "student": str(tmp_path / "mine")}
     absent = Suite.of({"models": {"large": str(tmp_path / "nowhere")}})
     with pytest.raises(StageError, match=r"the model large: no folder .*nowhere"):
@@ -308,8 +354,13 @@ def _phone(**values: Any) -> dict[str, Any]:
         ({"tasks": {"rte": {}}}, "no data for rte"),
         ({"tasks": {"rte": {}}, "data": "x", "hub": "y"}, "data and hub: write one of them"),
         ({"tasks": {"rte": {"placement": {"threads": 4}}}, "data": "x"}, "job_cpus and job_gpus"),
-        ({"tasks": {"rted": {}}, "data": "x"}, r"\[tasks.rted\]: .*no task rted"),
+        ({"tasks": {"rted": {}}, "data": "x"}, "no task rted: did you mean rte?"),
         ({"exports": {"task": "rte"}}, "exports.task names rte, which is not among tasks"),
+        (
+            {"exports": {"score_limit": 9}},
+            "exports.score_limit needs a fine-tuned model: name its task in exports.task",
+        ),
+        ({"exports": {"mobile": {"host": {}}}}, "exports.mobile needs a fine-tuned model"),
         ({"tasks": {"rte": {}}, "data": "x", "exports": {"task": "rte", "models": ["teacher"]}}, "must have student"),
         ({"sweep": {"finetune": {"seeds": [1]}}}, "sweep.finetune would measure the others otherwise than student"),
         ({"tasks": {"rte": {}}, "data": "x", "baselines": {}}, "put stsb = {} among the tasks"),

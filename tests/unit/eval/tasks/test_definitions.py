@@ -7,7 +7,7 @@ from eval.tasks.definitions import ALL_TASKS, GLUE, TASKS, Task
 
 def test_the_nine_glue_tasks_and_ours_are_there_once() -> None:
     assert len(TASKS) == len(ALL_TASKS)
-    assert set(TASKS) == {*GLUE, "imdb", "squad", "squad2", "provenance"}
+    assert set(TASKS) == {*GLUE, "imdb", "squad", "squad2", "provenance", "word_order"}
     assert len(GLUE) == 9
 
 
@@ -44,7 +44,7 @@ def test_every_row_is_consistent(task: Task) -> None:
     assert set(task.headline) <= set(task.metrics)
     assert len(task.columns) in {1, 2}
     assert task.label_range is None or not task.label_names
-    of_classes = 1 if task.label_range is not None or task.name == "provenance" else len(task.label_names)
+    of_classes = 1 if task.label_range is not None or task.made_by else len(task.label_names)
     assert task.outputs == (of_classes if task.answers is None else 2)
     accepted = [name for names in (*task.columns, task.label_columns) for name in names]
     assert len(accepted) == len(set(accepted)), "one column name would be read for two things"

@@ -1,11 +1,11 @@
-"""Text of a model card: the section "Results", the opening of a new card, and the Hub's names of tasks and metrics."""
+"""Text of a model card: training text, results, the opening of a new card, and the Hub's names of tasks and metrics."""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cluster.telemetry.formatting import amount, millions, percent
+from cluster.models import card_text
+from cluster.telemetry.formatting import amount, file_size, millions, percent, plural
 from eval.report import measured_tables, paper_tables
 from eval.report.pages import Page
 from eval.report.table import Row, Table, cells
@@ -13,7 +13,6 @@ from eval.results.paper import GLUE, key
 from eval.results.schema import STUDENT, TEACHER
 from eval.tasks.definitions import TASKS
 
-RESULTS = "Results"
 METRICS = {
     "matthews": "matthews_correlation",
     "pearson": "pearsonr",
@@ -41,20 +40,42 @@ _TITLES = {row.task: f"GLUE {row.title}" for row in GLUE}
 _TITLES |= {"imdb": "IMDb", "squad": "SQuAD 1.1", "squad2": "SQuAD 2.0"}
 
 
-def opening(report: Mapping[str, Any], name: str) -> str:
+def opening(report: Mapping[str, Any], name: str, title: str) -> str:
     """The opening of a new card."""
     model = next(model for model in report["models"] if model["name"] == name)
     text = (
-        f"# {model['architecture'] or name}\n\n"
-        f"A student of {model['layers'] or '?'} layers and {millions(model['parameters'])} parameters"
+        f"# {title}\n\nA {model['architecture'] or 'student'} of {model['layers'] or '?'} layers and "
+        f"{millions(model['parameters'])} parameters"
     )
     # Only the manifest of a student that was distilled here says how.
     if not (found := model.get("differences")):
         return f"{text}."
-    distilled = (
-        f"distilled by the recipe of DistilBERT ({report['paper']['source']}) with the differences listed below."
+    distilled = f"distilled by the recipe of [DistilBERT]({card_text.PAPER}) with the differences listed below."
+    differences = _lines(paper_tables.differences_of(found))
+    return (
+        f"{text}, {distilled}\n\n## What differs from the paper\n\n{differences}\n\n## Citation\n\n{card_text.CITATION}"
     )
-    return f"{text}, {distilled}\n\n## What differs from the paper\n\n{_lines(paper_tables.differences_of(found))}"
+
+
+def training_text(corpus: Mapping[str, Any]) -> str:
+    """Text of the section: every source with its license and size; ``corpus`` is that of a report."""
+    documents, size = plural(corpus["documents"], "document"), file_size(corpus["bytes"])
+    sources = corpus["sources"].items()
+    weighted = any(each.get("weight") for _, each in sources)
+    head = ("source", "license", "documents", "text", *(("weight",) if weighted else ()))
+    rows = [
+        (
+            label,
+            each["licence"] or "not stated",
+            f"{each['documents']:,}",
+            file_size(each["bytes"]),
+            *((amount(each.get("weight"), "g", absent="–"),) if weighted else ()),
+        )
+        for label, each in sources
+    ]
+    languages = corpus["languages"]
+    filtered = f" Only documents in {', '.join(languages)}, as fastText detects it." if languages else ""
+    return f"{card_text.table(head, rows)}\n\nTogether {documents}, {size}, without repeats.{filtered}"
 
 
 def results(report: Mapping[str, Any], name: str, identity: str) -> str:
@@ -79,15 +100,6 @@ def results(report: Mapping[str, Any], name: str, identity: str) -> str:
     if name == STUDENT and report["latency"]:
         parts += ["### Speed", _lines(_speed(report)), _conditions(report["latency"])]
     return "\n\n".join(parts)
-
-
-def with_section(body: str, title: str, text: str) -> str:
-    """``body`` with the section ``## title``, which replaces an earlier one or goes to the end."""
-    section = f"## {title}\n\n{text}\n"
-    earlier = re.compile(rf"^## {re.escape(title)}[ \t]*\n.*?(?=^## |^# |\Z)", flags=re.M | re.S)
-    if earlier.search(body):
-        return earlier.sub(lambda _: f"{section}\n", body, count=1).rstrip()
-    return f"{body.rstrip()}\n\n{section}".rstrip()
 
 
 def _table(report: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], name: str) -> Table:

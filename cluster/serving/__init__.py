@@ -1,0 +1,1 @@
+"""Pages for people: a small HTTP server, and links as QR codes."""

@@ -1,0 +1,1 @@
+"""A page that asks models: teacher and student side by side."""

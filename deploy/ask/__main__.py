@@ -1,0 +1,3 @@
+from deploy.ask.cli import main
+
+main()

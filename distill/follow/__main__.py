@@ -1,0 +1,3 @@
+from distill.follow.cli import main
+
+main()
