@@ -8,12 +8,13 @@ it noted that.
 import importlib.util
 import itertools
 import os
+import socket
 import time
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol, TypeAlias, get_args
+from typing import Any, Literal, Protocol, TypeAlias, get_args
 
 from cluster.artifacts.errors import StageError
 from distill.follow.followed_run import KINDS, FollowedRun, Point, State
@@ -41,7 +42,7 @@ class TensorBoard:
         from tensorboard.compat.proto.event_pb2 import Event
         from tensorboard.compat.proto.summary_pb2 import Summary
         from tensorboard.plugins.hparams.summary_v2 import hparams_pb
-        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+        from tensorboard.summary.writer.record_writer import RecordWriter
 
         self._event, self._summary = Event, Summary
         folders = run.base / "tensorboard"
@@ -49,17 +50,22 @@ class TensorBoard:
         folder = folders / state.curve
         is_new = not folder.exists()
         state.drawn = {} if is_new else _held(folder)
-        self._writer = EventFileWriter(str(folder))
+        folder.mkdir(parents=True, exist_ok=True)
+        # The library's own writer of events writes in a thread, whose error would be a traceback beside our line.
+        name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
+        self._writer = RecordWriter((folder / name).open("xb"))
+        self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
         if is_new:
-            self._writer.add_event(Event(wall_time=time.time(), step=0, summary=hparams_pb(run.parameters())))
+            self._write(Event(wall_time=time.time(), step=0, summary=hparams_pb(run.parameters())))
 
     def draw(self, points: Sequence[Point]) -> None:
         for point in points:
             values = [self._summary.Value(tag=name, simple_value=value) for name, value in point.values.items()]
-            self._writer.add_event(
-                self._event(wall_time=time.time(), step=point.step, summary=self._summary(value=values))
-            )
+            self._write(self._event(wall_time=time.time(), step=point.step, summary=self._summary(value=values)))
         self._writer.flush()
+
+    def _write(self, event: Any) -> None:
+        self._writer.write(event.SerializeToString())
 
     def close(self, finished: bool) -> None:
         self._writer.close()
