@@ -8,12 +8,14 @@ without dropout. :mod:`distill.train.paper_differences` lists what else differs.
 """
 
 import math
-from typing import Literal, Self
+from collections.abc import Mapping
+from typing import Any, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from cluster.artifacts.recipe import Recipe
 from cluster.models.precision import Precision
+from cluster.telemetry.loss_terms import LOSS_TERMS
 from cluster.tokens.rows import Check
 from distill.follow.trackers import TrackerName
 
@@ -21,8 +23,15 @@ BUCKET_VALUES = 25_000_000
 """Values in a DeepSpeed reduction bucket. DeepSpeed's default of 5e8 takes up to 4 GB of a 16 GB card."""
 
 
+Relation = Literal["queries", "keys", "values", "attention"]
+
+
 class Loss(Recipe):
-    """Weights of the triple loss (paper, section 3; defaults from the authors' command)."""
+    """Weights and settings of the loss: by default the triple loss (paper, section 3, and the authors' command).
+
+    ``soft``, ``masked`` and ``cosine`` compare outputs. ``hidden`` and ``relation`` compare layers: without ``soft``
+    and ``masked``, no head computes logits.
+    """
 
     soft: NonNegativeFloat = 5.0
     """Weight of the KL divergence from the teacher's softened words to the student's, times temperature squared."""
@@ -30,6 +39,12 @@ class Loss(Recipe):
     """Weight of the cross-entropy of the masked words."""
     cosine: NonNegativeFloat = 1.0
     """Weight of one minus the cosine between the last hidden states of student and teacher."""
+    hidden: NonNegativeFloat = 0.0
+    """Weight of the relative error of hidden states: squared distance to the teacher's, divided by their squared norm,
+    mean over tokens and pairs of layers (after TinyBERT, Jiao et al. 2019, arXiv 1909.10351, equation 8)."""
+    relation: NonNegativeFloat = 0.0
+    """Weight of the KL divergence from the teacher's relations of a row's tokens to the student's, in nats a token,
+    mean over heads and kinds (MiniLMv2, Wang et al. 2020, arXiv 2012.15828, section 3.1)."""
     temperature: PositiveFloat = 2.0
     """Softens the distributions of teacher and student (Hinton et al. 2015)."""
     soft_positions: Literal["all", "masked", "sampled"] = "all"
@@ -37,10 +52,39 @@ class Loss(Recipe):
     (``sampled``). Fewer positions are faster and change the loss."""
     soft_sample: float = Field(0.2, gt=0, lt=1)
     """Share of a row's unmasked positions that ``sampled`` takes."""
+    hidden_layers: Literal["uniform"] | tuple[tuple[NonNegativeInt, NonNegativeInt], ...] = "uniform"
+    """Layers that ``hidden`` compares: pairs ``[student, teacher]``, counted from 0. ``uniform`` spreads the student's
+    over the teacher's and pairs the last ones: [0, 1], [1, 3], [2, 5] for three of six."""
+    relations: tuple[Relation, ...] = ("queries", "keys", "values")
+    """What ``relation`` compares: the scaled products of queries with queries, keys with keys or values with values, or
+    ``attention``, those of queries with keys."""
+    relation_heads: PositiveInt | None = None
+    """Heads into which relations cut queries, keys and values, whatever the attention's; by default as many as the
+    teacher's attention has. They must divide the width of both models."""
+    relation_layer: NonNegativeInt | None = None
+    """Teacher layer of the relations, counted from 0; the last by default. The student's is always its last."""
+    layer_positions: Literal["all", "unmasked"] = "all"
+    """Tokens that ``hidden`` and ``relation`` count: ``all``, or those without a masked-word label (``unmasked``)."""
+    inputs: Literal["masked", "clean"] = "masked"
+    """Rows with masked words, or as they are (``clean``), which is what fine-tuning sees. ``masked`` needs the
+    former."""
 
     @property
     def needs_teacher(self) -> bool:
-        return self.soft > 0 or self.cosine > 0
+        return any(getattr(self, term) > 0 for term in LOSS_TERMS if term != "masked")
+
+    @property
+    def needs_head(self) -> bool:
+        """Whether a term compares words, for which the vocabulary head computes logits."""
+        return self.soft > 0 or self.masked > 0
+
+    @property
+    def compares_layers(self) -> bool:
+        return self.hidden > 0 or self.relation > 0
+
+    def labels(self, masking: "Masking", seq_len: int) -> int:
+        """Number of masked words in a row."""
+        return max(1, round(masking.share * seq_len)) if self.inputs == "masked" else 0
 
     def other_positions(self, available: int) -> int:
         """Number of a row's ``available`` unmasked positions in the soft loss."""
@@ -50,9 +94,43 @@ class Loss(Recipe):
 
     @model_validator(mode="after")
     def _some_loss(self) -> Self:
-        if self.soft + self.masked + self.cosine == 0:
-            raise ValueError("every weight is 0: give soft, masked or cosine a weight")
+        if not any(getattr(self, term) for term in LOSS_TERMS):
+            *others, last = LOSS_TERMS
+            raise ValueError(f"every weight is 0: give {', '.join(others)} or {last} a weight")
         return self
+
+    @model_validator(mode="after")
+    def _clean_inputs(self) -> Self:
+        if self.inputs == "clean" and self.masked > 0:
+            raise ValueError('inputs = "clean" has no masked words: write masked = 0, or inputs = "masked"')
+        if self.inputs == "clean" and self.soft > 0 and self.soft_positions == "masked":
+            raise ValueError('inputs = "clean" has no masked positions: write soft_positions = "all" or "sampled"')
+        if self.inputs == "clean" and self.layer_positions == "unmasked":
+            raise ValueError('inputs = "clean" has no masked words to leave out: write layer_positions = "all"')
+        return self
+
+    @model_validator(mode="after")
+    def _layers_to_compare(self) -> Self:
+        if self.hidden > 0 and not self.hidden_layers:
+            raise ValueError('hidden has a weight and no layers: write hidden_layers = "uniform" or some pairs')
+        if len(set(self.hidden_layers)) < len(self.hidden_layers) and self.hidden_layers != "uniform":
+            raise ValueError(f"hidden_layers {_pairs(self.hidden_layers)} has a pair twice: write each once")
+        if self.relation > 0 and not self.relations:
+            raise ValueError('relation has a weight and no relations: write relations = ["queries", "keys", "values"]')
+        if len(set(self.relations)) < len(self.relations):
+            raise ValueError(f"relations {list(self.relations)} has one twice: write each once")
+        return self
+
+
+def _tuples(value: Any) -> Any:
+    """The value with tuples instead of lists."""
+    if isinstance(value, list | tuple):
+        return tuple(map(_tuples, value))
+    return {key: _tuples(inner) for key, inner in value.items()} if isinstance(value, dict) else value
+
+
+def _pairs(pairs: tuple[tuple[int, int], ...]) -> str:
+    return str([list(pair) for pair in pairs])
 
 
 class Masking(Recipe):
@@ -188,6 +266,8 @@ class Phase(Recipe):
     """Passes over the training rows of this length."""
     rows_per_step: PositiveInt | None = None
     """Rows in an optimizer step; the run's by default."""
+    loss: Loss | None = None
+    """Loss of this phase. Values that its table leaves out are the run's."""
 
     @model_validator(mode="after")
     def _length(self) -> Self:
@@ -239,7 +319,17 @@ class Training(Recipe):
             placement = placement.model_copy(update={"rows_per_device": rows})
         rows_per_step = phase.rows_per_step or self.rows_per_step
         own = {"steps": phase.steps, "epochs": phase.epochs, "rows_per_step": rows_per_step, "placement": placement}
-        return self.model_copy(update={"phases": (), **own})
+        return self.model_copy(update={"phases": (), "loss": phase.loss or self.loss, **own})
+
+    @property
+    def losses(self) -> tuple[Loss, ...]:
+        """The loss of every phase."""
+        return tuple(phase.loss for phase in self.by_phase())
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether a loss of some phase has a teacher."""
+        return any(loss.needs_teacher for loss in self.losses)
 
     def total_steps(self, train_rows: int) -> int:
         """Optimizer steps of a run without phases on ``train_rows`` rows."""
@@ -275,6 +365,27 @@ class Training(Recipe):
         given = self.placement.rows_per_device
         largest = rows if given == "auto" else given
         return max(n for n in range(1, min(rows, largest) + 1) if rows % n == 0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _whole_losses(cls, values: Any) -> Any:
+        """Fill the losses of the phases from the run's."""
+        if not isinstance(values, Mapping):
+            return values
+        of_run = values.get("loss", {})
+
+        def whole(phase: Any) -> Any:
+            if not all(isinstance(part, Mapping) for part in (of_run, phase)) or not isinstance(
+                own := phase.get("loss"), Mapping
+            ):
+                return phase
+            return {**phase, "loss": {**of_run, **own}}
+
+        found = dict(values)
+        if isinstance(phases := values.get("phases"), list | tuple):
+            found["phases"] = [whole(phase) for phase in phases]
+        # What this returns is no JSON any more, and strict models then take no list for a tuple.
+        return _tuples(found)
 
     @model_validator(mode="after")
     def _length(self) -> Self:
@@ -312,8 +423,11 @@ class Student(Recipe):
 
     start: Literal["teacher", "random"] = "teacher"
     """Start from the teacher's layers, embeddings and head (paper, section 3), or from random weights."""
-    layers: tuple[int, ...] | None = None
-    """Teacher layers to take, counted from 0; by default half of them, evenly spread: 0, 2, 4, 7, 9, 11 of twelve."""
+    layers: Literal["uniform", "first", "last"] | tuple[int, ...] = "uniform"
+    """Teacher layers to take, counted from 0, or how to choose them: ``uniform`` spreads them evenly from the first to
+    the last (0, 2, 4, 7, 9, 11 of twelve), ``first`` and ``last`` take the lowest and the highest."""
+    depth: PositiveInt | None = None
+    """Layers of the student; by default half of the teacher's, or as many as ``layers`` lists."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """Probability of dropout in the student while it trains, for hidden states and attention; never in the teacher, and
     not in validation. The authors' code trains with 0.1 (its ``training_configs/distilbert-base-uncased.json``). A

@@ -9,10 +9,11 @@ import numpy as np
 from cluster.inspect.findings import Block, Curves, Findings, InspectError, Pairs, Section, Table, flat
 from cluster.storage import filesystem
 from cluster.telemetry.formatting import count, duration, file_size, plain, share
+from cluster.telemetry.loss_terms import LOSS_TERMS
 from cluster.telemetry.metrics_log import read_metrics
 
 RECIPE, METRICS, CHECKPOINTS = "recipe.json", "metrics.jsonl", "checkpoints"
-_LOSSES = ("total", "soft", "masked", "cosine")
+_LOSSES = ("total", *LOSS_TERMS)
 _RISE = 1.5
 """Ratio of the last loss to the smallest one that is worth a remark."""
 

@@ -10,6 +10,7 @@ from typing import Any, Self, TypeVar
 from tqdm import tqdm
 
 from cluster.telemetry.formatting import count, duration
+from cluster.telemetry.loss_terms import LOSS_TERMS
 
 logger = logging.getLogger("stillhouse")
 
@@ -18,15 +19,12 @@ PLAIN_SECONDS = 10.0
 T = TypeVar("T")
 
 
-_TERMS = ("soft", "masked", "cosine")
-
-
 def training_note(line: Mapping[str, Any], agreement: float | None = None) -> dict[str, str]:
     """What a progress bar shows of a training step: the terms of its loss, and agreement with the teacher.
 
     ``agreement`` is that of the last validation. Fp16 steps skipped in a row are shown from the second one on.
     """
-    note = {term: f"{line[term]:.3g}" for term in _TERMS if line.get(term)} or {"loss": f"{line['total']:.3f}"}
+    note = {term: f"{line[term]:.3g}" for term in LOSS_TERMS if line.get(term)} or {"loss": f"{line['total']:.3f}"}
     if agreement is not None:
         note["agreement"] = f"{100 * agreement:.0f} %"
     note["tokens/s"] = f"{line['tokens_per_second']:,.0f}"

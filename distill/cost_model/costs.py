@@ -3,8 +3,11 @@
 Formulas over model shapes; ``step_prediction`` turns the counts into seconds. A multiply-add is two operations.
 """
 
+from dataclasses import replace
+
 from cluster.models.precision import Precision
 from distill.config import BUCKET_VALUES, Loss, Training
+from distill.modeling.compared_layers import compared
 from distill.modeling.model_shape import ModelShape
 
 VALUE_BYTES: dict[Precision, int] = {"fp32": 4, "bf16": 2, "fp16": 2}
@@ -30,15 +33,21 @@ def head_flops(shape: ModelShape) -> float:
 
 
 def head_share(training: Training, seq_len: int) -> float:
-    """Share of positions with logits: the masked words, and the others of the soft loss."""
-    labels = max(1, round(training.masking.share * seq_len))
+    """Share of positions with logits: the masked words, and the others of the soft loss; none without a head."""
+    if not training.loss.needs_head:
+        return 0.0
+    labels = training.loss.labels(training.masking, seq_len)
     return (labels + training.loss.other_positions(seq_len - labels)) / seq_len
 
 
-def teacher_flops(teacher: ModelShape, seq_len: int, share: float, loss: Loss) -> float:
-    """Operations of the teacher per token: forward only, and without the head if there is no soft loss."""
+def teacher_flops(teacher: ModelShape, student: ModelShape, seq_len: int, share: float, loss: Loss) -> float:
+    """Operations of the teacher per token: forward only, up to the last layer and without a head that no term needs."""
     head = head_flops(teacher) * share if loss.soft > 0 else 0.0
-    return layers_flops(teacher, seq_len) + head
+    taps = compared(loss, student, teacher).of_teacher(loss)
+    if taps.depth is None:
+        return layers_flops(teacher, seq_len) + head
+    products = 2.0 * len(taps.products) * teacher.hidden**2 if taps.relation == taps.depth else 0.0
+    return layers_flops(replace(teacher, layers=taps.depth), seq_len) + products
 
 
 def student_flops(student: ModelShape, seq_len: int, share: float) -> float:
@@ -46,16 +55,33 @@ def student_flops(student: ModelShape, seq_len: int, share: float) -> float:
     return (1 + _BACKWARD) * (layers_flops(student, seq_len) + head_flops(student) * share)
 
 
+def relation_flops(teacher: ModelShape, student: ModelShape, seq_len: int, loss: Loss) -> float:
+    """Operations of the relations per token: of the teacher forward, of the student forward and backward."""
+    if not loss.relation:
+        return 0.0
+    return 2.0 * len(loss.relations) * seq_len * (teacher.hidden + (1 + _BACKWARD) * student.hidden)
+
+
 def step_flops_per_token(training: Training, teacher: ModelShape | None, student: ModelShape, seq_len: int) -> float:
     """Operations of a training step per token, teacher included."""
-    share = head_share(training, seq_len)
-    of_teacher = teacher_flops(teacher, seq_len, share, training.loss) if teacher else 0.0
-    return of_teacher + student_flops(student, seq_len, share)
+    share, loss = head_share(training, seq_len), training.loss
+    found = student_flops(student, seq_len, share)
+    if teacher is not None and loss.needs_teacher:
+        found += teacher_flops(teacher, student, seq_len, share, loss) + relation_flops(teacher, student, seq_len, loss)
+    return found
 
 
 def validation_flops_per_token(teacher: ModelShape | None, student: ModelShape, seq_len: int) -> float:
     """Operations of a validation per token: both models forward, with logits at every position."""
     return sum(layers_flops(shape, seq_len) + head_flops(shape) for shape in (teacher, student) if shape)
+
+
+def layer_loss_bytes_per_token(teacher: ModelShape, student: ModelShape, precision: Precision, loss: Loss) -> float:
+    """Bytes per token of the losses between layers: what both models return, and gradients of what the student does."""
+    layers = compared(loss, student, teacher)
+    of_teacher = len(layers.pairs) + len(layers.of_teacher(loss).products)
+    gradients = len(layers.pairs) + sum(1 if left == right else 2 for left, right in layers.relations)
+    return float(VALUE_BYTES[precision] * (of_teacher * teacher.hidden + gradients * student.hidden))
 
 
 def activation_bytes_per_token(student: ModelShape, precision: Precision) -> float:
@@ -77,8 +103,11 @@ def teacher_activation_bytes_per_token(teacher: ModelShape, precision: Precision
 def head_bytes(training: Training, student: ModelShape, positions: int, chunk: int, kind: str) -> int:
     """Logits and their temporaries: of all positions (naive), or of a chunk, with the weight's gradient (fused).
 
-    On a CPU (``kind``) the fused head has temporaries for a few positions only, which stay in the cache.
+    On a CPU (``kind``) the fused head has temporaries for a few positions only, which stay in the cache. A loss without
+    a head takes none.
     """
+    if positions == 0:
+        return 0
     if training.placement.head == "naive":
         return positions * student.vocabulary * _NAIVE_LOGIT_BYTES
     temporaries = 0 if kind == "cpu" else _TEMPORARIES * VALUE_BYTES["fp32"]

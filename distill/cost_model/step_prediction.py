@@ -267,6 +267,7 @@ def _memory(
     if teacher is not None:
         held = _teacher_bytes(teacher, precision, layout)
         activations += tokens * costs.teacher_activation_bytes_per_token(teacher, precision)
+        activations += tokens * costs.layer_loss_bytes_per_token(teacher, student, precision, training.loss)
     kind = "cuda" if device.kind == "gpu" else "cpu"
     chunk = chunk_positions(student.vocabulary, costs.VALUE_BYTES[precision], device.memory_bytes, kind)
     return {

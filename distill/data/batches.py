@@ -113,13 +113,14 @@ class Masker:
 
     Every row gets exactly ``round(share * seq_len)`` labels, drawn without replacement with chances proportional to
     ``max(count, 1) ** -smoothing``, and never at special tokens (original code, ``distiller.py``:
-    ``prepare_batch_mlm``). Every row has as many other positions, so shapes never change.
+    ``prepare_batch_mlm``); none where the loss takes clean inputs. Every row has as many other
+    positions, so shapes never change.
     """
 
     def __init__(self, tokens: TokenSet, training: Training) -> None:
         self._masking, self._seed = training.masking, training.seed
         self._mask_id, self._vocab_size = tokens.mask_id, tokens.vocab_size
-        self.labels_per_row = max(1, round(self._masking.share * tokens.seq_len))
+        self.labels_per_row = training.loss.labels(self._masking, tokens.seq_len)
         self._others_per_row = training.loss.other_positions(tokens.seq_len - self.labels_per_row)
         self._log_chance = -self._masking.smoothing * np.log(np.maximum(tokens.counts, 1).astype(np.float64))
         self._log_chance[list(tokens.special_ids)] = -np.inf
@@ -128,6 +129,8 @@ class Masker:
         """Mask ``input_ids [rows, length]``, the rows ``rows`` in ``epochs``."""
         length = input_ids.shape[1]
         keys = hashed(self._seed, epochs.astype(np.uint64), rows.astype(np.uint64))[:, None]
+        if self.labels_per_row == 0:
+            return self._clean(input_ids, keys)
         places = np.arange(length, dtype=np.uint64)
         # Gumbel top-k: the k largest of log-chance plus Gumbel noise are k draws without replacement.
         noise = -np.log(-np.log(uniform(hashed(keys, _CHOICE, places))))
@@ -145,6 +148,14 @@ class Masker:
         others = self._others(chosen, keys, length)
         positions = np.concatenate([(chosen + starts).reshape(-1), (others + starts).reshape(-1)])
         return Batch(*(torch.from_numpy(array) for array in (masked, positions, labels.reshape(-1))))
+
+    def _clean(self, input_ids: I64, keys: U64) -> Batch:
+        """The rows as they are, with the positions of the soft loss."""
+        rows, length = input_ids.shape
+        starts = np.arange(rows)[:, None] * length
+        positions = self._others(np.empty((rows, 0), dtype=np.int64), keys, length) + starts
+        arrays = (input_ids.copy(), positions.reshape(-1), np.empty(0, dtype=np.int64))
+        return Batch(*(torch.from_numpy(array) for array in arrays))
 
     def _others(self, chosen: I64, keys: U64, length: int) -> I64:
         """Unmasked positions of the soft loss ``[rows, others_per_row]``: all, or a sample."""

@@ -28,6 +28,8 @@ from distill.engine.step_timer import StepTimer
 from distill.modeling import fused_head
 from distill.modeling.masked_lm import MaskedLM, set_dropout
 
+_OF_HEAD = "of_head"
+"""Key of an optimizer group: whether its parameters are those of the vocabulary head."""
 _SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
 
@@ -101,7 +103,7 @@ class Engine:
         if training.placement.compiles(workers.device.type):
             compile_layers(module)
         self._optimizer = torch.optim.AdamW(
-            parameter_groups(module, training.optimizer.weight_decay),
+            _parameter_groups(module, training.optimizer.weight_decay),
             lr=training.optimizer.learning_rate,
             betas=(training.optimizer.beta1, training.optimizer.beta2),
             eps=training.optimizer.epsilon,
@@ -128,9 +130,10 @@ class Engine:
         self.step_timer = StepTimer(workers.device)
         time_collectives(self.step_timer)
 
-    def begin_phase(self, rows_per_step: int, micro_rows: int) -> None:
-        """Set the rows of a step and of a micro-batch from the next step on."""
+    def begin_phase(self, rows_per_step: int, micro_rows: int, trains_head: bool = True) -> None:
+        """Set the rows of a step and of a micro-batch, and whether the vocabulary head learns, from now on."""
         self.micro_rows = micro_rows
+        self._trains_head = trains_head
         self.accumulation = rows_per_step // (micro_rows * torch.distributed.get_world_size())
 
     def __call__(self, *inputs: Any) -> Any:
@@ -173,7 +176,8 @@ class Engine:
         the weights: when the losses are read later, the engine still holds the last good state.
         """
         for group in self._engine.optimizer.param_groups:
-            group["lr"] = learning_rate
+            # A head without a loss has gradients of 0, but weight decay would still change it.
+            group["lr"] = learning_rate if self._trains_head or not group[_OF_HEAD] else 0.0
         self._check_gradient()
         try:
             self._engine.step()
@@ -292,6 +296,17 @@ class Engine:
         else:
             deepspeed.utils.safe_set_full_fp32_param(parameter, value)
             parameter.data.copy_(value)
+
+
+def _parameter_groups(module: MaskedLM, weight_decay: float) -> list[dict[str, Any]]:
+    """The groups of :func:`parameter_groups`, those of the vocabulary head apart."""
+    head = {id(parameter) for parameter in module.head_parameters()}
+    found = []
+    for group in parameter_groups(module, weight_decay):
+        for of_head in (False, True):
+            if params := [parameter for parameter in group["params"] if (id(parameter) in head) == of_head]:
+                found.append({**group, "params": params, _OF_HEAD: of_head})
+    return found
 
 
 def compile_layers(module: MaskedLM) -> None:

@@ -15,16 +15,21 @@ from distill.engine.deepspeed_engine import compile_layers
 from distill.engine.deepspeed_patches import suppressed_warnings
 from distill.engine.process_group import Workers
 from distill.modeling import fused_head
-from distill.modeling.masked_lm import MaskedLM, Outputs, Projection
+from distill.modeling.masked_lm import MaskedLM, Outputs, Projection, Taps
 
 
 class TeacherEngine:
-    """A teacher in the precision of the run: a replica on every worker, or sharded over the workers (ZeRO-3)."""
+    """A teacher in the precision of the run: a replica on every worker, or sharded over the workers (ZeRO-3).
 
-    def __init__(self, module: MaskedLM, training: Training, workers: Workers) -> None:
+    ``watched`` are the layers whose queries, keys and values a call may ask for.
+    """
+
+    def __init__(self, module: MaskedLM, training: Training, workers: Workers, watched: tuple[int, ...] = ()) -> None:
         kind = training.placement.teacher
         dtype, device = dtype_of(training.precision), workers.device.type
         module = module.eval().requires_grad_(False).to(dtype)
+        for layer in watched:
+            module.watch(layer)
         self.config = module.model.config
         # The projection is a replica even of a sharded teacher, because the fused head reads it in chunks.
         last = module.projection
@@ -43,9 +48,9 @@ class TeacherEngine:
         # ZeRO-3 cannot release weights that it gathered in inference mode.
         self._mode = torch.no_grad
 
-    def __call__(self, batch: Batch) -> Outputs:
+    def __call__(self, batch: Batch, taps: Taps = Taps()) -> Outputs:  # noqa: B008  # frozen
         with self._mode():
-            outputs: Outputs = self._module(batch.input_ids, batch.positions)
+            outputs: Outputs = self._module(batch.input_ids, batch.positions, taps)
         return outputs
 
 

@@ -27,8 +27,9 @@ def _stages(plan: PipelinePlan) -> Iterator[tuple[str, str]]:
     learned = (pipeline.token_values().get("tokenizer") or {}).get("kind") == "wordpiece"
     yield "tokens", f"{'a vocabulary, and ' if learned else ''}packed rows of {pipeline.token_recipe().seq_len} tokens"
     yield "teacher", _teacher(plan)
-    layers = plan.distillation(MAIN).student.layers
-    kept = f"{len(layers)} of" if layers else "half"
+    student = plan.distillation(MAIN).student
+    depth = student.depth or (None if isinstance(student.layers, str) else len(student.layers))
+    kept = f"{depth} of" if depth else "half"
     yield MAIN, f"{kept} the teacher's layers, distilled{_steps(plan, MAIN)}"
     for name, changes in pipeline.all_ablations().items():
         changed = ", ".join(f"{key} {plain(value)}" for key, value in changes.items())

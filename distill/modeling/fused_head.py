@@ -120,7 +120,7 @@ class _Task:
     @property
     def masked_factor(self) -> float:
         """Weight of a label's gradient before all gradients are divided by the number of positions."""
-        return self.weights.masked * self.positions / self.labels
+        return self.weights.masked * self.positions / max(1, self.labels)
 
     @property
     def end(self) -> int:
@@ -165,7 +165,7 @@ class _HeadLosses(torch.autograd.Function):
         if gradients is not None:
             ctx.save_for_backward(gradients.features, gradients.weight, gradients.bias)
             ctx.positions = task.positions
-        soft, masked = (soft / task.positions).float(), (masked / task.labels).float()
+        soft, masked = (soft / task.positions).float(), (masked / max(1, task.labels)).float()
         ctx.mark_non_differentiable(soft, masked)
         return task.weights.soft * soft + task.weights.masked * masked, soft, masked
 

@@ -5,8 +5,8 @@ hidden states and, at chosen positions, the input of the vocabulary projection. 
 architectures are built.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +31,33 @@ class ModelError(ValueError):
 
 
 @dataclass(frozen=True)
-class Outputs:
-    """Output for a batch of rows.
+class Taps:
+    """What a forward pass computes and returns; layers count from 0."""
 
-    ``hidden`` is the last hidden state of every token, ``features`` the input of the vocabulary projection at the
-    requested positions.
-    """
+    layers: tuple[int, ...] = ()
+    """Layers whose hidden states to return."""
+    relation: int | None = None
+    """Layer whose ``products`` to return; :meth:`MaskedLM.watch` must have named it."""
+    products: tuple[str, ...] = ()
+    """Some of ``queries``, ``keys`` and ``values``."""
+    depth: int | None = None
+    """Number of layers to run; all by default. The layer after them may still give its products."""
+    head: bool = True
+    """Whether to compute the features of the vocabulary projection."""
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Output for a batch of rows."""
 
     hidden: Float[Tensor, "tokens hidden"]
+    """The hidden state of every token after the last layer that ran."""
     features: Float[Tensor, "positions hidden"]
+    """The input of the vocabulary projection at the requested positions; without a head, at none."""
+    layers: tuple[Float[Tensor, "tokens hidden"], ...] = ()
+    """Hidden states of the tapped layers."""
+    products: Mapping[str, Float[Tensor, "rows length hidden"]] = field(default_factory=dict)
+    """Queries, keys or values of the tapped layer, all heads side by side."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +72,15 @@ class Projection:
         return functional.linear(features, self.weight, self.bias)
 
 
+_WHOLE = Taps()
+_KEPT = "kept_output"
+
+
+def _keep(module: nn.Module, _inputs: Any, output: Tensor) -> None:
+    """A forward hook that leaves the output in the module, where a copy of the model finds its own."""
+    setattr(module, _KEPT, output)
+
+
 class MaskedLM(nn.Module):
     """A ``BertForMaskedLM``, ``RobertaForMaskedLM`` or ``DistilBertForMaskedLM`` without its logits.
 
@@ -65,11 +92,50 @@ class MaskedLM(nn.Module):
         if type(model).__name__ not in ARCHITECTURES:
             raise ModelError(f"{type(model).__name__} is not supported: use {', '.join(ARCHITECTURES)}")
         self.model = model
+        self._watched: set[int] = set()
 
-    def forward(self, input_ids: Int[Tensor, "rows length"], positions: Int[Tensor, " positions"]) -> Any:
+    def forward(
+        self, input_ids: Int[Tensor, "rows length"], positions: Int[Tensor, " positions"], taps: Taps = _WHOLE
+    ) -> Any:
         """Compute :class:`Outputs`, with features at ``positions`` of the flattened rows."""
-        hidden = self.model.base_model(input_ids=input_ids).last_hidden_state.flatten(0, 1)
-        return Outputs(hidden, self._transform(hidden[positions]))
+        hidden = self.model.base_model.embeddings(input_ids=input_ids)
+        kept: dict[int, Tensor] = {}
+        products: dict[str, Tensor] = {}
+        for number, layer in enumerate(self.layers()):
+            if number == taps.depth:
+                if number == taps.relation:
+                    products = {name: self._products_of(layer)[name](hidden) for name in taps.products}
+                break
+            hidden = layer(hidden)
+            if number in taps.layers:
+                kept[number] = hidden.flatten(0, 1)
+            if number in self._watched:
+                found = {name: module.__dict__.pop(_KEPT) for name, module in self._products_of(layer).items()}
+                products = {name: found[name] for name in taps.products} if number == taps.relation else products
+        hidden = hidden.flatten(0, 1)
+        # Without positions the head computes nothing, and its weights still get a gradient, of 0.
+        features = self._transform(hidden[positions if taps.head else positions[:0]])
+        return Outputs(hidden, features, tuple(kept[number] for number in taps.layers), products)
+
+    def watch(self, layer: int) -> None:
+        """Keep queries, keys and values of a layer during its forward pass. Call it before anything is compiled."""
+        if layer not in self._watched:
+            self._watched.add(layer)
+            for module in self._products_of(list(self.layers())[layer]).values():
+                module.register_forward_hook(_keep)
+
+    def _products_of(self, layer: Any) -> dict[str, nn.Module]:
+        """The modules that compute queries, keys and values."""
+        if type(self.model).__name__ == "DistilBertForMaskedLM":
+            attention = layer.attention
+            return {"queries": attention.q_lin, "keys": attention.k_lin, "values": attention.v_lin}
+        attention = layer.attention.self
+        return {"queries": attention.query, "keys": attention.key, "values": attention.value}
+
+    def head_parameters(self) -> list[nn.Parameter]:
+        """Parameters that only the vocabulary head uses; not the word embeddings, which it shares."""
+        shared = {id(parameter) for parameter in self.model.base_model.parameters()}
+        return [parameter for parameter in self.parameters() if id(parameter) not in shared]
 
     @property
     def projection(self) -> Projection:

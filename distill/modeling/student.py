@@ -37,9 +37,8 @@ _DISTILBERT_HEAD = {
 _DISTILBERT_EPSILON = 1e-12
 
 
-def half_of(layers: int) -> tuple[int, ...]:
-    """Half of the layers, evenly spread, with the first and the last: 0, 2, 4, 7, 9, 11 of twelve."""
-    count = max(1, layers // 2)
+def spread(count: int, layers: int) -> tuple[int, ...]:
+    """``count`` of the layers, evenly spread, with the first and the last: 0, 2, 4, 7, 9, 11 for six of twelve."""
     return tuple(round(i * (layers - 1) / max(1, count - 1)) for i in range(count))
 
 
@@ -49,7 +48,7 @@ def make(teacher: Any, recipe: Student, seed: int) -> Any:
     Raises:
         ModelError: layers out of range, or an unsupported teacher.
     """
-    layers = chosen_layers(recipe.layers, teacher.config.num_hidden_layers)
+    layers = chosen_layers(recipe, teacher.config.num_hidden_layers)
     if not teacher.config.tie_word_embeddings:
         raise ModelError(
             "the teacher's head does not share the word embeddings (tie_word_embeddings = false): use one that does"
@@ -74,20 +73,34 @@ def make(teacher: Any, recipe: Student, seed: int) -> Any:
     return student
 
 
-def chosen_layers(wanted: Sequence[int] | None, available: int) -> tuple[int, ...]:
+def chosen_layers(recipe: Student, available: int) -> tuple[int, ...]:
     """The teacher layers that a student takes.
 
     Raises:
-        ModelError: none, repeated, out of order, or out of range.
+        ModelError: none, repeated, out of order, out of range, or another number than ``depth``.
     """
-    if wanted is None:
-        return half_of(available)
+    depth = max(1, available // 2) if recipe.depth is None else recipe.depth
+    if depth > available:
+        raise ModelError(f"student.depth {depth} is more than the teacher's {available} layers: write fewer")
+    match recipe.layers:
+        case "uniform":
+            return spread(depth, available)
+        case "first":
+            return tuple(range(depth))
+        case "last":
+            return tuple(range(available - depth, available))
+    wanted = recipe.layers
     if not wanted or list(wanted) != sorted(set(wanted)) or wanted[0] < 0 or wanted[-1] >= available:
+        example = list(spread(max(1, available // 2), available))
         raise ModelError(
             f"student.layers {list(wanted)} does not fit a teacher of {available} layers: list some of "
-            f"0 to {available - 1} in rising order, for example {list(half_of(available))}"
+            f"0 to {available - 1} in rising order, for example {example}"
         )
-    return tuple(wanted)
+    if recipe.depth not in (None, len(wanted)):
+        raise ModelError(
+            f"student.layers lists {len(wanted)} layers and student.depth is {recipe.depth}: leave student.depth out"
+        )
+    return wanted
 
 
 def _distilbert_config(teacher: Any, layers: int) -> DistilBertConfig:

@@ -13,15 +13,16 @@ from transformers import BertConfig, BertForMaskedLM, RobertaConfig, RobertaForM
 from cluster.models.precision import Precision, dtype_of
 from cluster.telemetry import host_memory
 from cluster.telemetry.progress import say
-from distill.config import Student, Training
+from distill.config import Loss, Student, Training
 from distill.cost_model import costs
 from distill.cost_model.hardware import Device
 from distill.data.batches import Batch
 from distill.engine.deepspeed_engine import compile_layers
 from distill.engine.process_group import check_device, gpu_memory
 from distill.modeling import student
+from distill.modeling.compared_layers import compared
 from distill.modeling.fused_head import chunk_positions
-from distill.modeling.masked_lm import MaskedLM, Outputs, choose_attention
+from distill.modeling.masked_lm import MaskedLM, Outputs, Taps, choose_attention
 from distill.modeling.model_shape import ModelShape
 from distill.train.student_objective import HeadSettings, StudentObjective
 
@@ -80,10 +81,13 @@ class _Sample:
         self._training, self._device, self._seq_len = training, device, seq_len
         self._teacher_shape = teacher if training.loss.needs_teacher else None
         self._shape = model
+        # The few layers are other ones than the recipe may name.
+        self._loss = training.loss.model_copy(update={"hidden_layers": "uniform", "relation_layer": None})
         most = training.placement.rows_per_device
         rows = max(1, _TOKENS[device.type] // seq_len)
         self.rows = rows if most == "auto" else min(rows, most)
         self.tokens = self.rows * seq_len
+        self._taps = Taps()
         self._objective, self._teacher = self._models()
 
     @property
@@ -98,12 +102,17 @@ class _Sample:
         teacher_seconds, targets = 0.0, None
         if (teacher := self._teacher) is not None and self._teacher_shape is not None:
             with torch.no_grad():
-                targets = teacher(batch.input_ids, batch.positions)
-                teacher_seconds = _seconds(lambda: teacher(batch.input_ids, batch.positions), self._device)
-            teacher_seconds *= self._teacher_shape.layers / _few(self._teacher_shape).layers
+                targets = teacher(batch.input_ids, batch.positions, self._taps)
+                teacher_seconds = _seconds(lambda: teacher(batch.input_ids, batch.positions, self._taps), self._device)
+            teacher_seconds *= self._teacher_flops(self._teacher_shape, self._shape, self._training.loss)
+            teacher_seconds /= self._teacher_flops(_few(self._teacher_shape), _few(self._shape), self._loss)
         student_seconds = _seconds(lambda: self._train(batch, targets), self._device)
         layers = min(student_seconds, _seconds(lambda: self._train_layers(batch), self._device))
         return teacher_seconds + layers * self._shape.layers / _few(self._shape).layers + student_seconds - layers
+
+    def _teacher_flops(self, teacher: ModelShape, student: ModelShape, loss: Loss) -> float:
+        """Operations of the teacher's layers per token."""
+        return costs.teacher_flops(teacher, student, self._seq_len, 0.0, loss)
 
     def _train(self, batch: Batch, targets: Outputs | None) -> None:
         projection = self._teacher.projection if self._teacher else None
@@ -111,26 +120,32 @@ class _Sample:
 
     def _train_layers(self, batch: Batch) -> None:
         """Train without the losses."""
-        outputs = MaskedLM.forward(self._objective, batch.input_ids, batch.positions)
+        taps = Taps(head=self._loss.needs_head)
+        outputs = MaskedLM.forward(self._objective, batch.input_ids, batch.positions, taps)
         (outputs.hidden.sum() + outputs.features.sum()).backward()
 
     def _models(self) -> tuple[StudentObjective, MaskedLM | None]:
         training, device, few = self._training, self._device, _few(self._shape)
         trained = _model(few)
-        teacher = None
+        teacher = layers = None
         if self._teacher_shape is not None:
             source = _model(_few(self._teacher_shape))
-            layers = Student(start="random", layers=tuple(range(few.layers)))
-            trained = student.make(source, layers, seed=0)
+            taken = Student(start="random", layers="first", depth=few.layers)
+            trained = student.make(source, taken, seed=0)
             teacher = MaskedLM(source).eval().requires_grad_(False).to(device, dtype_of(training.precision))
+            layers = compared(self._loss, few, _few(self._teacher_shape))
+            self._taps = layers.of_teacher(self._loss)
+            if layers.relations:
+                teacher.watch(layers.teacher_layer)
         for model in (trained, *([teacher.model] if teacher else [])):
             choose_attention(model, device.type, self._seq_len)
         compiled = training.placement.compiles(device.type)
         bytes_per_logit = costs.VALUE_BYTES[training.precision]
         chunk = chunk_positions(few.vocabulary, bytes_per_logit, _memory(device)[0], device.type)
-        objective = StudentObjective(
-            trained, training.loss, HeadSettings(training.placement.head, chunk, compiled)
-        ).eval()
+        settings = HeadSettings(training.placement.head, chunk, compiled)
+        objective = StudentObjective(trained, self._loss, settings, layers).eval()
+        if layers is not None and layers.relations:
+            objective.watch(layers.student_layer)
         objective.to(device, dtype_of(training.precision))
         if compiled:
             compile_layers(objective)
@@ -139,7 +154,7 @@ class _Sample:
         return objective, teacher
 
     def _batch(self, rows: int, seq_len: int) -> Batch:
-        count = max(1, round(self._training.masking.share * seq_len))
+        count = self._training.loss.labels(self._training.masking, seq_len)
         others = self._training.loss.other_positions(seq_len - count)
         words = torch.randint(self._shape.vocabulary, (rows, seq_len), device=self._device)
         starts = torch.arange(rows, device=self._device)[:, None] * seq_len

@@ -143,8 +143,8 @@ class _Reader:
     def _student_run(
         self, name: str, training: Distillation, teacher: ModelShape, seq_len: int, prefix: str
     ) -> PlannedRun:
-        student = model_shape.student_shape(teacher, len(chosen_layers(training.student.layers, teacher.layers)))
-        used = teacher if training.loss.needs_teacher else None
+        student = model_shape.student_shape(teacher, len(chosen_layers(training.student, teacher.layers)))
+        used = teacher if training.needs_teacher else None
         return self._by_phase(name, training, used, student, seq_len, prefix)
 
     def _by_phase(

@@ -19,6 +19,7 @@ from cluster.artifacts.artifact import digest
 from cluster.artifacts.commit import CARD
 from cluster.artifacts.recipe import Recipe
 from cluster.models import model_tokenizer
+from cluster.telemetry.loss_terms import LOSS_TERMS
 from cluster.tokens.tokenizer import load_tokenizer, quiet_tokenizer
 from distill.checkpointing.run_folder import Run, RunError
 from distill.modeling import masked_lm
@@ -68,7 +69,8 @@ def run(recipe: Export, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]
 
 def _trained_by(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """The values of a run that say which row of an ablation it is."""
-    weights = {term: recipe["loss"][term] for term in ("soft", "masked", "cosine")}
+    losses = [phase["loss"] or recipe["loss"] for phase in recipe["phases"]] or [recipe["loss"]]
+    weights = {term: max(loss[term] for loss in losses) for term in LOSS_TERMS}
     return {"start": recipe["student"]["start"], "loss": weights}
 
 

@@ -7,7 +7,8 @@ Started by torchrun, by Ray (``distill.launch``) or alone; the workers find each
 The same command on the same run folder resumes from the newest checkpoint, with any number of workers and ZeRO stage.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,14 +21,16 @@ from cluster.models.model_folder import positions
 from cluster.telemetry import metrics
 from cluster.tokens.rows import TokenSet, open_tokens
 from distill.checkpointing.run_folder import Run
-from distill.config import Distillation, Training
-from distill.data.schedule import Schedule
+from distill.config import Distillation, Loss, Training
+from distill.data.schedule import OpenPhase, Schedule
 from distill.engine.deepspeed_engine import Engine
 from distill.engine.process_group import Workers, join
 from distill.engine.teacher_engine import TeacherEngine
 from distill.follow import trackers
 from distill.modeling import masked_lm, model_shape, student
-from distill.modeling.masked_lm import MaskedLM, ModelError
+from distill.modeling.compared_layers import ComparedLayers, compared
+from distill.modeling.masked_lm import MaskedLM, ModelError, Taps
+from distill.modeling.model_shape import ModelShape
 from distill.train import micro_batch_size, preflight
 from distill.train.graceful_stop import GracefulStop, StoppedError
 from distill.train.run_logger import RunLogger
@@ -43,6 +46,7 @@ def run(recipe: Distillation, inputs: Mapping[str, Path], out: Path) -> dict[str
     source = model_check.unchanged(inputs["teacher"])
     identities = {role: artifact.read(path).identity for role, path in inputs.items()}
     workers = join(recipe.placement.threads)
+    check_loss(recipe, model_shape.of_folder(source.path))
     teacher, _ = masked_lm.load(source.path)
     for phase in schedule.phases:
         check_reads(teacher, source.facts["vocabulary"], source.path, phase.tokens)
@@ -53,8 +57,28 @@ def run(recipe: Distillation, inputs: Mapping[str, Path], out: Path) -> dict[str
         Run(out).claim(recipe.identity(), identities)
         masked_lm.save_shape(model, schedule.first.tokens.path, out)
     torch.distributed.barrier()
-    fit(model, TeacherEngine(MaskedLM(teacher), recipe, workers), schedule, recipe, Run(out), workers)
+    taught = TeacherEngine(
+        MaskedLM(teacher), recipe, workers, _watched(recipe.losses, teacher.config.num_hidden_layers)
+    )
+    fit(model, taught, schedule, recipe, Run(out), workers)
     return {}
+
+
+def check_loss(recipe: Distillation, teacher: ModelShape) -> None:
+    """Check that the student of this teacher has the layers, widths and heads that the losses compare.
+
+    Raises:
+        ModelError: it does not.
+    """
+    shape = model_shape.student_shape(teacher, len(student.chosen_layers(recipe.student, teacher.layers)))
+    for loss in recipe.losses:
+        compared(loss, shape, teacher)
+
+
+def _watched(losses: Sequence[Loss], layers: int) -> tuple[int, ...]:
+    """The teacher layers whose relations the losses compare."""
+    found = {layers - 1 if loss.relation_layer is None else loss.relation_layer for loss in losses if loss.relation}
+    return tuple(sorted(found))
 
 
 def check_reads(teacher: Any, vocabulary: str, source: str | Path, tokens: TokenSet) -> None:
@@ -89,35 +113,45 @@ def fit(
     masked_lm.choose_attention(model, workers.device.type, schedule.longest)
     placement = training.placement
     head = head_settings(training, schedule.first.tokens.vocab_size, workers)
+    of_teacher = model_shape.of_config(teacher.config.to_dict(), "the teacher") if teacher else None
+    of_student = model_shape.of_config(model.config.to_dict(), "the student")
+    layers = [
+        compared(phase.training.loss, of_student, of_teacher) if of_teacher else None for phase in schedule.phases
+    ]
     objective = StudentObjective(model, training.loss, head)
-    validations = [Validation(phase.tokens, training, teacher, workers) for phase in schedule.phases]
-    if not training.loss.needs_teacher:
-        teacher = None
-    micro_rows = [micro_batch_size.rows(phase, objective, teacher, workers) for phase in schedule.phases]
+    if any(found and found.relations for found in layers):
+        objective.watch(of_student.layers - 1)
+    parts = [
+        _part(phase, found, objective, teacher, workers) for phase, found in zip(schedule.phases, layers, strict=True)
+    ]
+    if not training.needs_teacher:
+        teacher = of_teacher = None
     engine = Engine(objective, schedule.first.training, workers)
     projection = teacher.projection if teacher else None
     stop = None
-    of_teacher = model_shape.of_config(teacher.config.to_dict(), "the teacher") if teacher else None
-    shapes = of_teacher, model_shape.of_config(model.config.to_dict(), "the student")
+    shapes = of_teacher, of_student
     run_metrics = RunMetrics(metrics.run_name(run.path), training, schedule, shapes, workers)
     timer = engine.step_timer
     with GracefulStop(workers) as stopping, RunLogger(run, training, schedule, workers, run_metrics) as run_logger:
         first_step = run_logger.resume(engine)
         if steps == 0 and not run_logger.resumed:
-            engine.begin_phase(training.rows_per_step, micro_rows[0])
-            run_logger.validated(validations[0].measure(engine))
+            objective.begin_phase(schedule.first.training.loss, layers[0])
+            engine.begin_phase(training.rows_per_step, parts[0].micro_rows)
+            run_logger.validated(parts[0].validation.measure(engine))
             run_logger.save()
         # --------------------------------------------------------------------------------------------------------------
         for step in range(first_step, steps):
             phase = schedule.at(step)
+            part = parts[phase.number]
             if step in (first_step, phase.first_step):
-                engine.begin_phase(phase.training.rows_per_step, micro_rows[phase.number])
+                objective.begin_phase(phase.training.loss, part.layers)
+                engine.begin_phase(phase.training.rows_per_step, part.micro_rows, phase.training.loss.needs_head)
             for micro in range(engine.accumulation):
                 timer.begin("data")
                 first = (micro * workers.world_size + workers.rank) * engine.micro_rows
                 batch = phase.batches.take(step, first, engine.micro_rows).to(workers.device)
                 timer.begin("teacher")
-                targets = teacher(batch) if teacher else None
+                targets = teacher(batch, part.taps) if teacher and part.taps else None
                 timer.begin("student_forward")
                 engine.seed_dropout(phase.batches.dropout_seed(step, first))
                 losses = engine(batch, targets, projection).losses
@@ -138,7 +172,7 @@ def fit(
             if done % placement.log_every == 0 or validates or saves:
                 run_logger.drain()
             if validates:
-                run_logger.validated(validations[phase.number].measure(engine))
+                run_logger.validated(part.validation.measure(engine))
             if saves:
                 run_logger.save()
             if stop is not None:
@@ -146,6 +180,32 @@ def fit(
         # --------------------------------------------------------------------------------------------------------------
     if stop is not None:
         raise StoppedError(stop, done)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A phase, ready to train."""
+
+    layers: ComparedLayers | None
+    taps: Taps | None
+    """What the teacher computes; None where no term needs it."""
+    validation: Validation
+    micro_rows: int
+
+
+def _part(
+    phase: OpenPhase,
+    layers: ComparedLayers | None,
+    objective: StudentObjective,
+    teacher: TeacherEngine | None,
+    workers: Workers,
+) -> _Part:
+    """Prepare a phase. Collective."""
+    loss = phase.training.loss
+    taps = layers.of_teacher(loss) if layers and loss.needs_teacher else None
+    validation = Validation(phase.tokens, phase.training, teacher, layers, workers)
+    objective.begin_phase(loss, layers)
+    return _Part(layers, taps, validation, micro_batch_size.rows(phase, objective, teacher, taps, workers))
 
 
 STAGE = stage.Stage(

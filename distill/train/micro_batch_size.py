@@ -11,6 +11,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -23,7 +24,7 @@ from distill.data.schedule import OpenPhase
 from distill.engine.deepspeed_engine import compile_layers
 from distill.engine.process_group import Workers
 from distill.engine.teacher_engine import TeacherEngine
-from distill.modeling.masked_lm import set_dropout
+from distill.modeling.masked_lm import Outputs, Projection, Taps, set_dropout
 from distill.train.student_objective import StudentObjective
 
 # Share of memory that stays free: the prediction is a line through few points, and fragmentation takes memory too.
@@ -46,17 +47,26 @@ class Trial:
         return self.rows / self.seconds
 
 
-def rows(phase: OpenPhase, objective: StudentObjective, teacher: TeacherEngine | None, workers: Workers) -> int:
-    """Rows of a micro-batch in this phase: from the recipe, or measured. Collective."""
+def rows(
+    phase: OpenPhase, objective: StudentObjective, teacher: TeacherEngine | None, taps: Taps | None, workers: Workers
+) -> int:
+    """Rows of a micro-batch in this phase: from the recipe, or measured. Collective.
+
+    The teacher computes ``taps``; nothing where they are None.
+    """
     training = phase.training
     if training.placement.rows_per_device != "auto":
         return training.micro_rows(workers.world_size)
-    return measure(objective, teacher, lambda count: phase.batches.take(phase.first_step, 0, count), training, workers)
+    taught = None if teacher is None or taps is None else partial(teacher, taps=taps)
+    projection = teacher.projection if teacher else None
+    take = partial(phase.batches.take, phase.first_step, 0)
+    return measure(objective, taught, projection, take, training, workers)
 
 
 def measure(
     objective: StudentObjective,
-    teacher: TeacherEngine | None,
+    teacher: Callable[[Batch], Outputs] | None,
+    projection: Projection | None,
     take: Callable[[int], Batch],
     training: Training,
     workers: Workers,
@@ -77,7 +87,7 @@ def measure(
     def train(rows: int) -> None:
         batch = take(rows).to(workers.device)
         targets = teacher(batch) if teacher else None
-        probe(batch, targets, teacher.projection if teacher else None).losses.total.backward()
+        probe(batch, targets, projection).losses.total.backward()
         for parameter in probe.parameters():
             parameter.grad = None
 

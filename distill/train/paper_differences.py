@@ -12,7 +12,16 @@ from typing import Any
 from cluster.telemetry.formatting import plain
 
 PUBLISHED: Mapping[str, Mapping[str, Any]] = {
-    "loss": {"soft": 5.0, "masked": 2.0, "cosine": 1.0, "temperature": 2.0, "soft_positions": "all"},
+    "loss": {
+        "soft": 5.0,
+        "masked": 2.0,
+        "cosine": 1.0,
+        "hidden": 0.0,
+        "relation": 0.0,
+        "temperature": 2.0,
+        "soft_positions": "all",
+        "inputs": "masked",
+    },
     "masking": {"share": 0.15, "smoothing": 0.7, "mask": 0.8, "random": 0.1},
     "optimizer": {
         "learning_rate": 5e-4,
@@ -70,9 +79,13 @@ def _values(recipe: Mapping[str, Any]) -> Iterator[Difference]:
         for key, value in published.items():
             if (here := recipe[table][key]) != value:
                 yield Difference(f"{table}.{key}", plain(value), plain(here))
+    for number, phase in enumerate(recipe["phases"], 1):
+        for key, value in PUBLISHED["loss"].items() if phase["loss"] else ():
+            if (here := phase["loss"][key]) not in (value, recipe["loss"][key]):
+                yield Difference(f"loss.{key} of phase {number}", plain(value), plain(here))
     layers = recipe["student"]["layers"]
-    if layers is not None:
-        yield Difference("student.layers", "half of the teacher's, evenly spread", plain(list(layers)))
+    if layers != "uniform":
+        yield Difference("student.layers", "half of the teacher's, evenly spread", plain(layers))
     sizes = {phase["rows_per_step"] or recipe["rows_per_step"] for phase in recipe["phases"]}
     if (sizes := sizes or {recipe["rows_per_step"]}) != {ROWS_PER_STEP}:
         here = " and ".join(f"{size:,}" for size in sorted(sizes))

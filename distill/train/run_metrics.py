@@ -9,12 +9,14 @@ from importlib.metadata import version
 from typing import Any
 
 from cluster.telemetry import exporter, metrics
+from cluster.telemetry.loss_terms import LOSS_TERMS
 from cluster.telemetry.progress import say
 from distill.config import Training
 from distill.cost_model import costs, hardware
 from distill.data.schedule import Schedule
 from distill.engine.process_group import Workers
 from distill.engine.step_timer import PARTS
+from distill.modeling.losses import TERMS
 from distill.modeling.model_shape import ModelShape
 
 CAUSES = ("death", "drain", "growth")
@@ -91,7 +93,7 @@ class RunMetrics:
     def show_steps(self, lines: Sequence[Mapping[str, Any]]) -> None:
         """Show the steps since the last log: lines of the metrics file, oldest first."""
         name, last = self._name, lines[-1]
-        for term in ("total", "soft", "masked", "cosine"):
+        for term in TERMS:
             metrics.LOSS.labels(name, term).set(last[term])
         norms = [line["gradient_norm"] for line in lines if math.isfinite(line["gradient_norm"])]
         metrics.GRADIENT_NORM.labels(name).set(max(norms, default=math.nan))
@@ -127,7 +129,7 @@ class RunMetrics:
     def show_validation(self, values: Mapping[str, float | None]) -> None:
         """Show a validation; None means not measured."""
         name = self._name
-        for term in ("total", "soft", "masked", "cosine"):
+        for term in TERMS:
             if (value := values[term]) is not None:
                 metrics.VALIDATION.labels(name, term).set(value)
         for model, prefix in (("student", ""), ("teacher", "teacher_"), ("word counts", "counts_")):
@@ -158,7 +160,7 @@ def described(training: Training, workers: Workers) -> dict[str, str]:
         "rows_per_step": training.rows_per_step,
         "learning_rate": optimizer.learning_rate,
         "temperature": loss.temperature,
-        "weights": f"{loss.soft:g}/{loss.masked:g}/{loss.cosine:g}",
+        "weights": ", ".join(f"{term} {weight:g}" for term in LOSS_TERMS if (weight := getattr(loss, term))),
         "soft_positions": loss.soft_positions,
         "seed": training.seed,
         "zero_stage": placement.zero_stage,

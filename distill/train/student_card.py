@@ -11,7 +11,8 @@ from huggingface_hub import ModelCardData
 
 from cluster.artifacts import stage
 from cluster.models import card_text
-from cluster.telemetry.formatting import amount, hours
+from cluster.telemetry.formatting import amount, hours, plural
+from cluster.telemetry.loss_terms import LOSS_TERMS
 
 _CARD = """---
 {metadata}
@@ -77,7 +78,7 @@ def write(facts: Mapping[str, Any], recipe: Mapping[str, Any], place: Path, mask
         **validation,
         metadata=_metadata(facts, name, mask_token),
         name=name,
-        origin=_origin(facts, recipe["loss"]),
+        origin=_origin(facts, recipe),
         use=card_text.use(card_text.shown(place), "masked-words"),
         training=card_text.table(("", ""), list(_training(facts, recipe))),
         differences=card_text.table(("", "paper, or its authors' code", "here"), differences),
@@ -87,16 +88,26 @@ def write(facts: Mapping[str, Any], recipe: Mapping[str, Any], place: Path, mask
     )
 
 
-def _origin(facts: Mapping[str, Any], loss: Mapping[str, Any]) -> str:
+def _origin(facts: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
     """What the model is, and what it was trained on."""
+    loss = recipe["loss"]
     size = f"{facts['layers']} layers and {facts['parameters']:,} parameters"
     start = "layers of its teacher" if facts["start"] == "teacher" else "random weights"
     if not facts["steps"]:
         return f"A model of {size} that was not trained: the {start} as a student starts with them, for comparison."
-    terms = " + ".join(f"{loss[term]:g} · {term}" for term in ("soft", "masked", "cosine"))
-    described = f"loss {terms}, temperature {loss['temperature']:g}"
-    if not loss["soft"] and not loss["cosine"]:
+    used = [term for term in LOSS_TERMS if loss[term]]
+    described = f"loss {' + '.join(f'{loss[term]:g} · {term}' for term in used)}"
+    if loss["soft"]:
+        described += f", temperature {loss['temperature']:g}"
+    if phases := sum(phase["loss"] is not None for phase in recipe["phases"]):
+        described += f" ({plural(phases, 'phase')} with another loss)"
+    if used == ["masked"]:
         return f"A model of {size}, trained with Stillhouse on masked words alone from the {start}; {described}."
+    if {"hidden", "relation"} & set(used):
+        return (
+            f"A student of {size}, distilled with Stillhouse by comparing layers with its teacher (after\nTinyBERT, "
+            f"Jiao et al. 2019, and MiniLMv2, Wang et al. 2020); {described}."
+        )
     return (
         f"A student of {size}, distilled with Stillhouse by the recipe of\n[DistilBERT]({card_text.PAPER}) (Sanh et "
         f"al. 2019) with the differences listed below; {described}."

@@ -16,6 +16,7 @@ from transformers import BertConfig, BertForMaskedLM
 from cluster.artifacts import artifact, errors, stage
 from cluster.artifacts.recipe import Recipe
 from cluster.models import model_tokenizer, word_count_gain
+from cluster.telemetry.loss_terms import LOSS_TERMS
 from cluster.telemetry.progress import say
 from cluster.tokens.rows import TokenSet, open_tokens
 from cluster.tokens.tokenizer import load_tokenizer, quiet_tokenizer, vocabulary_digest
@@ -87,8 +88,11 @@ class Teacher(Recipe):
             raise ValueError('a teacher from scratch needs a table [train], and trains = "all"')
         if self.train is not None and self.train.steps == 0:
             raise ValueError("train.steps = 0 is for students: leave the table [train] out to take a model as it is")
-        if self.train is not None and self.train.loss.needs_teacher:
-            raise ValueError("a teacher has no teacher: write train.loss.soft = 0 and train.loss.cosine = 0")
+        if self.train is not None and self.train.needs_teacher:
+            others = [term for term in LOSS_TERMS if term != "masked"]
+            weighed = [term for term in others if any(getattr(loss, term) for loss in self.train.losses)]
+            zeros = " and ".join(f"train.loss.{term} = 0" for term in weighed)
+            raise ValueError(f"a teacher has no teacher: write {zeros}")
         return self
 
 

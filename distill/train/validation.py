@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cluster.telemetry.loss_terms import LOSS_TERMS
 from cluster.tokens.rows import TokenSet
 from distill.config import Training
 from distill.data.batches import I64, VALIDATION_EPOCH, Batch, Masker
@@ -20,15 +21,16 @@ from distill.engine.deepspeed_engine import Engine
 from distill.engine.process_group import Workers
 from distill.engine.teacher_engine import TeacherEngine
 from distill.modeling import fused_head
+from distill.modeling.compared_layers import ComparedLayers
 from distill.modeling.fused_head import Guesses
-from distill.modeling.masked_lm import Outputs
+from distill.modeling.masked_lm import Outputs, Taps
 from distill.train.student_objective import ObjectiveOutput
 
 _OF_MODEL = ("masked", "hidden_loss", "accuracy", "visible_accuracy", "replaced_accuracy")
 _OF_COUNTS = ("masked", "hidden_loss", "accuracy")
+_BESIDE_A_TEACHER = tuple(term for term in LOSS_TERMS if term != "masked")
 NAMES = (
-    "soft",
-    "cosine",
+    *_BESIDE_A_TEACHER,
     *_OF_MODEL,
     "agreement",
     *(f"teacher_{name}" for name in _OF_MODEL),
@@ -56,11 +58,20 @@ class Validated(NamedTuple):
 class Validation:
     """Measures a model on held-out rows, which the workers share."""
 
-    def __init__(self, tokens: TokenSet, training: Training, teacher: TeacherEngine | None, workers: Workers) -> None:
+    def __init__(
+        self,
+        tokens: TokenSet,
+        training: Training,
+        teacher: TeacherEngine | None,
+        layers: ComparedLayers | None,
+        workers: Workers,
+    ) -> None:
         self._rows, self._teacher = tokens.heldout, teacher
-        # Validation measures the soft loss even where its weight in training is 0.
-        compared = training.loss.model_copy(update={"soft": 1.0})
-        self._masker = Masker(tokens, training.model_copy(update={"loss": compared}))
+        # Validation measures the soft loss even where its weight in training is 0, and always on masked words.
+        measured = training.loss.model_copy(update={"soft": 1.0, "inputs": "masked"})
+        self._taps = layers.of_teacher(measured) if layers else Taps()
+        self._layer_terms = [] if layers is None else layers.terms
+        self._masker = Masker(tokens, training.model_copy(update={"loss": measured}))
         self._counts = WordCounts(tokens, training.masking, workers.device)
         self._mask_id = tokens.mask_id
         self._training, self._workers = training, workers
@@ -72,7 +83,7 @@ class Validation:
         table: dict[str, Tensor] = {}
         with engine.evaluating():
             for batch, rows, counts in self._shares(engine.micro_rows):
-                targets = self._teacher(batch) if self._teacher is not None else None
+                targets = self._teacher(batch, self._taps) if self._teacher is not None else None
                 projection = self._teacher.projection if self._teacher is not None else None
                 found = self._columns(engine(batch, targets, projection), targets, batch)
                 for name, column in found.items():
@@ -113,7 +124,7 @@ class Validation:
             found |= _sums("teacher_", taught, labels, kinds)
             same = (output.guesses.words == taught.words).view_as(labels)
             found["agreed"] = (same & kinds["hidden"]).sum(dim=1)
-            for term in ("soft", "cosine"):
+            for term in ("soft", "cosine", *self._layer_terms):
                 found[term] = getattr(output.losses, term).expand(len(labels))
         return found
 
@@ -131,7 +142,7 @@ class Validation:
         def share(name: str, of: float) -> float | None:
             return sums[name] / of if name in sums and of else None
 
-        values: dict[str, float | None] = {term: share(term, self._count) for term in ("soft", "cosine")}
+        values: dict[str, float | None] = {term: share(term, self._count) for term in _BESIDE_A_TEACHER}
         for prefix in ("", "teacher_", "counts_"):
             values[f"{prefix}masked"] = share(f"{prefix}nats", masked)
             values[f"{prefix}hidden_loss"] = share(f"{prefix}nats_hidden", sums["hidden"])
@@ -140,7 +151,7 @@ class Validation:
                 values[f"{prefix}{kind}_accuracy"] = share(f"{prefix}right_{kind}", sums[kind])
         values["agreement"] = share("agreed", sums["hidden"])
         weights = self._training.loss
-        total = sum(getattr(weights, term) * (values[term] or 0.0) for term in ("soft", "masked", "cosine"))
+        total = sum(getattr(weights, term) * (values[term] or 0.0) for term in LOSS_TERMS)
         return {"total": total, **{name: values[name] for name in NAMES}}
 
 

@@ -10,11 +10,13 @@ from eval.results.schema import TEACHER
 
 DISTILLED, UNTRAINED, MASKED_ONLY = "distilled", "untrained", "masked-only"
 RANDOM_START, NO_TEACHER, RANDOM_UNTRAINED = "random-start", "no-teacher", "random-untrained"
+REPRESENTATION = "representation"
 NO_SOFT, NO_COSINE, NO_MASKED = "no-soft", "no-cosine", "no-masked"
 
 TITLES: Mapping[str, str] = {
     TEACHER: "teacher",
     DISTILLED: "distilled",
+    REPRESENTATION: "distilled by hidden states and relations",
     UNTRAINED: "the teacher's layers, untrained",
     MASKED_ONLY: "the teacher's layers, masked words only",
     RANDOM_START: "random start",
@@ -39,6 +41,8 @@ def kind(name: str, facts: Mapping[str, Any]) -> str | None:
     taken = start == "teacher"
     if steps == 0:
         return UNTRAINED if taken else RANDOM_UNTRAINED
+    if loss["hidden"] or loss["relation"]:
+        return REPRESENTATION if taken and not loss["soft"] else None
     absent = tuple(term for term in ("soft", "masked", "cosine") if not loss[term])
     if absent == ("soft", "cosine"):
         return MASKED_ONLY if taken else NO_TEACHER

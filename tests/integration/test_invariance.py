@@ -24,8 +24,8 @@ from cluster.artifacts import registry, stage
 from cluster.telemetry.metrics_log import read_metrics
 from cluster.tokens.rows import open_tokens
 from distill.checkpointing.run_folder import Run
-from distill.config import Distillation
-from distill.data.batches import Batches, Masker
+from distill.config import Distillation, Loss
+from distill.data.batches import Batch, Batches, Masker
 from distill.modeling import masked_lm, student
 
 # Largest relative differences of a loss and of a gradient norm. Observed: 1.6e-7 and 3.4e-7 in fp32, 1.8e-4 and
@@ -36,7 +36,15 @@ Choices: TypeAlias = Mapping[str, Sequence[Any]]
 Placed: TypeAlias = dict[str, Any]
 
 # Trainings. Each has its own reference.
-IDENTITY: Choices = {"precision": ("fp32", "bf16"), "soft_positions": ("all", "masked", "sampled")}
+_LAYERS = {"soft": 0.0, "masked": 0.0, "cosine": 0.0, "hidden": 1.0, "relation": 1.0, "relation_heads": 4}
+LOSSES: Mapping[str, Mapping[str, Any]] = {
+    "all": {"soft_positions": "all"},
+    "masked": {"soft_positions": "masked"},
+    "sampled": {"soft_positions": "sampled"},
+    "layers": {**_LAYERS, "inputs": "clean"},
+    "everything": {"hidden": 1.0, "relation": 1.0, "relations": ["values", "attention"], "layer_positions": "unmasked"},
+}
+IDENTITY: Choices = {"precision": ("fp32", "bf16"), "loss": tuple(LOSSES)}
 PLACEMENT: Choices = {
     "workers": (1, 2),
     "zero_stage": (0, 1, 2, 3),
@@ -74,7 +82,7 @@ def run_training(folder: Path, out: Path, placed: Placed) -> None:
     recipe = {
         **RECIPE,
         "precision": placed["precision"],
-        "loss": {"soft_positions": placed["soft_positions"]},
+        "loss": LOSSES[placed["loss"]],
         "placement": {**RECIPE["placement"], **often, **where},
     }
     inputs = {"tokens": folder / "tokens", "teacher": folder / "teacher"}
@@ -100,9 +108,18 @@ def rounding_scales(line: Mapping[str, float]) -> dict[str, float]:
     """For each loss term, the magnitude of its operands, which determines the rounding error.
 
     The soft loss is a difference of log-probabilities as large as the masked loss; the cosine loss is one minus a
-    number near one. Both are small compared with their operands when a student starts from its teacher.
+    number near one. Both are small compared with their operands when a student starts from its teacher. So is the
+    relation loss, a difference of log-probabilities of tokens in a row.
     """
-    return {"total": line["total"], "masked": line["masked"], "soft": line["masked"], "cosine": 1.0}
+    masked = line["masked"] or 1.0
+    return {
+        "total": line["total"],
+        "masked": masked,
+        "soft": masked,
+        "cosine": 1.0,
+        "hidden": line["hidden"] or 1.0,
+        "relation": 1.0,
+    }
 
 
 def differences(run: Path, reference: Path) -> tuple[float, float]:
@@ -193,14 +210,14 @@ def test_placement_does_not_change_the_curve(runs: Runs) -> None:
 @pytest.mark.long
 def test_placement_on_up_to_four_workers_does_not_change_the_curve(runs: Runs) -> None:
     more = {**PLACEMENT, "workers": (1, 2, 4)}
-    every = [{"precision": "fp32", "soft_positions": "all", **placed} for placed in covering(more, 3)]
-    halves = [{"precision": "bf16", "soft_positions": "all", **placed} for placed in covering(more, 2)]
+    every = [{"precision": "fp32", "loss": "all", **placed} for placed in covering(more, 3)]
+    halves = [{"precision": "bf16", "loss": "all", **placed} for placed in covering(more, 2)]
     assert deviating_layouts(runs, [*every, *(placed for placed in halves if placed["zero_stage"])]) == {}
 
 
 # Placements before a run is resumed.
 FIRST = {"rows_per_device": 2, "head": "fused", "teacher": "replica", "save_every": 1}
-ONE = {"precision": "fp32", "soft_positions": "all", "workers": 1, "zero_stage": 0, **FIRST}
+ONE = {"precision": "fp32", "loss": "all", "workers": 1, "zero_stage": 0, **FIRST}
 TWO = {**ONE, "precision": "bf16", "workers": 2, "zero_stage": 3}
 FOUR = {**ONE, "workers": 4, "zero_stage": 1}
 
@@ -224,14 +241,24 @@ def test_compilation_does_not_change_the_curve(runs: Runs, precision: str, zero_
     assert deviating_layouts(runs, [compiled]) == {}
 
 
-@pytest.mark.parametrize("soft_positions", IDENTITY["soft_positions"])
+def products(layer: Any, given: torch.Tensor, names: Sequence[str]) -> dict[str, torch.Tensor]:
+    """Queries, keys and values of a layer of DistilBERT or BERT: ``[rows, heads, length, width]`` for four heads."""
+    attention = layer.attention
+    if hasattr(attention, "q_lin"):
+        modules = {"queries": attention.q_lin, "keys": attention.k_lin, "values": attention.v_lin}
+    else:
+        modules = {"queries": attention.self.query, "keys": attention.self.key, "values": attention.self.value}
+    return {name: modules[name](given).unflatten(-1, (4, -1)).transpose(1, 2) for name in names}
+
+
+@pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("step", [0, 3])
-def test_losses_are_the_means_over_all_rows_of_a_step(runs: Runs, step: int, soft_positions: str) -> None:
+def test_losses_are_the_means_over_all_rows_of_a_step(runs: Runs, step: int, loss: str) -> None:
     """Compare with transformers alone: full logits in fp64, all rows of the step in one batch."""
-    placed = {**ONE, "soft_positions": soft_positions}
+    placed = {**ONE, "loss": loss}
     runs.make([placed])
     out = runs.at(placed)
-    recipe = Distillation.of({**RECIPE, "loss": {"soft_positions": soft_positions}})
+    recipe = Distillation.of({**RECIPE, "loss": LOSSES[loss]})
     tokens = open_tokens(runs.folder / "tokens")
     batch = Batches(tokens.train, Masker(tokens, recipe), recipe).take(step, 0, recipe.rows_per_step)
     teacher = AutoModelForMaskedLM.from_pretrained(runs.folder / "teacher")
@@ -242,15 +269,48 @@ def test_losses_are_the_means_over_all_rows_of_a_step(runs: Runs, step: int, sof
         outputs, wanted = (
             model.eval().double()(batch.input_ids, output_hidden_states=True) for model in (learner, teacher)
         )
-    logits, targets = (found.logits.flatten(0, 1)[batch.positions] for found in (outputs, wanted))
-    soft = functional.kl_div((logits / 2).log_softmax(-1), (targets / 2).softmax(-1), reduction="batchmean") * 4
-    masked = functional.cross_entropy(logits[: len(batch.labels)], batch.labels)
+        terms = dict.fromkeys(("hidden", "relation"), torch.zeros(()))
+        if recipe.loss.compares_layers:
+            terms = layer_terms(learner, teacher, outputs.hidden_states, wanted.hidden_states, batch, recipe.loss)
     hidden = [found.hidden_states[-1].flatten(0, 1) for found in (outputs, wanted)]
-    cosine = functional.cosine_similarity(*hidden, dim=-1).mean()
+    terms["cosine"] = 1 - functional.cosine_similarity(*hidden, dim=-1).mean()
+    terms |= dict.fromkeys(("soft", "masked"), torch.zeros(()))
+    if recipe.loss.needs_head:
+        logits, targets = (found.logits.flatten(0, 1)[batch.positions] for found in (outputs, wanted))
+        divergence = functional.kl_div((logits / 2).log_softmax(-1), (targets / 2).softmax(-1), reduction="batchmean")
+        terms |= {"soft": divergence * 4, "masked": functional.cross_entropy(logits[: len(batch.labels)], batch.labels)}
+    terms = {term: value if getattr(recipe.loss, term) else torch.zeros(()) for term, value in terms.items()}
+    terms["total"] = torch.stack([getattr(recipe.loss, term) * value for term, value in terms.items()]).sum()
     line = [line for line in read_metrics(out / "metrics.jsonl") if line["kind"] == "train"][step]
-    wanted_terms = {"soft": soft, "masked": masked, "cosine": 1 - cosine, "total": 5 * soft + 2 * masked + 1 - cosine}
     for term, size in rounding_scales(line).items():
-        assert line[term] == pytest.approx(float(wanted_terms[term]), rel=0, abs=1e-6 * size)
+        assert line[term] == pytest.approx(float(terms[term]), rel=0, abs=1e-6 * size), term
+
+
+def layer_terms(
+    learner: Any, teacher: Any, ours: Sequence[torch.Tensor], theirs: Sequence[torch.Tensor], batch: Batch, loss: Loss
+) -> dict[str, torch.Tensor]:
+    """The hidden and the relation loss of a student of half the layers; the states begin with the embeddings."""
+    counted = torch.ones(batch.input_ids.numel(), dtype=torch.bool)
+    if loss.layer_positions == "unmasked":
+        counted[batch.positions[: len(batch.labels)]] = False
+    errors = []
+    for number in range(len(ours) - 1):
+        mine, other = (states.flatten(0, 1)[counted] for states in (ours[number + 1], theirs[2 * number + 2]))
+        errors.append(((mine - other).square().sum(-1) / other.square().sum(-1)).mean())
+    divergences = []
+    for kind in loss.relations:
+        names = ("queries", "keys") if kind == "attention" else (kind, kind)
+        chances = []
+        for layer, states in (
+            (learner.distilbert.transformer.layer[-1], ours),
+            (teacher.bert.encoder.layer[-1], theirs),
+        ):
+            found = products(layer, states[-2], names)
+            left, right = (found[name] for name in names)
+            chances.append((left @ right.transpose(2, 3) / left.shape[-1] ** 0.5).softmax(-1))
+        of_tokens = (chances[1] * (chances[1].log() - chances[0].log())).sum(-1).mean(1)
+        divergences.append(of_tokens.flatten()[counted].mean())
+    return {"hidden": torch.stack(errors).mean(), "relation": torch.stack(divergences).mean()}
 
 
 @pytest.mark.long

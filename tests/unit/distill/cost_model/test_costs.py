@@ -22,7 +22,9 @@ def test_operations_per_token_are_those_of_the_analysis(
     training = make_training(loss={"soft_positions": positions})
     share = costs.head_share(training, seq_len)
     if of_teacher is not None and of_student is not None:
-        assert costs.teacher_flops(BERT, seq_len, share, training.loss) / 1e9 == pytest.approx(of_teacher, abs=5e-4)
+        assert costs.teacher_flops(BERT, HALF, seq_len, share, training.loss) / 1e9 == pytest.approx(
+            of_teacher, abs=5e-4
+        )
         assert costs.student_flops(HALF, seq_len, share) / 1e9 == pytest.approx(of_student, abs=5e-4)
     found = costs.step_flops_per_token(training, BERT, HALF, seq_len) / 1e9
     # The analysis took exactly 15 %; a row has a whole number of labels.
@@ -31,8 +33,27 @@ def test_operations_per_token_are_those_of_the_analysis(
 
 def test_a_teacher_without_a_soft_loss_needs_no_head() -> None:
     training = make_training(loss={"soft": 0.0})
-    operations = costs.teacher_flops(BERT, 128, costs.head_share(training, 128), training.loss)
+    operations = costs.teacher_flops(BERT, HALF, 128, costs.head_share(training, 128), training.loss)
     assert operations == costs.layers_flops(BERT, 128)
+
+
+LAYERS_ONLY = {"soft": 0.0, "masked": 0.0, "cosine": 0.0, "hidden": 1.0, "relation": 1.0}
+
+
+def test_losses_between_layers_cost_layers_and_relations_and_no_head() -> None:
+    training = make_training(loss=LAYERS_ONLY)
+    of_models = costs.layers_flops(BERT, 128) + 3 * costs.layers_flops(HALF, 128)
+    # Three relations of 128 x 768 multiply-adds: one product of the teacher, three of the student.
+    relations = 3 * 4 * 2 * 128 * 768
+    assert costs.step_flops_per_token(training, BERT, HALF, 128) == of_models + relations
+    assert costs.head_bytes(training, HALF, 0, 512, "gpu") == 0
+    assert costs.layer_loss_bytes_per_token(BERT, HALF, "fp16", training.loss) == 2 * 768 * (6 + 3 + 6 + 3)
+
+
+def test_a_teacher_runs_up_to_the_last_layer_that_is_compared() -> None:
+    training = make_training(loss={**LAYERS_ONLY, "hidden": 0.0, "relation_layer": 6})
+    operations = costs.teacher_flops(BERT, HALF, 128, costs.head_share(training, 128), training.loss)
+    assert operations == costs.layers_flops(BERT, 128) / 2 + 2 * 3 * 768**2
 
 
 def test_memory_per_token_is_that_of_the_analysis() -> None:

@@ -110,13 +110,36 @@ def test_random_starts_are_seeded_and_unlike_the_teacher(folders: dict[str, Path
     ("layers", "half"), [(12, (0, 2, 4, 7, 9, 11)), (6, (0, 2, 5)), (4, (0, 3)), (2, (0,)), (1, (0,))]
 )
 def test_half_of_the_layers_is_evenly_spread(layers: int, half: tuple[int, ...]) -> None:
-    assert student.half_of(layers) == half
+    assert student.chosen_layers(Student(), layers) == half
+
+
+@pytest.mark.parametrize(
+    ("recipe", "chosen"),
+    [
+        (Student(layers="first"), (0, 1, 2, 3, 4, 5)),
+        (Student(layers="last"), (6, 7, 8, 9, 10, 11)),
+        (Student(layers="uniform", depth=3), (0, 6, 11)),
+        (Student(layers="first", depth=2), (0, 1)),
+        (Student(layers="last", depth=1), (11,)),
+        (Student(layers="last", depth=12), tuple(range(12))),
+        (Student(layers=(2, 5), depth=2), (2, 5)),
+    ],
+)
+def test_layers_are_chosen_by_name_or_by_list(recipe: Student, chosen: tuple[int, ...]) -> None:
+    assert student.chosen_layers(recipe, 12) == chosen
 
 
 @pytest.mark.parametrize("layers", [(), (0, 4), (-1, 2), (2, 1), (1, 1)])
 def test_layers_out_of_range_or_order_are_refused_with_an_example(layers: tuple[int, ...]) -> None:
     with pytest.raises(ModelError, match=r"list some of 0 to 3 in rising order, for example \[0, 3\]"):
-        student.chosen_layers(layers, LAYERS)
+        student.chosen_layers(Student(layers=layers), LAYERS)
+
+
+def test_a_depth_that_does_not_fit_is_refused() -> None:
+    with pytest.raises(ModelError, match=r"student\.depth 5 is more than the teacher's 4 layers: write fewer"):
+        student.chosen_layers(Student(depth=5), LAYERS)
+    with pytest.raises(ModelError, match=r"lists 2 layers and student\.depth is 3: leave student\.depth out"):
+        student.chosen_layers(Student(layers=(0, 1), depth=3), LAYERS)
 
 
 def test_a_teacher_with_untied_words_is_refused(folders: dict[str, Path]) -> None:
