@@ -17,7 +17,7 @@ from torch.nn import functional
 from transformers import AutoConfig, AutoModelForMaskedLM
 
 from cluster.artifacts import shipped
-from cluster.models import model_check, model_loading, model_tokenizer
+from cluster.models import encoder_parts, model_check, model_loading, model_tokenizer
 from cluster.tokens.tokenizer import load_tokenizer
 
 ARCHITECTURES = ("BertForMaskedLM", "RobertaForMaskedLM", "DistilBertForMaskedLM")
@@ -104,13 +104,13 @@ class MaskedLM(nn.Module):
         for number, layer in enumerate(self.layers()):
             if number == taps.depth:
                 if number == taps.relation:
-                    products = {name: self._products_of(layer)[name](hidden) for name in taps.products}
+                    products = {name: encoder_parts.products(layer)[name](hidden) for name in taps.products}
                 break
             hidden = layer(hidden)
             if number in taps.layers:
                 kept[number] = hidden.flatten(0, 1)
             if number in self._watched:
-                found = {name: module.__dict__.pop(_KEPT) for name, module in self._products_of(layer).items()}
+                found = {name: module.__dict__.pop(_KEPT) for name, module in encoder_parts.products(layer).items()}
                 products = {name: found[name] for name in taps.products} if number == taps.relation else products
         hidden = hidden.flatten(0, 1)
         # Without positions the head computes nothing, and its weights still get a gradient, of 0.
@@ -121,16 +121,8 @@ class MaskedLM(nn.Module):
         """Keep queries, keys and values of a layer during its forward pass. Call it before anything is compiled."""
         if layer not in self._watched:
             self._watched.add(layer)
-            for module in self._products_of(list(self.layers())[layer]).values():
+            for module in encoder_parts.products(list(self.layers())[layer]).values():
                 module.register_forward_hook(_keep)
-
-    def _products_of(self, layer: Any) -> dict[str, nn.Module]:
-        """The modules that compute queries, keys and values."""
-        if type(self.model).__name__ == "DistilBertForMaskedLM":
-            attention = layer.attention
-            return {"queries": attention.q_lin, "keys": attention.k_lin, "values": attention.v_lin}
-        attention = layer.attention.self
-        return {"queries": attention.query, "keys": attention.key, "values": attention.value}
 
     def head_parameters(self) -> list[nn.Parameter]:
         """Parameters that only the vocabulary head uses; not the word embeddings, which it shares."""
@@ -145,9 +137,7 @@ class MaskedLM(nn.Module):
 
     def layers(self) -> Iterator[nn.Module]:
         """The transformer layers, first to last."""
-        base = self.model.base_model
-        is_distilbert = type(self.model).__name__ == "DistilBertForMaskedLM"
-        yield from base.transformer.layer if is_distilbert else base.encoder.layer
+        yield from encoder_parts.layers(self.model.base_model)
 
     def _transform(self, hidden: Float[Tensor, "positions hidden"]) -> Float[Tensor, "positions hidden"]:
         model = self.model
