@@ -125,7 +125,7 @@ class Validation:
             same = (output.guesses.words == taught.words).view_as(labels)
             found["agreed"] = (same & kinds["hidden"]).sum(dim=1)
             for term in ("soft", "cosine", *self._layer_terms):
-                found[term] = getattr(output.losses, term).expand(len(labels))
+                found[f"loss_{term}"] = getattr(output.losses, term).expand(len(labels))
         return found
 
     def _kinds(self, batch: Batch) -> dict[str, Tensor]:
@@ -142,7 +142,7 @@ class Validation:
         def share(name: str, of: float) -> float | None:
             return sums[name] / of if name in sums and of else None
 
-        values: dict[str, float | None] = {term: share(term, self._count) for term in _BESIDE_A_TEACHER}
+        values: dict[str, float | None] = {term: share(f"loss_{term}", self._count) for term in _BESIDE_A_TEACHER}
         for prefix in ("", "teacher_", "counts_"):
             values[f"{prefix}masked"] = share(f"{prefix}nats", masked)
             values[f"{prefix}hidden_loss"] = share(f"{prefix}nats_hidden", sums["hidden"])

@@ -97,7 +97,7 @@ def test_a_real_measurement_leaves_the_model_as_it_was(workers: Workers, tmp_pat
         return batches.take(0, 0, rows)
 
     frozen = TeacherEngine(MaskedLM(teacher), training, workers)
-    found = micro_batch_size.measure(learner, frozen, take, training, workers)
+    found = micro_batch_size.measure(learner, frozen, frozen.projection, take, training, workers)
     assert found in candidates(32)
     assert set(tried) <= set(candidates(32))
     assert len(np.unique(tried)) >= 3

@@ -11,6 +11,7 @@ import tokens_artifact
 import torch
 from prometheus_client import REGISTRY
 
+from cluster.telemetry.loss_terms import LOSS_TERMS
 from cluster.tokens.rows import open_tokens
 from distill.config import Distillation
 from distill.cost_model import costs, hardware
@@ -108,7 +109,7 @@ def recipe(**placement: Any) -> Distillation:
 
 def line(step: int, schedule: Schedule, **changes: Any) -> Mapping[str, Any]:
     tokens = schedule.first.tokens_per_step
-    losses = {"total": 8.0, "soft": 1.0, "masked": 1.0, "cosine": 1.0}
+    losses = {"total": 8.0, **dict.fromkeys(LOSS_TERMS, 1.0)}
     pace = {"tokens": step * tokens, "tokens_per_second": tokens / 0.5, "step_seconds": 0.5}
     return {"step": step, "learning_rate": 1e-4, "gradient_norm": 1.0, "loss_scale": 64.0, **losses, **pace, **changes}
 
