@@ -48,10 +48,10 @@ def rows() -> Iterator[Row]:
     yield from on_gpu()
 
 
-def prepare(work: Work) -> None:
-    """Make the teacher, and documents for some steps in both forms."""
+def prepare(work: Work, config: BertConfig | None = None) -> None:
+    """Make the teacher, BERT-base by default, and documents for some steps in both forms."""
     folder = Path(work.folder)
-    config = BertConfig()
+    config = config or BertConfig()
     drawn = random_documents.draw(work.tokens * (_ROUNDS + 3), config.vocab_size)
     random_documents.tokens_artifact(folder / "tokens", random_documents.packed(drawn, work.seq_len), config.vocab_size)
     batches = random_documents.padded(drawn, work.seq_len, work.rows * work.seq_len)

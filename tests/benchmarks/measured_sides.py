@@ -36,6 +36,12 @@ LARGE_PAGES = "THP_MEM_ALLOC_ENABLE"
 """Ours sets this itself (``distill.engine.deepspeed_engine``); the usual loop runs without it."""
 
 
+LOSSES: dict[str, dict[str, Any]] = {
+    "triple": {},
+    "layers": {"soft": 0.0, "masked": 0.0, "cosine": 0.0, "hidden": 1.0, "relation": 1.0, "inputs": "clean"},
+}
+
+
 @dataclass(frozen=True)
 class Work:
     """The workload of both sides: one optimizer step of a student."""
@@ -49,6 +55,8 @@ class Work:
     accumulation: int
     threads: int
     device: str = "cpu"
+    loss: str = "triple"
+    """A key of :data:`LOSSES`."""
 
     @property
     def tokens(self) -> int:
@@ -63,6 +71,7 @@ class Work:
                 "steps": never,
                 "rows_per_step": self.rows * self.accumulation,
                 "precision": self.precision,
+                "loss": LOSSES[self.loss],
                 "validation_rows": 1,
                 "placement": {
                     "device": "auto" if self.device == "cuda" else "cpu",
