@@ -18,3 +18,11 @@ def products(layer: Any) -> dict[str, Any]:
     if hasattr(attention, "q_lin"):
         return dict(zip(PRODUCTS, (attention.q_lin, attention.k_lin, attention.v_lin), strict=True))
     return dict(zip(PRODUCTS, (attention.self.query, attention.self.key, attention.self.value), strict=True))
+
+
+def uniform_pairs(student: int, teacher: int) -> tuple[tuple[int, int], ...]:
+    """Pairs of layers, counted from 0, that spread the student's over the teacher's and pair the last ones.
+
+    TinyBERT's map (Jiao et al. 2019, arXiv 1909.10351, section 4.2): (0, 1), (1, 3), (2, 5) for three of six.
+    """
+    return tuple((layer, max(0, round((layer + 1) * teacher / student) - 1)) for layer in range(student))

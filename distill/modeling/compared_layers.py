@@ -5,6 +5,7 @@ Layers count from 0.
 
 from dataclasses import dataclass
 
+from cluster.models import encoder_parts
 from distill.config import Loss
 from distill.modeling.masked_lm import ModelError, Taps
 from distill.modeling.model_shape import ModelShape
@@ -81,21 +82,16 @@ def _pairs(loss: Loss, student: ModelShape, teacher: ModelShape) -> tuple[tuple[
             f"{teacher.hidden}: write loss.hidden = 0 and give loss.relation a weight, which compares any widths"
         )
     if loss.hidden_layers == "uniform":
-        return uniform(student.layers, teacher.layers)
+        return encoder_parts.uniform_pairs(student.layers, teacher.layers)
     for pair in loss.hidden_layers:
         for model, layer, layers in zip(("student", "teacher"), pair, (student.layers, teacher.layers), strict=True):
             if layer >= layers:
-                example = [list(found) for found in uniform(student.layers, teacher.layers)]
+                example = [list(found) for found in encoder_parts.uniform_pairs(student.layers, teacher.layers)]
                 raise ModelError(
                     f"loss.hidden_layers has the pair {list(pair)}, and the {model}'s layers are 0 to {layers - 1}: "
                     f"write [student, teacher] pairs, for example {example}"
                 )
     return loss.hidden_layers
-
-
-def uniform(student: int, teacher: int) -> tuple[tuple[int, int], ...]:
-    """Pairs that spread the student's layers over the teacher's, the last ones together: TinyBERT's map."""
-    return tuple((layer, max(0, round((layer + 1) * teacher / student) - 1)) for layer in range(student))
 
 
 def _nearest_divisor(heads: int, *widths: int) -> int:

@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from eval.finetune.batching import Features, Inputs, Rows, encode
-from eval.finetune.task_distillation import TaskDistillation, Teaching, soft_scores, soft_targets
+from eval.finetune.layer_step import LayerTeaching
+from eval.finetune.task_distillation import TaskDistillation, Teaching, layer_teaching, soft_scores, soft_targets
 from eval.finetune.task_model import TaskSource, device, load_trained, logits, start
 from eval.finetune.trainer import outputs
 from eval.tasks import per_example
@@ -59,6 +60,7 @@ class Classification:
     train: Features
     dev: tuple[Features, ...]
     loss: ClassLoss
+    layers: LayerTeaching | None
 
     @property
     def task(self) -> Task:
@@ -95,17 +97,15 @@ def prepare(source: TaskSource, data: TaskData[Examples], max_length: int, teach
         ModelError: the teacher has other labels, or lacks weights.
     """
     train, *dev = (encode(source.tokenizer, each.texts, max_length).to(device()) for each in (data.train, *data.dev))
-    labels = torch.from_numpy(data.train.labels).to(device())
-    taught = None if teaching is None else _teacher_logits(teaching, data, max_length)
-    loss = ClassLoss(data.task.label_range is not None, labels, taught, None if teaching is None else teaching.step)
-    return Classification(source, data, train, tuple(dev), loss)
-
-
-def _teacher_logits(teaching: Teaching, data: TaskData[Examples], max_length: int) -> Tensor:
-    """The teacher's logits for every training example, ``[examples, outputs]``."""
+    labels, regression = torch.from_numpy(data.train.labels).to(device()), data.task.label_range is not None
+    if teaching is None:
+        return Classification(source, data, train, tuple(dev), ClassLoss(regression, labels, None, None), None)
     teacher = teaching.teacher
     texts = encode(teacher.tokenizer, data.train.texts, min(max_length, teacher.positions)).to(device())
-    return _outputs(load_trained(teacher, data.task), data.task, texts, teaching.micro_batch, "teacher's logits")
+    layers = layer_teaching(teaching, source, data.task, train, texts)
+    model = load_trained(teacher, data.task) if layers is None else layers.teacher
+    taught = _outputs(model, data.task, texts, teaching.micro_batch, "teacher's logits")
+    return Classification(source, data, train, tuple(dev), ClassLoss(regression, labels, taught, teaching.step), layers)
 
 
 def measured(task: Task, dev: Sequence[Examples], predictions: Sequence[npt.NDArray[Any]]) -> dict[str, float]:

@@ -13,7 +13,8 @@ from cluster.storage.filesystem import write_json
 from cluster.tokens.tokenizer import vocabulary_digest
 from eval.finetune.answer_spans import SpanLoss, Windows, encode_questions, targets
 from eval.finetune.batching import Features, Inputs, Rows
-from eval.finetune.task_distillation import Teaching
+from eval.finetune.layer_step import LayerTeaching
+from eval.finetune.task_distillation import Teaching, layer_teaching
 from eval.finetune.task_model import ModelError, TaskSource, device, load_trained, span_logits, start
 from eval.finetune.trainer import outputs
 from eval.tasks import per_example
@@ -36,6 +37,7 @@ class Answering:
     encoded: Windows
     dev: Windows
     loss: SpanLoss
+    layers: LayerTeaching | None
 
     @property
     def task(self) -> Task:
@@ -94,14 +96,16 @@ def prepare_questions(
         StageError: a question leaves no room for its passage.
     """
     train, dev = (_encode(source, each, max_length, stride) for each in (data.train, data.dev[0]))
-    taught = None
+    taught = layers = None
     if teaching is not None:
         _check_teacher(source, teaching.teacher, max_length)
         features = _teacher_features(teaching.teacher, train, data.train, max_length, stride)
-        taught = _teacher_logits(load_trained(teaching.teacher, data.task), features, teaching.micro_batch)
+        layers = layer_teaching(teaching, source, data.task, train.features, features)
+        model = load_trained(teaching.teacher, data.task) if layers is None else layers.teacher
+        taught = _teacher_logits(model, features, teaching.micro_batch)
     labels = torch.from_numpy(targets(train, data.train.items)).to(device())
     loss = SpanLoss(train.features, labels, taught, None if teaching is None else teaching.step)
-    return Answering(source, data, train, dev, loss)
+    return Answering(source, data, train, dev, loss, layers)
 
 
 def answer(model: Any, encoded: Windows, questions: Questions, micro_batch: int) -> list[AnswerCandidates]:

@@ -19,7 +19,7 @@ import shutil
 import statistics
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -39,7 +39,7 @@ from eval.finetune.question_answering import prepare_questions
 from eval.finetune.sample_inputs import sample_inputs
 from eval.finetune.task_distillation import TaskDistillation, Teaching
 from eval.finetune.task_model import TaskSource, device, max_length, open_source, save
-from eval.finetune.trainer import Settings, TaskProblem, Trainer, cpu_rows
+from eval.finetune.trainer import LayerTrainer, Settings, TaskProblem, Trainer, cpu_rows
 from eval.tasks.definitions import TASKS, Task, TaskName
 from eval.tasks.examples import from_folder, from_hub
 from eval.tasks.metrics import headline
@@ -263,10 +263,16 @@ def _train(model: Any, prepared: Prepared, seed: int) -> int:
     problem, stopping, settings = prepared.problem, prepared.recipe.early_stopping, prepared.settings
     trainer = Trainer(model, problem.forward, problem.train, problem.loss, settings, prepared.micro_batch)
     title = f"{problem.task.name}, seed {seed}"
+    rows = held = np.arange(len(problem.train))
+    if stopping is not None:
+        rows, held = divide(problem.units, stopping.held_out)
+    if (layers := problem.layers) is not None:
+        first = replace(settings, epochs=layers.step.epochs, learning_rate=layers.step.learning_rate)
+        parts = (model, problem.forward, problem.train, problem.loss, first, prepared.micro_batch)
+        LayerTrainer(*parts, layers).train(rows, seed, f"{title}, layers")
     if stopping is None:
-        trainer.train(np.arange(len(problem.train)), seed, title)
+        trainer.train(rows, seed, title)
         return settings.epochs
-    rows, held = divide(problem.units, stopping.held_out)
     watch = EpochWatch(trainer, held, stopping.patience)
     trainer.train(rows, seed, title, watch.should_stop)
     watch.restore()

@@ -11,7 +11,11 @@ from torch import Tensor
 from torch.nn.functional import kl_div, log_softmax
 
 from cluster.artifacts.recipe import Recipe
-from eval.finetune.task_model import TaskSource
+from eval.finetune import layer_step
+from eval.finetune.batching import Features
+from eval.finetune.layer_step import LayerStep, LayerTeaching
+from eval.finetune.task_model import TaskSource, load_trained
+from eval.tasks.definitions import Task
 
 
 class TaskDistillation(Recipe):
@@ -23,6 +27,8 @@ class TaskDistillation(Recipe):
     """Weight of the loss against the teacher's logits."""
     task: NonNegativeFloat = 0.5
     """Weight of the loss against the labels."""
+    layers: LayerStep | None = None
+    """Before that, learn the layers of the fine-tuned teacher on the task's inputs; by default not."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +39,22 @@ class Teaching:
     teacher: TaskSource
     micro_batch: int
     """The student's micro-batch; the teacher needs no gradients and reads twice as many rows."""
+
+
+def layer_teaching(
+    teaching: Teaching, student: TaskSource, task: Task, ours: Features, theirs: Features
+) -> LayerTeaching | None:
+    """What trains on the teacher's layers; None where the step has no such half.
+
+    Raises:
+        StageError: student and teacher have other layers or widths than the step compares, or read other tokens.
+        ModelError: the teacher has other labels, or lacks weights.
+    """
+    if teaching.step.layers is None:
+        return None
+    layer_step.check(teaching.step.layers, student.config, teaching.teacher.config, ours, theirs)
+    model = load_trained(teaching.teacher, task).requires_grad_(False)
+    return LayerTeaching(teaching.step.layers, model, theirs)
 
 
 def soft_targets(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:

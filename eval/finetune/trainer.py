@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from cluster.models.precision import Precision, dtype_of, parameter_groups
 from cluster.telemetry.progress import Progress
 from eval.finetune.batching import Features, Inputs, Rows, scoring_batches, training_batches
+from eval.finetune.layer_step import LayerTeaching
 from eval.finetune.task_model import ModelError
 from eval.tasks.definitions import Task
 from eval.tasks.examples import TaskSplit
@@ -62,6 +63,10 @@ class TaskProblem(Protocol):
 
     @property
     def loss(self) -> Loss: ...
+
+    @property
+    def layers(self) -> LayerTeaching | None:
+        """What trains before the task itself: the layers of a fine-tuned teacher."""
 
     @property
     def units(self) -> Rows:
@@ -120,6 +125,16 @@ class Trainer:
         if not all(bool(each.isfinite().all()) for each in self.model.parameters()):
             raise ModelError('the last update made weights infinite: lower learning_rate, or use precision = "fp32"')
 
+    def row_losses(self, rows: Rows) -> Tensor:
+        """Sum of the losses of these rows."""
+        with self.autocast():
+            logits = self.forward(self.model, self.features.batch(rows))
+        return self.loss(logits.float(), rows)
+
+    def autocast(self) -> torch.autocast:
+        precision = self.settings.precision
+        return torch.autocast(self.model.device.type, dtype_of(precision), precision != "fp32")
+
     def _epochs(self, rows: Rows, seed: int, stop: Callable[[], bool]) -> Iterator[tuple[int, Rows]]:
         """Number and rows of each step."""
         step = 0
@@ -143,13 +158,22 @@ class Trainer:
             size = min(size, cpu_rows(int(self.features.lengths[rows].max())))
         for first in range(0, len(rows), size):
             part = rows[first : first + size]
-            with torch.autocast(device.type, dtype_of(self.settings.precision), self.settings.precision != "fp32"):
-                logits = self.forward(self.model, self.features.batch(part))
             # Divided by the rows of the step, so that each row weighs the same in parts of different sizes.
-            loss = self.loss(logits.float(), part) / len(rows)
+            loss = self.row_losses(part) / len(rows)
             scaler.scale(loss).backward()
             total += loss.detach()
         return total
+
+
+@dataclass(frozen=True)
+class LayerTrainer(Trainer):
+    """Trains on the layers of a fine-tuned teacher."""
+
+    teaching: LayerTeaching
+
+    def row_losses(self, rows: Rows) -> Tensor:
+        with self.autocast():
+            return self.teaching.loss(self.model, rows, self.features.batch(rows))
 
 
 @torch.inference_mode()

@@ -4,8 +4,9 @@ import dataclasses
 
 import pytest
 
+from cluster.models import encoder_parts
 from distill.config import Loss
-from distill.modeling.compared_layers import compared, uniform
+from distill.modeling.compared_layers import compared
 from distill.modeling.masked_lm import ModelError, Taps
 from distill.modeling.model_shape import KNOWN, student_shape
 
@@ -15,11 +16,11 @@ NONE = {"soft": 0.0, "masked": 0.0, "cosine": 0.0}
 
 
 def test_the_uniform_map_pairs_the_last_layers() -> None:
-    assert uniform(3, 6) == ((0, 1), (1, 3), (2, 5))
-    assert uniform(6, 12) == ((0, 1), (1, 3), (2, 5), (3, 7), (4, 9), (5, 11))
-    assert uniform(4, 12) == ((0, 2), (1, 5), (2, 8), (3, 11))
-    assert uniform(1, 6) == ((0, 5),)
-    assert uniform(2, 2) == ((0, 0), (1, 1))
+    assert encoder_parts.uniform_pairs(3, 6) == ((0, 1), (1, 3), (2, 5))
+    assert encoder_parts.uniform_pairs(6, 12) == ((0, 1), (1, 3), (2, 5), (3, 7), (4, 9), (5, 11))
+    assert encoder_parts.uniform_pairs(4, 12) == ((0, 2), (1, 5), (2, 8), (3, 11))
+    assert encoder_parts.uniform_pairs(1, 6) == ((0, 5),)
+    assert encoder_parts.uniform_pairs(2, 2) == ((0, 0), (1, 1))
 
 
 @pytest.mark.parametrize(
