@@ -18,9 +18,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cluster.models import word_count_gain
 from cluster.telemetry import metrics_log, progress
 from cluster.telemetry.progress import say
+from cluster.tokens import word_count_gain
 from distill.checkpointing.checkpoint import CheckpointError
 from distill.checkpointing.checkpoint_writer import CheckpointWriter, from_first, newest_agreed
 from distill.checkpointing.run_folder import Run

@@ -15,9 +15,10 @@ from transformers import BertConfig, BertForMaskedLM
 
 from cluster.artifacts import artifact, errors, stage
 from cluster.artifacts.recipe import Recipe
-from cluster.models import model_tokenizer, word_count_gain
+from cluster.models import model_tokenizer
 from cluster.telemetry.loss_terms import LOSS_TERMS
 from cluster.telemetry.progress import say
+from cluster.tokens import word_count_gain
 from cluster.tokens.rows import TokenSet, open_tokens
 from cluster.tokens.tokenizer import load_tokenizer, quiet_tokenizer, vocabulary_digest
 from distill.checkpointing.run_folder import Run

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from cluster.models import word_count_gain
+from cluster.tokens import word_count_gain
 from eval.results import ablation_values, heldout_values, latency_values, model_rows, paper, score_values, verdicts
 from eval.results.collect import ResultModel, Results
 from eval.results.schema import STUDENT, TEACHER, PhoneMeasurement

@@ -10,7 +10,7 @@ from huggingface_hub import ModelCard
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from cluster.artifacts import artifact, registry, shipped
-from cluster.models import word_count_gain
+from cluster.tokens import word_count_gain
 from distill.modeling import masked_lm
 from distill.train.teacher import Teacher
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cluster.models.word_count_gain import knows_little, saved_percent, warning
+from cluster.tokens.word_count_gain import knows_little, saved_percent, warning
 
 
 def test_a_model_that_saves_less_than_a_tenth_of_the_nats_is_named() -> None:
