@@ -54,6 +54,7 @@ GROUPS: dict[str, tuple[CatalogueEntry, ...]] = {
         CatalogueEntry("eval.finetune", "fine-tune a model on a task and score it over several seeds", ("finetune",)),
         CatalogueEntry("eval.bag_of_words", "score a bag of words on a task: what needs no encoder"),
         CatalogueEntry("eval.score", "score a fine-tuned model or an export on its task"),
+        CatalogueEntry("eval.probe", "score what a model knows without fine-tuning it: frozen features on a task"),
         CatalogueEntry("eval.probes", "fine-tune and score the checkpoints of a run while it trains"),
         CatalogueEntry(
             "eval.latency", "measure time, memory, size and energy on this machine", ("latency", "baselines")

@@ -14,8 +14,8 @@ from cluster.actors import ray_cluster
 from cluster.artifacts import errors
 from cluster.jobs import client
 from cluster.telemetry import metrics_log
-from eval.finetune import checkpoint_probes
-from eval.finetune.checkpoint_probes import CheckpointWatch, Probing, identity
+from eval.probe import checkpoint_probes
+from eval.probe.checkpoint_probes import CheckpointWatch, Probing, identity
 
 
 def _run(folder: Path, *steps: int) -> Path:

@@ -1,0 +1,1 @@
+"""What a model knows before fine-tuning, and what its checkpoints know while it trains."""
