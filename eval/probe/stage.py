@@ -44,14 +44,14 @@ from eval.tasks.metrics import headline, majority
 SCORES = "scores.json"
 
 
-class ProbePlacement(Recipe):
+class FrozenPlacement(Recipe):
     """Where it runs; does not change the result beyond rounding."""
 
     threads: PositiveInt = 2
     """CPU threads."""
 
 
-class Probe(Recipe):
+class FrozenProbe(Recipe):
     """Which examples a probe reads, and how its linear model is fitted."""
 
     task: TaskName
@@ -69,10 +69,10 @@ class Probe(Recipe):
     thousand examples can fit, so it is strong."""
     iterations: PositiveInt = 500
     """Most iterations of L-BFGS."""
-    placement: ProbePlacement = ProbePlacement()
+    placement: FrozenPlacement = FrozenPlacement()
 
 
-def run(recipe: Probe, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
+def run(recipe: FrozenProbe, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
     """Read the examples, fit and score.
 
     Raises:
@@ -112,7 +112,7 @@ def run(recipe: Probe, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
     return facts
 
 
-def _examples(recipe: Probe, inputs: Mapping[str, Path]) -> TaskData[Examples]:
+def _examples(recipe: FrozenProbe, inputs: Mapping[str, Path]) -> TaskData[Examples]:
     task = TASKS[recipe.task]
     if task.answers is not None:
         raise errors.StageError(
@@ -127,7 +127,7 @@ def _examples(recipe: Probe, inputs: Mapping[str, Path]) -> TaskData[Examples]:
     return data.sample(recipe.train_limit, recipe.dev_limit)
 
 
-def _similarities(recipe: Probe, source: TaskSource, data: TaskData[Examples]) -> list[npt.NDArray[Any]]:
+def _similarities(recipe: FrozenProbe, source: TaskSource, data: TaskData[Examples]) -> list[npt.NDArray[Any]]:
     """Cosines of the features of both texts, for each development set."""
     model, longest = encoder(source), max_length(recipe.max_length, data.task, source.positions)
     found = []
@@ -148,7 +148,7 @@ def cosines(first: Floats, second: Floats) -> Floats:
 
 
 def _linear(
-    recipe: Probe, source: TaskSource, data: TaskData[Examples]
+    recipe: FrozenProbe, source: TaskSource, data: TaskData[Examples]
 ) -> tuple[list[npt.NDArray[Any]], dict[str, Any]]:
     """Predicted classes of each development set, and facts about the fit."""
     task, train = data.task, data.train
@@ -177,7 +177,7 @@ def _linear(
 STAGE = stage.Stage(
     name="eval.probe",
     run=run,
-    recipe=Probe,
+    recipe=FrozenProbe,
     inputs={"model": stage.Role((stage.FOLDER,)), "data": stage.Role((stage.FOLDER,), optional=True)},
     example="default --set task=stsb --data glue/stsb",
     produces="benchmark",

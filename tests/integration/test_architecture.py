@@ -44,7 +44,14 @@ LAYERS: dict[str, list[set[str]]] = {
         {"launch"},
         {"plan"},
     ],
-    "eval": [{"tasks", "results"}, {"finetune", "benchmark", "highlights"}, {"mobile"}, {"report"}, {"hub"}, {"suite"}],
+    "eval": [
+        {"tasks", "results"},
+        {"finetune", "benchmark", "highlights"},
+        {"mobile", "probe"},
+        {"report"},
+        {"hub"},
+        {"suite"},
+    ],
     "deploy": [{"conversion"}, {"targets"}, {"web_page"}, {"predict", "verify_image"}, {"ask"}],
 }
 """Folders and modules of a package, lowest first: each imports only what is below it."""

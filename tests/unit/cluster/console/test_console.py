@@ -463,7 +463,7 @@ def test_the_keys_of_a_table_are_listed(capsys: pytest.CaptureFixture[str]) -> N
     assert printed("launch") == printed()
     loss = printed("train.loss")
     assert re.search(r"^soft +5\.0 +Weight of the KL divergence", loss, re.MULTILINE)
-    assert re.search(r"^loss +\[train\.loss\] +Weights of the triple loss", printed("train"), re.MULTILINE)
+    assert re.search(r"^loss +\[train\.loss\] +Weights and settings of the loss", printed("train"), re.MULTILINE)
     assert re.search(r"^source +\(not set\) +A BERT or RoBERTa", printed("teacher"), re.MULTILINE)
     sources = printed("corpus.sources")
     assert "corpus.sources: Plain UTF-8 files" in sources

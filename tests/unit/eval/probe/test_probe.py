@@ -19,11 +19,11 @@ from transformers import AutoModel, AutoTokenizer
 
 from cluster.artifacts import artifact, stage
 from cluster.artifacts.errors import StageError
-from eval.probe.stage import STAGE, Probe
+from eval.probe.stage import STAGE, FrozenProbe
 
 
 def probe(model: Path, data: Path, out: Path, task: str, **values: Any) -> dict[str, Any]:
-    made = stage.execute(STAGE, Probe.of({"task": task, **values}), {"model": model, "data": data}, out)
+    made = stage.execute(STAGE, FrozenProbe.of({"task": task, **values}), {"model": model, "data": data}, out)
     assert made is not None
     return dict(made.facts)
 
@@ -103,7 +103,7 @@ def test_what_a_probe_cannot_score_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StageError, match="squad asks questions about passages, which need a fine-tuned head"):
         probe(model, data, tmp_path / "out", "squad")
     with pytest.raises(StageError, match="give either --data DIR or the recipe's data"):
-        stage.execute(STAGE, Probe.of({"task": "sst2"}), {"model": model}, tmp_path / "out")
+        stage.execute(STAGE, FrozenProbe.of({"task": "sst2"}), {"model": model}, tmp_path / "out")
     with pytest.raises(StageError, match=r"no config\.json"):
         probe(data, data, tmp_path / "out", "sst2")
     write_rows(tmp_path / "one" / "train.jsonl", [{**row, "label": 1} for row in rows_of(data, "train")])
